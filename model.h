@@ -1,0 +1,2218 @@
+/* model.h: GPT-2 in C, from the embedding to AdamW. Read it from top to bottom; each section uses
+ * only what stands above it.
+ *
+ *    1  Tools         errors, memory, files, JSON, options, progress: all that is not the model
+ *    2  Numbers       real, the random generator, exp in a form that vectorises
+ *    3  GEMM          one packed matrix product with strides; every linear map below uses it
+ *    4  Layers        embedding, LayerNorm, linear, GELU, attention, dropout: forward, backward
+ *    5  Heads         next-token loss over the vocabulary; class scores
+ *    6  Model         the list of parameters, memory, the trunk forward and backward
+ *    7  Optimizer     gradient norm, learning-rate schedules, AdamW
+ *    8  Checkpoint    safetensors and config.json, as Hugging Face names them
+ *
+ * Letters: B batch, T time, C channels, H heads, D = C / H, V vocabulary, L layers, N rows (one row
+ * is one token), OC output channels. x is an input, y an output, dx is dLoss/dx. Every _backward
+ * adds to the gradients that it is given. */
+
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Each program uses a part of this header, and a table's row names only what differs from zero. */
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
+#endif
+
+/* ============================================================================================= */
+/* 1. Tools                                                                                      */
+/* ============================================================================================= */
+
+static const char *program = "gpt";     /* what messages start with; main sets it */
+
+enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
+
+static void complain(const char *format, va_list arguments)
+{
+    if (isatty(2)) fprintf(stderr, "\r\033[K");
+    fprintf(stderr, "%s: ", program);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
+/* Ends the program with one sentence: the file, what is wrong with it, what to do. */
+__attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    complain(format, arguments);
+    va_end(arguments);
+    exit(STATUS_FAILED);
+}
+
+/* The same for a wrong command line. */
+__attribute__((noreturn, format(printf, 1, 2))) static void die_usage(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    complain(format, arguments);
+    va_end(arguments);
+    exit(STATUS_USAGE);
+}
+
+__attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    complain(format, arguments);
+    va_end(arguments);
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+static int thread_count(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static int thread_index(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* n = 0 leaves what the environment (OMP_NUM_THREADS) or the machine says. */
+static void set_threads(int n)
+{
+#ifdef _OPENMP
+    if (n > 0) omp_set_num_threads(n);
+#else
+    if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
+#endif
+}
+
+/* --- Memory: never NULL, 64-byte aligned where vectors live --- */
+
+static void *resize(void *old, size_t bytes)
+{
+    void *p = realloc(old, bytes ? bytes : 1);
+    if (!p) die("out of memory: %.1f MB more are needed. Use a smaller model or batch.", bytes / 1e6);
+    return p;
+}
+
+/* Zeroed. The system hands out such pages on first touch, so unused parts cost nothing. */
+static void *allocate_zeroed(size_t bytes)
+{
+    size_t rounded = (bytes + 63) / 64 * 64 + 64;
+    void *p = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        die("out of memory: %.1f MB are needed. Use a smaller model or batch.", bytes / 1e6);
+#ifdef MADV_HUGEPAGE
+    if (rounded >= (size_t)8 << 20) madvise(p, rounded, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+
+/* A string of its own, as printf would write it. */
+__attribute__((format(printf, 1, 2))) static char *text_of(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    char *s = resize(NULL, (size_t)n + 1);
+    va_start(arguments, format);
+    vsnprintf(s, (size_t)n + 1, format, arguments);
+    va_end(arguments);
+    return s;
+}
+
+/* Growing text or bytes. data is always followed by a NUL that size does not count. */
+struct Buffer { char *data; size_t size, capacity; };
+
+static void append_bytes(struct Buffer *b, const void *bytes, size_t n)
+{
+    if (b->size + n + 1 > b->capacity) {
+        b->capacity = 2 * (b->size + n + 1);
+        b->data = resize(b->data, b->capacity);
+    }
+    if (n) memcpy(b->data + b->size, bytes, n);
+    b->size += n;
+    b->data[b->size] = 0;
+}
+
+__attribute__((format(printf, 2, 3)))
+static void append(struct Buffer *b, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    char small[512];
+    int n = vsnprintf(small, sizeof small, format, arguments);
+    va_end(arguments);
+    if ((size_t)n < sizeof small) { append_bytes(b, small, n); return; }
+    append_bytes(b, "", 0);
+    if (b->size + n + 1 > b->capacity) b->data = resize(b->data, b->capacity = 2 * (b->size + n + 1));
+    va_start(arguments, format);
+    vsnprintf(b->data + b->size, (size_t)n + 1, format, arguments);
+    va_end(arguments);
+    b->size += n;
+}
+
+/* --- Reading files --- */
+
+static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+struct Bytes { const char *data; size_t size; };
+
+/* The file's bytes, mapped into memory and read only when they are touched. A pipe or another file
+ * without a size of its own is read whole. The caller may keep them until the program ends. */
+static struct Bytes map_file(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    if (fd < 0 || fstat(fd, &status) < 0)
+        die("%s: cannot be read (%s). Check the name.", path, strerror(errno));
+    if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
+    struct Bytes bytes = {"", (size_t)status.st_size};
+    if (S_ISREG(status.st_mode) && bytes.size > 0) {
+        void *p = mmap(NULL, bytes.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) die("%s: cannot be mapped (%s).", path, strerror(errno));
+        bytes.data = p;
+    } else if (!S_ISREG(status.st_mode)) {
+        struct Buffer b = {0};
+        char block[65536];
+        ssize_t n;
+        while ((n = read(fd, block, sizeof block)) > 0) append_bytes(&b, block, n);
+        if (n < 0) die("%s: cannot be read (%s).", path, strerror(errno));
+        if (b.size) bytes = (struct Bytes){b.data, b.size};
+    }
+    close(fd);
+    return bytes;
+}
+
+static void unmap_file(struct Bytes bytes) { if (bytes.size) munmap((void *)bytes.data, bytes.size); }
+
+static void make_directory(const char *path)
+{
+    char *p = text_of("%s", path);
+    for (char *s = p + 1; *s; s++)
+        if (*s == '/') { *s = 0; mkdir(p, 0777); *s = '/'; }
+    struct stat status;
+    if (mkdir(p, 0777) < 0 && (stat(p, &status) < 0 || !S_ISDIR(status.st_mode)))
+        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(errno));
+    free(p);
+}
+
+/* --- Writing files: a temporary name in the same directory, fsync, rename --- */
+
+struct Output { FILE *file; char *path, *temporary; };
+
+enum { MAX_OUTPUTS = 16 };
+static char *volatile unfinished[MAX_OUTPUTS];      /* temporary names to remove when we fail */
+
+static void remove_unfinished(void)
+{
+    for (int i = 0; i < MAX_OUTPUTS; i++) if (unfinished[i]) unlink(unfinished[i]);
+}
+
+static void remove_unfinished_on_signal(int signal_number)
+{
+    remove_unfinished();
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+}
+
+/* Call once in main: a program that fails or is stopped leaves no half-written file behind. */
+static void clean_up_at_exit(void)
+{
+    atexit(remove_unfinished);
+    signal(SIGINT, remove_unfinished_on_signal);
+    signal(SIGTERM, remove_unfinished_on_signal);
+}
+
+static struct Output output_open(const char *path)
+{
+    struct Output o = {NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
+    o.file = fopen(o.temporary, "wb");
+    if (!o.file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    for (int i = 0; i < MAX_OUTPUTS; i++)
+        if (!unfinished[i]) { unfinished[i] = o.temporary; break; }
+    return o;
+}
+
+static void output_write(struct Output *o, const void *bytes, size_t n)
+{
+    if (n && fwrite(bytes, 1, n, o->file) != n)
+        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
+}
+
+/* The file now stands under its own name, whole, even if the machine stops. */
+static void output_commit(struct Output *o)
+{
+    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file) || rename(o->temporary, o->path))
+        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
+    for (int i = 0; i < MAX_OUTPUTS; i++)
+        if (unfinished[i] == o->temporary) unfinished[i] = NULL;
+    char *slash = strrchr(o->path, '/');
+    char *directory = slash ? text_of("%.*s", (int)(slash - o->path + 1), o->path) : text_of(".");
+    int fd = open(directory, O_RDONLY);
+    if (fd >= 0) { fsync(fd); close(fd); }          /* the new name, too, is on disk */
+    free(directory);
+    free(o->path);
+    free(o->temporary);
+}
+
+static void write_file(const char *path, const void *bytes, size_t n)
+{
+    struct Output o = output_open(path);
+    output_write(&o, bytes, n);
+    output_commit(&o);
+}
+
+/* --- JSON: the whole text becomes a tree of nodes --- */
+
+struct Json {
+    enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
+    char *key, *string;         /* NUL-terminated UTF-8 */
+    double number;              /* of a bool: 0 or 1 */
+    struct Json *child, *next;  /* first member; next in the same array or object */
+};
+
+struct JsonReader { const char *at, *end, *begin, *path; int depth; };
+
+__attribute__((noreturn)) static void json_error(struct JsonReader *r, const char *what)
+{
+    die("%s: not valid JSON at byte %zu: %s. Replace the file.", r->path, (size_t)(r->at - r->begin), what);
+}
+
+static int json_peek(struct JsonReader *r)
+{
+    while (r->at < r->end && strchr(" \t\r\n", *r->at) && *r->at) r->at++;
+    return r->at < r->end ? (unsigned char)*r->at : -1;
+}
+
+static void append_utf8(struct Buffer *b, unsigned c)
+{
+    if (c < 0x80) append(b, "%c", c);
+    else if (c < 0x800) append(b, "%c%c", 0xC0 | c >> 6, 0x80 | (c & 63));
+    else if (c < 0x10000) append(b, "%c%c%c", 0xE0 | c >> 12, 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
+    else append(b, "%c%c%c%c", 0xF0 | c >> 18, 0x80 | (c >> 12 & 63), 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
+}
+
+static unsigned json_hex4(struct JsonReader *r)
+{
+    unsigned c = 0;
+    for (int i = 0; i < 4; i++, r->at++) {
+        if (r->at >= r->end || !isxdigit((unsigned char)*r->at)) json_error(r, "\\u needs four hex digits");
+        c = 16 * c + (isdigit((unsigned char)*r->at) ? *r->at - '0' : (*r->at | 32) - 'a' + 10);
+    }
+    return c;
+}
+
+static char *json_string(struct JsonReader *r)
+{
+    struct Buffer b = {0};
+    append_bytes(&b, "", 0);
+    if (json_peek(r) != '"') json_error(r, "a string is expected");
+    for (r->at++; ; ) {
+        const char *plain = r->at;
+        while (r->at < r->end && *r->at != '"' && *r->at != '\\') r->at++;
+        append_bytes(&b, plain, r->at - plain);
+        if (r->at >= r->end) json_error(r, "a string does not end");
+        if (*r->at++ == '"') return b.data;
+        int c = r->at < r->end ? *r->at++ : 0;
+        const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t", *found = c ? strchr(from, c) : NULL;
+        if (found) append_bytes(&b, to + (found - from), 1);
+        else if (c == 'u') {
+            unsigned u = json_hex4(r);
+            if (u >= 0xD800 && u < 0xDC00 && r->end - r->at >= 6 && r->at[0] == '\\' && r->at[1] == 'u') {
+                const char *back = r->at;
+                r->at += 2;
+                unsigned low = json_hex4(r);
+                if (low >= 0xDC00 && low < 0xE000) u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
+                else r->at = back;
+            }
+            append_utf8(&b, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
+        } else json_error(r, "unknown escape");
+    }
+}
+
+static struct Json *json_value(struct JsonReader *r)
+{
+    struct Json *j = resize(NULL, sizeof *j);
+    *j = (struct Json){0};
+    int c = json_peek(r);
+    if (c == '"') {
+        j->kind = JSON_STRING;
+        j->string = json_string(r);
+    } else if (c == '{' || c == '[') {
+        int close = c == '{' ? '}' : ']';
+        j->kind = c == '{' ? JSON_OBJECT : JSON_ARRAY;
+        if (++r->depth > 64) json_error(r, "nested too deeply");
+        r->at++;
+        for (struct Json **tail = &j->child; json_peek(r) != close; tail = &(*tail)->next) {
+            char *key = NULL;
+            if (j->child && (json_peek(r) != ',' || !r->at++)) json_error(r, "a comma is missing");
+            if (c == '{') {
+                key = json_string(r);
+                if (json_peek(r) != ':') json_error(r, "a colon is missing");
+                r->at++;
+            }
+            *tail = json_value(r);
+            (*tail)->key = key;
+        }
+        r->at++;
+        r->depth--;
+    } else {
+        char word[64], *end;
+        size_t n = 0;
+        while (r->at + n < r->end && n < sizeof word - 1
+               && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))))
+            word[n] = r->at[n], n++;
+        word[n] = 0;
+        j->number = strtod(word, &end);
+        if (!strcmp(word, "true") || !strcmp(word, "false")) j->kind = JSON_BOOL, j->number = word[0] == 't';
+        else if (!strcmp(word, "null")) j->kind = JSON_NULL;
+        else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-')) j->kind = JSON_NUMBER;
+        else json_error(r, "a value is expected");
+        r->at += n;
+    }
+    return j;
+}
+
+/* Dies on text that is not one JSON value; path is for that message. */
+static struct Json *json_parse(const char *text, size_t n, const char *path)
+{
+    struct JsonReader r = {text, text + n, text, path, 0};
+    struct Json *j = json_value(&r);
+    if (json_peek(&r) != -1) json_error(&r, "something follows the value");
+    return j;
+}
+
+static void json_free(struct Json *j)
+{
+    while (j) {
+        struct Json *next = j->next;
+        json_free(j->child);
+        free(j->key);
+        free(j->string);
+        free(j);
+        j = next;
+    }
+}
+
+/* The member of that name, or NULL. */
+static const struct Json *json_get(const struct Json *object, const char *key)
+{
+    for (const struct Json *j = object ? object->child : NULL; j; j = j->next)
+        if (j->key && !strcmp(j->key, key)) return j;
+    return NULL;
+}
+
+static double json_number(const struct Json *object, const char *key, double otherwise)
+{
+    const struct Json *j = json_get(object, key);
+    return j && (j->kind == JSON_NUMBER || j->kind == JSON_BOOL) ? j->number : otherwise;
+}
+
+static const char *json_text(const struct Json *object, const char *key, const char *otherwise)
+{
+    const struct Json *j = json_get(object, key);
+    return j && j->kind == JSON_STRING ? j->string : otherwise;
+}
+
+static void append_json_string(struct Buffer *b, const char *s)
+{
+    append(b, "\"");
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\') append(b, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20) append(b, "\\u%04x", *s);
+        else append_bytes(b, s, 1);
+    }
+    append(b, "\"");
+}
+
+/* --- Options: one table parses, checks and prints them --- */
+
+/* INTEGER takes 64k, 100M, 2G; SECONDS takes 90, 90s, 30m, 2h; CHOICE takes one word of `choices`,
+ * "a|b|c". A TEXT whose value is NULL and whose `required` is set must be given. */
+struct Option {
+    const char *name, *meaning;
+    enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
+    void *value;                /* bool, int, int64_t, double, double, const char *, const char * */
+    double least, most;
+    const char *choices;
+    bool required, given;       /* given: set when the command line names it */
+};
+
+static void print_options(const struct Option *options, int n)
+{
+    for (int i = 0; i < n; i++) {
+        const struct Option *o = &options[i];
+        static const char *const shown[] = {"", "N", "N", "X", "TIME", "TEXT", ""};
+        int width = printf("  --%s %s", o->name, o->kind == CHOICE ? o->choices : shown[o->kind]);
+        printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
+        if (o->kind == INTEGER) printf(" (%d)", *(int *)o->value);
+        if (o->kind == LONG) printf(" (%lld)", (long long)*(int64_t *)o->value);
+        if (o->kind == REAL_NUMBER || (o->kind == SECONDS && *(double *)o->value > 0))
+            printf(" (%g)", *(double *)o->value);
+        if ((o->kind == TEXT || o->kind == CHOICE) && *(const char **)o->value)
+            printf(" (%s)", *(const char **)o->value);
+        printf("%s\n", o->required ? " (required)" : "");
+    }
+}
+
+/* 30m is 1,800, 64k is 64,000: a number and at most one letter, which `letters` pairs with scales. */
+static bool parse_number(const char *text, const char *letters, const double *scales, double *out)
+{
+    char *end;
+    *out = strtod(text, &end);
+    if (end == text || isspace((unsigned char)*text)) return false;
+    const char *letter = *end ? strchr(letters, *end) : NULL;
+    if (letter) { *out *= scales[letter - letters]; end++; }
+    return !*end && isfinite(*out);
+}
+
+static void set_option(struct Option *o, const char *text)
+{
+    double x = 0;
+    bool whole = o->kind == INTEGER || o->kind == LONG;
+    if (o->kind == TEXT) *(const char **)o->value = text;
+    if (o->kind == CHOICE) {
+        size_t n = strlen(text);
+        const char *at = o->choices;
+        while (at && (strncmp(at, text, n) || (at[n] && at[n] != '|'))) at = (at = strchr(at, '|')) ? at + 1 : NULL;
+        if (!at || !n) die_usage("--%s %s: not one of %s.", o->name, text, o->choices);
+        *(const char **)o->value = text;
+    }
+    if (o->kind == TEXT || o->kind == CHOICE) return;
+    if (whole ? !parse_number(text, "kMG", (double[]){1e3, 1e6, 1e9}, &x) || x != floor(x)
+              : !parse_number(text, o->kind == SECONDS ? "smh" : "", (double[]){1, 60, 3600}, &x))
+        die_usage("--%s %s: not a %s.", o->name, text, whole ? "whole number" : o->kind == SECONDS ?
+                  "time such as 90s, 30m or 2h" : "number");
+    if (x < o->least || x > o->most)
+        die_usage("--%s %s: out of range, %g to %g.", o->name, text, o->least, o->most);
+    if (o->kind == INTEGER) *(int *)o->value = (int)x;
+    if (o->kind == LONG) *(int64_t *)o->value = (int64_t)x;
+    if (o->kind == REAL_NUMBER || o->kind == SECONDS) *(double *)o->value = x;
+}
+
+/* Reads argv[0 .. argc) into the table. What is not an option moves to the front of argv, in order;
+ * the number of these is returned. --help prints `usage` and the table, then exits. After "--"
+ * nothing is an option. */
+static int parse_options(int argc, char **argv, struct Option *options, int n, const char *usage)
+{
+    int left = 0;
+    bool only_text = false;
+    for (int i = 0; i < argc; i++) {
+        char *arg = argv[i];
+        if (only_text || strncmp(arg, "--", 2)) {
+            if (!only_text && arg[0] == '-' && arg[1] == 'h' && !arg[2]) arg = "--help";
+            else { argv[left++] = arg; continue; }
+        }
+        if (!arg[2]) { only_text = true; continue; }
+        if (!strcmp(arg, "--help")) {
+            printf("%s\n", usage);
+            print_options(options, n);
+            exit(0);
+        }
+        char *equals = strchr(arg, '=');
+        size_t length = equals ? (size_t)(equals - arg - 2) : strlen(arg + 2);
+        struct Option *o = NULL;
+        for (int k = 0; k < n; k++)
+            if (strlen(options[k].name) == length && !strncmp(options[k].name, arg + 2, length)) o = &options[k];
+        if (!o) die_usage("%s: no such option. --help lists them.", arg);
+        o->given = true;
+        if (o->kind == FLAG) {
+            if (equals) die_usage("--%s: takes no value.", o->name);
+            *(bool *)o->value = true;
+        } else if (equals) set_option(o, equals + 1);
+        else if (++i < argc) set_option(o, argv[i]);
+        else die_usage("--%s: needs a value.", o->name);
+    }
+    for (int k = 0; k < n; k++)
+        if (options[k].required && !*(const char **)options[k].value)
+            die_usage("--%s: must be given. --help explains it.", options[k].name);
+    return left;
+}
+
+/* --- Progress: one live line on a terminal, else a line now and then --- */
+
+static bool live(void) { return isatty(2); }
+
+/* On a terminal the line replaces the one before; `last` keeps it. Elsewhere every call is a line,
+ * so that the caller decides how often. */
+__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (live()) fprintf(stderr, "\r\033[K");
+    vfprintf(stderr, format, arguments);
+    if (last || !live()) fputc('\n', stderr);
+    fflush(stderr);
+    va_end(arguments);
+}
+
+/* 75 -> "1m15s"; a static buffer for each of four uses in one printf. */
+static const char *duration(double s)
+{
+    static char text[4][24];
+    static int next;
+    char *t = text[next++ & 3];
+    long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
+    if (n < 60) snprintf(t, 24, "%lds", n);
+    else if (n < 3600) snprintf(t, 24, "%ldm%02lds", n / 60, n % 60);
+    else snprintf(t, 24, "%ldh%02ldm", n / 3600, n / 60 % 60);
+    return t;
+}
+
+/* ============================================================================================= */
+/* 2. Numbers                                                                                    */
+/* ============================================================================================= */
+
+/* All arithmetic of the model is in `real`: float, or double (-DREAL=double) for the tests that
+ * compare gradients with finite differences. */
+#ifndef REAL
+#define REAL float
+#endif
+typedef REAL real;
+
+/* --- Random numbers: value number `counter` of the stream `key`, so that two integers say all --- */
+
+struct Random { uint64_t key, counter; };
+
+/* splitmix64's output function (Steele, Lea, Flood 2014): every bit of x reaches every bit of the result. */
+static uint64_t mix64(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+/* Streams of the same seed are independent of each other. */
+static struct Random random_stream(uint64_t seed, uint64_t stream)
+{
+    return (struct Random){mix64(mix64(seed + 0x9E3779B97F4A7C15u) + stream), 0};
+}
+
+static uint64_t random_bits(struct Random *r)
+{
+    return mix64(r->key + 0x9E3779B97F4A7C15u * ++r->counter);
+}
+
+static double random_uniform(struct Random *r) { return (random_bits(r) >> 11) * 0x1p-53; }
+
+/* Box and Muller 1958: radius and angle of a point, of which one coordinate is used. */
+static double random_normal(struct Random *r)
+{
+    double u = 1 - random_uniform(r), angle = 2 * M_PI * random_uniform(r);
+    return sqrt(-2 * log(u)) * cos(angle);
+}
+
+/* 0 .. n-1. Values beyond the largest multiple of n are drawn again, so none is favoured. */
+static uint64_t random_below(struct Random *r, uint64_t n)
+{
+    uint64_t x, beyond = UINT64_MAX - UINT64_MAX % n;
+    do x = random_bits(r); while (x >= beyond);
+    return x % n;
+}
+
+/* Fisher and Yates: every order is equally likely. */
+static void shuffle(int *items, int n, struct Random *r)
+{
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)random_below(r, (uint64_t)i + 1), t = items[i];
+        items[i] = items[j];
+        items[j] = t;
+    }
+}
+
+/* --- exp, in straight-line code that compilers turn into vectors --- */
+
+/* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 is taken off in two parts, so
+ * that r is exact; exp(r) is a polynomial of degree 6 (relative error below 2e-7). Adding 1.5 * 2^23
+ * rounds to an integer and leaves n in the low bits, whence it goes into the exponent. x below -87
+ * gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. */
+static inline float exp_float(float x)
+{
+    union { float f; uint32_t u; } n, scale;
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.3f ? 88.3f : x;
+    n.f = x * 1.44269504f + 12582912.0f;
+    float whole = n.f - 12582912.0f;
+    float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    scale.u = (n.u + 127) << 23;
+    return p * scale.f;
+}
+
+static inline real exp_real(real x) { return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x); }
+
+/* --- Vectors: GCC's and Clang's own types; the width is the machine's --- */
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, TILE_ROWS = 12 };         /* 32 registers: 24 sums, 2 of b, 1 of a */
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, TILE_ROWS = 6 };          /* 16 registers: 12 sums, 2 of b, 1 of a */
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, TILE_ROWS = 12 };
+#else
+enum { VECTOR_BYTES = 16, TILE_ROWS = 6 };
+#endif
+enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+/* FLOP/s that all threads together reach in multiply-adds on registers: what GEMM is measured by. */
+static double fma_peak(void)
+{
+    enum { CHAINS = 12, STEPS = 1 << 19 };
+    double best = 0;
+    for (int attempt = 0; attempt < 5; attempt++) {
+        double start = seconds();
+        #pragma omp parallel
+        {
+            vec x[CHAINS], factor = {0}, term = {0};
+            factor += (real)0.999;
+            term += (real)(1e-3 * (1 + thread_index()));
+            for (int c = 0; c < CHAINS; c++) x[c] = term * (real)c;     /* no two chains alike */
+            for (int i = 0; i < STEPS; i++)
+                for (int c = 0; c < CHAINS; c++) x[c] = x[c] * factor + term;
+            __asm__ volatile("" : : "m"(x));    /* the compiler must assume that x is wanted */
+        }
+        double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+/* ============================================================================================= */
+/* 3. GEMM                                                                                       */
+/* ============================================================================================= */
+
+/* C (M, N) = start + A (M, K) B (K, N).
+ *
+ * A matrix is an address and two strides, so a transpose is a swap of strides. The work is done on
+ * tiles of C, TILE_ROWS x TILE_COLUMNS, whose sums stay in registers while k runs. For that, A and B
+ * are first copied ("packed") into panels, so that step k of a tile reads TILE_ROWS consecutive
+ * values of A and TILE_COLUMNS of B, from cache (Goto and van de Geijn 2008):
+ *
+ *     A, rows 0-5:   a00 a10 a20 a30 a40 a50 | a01 a11 a21 ...     one column after the other
+ *     B, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ..  one row after the other
+ *
+ * K is cut into equal blocks of at most BLOCK_K that depend on K alone, and threads share out tiles
+ * of C, never the terms of a sum: a row of C has the same bits for any M and any number of threads. */
+enum {
+    BLOCK_K = 256,                                      /* a panel of B fits the first-level cache */
+    BLOCK_M = TILE_ROWS * 16,                           /* the panels of A of a task, the second */
+    BLOCK_N = TILE_COLUMNS * 8,
+    CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
+};
+
+/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel. */
+static inline void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
+{
+    if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
+    if (line == 1 && count == width)
+        for (int k = 0; k < K; k++) memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
+    else
+        for (int i = 0; i < count; i++)
+            for (int k = 0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+}
+
+/* One tile from packed panels. Where it starts from: `from` (m, n) if given, plus bias (n) if given. */
+static void tile(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
+                 int m, int n, int K)
+{
+    vec sum[TILE_ROWS][TILE_VECTORS] = {{{0}}};
+    for (int k = 0; k < K; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
+        vec bk[TILE_VECTORS];
+        for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] += a[i] * bk[j];
+    }
+    if (m == TILE_ROWS && n == TILE_COLUMNS) {
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int j = 0; j < TILE_VECTORS; j++) {
+                vec start = {0};
+                if (from) start += *(const vec *)(from + i * ldc + j * LANES);
+                if (bias) start += *(const vec *)(bias + j * LANES);
+                *(vec *)(c + i * ldc + j * LANES) = start + sum[i][j];
+            }
+        return;
+    }
+    real rest[TILE_ROWS][TILE_COLUMNS];
+    memcpy(rest, sum, sizeof rest);
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++)
+            c[i * ldc + j] = (from ? from[i * ldc + j] : 0) + (bias ? bias[j] : 0) + rest[i][j];
+}
+
+/* The product of two packed blocks: rows 0 .. m and columns 0 .. n of c. */
+static void tiles(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
+                  int m, int n, int K)
+{
+    for (int j = 0; j < n; j += TILE_COLUMNS)
+        for (int i = 0; i < m; i += TILE_ROWS)
+            tile(c + i * ldc + j, ldc, a + (size_t)i * K, b + (size_t)j * K,
+                 from ? from + i * ldc + j : NULL, bias ? bias + j : NULL,
+                 m - i < TILE_ROWS ? m - i : TILE_ROWS, n - j < TILE_COLUMNS ? n - j : TILE_COLUMNS, K);
+}
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+static real *gemm_buffer(size_t count)
+{
+    static real *buffer;
+    if (!buffer) buffer = allocate_zeroed(count * sizeof(real));
+    return buffer;
+}
+
+/* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to it,
+ * the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
+ * a[i * a_row + k * a_column], of B (k, j) at b[k * b_row + j * b_column]. All threads work. */
+static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
+                 const real *b, size_t b_row, size_t b_column, const real *from, const real *bias,
+                 int M, int N, int K)
+{
+    real *packed_a = gemm_buffer((size_t)(CHUNK_M + CHUNK_N) * BLOCK_K), *packed_b = packed_a + CHUNK_M * BLOCK_K;
+    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
+
+    #pragma omp parallel
+    for (int n0 = 0; n0 < N; n0 += CHUNK_N)
+    for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
+    for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
+        const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
+        const int block_m = min_int(BLOCK_M, ceil_div(ceil_div(m, 4), TILE_ROWS) * TILE_ROWS);
+        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column;
+        #pragma omp for schedule(static) nowait
+        for (int i = 0; i < m; i += TILE_ROWS)
+            pack(packed_a + (size_t)i * k, ab + i * a_row, a_row, a_column, min_int(TILE_ROWS, m - i), TILE_ROWS, k);
+        if (m0 == 0) {
+            #pragma omp for schedule(static) nowait
+            for (int j = 0; j < n; j += TILE_COLUMNS)
+                pack(packed_b + (size_t)j * k, bb + j * b_column, b_column, b_row,
+                     min_int(TILE_COLUMNS, n - j), TILE_COLUMNS, k);
+        }
+        #pragma omp barrier
+        #pragma omp for schedule(dynamic) collapse(2)
+        for (int j = 0; j < n; j += BLOCK_N)
+            for (int i = 0; i < m; i += block_m) {
+                const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
+                const real *start = k0 ? c : from;
+                tiles(c + at, ldc, packed_a + (size_t)i * k, packed_b + (size_t)j * k, start ? start + at : NULL,
+                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(block_m, m - i), min_int(BLOCK_N, n - j), k);
+            }
+    }
+}
+
+/* The same, without bias, by the calling thread alone, for small products inside a parallel loop.
+ * scratch holds gemm_alone_size(M, N, K) values; its contents do not matter. */
+static size_t gemm_alone_size(int M, int N, int K)
+{
+    return (size_t)(M + TILE_ROWS + N + TILE_COLUMNS) * min_int(K, BLOCK_K);
+}
+
+static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
+                       const real *b, size_t b_row, size_t b_column, const real *from,
+                       int M, int N, int K, real *scratch)
+{
+    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
+    for (int k0 = 0; k0 < K; k0 += step, a += step * a_column, b += step * b_row, from = c) {
+        const int k = min_int(step, K - k0);
+        real *packed_a = scratch, *packed_b = scratch + (size_t)ceil_div(M, TILE_ROWS) * TILE_ROWS * k;
+        for (int i = 0; i < M; i += TILE_ROWS)
+            pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column, min_int(TILE_ROWS, M - i), TILE_ROWS, k);
+        for (int j = 0; j < N; j += TILE_COLUMNS)
+            pack(packed_b + (size_t)j * k, b + j * b_column, b_column, b_row,
+                 min_int(TILE_COLUMNS, N - j), TILE_COLUMNS, k);
+        tiles(c, ldc, packed_a, packed_b, from, NULL, M, N, k);
+    }
+}
+
+/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. */
+static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_column,
+                 const real *from, const real *bias, int N, int K)
+{
+    enum { COLUMNS = 128 };
+    #pragma omp parallel for schedule(static)
+    for (int j0 = 0; j0 < N; j0 += COLUMNS) {
+        const int n = min_int(COLUMNS, N - j0);
+        real sum[COLUMNS];
+        for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
+        if (b_column == 1)
+            for (int k = 0; k < K; k++) {
+                const real xk = x[k], *bk = b + k * b_row + j0;
+                for (int j = 0; j < n; j++) sum[j] += xk * bk[j];
+            }
+        else
+            for (int j = 0; j < n; j++) {
+                const real *bj = b + (j0 + j) * b_column;
+                real s = 0;
+                #pragma omp simd reduction(+: s)
+                for (int k = 0; k < K; k++) s += x[k] * bj[k * b_row];
+                sum[j] += s;
+            }
+        memcpy(y + j0, sum, n * sizeof(real));
+    }
+}
+
+/* ============================================================================================= */
+/* 4. Layers                                                                                     */
+/* ============================================================================================= */
+
+/* A batch is N rows, one for each token, and a list of sequences: rows starts[s] .. starts[s+1]-1
+ * are sequence s, so starts[0] = 0 and starts[S] = N. Sequences may differ in length; there is no
+ * padding. Only the embedding (positions) and attention look at the sequences. */
+struct Batch { int rows, sequences; const int *tokens, *starts; };
+
+/* Gradients of weights are added to, since a step sums over batches and, for wte, over both its uses.
+ * So is the gradient of the residual stream. A gradient inside a block has one source: it is set. */
+
+/* --- Dropout: each value is kept with probability 1 - p and divided by it --- */
+
+/* The mask is a function of (key, place, index), so backward need not remember it. lowbias32 is from
+ * Chris Wellons, "Prospecting for Hash Functions" (2018). */
+struct Dropout { double p; uint64_t key; };
+
+static inline uint32_t lowbias32(uint32_t x)
+{
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+
+/* What value `index` of the mask at a place is multiplied by: 0 or 1 / (1 - p). The place's key comes
+ * from dropout_key; the threshold is p in units of 2^-32. */
+static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale)
+{
+    return lowbias32(lowbias32(index) ^ key) >= threshold ? scale : 0;
+}
+
+enum { AT_EMBEDDING, AT_ATTENTION, AT_PROJECTION, AT_MLP, PLACES };
+
+static uint32_t dropout_key(struct Dropout d, int layer, int place)
+{
+    return (uint32_t)mix64(d.key + mix64((uint64_t)layer * PLACES + place + 1));
+}
+
+static uint32_t dropout_threshold(struct Dropout d) { return (uint32_t)(d.p * 4294967295.0); }
+
+/* y = from + mask * x, over n values. Also its own backward, with dy as x. from may be NULL. */
+static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d, uint32_t key)
+{
+    const uint32_t threshold = dropout_threshold(d);
+    const real scale = (real)(1 / (1 - d.p));
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++)
+        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, (uint32_t)i, threshold, scale);
+}
+
+/* --- Embedding: x[n] = wte[token of n] + wpe[position of n] --- */
+
+/* x (N, C)   wte (V, C)   wpe (T, C)   positions (N): place of the row in its sequence */
+static void embedding_forward(real *x, const int *tokens, const int *positions,
+                              const real *wte, const real *wpe, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *token = wte + (size_t)tokens[n] * C, *position = wpe + (size_t)positions[n] * C;
+        real *xn = x + (size_t)n * C;
+        for (int c = 0; c < C; c++) xn[c] = token[c] + position[c];
+    }
+}
+
+/* dwte[token of n] += dx[n]   dwpe[position of n] += dx[n]. Many rows may share a token, so threads
+ * share out channels: each adds the rows in their order. */
+static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int *tokens,
+                               const int *positions, int N, int C)
+{
+    enum { CHANNELS = 64 };
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+        const int c1 = min_int(C, c0 + CHANNELS);
+        for (int n = 0; n < N; n++) {
+            real *dtoken = dwte + (size_t)tokens[n] * C, *dposition = dwpe + (size_t)positions[n] * C;
+            const real *dxn = dx + (size_t)n * C;
+            for (int c = c0; c < c1; c++) dtoken[c] += dxn[c];
+            for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
+        }
+    }
+}
+
+/* --- LayerNorm (Ba, Kiros, Hinton 2016) --- */
+
+#define LAYERNORM_EPS ((real)1e-5)
+
+/* Each of the N rows is normalised over its C channels, then scaled and shifted.
+ *
+ *   x, y (N, C)    w, b (C)    mean, rstd (N): kept for the backward pass
+ *   rstd = 1 / sqrt(var(x) + eps)      xhat = (x - mean) * rstd      y = w * xhat + b
+ */
+static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w, const real *b,
+                              int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *xn = x + (size_t)n * C;
+        real *yn = y + (size_t)n * C, sum = 0, square = 0;
+        #pragma omp simd reduction(+: sum)
+        for (int c = 0; c < C; c++) sum += xn[c];
+        const real m = mean[n] = sum / C;
+        #pragma omp simd reduction(+: square)
+        for (int c = 0; c < C; c++) square += (xn[c] - m) * (xn[c] - m);
+        const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
+        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
+    }
+}
+
+/* y again, bit for bit, from the kept mean and rstd: cheaper than keeping y itself. */
+static void layernorm_again(real *y, const real *mean, const real *rstd, const real *x, const real *w,
+                            const real *b, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *xn = x + (size_t)n * C, m = mean[n], r = rstd[n];
+        real *yn = y + (size_t)n * C;
+        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
+    }
+}
+
+/* With g = w * dy, the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
+ *   dx += rstd * (g - avg(g) - xhat * avg(g * xhat))    dw += sum_n dy * xhat    db += sum_n dy
+ */
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
+                               const real *mean, const real *rstd, int N, int C)
+{
+    enum { CHANNELS = 32 };
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static) nowait
+        for (int n = 0; n < N; n++) {
+            const real *xn = x + (size_t)n * C, *dyn = dy + (size_t)n * C, m = mean[n], r = rstd[n];
+            real *dxn = dx + (size_t)n * C, sum = 0, dot = 0;
+            #pragma omp simd reduction(+: sum, dot)
+            for (int c = 0; c < C; c++) {
+                sum += w[c] * dyn[c];
+                dot += w[c] * dyn[c] * (xn[c] - m);
+            }
+            const real average = sum / C, slope = dot * r * r / C;
+            for (int c = 0; c < C; c++) dxn[c] += r * (w[c] * dyn[c] - average - (xn[c] - m) * slope);
+        }
+        #pragma omp for schedule(static)
+        for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+            const int channels = min_int(CHANNELS, C - c0);
+            real sum_w[CHANNELS] = {0}, sum_b[CHANNELS] = {0};
+            for (int n = 0; n < N; n++) {
+                const real *xn = x + (size_t)n * C + c0, *dyn = dy + (size_t)n * C + c0, m = mean[n], r = rstd[n];
+                for (int c = 0; c < channels; c++) {
+                    sum_w[c] += dyn[c] * ((xn[c] - m) * r);
+                    sum_b[c] += dyn[c];
+                }
+            }
+            for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
+        }
+    }
+}
+
+/* --- Linear: y (N, OC) = x (N, C) w (C, OC) + b (OC) --- */
+
+/* from: what y starts from (the residual stream), or NULL. */
+static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
+                           int N, int C, int OC)
+{
+    gemm(y, OC, x, C, 1, w, OC, 1, from, b, N, OC, C);
+}
+
+/* dx = dy w^T    dw += x^T dy    db += sum_n dy */
+static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
+                            int N, int C, int OC)
+{
+    enum { CHANNELS = 64 };
+    gemm(dx, C, dy, OC, 1, w, 1, OC, NULL, NULL, N, C, OC);
+    gemm(dw, OC, x, 1, C, dy, OC, 1, dw, NULL, C, OC, N);
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < OC; c0 += CHANNELS) {
+        const int channels = min_int(CHANNELS, OC - c0);
+        real sum[CHANNELS] = {0};
+        for (int n = 0; n < N; n++)
+            for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
+        for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
+    }
+}
+
+/* --- GELU, the tanh form (Hendrycks and Gimpel 2016) ---
+ *
+ *   y = x/2 (1 + tanh u) = x s   with   u = sqrt(2/pi) (x + 0.044715 x^3),   s = 1 / (1 + exp(-2u))
+ *   dy/dx = s + x s (1 - s) 2 du/dx                     du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2)
+ */
+static inline real gelu_gate(real x)
+{
+    const real u2 = (real)(2 * 0.7978845608028654) * (x + (real)0.044715 * x * x * x);
+    return 1 / (1 + exp_real(-u2));
+}
+
+static void gelu_forward(real *y, const real *x, size_t n)
+{
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+}
+
+/* dx = dy * gelu'(x), in place over dy, and y = gelu(x) once more for the weights' gradient. */
+static void gelu_backward(real *dx, real *y, const real *x, size_t n)
+{
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        const real s = gelu_gate(x[i]);
+        const real du2 = (real)(2 * 0.7978845608028654) * (1 + (real)(3 * 0.044715) * x[i] * x[i]);
+        y[i] = x[i] * s;
+        dx[i] *= s + x[i] * s * (1 - s) * du2;
+    }
+}
+
+/* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) ---
+ *
+ *   qkv (N, 3C): the query, key and value of each row; head h has channels hD .. hD+D-1 of each
+ *   S_ij = q_i . k_j / sqrt(D)  for j <= i    lse_i = log sum_j exp S_ij    P_ij = exp(S_ij - lse_i)
+ *   y_i = sum_j P_ij v_j
+ *
+ * The work goes in blocks of QUERIES rows of one head of one sequence; of the keys, only those up to
+ * the block's last row are touched. P exists for one block at a time; backward computes it again from
+ * lse (N, H), as in FlashAttention (Dao et al. 2022). */
+enum { QUERIES = 64 };
+
+struct Attention {
+    const struct Batch *batch;
+    int C, H;
+    real *scratch;              /* of each thread: attention_scratch values */
+    size_t scratch_size;
+    struct Dropout dropout;
+    uint32_t key;
+};
+
+/* Two blocks of P, a row's output, and what gemm_alone packs. */
+static size_t attention_scratch(int longest, int D)
+{
+    return (size_t)2 * QUERIES * longest + gemm_alone_size(max_int(QUERIES, longest), max_int(longest, D), max_int(D, QUERIES))
+         + 64;
+}
+
+/* P for queries q0 .. q0+n-1 of a sequence from its scores S (n, keys), in place. Keys after the query
+ * become 0. With lse given, it is used; without, it is computed and stored. */
+static void attention_softmax(real *S, real *lse, int lse_step, bool known, real scale, int q0, int n, int keys)
+{
+    for (int i = 0; i < n; i++) {
+        real *s = S + (size_t)i * keys, *last = s + q0 + i + 1, most = -INFINITY, sum = 0;
+        const int valid = q0 + i + 1;
+        if (!known) {
+            #pragma omp simd reduction(max: most)
+            for (int j = 0; j < valid; j++) most = s[j] > most ? s[j] : most;
+            #pragma omp simd reduction(+: sum)
+            for (int j = 0; j < valid; j++) { s[j] = exp_real(scale * (s[j] - most)); sum += s[j]; }
+            lse[i * lse_step] = scale * most + (real)log(sum);
+            const real inverse = 1 / sum;
+            for (int j = 0; j < valid; j++) s[j] *= inverse;
+        } else {
+            const real l = lse[i * lse_step];
+            #pragma omp simd
+            for (int j = 0; j < valid; j++) s[j] = exp_real(scale * s[j] - l);
+        }
+        memset(last, 0, (keys - valid) * sizeof(real));
+    }
+}
+
+/* Multiplies P (n, keys), or its gradient, by the dropout mask. Row i is row `row` + i of the batch. */
+static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n, int keys)
+{
+    const uint32_t threshold = dropout_threshold(t->dropout);
+    const real scale = (real)(1 / (1 - t->dropout.p));
+    for (int i = 0; i < n; i++) {
+        const uint32_t key = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
+        #pragma omp simd
+        for (int j = 0; j < keys; j++) P[(size_t)i * keys + j] *= dropout_factor(key, j, threshold, scale);
+    }
+}
+
+/* y (N, C), lse (N, H) from qkv (N, 3C). */
+static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
+    const real scale = 1 / (real)sqrt(D);
+    #pragma omp parallel for schedule(dynamic) collapse(2)
+    for (int s = 0; s < t->batch->sequences; s++)
+        for (int h = 0; h < H; h++) {
+            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
+            const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
+            real *P = t->scratch + thread_index() * t->scratch_size, *work = P + (size_t)QUERIES * T;
+            for (int q0 = 0; q0 < T; q0 += QUERIES) {
+                const int n = min_int(QUERIES, T - q0), keys = q0 + n;
+                gemm_alone(P, keys, q + (size_t)q0 * ld, ld, 1, k, 1, ld, NULL, n, keys, D, work);
+                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, false, scale, q0, n, keys);
+                if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
+                gemm_alone(y + (size_t)(start + q0) * C + h * D, C, P, keys, 1, v, ld, 1, NULL, n, D, keys, work);
+            }
+        }
+}
+
+/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax:
+ *   dS = P (dP - delta) / sqrt(D)      dq = dS k      dk = dS^T q      dv = P^T dy
+ * dqkv (N, 3C) is set. The last block reaches all keys, so it goes first and sets dk and dv. */
+static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv, real *lse,
+                               const struct Attention *t)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
+    const real scale = 1 / (real)sqrt(D);
+    #pragma omp parallel for schedule(dynamic) collapse(2)
+    for (int s = 0; s < t->batch->sequences; s++)
+        for (int h = 0; h < H; h++) {
+            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
+            const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
+            real *dq = dqkv + (size_t)start * ld + h * D, *dk = dq + C, *dv = dk + C;
+            real *P = t->scratch + thread_index() * t->scratch_size, *dP = P + (size_t)QUERIES * T;
+            real *work = dP + (size_t)QUERIES * T;
+            for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES) {
+                const int n = min_int(QUERIES, T - q0), keys = q0 + n;
+                const bool first = keys == T;
+                const real *qb = q + (size_t)q0 * ld, *dyb = dy + (size_t)(start + q0) * C + h * D;
+                const real *yb = y + (size_t)(start + q0) * C + h * D;
+                gemm_alone(P, keys, qb, ld, 1, k, 1, ld, NULL, n, keys, D, work);
+                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, true, scale, q0, n, keys);
+                gemm_alone(dP, keys, dyb, C, 1, v, 1, ld, NULL, n, keys, D, work);
+                if (t->dropout.p > 0) attention_dropout(dP, t, h, start + q0, n, keys);
+                for (int i = 0; i < n; i++) {
+                    real *d = dP + (size_t)i * keys, delta = 0;
+                    const real *p = P + (size_t)i * keys;
+                    for (int c = 0; c < D; c++) delta += dyb[(size_t)i * C + c] * yb[(size_t)i * C + c];
+                    for (int j = 0; j < keys; j++) d[j] = scale * p[j] * (d[j] - delta);
+                }
+                if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
+                gemm_alone(dq + (size_t)q0 * ld, ld, dP, keys, 1, k, ld, 1, NULL, n, D, keys, work);
+                gemm_alone(dk, ld, dP, 1, keys, qb, ld, 1, first ? NULL : dk, keys, D, n, work);
+                gemm_alone(dv, ld, P, 1, keys, dyb, C, 1, first ? NULL : dv, keys, D, n, work);
+            }
+        }
+}
+
+/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys). */
+static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
+{
+    const int D = C / H, ld = 3 * C;
+    const real scale = 1 / (real)sqrt(D);
+    #pragma omp parallel for schedule(static)
+    for (int h = 0; h < H; h++) {
+        const real *q = qkv + (size_t)(keys - 1) * ld + h * D, *k = qkv + C + h * D, *v = k + C;
+        real *P = scores + (size_t)h * keys, *yh = y + h * D, lse;
+        for (int j = 0; j < keys; j++) {
+            real dot = 0;
+            #pragma omp simd reduction(+: dot)
+            for (int c = 0; c < D; c++) dot += q[c] * k[(size_t)j * ld + c];
+            P[j] = dot;
+        }
+        attention_softmax(P, &lse, 1, false, scale, keys - 1, 1, keys);
+        memset(yh, 0, D * sizeof(real));
+        for (int j = 0; j < keys; j++)
+            for (int c = 0; c < D; c++) yh[c] += P[j] * v[(size_t)j * ld + c];
+    }
+}
+
+/* ============================================================================================= */
+/* 5. Heads                                                                                      */
+/* ============================================================================================= */
+
+/* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
+ * The row becomes scale * (p - onehot(target)), the gradient of scale * loss, if scale is not 0, and
+ * exp(logit - max) * (1 / sum) = p otherwise. target < 0: no loss and no gradient. */
+static double cross_entropy(real *logits, int target, real scale, int V)
+{
+    real most = -INFINITY, sum = 0;
+    const real wanted = target >= 0 ? logits[target] : 0;
+    #pragma omp simd reduction(max: most)
+    for (int v = 0; v < V; v++) most = logits[v] > most ? logits[v] : most;
+    #pragma omp simd reduction(+: sum)
+    for (int v = 0; v < V; v++) { logits[v] = exp_real(logits[v] - most); sum += logits[v]; }
+    const real factor = (scale != 0 ? (target >= 0 ? scale : 0) : 1) / sum;
+    for (int v = 0; v < V; v++) logits[v] *= factor;
+    if (target < 0) return 0;
+    if (scale != 0) logits[target] -= scale;
+    return most + log(sum) - wanted;
+}
+
+/* The loss over the vocabulary, in chunks of rows, so that (N, V) logits never exist as a whole:
+ *   logits = hidden wte^T (the head is tied to the embedding)      dhidden += dlogits wte
+ *   dwte += dlogits^T hidden
+ * hidden, dhidden (N, C)   wte, dwte (V, C)   logits: chunk x V values   losses (N): one per row
+ * Returns the sum over rows with target >= 0. scale = 0: no gradients; else those of scale * the sum. */
+static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int chunk, const real *hidden,
+                      const real *wte, const int *targets, real scale, int N, int C, int V)
+{
+    for (int n0 = 0; n0 < N; n0 += chunk) {
+        const int n = min_int(chunk, N - n0);
+        const real *h = hidden + (size_t)n0 * C;
+        real *dh = dhidden + (size_t)n0 * C;
+        gemm(logits, V, h, C, 1, wte, 1, C, NULL, NULL, n, V, C);
+        #pragma omp parallel for schedule(static)
+        for (int i = 0; i < n; i++)
+            losses[n0 + i] = (real)cross_entropy(logits + (size_t)i * V, targets[n0 + i], scale, V);
+        if (scale == 0) continue;
+        gemm(dh, C, logits, V, 1, wte, C, 1, dh, NULL, n, C, V);
+        gemm(dwte, C, logits, 1, V, h, C, 1, dwte, NULL, V, C, n);
+    }
+    double sum = 0;
+    for (int n = 0; n < N; n++) sum += losses[n];
+    return sum;
+}
+
+/* Rows of logits at a time: about 16 MB of them, and enough to make the products efficient. */
+static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
+
+/* ============================================================================================= */
+/* 6. Model                                                                                      */
+/* ============================================================================================= */
+
+/* labels 0: a language model; else also a classifier whose classes are label_names. */
+struct Config {
+    int layers, heads, channels, context, vocabulary, labels;
+    char **label_names;
+};
+
+struct Block {
+    real *ln1_w, *ln1_b, *qkv_w, *qkv_b, *attn_w, *attn_b;
+    real *ln2_w, *ln2_b, *fc_w, *fc_b, *mlp_w, *mlp_b;
+};
+
+/* Places of all weights, or of all their gradients. */
+struct Weights { real *wte, *wpe, *lnf_w, *lnf_b, *score_w; struct Block *blocks; };
+
+/* One row of the list of parameters: everything that is done to each of them walks this list. */
+struct Param {
+    char name[64];              /* as Hugging Face's GPT-2 calls it */
+    size_t offset, size;        /* place in weights, grads, m and v; number of values */
+    int rows, columns;          /* rows 1: a vector, which the file holds with one dimension */
+    bool decay;                 /* weight decay: matrices only */
+    double init;                /* standard deviation of the first values; 0: all 0; 1: all 1 */
+    float lr_scale;             /* times the learning rate; 0: frozen */
+    int layer;                  /* -1 the embedding, 0 .. L-1 the blocks, L what follows */
+};
+
+struct Model {
+    struct Config config;
+    struct Param *params;
+    int param_count;
+    size_t size;                            /* values in all parameters together */
+    real *weights, *grads, *m, *v;          /* each one piece of memory; the last three for training */
+    double *partial_sums;
+    struct Weights w, dw;
+    int first_layer;                        /* backward stops here; below, nothing learns */
+    double beta1, beta2;
+};
+
+/* The list itself, and the places: base + offset goes into *w. Written in the order of the file. */
+static int list_parameters(struct Param *list, struct Weights *w, real *base, const struct Config *c)
+{
+    const int C = c->channels;
+    const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
+    struct Param *p = list;
+    size_t offset = 0;
+    #define ADD(place, lay, lines, cols, deviation, ...) do {                                       \
+        *p = (struct Param){.offset = offset, .rows = lines, .columns = cols, .init = deviation,    \
+                            .size = (size_t)(lines) * (cols), .decay = (lines) > 1, .lr_scale = 1,  \
+                            .layer = lay};                                                          \
+        snprintf(p->name, sizeof p->name, __VA_ARGS__);                                             \
+        place = base ? base + offset : NULL;                                                        \
+        offset += p++->size;                                                                        \
+    } while (0)
+    ADD(w->wte, -1, c->vocabulary, C, normal, "transformer.wte.weight");
+    ADD(w->wpe, -1, c->context, C, normal, "transformer.wpe.weight");
+    for (int l = 0; l < c->layers; l++) {
+        struct Block *b = &w->blocks[l];
+        ADD(b->ln1_w, l, 1, C, 1, "transformer.h.%d.ln_1.weight", l);
+        ADD(b->ln1_b, l, 1, C, 0, "transformer.h.%d.ln_1.bias", l);
+        ADD(b->qkv_w, l, C, 3 * C, normal, "transformer.h.%d.attn.c_attn.weight", l);
+        ADD(b->qkv_b, l, 1, 3 * C, 0, "transformer.h.%d.attn.c_attn.bias", l);
+        ADD(b->attn_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
+        ADD(b->attn_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
+        ADD(b->ln2_w, l, 1, C, 1, "transformer.h.%d.ln_2.weight", l);
+        ADD(b->ln2_b, l, 1, C, 0, "transformer.h.%d.ln_2.bias", l);
+        ADD(b->fc_w, l, C, 4 * C, normal, "transformer.h.%d.mlp.c_fc.weight", l);
+        ADD(b->fc_b, l, 1, 4 * C, 0, "transformer.h.%d.mlp.c_fc.bias", l);
+        ADD(b->mlp_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
+        ADD(b->mlp_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
+    }
+    ADD(w->lnf_w, c->layers, 1, C, 1, "transformer.ln_f.weight");
+    ADD(w->lnf_b, c->layers, 1, C, 0, "transformer.ln_f.bias");
+    if (c->labels) ADD(w->score_w, c->layers, c->labels, C, normal, "score.weight");
+    #undef ADD
+    return (int)(p - list);
+}
+
+/* Dies, naming `source`, on a shape that no model has. */
+static void check_config(const struct Config *c, const char *source)
+{
+    const struct { const char *name; int value, most; } bounds[] = {
+        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16}, {"channels", c->channels, 1 << 16},
+        {"context", c->context, 1 << 20}, {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
+        if (bounds[i].value < 1 || bounds[i].value > bounds[i].most)
+            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value, bounds[i].name, bounds[i].most);
+    if (c->channels % c->heads)
+        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels, c->heads);
+}
+
+/* Takes the memory of the weights, all 0. */
+static void model_create(struct Model *model, struct Config config)
+{
+    *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
+    model->params = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->params);
+    model->w.blocks = resize(NULL, config.layers * sizeof(struct Block));
+    model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
+    model->param_count = list_parameters(model->params, &model->w, NULL, &config);
+    for (int i = 0; i < model->param_count; i++) model->size += model->params[i].size;
+    model->weights = allocate_zeroed(model->size * sizeof(real));
+    list_parameters(model->params, &model->w, model->weights, &config);
+}
+
+/* GPT-2's: normal with deviation 0.02; the two projections into the residual stream, of which there
+ * are 2L, 0.02 / sqrt(2L). A parameter's values depend on the seed and on its place in the list. */
+static void model_init(struct Model *model, uint64_t seed)
+{
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < model->param_count; i++) {
+        const struct Param *p = &model->params[i];
+        struct Random r = random_stream(seed, i);
+        real *w = model->weights + p->offset;
+        for (size_t k = 0; k < p->size; k++)
+            w[k] = p->init == 0 || p->init == 1 ? (real)p->init : (real)(p->init * random_normal(&r));
+    }
+}
+
+enum { SUM_CHUNK = 1 << 14 };               /* the norm of the gradient adds chunks of this size */
+
+/* Takes the memory that learning needs. Blocks below first_layer are frozen; so are the embeddings,
+ * unless it is 0. first_layer = L trains ln_f and the head alone. */
+static void model_train_from(struct Model *model, int first_layer)
+{
+    model->first_layer = first_layer;
+    for (int i = 0; i < model->param_count; i++) {
+        struct Param *p = &model->params[i];
+        p->lr_scale = first_layer == 0 || p->layer >= first_layer;
+    }
+    if (model->grads) return;
+    model->grads = allocate_zeroed(model->size * sizeof(real));
+    model->m = allocate_zeroed(model->size * sizeof(real));
+    model->v = allocate_zeroed(model->size * sizeof(real));
+    model->partial_sums = allocate_zeroed((model->size / SUM_CHUNK + 1) * sizeof(double));
+    struct Param *same = resize(NULL, model->param_count * sizeof *same);
+    list_parameters(same, &model->dw, model->grads, &model->config);
+    free(same);
+}
+
+static void release(void *p, size_t bytes) { if (p) munmap(p, (bytes + 63) / 64 * 64 + 64); }
+
+static void model_free(struct Model *model)
+{
+    release(model->weights, model->size * sizeof(real));
+    release(model->grads, model->size * sizeof(real));
+    release(model->m, model->size * sizeof(real));
+    release(model->v, model->size * sizeof(real));
+    release(model->partial_sums, (model->size / SUM_CHUNK + 1) * sizeof(double));
+    free(model->params);
+    free(model->w.blocks);
+    free(model->dw.blocks);
+    *model = (struct Model){0};
+}
+
+/* --- Workspace: the activations --- */
+
+/* Kept of a block for its backward pass: 10 C values a row. What is cheap is computed again. */
+struct Kept {
+    real *x, *mean1, *rstd1;    /* (N, C) (N): what enters the block */
+    real *qkv, *lse, *att;      /* (N, 3C) (N, H) (N, C) */
+    real *x2, *mean2, *rstd2;   /* (N, C) (N): the residual stream after attention */
+    real *fc;                   /* (N, 4C): what enters GELU */
+};
+
+/* EVAL keeps one block's activations, CACHE the qkv of all blocks (the key-value cache), TRAIN all
+ * of every block that learns. */
+enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
+
+struct Workspace {
+    int kind, max_rows, rows, chunk;        /* rows of the last forward; rows of logits at a time */
+    struct Kept *kept;                      /* L + 1: of the last, x is what enters ln_f */
+    real *ln, *gelu, *proj;                 /* (N, C) (N, 4C) (N, C): within one block */
+    real *hidden, *meanf, *rstdf;           /* (N, C) (N): the trunk's output */
+    real *dhidden, *dx;                     /* (N, C): gradients at hidden; of the residual stream */
+    real *dln, *dqkv, *dfc;                 /* (N, C) (N, 3C) (N, 4C): one block's */
+    real *logits, *losses, *attention;
+    int *positions;
+    struct Batch batch;
+    struct Dropout dropout;
+    size_t attention_size;
+    void *memory;
+    size_t bytes;
+};
+
+/* Gives every array its place from `memory` on; returns the bytes needed. memory NULL: only counts. */
+static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer, char *memory)
+{
+    const size_t N = ws->max_rows, C = c->channels, L = c->layers, V = c->vocabulary;
+    const bool train = ws->kind == WORK_TRAIN;
+    size_t at = 0;
+    #define PLACE(array, count) do {                                        \
+        (array) = memory ? (void *)(memory + at) : NULL;                    \
+        at += ((size_t)(count) * sizeof *(array) + 63) / 64 * 64;           \
+    } while (0)
+    for (size_t l = 0; l <= L; l++) {
+        struct Kept *k = &ws->kept[l], *before = l ? k - 1 : k;
+        const bool own = l == 0 || (train && (int)l >= first_layer);
+        if (own) PLACE(k->x, N * C); else k->x = before->x;
+        if (l == L) break;
+        if (own || ws->kind == WORK_CACHE) PLACE(k->qkv, N * 3 * C); else k->qkv = before->qkv;
+        if (!own) {
+            struct Kept same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse, before->att,
+                                before->x2, before->mean2, before->rstd2, before->fc};
+            *k = same;
+            continue;
+        }
+        PLACE(k->mean1, N); PLACE(k->rstd1, N); PLACE(k->lse, N * c->heads); PLACE(k->att, N * C);
+        PLACE(k->x2, N * C); PLACE(k->mean2, N); PLACE(k->rstd2, N); PLACE(k->fc, N * 4 * C);
+    }
+    PLACE(ws->ln, N * C);
+    PLACE(ws->gelu, N * 4 * C);
+    PLACE(ws->proj, N * C);
+    PLACE(ws->hidden, N * C);
+    PLACE(ws->meanf, N);
+    PLACE(ws->rstdf, N);
+    PLACE(ws->positions, N);
+    PLACE(ws->losses, N);
+    ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
+    PLACE(ws->logits, max_int(ws->chunk, 1) * V);
+    ws->attention_size = (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
+    PLACE(ws->attention, ws->attention_size * thread_count() + (size_t)c->heads * c->context);
+    if (train) {
+        PLACE(ws->dhidden, N * C);
+        PLACE(ws->dx, N * C);
+        PLACE(ws->dln, N * C);
+        PLACE(ws->dqkv, N * 3 * C);
+        PLACE(ws->dfc, N * 4 * C);
+    }
+    #undef PLACE
+    return at;
+}
+
+static void workspace_create_from(struct Workspace *ws, const struct Config *c, int first_layer, int max_rows, int kind)
+{
+    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
+    ws->kept = resize(NULL, (c->layers + 1) * sizeof *ws->kept);
+    memset(ws->kept, 0, (c->layers + 1) * sizeof *ws->kept);
+    ws->bytes = place_workspace(ws, c, first_layer, NULL);
+}
+
+/* Room for forward passes of up to max_rows rows, and for backward if kind is WORK_TRAIN. The model
+ * must already know (model_train_from) which layers learn, and the number of threads be set. */
+static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows, int kind)
+{
+    workspace_create_from(ws, &model->config, model->first_layer, max_rows, kind);
+    ws->memory = allocate_zeroed(ws->bytes);
+    place_workspace(ws, &model->config, model->first_layer, ws->memory);
+}
+
+/* What workspace_create would take. */
+static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
+{
+    struct Workspace ws;
+    workspace_create_from(&ws, c, 0, max_rows, kind);
+    free(ws.kept);
+    return ws.bytes;
+}
+
+static void workspace_free(struct Workspace *ws)
+{
+    release(ws->memory, ws->bytes);
+    free(ws->kept);
+    *ws = (struct Workspace){0};
+}
+
+/* --- The trunk: embedding, L blocks, ln_f --- */
+
+static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
+{
+    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size, ws->dropout,
+                              dropout_key(ws->dropout, layer, AT_ATTENTION)};
+}
+
+/* y = x + a w + b, with dropout on what is added to the residual stream. */
+static void project(real *y, const real *x, const real *a, const real *w, const real *b, int in, int C,
+                    struct Workspace *ws, int layer, int place)
+{
+    if (ws->dropout.p > 0) {
+        linear_forward(ws->proj, NULL, a, w, b, ws->rows, in, C);
+        dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout, dropout_key(ws->dropout, layer, place));
+    } else linear_forward(y, x, a, w, b, ws->rows, in, C);
+}
+
+/* One block:   x2 = x + attention(LN1(x)) W + b        out = x2 + GELU(LN2(x2) W + b) W + b */
+static void block_forward(real *out, const struct Block *b, struct Kept *k, struct Workspace *ws,
+                          const struct Config *c, int layer)
+{
+    const int N = ws->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, c, layer);
+    layernorm_forward(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
+    linear_forward(k->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
+    attention_forward(k->att, k->lse, k->qkv, &attention);
+    project(k->x2, k->x, k->att, b->attn_w, b->attn_b, C, C, ws, layer, AT_PROJECTION);
+    layernorm_forward(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
+    linear_forward(k->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
+    gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
+    project(out, k->x2, ws->gelu, b->mlp_w, b->mlp_b, 4 * C, C, ws, layer, AT_MLP);
+}
+
+/* The gradient that reaches a projection: dx, through its dropout if there is any. */
+static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer, int place)
+{
+    if (ws->dropout.p == 0) return dx;
+    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout, dropout_key(ws->dropout, layer, place));
+    return ws->proj;
+}
+
+/* From the gradient at the block's output, ws->dx, to that at its input, in place: the residual
+ * stream passes it on unchanged, and the two branches add to it. */
+static void block_backward(struct Block *d, const struct Block *b, struct Kept *k, struct Workspace *ws,
+                           const struct Config *c, int layer)
+{
+    const int N = ws->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, c, layer);
+    const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP);
+    gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
+    linear_backward(ws->dfc, d->mlp_w, d->mlp_b, dproj, ws->gelu, b->mlp_w, N, 4 * C, C);
+    gelu_backward(ws->dfc, ws->gelu, k->fc, (size_t)N * 4 * C);
+    layernorm_again(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
+    linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
+    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N, C);
+
+    dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
+    linear_backward(ws->dln, d->attn_w, d->attn_b, dproj, k->att, b->attn_w, N, C, C);
+    attention_backward(ws->dqkv, ws->dln, k->att, k->qkv, k->lse, &attention);
+    layernorm_again(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
+    linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
+    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N, C);
+}
+
+/* The final hidden states (N, C) of a batch; begins a step, so dhidden is 0 afterwards. p is the
+ * probability of dropout and key names the masks; p = 0 for evaluation. */
+static const real *trunk_forward(struct Model *model, struct Workspace *ws, const struct Batch *batch,
+                                 double p, uint64_t key)
+{
+    const struct Config *c = &model->config;
+    const int N = ws->rows = batch->rows, C = c->channels, L = c->layers;
+    ws->batch = *batch;
+    ws->dropout = (struct Dropout){p, key};
+    for (int s = 0; s < batch->sequences; s++)
+        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++) ws->positions[n] = n - batch->starts[s];
+    embedding_forward(ws->kept[0].x, batch->tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
+    if (p > 0)
+        dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout, dropout_key(ws->dropout, -1, AT_EMBEDDING));
+    for (int l = 0; l < L; l++)
+        block_forward(ws->kept[l + 1].x, &model->w.blocks[l], &ws->kept[l], ws, c, l);
+    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w, model->w.lnf_b, N, C);
+    if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
+    return ws->hidden;
+}
+
+/* From ws->dhidden, which the heads have filled, to the gradients of all weights that learn. */
+static void trunk_backward(struct Model *model, struct Workspace *ws, const struct Batch *batch)
+{
+    const struct Config *c = &model->config;
+    const int N = ws->rows, C = c->channels, L = c->layers;
+    memset(ws->dx, 0, (size_t)N * C * sizeof(real));
+    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x, model->w.lnf_w,
+                       ws->meanf, ws->rstdf, N, C);
+    for (int l = L - 1; l >= model->first_layer; l--)
+        block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->kept[l], ws, c, l);
+    if (model->first_layer > 0) return;
+    const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
+    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
+}
+
+/* One more token after trunk_forward of one sequence (WORK_CACHE): its hidden state (C). Keys and
+ * values of the tokens before stand in each block's qkv. ws->rows must be below max_rows and the context. */
+static const real *trunk_next(struct Model *model, struct Workspace *ws, int token)
+{
+    const struct Config *c = &model->config;
+    const int C = c->channels, n = ws->rows++;
+    real *x = ws->kept[0].x, *x2 = ws->proj, *att = ws->kept[0].att, mean, rstd;
+    real *scores = ws->attention + ws->attention_size * thread_count();
+    embedding_forward(x, &token, &n, model->w.wte, model->w.wpe, 1, C);
+    for (int l = 0; l < c->layers; l++) {
+        const struct Block *b = &model->w.blocks[l];
+        real *qkv = ws->kept[l].qkv;
+        layernorm_forward(ws->ln, &mean, &rstd, x, b->ln1_w, b->ln1_b, 1, C);
+        gemv(qkv + (size_t)n * 3 * C, ws->ln, b->qkv_w, 3 * C, 1, NULL, b->qkv_b, 3 * C, C);
+        attention_next(att, scores, qkv, n + 1, C, c->heads);
+        gemv(x2, att, b->attn_w, C, 1, x, b->attn_b, C, C);
+        layernorm_forward(ws->ln, &mean, &rstd, x2, b->ln2_w, b->ln2_b, 1, C);
+        gemv(ws->kept[0].fc, ws->ln, b->fc_w, 4 * C, 1, NULL, b->fc_b, 4 * C, C);
+        gelu_forward(ws->gelu, ws->kept[0].fc, (size_t)4 * C);
+        gemv(x, ws->gelu, b->mlp_w, C, 1, x2, b->mlp_b, C, 4 * C);
+    }
+    layernorm_forward(ws->hidden, &mean, &rstd, x, model->w.lnf_w, model->w.lnf_b, 1, C);
+    return ws->hidden;
+}
+
+/* --- The two heads on a workspace --- */
+
+/* After trunk_forward: the sum of -log p(target) over rows with target >= 0 (targets: N). scale = 0
+ * computes the loss alone; else gradients of scale * sum are added to grads and to ws->dhidden. */
+static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
+{
+    return lm_loss(ws->dhidden, model->dw.wte, ws->losses, ws->logits, ws->chunk, ws->hidden, model->w.wte,
+                   targets, scale, ws->rows, model->config.channels, model->config.vocabulary);
+}
+
+/* logits (rows, V) of hidden states (rows, C). */
+static void lm_logits(const struct Model *model, const real *hidden, int rows, real *logits)
+{
+    const int C = model->config.channels, V = model->config.vocabulary;
+    if (rows == 1) gemv(logits, hidden, model->w.wte, 1, C, NULL, NULL, V, C);
+    else gemm(logits, V, hidden, C, 1, model->w.wte, 1, C, NULL, NULL, rows, V, C);
+}
+
+/* After trunk_forward: the class of each sequence is read at its last row.
+ *   logits (S, labels) = hidden[last] score^T        loss_s = -weight[label_s] log p_s(label_s)
+ * labels (S), or NULL: no loss. class_weights (labels), or NULL: all 1. probabilities (S, labels), or
+ * NULL. Returns the sum of losses; scale as in lm_head. */
+static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch, const int *labels,
+                         const real *class_weights, real scale, real *probabilities)
+{
+    const int C = model->config.channels, K = model->config.labels;
+    const real *score = model->w.score_w;
+    real p[K];
+    double sum = 0;
+    for (int s = 0; s < batch->sequences; s++) {
+        const size_t last = (size_t)(batch->starts[s + 1] - 1) * C;
+        const real *h = ws->hidden + last;
+        const int label = labels ? labels[s] : -1;
+        const real weight = label >= 0 && class_weights ? class_weights[label] : 1;
+        for (int k = 0; k < K; k++) {
+            real dot = 0;
+            #pragma omp simd reduction(+: dot)
+            for (int c = 0; c < C; c++) dot += h[c] * score[(size_t)k * C + c];
+            p[k] = dot;
+        }
+        sum += weight * cross_entropy(p, label, 0, K);
+        if (probabilities) memcpy(probabilities + (size_t)s * K, p, K * sizeof(real));
+        if (scale == 0 || label < 0) continue;
+        for (int k = 0; k < K; k++) {
+            const real dlogit = scale * weight * (p[k] - (k == label));
+            real *dh = ws->dhidden + last, *dscore = model->dw.score_w + (size_t)k * C;
+            for (int c = 0; c < C; c++) { dh[c] += dlogit * score[(size_t)k * C + c]; dscore[c] += dlogit * h[c]; }
+        }
+    }
+    return sum;
+}
+
+/* ============================================================================================= */
+/* 7. Optimizer                                                                                  */
+/* ============================================================================================= */
+
+static void zero_grads(struct Model *model)
+{
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < model->size; i += SUM_CHUNK)
+        memset(model->grads + i, 0, (model->size - i < SUM_CHUNK ? model->size - i : SUM_CHUNK) * sizeof(real));
+}
+
+/* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of fixed
+ * size are summed by whoever is free, then added in order. */
+static double grad_norm(const struct Model *model)
+{
+    double total = 0;
+    for (int i = 0; i < model->param_count; i++) {
+        const struct Param *p = &model->params[i];
+        if (p->lr_scale == 0) continue;
+        const real *g = model->grads + p->offset;
+        const int chunks = (int)((p->size + SUM_CHUNK - 1) / SUM_CHUNK);
+        #pragma omp parallel for schedule(static)
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            const size_t begin = (size_t)chunk * SUM_CHUNK, end = begin + SUM_CHUNK < p->size ? begin + SUM_CHUNK : p->size;
+            real sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
+            model->partial_sums[chunk] = sum;
+        }
+        for (int chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
+    }
+    return sqrt(total);
+}
+
+/* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
+ *   constant   lr
+ *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)            t = how far, 0 to 1; r = min_ratio
+ *   wsd        lr, then in the last fifth down to lr r as 1 - sqrt(t') (Hagele et al. 2024)
+ */
+static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup, double lr, double min_ratio)
+{
+    if (step <= warmup) return lr * step / warmup;
+    double t = steps > warmup ? (double)(step - warmup) / (steps - warmup) : 1, height = 1;
+    if (t > 1) t = 1;
+    if (!strcmp(schedule, "cosine")) height = (1 + cos(M_PI * t)) / 2;
+    if (!strcmp(schedule, "wsd") && t > 0.8) height = 1 - sqrt((t - 0.8) / 0.2);
+    return lr * (min_ratio + (1 - min_ratio) * height);
+}
+
+/* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient:
+ *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
+ *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)         t = step, from 1
+ */
+static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay, int64_t step)
+{
+    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8, clip = (real)grad_scale;
+    const real correct1 = (real)(1 / (1 - pow(model->beta1, step))), correct2 = (real)(1 / (1 - pow(model->beta2, step)));
+    for (int i = 0; i < model->param_count; i++) {
+        const struct Param *p = &model->params[i];
+        if (p->lr_scale == 0) continue;
+        real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
+        const real *grad = model->grads + p->offset;
+        const real rate = (real)(lr * p->lr_scale), decay = p->decay ? (real)weight_decay : 0;
+        #pragma omp parallel for simd schedule(static)
+        for (size_t k = 0; k < p->size; k++) {
+            const real g = clip * grad[k];
+            m[k] = b1 * m[k] + (1 - b1) * g;
+            v[k] = b2 * v[k] + (1 - b2) * g * g;
+            w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
+        }
+    }
+}
+
+/* ============================================================================================= */
+/* 8. Checkpoint                                                                                 */
+/* ============================================================================================= */
+
+/* Strings that travel with a checkpoint: step, losses, options, tokenizer hash. */
+struct Metadata { int count; char *keys[64], *values[64]; };
+
+static const char *metadata_get(const struct Metadata *meta, const char *key)
+{
+    for (int i = 0; i < meta->count; i++) if (!strcmp(meta->keys[i], key)) return meta->values[i];
+    return NULL;
+}
+
+__attribute__((format(printf, 3, 4)))
+static void metadata_set(struct Metadata *meta, const char *key, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(NULL, 0, format, arguments), i = 0;
+    va_end(arguments);
+    char *value = resize(NULL, (size_t)length + 1);
+    va_start(arguments, format);
+    vsnprintf(value, (size_t)length + 1, format, arguments);
+    va_end(arguments);
+    while (i < meta->count && strcmp(meta->keys[i], key)) i++;
+    if (i == 64) die("metadata: more than 64 entries.");
+    if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
+    else free(meta->values[i]);
+    meta->values[i] = value;
+}
+
+/* A hash of the tensors' bytes, fast enough to check every file that is opened: eight independent
+ * multiply-and-xor chains over each megabyte, then one over the megabytes' results in order. */
+static uint64_t checksum(const void *bytes, size_t n)
+{
+    enum { MEGABYTE = 1 << 20, CHAINS = 8 };
+    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
+    uint64_t *results = resize(NULL, blocks * sizeof *results), all = n;
+    #pragma omp parallel for schedule(static)
+    for (size_t b = 0; b < blocks; b++) {
+        const char *p = (const char *)bytes + b * MEGABYTE;
+        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
+        uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
+        for (size_t i = 0; i < length; i += sizeof word) {
+            if (length - i < sizeof word) memset(word, 0, sizeof word);
+            memcpy(word, p + i, length - i < sizeof word ? length - i : sizeof word);
+            for (int k = 0; k < CHAINS; k++) {
+                h[k] = (h[k] ^ word[k]) * 0x9E3779B97F4A7C15u;
+                h[k] ^= h[k] >> 29;
+            }
+        }
+        for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
+        results[b] = result;
+    }
+    for (size_t b = 0; b < blocks; b++) all = mix64(all ^ results[b]);
+    free(results);
+    return all;
+}
+
+/* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
+
+/* Writes arrays of model->size values each, one after the other; parameter p of array `a` is named
+ * prefixes[a] + p->name. F32, whatever `real` is. */
+static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
+                              const char *const *prefixes, int array_count, const struct Metadata *meta)
+{
+    const size_t array_bytes = model->size * sizeof(float);
+    struct Buffer header = {0};
+    const float **data = resize(NULL, array_count * sizeof *data);
+    uint64_t sum = 0;
+    for (int a = 0; a < array_count; a++) {
+        if (sizeof(real) != sizeof(float)) {
+            float *copy = resize(NULL, array_bytes);
+            for (size_t i = 0; i < model->size; i++) copy[i] = (float)arrays[a][i];
+            data[a] = copy;
+        } else data[a] = (const float *)arrays[a];
+        sum = mix64(sum + checksum(data[a], array_bytes));
+    }
+    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%016llx\"", (unsigned long long)sum);
+    for (int i = 0; i < meta->count; i++) {
+        if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
+        append(&header, ",");
+        append_json_string(&header, meta->keys[i]);
+        append(&header, ":");
+        append_json_string(&header, meta->values[i]);
+    }
+    append(&header, "}");
+    for (int a = 0; a < array_count; a++)
+        for (int i = 0; i < model->param_count; i++) {
+            const struct Param *p = &model->params[i];
+            const size_t begin = a * array_bytes + p->offset * sizeof(float);
+            append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], p->name);
+            if (p->rows > 1 || !strcmp(p->name, "score.weight")) append(&header, "%d,", p->rows);
+            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, begin, begin + p->size * sizeof(float));
+        }
+    append(&header, "}");
+    while (header.size % 8) append(&header, " ");
+    const uint64_t length = header.size;
+    struct Output o = output_open(path);
+    output_write(&o, &length, sizeof length);
+    output_write(&o, header.data, header.size);
+    for (int a = 0; a < array_count; a++) {
+        output_write(&o, data[a], array_bytes);
+        if (sizeof(real) != sizeof(float)) free((void *)data[a]);
+    }
+    output_commit(&o);
+    free(data);
+    free(header.data);
+}
+
+struct Safetensors { const char *path; struct Bytes file; const char *data; size_t size; struct Json *header; };
+
+static struct Safetensors open_safetensors(const char *path)
+{
+    struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
+    uint64_t length = 0;
+    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
+    if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
+        die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.", path, s.file.size);
+    s.header = json_parse(s.file.data + 8, length, path);
+    if (s.header->kind != JSON_OBJECT) die("%s: the header is not a JSON object. Replace the file.", path);
+    s.data = s.file.data + 8 + length;
+    s.size = s.file.size - 8 - length;
+    return s;
+}
+
+static void close_safetensors(struct Safetensors *s)
+{
+    json_free(s->header);
+    unmap_file(s->file);
+}
+
+enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
+
+/* The tensor's bytes, after its dtype, shape and place have been checked. rows 1: a vector, or (1, columns). */
+static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows, int columns, int *dtype)
+{
+    const char *name = json_text(t, "dtype", "?");
+    const struct Json *shape = json_get(t, "shape"), *place = json_get(t, "data_offsets");
+    const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
+    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16 : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
+    if (*dtype == DTYPE_OTHER)
+        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key, name);
+    const bool fits = second ? !second->next && first->number == rows && second->number == columns
+                             : first && rows == 1 && first->number == columns;
+    if (!fits) {
+        struct Buffer is = {0};
+        for (const struct Json *j = first; j; j = j->next) append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
+        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do not belong together.",
+            s->path, t->key, is.data ? is.data : "", rows, columns);
+    }
+    const double begin = place && place->child ? place->child->number : -1;
+    const double end = place && place->child && place->child->next ? place->child->next->number : -1;
+    const double bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
+    if (!(begin >= 0 && end <= (double)s->size && end - begin == bytes && begin == floor(begin)))
+        die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train it again.",
+            s->path, t->key, begin, end, s->size);
+    return s->data + (size_t)begin;
+}
+
+/* IEEE half to float: sign, 5 bits of exponent, 10 of fraction. */
+static float half_to_float(uint16_t h)
+{
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    float magnitude = exponent == 0 ? ldexpf((float)fraction, -24)
+                    : exponent == 31 ? (fraction ? NAN : INFINITY) : ldexpf((float)(fraction + 1024), exponent - 25);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+static void convert_values(real *out, const char *bytes, size_t n, int dtype)
+{
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        union { float f; uint32_t u; } x = {0};
+        uint16_t half;
+        if (dtype == DTYPE_F32) memcpy(&x.f, bytes + 4 * i, 4);
+        else {
+            memcpy(&half, bytes + 2 * i, 2);
+            if (dtype == DTYPE_F16) x.f = half_to_float(half); else x.u = (uint32_t)half << 16;
+        }
+        out[i] = x.f;
+    }
+}
+
+static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix, const char *name)
+{
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const struct Json *t = json_get(s->header, full);
+    if (!t && !strncmp(name, "transformer.", 12)) {
+        snprintf(full, sizeof full, "%s%s", prefix, name + 12);
+        t = json_get(s->header, full);
+    }
+    return t;
+}
+
+/* Reads one array (see write_safetensors) in place of the model's. */
+static void read_array(real *array, const struct Safetensors *s, const struct Model *model, const char *prefix)
+{
+    for (int i = 0; i < model->param_count; i++) {
+        const struct Param *p = &model->params[i];
+        const struct Json *t = find_tensor(s, prefix, p->name);
+        int dtype;
+        if (!t) die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path, prefix, p->name);
+        const char *bytes = tensor_bytes(s, t, p->rows, p->columns, &dtype);
+        convert_values(array + p->offset, bytes, p->size, dtype);
+    }
+}
+
+/* Compares the stored checksum, if there is one, with the bytes of array_count equal parts. */
+static void verify_checksum(const struct Safetensors *s, int array_count)
+{
+    const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
+    if (!stored) return;
+    uint64_t sum = 0;
+    for (int a = 0; a < array_count; a++)
+        sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
+    char now[17];
+    snprintf(now, sizeof now, "%016llx", (unsigned long long)sum);
+    if (strcmp(now, stored))
+        die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.", s->path, now, stored);
+}
+
+/* Every tensor in the file must be one that GPT-2 has, or one that follows from it. */
+static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
+{
+    for (const struct Json *t = s->header->child; t; t = t->next) {
+        const size_t n = strlen(t->key);
+        bool known = !strcmp(t->key, "__metadata__") || (n > 10 && !strcmp(t->key + n - 10, ".attn.bias"))
+                  || (n > 17 && !strcmp(t->key + n - 17, ".attn.masked_bias"));
+        if (!strcmp(t->key, "lm_head.weight")) {
+            int a, b;
+            const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
+            const int V = model->config.vocabulary, C = model->config.channels;
+            const char *head = tensor_bytes(s, t, V, C, &a), *tied = tensor_bytes(s, wte, V, C, &b);
+            known = a == b && !memcmp(head, tied, (size_t)V * C * (a == DTYPE_F32 ? 4 : 2));
+        }
+        for (int i = 0; i < model->param_count && !known; i++) {
+            const char *name = model->params[i].name;
+            known = !strcmp(t->key, name) || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
+        }
+        if (!known) die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not supported.", s->path, t->key);
+    }
+}
+
+/* Metadata entries of the file, without the two that write_safetensors makes itself. */
+static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
+{
+    const struct Json *all = json_get(s->header, "__metadata__");
+    for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
+        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum") && meta->count < 60)
+            metadata_set(meta, j->key, "%s", j->string);
+}
+
+/* --- config.json --- */
+
+static void write_config(const char *path, const struct Config *c)
+{
+    struct Buffer b = {0};
+    const int eot = c->vocabulary - 1;
+    append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n",
+           c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
+    append(&b, "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n");
+    append(&b, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n",
+           c->layers, c->heads, c->channels, c->context, c->context);
+    append(&b, "  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n  \"pad_token_id\": %d,\n",
+           c->vocabulary, eot, eot, eot);
+    append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n");
+    append(&b, "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n  \"tie_word_embeddings\": true,\n");
+    if (c->labels) {
+        append(&b, "  \"id2label\": {");
+        for (int k = 0; k < c->labels; k++) {
+            append(&b, "%s\"%d\": ", k ? ", " : "", k);
+            append_json_string(&b, c->label_names[k]);
+        }
+        append(&b, "},\n  \"label2id\": {");
+        for (int k = 0; k < c->labels; k++) {
+            append(&b, "%s", k ? ", " : "");
+            append_json_string(&b, c->label_names[k]);
+            append(&b, ": %d", k);
+        }
+        append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
+    }
+    append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
+    write_file(path, b.data, b.size);
+    free(b.data);
+}
+
+static void read_label_names(struct Config *c, const struct Json *j, const char *path)
+{
+    const struct Json *names = json_get(j, "id2label");
+    c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
+    for (int k = 0; k < c->labels; k++) {
+        char key[16];
+        snprintf(key, sizeof key, "%d", k);
+        const char *name = json_text(names, key, NULL);
+        if (!name) die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
+        c->label_names[k] = text_of("%s", name);
+    }
+}
+
+/* What a GPT-2 may say in its config.json and what is supported here must agree. */
+static struct Config read_config(const char *path)
+{
+    struct Bytes file = map_file(path);
+    struct Json *j = json_parse(file.data, file.size, path);
+    const char *type = json_text(j, "model_type", "gpt2"), *gelu = json_text(j, "activation_function", "gelu_new");
+    if (strcmp(type, "gpt2")) die("%s: model_type is %s; only gpt2 is supported.", path, type);
+    if (strcmp(gelu, "gelu_new") && strcmp(gelu, "gelu_pytorch_tanh"))
+        die("%s: activation_function is %s; only gelu_new is supported.", path, gelu);
+    const double context = json_number(j, "n_positions", json_number(j, "n_ctx", 1024));
+    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12), json_number(j, "n_embd", 768),
+                             context, json_number(j, "vocab_size", 50257)};
+    for (int i = 0; i < 5; i++)
+        if (!(values[i] >= 1 && values[i] < 1e8) || values[i] != floor(values[i]))
+            die("%s: %g is no size for a model. Correct it.", path, values[i]);
+    struct Config c = {(int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
+    check_config(&c, path);
+    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9 || json_number(j, "scale_attn_weights", 1) != 1
+        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0 || json_number(j, "tie_word_embeddings", 1) != 1
+        || json_number(j, "add_cross_attention", 0) != 0
+        || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
+        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, scale_attn_weights and "
+            "tie_word_embeddings true, scale_attn_by_inverse_layer_idx and add_cross_attention false, n_inner 4 n_embd.", path);
+    for (const struct Json *name = json_get(j, "id2label") ? json_get(j, "id2label")->child : NULL; name; name = name->next)
+        c.labels++;
+    if (c.labels) read_label_names(&c, j, path);
+    json_free(j);
+    unmap_file(file);
+    return c;
+}
+
+/* --- Model directories and training states --- */
+
+static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta)
+{
+    make_directory(dir);
+    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
+    write_config(config, &model->config);
+    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1, meta);
+    free(config);
+    free(file);
+}
+
+/* Creates the model from a directory in Hugging Face's layout, ours or another's. */
+static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
+{
+    char *config_path = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir);
+    if (!file_exists(config_path)) die("%s: no such file. --model must name a model directory.", config_path);
+    if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
+    struct Config config = read_config(config_path);
+    struct Safetensors s = open_safetensors(path);
+    if (!json_get(s.header, "score.weight")) config.labels = 0;
+    else if (!config.labels) die("%s: holds a classifier, but %s has no id2label. Add the names.", path, config_path);
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    verify_checksum(&s, 1);
+    model_create(model, config);
+    read_array(model->weights, &s, model, "");
+    refuse_strangers(&s, model);
+    close_safetensors(&s);
+    free(config_path);
+    free(path);
+}
+
+static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
+
+/* All that resuming needs: the weights, both moments, and the metadata. */
+static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
+{
+    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v}, STATE_PREFIXES, 3, meta);
+}
+
+/* Only the metadata, for what must be known before the model exists. */
+static void load_state_metadata(const char *path, struct Metadata *meta)
+{
+    struct Safetensors s = open_safetensors(path);
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    close_safetensors(&s);
+}
+
+static void load_state(const char *path, struct Model *model, struct Metadata *meta)
+{
+    struct Safetensors s = open_safetensors(path);
+    real *const arrays[] = {model->weights, model->m, model->v};
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    verify_checksum(&s, 3);
+    for (int a = 0; a < 3; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    close_safetensors(&s);
+}
+
+#endif
