@@ -714,7 +714,9 @@ static double fma_peak(void)
             for (int c = 0; c < CHAINS; c++) x[c] = term * (real)c;     /* no two chains alike */
             for (int i = 0; i < STEPS; i++)
                 for (int c = 0; c < CHAINS; c++) x[c] = x[c] * factor + term;
-            __asm__ volatile("" : : "m"(x));    /* the compiler must assume that x is wanted */
+            vec sum = x[0];
+            for (int c = 1; c < CHAINS; c++) sum += x[c];
+            __asm__ volatile("" : : "m"(sum));  /* the compiler must assume that it is wanted */
         }
         double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
         if (rate > best) best = rate;

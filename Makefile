@@ -1,0 +1,56 @@
+# make            the three programs                make demo     the whole story, under three minutes
+# make test       all tests, under two minutes      make bench    how fast this machine trains
+# make data       real data sets, by download       make debug    with address and undefined sanitizers
+# CC=clang works; ARCH=x86-64-v3 builds for another machine than this one; OPENMP= builds without it.
+
+ARCH    = native
+CFLAGS  = -O3 -march=$(ARCH) -fno-math-errno -fno-trapping-math -Wall -Wextra
+OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null \
+            && echo -fopenmp || echo -fopenmp-simd)
+BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
+
+PROGRAMS = tokenizer train_gpt finetune_cls
+TESTS    = $(patsubst test/%.c,out/test/%,$(wildcard test/test_*.c)) out/test/test_model_double
+
+all: $(PROGRAMS) data/reviews
+
+tokenizer: tokenizer.c model.h
+	$(BUILD)
+train_gpt finetune_cls: %: %.c model.h tokenizer.c
+	$(BUILD)
+data/reviews: data/reviews.c model.h
+	$(BUILD)
+
+out/test/test_model_double: test/test_model.c model.h test/check.h test/reference.h
+	@mkdir -p out/test
+	$(BUILD) -DREAL=double
+out/test/%: test/%.c model.h tokenizer.c train_gpt.c finetune_cls.c test/check.h $(wildcard test/reference.h)
+	@mkdir -p out/test
+	$(BUILD)
+
+test: all $(TESTS)
+	@sh test/run.sh $(TESTS) $(wildcard test/test_*.sh)
+
+demo: all
+	@sh data/demo.sh
+
+debug:
+	$(MAKE) clean
+	$(MAKE) all EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+data:
+	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab
+
+out/bench: dev/bench.c model.h
+	@mkdir -p out
+	$(BUILD)
+bench: out/bench
+	out/bench
+
+help:
+	@sed -n 's/^# *\(make\|CC\)/\1/p' Makefile
+
+clean:
+	rm -rf $(PROGRAMS) data/reviews out/test out/bench
+
+.PHONY: all test demo debug data bench help clean

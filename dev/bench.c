@@ -1,0 +1,163 @@
+/* bench.c: how fast this machine trains, generates and classifies, against its own limits.
+ *
+ * First the limits: multiply-adds on registers, and memory bandwidth. Then, for each shape, whole
+ * training steps (forward, backward, clipping, AdamW) on random tokens. FLOPs of a step are counted
+ * by the usual formula, (6 (12 L C^2 + V C) + 12 L C T) B T, causality not subtracted. dev/bench_torch.py
+ * prints the same rows for PyTorch. */
+
+#include "../model.h"
+
+struct Shape { const char *name; int layers, heads, channels, context, vocabulary, batch; };
+
+static const struct Shape shapes[] = {
+    {"A", 12, 12, 768, 64, 50257, 4},   {"B", 6, 6, 384, 256, 65, 16},    {"C", 6, 4, 256, 256, 8192, 16},
+    {"D", 4, 4, 128, 64, 65, 12},       {"E", 4, 4, 128, 128, 4096, 32},  {"F", 12, 12, 768, 1024, 50257, 4},
+};
+
+/* Bytes per second of a[i] = x * b[i] + a[i] over 2 x 256 MB: two reads and a write for each element. */
+static double memory_bandwidth(void)
+{
+    const size_t n = (size_t)64 << 20;
+    float *a = allocate_zeroed(n * sizeof *a), *b = allocate_zeroed(n * sizeof *b);
+    double best = 0;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        double start = seconds();
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++) a[i] = 0.5f * b[i] + a[i];
+        double rate = 3.0 * n * sizeof *a / (seconds() - start);
+        if (rate > best) best = rate;
+    }
+    release(a, n * sizeof *a);
+    release(b, n * sizeof *b);
+    return best;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
+
+/* Median time of a training step; at least 3 steps and a second, after one that is not counted. */
+static double time_training(struct Model *model, const struct Shape *s)
+{
+    enum { MOST = 40 };
+    const int N = s->batch * s->context;
+    int *tokens = resize(NULL, N * sizeof *tokens), *starts = resize(NULL, (s->batch + 1) * sizeof *starts);
+    struct Random random = random_stream(1, 1);
+    struct Workspace ws;
+    double times[MOST], begin = seconds();
+    int steps = 0;
+    for (int n = 0; n < N; n++) tokens[n] = (int)random_below(&random, s->vocabulary);
+    for (int b = 0; b <= s->batch; b++) starts[b] = b * s->context;
+    const struct Batch batch = {N, s->batch, tokens, starts};
+    workspace_create(&ws, model, N, WORK_TRAIN);
+    for (int step = 1; step <= MOST && (steps < 3 || seconds() - begin < 4) && (steps < 1 || seconds() - begin < 30); step++) {
+        double start = seconds();
+        zero_grads(model);
+        trunk_forward(model, &ws, &batch, 0, 0);
+        lm_head(model, &ws, tokens, (real)1 / N);
+        trunk_backward(model, &ws, &batch);
+        double norm = grad_norm(model);
+        adamw_step(model, 1e-4, norm > 1 ? 1 / norm : 1, 0.1, step);
+        if (step > 1) times[steps++] = seconds() - start;
+    }
+    qsort(times, steps, sizeof *times, compare_doubles);
+    workspace_free(&ws);
+    free(tokens);
+    free(starts);
+    return times[steps / 2];
+}
+
+static void bench_training(double peak)
+{
+    printf("\n%-42s %9s %9s %9s %7s\n", "training step", "ms", "tokens/s", "GFLOP/s", "% peak");
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const struct Shape *s = &shapes[i];
+        struct Model model;
+        model_create(&model, (struct Config){s->layers, s->heads, s->channels, s->context, s->vocabulary, 0, NULL});
+        model_init(&model, 1);
+        model_train_from(&model, 0);
+        const double time = time_training(&model, s), N = (double)s->batch * s->context, L = s->layers, C = s->channels;
+        const double flops = (6 * (12 * L * C * C + s->vocabulary * C) + 12 * L * C * s->context) * N;
+        char name[64];
+        snprintf(name, sizeof name, "%s  L%d H%d C%d T%d V%d B%d", s->name, s->layers, s->heads, s->channels,
+                 s->context, s->vocabulary, s->batch);
+        printf("%-42s %9.1f %9.0f %9.1f %6.1f%%\n", name, 1e3 * time, N / time, flops / time / 1e9, 100 * flops / time / peak);
+        fflush(stdout);
+        model_free(&model);
+    }
+}
+
+/* Shape A's model, one sequence: a prompt of 512 tokens in one pass, then tokens one by one. */
+static void bench_generation(double bandwidth)
+{
+    enum { PROMPT = 512, TOKENS = 64 };
+    struct Model model;
+    struct Workspace ws;
+    int tokens[PROMPT], starts[] = {0, PROMPT};
+    model_create(&model, (struct Config){12, 12, 768, 1024, 50257, 0, NULL});
+    model_init(&model, 1);
+    for (int n = 0; n < PROMPT; n++) tokens[n] = n;
+    workspace_create(&ws, &model, 1024, WORK_CACHE);
+    real *logits = allocate_zeroed((size_t)model.config.vocabulary * sizeof(real));
+    const struct Batch prompt = {PROMPT, 1, tokens, starts};
+    trunk_forward(&model, &ws, &prompt, 0, 0);
+    double start = seconds();
+    trunk_forward(&model, &ws, &prompt, 0, 0);
+    const double reading = PROMPT / (seconds() - start);
+    start = seconds();
+    for (int n = 0; n < TOKENS; n++) lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
+    const double rate = TOKENS / (seconds() - start), bytes = (double)model.size * sizeof(real);
+    printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights, %.0f%% of memory bandwidth; "
+           "prompt %.0f tokens/s\n", rate, rate * bytes / 1e9, 100 * rate * bytes / bandwidth, reading);
+    release(logits, (size_t)model.config.vocabulary * sizeof(real));
+    workspace_free(&ws);
+    model_free(&model);
+}
+
+/* Sentences of 4 to 40 tokens, back to back, about 2,048 rows a batch, on shape C's trunk. */
+static void bench_classification(double peak)
+{
+    enum { ROWS = 2048, ROUNDS = 20 };
+    struct Model model;
+    struct Workspace ws;
+    static int tokens[ROWS], starts[ROWS + 1];
+    static real probabilities[ROWS * 2];
+    struct Random random = random_stream(2, 2);
+    struct Batch batch = {0, 0, tokens, starts};
+    model_create(&model, (struct Config){6, 4, 256, 256, 8192, 2, NULL});
+    model_init(&model, 1);
+    for (int length; batch.rows + (length = 4 + (int)random_below(&random, 37)) <= ROWS; ) {
+        for (int n = 0; n < length; n++) tokens[batch.rows++] = (int)random_below(&random, 8192);
+        starts[++batch.sequences] = batch.rows;
+    }
+    workspace_create(&ws, &model, ROWS, WORK_EVAL);
+    double start = 0;
+    for (int round = -1; round < ROUNDS; round++) {
+        if (round == 0) start = seconds();
+        trunk_forward(&model, &ws, &batch, 0, 0);
+        class_head(&model, &ws, &batch, NULL, NULL, 0, probabilities);
+    }
+    const double time = (seconds() - start) / ROUNDS, flops = 2.0 * 12 * 6 * 256 * 256 * batch.rows;
+    printf("classification, L6 H4 C256, 4 to 40 tokens: %.0f sentences/s, %.0f tokens/s, %.1f GFLOP/s, %.0f%% of peak\n",
+           batch.sequences / time, batch.rows / time, flops / time / 1e9, 100 * flops / time / peak);
+    workspace_free(&ws);
+    model_free(&model);
+}
+
+int main(int argc, char **argv)
+{
+    int threads = 0;
+    struct Option options[] = {{"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096}};
+    program = "bench";
+    if (parse_options(argc - 1, argv + 1, options, 1, "bench [options]: training, generation, classification"))
+        die_usage("%s: not an option. --help lists them.", argv[1]);
+    set_threads(threads);
+    const double peak = fma_peak(), bandwidth = memory_bandwidth();
+    printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n", thread_count(),
+           thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
+    bench_training(peak);
+    bench_generation(bandwidth);
+    bench_classification(peak);
+    return 0;
+}
