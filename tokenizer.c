@@ -125,7 +125,7 @@ static void make_class_table(void)
     }
 }
 
-static int class_of(unsigned code)
+static int code_class(unsigned code)
 {
     return class_stage2[class_stage1[code / CLASS_BLOCK]][code % CLASS_BLOCK / 4] >> code % 4 * 2 & 3;
 }
@@ -138,7 +138,7 @@ static int character(const unsigned char *s, size_t n, int *length)
     const unsigned a = s[0], b = n > 1 ? s[1] ^ 0x80 : 64, c = n > 2 ? s[2] ^ 0x80 : 64, d = n > 3 ? s[3] ^ 0x80 : 64;
     unsigned code = a;
     *length = 1;
-    if (a < 0x80) return class_of(a);
+    if (a < 0x80) return code_class(a);
     if (a >= 0xC2 && a < 0xE0 && b < 64) *length = 2, code = (a & 31) << 6 | b;
     else if (a >= 0xE0 && a < 0xF0 && b < 64 && c < 64) {
         code = (a & 15) << 12 | b << 6 | c;
@@ -149,7 +149,7 @@ static int character(const unsigned char *s, size_t n, int *length)
         if (code < 0x10000 || code > 0x10FFFF) return CLASS_OTHER;
         *length = 4;
     } else return CLASS_OTHER;
-    return class_of(code);
+    return code_class(code);
 }
 
 /* ============================================================================================= */

@@ -1,0 +1,1478 @@
+/* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
+ *
+ *    1  Labelled data   TSV, CSV or JSON lines -> texts and names of labels
+ *    2  Examples        tokens, truncation, the stratified split
+ *    3  Batches         texts of true lengths back to back; class probabilities, features
+ *    4  Scores          accuracy, F1, calibration error, confusion matrix
+ *    5  Probe           logistic regression on frozen features, by L-BFGS
+ *    6  Fine-tuning     gradient steps on the last blocks or on everything
+ *    7  Commands        train, eval, predict
+ *
+ * A text enters the model as <|endoftext|> and its tokens, as documents did in pretraining. Its class
+ * is read at the last token, the only one that has seen all others: logits = hidden score^T.
+ *
+ * Letters: N examples, C channels, K classes. */
+
+#include "model.h"
+#define TOKENIZER_NO_MAIN
+#include "tokenizer.c"
+
+/* ============================================================================================= */
+/* 1. Labelled data                                                                              */
+/* ============================================================================================= */
+
+/* Text and label point into the file, or to memory that lives as long as the program. */
+struct Example { struct Bytes text, label; int line; };
+struct Examples { const char *path; struct Example *items; int count; };
+
+/* A file being read, record by record. Columns are numbered from 0. */
+struct Table {
+    const char *path, *at, *end;
+    int line;                                   /* of `at`, from 1 */
+    enum { TSV, CSV, JSON_LINES } format;
+    const char *text_name, *label_name;         /* as the user names the columns; NULL: the usual names */
+    int columns, text_column, label_column;
+};
+
+static const char usual_text_names[] = "text|sentence|content|review", usual_label_names[] = "label";
+
+/* Tells the formats apart by the first line: an object is JSON lines, a tab means TSV, else it is CSV. */
+static void detect_format(struct Table *t)
+{
+    const size_t n = t->end - t->at;
+    if (n >= 2 && (!memcmp(t->at, "\xFF\xFE", 2) || !memcmp(t->at, "\xFE\xFF", 2)))
+        die("%s: the text is UTF-16. Save it as UTF-8.", t->path);
+    if (n >= 3 && !memcmp(t->at, "\xEF\xBB\xBF", 3)) t->at += 3;        /* a byte order mark */
+    while (t->at < t->end && (*t->at == '\n' || *t->at == '\r')) t->line += *t->at++ == '\n';
+    if (t->at == t->end) die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
+    const char *stop = memchr(t->at, '\n', t->end - t->at);
+    const size_t length = (stop ? stop : t->end) - t->at;
+    t->format = *t->at == '{' ? JSON_LINES : memchr(t->at, '\t', length) ? TSV : CSV;
+}
+
+/* After a field: true if a separator follows, so another field comes; else the record is over. */
+static bool field_follows(struct Table *t)
+{
+    if (t->at == t->end) return false;
+    if (*t->at++ != '\n') return true;
+    t->line++;
+    return false;
+}
+
+/* A CSV field in quotes (RFC 4180): it may hold commas, line ends and, doubled, quotes. */
+static bool read_quoted_field(struct Table *t, struct Bytes *field)
+{
+    struct Buffer b = {0};
+    const int first_line = t->line;
+    append_bytes(&b, "", 0);
+    for (t->at++; ; t->at++) {
+        const char *quote = memchr(t->at, '"', t->end - t->at);
+        if (!quote) die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
+        for (const char *s = t->at; s < quote; s++) t->line += *s == '\n';
+        append_bytes(&b, t->at, quote - t->at);
+        t->at = quote + 1;
+        if (t->at == t->end || *t->at != '"') break;
+        append_bytes(&b, "\"", 1);
+    }
+    if (t->at < t->end && *t->at == '\r' && (t->at + 1 == t->end || t->at[1] == '\n')) t->at++;
+    if (t->at < t->end && *t->at != ',' && *t->at != '\n')
+        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.", t->path, t->line);
+    *field = (struct Bytes){b.data, b.size};
+    return field_follows(t);
+}
+
+/* The next field of the record; returns whether another one follows it. */
+static bool read_field(struct Table *t, struct Bytes *field)
+{
+    const char separator = t->format == CSV ? ',' : '\t', *begin = t->at;
+    if (t->format == CSV && t->at < t->end && *t->at == '"') return read_quoted_field(t, field);
+    while (t->at < t->end && *t->at != separator && *t->at != '\n') t->at++;
+    size_t n = t->at - begin;
+    if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
+    *field = (struct Bytes){begin, n};
+    return field_follows(t);
+}
+
+/* How well a column's name fits: 0 is best, INT_MAX not at all. `wanted` must be met exactly; among
+ * the usual names, in upper or lower case, the earlier ones are preferred. */
+static int name_rank(struct Bytes name, const char *wanted, const char *usual)
+{
+    if (wanted) return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
+    for (int rank = 0; ; rank++) {
+        const size_t n = strcspn(usual, "|");
+        size_t same = 0;
+        while (same < n && same < name.size && tolower((unsigned char)name.data[same]) == usual[same]) same++;
+        if (same == n && n == name.size) return rank;
+        if (!usual[n]) return INT32_MAX;
+        usual += n + 1;
+    }
+}
+
+__attribute__((noreturn)) static void die_no_column(const struct Table *t, bool label, const char *columns)
+{
+    const char *wanted = label ? t->label_name : t->text_name, *usual = label ? usual_label_names : usual_text_names;
+    die("%s:%d: no column is named %s (there are: %s). The first line must name the columns; --%s-column chooses one.",
+        t->path, t->line - (t->format != JSON_LINES), wanted ? wanted : usual, columns, label ? "label" : "text");
+}
+
+/* The first line of a TSV or CSV file: finds the two columns. */
+static void read_header(struct Table *t)
+{
+    struct Buffer names = {0};
+    int text_rank = INT32_MAX, label_rank = INT32_MAX;
+    t->text_column = t->label_column = -1;
+    for (bool more = true; more; t->columns++) {
+        struct Bytes name;
+        more = read_field(t, &name);
+        int rank = name_rank(name, t->text_name, usual_text_names);
+        if (rank < text_rank) { text_rank = rank; t->text_column = t->columns; }
+        rank = name_rank(name, t->label_name, usual_label_names);
+        if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
+        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60), name.data);
+        if (names.size > 500) names.size = 500;
+    }
+    if (t->text_column < 0) die_no_column(t, false, names.data);
+    if (t->label_column < 0) die_no_column(t, true, names.data);
+    if (t->text_column == t->label_column) die("%s: text and label are the same column. Name two.", t->path);
+    free(names.data);
+}
+
+static bool skip_blank_lines(struct Table *t)
+{
+    while (t->at < t->end && (*t->at == '\n' || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
+        t->at += *t->at == '\n' ? 1 : 2;
+        t->line++;
+    }
+    return t->at < t->end;
+}
+
+static void read_row(struct Table *t, struct Example *e)
+{
+    int column = 0;
+    e->line = t->line;
+    for (bool more = true; more; column++) {
+        struct Bytes field;
+        more = read_field(t, &field);
+        if (column == t->text_column) e->text = field;
+        if (column == t->label_column) e->label = field;
+    }
+    if (column != t->columns)
+        die("%s:%d: %d columns where the header has %d. %s", t->path, e->line, column, t->columns,
+            t->format == CSV ? "Put texts with commas or line ends in quotes." : "Remove tabs from the texts.");
+}
+
+/* A member's value as text: numbers and truth values may be labels, too. NULL if it is anything else. */
+static char *json_as_text(const struct Json *j)
+{
+    if (j->kind == JSON_STRING) return text_of("%s", j->string);
+    if (j->kind == JSON_NUMBER) return text_of("%.15g", j->number);
+    if (j->kind == JSON_BOOL) return text_of("%s", j->number ? "true" : "false");
+    return NULL;
+}
+
+/* The member whose name fits best; dies if none does. */
+static const struct Json *json_column(const struct Table *t, const struct Json *object, bool label)
+{
+    const struct Json *best = NULL;
+    int least = INT32_MAX;
+    struct Buffer names = {0};
+    for (const struct Json *j = object->child; j; j = j->next) {
+        const struct Bytes name = {j->key, strlen(j->key)};
+        const int rank = label ? name_rank(name, t->label_name, usual_label_names)
+                               : name_rank(name, t->text_name, usual_text_names);
+        if (rank < least) { least = rank; best = j; }
+        append(&names, "%s%.60s", j == object->child ? "" : ", ", j->key);
+    }
+    if (!best) die_no_column(t, label, names.data ? names.data : "none");
+    free(names.data);
+    return best;
+}
+
+/* A NUL, as a byte or as \u0000, would end a JSON string early. */
+static bool holds_nul(const char *s, size_t n)
+{
+    if (memchr(s, 0, n)) return true;
+    for (size_t i = 0; i + 5 < n; i++)
+        if (s[i] == '\\') {
+            if (!memcmp(s + i + 1, "u0000", 5)) return true;
+            i++;
+        }
+    return false;
+}
+
+static void read_json_line(struct Table *t, struct Example *e)
+{
+    const char *stop = memchr(t->at, '\n', t->end - t->at);
+    const size_t n = (stop ? stop : t->end) - t->at;
+    char *where = text_of("%s:%d", t->path, t->line);
+    e->line = t->line;
+    if (holds_nul(t->at, n)) die("%s: holds a NUL character. Remove it.", where);
+    struct Json *j = json_parse(t->at, n, where);
+    if (j->kind != JSON_OBJECT) die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.", where);
+    const struct Json *text = json_column(t, j, false), *label = json_column(t, j, true);
+    if (text->kind != JSON_STRING) die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
+    char *name = json_as_text(label);
+    if (!name) die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
+    char *copy = text_of("%s", text->string);
+    e->text = (struct Bytes){copy, strlen(copy)};
+    e->label = (struct Bytes){name, strlen(name)};
+    t->at += n + (stop != NULL);
+    t->line++;
+    json_free(j);
+    free(where);
+}
+
+static bool valid_utf8(const char *text, size_t n)
+{
+    const unsigned char *s = (const unsigned char *)text, *end = s + n;
+    while (s < end) {
+        const int more = *s < 0x80 ? 0 : *s >= 0xC2 && *s < 0xE0 ? 1 : (*s & 0xF0) == 0xE0 ? 2 : *s >= 0xF0 && *s < 0xF5 ? 3 : -1;
+        if (more < 0 || end - s <= more) return false;
+        if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xED && s[1] >= 0xA0)) return false;     /* too long; surrogate */
+        if ((*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] >= 0x90)) return false;     /* too long; too large */
+        for (int i = 1; i <= more; i++) if ((s[i] & 0xC0) != 0x80) return false;
+        s += more + 1;
+    }
+    return true;
+}
+
+/* Texts may be any bytes. Labels are printed and stored as names, so they must be clean. */
+static void check_label(const char *path, const struct Example *e)
+{
+    const struct Bytes l = e->label;
+    if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
+    if (l.size > 200) die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path, e->line, l.size);
+    for (size_t i = 0; i < l.size; i++)
+        if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
+            die("%s:%d: the label holds a control character. Remove it.", path, e->line);
+    if (!valid_utf8(l.data, l.size)) die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
+}
+
+/* All labelled texts of a file. Column names may be NULL: the usual ones. */
+static struct Examples read_examples(const char *path, const char *text_name, const char *label_name)
+{
+    const struct Bytes file = map_file(path);
+    struct Table t = {path, file.data, file.data + file.size, 1, TSV, text_name, label_name};
+    struct Examples all = {path, NULL, 0};
+    detect_format(&t);
+    if (t.format != JSON_LINES) read_header(&t);
+    for (int capacity = 0; skip_blank_lines(&t); all.count++) {
+        if (all.count == capacity) all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
+        struct Example *e = &all.items[all.count];
+        if (t.format == JSON_LINES) read_json_line(&t, e); else read_row(&t, e);
+        check_label(path, e);
+    }
+    if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
+    return all;
+}
+
+static int compare_labels(const void *a, const void *b)
+{
+    const struct Bytes x = *(const struct Bytes *)a, y = *(const struct Bytes *)b;
+    const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
+    return order ? order : (x.size > y.size) - (x.size < y.size);
+}
+
+/* Every label once, in the order of its bytes: class k is names[k]. */
+static char **class_names(const struct Examples *e, int *classes)
+{
+    enum { MOST = 1000 };
+    struct Bytes *labels = resize(NULL, e->count * sizeof *labels);
+    char **names = resize(NULL, MOST * sizeof *names);
+    for (int i = 0; i < e->count; i++) labels[i] = e->items[i].label;
+    qsort(labels, e->count, sizeof *labels, compare_labels);
+    *classes = 0;
+    for (int i = 0; i < e->count; i++) {
+        if (i > 0 && !compare_labels(&labels[i], &labels[i - 1])) continue;
+        if (*classes == MOST) die("%s: more than %d different labels. Is --label-column right?", e->path, MOST);
+        names[(*classes)++] = text_of("%.*s", (int)labels[i].size, labels[i].data);
+    }
+    free(labels);
+    if (*classes == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
+    return names;
+}
+
+static char *joined(char *const *names, int n)
+{
+    struct Buffer b = {0};
+    for (int k = 0; k < n && k < 20; k++) append(&b, "%s%s", k ? ", " : "", names[k]);
+    if (n > 20) append(&b, ", ... (%d in all)", n);
+    return b.data;
+}
+
+/* The class of an example; dies on a label that is none of the names. */
+static int class_of(const char *path, const struct Example *e, char *const *names, int classes)
+{
+    for (int k = 0; k < classes; k++)
+        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size)) return k;
+    die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
+        (int)e->label.size, e->label.data, joined(names, classes));
+}
+
+/* ============================================================================================= */
+/* 2. Examples                                                                                   */
+/* ============================================================================================= */
+
+/* What is read of a long text: `most` tokens, <|endoftext|> included, from its head, tail or both. */
+struct Window { int most; const char *truncate; };
+
+/* Texts as tokens: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
+struct Dataset {
+    int count, longest, truncated, capacity;
+    int *tokens, *labels;
+    size_t *starts, token_capacity;
+};
+
+/* Keeps at most `most` of n ids; returns how many. both: the first and the last half. */
+static int truncate_ids(int *ids, int n, int most, const char *how)
+{
+    if (n <= most) return n;
+    const int head = !strcmp(how, "head") ? most : !strcmp(how, "tail") ? 0 : (most + 1) / 2, tail = most - head;
+    memmove(ids + head, ids + n - tail, tail * sizeof *ids);
+    return most;
+}
+
+/* Appends one text. label -1: unknown. */
+static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label, struct Window w)
+{
+    if (d->count == d->capacity) {
+        d->capacity = 2 * d->capacity + 64;
+        d->labels = resize(d->labels, d->capacity * sizeof *d->labels);
+        d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
+    }
+    const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
+    if (start + text.size + 1 > d->token_capacity) {
+        d->token_capacity = 2 * (start + text.size + 1);
+        d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
+    }
+    int *ids = d->tokens + start;
+    ids[0] = tokenizer->eot;
+    const int all = tokenizer_encode(tokenizer, text.data, text.size, ids + 1);
+    const int n = 1 + truncate_ids(ids + 1, all, w.most - 1, w.truncate);
+    d->truncated += n < all + 1;
+    d->longest = max_int(d->longest, n);
+    d->labels[d->count++] = label;
+    d->starts[d->count] = start + n;
+}
+
+static int length_of(const struct Dataset *d, int example)
+{
+    return (int)(d->starts[example + 1] - d->starts[example]);
+}
+
+static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e, char *const *names,
+                         int classes, struct Window w)
+{
+    for (int i = 0; i < e->count; i++)
+        add_text(d, tokenizer, e->items[i].text, class_of(e->path, &e->items[i], names, classes), w);
+}
+
+/* Sets a part of each class aside: at least one example, and never its last. list: examples 0 .. N-1,
+ * afterwards those to train on, then those set aside, each in random order. Returns how many train. */
+static int split_stratified(int *list, const int *labels, int N, int classes, double part, struct Random random)
+{
+    int *left = resize(NULL, classes * sizeof *left), *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
+    memset(left, 0, classes * sizeof *left);
+    for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
+    for (int k = 0; k < classes; k++) left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
+    shuffle(order, N, &random);
+    for (int i = 0; i < N; i++)
+        if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
+    free(left);
+    free(order);
+    return train;
+}
+
+/* ============================================================================================= */
+/* 3. Batches                                                                                    */
+/* ============================================================================================= */
+
+enum { BATCH_ROWS = 2048 };     /* tokens at a time: enough for GEMM to be efficient */
+
+/* A model at work on examples: activations, and the room where a batch is put together. */
+struct Runner {
+    struct Model *model;
+    struct Workspace ws;
+    int *tokens, *starts, *labels;
+};
+
+static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
+{
+    r->model = model;
+    workspace_create(&r->ws, model, max_rows, kind);
+    r->tokens = resize(NULL, max_rows * sizeof(int));
+    r->labels = resize(NULL, max_rows * sizeof(int));
+    r->starts = resize(NULL, (max_rows + 1) * sizeof(int));
+}
+
+static void runner_free(struct Runner *r)
+{
+    workspace_free(&r->ws);
+    free(r->tokens);
+    free(r->labels);
+    free(r->starts);
+}
+
+/* Puts as many of the examples list[0 .. count) into one batch as fit, at least one: they stand back
+ * to back. Their labels are in r->labels. */
+static struct Batch gather(struct Runner *r, const struct Dataset *d, const int *list, int count)
+{
+    struct Batch b = {0, 0, r->tokens, r->starts};
+    r->starts[0] = 0;
+    while (b.sequences < count) {
+        const int example = list[b.sequences], n = length_of(d, example);
+        if (b.rows + n > r->ws.max_rows) break;
+        memcpy(r->tokens + b.rows, d->tokens + d->starts[example], n * sizeof(int));
+        r->labels[b.sequences] = d->labels[example];
+        r->starts[++b.sequences] = b.rows += n;
+    }
+    return b;
+}
+
+/* order: positions in the list, from short texts to long ones; stable. Batches of like lengths leave
+ * every thread with the same work. */
+static void order_by_length(int *order, const struct Dataset *d, const int *list, int count)
+{
+    int *next = resize(NULL, (d->longest + 2) * sizeof *next);
+    memset(next, 0, (d->longest + 2) * sizeof *next);
+    for (int i = 0; i < count; i++) next[length_of(d, list[i]) + 1]++;
+    for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
+    for (int i = 0; i < count; i++) order[next[length_of(d, list[i])]++] = i;
+    free(next);
+}
+
+static void show_rate(const char *what, int done, int count, double start)
+{
+    const double spent = seconds() - start;
+    progress(done == count, "%s: %d/%d texts  %.0f texts/s  %s", what, done, count, done / spent,
+             done == count ? text_of("%.1f s", spent) : text_of("%s left", duration(spent * (count - done) / done)));
+}
+
+/* Runs the examples list[0 .. count) through the model, in batches by length; results are in the
+ * order of the list. probabilities (count, K) and features (count, C), the hidden states at the last
+ * tokens, may be NULL. Returns the sum of losses over examples with a label. `what`: for progress,
+ * or NULL. */
+static double run_examples(struct Runner *r, real *probabilities, real *features, const struct Dataset *d,
+                           const int *list, int count, const char *what)
+{
+    const int K = r->model->config.labels, C = r->model->config.channels;
+    int *order = resize(NULL, count * sizeof *order), *sorted = resize(NULL, count * sizeof *sorted);
+    real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
+    double loss = 0, start = seconds(), shown = start;
+    order_by_length(order, d, list, count);
+    for (int i = 0; i < count; i++) sorted[i] = list[order[i]];
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, d, sorted + done, count - done);
+        const real *hidden = trunk_forward(r->model, &r->ws, &b, 0, 0);
+        if (probabilities) loss += class_head(r->model, &r->ws, &b, r->labels, NULL, 0, p);
+        for (int s = 0; s < b.sequences; s++) {
+            const size_t to = order[done + s], last = b.starts[s + 1] - 1;
+            if (probabilities) memcpy(probabilities + to * K, p + (size_t)s * K, K * sizeof *p);
+            if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
+        }
+        done += b.sequences;
+        if (what && (done == count || (live() && seconds() - shown > 0.2))) {
+            show_rate(what, done, count, start);
+            shown = seconds();
+        }
+    }
+    free(order);
+    free(sorted);
+    free(p);
+    return loss;
+}
+
+/* ============================================================================================= */
+/* 4. Scores                                                                                     */
+/* ============================================================================================= */
+
+struct Scores { double accuracy, macro_f1, loss, ece; };
+
+static int most_probable(const real *p, int K)
+{
+    int best = 0;
+    for (int k = 1; k < K; k++) if (p[k] > p[best]) best = k;
+    return best;
+}
+
+/* confusion (K, K): row true class, column predicted class. */
+static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
+{
+    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
+    for (int i = 0; i < N; i++) confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+}
+
+/* F1 = 2 TP / (2 TP + FP + FN), averaged over the classes that occur, truly or as a prediction. */
+static double macro_f1(const int *confusion, int K)
+{
+    double sum = 0;
+    int present = 0;
+    for (int k = 0; k < K; k++) {
+        int truly = 0, predicted = 0;
+        for (int j = 0; j < K; j++) { truly += confusion[(size_t)k * K + j]; predicted += confusion[(size_t)j * K + k]; }
+        if (truly + predicted == 0) continue;
+        sum += 2.0 * confusion[(size_t)k * K + k] / (truly + predicted);
+        present++;
+    }
+    return present ? sum / present : 0;
+}
+
+/* Expected calibration error (Naeini et al. 2015): over 15 bins of the probability p of the predicted
+ * class, the average of |accuracy - mean p|, weighted by the number of examples in the bin. */
+static double calibration_error(const real *p, const int *truth, int N, int K)
+{
+    enum { BINS = 15 };
+    double difference[BINS] = {0}, sum = 0;
+    for (int i = 0; i < N; i++) {
+        const int best = most_probable(p + (size_t)i * K, K);
+        const double confidence = p[(size_t)i * K + best];
+        const int bin = confidence < 1 ? (int)(confidence * BINS) : BINS - 1;
+        difference[bin] += (best == truth[i]) - confidence;
+    }
+    for (int b = 0; b < BINS; b++) sum += fabs(difference[b]);
+    return sum / N;
+}
+
+/* Fills confusion (K, K), too. loss: the sum over the N examples. */
+static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N, int K)
+{
+    int right = 0;
+    count_confusion(confusion, p, truth, N, K);
+    for (int k = 0; k < K; k++) right += confusion[(size_t)k * K + k];
+    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N, calibration_error(p, truth, N, K)};
+}
+
+static double majority_rate(const int *confusion, int N, int K)
+{
+    int most = 0;
+    for (int k = 0; k < K; k++) {
+        int truly = 0;
+        for (int j = 0; j < K; j++) truly += confusion[(size_t)k * K + j];
+        most = max_int(most, truly);
+    }
+    return (double)most / N;
+}
+
+static void print_confusion(const int *confusion, char *const *names, int K)
+{
+    int width = 6;
+    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
+    printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
+    for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
+    printf("\n");
+    for (int k = 0; k < K; k++) {
+        printf("%*s", width, names[k]);
+        for (int j = 0; j < K; j++) printf(" %*d", width, confusion[(size_t)k * K + j]);
+        printf("\n");
+    }
+}
+
+/* ============================================================================================= */
+/* 5. Probe                                                                                      */
+/* ============================================================================================= */
+
+/* Multinomial logistic regression with an L2 penalty, on features x (N, C) computed once:
+ *
+ *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2          p_n = softmax(w x_n)        w (K, C)
+ *   dF/dw = 1/N sum_n (p_n - onehot(label_n)) x_n^T + l2 w
+ *
+ * F is strictly convex, so there is one solution, whatever the order or the seed. */
+struct Logistic {
+    const real *x;
+    const int *labels;
+    int N, C, K;
+    double l2;
+    double *p, *losses;         /* (N, K) (N): of the last w */
+};
+
+static struct Logistic logistic_create(const real *x, const int *labels, int N, int C, int K)
+{
+    double *p = resize(NULL, (size_t)N * K * sizeof(double)), *losses = resize(NULL, N * sizeof(double));
+    return (struct Logistic){x, labels, N, C, K, 0, p, losses};
+}
+
+static void logistic_free(struct Logistic *f)
+{
+    free(f->p);
+    free(f->losses);
+}
+
+/* Probabilities and losses at w; returns the mean loss, without the penalty. */
+static double logistic_loss(struct Logistic *f, const double *w)
+{
+    const int C = f->C, K = f->K;
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < f->N; n++) {
+        const real *x = f->x + (size_t)n * C;
+        double *p = f->p + (size_t)n * K, most = -INFINITY, sum = 0;
+        for (int k = 0; k < K; k++) {
+            const double *wk = w + (size_t)k * C;
+            double dot = 0;
+            #pragma omp simd reduction(+: dot)
+            for (int c = 0; c < C; c++) dot += wk[c] * x[c];
+            p[k] = dot;
+            most = dot > most ? dot : most;
+        }
+        f->losses[n] = most - p[f->labels[n]];
+        for (int k = 0; k < K; k++) sum += p[k] = exp(p[k] - most);
+        for (int k = 0; k < K; k++) p[k] /= sum;
+        f->losses[n] += log(sum);
+    }
+    double total = 0;
+    for (int n = 0; n < f->N; n++) total += f->losses[n];
+    return total / f->N;
+}
+
+/* F and its gradient dw at w. Threads share out channels; each sum over n is taken in order. */
+static double logistic_objective(struct Logistic *f, double *dw, const double *w)
+{
+    enum { CHANNELS = 16 };
+    const int C = f->C, K = f->K;
+    const double loss = logistic_loss(f, w);
+    double square = 0;
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+        const int channels = min_int(CHANNELS, C - c0);
+        for (int k = 0; k < K; k++)
+            for (int c = c0; c < c0 + channels; c++) dw[(size_t)k * C + c] = f->N * f->l2 * w[(size_t)k * C + c];
+        for (int n = 0; n < f->N; n++) {
+            const real *x = f->x + (size_t)n * C + c0;
+            for (int k = 0; k < K; k++) {
+                const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
+                double *d = dw + (size_t)k * C + c0;
+                for (int c = 0; c < channels; c++) d[c] += slope * x[c];
+            }
+        }
+        for (int k = 0; k < K; k++)
+            for (int c = c0; c < c0 + channels; c++) dw[(size_t)k * C + c] /= f->N;
+    }
+    for (size_t i = 0; i < (size_t)K * C; i++) square += w[i] * w[i];
+    return loss + f->l2 / 2 * square;
+}
+
+/* a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Pivots are kept from falling
+ * below `least`, so that rounding cannot make it fail. */
+static void cholesky(double *a, int C, double least)
+{
+    for (int i = 0; i < C; i++)
+        for (int j = 0; j <= i; j++) {
+            const double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
+            double sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
+            const double rest = ai[j] - sum;
+            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > least ? rest : least);
+        }
+}
+
+/* Solves L L^T x = x in place: forward through L, then back through L^T. */
+static void cholesky_solve(double *x, const double *L, int C)
+{
+    for (int i = 0; i < C; i++) {
+        double sum = 0;
+        #pragma omp simd reduction(+: sum)
+        for (int c = 0; c < i; c++) sum += L[(size_t)i * C + c] * x[c];
+        x[i] = (x[i] - sum) / L[(size_t)i * C + i];
+    }
+    for (int i = C - 1; i >= 0; i--) {
+        x[i] /= L[(size_t)i * C + i];
+        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
+    }
+}
+
+static double dot(const double *a, const double *b, size_t n)
+{
+    double sum = 0;
+    #pragma omp simd reduction(+: sum)
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* L-BFGS (Nocedal 1980) keeps the last steps s and changes of the gradient y, from which it applies
+ * an approximate inverse Hessian. Where that starts from decides how many steps it takes: here from
+ * the Hessian at w = 0, whose block for each class is
+ *   M = 1/K (X^T X / N) + l2 I
+ * up to a term that pulls all classes alike, which softmax does not see. X^T X is computed once. */
+enum { HISTORY = 10 };
+
+struct Lbfgs {
+    size_t size;                /* K C */
+    int pairs;                  /* seen so far; pair i is in slot i % HISTORY */
+    double *s[HISTORY], *y[HISTORY], sy[HISTORY];
+    double *cholesky, *w, *g, *direction, *work;    /* (C, C), then (K, C) each */
+};
+
+static struct Lbfgs lbfgs_create(int K, int C)
+{
+    struct Lbfgs o = {.size = (size_t)K * C};
+    double *memory = allocate_zeroed(((size_t)C * C + (2 * HISTORY + 4) * o.size) * sizeof(double));
+    o.cholesky = memory;
+    memory += (size_t)C * C;
+    for (int i = 0; i < HISTORY; i++) { o.s[i] = memory; o.y[i] = memory + o.size; memory += 2 * o.size; }
+    o.w = memory;
+    o.g = memory + o.size;
+    o.direction = memory + 2 * o.size;
+    o.work = memory + 3 * o.size;
+    return o;
+}
+
+static void lbfgs_free(struct Lbfgs *o, int C)
+{
+    release(o->cholesky, ((size_t)C * C + (2 * HISTORY + 4) * o->size) * sizeof(double));
+}
+
+static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const real *gram)
+{
+    const int C = f->C;
+    for (size_t i = 0; i < (size_t)C * C; i++)
+        o->cholesky[i] = gram[i] / ((double)f->N * f->K) + (i % (C + 1) == 0) * f->l2;
+    cholesky(o->cholesky, C, f->l2 / 2);
+}
+
+/* direction = -H g by the two-loop recursion, newest pair to oldest and back. */
+static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
+{
+    double *d = o->direction, a[HISTORY] = {0}, scale = 1;
+    const int oldest = max_int(0, o->pairs - HISTORY);
+    for (size_t i = 0; i < o->size; i++) d[i] = -o->g[i];
+    for (int p = o->pairs - 1; p >= oldest; p--) {
+        const int slot = p % HISTORY;
+        a[slot] = dot(o->s[slot], d, o->size) / o->sy[slot];
+        for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
+    }
+    for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
+    if (o->pairs > 0) {         /* the newest pair tells by how much M over-estimates the curvature */
+        const int slot = (o->pairs - 1) % HISTORY;
+        memcpy(o->work, o->y[slot], o->size * sizeof(double));
+        for (int k = 0; k < f->K; k++) cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
+        scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
+    }
+    for (size_t i = 0; i < o->size; i++) d[i] *= scale;
+    for (int p = oldest; p < o->pairs; p++) {
+        const int slot = p % HISTORY;
+        const double b = dot(o->y[slot], d, o->size) / o->sy[slot];
+        for (size_t i = 0; i < o->size; i++) d[i] += (a[slot] - b) * o->s[slot][i];
+    }
+}
+
+static double largest(const double *x, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) most = fabs(x[i]) > most || isnan(x[i]) ? fabs(x[i]) : most;
+    return most;
+}
+
+/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7; gram (C, C) is
+ * X^T X. Returns the number of evaluations of F. */
+static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
+{
+    enum { MOST = 500 };
+    const size_t n = o->size;
+    int evaluations = 1;
+    double F = logistic_objective(f, o->g, w);
+    o->pairs = 0;
+    lbfgs_precondition(o, f, gram);
+    while (largest(o->g, n) > 1e-7 && evaluations < MOST) {
+        double *s = o->s[o->pairs % HISTORY], *y = o->y[o->pairs % HISTORY], step = 1, F_new = INFINITY;
+        lbfgs_direction(o, f);
+        const double slope = dot(o->g, o->direction, n);
+        for (; evaluations < MOST && step > 1e-9; step /= 2) {      /* until F falls enough (Armijo) */
+            for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
+            F_new = logistic_objective(f, o->work, o->w);
+            evaluations++;
+            if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
+        }
+        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* as low as rounding allows */
+        for (size_t i = 0; i < n; i++) {
+            s[i] = o->w[i] - w[i];
+            y[i] = o->work[i] - o->g[i];
+            w[i] = o->w[i];
+            o->g[i] = o->work[i];
+        }
+        F = F_new;
+        o->sy[o->pairs % HISTORY] = dot(s, y, n);
+        if (o->sy[o->pairs % HISTORY] > 0) o->pairs++;
+    }
+    return evaluations;
+}
+
+/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by it, so
+ * that one l2 suits them all. Their mean stays: taking it off would need a bias, which the head lacks. */
+static void measure_features(double *deviation, const real *x, int N, int C)
+{
+    enum { CHANNELS = 16 };
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+        const int channels = min_int(CHANNELS, C - c0);
+        double mean[CHANNELS] = {0}, square[CHANNELS] = {0};
+        for (int n = 0; n < N; n++)
+            for (int c = 0; c < channels; c++) mean[c] += x[(size_t)n * C + c0 + c];
+        for (int c = 0; c < channels; c++) mean[c] /= N;
+        for (int n = 0; n < N; n++)
+            for (int c = 0; c < channels; c++) {
+                const double d = x[(size_t)n * C + c0 + c] - mean[c];
+                square[c] += d * d;
+            }
+        for (int c = 0; c < channels; c++) {
+            const double d = sqrt(square[c] / N);
+            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant tells nothing: it is left alone */
+        }
+    }
+}
+
+static void scale_features(real *x, const double *deviation, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
+}
+
+/* ============================================================================================= */
+/* 6. Fine-tuning                                                                                */
+/* ============================================================================================= */
+
+/* What the command line says. 0 or -1 where the default depends on --tune and the data. */
+struct Settings {
+    const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
+    int epochs, batch, max_tokens, threads;
+    int64_t seed;
+    double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
+    bool overwrite;
+    enum { PROBE, LAST, FULL, SCRATCH } kind;
+    int last;                                   /* K of last:K */
+};
+
+/* One training: the model, its data, where it stands. */
+struct Task {
+    struct Settings set;
+    struct Tokenizer *tokenizer;
+    struct Model model;
+    struct Runner runner;
+    struct Dataset data;                        /* train and validation examples */
+    int *train, *val, *truth;                   /* which ones; truth: labels of the latter */
+    int train_count, val_count;
+    real *probabilities;                        /* (val_count, K): of the latest validation */
+    int *confusion;                             /* (K, K) */
+    struct Random order, masks;
+    struct Buffer log;
+};
+
+/* Streams of the seed. model_init uses the small numbers. */
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
+
+enum { LEAST_UPDATES = 200, LEAST_EPOCHS = 3, MOST_VALIDATIONS = 20 };
+
+static struct Scores validate(struct Task *t)
+{
+    const int K = t->model.config.labels;
+    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val, t->val_count, NULL);
+    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
+}
+
+/* log.tsv always is a whole file, so that it can be watched. */
+static void write_log(const struct Task *t)
+{
+    char *path = text_of("%s/log.tsv", t->set.out);
+    write_file(path, t->log.data, t->log.size);
+    free(path);
+}
+
+/* --- The probe: the trunk sees every text once --- */
+
+static real *probe_features(struct Task *t, const int *list, int count, int **labels, const char *what)
+{
+    real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
+    *labels = resize(NULL, count * sizeof **labels);
+    for (int i = 0; i < count; i++) (*labels)[i] = t->data.labels[list[i]];
+    run_examples(&t->runner, NULL, x, &t->data, list, count, what);
+    return x;
+}
+
+static double probe_accuracy(const struct Logistic *f)
+{
+    int right = 0;
+    for (int n = 0; n < f->N; n++) {
+        const double *p = f->p + (size_t)n * f->K;
+        int best = 0;
+        for (int k = 1; k < f->K; k++) if (p[k] > p[best]) best = k;
+        right += best == f->labels[n];
+    }
+    return (double)right / f->N;
+}
+
+/* From the strongest penalty to the weakest, each from the solution before. Leaves in `best` (K, C) the
+ * weights of the lowest validation loss, which few examples tell better than accuracy does; returns
+ * their l2. */
+static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
+{
+    const int C = train->C, K = train->K;
+    const size_t size = (size_t)K * C;
+    struct Lbfgs o = lbfgs_create(K, C);
+    real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
+    double *w = resize(NULL, size * sizeof *w), least = INFINITY, chosen = 0, start = seconds();
+    memset(w, 0, size * sizeof *w);
+    gemm(gram, C, train->x, 1, C, train->x, C, 1, NULL, NULL, C, C, train->N);
+    append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
+    for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
+        train->l2 = pow(10, exponent / 2.0);
+        const int evaluations = logistic_solve(train, &o, w, gram);
+        const double train_loss = logistic_loss(train, w), val_loss = logistic_loss(val, w);
+        const double accuracy = probe_accuracy(val), spent = seconds() - start;
+        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss, val_loss, accuracy, spent);
+        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  %d evaluations  %.1f s%s",
+                 train->l2, train_loss, val_loss, accuracy, evaluations, spent, val_loss < least ? "  best" : "");
+        if (val_loss < least) { least = val_loss; chosen = train->l2; memcpy(best, w, size * sizeof *w); }
+    }
+    free(w);
+    release(gram, (size_t)C * C * sizeof *gram);
+    lbfgs_free(&o, C);
+    return chosen;
+}
+
+/* Trains score.weight alone, as logistic regression on the frozen features. w . (x / deviation) =
+ * (w / deviation) . x: so the scale goes into the weights. */
+static void train_probe(struct Task *t, struct Metadata *meta)
+{
+    const int C = t->model.config.channels, K = t->model.config.labels;
+    int *labels, *val_labels;
+    real *x = probe_features(t, t->train, t->train_count, &labels, "features");
+    real *val_x = probe_features(t, t->val, t->val_count, &val_labels, NULL);
+    double *deviation = resize(NULL, C * sizeof *deviation), *w = resize(NULL, (size_t)K * C * sizeof *w);
+    measure_features(deviation, x, t->train_count, C);
+    scale_features(x, deviation, t->train_count, C);
+    scale_features(val_x, deviation, t->val_count, C);
+    struct Logistic train = logistic_create(x, labels, t->train_count, C, K);
+    struct Logistic val = logistic_create(val_x, val_labels, t->val_count, C, K);
+    metadata_set(meta, "l2", "%.6g", probe_path(t, w, &train, &val));
+    for (int k = 0; k < K; k++)
+        for (int c = 0; c < C; c++)
+            t->model.w.score_w[(size_t)k * C + c] = (real)(w[(size_t)k * C + c] / deviation[c]);
+    write_log(t);
+    logistic_free(&train);
+    logistic_free(&val);
+    release(x, (size_t)t->train_count * C * sizeof *x);
+    release(val_x, (size_t)t->val_count * C * sizeof *val_x);
+    free(labels);
+    free(val_labels);
+    free(deviation);
+    free(w);
+}
+
+/* --- Gradient steps --- */
+
+/* Which weights learn, and how fast: the new head faster than what is pretrained. */
+static void choose_weights(struct Task *t)
+{
+    const struct Settings *s = &t->set;
+    struct Model *model = &t->model;
+    model_train_from(model, s->kind == LAST ? model->config.layers - s->last : 0);
+    model->beta2 = 0.999;
+    for (int i = 0; i < model->param_count; i++) {
+        struct Param *p = &model->params[i];
+        if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;       /* last:L leaves the embedding */
+        if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
+    }
+}
+
+/* One update on the examples list[0 .. count), in as many batches as the workspace demands. Returns
+ * their mean loss. */
+static double train_step(struct Task *t, double *norm, const int *list, int count, double lr, int64_t step)
+{
+    struct Runner *r = &t->runner;
+    const struct Settings *s = &t->set;
+    double loss = 0;
+    zero_grads(r->model);
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, &t->data, list + done, count - done);
+        trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
+        loss += class_head(r->model, &r->ws, &b, r->labels, NULL, (real)1 / count, NULL);
+        trunk_backward(r->model, &r->ws, &b);
+        done += b.sequences;
+    }
+    *norm = grad_norm(r->model);
+    if (!isfinite(*norm)) die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
+    adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
+    return loss / count;
+}
+
+/* One epoch in random order; returns the mean loss of its steps. */
+static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm, double start)
+{
+    const struct Settings *s = &t->set;
+    const int updates = ceil_div(t->train_count, s->batch);
+    double sum = 0, shown = seconds();
+    shuffle(t->train, t->train_count, &t->order);
+    for (int u = 0; u < updates; u++) {
+        const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
+        const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
+        const double lr = learning_rate("cosine", step, steps, (int64_t)(s->warmup * steps), s->lr, 0);
+        const double loss = train_step(t, norm, t->train + first, count, lr, step), now = seconds();
+        sum += loss * count;
+        if (!live() || now - shown < 0.2) continue;
+        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left", epoch, s->epochs,
+                 (long long)step, (long long)steps, loss, lr, *norm, duration((now - start) * (steps - step) / step));
+        shown = now;
+    }
+    return sum / t->train_count;
+}
+
+/* All epochs; the model ends with the weights of the best one on validation: the most accurate, of
+ * equals that with the lower loss. With many short epochs only some are validated. */
+static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
+{
+    const struct Settings *s = &t->set;
+    const int every = ceil_div(s->epochs, MOST_VALIDATIONS);
+    const int64_t steps = (int64_t)s->epochs * ceil_div(t->train_count, s->batch);
+    const size_t bytes = t->model.size * sizeof(real);
+    double start = seconds(), norm = 0, sum = 0;
+    struct Scores top = {-1, 0, INFINITY, 0};
+    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
+    for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
+        sum += train_epoch(t, epoch, steps, &norm, start);
+        since++;
+        if (epoch % every && epoch < s->epochs) continue;
+        const struct Scores now = validate(t);
+        const bool better = now.accuracy > top.accuracy || (now.accuracy == top.accuracy && now.loss < top.loss);
+        const double spent = seconds() - start;
+        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, (long long)steps / s->epochs * epoch,
+               sum / since, now.loss, now.accuracy, norm, spent);
+        write_log(t);
+        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s", epoch, s->epochs,
+                 sum / since, now.loss, now.accuracy, spent, better ? "  best" : "");
+        if (better) {
+            top = now;
+            memcpy(best, t->model.weights, bytes);
+            metadata_set(meta, "best_epoch", "%d", epoch);
+        }
+        sum = since = 0;
+    }
+    memcpy(t->model.weights, best, bytes);
+}
+
+/* --- Before and after --- */
+
+/* Dies unless the tokenizer beside the model is the one that the model was trained with. */
+static struct Tokenizer *load_tokenizer_of(const char *dir, const struct Model *model, const struct Metadata *meta)
+{
+    struct Tokenizer *t = tokenizer_load(dir);
+    const char *wanted = metadata_get(meta, "tokenizer_hash");
+    char hash[17];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->hash);
+    if (wanted && strcmp(wanted, hash))
+        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right merges.txt there.", dir, wanted, hash);
+    if (t->vocabulary != model->config.vocabulary)
+        die("%s: the model knows %d tokens, merges.txt %d. Put the right merges.txt there.", dir,
+            model->config.vocabulary, t->vocabulary);
+    return t;
+}
+
+/* --tune and what depends on it alone. */
+static void parse_tune(struct Settings *s)
+{
+    char rest;
+    s->kind = PROBE;
+    if (!strcmp(s->tune, "full")) s->kind = FULL;
+    else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
+    else if (sscanf(s->tune, "last:%d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
+    else if (strcmp(s->tune, "probe")) die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
+}
+
+/* The classifier that starts the training: the base's weights and a new head, or all new. */
+static void start_model(struct Task *t, struct Model *base, char **names, int classes)
+{
+    struct Config config = base->config;
+    config.labels = classes;
+    config.label_names = names;
+    model_create(&t->model, config);
+    model_init(&t->model, t->set.seed);
+    for (int i = 0; i < base->param_count && t->set.kind != SCRATCH; i++)
+        if (strcmp(base->params[i].name, "score.weight"))
+            memcpy(t->model.weights + t->model.params[i].offset, base->weights + base->params[i].offset,
+                   base->params[i].size * sizeof(real));
+}
+
+/* Reads the labelled texts, turns them into tokens and decides which are for validation. */
+static char **load_data(struct Task *t, struct Window w, int *classes)
+{
+    struct Settings *s = &t->set;
+    struct Examples train = read_examples(s->train, s->text_column, s->label_column);
+    char **names = class_names(&train, classes);
+    add_examples(&t->data, t->tokenizer, &train, names, *classes, w);
+    int all = t->train_count = t->data.count;
+    if (s->val) {
+        struct Examples val = read_examples(s->val, s->text_column, s->label_column);
+        add_examples(&t->data, t->tokenizer, &val, names, *classes, w);
+        free(val.items);
+        all = t->data.count;
+    }
+    t->train = resize(NULL, all * sizeof *t->train);
+    for (int i = 0; i < all; i++) t->train[i] = i;
+    if (!s->val) t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
+                                                   random_stream(s->seed, STREAM_SPLIT));
+    t->val = t->train + t->train_count;
+    t->val_count = all - t->train_count;
+    if (!t->val_count) die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
+    t->truth = resize(NULL, t->val_count * sizeof *t->truth);
+    for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
+    free(train.items);
+    return names;
+}
+
+/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 1-10 million weights
+ * and 6e-5 GPT-2's 124 million. Few labels need updates rather than epochs. */
+static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
+{
+    const double size = fmin(1, pow(1e7 / model->size, 2.0 / 3));
+    if (s->lr == 0) s->lr = (s->kind == FULL ? 3e-4 : 1e-3) * size;
+    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
+    if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
+    if (s->epochs == 0) s->epochs = max_int(LEAST_EPOCHS, ceil_div(LEAST_UPDATES, ceil_div(examples, s->batch)));
+}
+
+/* The most rows that an update or a validation needs at a time. */
+static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
+
+/* Takes all the memory and says how much, and what will be done with it. Returns the room for the
+ * best weights. */
+static real *prepare(struct Task *t)
+{
+    const struct Settings *s = &t->set;
+    const struct Config *c = &t->model.config;
+    const bool probe = s->kind == PROBE;
+    size_t learn = 0, bytes = t->model.size * sizeof(real) * (probe ? 1 : 5);
+    if (!probe) choose_weights(t);
+    for (int i = 0; i < t->model.param_count; i++) {
+        const struct Param *p = &t->model.params[i];
+        if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
+    }
+    runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
+    t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
+    t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
+    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int);
+    if (probe) bytes += (size_t)t->data.count * (c->channels * sizeof(real) + (c->labels + 1) * sizeof(double));
+    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s", c->layers, c->heads,
+             c->channels, c->context, c->vocabulary, joined(c->label_names, c->labels));
+    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, %d were truncated (%s kept)",
+             t->train_count, t->val_count, s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
+             t->data.truncated, s->truncate);
+    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn, t->model.size, bytes / 1e6);
+    if (probe) return NULL;
+    progress(true, "epochs %d of %d updates  batch %d  lr %.3g, head x%g  warmup %g  dropout %g  weight decay %g", s->epochs,
+             ceil_div(t->train_count, s->batch), s->batch, s->lr, s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
+    return allocate_zeroed(t->model.size * sizeof(real));
+}
+
+static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
+{
+    const struct Settings *s = &t->set;
+    struct Buffer labels = {0};
+    for (int k = 0; k < t->model.config.labels; k++) {
+        append(&labels, k ? ", " : "[");
+        append_json_string(&labels, t->model.config.label_names[k]);
+    }
+    append(&labels, "]");
+    metadata_set(meta, "tokenizer_hash", "%016llx", (unsigned long long)t->tokenizer->hash);
+    metadata_set(meta, "labels", "%s", labels.data);
+    metadata_set(meta, "model", "%s", s->model);
+    metadata_set(meta, "train", "%s", s->train);
+    metadata_set(meta, "val", "%s", s->val ? s->val : "set aside from train");
+    metadata_set(meta, "tune", "%s", s->tune);
+    metadata_set(meta, "seed", "%lld", (long long)s->seed);
+    metadata_set(meta, "max_tokens", "%d", s->max_tokens);
+    metadata_set(meta, "truncate", "%s", s->truncate);
+    if (s->kind != PROBE) {
+        metadata_set(meta, "epochs", "%d", s->epochs);
+        metadata_set(meta, "batch", "%d", s->batch);
+        metadata_set(meta, "lr", "%g", s->lr);
+        metadata_set(meta, "head_lr_ratio", "%g", s->head_lr_ratio);
+        metadata_set(meta, "dropout", "%g", s->dropout);
+        metadata_set(meta, "weight_decay", "%g", s->weight_decay);
+        metadata_set(meta, "warmup", "%g", s->warmup);
+    }
+    metadata_set(meta, "train_examples", "%d", t->train_count);
+    metadata_set(meta, "val_examples", "%d", t->val_count);
+    metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
+    metadata_set(meta, "val_macro_f1", "%.6f", val.macro_f1);
+    metadata_set(meta, "val_loss", "%.6f", val.loss);
+    metadata_set(meta, "val_ece", "%.6f", val.ece);
+    free(labels.data);
+}
+
+/* Opens what was written as a user will, and demands the same probabilities. */
+static void check_reloaded(struct Task *t)
+{
+    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
+    struct Model again;
+    struct Metadata meta;
+    real *before = resize(NULL, bytes);
+    memcpy(before, t->probabilities, bytes);
+    load_model(&again, t->set.out, &meta);
+    load_tokenizer_of(t->set.out, &again, &meta);
+    t->runner.model = &again;
+    validate(t);
+    t->runner.model = &t->model;
+    if (memcmp(before, t->probabilities, bytes))
+        die("%s: the saved model predicts otherwise than the trained one. Its disk or memory is not to be trusted.", t->set.out);
+    printf("reloaded %s: the predictions on all %d validation texts are the same to the bit\n", t->set.out, t->val_count);
+    model_free(&again);
+    free(before);
+}
+
+/* ============================================================================================= */
+/* 7. Commands                                                                                   */
+/* ============================================================================================= */
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* Nothing of an earlier run is lost without --overwrite, and the base model never. */
+static void check_out(const struct Settings *s)
+{
+    char *model = realpath(s->model, NULL), *out = realpath(s->out, NULL);
+    if (model && out && !strcmp(model, out)) die("--out %s: is the pretrained model. Name another directory.", s->out);
+    free(model);
+    free(out);
+    static const char *const files[] = {"model.safetensors", "log.tsv", "state.safetensors"};
+    for (int i = 0; i < COUNT(files) && !s->overwrite; i++) {
+        char *path = text_of("%s/%s", s->out, files[i]);
+        if (file_exists(path)) die("%s: exists from an earlier run. Name another --out, or give --overwrite.", path);
+        free(path);
+    }
+}
+
+/* What training with these settings makes of the base model, in --out. */
+static void train(struct Settings settings)
+{
+    struct Task t = {.set = settings};
+    struct Settings *s = &t.set;
+    struct Model base;
+    struct Metadata base_meta, meta = {0};
+    int classes;
+    load_model(&base, s->model, &base_meta);
+    t.tokenizer = load_tokenizer_of(s->model, &base, &base_meta);
+    if (s->max_tokens == 0) s->max_tokens = base.config.context;
+    if (s->max_tokens > base.config.context)
+        die("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens, base.config.context);
+    if (s->kind == LAST && s->last > base.config.layers)
+        die("--tune last:%d: the model has %d blocks. Choose no more.", s->last, base.config.layers);
+    char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
+    start_model(&t, &base, names, classes);
+    model_free(&base);
+    choose_defaults(s, &t.model, t.train_count);
+    t.order = random_stream(s->seed, STREAM_ORDER);
+    t.masks = random_stream(s->seed, STREAM_MASKS);
+    real *best = prepare(&t);
+    make_directory(s->out);
+    if (s->kind == PROBE) train_probe(&t, &meta); else train_epochs(&t, best, &meta);
+
+    const struct Scores val = validate(&t);
+    const double majority = majority_rate(t.confusion, t.val_count, classes);
+    if (val.accuracy <= majority)
+        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): nothing was learnt. "
+             "Try another --lr, more --epochs or more labels.", val.accuracy, majority);
+    describe(&meta, &t, val);
+    tokenizer_save(t.tokenizer, s->out);
+    save_model(s->out, &t.model, &meta);
+    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n", val.accuracy, val.macro_f1,
+           val.loss, val.ece, majority);
+    check_reloaded(&t);
+    runner_free(&t.runner);
+    model_free(&t.model);
+}
+
+static void command_train(int argc, char **argv)
+{
+    struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1, .weight_decay = 0.01,
+                         .warmup = 0.1, .val_part = 0.1};
+    struct Option options[] = {
+        {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
+        {"train", "labelled texts: TSV, CSV or JSON lines", TEXT, &s.train, .required = true},
+        {"val", "labelled texts for validation; without: a part of --train", TEXT, &s.val},
+        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER, &s.val_part, 0.001, 0.9},
+        {"out", "directory of the classifier", TEXT, &s.out, .required = true},
+        {"tune", "probe, last:K, full or scratch", TEXT, &s.tune},
+        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s.epochs, 0, 1e6},
+        {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
+        {"lr", "0: 3e-4 for full, else 1e-3; lower beyond 10M parameters", REAL_NUMBER, &s.lr, 0, 10},
+        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER, &s.head_lr_ratio, 0, 1e4},
+        {"warmup", "part of the updates in which the rate rises; then it falls as a cosine", REAL_NUMBER, &s.warmup, 0, 1},
+        {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
+        {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s.dropout, -1, 0.9},
+        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER, &s.max_tokens, 0, 1 << 20},
+        {"truncate", "which part of a long text is read", CHOICE, &s.truncate, .choices = "head|tail|both"},
+        {"text-column", "else text, sentence, content or review", TEXT, &s.text_column},
+        {"label-column", "else label", TEXT, &s.label_column},
+        {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
+        {"threads", "0: all", INTEGER, &s.threads, 0, 1024},
+        {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
+    };
+    const char *usage = "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen features, in one\n"
+        "pass; last:K trains the last K blocks as well; full everything; scratch everything from random weights.\n"
+        "With few labels --epochs counts updates: by default there are 3 epochs or 200 updates, whichever is more;\n"
+        "the best epoch on validation is kept (at most 20 are looked at).";
+    if (parse_options(argc, argv, options, COUNT(options), usage)) die_usage("%s: not an option. --help lists them.", argv[0]);
+    if (s.dropout < 0 && s.dropout != -1) die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
+    parse_tune(&s);
+    set_threads(s.threads);
+    check_out(&s);
+    train(s);
+}
+
+/* A classifier from its directory, and how it reads texts. */
+struct Classifier {
+    struct Model model;
+    struct Tokenizer *tokenizer;
+    struct Window window;
+    struct Runner runner;
+};
+
+static void load_classifier(struct Classifier *c, const char *dir)
+{
+    struct Metadata meta;
+    load_model(&c->model, dir, &meta);
+    if (!c->model.config.labels) die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
+    c->tokenizer = load_tokenizer_of(dir, &c->model, &meta);
+    const char *most = metadata_get(&meta, "max_tokens"), *truncate = metadata_get(&meta, "truncate");
+    c->window = (struct Window){most ? (int)strtol(most, NULL, 10) : c->model.config.context, truncate ? truncate : "tail"};
+    if (c->window.most < 1 || c->window.most > c->model.config.context)
+        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, most, c->model.config.context);
+    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.most), WORK_EVAL);
+}
+
+static void command_eval(int argc, char **argv)
+{
+    const char *dir = NULL, *data = NULL, *text_column = NULL, *label_column = NULL;
+    int threads = 0;
+    struct Option options[] = {
+        {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"data", "labelled texts: TSV, CSV or JSON lines", TEXT, &data, .required = true},
+        {"text-column", "else text, sentence, content or review", TEXT, &text_column},
+        {"label-column", "else label", TEXT, &label_column},
+        {"threads", "0: all", INTEGER, &threads, 0, 1024},
+    };
+    if (parse_options(argc, argv, options, COUNT(options), "finetune_cls eval --model DIR --data FILE\n"
+                      "Prints accuracy, macro F1, mean loss, expected calibration error and the confusion matrix."))
+        die_usage("%s: not an option. --help lists them.", argv[0]);
+    set_threads(threads);
+    struct Classifier c;
+    struct Dataset d = {0};
+    load_classifier(&c, dir);
+    const int K = c.model.config.labels;
+    const struct Examples e = read_examples(data, text_column, label_column);
+    add_examples(&d, c.tokenizer, &e, c.model.config.label_names, K, c.window);
+    int *list = resize(NULL, d.count * sizeof *list), *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
+    for (int i = 0; i < d.count; i++) list[i] = i;
+    const double loss = run_examples(&c.runner, p, NULL, &d, list, d.count, "eval");
+    const struct Scores s = score(confusion, p, d.labels, loss, d.count, K);
+    printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy, s.macro_f1, s.loss, s.ece, d.count);
+    print_confusion(confusion, c.model.config.label_names, K);
+}
+
+/* Prints a line for each text. A text is printed as it came, but on one line. */
+static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts, int count)
+{
+    const int K = c->model.config.labels;
+    int *list = resize(NULL, count * sizeof *list);
+    real *p = resize(NULL, (size_t)count * K * sizeof *p);
+    d->count = 0;
+    for (int i = 0; i < count; i++) {
+        list[i] = i;
+        add_text(d, c->tokenizer, texts[i], -1, c->window);
+    }
+    run_examples(&c->runner, p, NULL, d, list, count, NULL);
+    for (int i = 0; i < count; i++) {
+        const int best = most_probable(p + (size_t)i * K, K);
+        printf("%s\t%.4f\t", c->model.config.label_names[best], p[(size_t)i * K + best]);
+        for (size_t k = 0; k < texts[i].size; k++) putchar(texts[i].data[k] == '\n' ? ' ' : texts[i].data[k]);
+        putchar('\n');
+    }
+    if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
+    free(list);
+    free(p);
+}
+
+/* Whole lines in text[0 .. n), and with `last` what follows the last line end. Returns how many bytes
+ * were used up. */
+static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char *text, size_t n, bool last)
+{
+    struct Bytes *lines = NULL;
+    int count = 0, capacity = 0;
+    size_t used = 0;
+    while (used < n) {
+        const char *line = text + used, *stop = memchr(line, '\n', n - used);
+        if (!stop && !last) break;
+        size_t length = (stop ? stop : text + n) - line;
+        used += length + (stop != NULL);
+        if (length && line[length - 1] == '\r') length--;
+        if (count == capacity) lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
+        lines[count++] = (struct Bytes){line, length};
+    }
+    if (count) predict_texts(c, d, lines, count);
+    free(lines);
+    return used;
+}
+
+/* Answers the lines of standard input as they come: each read brings those that are ready, a line from
+ * a terminal, thousands from a file, and these make up the batches. */
+static void predict_stream(struct Classifier *c, struct Dataset *d)
+{
+    enum { BLOCK = 1 << 20 };
+    struct Buffer b = {0};
+    char *block = resize(NULL, BLOCK);
+    if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
+    for (;;) {
+        const ssize_t n = read(0, block, BLOCK);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
+        if (n == 0) break;
+        append_bytes(&b, block, n);
+        if (!memchr(block, '\n', n)) continue;
+        const size_t used = predict_lines(c, d, b.data, b.size, false);
+        memmove(b.data, b.data + used, b.size -= used);
+    }
+    predict_lines(c, d, b.data, b.size, true);
+    free(b.data);
+    free(block);
+}
+
+static void command_predict(int argc, char **argv)
+{
+    const char *dir = NULL;
+    int threads = 0;
+    struct Option options[] = {
+        {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"threads", "0: all", INTEGER, &threads, 0, 1024},
+    };
+    const int count = parse_options(argc, argv, options, COUNT(options), "finetune_cls predict --model DIR [TEXT...]\n"
+                                    "Prints label, probability and text, separated by tabs, for each TEXT or, without\n"
+                                    "any, for each line of standard input.");
+    set_threads(threads);
+    struct Classifier c;
+    struct Dataset d = {0};
+    load_classifier(&c, dir);
+    if (!count) { predict_stream(&c, &d); return; }
+    struct Bytes *texts = resize(NULL, count * sizeof *texts);
+    for (int i = 0; i < count; i++) texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
+    predict_texts(&c, &d, texts, count);
+}
+
+#ifndef FINETUNE_NO_MAIN
+int main(int argc, char **argv)
+{
+    static const char usage[] = "finetune_cls train    make a classifier from a pretrained model and labelled texts\n"
+                                "finetune_cls eval     accuracy, F1, loss, calibration, confusion matrix on labelled texts\n"
+                                "finetune_cls predict  the label of texts, from arguments or standard input\n"
+                                "finetune_cls SUBCOMMAND --help lists the options.";
+    program = "finetune_cls";
+    clean_up_at_exit();
+    const char *command = argc > 1 ? argv[1] : "";
+    if (!strcmp(command, "--help") || !strcmp(command, "-h")) puts(usage);
+    else if (!strcmp(command, "train")) command_train(argc - 2, argv + 2);
+    else if (!strcmp(command, "eval")) command_eval(argc - 2, argv + 2);
+    else if (!strcmp(command, "predict")) command_predict(argc - 2, argv + 2);
+    else die_usage(*command ? "%s: no such subcommand. There are train, eval and predict." :
+                   "which subcommand%s? There are train, eval and predict; --help says more.", command);
+    return 0;
+}
+#endif

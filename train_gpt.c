@@ -1,0 +1,1331 @@
+/* train_gpt.c: pretrains a GPT-2 on token shards, measures it, and writes text with it.
+ *
+ *     train_gpt train  --data 'out/train_*.bin' --val out/val.bin --tokenizer out --out out/gpt
+ *     train_gpt eval   --model out/gpt --data out/val.bin
+ *     train_gpt sample --model out/gpt --prompt "Once upon"
+ *     train_gpt info   --model out/gpt
+ *
+ *    1  Data          shards, the order in which an epoch is read, minibatches
+ *    2  Evaluation    loss on a fixed set of tokens, in nats per token and in bits per byte
+ *    3  Sampling      the next token drawn, text that is always valid UTF-8
+ *    4  The run       options, memory, what is saved and how it is taken up again
+ *    5  Training      one step, the loop around it
+ *    6  Subcommands   train, eval, sample, info */
+
+#include "model.h"
+#define TOKENIZER_NO_MAIN
+#include "tokenizer.c"
+#include <glob.h>
+
+/* ============================================================================================= */
+/* 1. Data                                                                                       */
+/* ============================================================================================= */
+
+/* A shard is llm.c's: 256 int32 (magic, version, count, 0 ...), then count uint16. All shards of a
+ * glob, in the order of their names, are one long text x[0], x[1], .., x[n-1]. */
+enum { SHARD_HEADER_BYTES = 1024, LLMC_MAGIC = 20240520, LLMC_VERSION = 1 };
+
+struct Shard { const char *path; const uint16_t *tokens; int64_t count; };
+
+struct Data {
+    struct Shard *shards;
+    int count;
+    int64_t tokens;             /* n */
+    uint64_t fingerprint;       /* of all tokens: a resumed run must find the same */
+};
+
+/* Dies if a token is none of the tokenizer's, which happens when another one made the shard. */
+static void check_ids(const struct Shard *s, int vocabulary)
+{
+    int largest = 0;
+    #pragma omp parallel for simd reduction(max: largest)
+    for (int64_t i = 0; i < s->count; i++) largest = s->tokens[i] > largest ? s->tokens[i] : largest;
+    if (largest >= vocabulary)
+        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that is used here.",
+            s->path, largest, vocabulary);
+}
+
+/* Maps a shard after checking all that its header promises. */
+static struct Shard open_shard(const char *path, int vocabulary)
+{
+    const struct Bytes file = map_file(path);
+    int32_t header[3] = {0};
+    if (file.size >= SHARD_HEADER_BYTES) memcpy(header, file.data, sizeof header);
+    if (header[0] != LLMC_MAGIC)
+        die("%s: not a token shard. Make one from text with `tokenizer encode`.", path);
+    if (header[1] != LLMC_VERSION)
+        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1], LLMC_VERSION);
+    const long long promised = header[2], bytes = (long long)file.size - SHARD_HEADER_BYTES;
+    if (promised < 0 || bytes != 2 * promised)
+        die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path, promised, bytes / 2.0);
+    struct Shard s = {path, (const uint16_t *)(file.data + SHARD_HEADER_BYTES), promised};
+    check_ids(&s, vocabulary);
+    return s;
+}
+
+/* All shards that the pattern names; `option` is for messages. */
+static struct Data open_data(const char *option, const char *pattern, int vocabulary)
+{
+    glob_t found;
+    struct Data d = {0};
+    if (glob(pattern, 0, NULL, &found) || found.gl_pathc == 0)
+        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.", option, pattern);
+    d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        struct Shard s = d.shards[d.count++] = open_shard(text_of("%s", found.gl_pathv[i]), vocabulary);
+        d.tokens += s.count;
+        d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
+    }
+    globfree(&found);
+    if (d.tokens < 2) die("--%s %s: holds %lld tokens; 2 are needed. Encode more text.", option, pattern, (long long)d.tokens);
+    return d;
+}
+
+/* Copies x[at] .. x[at + n - 1], from as many shards as they lie in. */
+static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
+{
+    for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
+        for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
+}
+
+/* --- Sequences: the text is cut into pieces of T; in each, every token predicts its successor --- */
+
+/* Targets are x[1] .. x[n-1], so there are n - 1. Sequence i has the inputs x[iT - shift ..
+ * (i+1)T - shift) and as targets their successors; the first and the last sequence are shorter,
+ * where the text begins and ends. Whatever the shift, each target belongs to exactly one sequence:
+ *
+ *     n = 11, T = 4, shift = 1:    inputs 0 1 2 | 3 4 5 6 | 7 8 9     targets 1 2 3 | 4 5 6 7 | 8 9 10 */
+static int64_t sequence_count(const struct Data *d, int T, int shift) { return (d->tokens - 1 + shift + T - 1) / T; }
+
+/* The first input's place goes to *begin; returns the length, 1 .. T. */
+static int sequence_at(int64_t *begin, const struct Data *d, int T, int shift, int64_t i)
+{
+    const int64_t end = (i + 1) * T - shift, last = d->tokens - 1;
+    *begin = i * T > shift ? i * T - shift : 0;
+    return (int)((end < last ? end : last) - *begin);
+}
+
+/* Sequences in an order that seed and epoch determine. Each epoch also cuts the text elsewhere, so
+ * that a token is not always seen at the same distance from its sequence's beginning. */
+struct Loader {
+    const struct Data *data;
+    int T, shift, count, next;      /* next: how many of this epoch's sequences are already read */
+    int *order;
+    uint64_t seed;
+    int64_t epoch;
+};
+
+enum { ORDER_STREAM = 1, DROPOUT_STREAM, SAMPLE_STREAM };
+
+/* Stream `index` of a purpose; the first 2^32 streams are the model's own. */
+static struct Random stream_for(uint64_t seed, uint64_t purpose, uint64_t index)
+{
+    return random_stream(seed, (purpose << 56) + index);
+}
+
+static void loader_seek(struct Loader *l, int64_t epoch, int next)
+{
+    struct Random r = stream_for(l->seed, ORDER_STREAM, epoch);
+    l->epoch = epoch;
+    l->next = next;
+    l->shift = (int)random_below(&r, l->T);
+    l->count = (int)sequence_count(l->data, l->T, l->shift);
+    for (int i = 0; i < l->count; i++) l->order[i] = i;
+    shuffle(l->order, l->count, &r);
+}
+
+static void loader_create(struct Loader *l, const struct Data *d, int T, uint64_t seed)
+{
+    const int64_t most = sequence_count(d, T, T - 1);
+    if (most > INT32_MAX) die("--data: too many sequences (%lld). Use a longer --context.", (long long)most);
+    *l = (struct Loader){.data = d, .T = T, .seed = seed, .order = resize(NULL, most * sizeof *l->order)};
+    loader_seek(l, 0, 0);
+}
+
+/* The next sequence of the endless row of epochs. */
+static int loader_next(struct Loader *l, int64_t *begin)
+{
+    if (l->next == l->count) loader_seek(l, l->epoch + 1, 0);
+    return sequence_at(begin, l->data, l->T, l->shift, l->order[l->next++]);
+}
+
+/* --- Minibatches: sequences of any length, back to back --- */
+
+struct Minibatch { struct Batch batch; int *tokens, *targets, *starts; };
+
+static struct Minibatch minibatch_create(int sequences, int T)
+{
+    struct Minibatch m = {.tokens = resize(NULL, (size_t)sequences * T * sizeof(int)),
+                          .targets = resize(NULL, (size_t)sequences * T * sizeof(int)),
+                          .starts = resize(NULL, ((size_t)sequences + 1) * sizeof(int))};
+    m.starts[0] = 0;
+    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
+    return m;
+}
+
+static void minibatch_free(struct Minibatch *m)
+{
+    free(m->tokens);
+    free(m->targets);
+    free(m->starts);
+}
+
+static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
+
+static void minibatch_add(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
+{
+    read_tokens(m->tokens + m->batch.rows, d, begin, length);
+    read_tokens(m->targets + m->batch.rows, d, begin + 1, length);
+    m->batch.rows += length;
+    m->starts[++m->batch.sequences] = m->batch.rows;
+}
+
+/* ============================================================================================= */
+/* 2. Evaluation                                                                                 */
+/* ============================================================================================= */
+
+/* Nats per token depend on the tokenizer; bits per byte do not:
+ *   bits_per_byte = sum of losses / ln 2 / bytes of the target tokens
+ * <|endoftext|> stands for no byte of the text: it counts as 0 bytes, while its loss counts. */
+struct Score { double loss, bits_per_byte; int64_t tokens; };
+
+/* The bytes of each token (V), padded ids of a larger model: 0. */
+static int *token_bytes(const struct Tokenizer *tokenizer, int V)
+{
+    int *bytes = resize(NULL, V * sizeof *bytes);
+    for (int id = 0; id < V; id++) {
+        bytes[id] = 0;
+        if (id < tokenizer->vocabulary && id != tokenizer->eot) tokenizer_piece(tokenizer, id, &bytes[id]);
+    }
+    return bytes;
+}
+
+/* The mean loss on about `budget` targets (0: all), in sequences of T spread evenly over the data:
+ * the same ones every time. bytes: from token_bytes. ws and m have room for `sequences` of T. */
+static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m, const struct Data *d,
+                             const int *bytes, int T, int sequences, int64_t budget, bool show)
+{
+    const int64_t all = sequence_count(d, T, 0);
+    const int64_t wanted = budget > 0 ? (budget + T - 1) / T : all, chosen = wanted < all ? wanted : all;
+    struct Score score = {0};
+    int64_t total_bytes = 0;
+    double sum = 0, start = seconds(), shown = start;
+    for (int64_t i = 0; i < chosen; ) {
+        int64_t begin;
+        minibatch_clear(m);
+        for (; i < chosen && m->batch.sequences < sequences; i++) {
+            int length = sequence_at(&begin, d, T, 0, i * all / chosen);
+            minibatch_add(m, d, begin, length);
+        }
+        trunk_forward(model, ws, &m->batch, 0, 0);
+        sum += lm_head(model, ws, m->targets, 0);
+        for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
+        score.tokens += m->batch.rows;
+        if (!show || seconds() - shown < (live() ? 0.2 : 10)) continue;
+        shown = seconds();
+        progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen, sum / score.tokens,
+                 score.tokens / (shown - start), duration((shown - start) * (chosen - i) / i));
+    }
+    score.loss = sum / score.tokens;
+    score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
+    return score;
+}
+
+/* What knowing nothing, and knowing only how frequent each token is, would cost on these data. */
+static void print_baselines(const struct Data *d, int V)
+{
+    int64_t *counts = allocate_zeroed(V * sizeof *counts);
+    double unigram = 0;
+    for (int i = 0; i < d->count; i++)
+        for (int64_t k = 0; k < d->shards[i].count; k++) counts[d->shards[i].tokens[k]]++;
+    for (int id = 0; id < V; id++)
+        if (counts[id]) unigram -= (double)counts[id] / d->tokens * log((double)counts[id] / d->tokens);
+    printf("uniform %.6f (every token equally likely)\n", log(V));
+    printf("unigram %.6f (each token as frequent as in these data)\n", unigram);
+    release(counts, V * sizeof *counts);
+}
+
+/* ============================================================================================= */
+/* 3. Sampling                                                                                   */
+/* ============================================================================================= */
+
+/* --- Which tokens may come next: heap sort, but only for as long as its results are needed --- */
+
+struct Choice { int id; real weight; };
+
+static bool likelier(struct Choice a, struct Choice b)
+{
+    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+}
+
+/* Restores the heap c[0 .. n), in which no entry is likelier than the one above it, below entry i. */
+static void sift_down(struct Choice *c, int i, int n)
+{
+    const struct Choice moved = c[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && likelier(c[child + 1], c[child])) child++;
+        if (!likelier(c[child], moved)) break;
+        c[i] = c[child];
+    }
+    c[i] = moved;
+}
+
+/* Keeps the k likeliest of n choices (k = 0: all), and of these the fewest whose weights reach the
+ * fraction p of their sum. Returns how many: they stand at the end, c[n-1] the likeliest. */
+static int keep_likely(struct Choice *c, int n, int k, double p)
+{
+    const int most = k > 0 && k < n ? k : n;
+    double total = 0, reached = 0;
+    if (most == n && p >= 1) return n;
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, i, n);
+    for (int i = n - 1; i >= n - most; i--) {
+        struct Choice likeliest = c[0];
+        c[0] = c[i];
+        c[i] = likeliest;
+        sift_down(c, 0, i);
+        total += likeliest.weight;
+    }
+    if (p >= 1) return most;
+    for (int kept = 1; kept <= most; kept++)
+        if ((reached += c[n - kept].weight) >= p * total) return kept;
+    return most;
+}
+
+/* One of the last `kept` of n choices, with probability proportional to its weight. u: [0, 1). */
+static int draw(const struct Choice *c, int n, int kept, double u)
+{
+    double total = 0;
+    for (int i = n - kept; i < n; i++) total += c[i].weight;
+    double rest = u * total;
+    for (int i = n - 1; i > n - kept; i--)
+        if ((rest -= c[i].weight) < 0) return c[i].id;
+    return c[n - kept].id;
+}
+
+/* --- Text as it grows: only whole characters leave, invalid bytes as U+FFFD --- */
+
+struct Utf8 { unsigned char held[4]; int count; };
+
+/* The bytes of the character at p if it is whole; 0 if n bytes may be its beginning; -k if the
+ * first k bytes can belong to none (Unicode 15, table 3-7). */
+static int utf8_character(const unsigned char *p, int n)
+{
+    const int lead = p[0], length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    if (!length) return -1;
+    for (int i = 1; i < length; i++) {
+        const int least = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+        const int most = i > 1 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+        if (i == n) return 0;
+        if (p[i] < least || p[i] > most) return -i;
+    }
+    return length;
+}
+
+static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *bytes, int n)
+{
+    for (int i = 0, length; i < n; i++) {
+        u->held[u->count++] = bytes[i];
+        while (u->count && (length = utf8_character(u->held, u->count))) {
+            if (length > 0) append_bytes(out, u->held, length);
+            else append(out, "\xEF\xBF\xBD");
+            u->count -= abs(length);
+            memmove(u->held, u->held + abs(length), u->count);
+        }
+    }
+}
+
+/* No more bytes come: a character that has only begun is invalid. */
+static void utf8_end(struct Buffer *out, struct Utf8 *u)
+{
+    if (u->count) append(out, "\xEF\xBF\xBD");
+    u->count = 0;
+}
+
+/* --- The generator: the tokens in sight, and the key-value cache (in ws) that goes with them --- */
+
+struct Generator {
+    struct Model *model;
+    struct Workspace ws;
+    const struct Tokenizer *tokenizer;
+    int *window, count;             /* tokens read, at most the context */
+    real *logits;
+    struct Choice *choices;
+    double temperature, top_p;
+    int top_k;
+    struct Random random;
+};
+
+static void generator_create(struct Generator *g, struct Model *model, const struct Tokenizer *tokenizer)
+{
+    const struct Config *c = &model->config;
+    *g = (struct Generator){.model = model, .tokenizer = tokenizer, .temperature = 0.8, .top_p = 1, .top_k = 40};
+    workspace_create(&g->ws, model, c->context, WORK_CACHE);
+    g->window = resize(NULL, c->context * sizeof *g->window);
+    g->logits = resize(NULL, c->vocabulary * sizeof *g->logits);
+    g->choices = resize(NULL, c->vocabulary * sizeof *g->choices);
+}
+
+static void generator_free(struct Generator *g)
+{
+    workspace_free(&g->ws);
+    free(g->window);
+    free(g->logits);
+    free(g->choices);
+}
+
+/* Reads the last tokens of a text at once; returns the hidden state (C) after the last. Positions
+ * start at 0, so room for half a context is left free. */
+static const real *read_text(struct Generator *g, const int *tokens, int n)
+{
+    const int context = g->model->config.context, most = max_int(1, n < context ? n : context / 2);
+    memmove(g->window, tokens + n - most, most * sizeof *tokens);
+    const int starts[] = {0, g->count = most};
+    const real *hidden = trunk_forward(g->model, &g->ws, &(struct Batch){most, 1, g->window, starts}, 0, 0);
+    return hidden + (size_t)(most - 1) * g->model->config.channels;
+}
+
+/* One more token. When the context is full, its last half is read again. */
+static const real *read_next(struct Generator *g, int token)
+{
+    if (g->count < g->model->config.context) {
+        g->window[g->count++] = token;
+        return trunk_next(g->model, &g->ws, token);
+    }
+    memmove(g->window, g->window + 1, (g->count - 1) * sizeof token);
+    g->window[g->count - 1] = token;
+    return read_text(g, g->window, g->count);
+}
+
+/* The token after a hidden state (C). Temperature 0 takes the likeliest. */
+static int next_token(struct Generator *g, const real *hidden)
+{
+    const int V = g->tokenizer->vocabulary;     /* a model may have more, unused, for even sizes */
+    int best = 0;
+    lm_logits(g->model, hidden, 1, g->logits);
+    for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
+    if (g->temperature == 0) return best;
+    const real highest = g->logits[best], scale = (real)(1 / g->temperature);
+    for (int id = 0; id < V; id++) g->logits[id] = exp_real((g->logits[id] - highest) * scale);
+    for (int id = 0; id < V; id++) g->choices[id] = (struct Choice){id, g->logits[id]};
+    const int kept = keep_likely(g->choices, V, g->top_k, g->top_p);
+    return draw(g->choices, V, kept, random_uniform(&g->random));
+}
+
+/* Takes what b holds to the standard output. On a terminal, control characters might do anything
+ * and are shown as U+FFFD. */
+static void show_text(struct Buffer *b)
+{
+    const bool terminal = isatty(1);
+    for (size_t i = 0; i < b->size; i++) {
+        const unsigned char c = b->data[i];
+        if (terminal && (c < 0x20 || c == 0x7F) && c != '\n' && c != '\t') fputs("\xEF\xBF\xBD", stdout);
+        else putchar(c);
+    }
+    if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
+    b->size = 0;
+}
+
+/* The ids of <|endoftext|> and the prompt: documents begin so in training. */
+static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *prompt)
+{
+    const size_t length = strlen(prompt);
+    int *ids = resize(NULL, (length + 1) * sizeof *ids);
+    ids[0] = tokenizer->eot;
+    *count = 1 + tokenizer_encode(tokenizer, prompt, length, ids + 1);
+    return ids;
+}
+
+/* Writes the prompt and up to `most` tokens, until <|endoftext|> comes; returns how many. */
+static int write_sample(struct Generator *g, const char *prompt, const int *ids, int count, int most)
+{
+    struct Buffer text = {0};
+    struct Utf8 utf8 = {0};
+    int written = 0, token;
+    utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
+    show_text(&text);
+    const real *hidden = read_text(g, ids, count);
+    while (written < most && (token = next_token(g, hidden)) != g->tokenizer->eot) {
+        int length;
+        const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
+        utf8_feed(&text, &utf8, piece, length);
+        show_text(&text);
+        if (++written < most) hidden = read_next(g, token);
+    }
+    utf8_end(&text, &utf8);
+    append(&text, "\n");
+    show_text(&text);
+    free(text.data);
+    return written;
+}
+
+/* ============================================================================================= */
+/* 4. The run                                                                                    */
+/* ============================================================================================= */
+
+static struct {
+    const char *data, *val, *init, *schedule, *tokenizer, *out, *sample_prompt;
+    int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
+    int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
+    double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
+    bool resume, overwrite, plan;
+} set = {
+    .schedule = "cosine", .sample_prompt = "", .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16,
+    .accumulate = 1, .sample_tokens = 100, .steps = 1000, .warmup = 100, .seed = 1, .eval_tokens = 50000,
+    .lr = 1e-3, .min_lr_ratio = 0.1, .beta2 = 0.99, .weight_decay = 0.1, .clip = 1,
+};
+
+/* The rows above "tokenizer" define a run: they are kept in its files, and resuming takes them there. */
+static struct Option train_options[] = {
+    {"data", "token shards to learn from", TEXT, &set.data},
+    {"val", "token shards to evaluate on; without them the last model counts as the best", TEXT, &set.val},
+    {"init", "model directory to start from, instead of random weights", TEXT, &set.init},
+    {"layers", "blocks of the model", INTEGER, &set.layers, 1, 1000},
+    {"heads", "attention heads in each block", INTEGER, &set.heads, 1, 1 << 16},
+    {"channels", "width of the model, a multiple of --heads", INTEGER, &set.channels, 1, 1 << 16},
+    {"context", "tokens that the model sees at once", INTEGER, &set.context, 1, 1 << 20},
+    {"batch", "sequences of --context tokens computed together", INTEGER, &set.batch, 1, 1 << 20},
+    {"accumulate", "batches in a step: as --batch times as large, in less memory", INTEGER, &set.accumulate, 1, 1 << 20},
+    {"steps", "updates of the weights; on --resume a larger number extends the run", LONG, &set.steps, 1, 1e12},
+    {"lr", "highest learning rate", REAL_NUMBER, &set.lr, 0, 1e3},
+    {"min-lr-ratio", "the last learning rate, as a part of --lr", REAL_NUMBER, &set.min_lr_ratio, 0, 1},
+    {"warmup", "steps in which the learning rate rises; if not given, at most a tenth of --steps", LONG, &set.warmup, 0, 1e12},
+    {"schedule", "how the learning rate falls", CHOICE, &set.schedule, .choices = "cosine|wsd|constant"},
+    {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &set.beta2, 0, 0.999999},
+    {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &set.weight_decay, 0, 1e3},
+    {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &set.clip, 0, 1e9},
+    {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &set.dropout, 0, 0.99},
+    {"seed", "of weights, order of the data, dropout and samples", LONG, &set.seed, 0, 1e15},
+    {"eval-every", "steps between evaluations; 0: 20 in the run, or fewer to spend at most a tenth of the time",
+     LONG, &set.eval_every, 0, 1e12},
+    {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all", LONG, &set.eval_tokens, 0, 1e15},
+    {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &set.tokenizer},
+    {"out", "directory for the model, the state and the log", TEXT, &set.out},
+    {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e9},
+    {"time-limit", "stop after this time, such as 90s, 30m or 8h; without --steps it also sets their number",
+     SECONDS, &set.time_limit, 0, 1e9},
+    {"save-every", "steps between saves; 0: at each evaluation, and every ten minutes", LONG, &set.save_every, 0, 1e12},
+    {"sample-every", "steps between samples; 0: none", LONG, &set.sample_every, 0, 1e12},
+    {"sample-prompt", "what samples begin with", TEXT, &set.sample_prompt},
+    {"sample-tokens", "length of a sample", INTEGER, &set.sample_tokens, 1, 1e6},
+    {"threads", "0: as many as the machine has cores", INTEGER, &set.threads, 0, 1024},
+    {"resume", "go on with the run in --out; its options need not be repeated", FLAG, &set.resume},
+    {"overwrite", "replace the run in --out", FLAG, &set.overwrite},
+    {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &set.plan},
+};
+enum { TRAIN_OPTIONS = sizeof train_options / sizeof *train_options };
+
+static struct Option *option_named(const char *name)
+{
+    for (int i = 0; i < TRAIN_OPTIONS; i++) if (!strcmp(train_options[i].name, name)) return &train_options[i];
+    die("no option is named %s.", name);
+}
+
+struct Run {
+    struct Model model;
+    struct Workspace ws;
+    struct Tokenizer *tokenizer;
+    int *bytes;                             /* of each token */
+    struct Data data, val;
+    struct Loader loader;
+    struct Minibatch *minibatches;          /* of one step: --accumulate */
+    struct Generator generator;
+    FILE *log;
+    double peak, start, earlier;            /* FLOP/s; when this program began; seconds of the run before that */
+    /* What a state keeps: */
+    int64_t step, tokens, best_step;
+    struct Score last, best;
+    struct Buffer history;                  /* a line for each evaluation: step, loss, bits per byte */
+};
+
+static const char *in_out(const char *name)
+{
+    static char *path;
+    free(path);
+    return path = text_of("%s/%s", set.out, name);
+}
+
+/* --- Metadata: the same in model.safetensors and in the state --- */
+
+/* As short as it can be read back without loss. */
+static char *option_text(const struct Option *o)
+{
+    if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
+    if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
+    if (o->kind == TEXT || o->kind == CHOICE) return text_of("%s", *(const char **)o->value);
+    const double x = *(double *)o->value;
+    char *text = text_of("%g", x);
+    return strtod(text, NULL) == x ? text : text_of("%.17g", x);
+}
+
+static bool has_value(const struct Option *o) { return o->kind != TEXT || *(const char **)o->value; }
+
+/* Nothing here depends on time or threads: the same run gives the same files. */
+static struct Metadata describe(const struct Run *r, const struct Score *score, int64_t step)
+{
+    struct Metadata meta = {0};
+    metadata_set(&meta, "program", "train_gpt");
+    metadata_set(&meta, "step", "%lld", (long long)step);
+    metadata_set(&meta, "tokens", "%lld", (long long)r->tokens);
+    metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
+    metadata_set(&meta, "position", "%d", r->loader.next);
+    if (score->tokens) {
+        metadata_set(&meta, "val_loss", "%.17g", score->loss);
+        metadata_set(&meta, "val_bits_per_byte", "%.17g", score->bits_per_byte);
+        metadata_set(&meta, "val_tokens", "%lld", (long long)score->tokens);
+    }
+    metadata_set(&meta, "tokenizer_hash", "%016llx", (unsigned long long)r->tokenizer->hash);
+    metadata_set(&meta, "data_fingerprint", "%016llx", (unsigned long long)r->data.fingerprint);
+    metadata_set(&meta, "val_fingerprint", "%016llx", (unsigned long long)r->val.fingerprint);
+    for (const struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
+        char key[64];
+        snprintf(key, sizeof key, "train.%s", o->name);
+        if (has_value(o)) metadata_set(&meta, key, "%s", option_text(o));
+    }
+    metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
+    return meta;
+}
+
+static const char *entry(const struct Metadata *meta, const char *key, const char *path)
+{
+    const char *value = metadata_get(meta, key);
+    if (!value) die("%s: has no entry `%s`, so it is no state of a run. Start the run again.", path, key);
+    return value;
+}
+
+static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
+{
+    const char *text = entry(meta, key, path);
+    char *end;
+    long long value = strtoll(text, &end, 10);
+    if (end == text || *end || value < 0)
+        die("%s: the entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
+    return value;
+}
+
+static double entry_number(const struct Metadata *meta, const char *key)
+{
+    const char *text = metadata_get(meta, key);
+    return text ? strtod(text, NULL) : NAN;
+}
+
+static void metadata_free(struct Metadata *meta)
+{
+    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
+    meta->count = 0;
+}
+
+/* --- The log: one row a step --- */
+
+/* Timing comes last, so that the columns before it can be compared between runs. */
+static const char LOG_HEADER[] = "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
+
+/* Opens the log with its rows up to `step`, which is 0 for a new run; returns the seconds so far. */
+static FILE *log_open(const char *path, int64_t step, double *earlier)
+{
+    struct Buffer kept = {0};
+    append(&kept, "%s", LOG_HEADER);
+    *earlier = 0;
+    if (step > 0 && file_exists(path)) {
+        struct Bytes file = map_file(path);
+        const char *at = file.data, *end = at + file.size, *newline;
+        for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
+            char row[512] = "";
+            memcpy(row, at, newline - at < 511 ? newline - at : 511);
+            if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step) continue;
+            append_bytes(&kept, at, newline + 1 - at);
+            if (strrchr(row, '\t')) *earlier = strtod(strrchr(row, '\t'), NULL);
+        }
+        unmap_file(file);
+    }
+    write_file(path, kept.data, kept.size);
+    free(kept.data);
+    FILE *log = fopen(path, "a");
+    if (!log) die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
+    return log;
+}
+
+static void log_row(struct Run *r, double loss, const struct Score *val, double lr, double norm, double rate)
+{
+    fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, loss);
+    if (val) fprintf(r->log, "%.6f\t%.6f", val->loss, val->bits_per_byte);
+    else fputc('\t', r->log);
+    fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", lr, norm, (long long)r->tokens, rate,
+            r->earlier + seconds() - r->start);
+    if (fflush(r->log)) die("%s: writing failed (%s). Free some space and --resume.", in_out("log.tsv"), strerror(errno));
+}
+
+/* --- Saving and taking up again --- */
+
+/* Everything that a later --resume needs. The log reaches the disk first, so that it never misses
+ * a step of the state. */
+static void save_run(struct Run *r)
+{
+    struct Metadata model_meta = describe(r, &r->last, r->step), state = describe(r, &r->last, r->step);
+    metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
+    metadata_set(&state, "best_loss", "%.17g", r->best.loss);
+    metadata_set(&state, "best_bits_per_byte", "%.17g", r->best.bits_per_byte);
+    metadata_set(&state, "best_tokens", "%lld", (long long)r->best.tokens);
+    fsync(fileno(r->log));
+    if (!r->val.count) save_model(set.out, &r->model, &model_meta);
+    save_model(in_out("last"), &r->model, &model_meta);
+    save_state(in_out("state.safetensors"), &r->model, &state);
+    metadata_free(&model_meta);
+    metadata_free(&state);
+}
+
+/* Options that define the run come from its state; those given again must agree. */
+static void take_options(const struct Metadata *state)
+{
+    for (struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
+        char key[64];
+        snprintf(key, sizeof key, "train.%s", o->name);
+        const char *stored = metadata_get(state, key);
+        const bool may_change = !strcmp(o->name, "steps") || !strcmp(o->name, "data") || !strcmp(o->name, "val");
+        if (!o->given) {
+            if (stored) set_option(o, text_of("%s", stored));
+        } else if (!may_change && (!stored || strcmp(stored, option_text(o))))
+            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another --out.",
+                      o->name, option_text(o), set.out, stored ? stored : "none");
+    }
+}
+
+static void check_fingerprint(const struct Metadata *state, const char *key, uint64_t now, const char *option)
+{
+    char text[17];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)now);
+    if (strcmp(text, entry(state, key, in_out("state.safetensors"))))
+        die("--%s: not what the run in %s began with. Resume with the same files.", option, set.out);
+}
+
+/* The weights, moments and place in the data that save_run wrote. */
+static void restore_run(struct Run *r)
+{
+    struct Metadata state;
+    const char *path = text_of("%s/state.safetensors", set.out);
+    load_state(path, &r->model, &state);
+    check_fingerprint(&state, "tokenizer_hash", r->tokenizer->hash, "tokenizer");
+    check_fingerprint(&state, "data_fingerprint", r->data.fingerprint, "data");
+    check_fingerprint(&state, "val_fingerprint", r->val.fingerprint, "val");
+    r->step = entry_integer(&state, "step", path);
+    r->tokens = entry_integer(&state, "tokens", path);
+    loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)entry_integer(&state, "position", path));
+    if (r->loader.next > r->loader.count) die("%s: the place in the data is beyond its end. Start the run again.", path);
+    r->last = (struct Score){entry_number(&state, "val_loss"), entry_number(&state, "val_bits_per_byte"),
+                             metadata_get(&state, "val_tokens") ? entry_integer(&state, "val_tokens", path) : 0};
+    r->best = (struct Score){entry_number(&state, "best_loss"), entry_number(&state, "best_bits_per_byte"),
+                             entry_integer(&state, "best_tokens", path)};
+    r->best_step = entry_integer(&state, "best_step", path);
+    append(&r->history, "%s", entry(&state, "history", path));
+    metadata_free(&state);
+}
+
+/* Refuses to touch a directory in which a run already lies. */
+static void check_out(void)
+{
+    static const char *const kept[] = {"model.safetensors", "state.safetensors", "log.tsv"};
+    if (set.resume && set.overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    if (set.resume && !file_exists(in_out("state.safetensors")))
+        die("%s: no such file, so there is nothing to resume. Start the run without --resume.", in_out("state.safetensors"));
+    for (size_t i = 0; i < sizeof kept / sizeof *kept && !set.resume && !set.overwrite && !set.plan; i++)
+        if (file_exists(in_out(kept[i])))
+            die_usage("--out %s: already holds a run (%s). Give --resume, --overwrite or another --out.", set.out, kept[i]);
+}
+
+/* A new run replaces an old one when its first step is due, not before all is known to fit. */
+static void begin_files(struct Run *r)
+{
+    static const char *const old[] = {"state.safetensors", "last/model.safetensors", "model.safetensors", "log.tsv"};
+    make_directory(set.out);
+    make_directory(in_out("last"));
+    for (size_t i = 0; i < sizeof old / sizeof *old && !set.resume; i++) unlink(in_out(old[i]));
+    tokenizer_save(r->tokenizer, set.out);
+    tokenizer_save(r->tokenizer, in_out("last"));
+    r->log = log_open(in_out("log.tsv"), r->step, &r->earlier);
+}
+
+/* --- The model: random, from another directory, or of the shape that a state has --- */
+
+static void check_shape(const char *name, int *value, int other)
+{
+    if (option_named(name)->given && *value != other)
+        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value, set.init, other);
+    *value = other;
+}
+
+/* Copies the trunk of a model directory; a shorter context takes the first positions. */
+static void init_from_directory(struct Model *model, const struct Tokenizer *tokenizer)
+{
+    struct Model source;
+    struct Metadata meta;
+    load_model(&source, set.init, &meta);
+    const char *hash = metadata_get(&meta, "tokenizer_hash");
+    check_shape("layers", &set.layers, source.config.layers);
+    check_shape("heads", &set.heads, source.config.heads);
+    check_shape("channels", &set.channels, source.config.channels);
+    if (!option_named("context")->given) set.context = source.config.context;
+    if (set.context > source.config.context)
+        die_usage("--context %d: the model in --init %s knows only %d positions.", set.context, set.init, source.config.context);
+    if (source.config.vocabulary != tokenizer->vocabulary || (hash && strtoull(hash, NULL, 16) != tokenizer->hash))
+        die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.", set.init, set.tokenizer);
+    struct Config config = source.config;
+    config.context = set.context;
+    config.labels = 0;
+    config.label_names = NULL;
+    model_create(model, config);
+    for (int i = 0; i < model->param_count; i++) {
+        const struct Param *to = &model->params[i], *from = &source.params[i];
+        memcpy(model->weights + to->offset, source.weights + from->offset, to->size * sizeof(real));
+    }
+    model_free(&source);
+    metadata_free(&meta);
+}
+
+static void make_model(struct Run *r)
+{
+    if (set.init && !set.resume) init_from_directory(&r->model, r->tokenizer);
+    else {
+        struct Config config = {set.layers, set.heads, set.channels, set.context, r->tokenizer->vocabulary, 0, NULL};
+        check_config(&config, "--layers, --heads, --channels, --context");
+        model_create(&r->model, config);
+        if (!set.resume) model_init(&r->model, set.seed);
+    }
+    model_train_from(&r->model, 0);
+    r->model.beta2 = set.beta2;
+}
+
+/* --- Sizes --- */
+
+static int64_t tokens_per_step(void) { return (int64_t)set.batch * set.context * set.accumulate; }
+
+static int64_t tokens_per_evaluation(const struct Run *r)
+{
+    const int64_t all = r->val.count ? r->val.tokens - 1 : 0;
+    return set.eval_tokens > 0 && set.eval_tokens < all ? set.eval_tokens : all;
+}
+
+/* An evaluation's cost in steps: forward is a third of forward and backward. */
+static double evaluation_in_steps(const struct Run *r) { return tokens_per_evaluation(r) / (3.0 * tokens_per_step()); }
+
+/* Multiply-adds of a token, forward and twice that backward, in FLOPs: 6 for each weight of a matrix
+ * (12 C^2 in a block, and the head), and attention over T positions. */
+static double flops_per_token(const struct Config *c)
+{
+    const double L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
+    return 6 * (12 * L * C * C + V * C) + 12 * L * C * T;
+}
+
+struct Memory { double weights, gradients, moments, activations, logits, sampling, rest, total; };
+
+static struct Memory memory_needed(const struct Run *r)
+{
+    const struct Config *c = &r->model.config;
+    const int rows = set.batch * set.context;
+    const double array = (double)r->model.size * sizeof(real);
+    struct Memory m = {.weights = array, .gradients = array, .moments = 2 * array};
+    m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
+    m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
+    if (set.sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
+    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real) + 2.0 * tokens_per_step() * sizeof(int)
+           + (double)sequence_count(&r->data, set.context, set.context - 1) * sizeof(int);
+    m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
+    return m;
+}
+
+static double machine_memory(void) { return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+
+/* The number of evaluations that the help text of --eval-every promises. */
+static int64_t default_eval_every(const struct Run *r)
+{
+    const double for_twenty = ceil(set.steps / 20.0), for_a_tenth = ceil(10 * evaluation_in_steps(r));
+    return (int64_t)fmax(1, fmax(for_twenty, for_a_tenth));
+}
+
+/* ============================================================================================= */
+/* 5. Training                                                                                   */
+/* ============================================================================================= */
+
+/* Reads one step's minibatches; returns the number of their targets. */
+static int64_t read_step(struct Run *r)
+{
+    int64_t targets = 0, begin;
+    for (int a = 0; a < set.accumulate; a++) {
+        struct Minibatch *m = &r->minibatches[a];
+        minibatch_clear(m);
+        for (int s = 0; s < set.batch; s++) {
+            const int length = loader_next(&r->loader, &begin);
+            minibatch_add(m, &r->data, begin, length);
+        }
+        targets += m->batch.rows;
+    }
+    return targets;
+}
+
+/* The mean loss over all targets of a step; its gradient goes to model.grads. */
+static double step_gradient(struct Run *r, int64_t step, int64_t targets)
+{
+    double sum = 0;
+    zero_grads(&r->model);
+    for (int a = 0; a < set.accumulate; a++) {
+        struct Minibatch *m = &r->minibatches[a];
+        const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * set.accumulate + a).key;
+        trunk_forward(&r->model, &r->ws, &m->batch, set.dropout, masks);
+        sum += lm_head(&r->model, &r->ws, m->targets, (real)(1.0 / targets));
+        trunk_backward(&r->model, &r->ws, &m->batch);
+    }
+    return sum / targets;
+}
+
+/* Ends the run, before the update, when its numbers are none; the files keep the last good ones. */
+static void check_finite(const struct Run *r, double loss, double norm)
+{
+    if (isfinite(loss) && isfinite(norm)) return;
+    const char *first = "";
+    for (int i = r->model.param_count - 1; i >= 0; i--) {
+        const struct Param *p = &r->model.params[i];
+        for (size_t k = 0; k < p->size; k++)
+            if (!isfinite(r->model.grads[p->offset + k])) { first = p->name; break; }
+    }
+    die("step %lld: the loss is %g and the gradient's norm %g%s%s. The files in %s are of before. "
+        "Start again with a lower --lr.", (long long)r->step + 1, loss, norm,
+        *first ? "; not finite from " : "", first, set.out);
+}
+
+/* Seconds of a step, from a few that leave no trace: with lr = 0 the weights stay, and the moments
+ * and the place in the data are put back. The first is not counted: it also touches new memory. */
+static double measure_step(struct Run *r)
+{
+    const int64_t epoch = r->loader.epoch;
+    const int next = r->loader.next;
+    double start = 0, took = 0;
+    int counted = 0;
+    for (int n = 0; n < 6 && (n < 2 || took < 2); n++) {
+        if (n == 1) start = seconds();
+        step_gradient(r, 1, read_step(r));
+        adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
+        if (n > 0) { took = seconds() - start; counted = n; }
+    }
+    memset(r->model.m, 0, r->model.size * sizeof(real));
+    memset(r->model.v, 0, r->model.size * sizeof(real));
+    loader_seek(&r->loader, epoch, next);
+    return took / counted;
+}
+
+/* How many steps, with their evaluations, fit into what is left of the time limit. */
+static int64_t steps_in_time(const struct Run *r, double step_seconds)
+{
+    const double left = 0.96 * (set.time_limit - (seconds() - r->start)) / step_seconds;
+    const double cost = evaluation_in_steps(r), share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
+    return (int64_t)fmax(1, (left - cost) / (1 + share));
+}
+
+/* Steps that read the data --epochs times. The last one takes what it lacks from the next epoch. */
+static int64_t steps_in_epochs(struct Run *r)
+{
+    double sequences = 0;
+    for (int64_t e = 0; e < (int64_t)ceil(set.epochs); e++) {
+        loader_seek(&r->loader, e, 0);
+        sequences += r->loader.count * fmin(1, set.epochs - e);
+    }
+    loader_seek(&r->loader, 0, 0);
+    return (int64_t)fmax(1, ceil(sequences / ((double)set.batch * set.accumulate)));
+}
+
+/* The best model so far is what --out holds. */
+static void evaluate_run(struct Run *r)
+{
+    struct Score s = r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes, set.context, set.batch,
+                                        set.eval_tokens, false);
+    append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
+    const bool better = !r->best_step || s.loss < r->best.loss;
+    if (better) {
+        r->best = s;
+        r->best_step = r->step;
+        struct Metadata meta = describe(r, &s, r->step);
+        save_model(set.out, &r->model, &meta);
+        metadata_free(&meta);
+    }
+    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step, (long long)set.steps,
+             s.loss, s.bits_per_byte, better ? "  (best)" : "");
+}
+
+static void sample_run(struct Run *r)
+{
+    int count, *ids = encode_prompt(&count, r->tokenizer, set.sample_prompt);
+    r->generator.random = stream_for(set.seed, SAMPLE_STREAM, r->step);
+    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)set.steps);
+    write_sample(&r->generator, set.sample_prompt, ids, count, set.sample_tokens);
+    free(ids);
+}
+
+static volatile sig_atomic_t stop_requested;
+
+/* The first signal ends the run after its step, the second at once. */
+static void request_stop(int signal_number)
+{
+    static const char note[] = "\nstopping after this step; once more stops at once\n";
+    if (stop_requested) remove_unfinished_on_signal(signal_number);
+    stop_requested = 1;
+    if (write(2, note, sizeof note - 1) < 0) return;
+}
+
+static bool out_of_time(const struct Run *r, double step_seconds)
+{
+    const double rest = step_seconds * (1 + evaluation_in_steps(r));
+    return set.time_limit > 0 && seconds() - r->start + rest > set.time_limit;
+}
+
+/* The line of progress; elsewhere than on a terminal at intervals that grow with the run. */
+static void show_step(const struct Run *r, int64_t first, double loss, double lr, double norm, double rate, double began)
+{
+    static double shown;
+    const double now = seconds(), elapsed = now - began;
+    const bool due = r->step == first || r->step == set.steps || now - shown >= (live() ? 0.1 : 2 + elapsed / 20);
+    if (!due) return;
+    shown = now;
+    double eta = elapsed / (r->step - first + 1) * (set.steps - r->step);
+    if (set.time_limit > 0) eta = fmin(eta, set.time_limit - (now - r->start));
+    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s", (long long)r->step,
+             (long long)set.steps, loss, lr, norm, rate, 100 * rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+}
+
+/* One step and what is due after it. Returns false after the last. */
+static bool train_step(struct Run *r, int64_t first, double began)
+{
+    static double smooth_rate, saved;
+    const double start = seconds();
+    const int64_t targets = read_step(r);
+    const double loss = step_gradient(r, r->step + 1, targets), norm = grad_norm(&r->model);
+    const double lr = learning_rate(set.schedule, r->step + 1, set.steps, set.warmup, set.lr, set.min_lr_ratio);
+    check_finite(r, loss, norm);
+    adamw_step(&r->model, lr, set.clip > 0 && norm > set.clip ? set.clip / norm : 1, set.weight_decay, r->step + 1);
+    r->step++;
+    r->tokens += targets;
+
+    const double took = seconds() - start, rate = targets / took;
+    const bool late = out_of_time(r, took), over = r->step >= set.steps || late;
+    const bool evaluated = r->val.count && (over || r->step % set.eval_every == 0);
+    smooth_rate = smooth_rate > 0 ? 0.9 * smooth_rate + 0.1 * rate : rate;
+    show_step(r, first, loss, lr, norm, smooth_rate, began);
+    if (evaluated) evaluate_run(r);
+    log_row(r, loss, evaluated ? &r->last : NULL, lr, norm, rate);
+    if (set.sample_every && r->step % set.sample_every == 0) sample_run(r);
+    if (saved == 0) saved = start;
+    const bool due = set.save_every ? r->step % set.save_every == 0 : r->step % set.eval_every == 0 || start - saved > 600;
+    if (due || over || stop_requested) {
+        save_run(r);
+        saved = seconds();
+    }
+    if (late && r->step < set.steps) progress(true, "the time limit is reached");
+    return !over;
+}
+
+/* ============================================================================================= */
+/* 6. Subcommands                                                                                */
+/* ============================================================================================= */
+
+static void refuse_arguments(int left, char **argv)
+{
+    if (left > 0) die_usage("%s: not an option. Options begin with --.", argv[0]);
+}
+
+/* --- train --- */
+
+static void print_plan(const struct Run *r, double step_seconds)
+{
+    const struct Memory m = memory_needed(r);
+    const struct Config *c = &r->model.config;
+    const double tokens = tokens_per_step(), flops = flops_per_token(c), rate = tokens / step_seconds;
+    const double evaluations = r->val.count ? (double)set.steps / set.eval_every + 1 : 0;
+    printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
+           c->layers, c->heads, c->channels, c->context, c->vocabulary);
+    printf("parameters     %zu\n", r->model.size);
+    printf("memory         %.1f MB of this machine's %.0f\n", m.total / 1e6, machine_memory() / 1e6);
+    printf("  weights      %.1f MB\n  gradients    %.1f MB\n  moments      %.1f MB\n", m.weights / 1e6, m.gradients / 1e6, m.moments / 1e6);
+    printf("  activations  %.1f MB\n  logits       %.1f MB\n  sampling     %.1f MB\n", m.activations / 1e6, m.logits / 1e6, m.sampling / 1e6);
+    printf("  rest         %.1f MB\n", m.rest / 1e6);
+    printf("data           %lld tokens in %d shards\n", (long long)r->data.tokens, r->data.count);
+    printf("steps          %lld of %.0f tokens: %.2f epochs\n", (long long)set.steps, tokens, set.steps * tokens / (r->data.tokens - 1));
+    printf("FLOPs          %.3g for a token\n", flops);
+    printf("peak           %.1f GFLOP/s with %d threads, measured\n", r->peak / 1e9, thread_count());
+    printf("speed          %.0f tokens/s, %.0f%% of peak, %s\n", rate, 100 * rate * flops / r->peak,
+           m.total < machine_memory() ? "measured" : "assumed, since the memory does not suffice");
+    printf("duration       %s\n", duration(set.steps * step_seconds + evaluations * evaluation_in_steps(r) * step_seconds));
+}
+
+static void print_summary(const struct Run *r)
+{
+    const struct Memory m = memory_needed(r);
+    progress(true, "%.2fM parameters, %.0f MB of memory, %d threads, %.0f GFLOP/s at most", r->model.size / 1e6, m.total / 1e6,
+             thread_count(), r->peak / 1e9);
+    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens, (long long)set.steps,
+             (long long)tokens_per_step(), (double)set.steps * tokens_per_step() / (r->data.tokens - 1));
+    if (m.total > machine_memory())
+        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with --accumulate.", m.total / 1e6, machine_memory() / 1e6);
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static void load_inputs(struct Run *r)
+{
+    if (!set.data) die_usage("--data: must be given. --help explains it.");
+    if (!set.tokenizer) set.tokenizer = set.resume ? set.out : set.init;
+    if (!set.tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
+    r->tokenizer = tokenizer_load(set.tokenizer);
+    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
+    r->data = open_data("data", set.data, r->tokenizer->vocabulary);
+    if (set.val) r->val = open_data("val", set.val, r->tokenizer->vocabulary);
+    for (int i = 0; i < r->data.count; i++)
+        for (int k = 0; k < r->val.count; k++)
+            if (same_file(r->data.shards[i].path, r->val.shards[k].path))
+                warn("%s: is in --data and in --val, so the validation loss says little.", r->data.shards[i].path);
+}
+
+/* All memory of the run, before its first step. */
+static void take_memory(struct Run *r)
+{
+    if ((int64_t)set.batch * set.context > INT32_MAX / 8)
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch, set.context);
+    loader_create(&r->loader, &r->data, set.context, set.seed);
+    r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
+    for (int a = 0; a < set.accumulate; a++) r->minibatches[a] = minibatch_create(set.batch, set.context);
+    workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
+    if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
+}
+
+/* Turns --epochs and --time-limit into steps, once: from there on the run depends on steps alone.
+ * Returns the seconds of a step, where they are needed. */
+static double fix_steps(struct Run *r)
+{
+    const bool steps_given = option_named("steps")->given, timed = set.time_limit > 0 && !steps_given && !set.epochs && !set.resume;
+    double step_seconds = tokens_per_step() * flops_per_token(&r->model.config) / (0.6 * r->peak);
+    if (steps_given && set.epochs) die_usage("--steps and --epochs: choose one of them.");
+    if (set.epochs) set.steps = steps_in_epochs(r);
+    if ((timed || set.plan) && memory_needed(r).total < machine_memory()) step_seconds = measure_step(r);
+    if (timed) set.steps = steps_in_time(r, step_seconds);
+    if (set.resume) return step_seconds;
+    if (!option_named("warmup")->given && set.warmup > set.steps / 10) set.warmup = set.steps / 10;
+    if (set.eval_every == 0) set.eval_every = default_eval_every(r);
+    return step_seconds;
+}
+
+static int finish(const struct Run *r)
+{
+    char *best = r->val.count ? text_of("best of step %lld, val_loss %.4f, bits_per_byte %.4f", (long long)r->best_step,
+                                        r->best.loss, r->best.bits_per_byte) : text_of("of step %lld", (long long)r->step);
+    if (stop_requested && r->step < set.steps) {
+        progress(true, "stopped after step %lld of %lld and saved. Go on with: train_gpt train --out %s --resume",
+                 (long long)r->step, (long long)set.steps, set.out);
+        return STATUS_FAILED;
+    }
+    if (live()) fprintf(stderr, "\r\033[K");
+    printf("%s: %s; %lld tokens in %s\n", set.out, best, (long long)r->tokens, duration(r->earlier + seconds() - r->start));
+    free(best);
+    return 0;
+}
+
+static int train(int argc, char **argv)
+{
+    struct Run r = {.start = seconds()};
+    refuse_arguments(parse_options(argc, argv, train_options, TRAIN_OPTIONS,
+        "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
+        "Pretrains a model. --out holds the best one, --out/last the last, log.tsv a row for each step."), argv);
+    if (!set.out && !set.plan) die_usage("--out: must be given. --help explains it.");
+    set_threads(set.threads);
+    if (set.out) check_out();
+    else if (set.resume) die_usage("--resume: needs --out.");
+    if (set.resume) {
+        struct Metadata state;
+        load_state_metadata(in_out("state.safetensors"), &state);
+        entry(&state, "train.data", in_out("state.safetensors"));
+        take_options(&state);
+        metadata_free(&state);
+    }
+    load_inputs(&r);
+    make_model(&r);
+    r.peak = fma_peak();
+    take_memory(&r);
+    const double step_seconds = fix_steps(&r);
+    if (set.plan) { print_plan(&r, step_seconds); return 0; }
+    if (set.resume) restore_run(&r);
+    print_summary(&r);
+    if (r.step >= set.steps) {
+        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.", set.out,
+                 (long long)r.step, (long long)set.steps);
+        return 0;
+    }
+    begin_files(&r);
+    signal(SIGINT, request_stop);
+    signal(SIGTERM, request_stop);
+    const int64_t first = r.step + 1;
+    const double began = seconds();
+    while (train_step(&r, first, began) && !stop_requested) continue;
+    return finish(&r);
+}
+
+/* --- eval, sample, info --- */
+
+/* The tokenizer that lies beside a model, after a check that they belong together. */
+static struct Tokenizer *tokenizer_of(const char *dir, const struct Model *model, const struct Metadata *meta)
+{
+    struct Tokenizer *t = tokenizer_load(dir);
+    const char *hash = metadata_get(meta, "tokenizer_hash");
+    if (t->vocabulary > model->config.vocabulary || (hash && strtoull(hash, NULL, 16) != t->hash))
+        die("%s: merges.txt is not the tokenizer that the model was trained with. Put that one there.", dir);
+    return t;
+}
+
+static int eval(int argc, char **argv)
+{
+    const char *dir = NULL, *pattern = NULL;
+    int context = 0, batch = 8, threads = 0;
+    int64_t tokens = 0;
+    struct Option options[] = {
+        {"model", "model directory", TEXT, &dir, .required = true},
+        {"data", "token shards", TEXT, &pattern, .required = true},
+        {"context", "tokens that the model sees at once; 0: as many as it can", INTEGER, &context, 0, 1 << 20},
+        {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
+        {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
+        {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
+    };
+    refuse_arguments(parse_options(argc, argv, options, sizeof options / sizeof *options,
+        "train_gpt eval --model DIR --data GLOB [options]\n"
+        "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
+    set_threads(threads);
+    struct Model model;
+    struct Metadata meta;
+    load_model(&model, dir, &meta);
+    const int T = context ? context : model.config.context;
+    if (T > model.config.context) die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
+    struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
+    struct Data data = open_data("data", pattern, tokenizer->vocabulary);
+    const int64_t all = sequence_count(&data, T, 0);
+    if (batch > all) batch = (int)all;
+    if ((int64_t)batch * T > INT32_MAX / 8) die_usage("--batch %d: times %d tokens is too much.", batch, T);
+    struct Workspace ws;
+    struct Minibatch m = minibatch_create(batch, T);
+    workspace_create(&ws, &model, batch * T, WORK_EVAL);
+    print_baselines(&data, model.config.vocabulary);
+    fflush(stdout);
+    struct Score s = evaluate(&model, &ws, &m, &data, token_bytes(tokenizer, model.config.vocabulary), T, batch, tokens, true);
+    if (live()) fprintf(stderr, "\r\033[K");
+    printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss), s.bits_per_byte, (long long)s.tokens);
+    return 0;
+}
+
+static int sample(int argc, char **argv)
+{
+    const char *dir = NULL, *prompt = "";
+    int tokens = 200, top_k = 40, count = 1, threads = 0;
+    int64_t seed = 1;
+    double temperature = 0.8, top_p = 1;
+    struct Option options[] = {
+        {"model", "model directory", TEXT, &dir, .required = true},
+        {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt},
+        {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
+        {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token", REAL_NUMBER, &temperature, 0, 100},
+        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9},
+        {"top-p", "draw from the likeliest tokens that have this probability together", REAL_NUMBER, &top_p, 0, 1},
+        {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
+        {"count", "how many texts", INTEGER, &count, 1, 1e9},
+        {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
+    };
+    refuse_arguments(parse_options(argc, argv, options, sizeof options / sizeof *options,
+        "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
+        "Text that the model writes. --- stands between several."), argv);
+    set_threads(threads);
+    struct Model model;
+    struct Metadata meta;
+    struct Generator g;
+    load_model(&model, dir, &meta);
+    struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
+    generator_create(&g, &model, tokenizer);
+    g.temperature = temperature;
+    g.top_k = top_k;
+    g.top_p = top_p;
+    int prompt_count, *ids = encode_prompt(&prompt_count, tokenizer, prompt);
+    const double start = seconds();
+    int64_t written = 0;
+    for (int i = 0; i < count; i++) {
+        if (i) puts("---");
+        g.random = stream_for(seed, SAMPLE_STREAM, i);
+        written += write_sample(&g, prompt, ids, prompt_count, tokens);
+    }
+    fprintf(stderr, "%lld tokens, %.0f tokens/s\n", (long long)written, written / (seconds() - start));
+    generator_free(&g);
+    return 0;
+}
+
+/* The evaluations of the run, as rows; then the time, which only the log knows. */
+static void print_history(const struct Metadata *meta, const char *dir)
+{
+    const char *history = metadata_get(meta, "history");
+    if (history && *history) {
+        printf("history\n  %10s %10s %14s\n", "step", "val_loss", "bits_per_byte");
+        long long step;
+        double loss, bits;
+        for (int used; sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3; history += used)
+            printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
+    }
+    char *path = text_of("%s/log.tsv", dir);
+    if (file_exists(path)) {
+        struct Bytes log = map_file(path);
+        size_t end = log.size;
+        while (end > 0 && log.data[end - 1] != '\t') end--;
+        if (log.size - end < 32) {
+            char last[32] = "";
+            memcpy(last, log.data + end, log.size - end);
+            printf("seconds        %.1f (from log.tsv)\n", strtod(last, NULL));
+        }
+        unmap_file(log);
+    }
+    free(path);
+}
+
+static int info(int argc, char **argv)
+{
+    const char *dir = NULL;
+    struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}};
+    refuse_arguments(parse_options(argc, argv, options, 1, "train_gpt info --model DIR\n"
+        "Configuration, number of parameters, tokenizer and training history."), argv);
+    struct Model model;
+    struct Metadata meta;
+    load_model(&model, dir, &meta);
+    const struct Config *c = &model.config;
+    printf("layers         %d\nheads          %d\nchannels       %d\ncontext        %d\nvocabulary     %d\nparameters     %zu\n",
+           c->layers, c->heads, c->channels, c->context, c->vocabulary, model.size);
+    for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
+    char *merges = text_of("%s/merges.txt", dir);
+    if (!metadata_get(&meta, "tokenizer_hash") && file_exists(merges))
+        printf("%-14s %016llx\n", "tokenizer_hash", (unsigned long long)tokenizer_load(dir)->hash);
+    for (int i = 0; i < meta.count; i++)
+        if (strcmp(meta.keys[i], "history")) printf("%-14s %s\n", meta.keys[i], meta.values[i]);
+    print_history(&meta, dir);
+    free(merges);
+    return 0;
+}
+
+#ifndef TRAIN_GPT_NO_MAIN
+int main(int argc, char **argv)
+{
+    static const struct { const char *name; int (*run)(int, char **); const char *meaning; } commands[] = {
+        {"train", train, "pretrain a model on token shards"},
+        {"eval", eval, "loss of a model on token shards"},
+        {"sample", sample, "let a model write"},
+        {"info", info, "what a model directory holds"},
+    };
+    enum { COMMANDS = sizeof commands / sizeof *commands };
+    program = "train_gpt";
+    clean_up_at_exit();
+    for (int i = 0; i < COMMANDS && argc > 1; i++)
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 2, argv + 2);
+    if (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h")))
+        die_usage("%s: name one of train, eval, sample, info. --help explains them.", argc > 1 ? argv[1] : "no subcommand");
+    printf("train_gpt SUBCOMMAND [options]; --help after a subcommand lists its options\n");
+    for (int i = 0; i < COMMANDS; i++) printf("  %-8s %s\n", commands[i].name, commands[i].meaning);
+    return 0;
+}
+#endif
