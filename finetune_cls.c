@@ -435,9 +435,9 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
 {
     int *next = resize(NULL, (d->longest + 2) * sizeof *next);
     memset(next, 0, (d->longest + 2) * sizeof *next);
-    for (int i = 0; i < count; i++) next[length_of(d, list[i]) + 1]++;
+    for (int i = 0; i < count; i++) next[length_of(d, list ? list[i] : i) + 1]++;
     for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
-    for (int i = 0; i < count; i++) order[next[length_of(d, list[i])]++] = i;
+    for (int i = 0; i < count; i++) order[next[length_of(d, list ? list[i] : i)]++] = i;
     free(next);
 }
 
@@ -448,8 +448,8 @@ static void show_rate(const char *what, int done, int count, double start)
              done == count ? text_of("%.1f s", spent) : text_of("%s left", duration(spent * (count - done) / done)));
 }
 
-/* Runs the examples list[0 .. count) through the model, in batches by length; results are in the
- * order of the list. probabilities (count, K) and features (count, C), the hidden states at the last
+/* Runs the examples list[0 .. count), or with list NULL the first count, through the model, in batches
+ * by length; results are in the order of the list. probabilities (count, K) and features (count, C), the hidden states at the last
  * tokens, may be NULL. Returns the sum of losses over examples with a label. `what`: for progress,
  * or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features, const struct Dataset *d,
@@ -460,7 +460,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
     double loss = 0, start = seconds(), shown = start;
     order_by_length(order, d, list, count);
-    for (int i = 0; i < count; i++) sorted[i] = list[order[i]];
+    for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = trunk_forward(r->model, &r->ws, &b, 0, 0);
@@ -1360,10 +1360,9 @@ static void command_eval(int argc, char **argv)
     const int K = c.model.config.labels;
     const struct Examples e = read_examples(data, text_column, label_column);
     add_examples(&d, c.tokenizer, &e, c.model.config.label_names, K, c.window);
-    int *list = resize(NULL, d.count * sizeof *list), *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
-    for (int i = 0; i < d.count; i++) list[i] = i;
-    const double loss = run_examples(&c.runner, p, NULL, &d, list, d.count, "eval");
+    const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     const struct Scores s = score(confusion, p, d.labels, loss, d.count, K);
     printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy, s.macro_f1, s.loss, s.ece, d.count);
     print_confusion(confusion, c.model.config.label_names, K);
@@ -1373,14 +1372,10 @@ static void command_eval(int argc, char **argv)
 static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts, int count)
 {
     const int K = c->model.config.labels;
-    int *list = resize(NULL, count * sizeof *list);
     real *p = resize(NULL, (size_t)count * K * sizeof *p);
     d->count = 0;
-    for (int i = 0; i < count; i++) {
-        list[i] = i;
-        add_text(d, c->tokenizer, texts[i], -1, c->window);
-    }
-    run_examples(&c->runner, p, NULL, d, list, count, NULL);
+    for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
+    run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) {
         const int best = most_probable(p + (size_t)i * K, K);
         printf("%s\t%.4f\t", c->model.config.label_names[best], p[(size_t)i * K + best]);
@@ -1388,7 +1383,6 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
         putchar('\n');
     }
     if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
-    free(list);
     free(p);
 }
 

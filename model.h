@@ -36,6 +36,9 @@
 /* Each program uses a part of this header, and a table's row names only what differs from zero. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#ifdef __clang__
+#pragma GCC diagnostic ignored "-Wpass-failed"     /* a short loop that is not worth a vector */
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -23,7 +23,7 @@
 
 /* A shard is llm.c's: 256 int32 (magic, version, count, 0 ...), then count uint16. All shards of a
  * glob, in the order of their names, are one long text x[0], x[1], .., x[n-1]. */
-enum { SHARD_HEADER_BYTES = 1024, LLMC_MAGIC = 20240520, LLMC_VERSION = 1 };
+enum { SHARD_HEADER_BYTES = 1024 };
 
 struct Shard { const char *path; const uint16_t *tokens; int64_t count; };
 
@@ -51,10 +51,10 @@ static struct Shard open_shard(const char *path, int vocabulary)
     const struct Bytes file = map_file(path);
     int32_t header[3] = {0};
     if (file.size >= SHARD_HEADER_BYTES) memcpy(header, file.data, sizeof header);
-    if (header[0] != LLMC_MAGIC)
+    if (header[0] != SHARD_MAGIC)
         die("%s: not a token shard. Make one from text with `tokenizer encode`.", path);
-    if (header[1] != LLMC_VERSION)
-        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1], LLMC_VERSION);
+    if (header[1] != SHARD_VERSION)
+        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1], SHARD_VERSION);
     const long long promised = header[2], bytes = (long long)file.size - SHARD_HEADER_BYTES;
     if (promised < 0 || bytes != 2 * promised)
         die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path, promised, bytes / 2.0);

@@ -1,42 +1,81 @@
-#!/usr/bin/env python3
-"""Prints the table of character classes in tokenizer.c from the exact Unicode 16 ranges.
+"""Prints the list CLASS_RUNS of tokenizer.c from a JSON file with Unicode's character classes.
 
-usage: dev/make_unicode_table.py CLASSES.json
+    python3 dev/make_unicode_table.py unicode16_classes.json            prints the C array
+    python3 dev/make_unicode_table.py unicode16_classes.json --check    compares it with tokenizer.c
 
-CLASSES.json holds lists of [first, last] code points under the names L, N and White_Space (or S).
-The output is a list of boundaries: code point * 4 + class (0 other, 1 letter, 2 number, 3 space)
-where the class changes, as differences to the boundary before.
+The JSON file holds {"L": [[first, last], ...], "N": [...], "White_Space": [...]}: the general
+categories L* and N* and the property White_Space, as DerivedGeneralCategory.txt and PropList.txt of
+https://www.unicode.org/Public/16.0.0/ucd/ list them. Those two files are accepted in its place:
+
+    python3 dev/make_unicode_table.py DerivedGeneralCategory.txt PropList.txt
 """
 import json
+import os
+import re
 import sys
+
+OTHER, LETTER, NUMBER, SPACE = range(4)
+
+
+def read_classes(paths):
+    """Code point -> class, for those that are not OTHER."""
+    sets = {"L": [], "N": [], "White_Space": []}
+    for path in paths:
+        text = open(path, encoding="utf-8").read()
+        if path.endswith(".json"):
+            data = json.loads(text)
+            sets.update({name: data[name] for name in sets})
+            continue
+        for line in text.splitlines():
+            found = re.match(r"([0-9A-F]+)(?:\.\.([0-9A-F]+))?\s*;\s*(\w+)", line)
+            if not found:
+                continue
+            first, last, name = found[1], found[2] or found[1], found[3]
+            name = name if name == "White_Space" else name[0] if len(name) == 2 else ""
+            if name in sets:
+                sets[name].append([int(first, 16), int(last, 16)])
+    classes = {}
+    for name, value in (("L", LETTER), ("N", NUMBER), ("White_Space", SPACE)):
+        for first, last in sets[name]:
+            for c in range(first, last + 1):
+                assert c not in classes, hex(c)
+                classes[c] = value
+    return classes
+
+
+def runs(classes):
+    """[length * 4 + class, ...] from U+0000 up to the last code point that is not OTHER."""
+    result, start = [], 0
+    for c in range(max(classes) + 2):
+        if classes.get(c, OTHER) != classes.get(start, OTHER):
+            result.append((c - start) * 4 + classes.get(start, OTHER))
+            start = c
+    return result
+
+
+def c_array(numbers):
+    lines, line = [], "   "
+    for number in numbers:
+        if len(line) + len(str(number)) + 2 > 99:
+            lines.append(line)
+            line = "   "
+        line += f" {number},"
+    lines.append(line)
+    return "static const uint32_t CLASS_RUNS[] = {\n" + "\n".join(lines) + "\n};\n"
 
 
 def main():
-    if len(sys.argv) != 2:
+    paths = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    if not paths:
         sys.exit(__doc__)
-    with open(sys.argv[1]) as file:
-        data = json.load(file)
-    classes = bytearray(0x110000)
-    for value, names in ((1, ("L",)), (2, ("N",)), (3, ("White_Space", "S"))):
-        ranges = next(data[name] for name in names if name in data)
-        for first, last in ranges:
-            for code in range(first, last + 1):
-                classes[code] = value
-    entries, before = [], 0
-    for code in range(0x110000):
-        if classes[code] != before:
-            before = classes[code]
-            entries.append(code * 4 + before)
-    deltas = [b - a for a, b in zip([0] + entries, entries)]
-    line = "   "
-    for delta in deltas:
-        text = f" {delta},"
-        if len(line) + len(text) > 99:
-            print(line)
-            line = "   "
-        line += text
-    print(line)
-    print(f"{len(deltas)} boundaries", file=sys.stderr)
+    array = c_array(runs(read_classes(paths)))
+    if "--check" not in sys.argv:
+        print(array, end="")
+        return
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tokenizer.c")
+    same = array in open(source, encoding="utf-8").read()
+    print("tokenizer.c holds this table" if same else "tokenizer.c holds another table")
+    sys.exit(0 if same else 1)
 
 
 main()
