@@ -692,7 +692,7 @@ static double dot(const double *a, const double *b, size_t n)
  * an approximate inverse Hessian. Where that starts from decides how many steps it takes: here from
  * the Hessian at w = 0, whose block for each class is
  *   M = 1/K (X^T X / N) + l2 I
- * up to a term that pulls all classes alike, which softmax does not see. X^T X is computed once. */
+ * up to a term that moves all classes alike, which softmax does not see. X^T X is computed once. */
 enum { HISTORY = 10 };
 
 struct Lbfgs {
@@ -762,8 +762,8 @@ static double largest(const double *x, size_t n)
     return most;
 }
 
-/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7; gram (C, C) is
- * X^T X. Returns the number of evaluations of F. */
+/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7. The classes' rows of w
+ * must add up to 0, and then always do; gram (C, C) is X^T X. Returns the number of evaluations of F. */
 static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
 {
     enum { MOST = 500 };
@@ -1260,8 +1260,8 @@ static void train(struct Settings settings)
     choose_defaults(s, &t.model, t.train_count);
     t.order = random_stream(s->seed, STREAM_ORDER);
     t.masks = random_stream(s->seed, STREAM_MASKS);
-    real *best = prepare(&t);
     make_directory(s->out);
+    real *best = prepare(&t);
     if (s->kind == PROBE) train_probe(&t, &meta); else train_epochs(&t, best, &meta);
 
     const struct Scores val = validate(&t);

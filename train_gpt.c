@@ -41,8 +41,8 @@ static void check_ids(const struct Shard *s, int vocabulary)
     #pragma omp parallel for simd reduction(max: largest)
     for (int64_t i = 0; i < s->count; i++) largest = s->tokens[i] > largest ? s->tokens[i] : largest;
     if (largest >= vocabulary)
-        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that is used here.",
-            s->path, largest, vocabulary);
+        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that is "
+            "used here.", s->path, largest, vocabulary);
 }
 
 /* Maps a shard after checking all that its header promises. */
@@ -54,11 +54,13 @@ static struct Shard open_shard(const char *path, int vocabulary)
     if (header[0] != SHARD_MAGIC)
         die("%s: not a token shard. Make one from text with `tokenizer encode`.", path);
     if (header[1] != SHARD_VERSION)
-        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1], SHARD_VERSION);
+        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1],
+            SHARD_VERSION);
     const long long promised = header[2], bytes = (long long)file.size - SHARD_HEADER_BYTES;
     if (promised < 0 || bytes != 2 * promised)
-        die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path, promised, bytes / 2.0);
-    struct Shard s = {path, (const uint16_t *)(file.data + SHARD_HEADER_BYTES), promised};
+        die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path,
+            promised, bytes / 2.0);
+    const struct Shard s = {path, (const uint16_t *)(file.data + SHARD_HEADER_BYTES), promised};
     check_ids(&s, vocabulary);
     return s;
 }
@@ -69,7 +71,8 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
     glob_t found;
     struct Data d = {0};
     if (glob(pattern, 0, NULL, &found) || found.gl_pathc == 0)
-        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.", option, pattern);
+        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.", option,
+            pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
         struct Shard s = d.shards[d.count++] = open_shard(text_of("%s", found.gl_pathv[i]), vocabulary);
@@ -77,7 +80,9 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
         d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
     }
     globfree(&found);
-    if (d.tokens < 2) die("--%s %s: holds %lld tokens; 2 are needed. Encode more text.", option, pattern, (long long)d.tokens);
+    if (d.tokens < 2)
+        die("--%s %s: holds %lld tokens; 2 are needed. Encode more text.", option, pattern,
+            (long long)d.tokens);
     return d;
 }
 
@@ -95,7 +100,10 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
  * where the text begins and ends. Whatever the shift, each target belongs to exactly one sequence:
  *
  *     n = 11, T = 4, shift = 1:    inputs 0 1 2 | 3 4 5 6 | 7 8 9     targets 1 2 3 | 4 5 6 7 | 8 9 10 */
-static int64_t sequence_count(const struct Data *d, int T, int shift) { return (d->tokens - 1 + shift + T - 1) / T; }
+static int64_t sequence_count(const struct Data *d, int T, int shift)
+{
+    return (d->tokens - 1 + shift + T - 1) / T;
+}
 
 /* The first input's place goes to *begin; returns the length, 1 .. T. */
 static int sequence_at(int64_t *begin, const struct Data *d, int T, int shift, int64_t i)
@@ -137,7 +145,8 @@ static void loader_seek(struct Loader *l, int64_t epoch, int next)
 static void loader_create(struct Loader *l, const struct Data *d, int T, uint64_t seed)
 {
     const int64_t most = sequence_count(d, T, T - 1);
-    if (most > INT32_MAX) die("--data: too many sequences (%lld). Use a longer --context.", (long long)most);
+    if (most > INT32_MAX)
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)most);
     *l = (struct Loader){.data = d, .T = T, .seed = seed, .order = resize(NULL, most * sizeof *l->order)};
     loader_seek(l, 0, 0);
 }
@@ -202,11 +211,12 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
 
 /* The mean loss on about `budget` targets (0: all), in sequences of T spread evenly over the data:
  * the same ones every time. bytes: from token_bytes. ws and m have room for `sequences` of T. */
-static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m, const struct Data *d,
-                             const int *bytes, int T, int sequences, int64_t budget, bool show)
+static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
+                             const struct Data *d, const int *bytes, int T, int sequences,
+                             int64_t budget, bool show)
 {
-    const int64_t all = sequence_count(d, T, 0);
-    const int64_t wanted = budget > 0 ? (budget + T - 1) / T : all, chosen = wanted < all ? wanted : all;
+    const int64_t all = sequence_count(d, T, 0), wanted = budget > 0 ? (budget + T - 1) / T : all;
+    const int64_t chosen = wanted < all ? wanted : all;
     struct Score score = {0};
     int64_t total_bytes = 0;
     double sum = 0, start = seconds(), shown = start;
@@ -310,7 +320,8 @@ struct Utf8 { unsigned char held[4]; int count; };
  * first k bytes can belong to none (Unicode 15, table 3-7). */
 static int utf8_character(const unsigned char *p, int n)
 {
-    const int lead = p[0], length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    const int lead = p[0];
+    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
     if (!length) return -1;
     for (int i = 1; i < length; i++) {
         const int least = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
@@ -358,7 +369,8 @@ struct Generator {
 static void generator_create(struct Generator *g, struct Model *model, const struct Tokenizer *tokenizer)
 {
     const struct Config *c = &model->config;
-    *g = (struct Generator){.model = model, .tokenizer = tokenizer, .temperature = 0.8, .top_p = 1, .top_k = 40};
+    *g = (struct Generator){.model = model, .tokenizer = tokenizer,
+                            .temperature = 0.8, .top_p = 1, .top_k = 40};
     workspace_create(&g->ws, model, c->context, WORK_CACHE);
     g->window = resize(NULL, c->context * sizeof *g->window);
     g->logits = resize(NULL, c->vocabulary * sizeof *g->logits);
@@ -377,10 +389,12 @@ static void generator_free(struct Generator *g)
  * start at 0, so room for half a context is left free. */
 static const real *read_text(struct Generator *g, const int *tokens, int n)
 {
-    const int context = g->model->config.context, most = max_int(1, n < context ? n : context / 2);
+    const int context = g->model->config.context;
+    const int most = max_int(1, n < context ? n : context / 2);
     memmove(g->window, tokens + n - most, most * sizeof *tokens);
     const int starts[] = {0, g->count = most};
-    const real *hidden = trunk_forward(g->model, &g->ws, &(struct Batch){most, 1, g->window, starts}, 0, 0);
+    const struct Batch batch = {most, 1, g->window, starts};
+    const real *hidden = trunk_forward(g->model, &g->ws, &batch, 0, 0);
     return hidden + (size_t)(most - 1) * g->model->config.channels;
 }
 
@@ -530,7 +544,10 @@ struct Run {
     struct Minibatch *minibatches;          /* of one step: --accumulate */
     struct Generator generator;
     FILE *log;
-    double peak, start, earlier;            /* FLOP/s; when this program began; seconds of the run before that */
+    double peak;                            /* FLOP/s of the machine */
+    double start, earlier;                  /* when this program began; seconds of the run before */
+    double began, shown, saved, rate;       /* times of the loop's begin, last line, last save; tokens/s */
+    int64_t first;                          /* the step that the loop began with */
     /* What a state keeps: */
     int64_t step, tokens, best_step;
     struct Score last, best;
@@ -616,6 +633,8 @@ static void metadata_free(struct Metadata *meta)
 
 /* --- The log: one row a step --- */
 
+struct Step { double loss, norm, lr, seconds; int64_t targets; };
+
 /* Timing comes last, so that the columns before it can be compared between runs. */
 static const char LOG_HEADER[] = "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
 
@@ -644,14 +663,15 @@ static FILE *log_open(const char *path, int64_t step, double *earlier)
     return log;
 }
 
-static void log_row(struct Run *r, double loss, const struct Score *val, double lr, double norm, double rate)
+static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
-    fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, loss);
+    fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, s->loss);
     if (val) fprintf(r->log, "%.6f\t%.6f", val->loss, val->bits_per_byte);
     else fputc('\t', r->log);
-    fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", lr, norm, (long long)r->tokens, rate,
-            r->earlier + seconds() - r->start);
-    if (fflush(r->log)) die("%s: writing failed (%s). Free some space and --resume.", in_out("log.tsv"), strerror(errno));
+    fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
+            s->targets / s->seconds, r->earlier + seconds() - r->start);
+    if (fflush(r->log))
+        die("%s: writing failed (%s). Free some space and --resume.", in_out("log.tsv"), strerror(errno));
 }
 
 /* --- Saving and taking up again --- */
@@ -879,15 +899,14 @@ static double step_gradient(struct Run *r, int64_t step, int64_t targets)
 static void check_finite(const struct Run *r, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
-    const char *first = "";
+    const char *first = "none";
     for (int i = r->model.param_count - 1; i >= 0; i--) {
         const struct Param *p = &r->model.params[i];
         for (size_t k = 0; k < p->size; k++)
             if (!isfinite(r->model.grads[p->offset + k])) { first = p->name; break; }
     }
-    die("step %lld: the loss is %g and the gradient's norm %g%s%s. The files in %s are of before. "
-        "Start again with a lower --lr.", (long long)r->step + 1, loss, norm,
-        *first ? "; not finite from " : "", first, set.out);
+    die("step %lld: the loss is %g and the gradient's norm %g (first in: %s). What %s holds is from "
+        "before. Start again with a lower --lr.", (long long)r->step + 1, loss, norm, first, set.out);
 }
 
 /* Seconds of a step, from a few that leave no trace: with lr = 0 the weights stay, and the moments
@@ -896,25 +915,26 @@ static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
     const int next = r->loader.next;
-    double start = 0, took = 0;
-    int counted = 0;
-    for (int n = 0; n < 6 && (n < 2 || took < 2); n++) {
-        if (n == 1) start = seconds();
+    const double begin = seconds();
+    double fastest = INFINITY;
+    for (int n = 0; n < 2 || (n < 20 && seconds() - begin < 2); n++) {
+        const double start = seconds();
         step_gradient(r, 1, read_step(r));
         adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
-        if (n > 0) { took = seconds() - start; counted = n; }
+        if (n > 0) fastest = fmin(fastest, seconds() - start);
     }
     memset(r->model.m, 0, r->model.size * sizeof(real));
     memset(r->model.v, 0, r->model.size * sizeof(real));
     loader_seek(&r->loader, epoch, next);
-    return took / counted;
+    return fastest;
 }
 
 /* How many steps, with their evaluations, fit into what is left of the time limit. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const double left = 0.96 * (set.time_limit - (seconds() - r->start)) / step_seconds;
-    const double cost = evaluation_in_steps(r), share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
+    const double cost = evaluation_in_steps(r);
+    const double share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
 }
 
@@ -933,10 +953,10 @@ static int64_t steps_in_epochs(struct Run *r)
 /* The best model so far is what --out holds. */
 static void evaluate_run(struct Run *r)
 {
-    struct Score s = r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes, set.context, set.batch,
-                                        set.eval_tokens, false);
+    const struct Score s = r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes,
+                                              set.context, set.batch, set.eval_tokens, false);
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
-    const bool better = !r->best_step || s.loss < r->best.loss;
+    const bool better = s.loss < r->best.loss;
     if (better) {
         r->best = s;
         r->best_step = r->step;
@@ -944,8 +964,8 @@ static void evaluate_run(struct Run *r)
         save_model(set.out, &r->model, &meta);
         metadata_free(&meta);
     }
-    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step, (long long)set.steps,
-             s.loss, s.bits_per_byte, better ? "  (best)" : "");
+    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
+             (long long)set.steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
 }
 
 static void sample_run(struct Run *r)
@@ -974,49 +994,55 @@ static bool out_of_time(const struct Run *r, double step_seconds)
     return set.time_limit > 0 && seconds() - r->start + rest > set.time_limit;
 }
 
-/* The line of progress; elsewhere than on a terminal at intervals that grow with the run. */
-static void show_step(const struct Run *r, int64_t first, double loss, double lr, double norm, double rate, double began)
+/* One update: the gradient of --accumulate minibatches, clipped, then AdamW. */
+static struct Step update(struct Run *r)
 {
-    static double shown;
-    const double now = seconds(), elapsed = now - began;
-    const bool due = r->step == first || r->step == set.steps || now - shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due) return;
-    shown = now;
-    double eta = elapsed / (r->step - first + 1) * (set.steps - r->step);
+    const double start = seconds();
+    struct Step s = {.targets = read_step(r)};
+    s.loss = step_gradient(r, r->step + 1, s.targets);
+    s.norm = grad_norm(&r->model);
+    check_finite(r, s.loss, s.norm);
+    r->step++;
+    r->tokens += s.targets;
+    s.lr = learning_rate(set.schedule, r->step, set.steps, set.warmup, set.lr, set.min_lr_ratio);
+    const double scale = set.clip > 0 && s.norm > set.clip ? set.clip / s.norm : 1;
+    adamw_step(&r->model, s.lr, scale, set.weight_decay, r->step);
+    s.seconds = seconds() - start;
+    return s;
+}
+
+/* Elsewhere than on a terminal, lines come at intervals that grow with the run. */
+static void show_step(struct Run *r, const struct Step *s)
+{
+    const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
+    r->rate = r->rate > 0 ? 0.9 * r->rate + 0.1 * rate : rate;
+    if (r->step > r->first && r->step < set.steps && now - r->shown < (live() ? 0.1 : 2 + elapsed / 20)) return;
+    r->shown = now;
+    double eta = elapsed / (r->step - r->first + 1) * (set.steps - r->step);
     if (set.time_limit > 0) eta = fmin(eta, set.time_limit - (now - r->start));
-    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s", (long long)r->step,
-             (long long)set.steps, loss, lr, norm, rate, 100 * rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
+             (long long)r->step, (long long)set.steps, s->loss, s->lr, s->norm, r->rate,
+             100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
 /* One step and what is due after it. Returns false after the last. */
-static bool train_step(struct Run *r, int64_t first, double began)
+static bool train_step(struct Run *r)
 {
-    static double smooth_rate, saved;
-    const double start = seconds();
-    const int64_t targets = read_step(r);
-    const double loss = step_gradient(r, r->step + 1, targets), norm = grad_norm(&r->model);
-    const double lr = learning_rate(set.schedule, r->step + 1, set.steps, set.warmup, set.lr, set.min_lr_ratio);
-    check_finite(r, loss, norm);
-    adamw_step(&r->model, lr, set.clip > 0 && norm > set.clip ? set.clip / norm : 1, set.weight_decay, r->step + 1);
-    r->step++;
-    r->tokens += targets;
-
-    const double took = seconds() - start, rate = targets / took;
-    const bool late = out_of_time(r, took), over = r->step >= set.steps || late;
+    const struct Step s = update(r);
+    const bool late = out_of_time(r, s.seconds), over = r->step >= set.steps || late;
     const bool evaluated = r->val.count && (over || r->step % set.eval_every == 0);
-    smooth_rate = smooth_rate > 0 ? 0.9 * smooth_rate + 0.1 * rate : rate;
-    show_step(r, first, loss, lr, norm, smooth_rate, began);
+    show_step(r, &s);
     if (evaluated) evaluate_run(r);
-    log_row(r, loss, evaluated ? &r->last : NULL, lr, norm, rate);
+    log_row(r, &s, evaluated ? &r->last : NULL);
     if (set.sample_every && r->step % set.sample_every == 0) sample_run(r);
-    if (saved == 0) saved = start;
-    const bool due = set.save_every ? r->step % set.save_every == 0 : r->step % set.eval_every == 0 || start - saved > 600;
+    const bool due = set.save_every ? r->step % set.save_every == 0
+                                    : r->step % set.eval_every == 0 || seconds() - r->saved > 600;
     if (due || over || stop_requested) {
         save_run(r);
-        saved = seconds();
+        r->saved = seconds();
     }
     if (late && r->step < set.steps) progress(true, "the time limit is reached");
-    return !over;
+    return !over && !stop_requested;
 }
 
 /* ============================================================================================= */
@@ -1129,7 +1155,7 @@ static int finish(const struct Run *r)
 
 static int train(int argc, char **argv)
 {
-    struct Run r = {.start = seconds()};
+    struct Run r = {.start = seconds(), .best.loss = INFINITY};
     refuse_arguments(parse_options(argc, argv, train_options, TRAIN_OPTIONS,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one, --out/last the last, log.tsv a row for each step."), argv);
@@ -1160,9 +1186,9 @@ static int train(int argc, char **argv)
     begin_files(&r);
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);
-    const int64_t first = r.step + 1;
-    const double began = seconds();
-    while (train_step(&r, first, began) && !stop_requested) continue;
+    r.first = r.step + 1;
+    r.began = r.saved = seconds();
+    while (train_step(&r)) continue;
     return finish(&r);
 }
 

@@ -1,0 +1,340 @@
+/* test_train.c: what train_gpt.c itself computes: shards, the order of the data, accumulation,
+ * evaluation, the choice of the next token, and text that stays valid UTF-8. */
+
+#define TRAIN_GPT_NO_MAIN
+#include "../train_gpt.c"
+#include "check.h"
+#include <sys/wait.h>
+
+static char directory[] = "/tmp/test_train_XXXXXX";
+
+static const char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
+
+/* A shard whose token at place p of the whole text is p: first, first + 1, ... */
+static const char *write_shard(const char *name, int first, int count, int promised, int magic, int version)
+{
+    int32_t header[256] = {magic, version, promised};
+    struct Buffer b = {0};
+    append_bytes(&b, header, sizeof header);
+    for (int i = 0; i < count; i++) append_bytes(&b, &(uint16_t){(uint16_t)(first + i)}, 2);
+    const char *path = path_of(name);
+    write_file(path, b.data, b.size);
+    free(b.data);
+    return path;
+}
+
+/* Runs open_shard in a child; its status, and what it wrote to stderr. */
+static int status_of_opening(const char *path, int vocabulary, char *message, int size)
+{
+    int channel[2], status, used = 0;
+    if (pipe(channel)) return -1;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(channel[1], 2);
+        open_shard(path, vocabulary);
+        _exit(0);
+    }
+    close(channel[1]);
+    for (ssize_t n; used < size - 1 && (n = read(channel[0], message + used, size - 1 - used)) > 0; ) used += n;
+    message[used] = 0;
+    close(channel[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void test_shards(void)
+{
+    const char *empty = path_of("empty.bin");
+    write_file(empty, "", 0);
+    const struct { const char *path, *says, *what; int status; } cases[] = {
+        {write_shard("good.bin", 0, 50, 50, SHARD_MAGIC, 1), "", "a sound shard opens", 0},
+        {write_shard("magic.bin", 0, 50, 50, 12345, 1), "not a token shard", "wrong magic", 1},
+        {write_shard("version.bin", 0, 50, 50, SHARD_MAGIC, 7), "version 7", "wrong version", 1},
+        {write_shard("short.bin", 0, 49, 50, SHARD_MAGIC, 1), "50 tokens", "cut short", 1},
+        {write_shard("long.bin", 0, 51, 50, SHARD_MAGIC, 1), "50 tokens", "too long", 1},
+        {write_shard("negative.bin", 0, 0, -1, SHARD_MAGIC, 1), "-1 tokens", "negative count", 1},
+        {write_shard("ids.bin", 80, 50, 50, SHARD_MAGIC, 1), "token 129", "an id beyond the vocabulary", 1},
+        {empty, "not a token shard", "an empty file", 1},
+        {path_of("none.bin"), "cannot be read", "no file", 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char message[1000];
+        const int status = status_of_opening(cases[i].path, 100, message, sizeof message);
+        const char *slash = strrchr(cases[i].path, '/') + 1;
+        const bool names = cases[i].status == 0 || (strstr(message, slash) && strstr(message, cases[i].says));
+        check(status == cases[i].status && names, "shard: %s: status %d", cases[i].what, status);
+    }
+}
+
+/* Three shards, one of them empty: 137 tokens, each its own place. */
+static struct Data place_data(void)
+{
+    write_shard("p0.bin", 0, 100, 100, SHARD_MAGIC, 1);
+    write_shard("p1.bin", 100, 0, 0, SHARD_MAGIC, 1);
+    write_shard("p2.bin", 100, 37, 37, SHARD_MAGIC, 1);
+    return open_data("data", path_of("p?.bin"), 137);
+}
+
+/* Reads one epoch. Whether every target but token 0 came once, after its predecessor. */
+static bool epoch_complete(struct Loader *l, const struct Data *d)
+{
+    int seen[200] = {0};
+    bool good = true;
+    struct Minibatch m = minibatch_create(1, l->T);
+    const int64_t epoch = l->epoch;
+    while (l->epoch == epoch && l->next < l->count) {
+        int64_t begin;
+        minibatch_clear(&m);
+        const int length = loader_next(l, &begin);
+        minibatch_add(&m, d, begin, length);
+        good &= length >= 1 && length <= l->T;
+        for (int n = 0; n < m.batch.rows; n++) {
+            good &= m.targets[n] == m.tokens[n] + 1;
+            seen[m.targets[n]]++;
+        }
+    }
+    for (int i = 0; i < d->tokens; i++) good &= seen[i] == (i > 0);
+    minibatch_free(&m);
+    return good;
+}
+
+static void test_epochs(void)
+{
+    struct Data d = place_data();
+    struct Loader l, again;
+    bool good = d.tokens == 137, orders_differ = false;
+    for (int T = 1; T <= 140; T += T < 10 ? 1 : 13) {
+        loader_create(&l, &d, T, 5);
+        for (int epoch = 0; epoch < 4; epoch++) {
+            loader_seek(&l, epoch, 0);
+            good &= epoch_complete(&l, &d);
+        }
+    }
+    check(good, "every token of an epoch is a target once, for T = 1 .. 140 over three shards");
+
+    loader_create(&l, &d, 8, 5);
+    loader_create(&again, &d, 8, 5);
+    bool same = true;
+    for (int read = 0; read < 60; read++) {
+        int64_t a, b;
+        loader_seek(&again, l.epoch, l.next);
+        const int first = loader_next(&again, &a), second = loader_next(&l, &b);
+        same &= first == second && a == b;
+        if (read < 17) orders_differ |= l.order[read] != read;
+    }
+    check(same && l.epoch >= 3, "the place in the data can be taken up anywhere, across epochs");
+    check(orders_differ, "the order is shuffled");
+
+    loader_seek(&l, 0, 0);
+    loader_seek(&again, 1, 0);
+    bool epochs_differ = l.count != again.count || memcmp(l.order, again.order, l.count * sizeof(int));
+    loader_create(&again, &d, 8, 6);
+    check(epochs_differ && (l.count != again.count || memcmp(l.order, again.order, l.count * sizeof(int))),
+          "another epoch and another seed have another order");
+
+    write_shard("two.bin", 0, 2, 2, SHARD_MAGIC, 1);
+    struct Data two = open_data("data", path_of("two.bin"), 2);
+    loader_create(&l, &two, 8, 5);
+    check(epoch_complete(&l, &two) && l.count == 1, "two tokens are data enough");
+}
+
+/* A run on the place data, with a random model of context 12. */
+static void tiny_run(struct Run *r, int batch, int accumulate)
+{
+    *r = (struct Run){0};
+    const struct Config config = {2, 2, 16, 12, 137, 0, NULL};
+    set.batch = batch;
+    set.accumulate = accumulate;
+    set.context = config.context;
+    set.dropout = 0;
+    r->data = place_data();
+    model_create(&r->model, config);
+    model_init(&r->model, 3);
+    model_train_from(&r->model, 0);
+    take_memory(r);
+}
+
+static void test_accumulation(void)
+{
+    double norm_once = 0, *once = NULL, *parts = NULL;
+    for (int accumulate = 1; accumulate <= 16; accumulate *= 4) {
+        struct Run r;
+        tiny_run(&r, 16 / accumulate, accumulate);
+        const int64_t targets = read_step(&r);
+        const double loss = step_gradient(&r, 1, targets);
+        double **to = accumulate == 1 ? &once : &parts;
+        *to = resize(*to, r.model.size * sizeof **to);
+        for (size_t i = 0; i < r.model.size; i++) (*to)[i] = r.model.grads[i];
+        if (accumulate == 1) norm_once = loss;
+        else check(fabs(loss - norm_once) < 1e-6 && relative_error(parts, once, r.model.size) < 1e-5,
+                   "16 sequences, some short, in %d parts: the same mean gradient", accumulate);
+    }
+}
+
+static void test_measuring(void)
+{
+    struct Run r;
+    tiny_run(&r, 4, 2);
+    const size_t bytes = r.model.size * sizeof(real);
+    real *before = resize(NULL, bytes);
+    memcpy(before, r.model.weights, bytes);
+    loader_seek(&r.loader, 1, 3);
+    measure_step(&r);
+    bool zero = true;
+    for (size_t i = 0; i < r.model.size; i++) zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
+    check(zero && !memcmp(before, r.model.weights, bytes) && r.loader.epoch == 1 && r.loader.next == 3,
+          "measuring the speed leaves no trace");
+}
+
+static void test_evaluation(void)
+{
+    struct Run r;
+    tiny_run(&r, 5, 1);
+    int bytes[137];
+    for (int i = 0; i < 137; i++) bytes[i] = 2;
+    struct Minibatch *m = &r.minibatches[0];
+    struct Score all = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 5, 0, false);
+    struct Score alone = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 1, 0, false);
+    struct Score some = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 5, 40, false);
+    struct Score again = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 2, 40, false);
+    check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6, "evaluation: all targets, in batches of any size");
+    check(some.tokens == 48 && fabs(some.loss - again.loss) < 1e-6, "evaluation: a budget, the same tokens every time");
+    check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9, "bits per byte of two-byte tokens");
+}
+
+/* --- Sampling --- */
+
+static int by_weight(const void *a, const void *b)
+{
+    return likelier(*(const struct Choice *)a, *(const struct Choice *)b) ? -1 : 1;
+}
+
+/* keep_likely against sorting everything. */
+static void test_filters(void)
+{
+    struct Random random = random_stream(1, 1);
+    bool good = true;
+    for (int trial = 0; trial < 2000; trial++) {
+        struct Choice c[50], sorted[50];
+        const int n = 1 + (int)random_below(&random, 50), k = (int)random_below(&random, 60);
+        const double p = random_below(&random, 3) ? random_uniform(&random) : 1;
+        for (int i = 0; i < n; i++) c[i] = sorted[i] = (struct Choice){i, (real)(1 + random_below(&random, 20))};
+        qsort(sorted, n, sizeof *sorted, by_weight);
+        const int most = k > 0 && k < n ? k : n;
+        double total = 0, reached = 0;
+        for (int i = 0; i < most; i++) total += sorted[i].weight;
+        int expected = 0;
+        while (expected < most && (expected == 0 || reached < p * total)) reached += sorted[expected++].weight;
+        if (p == 1) expected = most;
+        const int kept = keep_likely(c, n, k, p);
+        good &= kept == expected;
+        qsort(c + n - kept, kept, sizeof *c, by_weight);
+        for (int i = 0; i < kept && good; i++) good &= c[n - kept + i].id == sorted[i].id;
+    }
+    check(good, "top-k and top-p keep what sorting keeps, in 2,000 cases");
+
+    struct Choice c[] = {{0, 1}, {1, 2}, {2, 3}, {3, 4}};
+    int counts[4] = {0};
+    for (int i = 0; i < 100000; i++) counts[draw(c, 4, 4, random_uniform(&random))]++;
+    double farthest = 0;
+    for (int i = 0; i < 4; i++) farthest = fmax(farthest, fabs(counts[i] / 1e5 - (i + 1) / 10.0));
+    check(farthest < 0.006, "drawing follows the weights (farthest %.4f)", farthest);
+}
+
+/* The generator's cache and its sliding window, against reading everything again for each token. */
+static void test_generator(void)
+{
+    struct Run r;
+    tiny_run(&r, 1, 1);
+    const struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136};
+    struct Generator g, naive;
+    generator_create(&g, &r.model, &tokenizer);
+    generator_create(&naive, &r.model, &tokenizer);
+    g.temperature = naive.temperature = 0;
+    int text[60] = {136, 5, 9, 7}, from = 0;
+    bool same = true;
+    const real *hidden = read_text(&g, text, 4);
+    for (int n = 4; n < 60; n++) {
+        text[n] = next_token(&g, hidden);
+        same &= text[n] == next_token(&naive, read_text(&naive, text + from, n - from));
+        hidden = read_next(&g, text[n]);
+        if (n + 1 - from > 12) from = n + 1 - 6;      /* the context is 12: its last half is kept */
+    }
+    check(same, "key-value cache: 56 tokens beyond a context of 12, as without it");
+    int longer[40] = {0};
+    read_text(&g, longer, 40);
+    check(g.count == 6, "a prompt longer than the context: its last half context is read");
+    generator_free(&g);
+    generator_free(&naive);
+}
+
+/* What comes out when text goes in by pieces of `step` bytes. */
+static struct Buffer passed(const char *text, size_t n, size_t step)
+{
+    struct Buffer out = {0};
+    struct Utf8 u = {0};
+    for (size_t i = 0; i < n; i += step)
+        utf8_feed(&out, &u, (const unsigned char *)text + i, (int)(n - i < step ? n - i : step));
+    utf8_end(&out, &u);
+    append_bytes(&out, "", 0);
+    return out;
+}
+
+static void test_utf8(void)
+{
+    const char *bad = "\xEF\xBF\xBD";
+    const struct { const char *in, *out; } cases[] = {
+        {"plain", "plain"}, {"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
+        {"a\x80" "b", text_of("a%sb", bad)}, {"\xE2\x82", bad}, {"\xE2\x82x", text_of("%sx", bad)},
+        {"\xC0\x80", text_of("%s%s", bad, bad)}, {"\xED\xA0\x80", text_of("%s%s%s", bad, bad, bad)},
+        {"\xF4\x90\x80\x80", text_of("%s%s%s%s", bad, bad, bad, bad)}, {"\xF0\x9F\x98\xC3\xA9", text_of("%s\xC3\xA9", bad)},
+        {"\xFF", bad}, {"\xF4\x8F\xBF\xBF", "\xF4\x8F\xBF\xBF"}, {"\xE0\x9F\xBF", text_of("%s%s%s", bad, bad, bad)},
+    };
+    bool good = true;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t step = 1; step <= 5; step++)
+            good &= !strcmp(passed(cases[i].in, strlen(cases[i].in), step).data, cases[i].out);
+    check(good, "UTF-8: whole characters pass, others become U+FFFD, however the text is cut");
+
+    struct Random random = random_stream(9, 9);
+    bool valid = true;
+    for (int trial = 0; trial < 2000; trial++) {
+        char text[40];
+        for (int i = 0; i < 40; i++)
+            text[i] = "\x41\x80\x9F\xA0\xBF\xC2\xE0\xED\xEF\xF0\xF4\xF5"[random_below(&random, 12)];
+        struct Buffer out = passed(text, 40, 3), twice = passed(out.data, out.size, 7);
+        valid &= out.size == twice.size && !memcmp(out.data, twice.data, out.size);
+        for (size_t i = 0; i < out.size; ) {
+            const int length = utf8_character((unsigned char *)out.data + i, (int)(out.size - i));
+            if (length <= 0) { valid = false; break; }
+            i += length;
+        }
+        free(out.data);
+        free(twice.data);
+    }
+    check(valid, "UTF-8: what comes out is valid and passes unchanged, in 2,000 cases");
+
+    struct Utf8 u = {0};
+    struct Buffer out = {0};
+    utf8_feed(&out, &u, (const unsigned char *)"\xE2\x82", 2);
+    const bool held = out.size == 0;
+    utf8_feed(&out, &u, (const unsigned char *)"\xAC", 1);
+    check(held && out.size == 3, "UTF-8: an unfinished character is held back");
+}
+
+int main(void)
+{
+    program = "test_train";
+    set_threads(1);
+    if (!mkdtemp(directory)) return 1;
+    test_shards();
+    test_epochs();
+    test_accumulation();
+    test_measuring();
+    test_evaluation();
+    test_filters();
+    test_generator();
+    test_utf8();
+    return system(text_of("rm -r %s", directory)) || report();
+}
