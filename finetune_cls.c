@@ -8,8 +8,8 @@
  *    6  Fine-tuning     gradient steps on the last blocks or on everything
  *    7  Commands        train, eval, predict
  *
- * A text enters the model as <|endoftext|> and its tokens, as documents did in pretraining. Its class
- * is read at the last token, the only one that has seen all others: logits = hidden score^T.
+ * A text enters the model as <|endoftext|> and its tokens, as documents did in pretraining. Its
+ * class is read at the last token, the only one that has seen all others: logits = hidden score^T.
  *
  * Letters: N examples, C channels, K classes. */
 
@@ -30,13 +30,15 @@ struct Table {
     const char *path, *at, *end;
     int line;                                   /* of `at`, from 1 */
     enum { TSV, CSV, JSON_LINES } format;
-    const char *text_name, *label_name;         /* as the user names the columns; NULL: the usual names */
+    /* as the user names the columns; NULL: the usual names */
+    const char *text_name, *label_name;
     int columns, text_column, label_column;
 };
 
-static const char usual_text_names[] = "text|sentence|content|review", usual_label_names[] = "label";
+static const char usual_text_names[] = "text|sentence|content|review",
+    usual_label_names[] = "label";
 
-/* Tells the formats apart by the first line: an object is JSON lines, a tab means TSV, else it is CSV. */
+/* The first line tells the format: an object means JSON lines, a tab TSV, anything else CSV. */
 static void detect_format(struct Table *t)
 {
     const size_t n = t->end - t->at;
@@ -44,7 +46,8 @@ static void detect_format(struct Table *t)
         die("%s: the text is UTF-16. Save it as UTF-8.", t->path);
     if (n >= 3 && !memcmp(t->at, "\xEF\xBB\xBF", 3)) t->at += 3;        /* a byte order mark */
     while (t->at < t->end && (*t->at == '\n' || *t->at == '\r')) t->line += *t->at++ == '\n';
-    if (t->at == t->end) die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
+    if (t->at == t->end)
+        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
     const char *stop = memchr(t->at, '\n', t->end - t->at);
     const size_t length = (stop ? stop : t->end) - t->at;
     t->format = *t->at == '{' ? JSON_LINES : memchr(t->at, '\t', length) ? TSV : CSV;
@@ -67,7 +70,8 @@ static bool read_quoted_field(struct Table *t, struct Bytes *field)
     append_bytes(&b, "", 0);
     for (t->at++; ; t->at++) {
         const char *quote = memchr(t->at, '"', t->end - t->at);
-        if (!quote) die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
+        if (!quote)
+            die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
         for (const char *s = t->at; s < quote; s++) t->line += *s == '\n';
         append_bytes(&b, t->at, quote - t->at);
         t->at = quote + 1;
@@ -76,7 +80,8 @@ static bool read_quoted_field(struct Table *t, struct Bytes *field)
     }
     if (t->at < t->end && *t->at == '\r' && (t->at + 1 == t->end || t->at[1] == '\n')) t->at++;
     if (t->at < t->end && *t->at != ',' && *t->at != '\n')
-        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.", t->path, t->line);
+        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.",
+            t->path, t->line);
     *field = (struct Bytes){b.data, b.size};
     return field_follows(t);
 }
@@ -97,22 +102,27 @@ static bool read_field(struct Table *t, struct Bytes *field)
  * the usual names, in upper or lower case, the earlier ones are preferred. */
 static int name_rank(struct Bytes name, const char *wanted, const char *usual)
 {
-    if (wanted) return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
+    if (wanted)
+        return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
     for (int rank = 0; ; rank++) {
         const size_t n = strcspn(usual, "|");
         size_t same = 0;
-        while (same < n && same < name.size && tolower((unsigned char)name.data[same]) == usual[same]) same++;
+        while (same < n && same < name.size
+               && tolower((unsigned char)name.data[same]) == usual[same]) same++;
         if (same == n && n == name.size) return rank;
         if (!usual[n]) return INT32_MAX;
         usual += n + 1;
     }
 }
 
-__attribute__((noreturn)) static void die_no_column(const struct Table *t, bool label, const char *columns)
+__attribute__((noreturn)) static void die_no_column(const struct Table *t, bool label,
+                                                    const char *columns)
 {
-    const char *wanted = label ? t->label_name : t->text_name, *usual = label ? usual_label_names : usual_text_names;
-    die("%s:%d: no column is named %s (there are: %s). The first line must name the columns; --%s-column chooses one.",
-        t->path, t->line - (t->format != JSON_LINES), wanted ? wanted : usual, columns, label ? "label" : "text");
+    const char *wanted = label ? t->label_name : t->text_name;
+    const char *usual = label ? usual_label_names : usual_text_names;
+    die("%s:%d: no column is named %s (there are: %s). The first line must name the columns; "
+        "--%s-column chooses one.", t->path, t->line - (t->format != JSON_LINES),
+        wanted ? wanted : usual, columns, label ? "label" : "text");
 }
 
 /* The first line of a TSV or CSV file: finds the two columns. */
@@ -128,18 +138,21 @@ static void read_header(struct Table *t)
         if (rank < text_rank) { text_rank = rank; t->text_column = t->columns; }
         rank = name_rank(name, t->label_name, usual_label_names);
         if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
-        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60), name.data);
+        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60),
+               name.data);
         if (names.size > 500) names.size = 500;
     }
     if (t->text_column < 0) die_no_column(t, false, names.data);
     if (t->label_column < 0) die_no_column(t, true, names.data);
-    if (t->text_column == t->label_column) die("%s: text and label are the same column. Name two.", t->path);
+    if (t->text_column == t->label_column)
+        die("%s: text and label are the same column. Name two.", t->path);
     free(names.data);
 }
 
 static bool skip_blank_lines(struct Table *t)
 {
-    while (t->at < t->end && (*t->at == '\n' || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
+    while (t->at < t->end && (*t->at == '\n'
+                              || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
         t->at += *t->at == '\n' ? 1 : 2;
         t->line++;
     }
@@ -158,10 +171,11 @@ static void read_row(struct Table *t, struct Example *e)
     }
     if (column != t->columns)
         die("%s:%d: %d columns where the header has %d. %s", t->path, e->line, column, t->columns,
-            t->format == CSV ? "Put texts with commas or line ends in quotes." : "Remove tabs from the texts.");
+            t->format == CSV ? "Put texts with commas or line ends in quotes."
+                             : "Remove tabs from the texts.");
 }
 
-/* A member's value as text: numbers and truth values may be labels, too. NULL if it is anything else. */
+/* A member's value as text: numbers and truth values may be labels, too. Else NULL. */
 static char *json_as_text(const struct Json *j)
 {
     if (j->kind == JSON_STRING) return text_of("%s", j->string);
@@ -208,11 +222,15 @@ static void read_json_line(struct Table *t, struct Example *e)
     e->line = t->line;
     if (holds_nul(t->at, n)) die("%s: holds a NUL character. Remove it.", where);
     struct Json *j = json_parse(t->at, n, where);
-    if (j->kind != JSON_OBJECT) die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.", where);
+    if (j->kind != JSON_OBJECT)
+        die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.",
+            where);
     const struct Json *text = json_column(t, j, false), *label = json_column(t, j, true);
-    if (text->kind != JSON_STRING) die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
+    if (text->kind != JSON_STRING)
+        die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
     char *name = json_as_text(label);
-    if (!name) die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
+    if (!name)
+        die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
     char *copy = text_of("%s", text->string);
     e->text = (struct Bytes){copy, strlen(copy)};
     e->label = (struct Bytes){name, strlen(name)};
@@ -226,10 +244,12 @@ static bool valid_utf8(const char *text, size_t n)
 {
     const unsigned char *s = (const unsigned char *)text, *end = s + n;
     while (s < end) {
-        const int more = *s < 0x80 ? 0 : *s >= 0xC2 && *s < 0xE0 ? 1 : (*s & 0xF0) == 0xE0 ? 2 : *s >= 0xF0 && *s < 0xF5 ? 3 : -1;
+        const int more = *s < 0x80 ? 0 : *s >= 0xC2 && *s < 0xE0 ? 1 : (*s & 0xF0) == 0xE0 ? 2
+                       : *s >= 0xF0 && *s < 0xF5 ? 3 : -1;
         if (more < 0 || end - s <= more) return false;
-        if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xED && s[1] >= 0xA0)) return false;     /* too long; surrogate */
-        if ((*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] >= 0x90)) return false;     /* too long; too large */
+        /* Longer than need be, or half of a UTF-16 pair; beyond the last character. */
+        if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xED && s[1] >= 0xA0)) return false;
+        if ((*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] >= 0x90)) return false;
         for (int i = 1; i <= more; i++) if ((s[i] & 0xC0) != 0x80) return false;
         s += more + 1;
     }
@@ -241,15 +261,19 @@ static void check_label(const char *path, const struct Example *e)
 {
     const struct Bytes l = e->label;
     if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
-    if (l.size > 200) die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path, e->line, l.size);
+    if (l.size > 200)
+        die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path,
+            e->line, l.size);
     for (size_t i = 0; i < l.size; i++)
         if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
             die("%s:%d: the label holds a control character. Remove it.", path, e->line);
-    if (!valid_utf8(l.data, l.size)) die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
+    if (!valid_utf8(l.data, l.size))
+        die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
 }
 
 /* All labelled texts of a file. Column names may be NULL: the usual ones. */
-static struct Examples read_examples(const char *path, const char *text_name, const char *label_name)
+static struct Examples read_examples(const char *path, const char *text_name,
+                                     const char *label_name)
 {
     const struct Bytes file = map_file(path);
     struct Table t = {path, file.data, file.data + file.size, 1, TSV, text_name, label_name};
@@ -257,7 +281,8 @@ static struct Examples read_examples(const char *path, const char *text_name, co
     detect_format(&t);
     if (t.format != JSON_LINES) read_header(&t);
     for (int capacity = 0; skip_blank_lines(&t); all.count++) {
-        if (all.count == capacity) all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
+        if (all.count == capacity)
+            all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (t.format == JSON_LINES) read_json_line(&t, e); else read_row(&t, e);
         check_label(path, e);
@@ -284,7 +309,8 @@ static char **class_names(const struct Examples *e, int *classes)
     *classes = 0;
     for (int i = 0; i < e->count; i++) {
         if (i > 0 && !compare_labels(&labels[i], &labels[i - 1])) continue;
-        if (*classes == MOST) die("%s: more than %d different labels. Is --label-column right?", e->path, MOST);
+        if (*classes == MOST)
+            die("%s: more than %d different labels. Is --label-column right?", e->path, MOST);
         names[(*classes)++] = text_of("%.*s", (int)labels[i].size, labels[i].data);
     }
     free(labels);
@@ -304,7 +330,8 @@ static char *joined(char *const *names, int n)
 static int class_of(const char *path, const struct Example *e, char *const *names, int classes)
 {
     for (int k = 0; k < classes; k++)
-        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size)) return k;
+        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size))
+            return k;
     die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
         (int)e->label.size, e->label.data, joined(names, classes));
 }
@@ -313,7 +340,7 @@ static int class_of(const char *path, const struct Example *e, char *const *name
 /* 2. Examples                                                                                   */
 /* ============================================================================================= */
 
-/* What is read of a long text: `most` tokens, <|endoftext|> included, from its head, tail or both. */
+/* What is read of a text: `most` tokens, <|endoftext|> included, of its head, its tail or both. */
 struct Window { int most; const char *truncate; };
 
 /* Texts as tokens: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
@@ -327,13 +354,15 @@ struct Dataset {
 static int truncate_ids(int *ids, int n, int most, const char *how)
 {
     if (n <= most) return n;
-    const int head = !strcmp(how, "head") ? most : !strcmp(how, "tail") ? 0 : (most + 1) / 2, tail = most - head;
+    const int head = !strcmp(how, "head") ? most : !strcmp(how, "tail") ? 0 : (most + 1) / 2;
+    const int tail = most - head;
     memmove(ids + head, ids + n - tail, tail * sizeof *ids);
     return most;
 }
 
 /* Appends one text. label -1: unknown. */
-static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label, struct Window w)
+static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
+                     struct Window w)
 {
     if (d->count == d->capacity) {
         d->capacity = 2 * d->capacity + 64;
@@ -360,21 +389,26 @@ static int length_of(const struct Dataset *d, int example)
     return (int)(d->starts[example + 1] - d->starts[example]);
 }
 
-static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e, char *const *names,
+static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
+                         char *const *names,
                          int classes, struct Window w)
 {
     for (int i = 0; i < e->count; i++)
-        add_text(d, tokenizer, e->items[i].text, class_of(e->path, &e->items[i], names, classes), w);
+        add_text(d, tokenizer, e->items[i].text, class_of(e->path, &e->items[i], names, classes),
+                 w);
 }
 
-/* Sets a part of each class aside: at least one example, and never its last. list: examples 0 .. N-1,
- * afterwards those to train on, then those set aside, each in random order. Returns how many train. */
-static int split_stratified(int *list, const int *labels, int N, int classes, double part, struct Random random)
+/* Sets a part of each class aside: at least one example, but never the only one. list (N) receives
+ * the examples to train on, in random order, then those set aside. Returns how many train. */
+static int split_stratified(int *list, const int *labels, int N, int classes, double part,
+                            struct Random random)
 {
-    int *left = resize(NULL, classes * sizeof *left), *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
+    int *left = resize(NULL, classes * sizeof *left), *order = resize(NULL, N * sizeof *order);
+    int train = 0, aside = N;
     memset(left, 0, classes * sizeof *left);
     for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
-    for (int k = 0; k < classes; k++) left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
+    for (int k = 0; k < classes; k++)
+        left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
     shuffle(order, N, &random);
     for (int i = 0; i < N; i++)
         if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
@@ -413,8 +447,8 @@ static void runner_free(struct Runner *r)
     free(r->starts);
 }
 
-/* Puts as many of the examples list[0 .. count) into one batch as fit, at least one: they stand back
- * to back. Their labels are in r->labels. */
+/* Puts as many of the examples list[0 .. count) into one batch as fit, at least one: they stand
+ * back to back. Their labels are in r->labels. */
 static struct Batch gather(struct Runner *r, const struct Dataset *d, const int *list, int count)
 {
     struct Batch b = {0, 0, r->tokens, r->starts};
@@ -429,8 +463,8 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
     return b;
 }
 
-/* order: positions in the list, from short texts to long ones; stable. Batches of like lengths leave
- * every thread with the same work. */
+/* order: positions in the list, from short texts to long ones; stable. In batches of like lengths
+ * the work of attention is shared evenly. */
 static void order_by_length(int *order, const struct Dataset *d, const int *list, int count)
 {
     int *next = resize(NULL, (d->longest + 2) * sizeof *next);
@@ -444,19 +478,23 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
 static void show_rate(const char *what, int done, int count, double start)
 {
     const double spent = seconds() - start;
-    progress(done == count, "%s: %d/%d texts  %.0f texts/s  %s", what, done, count, done / spent,
-             done == count ? text_of("%.1f s", spent) : text_of("%s left", duration(spent * (count - done) / done)));
+    if (done < count)
+        progress(false, "%s: %d/%d texts  %.0f texts/s  %s left", what, done, count, done / spent,
+                 duration(spent * (count - done) / done));
+    else progress(true, "%s: %d texts  %.0f texts/s  %.1f s", what, done, done / spent, spent);
 }
 
-/* Runs the examples list[0 .. count), or with list NULL the first count, through the model, in batches
- * by length; results are in the order of the list. probabilities (count, K) and features (count, C), the hidden states at the last
- * tokens, may be NULL. Returns the sum of losses over examples with a label. `what`: for progress,
- * or NULL. */
-static double run_examples(struct Runner *r, real *probabilities, real *features, const struct Dataset *d,
+/* Runs the examples list[0 .. count), or with list NULL the first count, through the model, in
+ * batches by length; results are in the order of the list. probabilities (count, K) and features
+ * (count, C), the hidden states at the last tokens, may be NULL. Returns the sum of losses over
+ * examples with a label. `what`: for progress, or NULL. */
+static double run_examples(struct Runner *r, real *probabilities, real *features,
+                           const struct Dataset *d,
                            const int *list, int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
-    int *order = resize(NULL, count * sizeof *order), *sorted = resize(NULL, count * sizeof *sorted);
+    int *order = resize(NULL, count * sizeof *order),
+        *sorted = resize(NULL, count * sizeof *sorted);
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
     double loss = 0, start = seconds(), shown = start;
     order_by_length(order, d, list, count);
@@ -499,7 +537,8 @@ static int most_probable(const real *p, int K)
 static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
 {
     memset(confusion, 0, (size_t)K * K * sizeof *confusion);
-    for (int i = 0; i < N; i++) confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+    for (int i = 0; i < N; i++)
+        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
 }
 
 /* F1 = 2 TP / (2 TP + FP + FN), averaged over the classes that occur, truly or as a prediction. */
@@ -509,7 +548,10 @@ static double macro_f1(const int *confusion, int K)
     int present = 0;
     for (int k = 0; k < K; k++) {
         int truly = 0, predicted = 0;
-        for (int j = 0; j < K; j++) { truly += confusion[(size_t)k * K + j]; predicted += confusion[(size_t)j * K + k]; }
+        for (int j = 0; j < K; j++) {
+            truly += confusion[(size_t)k * K + j];
+            predicted += confusion[(size_t)j * K + k];
+        }
         if (truly + predicted == 0) continue;
         sum += 2.0 * confusion[(size_t)k * K + k] / (truly + predicted);
         present++;
@@ -517,8 +559,8 @@ static double macro_f1(const int *confusion, int K)
     return present ? sum / present : 0;
 }
 
-/* Expected calibration error (Naeini et al. 2015): over 15 bins of the probability p of the predicted
- * class, the average of |accuracy - mean p|, weighted by the number of examples in the bin. */
+/* Expected calibration error (Naeini et al. 2015): over 15 bins of the predicted class's p, the
+ * average of |accuracy - mean p|, weighted by the number of examples in the bin. */
 static double calibration_error(const real *p, const int *truth, int N, int K)
 {
     enum { BINS = 15 };
@@ -534,12 +576,14 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
 }
 
 /* Fills confusion (K, K), too. loss: the sum over the N examples. */
-static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N, int K)
+static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
+                           int K)
 {
     int right = 0;
     count_confusion(confusion, p, truth, N, K);
     for (int k = 0; k < K; k++) right += confusion[(size_t)k * K + k];
-    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N, calibration_error(p, truth, N, K)};
+    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N,
+                           calibration_error(p, truth, N, K)};
 }
 
 static double majority_rate(const int *confusion, int N, int K)
@@ -587,7 +631,8 @@ struct Logistic {
 
 static struct Logistic logistic_create(const real *x, const int *labels, int N, int C, int K)
 {
-    double *p = resize(NULL, (size_t)N * K * sizeof(double)), *losses = resize(NULL, N * sizeof(double));
+    double *p = resize(NULL, (size_t)N * K * sizeof(double));
+    double *losses = resize(NULL, N * sizeof(double));
     return (struct Logistic){x, labels, N, C, K, 0, p, losses};
 }
 
@@ -634,7 +679,8 @@ static double logistic_objective(struct Logistic *f, double *dw, const double *w
     for (int c0 = 0; c0 < C; c0 += CHANNELS) {
         const int channels = min_int(CHANNELS, C - c0);
         for (int k = 0; k < K; k++)
-            for (int c = c0; c < c0 + channels; c++) dw[(size_t)k * C + c] = f->N * f->l2 * w[(size_t)k * C + c];
+            for (int c = c0; c < c0 + channels; c++)
+                dw[(size_t)k * C + c] = f->N * f->l2 * w[(size_t)k * C + c];
         for (int n = 0; n < f->N; n++) {
             const real *x = f->x + (size_t)n * C + c0;
             for (int k = 0; k < K; k++) {
@@ -650,8 +696,8 @@ static double logistic_objective(struct Logistic *f, double *dw, const double *w
     return loss + f->l2 / 2 * square;
 }
 
-/* a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Pivots are kept from falling
- * below `least`, so that rounding cannot make it fail. */
+/* a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Pivots are kept from
+ * falling below `least`, so that rounding cannot make it fail. */
 static void cholesky(double *a, int C, double least)
 {
     for (int i = 0; i < C; i++)
@@ -708,7 +754,10 @@ static struct Lbfgs lbfgs_create(int K, int C)
     double *memory = allocate_zeroed(((size_t)C * C + (2 * HISTORY + 4) * o.size) * sizeof(double));
     o.cholesky = memory;
     memory += (size_t)C * C;
-    for (int i = 0; i < HISTORY; i++) { o.s[i] = memory; o.y[i] = memory + o.size; memory += 2 * o.size; }
+    for (int i = 0; i < HISTORY; i++, memory += 2 * o.size) {
+        o.s[i] = memory;
+        o.y[i] = memory + o.size;
+    }
     o.w = memory;
     o.g = memory + o.size;
     o.direction = memory + 2 * o.size;
@@ -741,10 +790,11 @@ static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
         for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
     }
     for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
-    if (o->pairs > 0) {         /* the newest pair tells by how much M over-estimates the curvature */
+    if (o->pairs > 0) {     /* the newest pair tells by how much M over-estimates the curvature */
         const int slot = (o->pairs - 1) % HISTORY;
         memcpy(o->work, o->y[slot], o->size * sizeof(double));
-        for (int k = 0; k < f->K; k++) cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
+        for (int k = 0; k < f->K; k++)
+            cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
         scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
     }
     for (size_t i = 0; i < o->size; i++) d[i] *= scale;
@@ -762,8 +812,8 @@ static double largest(const double *x, size_t n)
     return most;
 }
 
-/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7. The classes' rows of w
- * must add up to 0, and then always do; gram (C, C) is X^T X. Returns the number of evaluations of F. */
+/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7. The rows of w must
+ * add up to 0, and then always do. gram (C, C): X^T X. Returns how often F was evaluated. */
 static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
 {
     enum { MOST = 500 };
@@ -773,10 +823,11 @@ static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const 
     o->pairs = 0;
     lbfgs_precondition(o, f, gram);
     while (largest(o->g, n) > 1e-7 && evaluations < MOST) {
-        double *s = o->s[o->pairs % HISTORY], *y = o->y[o->pairs % HISTORY], step = 1, F_new = INFINITY;
+        const int slot = o->pairs % HISTORY;
+        double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
         lbfgs_direction(o, f);
         const double slope = dot(o->g, o->direction, n);
-        for (; evaluations < MOST && step > 1e-9; step /= 2) {      /* until F falls enough (Armijo) */
+        for (; evaluations < MOST && step > 1e-9; step /= 2) {  /* until F falls enough (Armijo) */
             for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
             F_new = logistic_objective(f, o->work, o->w);
             evaluations++;
@@ -790,14 +841,14 @@ static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const 
             o->g[i] = o->work[i];
         }
         F = F_new;
-        o->sy[o->pairs % HISTORY] = dot(s, y, n);
-        if (o->sy[o->pairs % HISTORY] > 0) o->pairs++;
+        o->sy[slot] = dot(s, y, n);
+        if (o->sy[slot] > 0) o->pairs++;
     }
     return evaluations;
 }
 
-/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by it, so
- * that one l2 suits them all. Their mean stays: taking it off would need a bias, which the head lacks. */
+/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by it,
+ * so that one l2 suits them all. Their mean stays: taking it off needs a bias, which the head lacks. */
 static void measure_features(double *deviation, const real *x, int N, int C)
 {
     enum { CHANNELS = 16 };
@@ -815,7 +866,7 @@ static void measure_features(double *deviation, const real *x, int N, int C)
             }
         for (int c = 0; c < channels; c++) {
             const double d = sqrt(square[c] / N);
-            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant tells nothing: it is left alone */
+            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant is left alone */
         }
     }
 }
@@ -865,7 +916,8 @@ enum { LEAST_UPDATES = 200, LEAST_EPOCHS = 3, MOST_VALIDATIONS = 20 };
 static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
-    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val, t->val_count, NULL);
+    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
+                                     t->val_count, NULL);
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
@@ -879,7 +931,8 @@ static void write_log(const struct Task *t)
 
 /* --- The probe: the trunk sees every text once --- */
 
-static real *probe_features(struct Task *t, const int *list, int count, int **labels, const char *what)
+static real *probe_features(struct Task *t, const int *list, int count, int **labels,
+                            const char *what)
 {
     real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
     *labels = resize(NULL, count * sizeof **labels);
@@ -900,9 +953,9 @@ static double probe_accuracy(const struct Logistic *f)
     return (double)right / f->N;
 }
 
-/* From the strongest penalty to the weakest, each from the solution before. Leaves in `best` (K, C) the
- * weights of the lowest validation loss, which few examples tell better than accuracy does; returns
- * their l2. */
+/* From the strongest penalty to the weakest, each from the solution before. Leaves in `best` (K, C)
+ * the weights of the lowest validation loss, which few examples tell better than accuracy does;
+ * returns their l2. */
 static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
 {
     const int C = train->C, K = train->K;
@@ -918,10 +971,15 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
         const int evaluations = logistic_solve(train, &o, w, gram);
         const double train_loss = logistic_loss(train, w), val_loss = logistic_loss(val, w);
         const double accuracy = probe_accuracy(val), spent = seconds() - start;
-        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss, val_loss, accuracy, spent);
-        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  %d evaluations  %.1f s%s",
-                 train->l2, train_loss, val_loss, accuracy, evaluations, spent, val_loss < least ? "  best" : "");
-        if (val_loss < least) { least = val_loss; chosen = train->l2; memcpy(best, w, size * sizeof *w); }
+        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss,
+               val_loss, accuracy, spent);
+        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
+                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, evaluations,
+                 spent, val_loss < least ? "  best" : "");
+        if (val_loss >= least) continue;
+        least = val_loss;
+        chosen = train->l2;
+        memcpy(best, w, size * sizeof *w);
     }
     free(w);
     release(gram, (size_t)C * C * sizeof *gram);
@@ -937,7 +995,8 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     int *labels, *val_labels;
     real *x = probe_features(t, t->train, t->train_count, &labels, "features");
     real *val_x = probe_features(t, t->val, t->val_count, &val_labels, NULL);
-    double *deviation = resize(NULL, C * sizeof *deviation), *w = resize(NULL, (size_t)K * C * sizeof *w);
+    double *deviation = resize(NULL, C * sizeof *deviation);
+    double *w = resize(NULL, (size_t)K * C * sizeof *w);
     measure_features(deviation, x, t->train_count, C);
     scale_features(x, deviation, t->train_count, C);
     scale_features(val_x, deviation, t->val_count, C);
@@ -969,14 +1028,15 @@ static void choose_weights(struct Task *t)
     model->beta2 = 0.999;
     for (int i = 0; i < model->param_count; i++) {
         struct Param *p = &model->params[i];
-        if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;       /* last:L leaves the embedding */
+        if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;   /* also if K is L */
         if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
     }
 }
 
 /* One update on the examples list[0 .. count), in as many batches as the workspace demands. Returns
  * their mean loss. */
-static double train_step(struct Task *t, double *norm, const int *list, int count, double lr, int64_t step)
+static double train_step(struct Task *t, double *norm, const int *list, int count, double lr,
+                         int64_t step)
 {
     struct Runner *r = &t->runner;
     const struct Settings *s = &t->set;
@@ -990,7 +1050,8 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         done += b.sequences;
     }
     *norm = grad_norm(r->model);
-    if (!isfinite(*norm)) die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
+    if (!isfinite(*norm))
+        die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
     return loss / count;
 }
@@ -1000,17 +1061,19 @@ static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm
 {
     const struct Settings *s = &t->set;
     const int updates = ceil_div(t->train_count, s->batch);
+    const int64_t warmup = (int64_t)(s->warmup * steps);
     double sum = 0, shown = seconds();
     shuffle(t->train, t->train_count, &t->order);
     for (int u = 0; u < updates; u++) {
         const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
         const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
-        const double lr = learning_rate("cosine", step, steps, (int64_t)(s->warmup * steps), s->lr, 0);
+        const double lr = learning_rate("cosine", step, steps, warmup, s->lr, 0);
         const double loss = train_step(t, norm, t->train + first, count, lr, step), now = seconds();
         sum += loss * count;
         if (!live() || now - shown < 0.2) continue;
-        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left", epoch, s->epochs,
-                 (long long)step, (long long)steps, loss, lr, *norm, duration((now - start) * (steps - step) / step));
+        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left",
+                 epoch, s->epochs, (long long)step, (long long)steps, loss, lr, *norm,
+                 duration((now - start) * (steps - step) / step));
         shown = now;
     }
     return sum / t->train_count;
@@ -1032,13 +1095,16 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
         since++;
         if (epoch % every && epoch < s->epochs) continue;
         const struct Scores now = validate(t);
-        const bool better = now.accuracy > top.accuracy || (now.accuracy == top.accuracy && now.loss < top.loss);
+        const bool better = now.accuracy > top.accuracy
+                         || (now.accuracy == top.accuracy && now.loss < top.loss);
         const double spent = seconds() - start;
-        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, (long long)steps / s->epochs * epoch,
-               sum / since, now.loss, now.accuracy, norm, spent);
+        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
+               (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
+               spent);
         write_log(t);
-        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s", epoch, s->epochs,
-                 sum / since, now.loss, now.accuracy, spent, better ? "  best" : "");
+        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
+                 epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
+                 better ? "  best" : "");
         if (better) {
             top = now;
             memcpy(best, t->model.weights, bytes);
@@ -1052,14 +1118,16 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
 /* --- Before and after --- */
 
 /* Dies unless the tokenizer beside the model is the one that the model was trained with. */
-static struct Tokenizer *load_tokenizer_of(const char *dir, const struct Model *model, const struct Metadata *meta)
+static struct Tokenizer *load_tokenizer_of(const char *dir, const struct Model *model,
+                                           const struct Metadata *meta)
 {
     struct Tokenizer *t = tokenizer_load(dir);
     const char *wanted = metadata_get(meta, "tokenizer_hash");
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->hash);
     if (wanted && strcmp(wanted, hash))
-        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right merges.txt there.", dir, wanted, hash);
+        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right "
+            "merges.txt there.", dir, wanted, hash);
     if (t->vocabulary != model->config.vocabulary)
         die("%s: the model knows %d tokens, merges.txt %d. Put the right merges.txt there.", dir,
             model->config.vocabulary, t->vocabulary);
@@ -1074,7 +1142,8 @@ static void parse_tune(struct Settings *s)
     if (!strcmp(s->tune, "full")) s->kind = FULL;
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
     else if (sscanf(s->tune, "last:%d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
-    else if (strcmp(s->tune, "probe")) die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
+    else if (strcmp(s->tune, "probe"))
+        die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
 }
 
 /* The classifier that starts the training: the base's weights and a new head, or all new. */
@@ -1085,10 +1154,12 @@ static void start_model(struct Task *t, struct Model *base, char **names, int cl
     config.label_names = names;
     model_create(&t->model, config);
     model_init(&t->model, t->set.seed);
-    for (int i = 0; i < base->param_count && t->set.kind != SCRATCH; i++)
-        if (strcmp(base->params[i].name, "score.weight"))
-            memcpy(t->model.weights + t->model.params[i].offset, base->weights + base->params[i].offset,
-                   base->params[i].size * sizeof(real));
+    for (int i = 0; i < base->param_count && t->set.kind != SCRATCH; i++) {
+        const struct Param *from = &base->params[i], *to = &t->model.params[i];
+        if (strcmp(from->name, "score.weight"))
+            memcpy(t->model.weights + to->offset, base->weights + from->offset,
+                   from->size * sizeof(real));
+    }
 }
 
 /* Reads the labelled texts, turns them into tokens and decides which are for validation. */
@@ -1107,26 +1178,29 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     }
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
-    if (!s->val) t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
-                                                   random_stream(s->seed, STREAM_SPLIT));
+    if (!s->val)
+        t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
+                                          random_stream(s->seed, STREAM_SPLIT));
     t->val = t->train + t->train_count;
     t->val_count = all - t->train_count;
-    if (!t->val_count) die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
+    if (!t->val_count)
+        die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     t->truth = resize(NULL, t->val_count * sizeof *t->truth);
     for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
     free(train.items);
     return names;
 }
 
-/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 1-10 million weights
- * and 6e-5 GPT-2's 124 million. Few labels need updates rather than epochs. */
+/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 1-10 million
+ * weights and 6e-5 GPT-2's 124 million. Few labels need updates rather than epochs. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
 {
     const double size = fmin(1, pow(1e7 / model->size, 2.0 / 3));
     if (s->lr == 0) s->lr = (s->kind == FULL ? 3e-4 : 1e-3) * size;
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
-    if (s->epochs == 0) s->epochs = max_int(LEAST_EPOCHS, ceil_div(LEAST_UPDATES, ceil_div(examples, s->batch)));
+    if (s->epochs == 0)
+        s->epochs = max_int(LEAST_EPOCHS, ceil_div(LEAST_UPDATES, ceil_div(examples, s->batch)));
 }
 
 /* The most rows that an update or a validation needs at a time. */
@@ -1149,16 +1223,21 @@ static real *prepare(struct Task *t)
     t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
     bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int);
-    if (probe) bytes += (size_t)t->data.count * (c->channels * sizeof(real) + (c->labels + 1) * sizeof(double));
-    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s", c->layers, c->heads,
-             c->channels, c->context, c->vocabulary, joined(c->label_names, c->labels));
-    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, %d were truncated (%s kept)",
-             t->train_count, t->val_count, s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
+    if (probe)
+        bytes += t->data.count * (c->channels * sizeof(real) + (c->labels + 1) * sizeof(double));
+    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
+             c->layers, c->heads, c->channels, c->context, c->vocabulary,
+             joined(c->label_names, c->labels));
+    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, "
+             "%d were truncated (%s kept)", t->train_count, t->val_count,
+             s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
              t->data.truncated, s->truncate);
-    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn, t->model.size, bytes / 1e6);
+    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
+             t->model.size, bytes / 1e6);
     if (probe) return NULL;
-    progress(true, "epochs %d of %d updates  batch %d  lr %.3g, head x%g  warmup %g  dropout %g  weight decay %g", s->epochs,
-             ceil_div(t->train_count, s->batch), s->batch, s->lr, s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
+    progress(true, "epochs %d of %d updates  batch %d  lr %.3g, head x%g  warmup %g  dropout %g  "
+             "weight decay %g", s->epochs, ceil_div(t->train_count, s->batch), s->batch, s->lr,
+             s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
     return allocate_zeroed(t->model.size * sizeof(real));
 }
 
@@ -1212,8 +1291,10 @@ static void check_reloaded(struct Task *t)
     validate(t);
     t->runner.model = &t->model;
     if (memcmp(before, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Its disk or memory is not to be trusted.", t->set.out);
-    printf("reloaded %s: the predictions on all %d validation texts are the same to the bit\n", t->set.out, t->val_count);
+        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
+            t->set.out);
+    printf("reloaded %s: the predictions on all %d validation texts are the same to the bit\n",
+           t->set.out, t->val_count);
     model_free(&again);
     free(before);
 }
@@ -1228,13 +1309,15 @@ static void check_reloaded(struct Task *t)
 static void check_out(const struct Settings *s)
 {
     char *model = realpath(s->model, NULL), *out = realpath(s->out, NULL);
-    if (model && out && !strcmp(model, out)) die("--out %s: is the pretrained model. Name another directory.", s->out);
+    if (model && out && !strcmp(model, out))
+        die("--out %s: is the pretrained model. Name another directory.", s->out);
     free(model);
     free(out);
     static const char *const files[] = {"model.safetensors", "log.tsv", "state.safetensors"};
     for (int i = 0; i < COUNT(files) && !s->overwrite; i++) {
         char *path = text_of("%s/%s", s->out, files[i]);
-        if (file_exists(path)) die("%s: exists from an earlier run. Name another --out, or give --overwrite.", path);
+        if (file_exists(path))
+            die("%s: exists from an earlier run. Name another --out, or give --overwrite.", path);
         free(path);
     }
 }
@@ -1251,9 +1334,11 @@ static void train(struct Settings settings)
     t.tokenizer = load_tokenizer_of(s->model, &base, &base_meta);
     if (s->max_tokens == 0) s->max_tokens = base.config.context;
     if (s->max_tokens > base.config.context)
-        die("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens, base.config.context);
+        die("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
+            base.config.context);
     if (s->kind == LAST && s->last > base.config.layers)
-        die("--tune last:%d: the model has %d blocks. Choose no more.", s->last, base.config.layers);
+        die("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
+            base.config.layers);
     char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
     start_model(&t, &base, names, classes);
     model_free(&base);
@@ -1267,13 +1352,14 @@ static void train(struct Settings settings)
     const struct Scores val = validate(&t);
     const double majority = majority_rate(t.confusion, t.val_count, classes);
     if (val.accuracy <= majority)
-        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): nothing was learnt. "
-             "Try another --lr, more --epochs or more labels.", val.accuracy, majority);
+        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
+             "nothing was learnt. Try another --lr, more --epochs or more labels.",
+             val.accuracy, majority);
     describe(&meta, &t, val);
     tokenizer_save(t.tokenizer, s->out);
     save_model(s->out, &t.model, &meta);
-    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n", val.accuracy, val.macro_f1,
-           val.loss, val.ece, majority);
+    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
+           val.accuracy, val.macro_f1, val.loss, val.ece, majority);
     check_reloaded(&t);
     runner_free(&t.runner);
     model_free(&t.model);
@@ -1281,37 +1367,47 @@ static void train(struct Settings settings)
 
 static void command_train(int argc, char **argv)
 {
-    struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1, .weight_decay = 0.01,
-                         .warmup = 0.1, .val_part = 0.1};
+    struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1,
+                         .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1};
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
         {"train", "labelled texts: TSV, CSV or JSON lines", TEXT, &s.train, .required = true},
         {"val", "labelled texts for validation; without: a part of --train", TEXT, &s.val},
-        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER, &s.val_part, 0.001, 0.9},
+        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
+         &s.val_part, 0.001, 0.9},
         {"out", "directory of the classifier", TEXT, &s.out, .required = true},
         {"tune", "probe, last:K, full or scratch", TEXT, &s.tune},
         {"epochs", "0: 3, but at least 200 updates", INTEGER, &s.epochs, 0, 1e6},
         {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
-        {"lr", "0: 3e-4 for full, else 1e-3; lower beyond 10M parameters", REAL_NUMBER, &s.lr, 0, 10},
-        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER, &s.head_lr_ratio, 0, 1e4},
-        {"warmup", "part of the updates in which the rate rises; then it falls as a cosine", REAL_NUMBER, &s.warmup, 0, 1},
+        {"lr", "0: 3e-4 for full, else 1e-3; lower beyond 10M parameters", REAL_NUMBER, &s.lr, 0,
+         10},
+        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
+         &s.head_lr_ratio, 0, 1e4},
+        {"warmup", "part of the updates in which the rate rises; then it falls as a cosine",
+         REAL_NUMBER, &s.warmup, 0, 1},
         {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
         {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s.dropout, -1, 0.9},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER, &s.max_tokens, 0, 1 << 20},
-        {"truncate", "which part of a long text is read", CHOICE, &s.truncate, .choices = "head|tail|both"},
+        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER, &s.max_tokens,
+         0, 1 << 20},
+        {"truncate", "which part of a long text is read", CHOICE, &s.truncate,
+         .choices = "head|tail|both"},
         {"text-column", "else text, sentence, content or review", TEXT, &s.text_column},
         {"label-column", "else label", TEXT, &s.label_column},
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
         {"threads", "0: all", INTEGER, &s.threads, 0, 1024},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
     };
-    const char *usage = "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen features, in one\n"
-        "pass; last:K trains the last K blocks as well; full everything; scratch everything from random weights.\n"
-        "With few labels --epochs counts updates: by default there are 3 epochs or 200 updates, whichever is more;\n"
-        "the best epoch on validation is kept (at most 20 are looked at).";
-    if (parse_options(argc, argv, options, COUNT(options), usage)) die_usage("%s: not an option. --help lists them.", argv[0]);
-    if (s.dropout < 0 && s.dropout != -1) die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
+    const char *usage =
+        "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
+        "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
+        "scratch everything from random weights. Few labels need updates rather than epochs:\n"
+        "by default there are 3 epochs or 200 updates, whichever is more. The best epoch on\n"
+        "validation is kept; at most 20 are looked at.";
+    if (parse_options(argc, argv, options, COUNT(options), usage))
+        die_usage("%s: not an option. --help lists them.", argv[0]);
+    if (s.dropout < 0 && s.dropout != -1)
+        die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
     parse_tune(&s);
     set_threads(s.threads);
     check_out(&s);
@@ -1330,12 +1426,16 @@ static void load_classifier(struct Classifier *c, const char *dir)
 {
     struct Metadata meta;
     load_model(&c->model, dir, &meta);
-    if (!c->model.config.labels) die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
+    if (!c->model.config.labels)
+        die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     c->tokenizer = load_tokenizer_of(dir, &c->model, &meta);
-    const char *most = metadata_get(&meta, "max_tokens"), *truncate = metadata_get(&meta, "truncate");
-    c->window = (struct Window){most ? (int)strtol(most, NULL, 10) : c->model.config.context, truncate ? truncate : "tail"};
+    const char *most = metadata_get(&meta, "max_tokens");
+    const char *truncate = metadata_get(&meta, "truncate");
+    c->window = (struct Window){most ? (int)strtol(most, NULL, 10) : c->model.config.context,
+                                truncate ? truncate : "tail"};
     if (c->window.most < 1 || c->window.most > c->model.config.context)
-        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, most, c->model.config.context);
+        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, most,
+            c->model.config.context);
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.most), WORK_EVAL);
 }
 
@@ -1350,8 +1450,9 @@ static void command_eval(int argc, char **argv)
         {"label-column", "else label", TEXT, &label_column},
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
-    if (parse_options(argc, argv, options, COUNT(options), "finetune_cls eval --model DIR --data FILE\n"
-                      "Prints accuracy, macro F1, mean loss, expected calibration error and the confusion matrix."))
+    if (parse_options(argc, argv, options, COUNT(options),
+                      "finetune_cls eval --model DIR --data FILE\n"
+                      "Prints accuracy, macro F1, loss, calibration error and confusion matrix."))
         die_usage("%s: not an option. --help lists them.", argv[0]);
     set_threads(threads);
     struct Classifier c;
@@ -1364,12 +1465,14 @@ static void command_eval(int argc, char **argv)
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     const struct Scores s = score(confusion, p, d.labels, loss, d.count, K);
-    printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy, s.macro_f1, s.loss, s.ece, d.count);
+    printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy,
+           s.macro_f1, s.loss, s.ece, d.count);
     print_confusion(confusion, c.model.config.label_names, K);
 }
 
 /* Prints a line for each text. A text is printed as it came, but on one line. */
-static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts, int count)
+static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts,
+                          int count)
 {
     const int K = c->model.config.labels;
     real *p = resize(NULL, (size_t)count * K * sizeof *p);
@@ -1379,16 +1482,18 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) {
         const int best = most_probable(p + (size_t)i * K, K);
         printf("%s\t%.4f\t", c->model.config.label_names[best], p[(size_t)i * K + best]);
-        for (size_t k = 0; k < texts[i].size; k++) putchar(texts[i].data[k] == '\n' ? ' ' : texts[i].data[k]);
+        for (size_t k = 0; k < texts[i].size; k++)
+            putchar(texts[i].data[k] == '\n' ? ' ' : texts[i].data[k]);
         putchar('\n');
     }
     if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
     free(p);
 }
 
-/* Whole lines in text[0 .. n), and with `last` what follows the last line end. Returns how many bytes
- * were used up. */
-static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char *text, size_t n, bool last)
+/* Answers whole lines in text[0 .. n), and with `last` what follows the last line end. Returns how
+ * many bytes are used up. */
+static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char *text, size_t n,
+                            bool last)
 {
     struct Bytes *lines = NULL;
     int count = 0, capacity = 0;
@@ -1399,7 +1504,8 @@ static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char 
         size_t length = (stop ? stop : text + n) - line;
         used += length + (stop != NULL);
         if (length && line[length - 1] == '\r') length--;
-        if (count == capacity) lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
+        if (count == capacity)
+            lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
         lines[count++] = (struct Bytes){line, length};
     }
     if (count) predict_texts(c, d, lines, count);
@@ -1407,8 +1513,8 @@ static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char 
     return used;
 }
 
-/* Answers the lines of standard input as they come: each read brings those that are ready, a line from
- * a terminal, thousands from a file, and these make up the batches. */
+/* Answers the lines of standard input as they come: each read brings those that are ready, a line
+ * from a terminal, thousands from a file, and these make up the batches. */
 static void predict_stream(struct Classifier *c, struct Dataset *d)
 {
     enum { BLOCK = 1 << 20 };
@@ -1438,9 +1544,10 @@ static void command_predict(int argc, char **argv)
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
-    const int count = parse_options(argc, argv, options, COUNT(options), "finetune_cls predict --model DIR [TEXT...]\n"
-                                    "Prints label, probability and text, separated by tabs, for each TEXT or, without\n"
-                                    "any, for each line of standard input.");
+    const char *usage = "finetune_cls predict --model DIR [TEXT...]\n"
+                        "Prints label, probability and text, separated by tabs, for each TEXT or,\n"
+                        "without any, for each line of standard input.";
+    const int count = parse_options(argc, argv, options, COUNT(options), usage);
     set_threads(threads);
     struct Classifier c;
     struct Dataset d = {0};
@@ -1454,10 +1561,11 @@ static void command_predict(int argc, char **argv)
 #ifndef FINETUNE_NO_MAIN
 int main(int argc, char **argv)
 {
-    static const char usage[] = "finetune_cls train    make a classifier from a pretrained model and labelled texts\n"
-                                "finetune_cls eval     accuracy, F1, loss, calibration, confusion matrix on labelled texts\n"
-                                "finetune_cls predict  the label of texts, from arguments or standard input\n"
-                                "finetune_cls SUBCOMMAND --help lists the options.";
+    static const char usage[] =
+        "finetune_cls train    make a classifier from a pretrained model and labelled texts\n"
+        "finetune_cls eval     accuracy, F1, loss, calibration, confusion matrix on a file\n"
+        "finetune_cls predict  the label of texts, from arguments or standard input\n"
+        "finetune_cls SUBCOMMAND --help lists the options.";
     program = "finetune_cls";
     clean_up_at_exit();
     const char *command = argc > 1 ? argv[1] : "";
@@ -1465,8 +1573,8 @@ int main(int argc, char **argv)
     else if (!strcmp(command, "train")) command_train(argc - 2, argv + 2);
     else if (!strcmp(command, "eval")) command_eval(argc - 2, argv + 2);
     else if (!strcmp(command, "predict")) command_predict(argc - 2, argv + 2);
-    else die_usage(*command ? "%s: no such subcommand. There are train, eval and predict." :
-                   "which subcommand%s? There are train, eval and predict; --help says more.", command);
+    else if (*command) die_usage("%s: no such subcommand. --help lists them.", command);
+    else die_usage("which subcommand? There are train, eval and predict; --help says more.");
     return 0;
 }
 #endif

@@ -1242,25 +1242,37 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
         }
 }
 
-/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys). */
+/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys). All
+ * heads of a row are read together, since they stand side by side in memory. */
 static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
 {
-    const int D = C / H, ld = 3 * C;
-    const real scale = 1 / (real)sqrt(D);
-    #pragma omp parallel for schedule(static)
-    for (int h = 0; h < H; h++) {
-        const real *q = qkv + (size_t)(keys - 1) * ld + h * D, *k = qkv + C + h * D, *v = k + C;
-        real *P = scores + (size_t)h * keys, *yh = y + h * D, lse;
-        for (int j = 0; j < keys; j++) {
-            real dot = 0;
-            #pragma omp simd reduction(+: dot)
-            for (int c = 0; c < D; c++) dot += q[c] * k[(size_t)j * ld + c];
-            P[j] = dot;
-        }
-        attention_softmax(P, &lse, 1, false, scale, keys - 1, 1, keys);
-        memset(yh, 0, D * sizeof(real));
+    const int D = C / H, ld = 3 * C, heads = ceil_div(H, thread_count());
+    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)(keys - 1) * ld;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
         for (int j = 0; j < keys; j++)
-            for (int c = 0; c < D; c++) yh[c] += P[j] * v[(size_t)j * ld + c];
+            for (int h = 0; h < H; h++) {
+                const real *k = qkv + (size_t)j * ld + C + h * D, *qh = q + h * D;
+                real dot = 0;
+                #pragma omp simd reduction(+: dot)
+                for (int c = 0; c < D; c++) dot += qh[c] * k[c];
+                scores[(size_t)h * keys + j] = dot;
+            }
+        #pragma omp for schedule(static)
+        for (int h0 = 0; h0 < H; h0 += heads) {
+            const int h1 = min_int(H, h0 + heads);
+            real lse;
+            for (int h = h0; h < h1; h++)
+                attention_softmax(scores + (size_t)h * keys, &lse, 1, false, scale, keys - 1, 1, keys);
+            memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
+            for (int j = 0; j < keys; j++)
+                for (int h = h0; h < h1; h++) {
+                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D, p = scores[(size_t)h * keys + j];
+                    real *yh = y + h * D;
+                    for (int c = 0; c < D; c++) yh[c] += p * v[c];
+                }
+        }
     }
 }
 

@@ -1,1223 +1,1941 @@
-/* tokenizer.c: byte-level byte-pair encoding (BPE) in GPT-2's layout.
+/* tokenizer.c: byte-level byte-pair encoding, GPT-2's tokenizer: train, encode, decode, look at.
  *
- *    1  Characters    strict UTF-8, and the class of every code point in Unicode 16
- *    2  Pieces        how GPT-2 cuts text into words before any merging
- *    3  Vocabulary    merges.txt, token bytes, the pair table
- *    4  Encoding      merging the bytes of one piece; a cache of words
- *    5  Shards        documents and threads; llm.c's token files
- *    6  Training      counting words, then merging the most frequent pair
- *    7  Commands      train, encode, decode, ids, show
+ *    cc -O3 -march=native -fopenmp tokenizer.c -o tokenizer -lm        (-fopenmp may be left out)
  *
- * A text is cut into pieces; a piece starts as its bytes, each of which is a token; the two neighbours
- * whose pair has the lowest rank become one token, again and again, until no pair is in merges.txt:
+ *    1  Characters    UTF-8 and the three classes of Unicode 16 that matter
+ *    2  Pieces        where GPT-2's regular expression cuts a text
+ *    3  Vocabulary    merges.txt and vocab.json
+ *    4  Encoding      one piece, by merges; the cache of words; whole texts
+ *    5  Documents     files, cut into documents for the model and into chunks for the threads
+ *    6  Training      counting words, then merging the most frequent pair again and again
+ *    7  Shards        what the training program reads
+ *    8  Commands      train, encode, decode, ids, show, stats
  *
- *     " low" + "er"  ->  Ġ l o w | e r  ->  Ġ lo w | er  ->  Ġ low | er  ->  Ġlow | er
+ * The idea (Gage 1994; Sennrich, Haddow, Birch 2016; Radford et al. 2019). Every byte is a token; a
+ * merge (a, b) makes the token ab. A text is first cut into pieces, roughly words with the space
+ * before them, and no token crosses a cut. Within a piece, the earliest merge of the list that
+ * applies is applied, until none does. Training finds the list: count the pairs of neighbours in all
+ * pieces, merge the most frequent pair everywhere, count again. With the merges (l, o), (Ġ, lo),
  *
- * Ids: the 256 bytes in GPT-2's order, then the merges in the order of merges.txt, then <|endoftext|>.
- * Any bytes can be encoded, and decoding gives them back. Another program that includes this file
- * defines TOKENIZER_NO_MAIN first. */
+ *    "so low"  ->  pieces "so", " low"  ->  s o  Ġ l o w  ->  s o  Ġ lo w  ->  s o  Ġlo w
+ *
+ * where Ġ is how the file writes a space. Any bytes can be encoded, and decoding gives them back.
+ *
+ * Ids follow from the list alone: 256 bytes in GPT-2's order, merge number r as 256 + r, special
+ * tokens last, <|endoftext|> the very last. With GPT-2's own list the ids are GPT-2's.
+ *
+ * Another program includes this file after `#define TOKENIZER_NO_MAIN` and gets sections 1 to 4:
+ * tokenizer_load, tokenizer_encode, tokenizer_piece, tokenizer_save. */
 
 #include "model.h"
+#include <limits.h>
 
 /* ============================================================================================= */
 /* 1. Characters                                                                                 */
 /* ============================================================================================= */
 
-enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
+enum { OTHER, LETTER, NUMBER, SPACE };      /* \p{L}, \p{N}, \s = White_Space, and the rest */
 
-/* Where the class changes, for all of Unicode 16 (\p{L}, \p{N}, White_Space): code point * 4 + class
- * from there on, as the difference to the entry before. Made by dev/make_unicode_table.py. */
-static const int class_changes[] = {
-    39, 17, 75, 1, 62, 38, 29, 103, 25, 103, 43, 1, 107, 1, 37, 3, 30, 6, 5, 3, 14, 3, 3, 6, 10, 5,
-    91, 5, 123, 5, 1831, 17, 47, 57, 19, 29, 3, 5, 3, 517, 19, 5, 7, 9, 15, 5, 3, 25, 3, 5, 11, 5,
-    3, 5, 79, 5, 331, 5, 555, 33, 663, 5, 151, 9, 3, 25, 163, 285, 107, 17, 15, 181, 171, 86, 38,
-    17, 7, 5, 395, 5, 3, 61, 7, 29, 9, 39, 11, 9, 3, 65, 3, 5, 119, 117, 355, 45, 3, 58, 39, 131,
-    37, 7, 17, 3, 21, 87, 17, 3, 37, 3, 13, 3, 93, 99, 29, 43, 21, 95, 5, 23, 69, 167, 233, 215,
-    13, 3, 73, 3, 29, 39, 18, 38, 5, 63, 17, 31, 9, 7, 9, 87, 5, 27, 5, 3, 13, 15, 13, 3, 65, 3,
-    53, 7, 5, 11, 18, 39, 7, 10, 22, 9, 3, 33, 23, 17, 7, 9, 87, 5, 27, 5, 7, 5, 7, 5, 7, 125, 15,
-    5, 3, 30, 38, 9, 11, 65, 35, 5, 11, 5, 87, 5, 27, 5, 7, 5, 19, 13, 3, 73, 3, 61, 7, 18, 38, 37,
-    3, 45, 31, 9, 7, 9, 87, 5, 27, 5, 7, 5, 19, 13, 3, 121, 7, 5, 11, 18, 38, 5, 5, 22, 45, 3, 5,
-    23, 13, 11, 5, 15, 13, 7, 5, 3, 5, 7, 13, 7, 13, 11, 13, 47, 89, 3, 86, 50, 73, 31, 5, 11, 5,
-    91, 5, 63, 13, 3, 105, 11, 9, 3, 9, 7, 18, 38, 34, 26, 5, 3, 17, 31, 5, 11, 5, 91, 5, 39, 5,
-    19, 13, 3, 125, 7, 5, 7, 18, 38, 5, 7, 69, 35, 5, 11, 5, 163, 9, 3, 65, 3, 21, 11, 6, 27, 11,
-    18, 74, 5, 23, 21, 71, 13, 95, 5, 35, 5, 3, 9, 27, 126, 38, 69, 191, 5, 7, 49, 27, 38, 38, 157,
-    7, 5, 3, 5, 19, 5, 95, 5, 3, 5, 39, 5, 7, 37, 3, 9, 19, 5, 3, 38, 38, 9, 15, 129, 3, 126, 78,
-    49, 31, 5, 143, 109, 19, 461, 171, 81, 5, 38, 25, 23, 17, 15, 13, 3, 13, 7, 29, 11, 17, 51, 49,
-    3, 6, 38, 25, 151, 5, 3, 21, 3, 9, 171, 5, 1331, 5, 15, 9, 27, 5, 3, 5, 15, 9, 163, 5, 15, 9,
-    131, 5, 15, 9, 27, 5, 3, 5, 15, 9, 59, 5, 227, 5, 15, 9, 267, 58, 78, 13, 63, 65, 343, 9, 23,
-    13, 2479, 9, 70, 2, 103, 21, 299, 14, 11, 31, 29, 71, 53, 75, 57, 71, 57, 51, 5, 11, 61, 207,
-    141, 3, 17, 3, 14, 38, 26, 38, 90, 38, 25, 355, 29, 19, 9, 135, 5, 3, 21, 279, 41, 123, 158,
-    39, 119, 9, 19, 45, 175, 17, 103, 26, 42, 149, 91, 37, 211, 174, 38, 26, 38, 53, 3, 373, 187,
-    69, 31, 14, 38, 165, 119, 53, 9, 39, 175, 105, 143, 114, 38, 13, 13, 39, 143, 9, 43, 21, 171,
-    9, 11, 165, 15, 5, 23, 5, 7, 13, 3, 21, 767, 257, 1111, 9, 23, 9, 151, 9, 23, 9, 31, 5, 3, 5,
-    3, 5, 3, 5, 123, 9, 211, 5, 27, 5, 3, 13, 11, 5, 27, 13, 15, 9, 23, 17, 51, 21, 11, 5, 27, 15,
-    41, 119, 5, 23, 1, 191, 1, 66, 3, 3, 10, 22, 21, 5, 38, 25, 51, 405, 3, 17, 3, 9, 39, 5, 3, 13,
-    19, 25, 3, 5, 3, 5, 3, 5, 15, 5, 43, 9, 15, 21, 19, 17, 3, 6, 203, 9, 18, 2906, 238, 314, 86,
-    2522, 118, 4529, 915, 25, 15, 13, 7, 38, 2, 9, 151, 5, 3, 21, 3, 9, 223, 29, 3, 65, 91, 37, 27,
-    5, 27, 5, 27, 5, 27, 5, 27, 5, 27, 5, 27, 5, 27, 321, 3, 1859, 1, 17, 9, 2, 102, 34, 29, 19,
-    10, 11, 7, 17, 343, 25, 11, 5, 359, 5, 15, 21, 171, 5, 375, 14, 14, 41, 127, 193, 63, 130, 38,
-    122, 30, 6, 58, 130, 38, 158, 58, 1281, 26367, 257, 88627, 269, 183, 9, 1075, 13, 65, 39, 7,
-    81, 187, 65, 123, 9, 281, 38, 157, 35, 9, 411, 9, 267, 9, 7, 5, 3, 5, 31, 85, 63, 5, 11, 5, 15,
-    5, 91, 54, 22, 41, 207, 57, 199, 114, 38, 97, 23, 13, 3, 5, 7, 6, 39, 111, 41, 91, 101, 115,
-    29, 187, 113, 5, 38, 25, 19, 5, 41, 39, 19, 5, 163, 93, 11, 5, 31, 18, 38, 25, 91, 13, 3, 13,
-    199, 5, 3, 13, 7, 9, 19, 9, 3, 5, 3, 97, 11, 9, 43, 29, 11, 49, 23, 9, 23, 9, 23, 37, 27, 5,
-    27, 5, 171, 5, 55, 25, 459, 54, 38, 25, 44687, 49, 91, 17, 195, 33809, 1463, 9, 423, 153, 27,
-    49, 19, 21, 3, 5, 39, 5, 51, 5, 19, 5, 3, 5, 7, 5, 7, 5, 431, 133, 1451, 73, 255, 9, 215, 161,
-    47, 465, 19, 5, 539, 78, 38, 29, 103, 25, 103, 45, 355, 13, 23, 9, 23, 9, 23, 9, 11, 141, 47,
-    5, 103, 5, 75, 5, 7, 5, 59, 9, 55, 137, 491, 50, 178, 50, 226, 70, 6, 977, 115, 13, 195, 66,
-    106, 17, 129, 14, 37, 81, 3, 33, 2, 21, 151, 41, 119, 9, 143, 17, 31, 6, 18, 169, 631, 10, 38,
-    25, 143, 17, 143, 17, 159, 33, 207, 49, 43, 5, 59, 5, 27, 5, 7, 5, 43, 5, 59, 5, 27, 5, 7, 13,
-    207, 49, 1243, 37, 87, 41, 31, 97, 23, 5, 167, 5, 35, 277, 23, 9, 3, 5, 175, 5, 7, 13, 3, 9,
-    91, 10, 31, 91, 10, 27, 123, 34, 34, 193, 75, 5, 7, 22, 19, 89, 22, 17, 103, 281, 223, 18, 7,
-    9, 62, 10, 183, 3, 61, 15, 5, 11, 5, 115, 42, 34, 93, 117, 6, 5, 117, 10, 129, 31, 5, 111, 26,
-    18, 65, 215, 41, 87, 10, 31, 75, 22, 31, 71, 94, 26, 321, 291, 221, 203, 53, 203, 30, 23, 143,
-    50, 38, 26, 39, 111, 37, 91, 874, 122, 5, 167, 25, 7, 65, 11, 237, 117, 39, 3, 33, 87, 46, 14,
-    109, 71, 185, 85, 26, 81, 91, 49, 211, 106, 118, 5, 7, 9, 3, 53, 179, 129, 99, 30, 38, 37, 143,
-    62, 38, 17, 3, 9, 3, 33, 139, 13, 3, 49, 191, 57, 15, 46, 39, 3, 5, 3, 18, 78, 45, 71, 5, 99,
-    77, 7, 253, 27, 5, 3, 5, 15, 5, 59, 5, 39, 29, 187, 70, 38, 45, 31, 9, 7, 9, 87, 5, 27, 5, 7,
-    5, 19, 13, 3, 73, 3, 49, 19, 121, 39, 5, 3, 9, 3, 5, 151, 5, 3, 101, 3, 5, 3, 177, 211, 73, 15,
-    22, 38, 21, 11, 121, 191, 81, 7, 5, 3, 34, 38, 665, 187, 165, 15, 145, 191, 81, 3, 46, 38, 153,
-    171, 53, 3, 30, 38, 26, 78, 113, 107, 86, 46, 17, 27, 741, 175, 465, 257, 74, 49, 31, 9, 3, 9,
-    31, 5, 7, 5, 95, 61, 3, 5, 3, 58, 38, 281, 31, 9, 155, 65, 3, 5, 3, 113, 3, 41, 159, 29, 3, 85,
-    3, 45, 183, 77, 3, 73, 291, 797, 131, 62, 38, 25, 35, 5, 147, 69, 3, 62, 114, 21, 119, 449, 27,
-    5, 7, 5, 151, 85, 3, 38, 38, 25, 23, 5, 7, 5, 127, 57, 3, 30, 38, 1241, 75, 61, 3, 5, 51, 5,
-    135, 114, 38, 345, 3, 62, 82, 173, 3687, 410, 442, 69, 783, 10545, 387, 61, 4287, 69, 23, 101,
-    15979, 21, 2331, 27365, 119, 74, 38, 6937, 2275, 29, 123, 6, 38, 25, 315, 6, 38, 25, 119, 73,
-    191, 65, 15, 50, 38, 6, 26, 5, 83, 21, 75, 1729, 179, 14, 38, 793, 257, 90, 421, 299, 21, 3,
-    265, 51, 257, 7, 5, 3, 113, 24543, 33, 4951, 165, 39, 35741, 15, 5, 27, 5, 7, 5, 1163, 61, 3,
-    117, 11, 9, 3, 57, 15, 33, 1583, 9233, 427, 21, 51, 13, 35, 29, 39, 16730, 38, 5914, 78, 50,
-    78, 434, 98, 541, 339, 5, 283, 5, 7, 9, 3, 9, 7, 9, 15, 5, 47, 5, 3, 5, 27, 5, 259, 5, 15, 9,
-    31, 5, 27, 5, 111, 5, 15, 5, 19, 5, 3, 13, 27, 5, 1359, 9, 99, 5, 99, 5, 123, 5, 99, 5, 123, 5,
-    99, 5, 123, 5, 99, 5, 123, 5, 99, 5, 31, 10, 198, 7169, 123, 25, 23, 1045, 247, 585, 179, 41,
-    27, 10, 38, 17, 3, 1285, 119, 73, 175, 18, 38, 1881, 111, 18, 38, 857, 119, 9, 5, 38, 1941, 27,
-    5, 15, 5, 7, 5, 59, 5, 787, 10, 34, 193, 271, 29, 3, 18, 38, 3166, 234, 6, 10, 6, 14, 306, 178,
-    6, 58, 777, 15, 5, 107, 5, 7, 5, 3, 9, 3, 5, 39, 5, 15, 5, 3, 5, 3, 25, 3, 17, 3, 5, 3, 5, 3,
-    5, 11, 5, 7, 5, 3, 9, 3, 5, 3, 5, 3, 5, 3, 5, 3, 5, 7, 5, 3, 9, 15, 5, 27, 5, 15, 5, 15, 5, 3,
-    5, 39, 5, 67, 21, 11, 5, 19, 5, 67, 2322, 50, 11150, 38, 4121, 170879, 129, 16615, 25, 887, 9,
-    23047, 57, 29891, 61, 2487, 9865, 2167, 6025, 19755, 21, 16767,
+/* The classes from U+0000 upwards, in runs: length * 4 + class. What follows the last run is OTHER.
+ * Made by dev/make_unicode_table.py from the Unicode 16.0 character database. */
+static const uint32_t CLASS_RUNS[] = {
+    36, 23, 72, 7, 60, 42, 28, 105, 24, 105, 40, 7, 104, 7, 36, 5, 28, 10, 4, 5, 12, 6, 5, 4, 14,
+    4, 93, 4, 125, 4, 1833, 16, 49, 56, 21, 28, 5, 4, 5, 516, 21, 4, 9, 8, 17, 4, 5, 24, 5, 4, 13,
+    4, 5, 4, 81, 4, 333, 4, 557, 32, 665, 4, 153, 8, 5, 24, 165, 284, 109, 16, 17, 180, 173, 84,
+    42, 16, 9, 4, 397, 4, 5, 60, 9, 28, 9, 42, 13, 8, 5, 64, 5, 4, 121, 116, 357, 44, 5, 56, 42,
+    133, 36, 9, 16, 5, 20, 89, 16, 5, 36, 5, 12, 5, 92, 101, 28, 45, 20, 97, 4, 25, 68, 169, 232,
+    217, 12, 5, 72, 5, 28, 41, 16, 42, 4, 65, 16, 33, 8, 9, 8, 89, 4, 29, 4, 5, 12, 17, 12, 5, 64,
+    5, 52, 9, 4, 13, 16, 42, 9, 8, 26, 8, 5, 32, 25, 16, 9, 8, 89, 4, 29, 4, 9, 4, 9, 4, 9, 124,
+    17, 4, 5, 28, 42, 8, 13, 64, 37, 4, 13, 4, 89, 4, 29, 4, 9, 4, 21, 12, 5, 72, 5, 60, 9, 16, 42,
+    36, 5, 44, 33, 8, 9, 8, 89, 4, 29, 4, 9, 4, 21, 12, 5, 120, 9, 4, 13, 16, 42, 4, 5, 26, 44, 5,
+    4, 25, 12, 13, 4, 17, 12, 9, 4, 5, 4, 9, 12, 9, 12, 13, 12, 49, 88, 5, 84, 54, 72, 33, 4, 13,
+    4, 93, 4, 65, 12, 5, 104, 13, 8, 5, 8, 9, 16, 42, 32, 30, 4, 5, 16, 33, 4, 13, 4, 93, 4, 41, 4,
+    21, 12, 5, 124, 9, 4, 9, 16, 42, 4, 9, 68, 37, 4, 13, 4, 165, 8, 5, 64, 5, 20, 13, 4, 30, 13,
+    16, 78, 4, 25, 20, 73, 12, 97, 4, 37, 4, 5, 8, 29, 124, 42, 68, 193, 4, 9, 48, 29, 36, 42, 156,
+    9, 4, 5, 4, 21, 4, 97, 4, 5, 4, 41, 4, 9, 36, 5, 8, 21, 4, 5, 36, 42, 8, 17, 128, 5, 124, 82,
+    48, 33, 4, 145, 108, 21, 460, 173, 80, 5, 42, 24, 25, 16, 17, 12, 5, 12, 9, 28, 13, 16, 53, 48,
+    5, 4, 42, 24, 153, 4, 5, 20, 5, 8, 173, 4, 1333, 4, 17, 8, 29, 4, 5, 4, 17, 8, 165, 4, 17, 8,
+    133, 4, 17, 8, 29, 4, 5, 4, 17, 8, 61, 4, 229, 4, 17, 8, 269, 56, 82, 12, 65, 64, 345, 8, 25,
+    12, 2481, 8, 69, 7, 105, 20, 301, 12, 14, 33, 28, 73, 52, 77, 56, 73, 56, 53, 4, 13, 60, 209,
+    140, 5, 16, 5, 12, 42, 24, 42, 88, 42, 24, 357, 28, 21, 8, 137, 4, 5, 20, 281, 40, 125, 156,
+    42, 121, 8, 21, 44, 177, 16, 105, 24, 46, 148, 93, 36, 213, 172, 42, 24, 42, 52, 5, 372, 189,
+    68, 33, 12, 42, 164, 121, 52, 9, 42, 177, 104, 145, 112, 42, 12, 13, 42, 145, 8, 45, 20, 173,
+    8, 13, 164, 17, 4, 25, 4, 9, 12, 5, 20, 769, 256, 1113, 8, 25, 8, 153, 8, 25, 8, 33, 4, 5, 4,
+    5, 4, 5, 4, 125, 8, 213, 4, 29, 4, 5, 12, 13, 4, 29, 12, 17, 8, 25, 16, 53, 20, 13, 4, 29, 12,
+    47, 116, 11, 20, 7, 188, 7, 64, 6, 5, 8, 26, 20, 5, 42, 24, 53, 404, 5, 16, 5, 8, 41, 4, 5, 12,
+    21, 24, 5, 4, 5, 4, 5, 4, 17, 4, 45, 8, 17, 20, 21, 16, 5, 4, 206, 9, 22, 2904, 242, 312, 90,
+    2520, 122, 4528, 917, 24, 17, 12, 9, 36, 6, 8, 153, 4, 5, 20, 5, 8, 225, 28, 5, 64, 93, 36, 29,
+    4, 29, 4, 29, 4, 29, 4, 29, 4, 29, 4, 29, 4, 29, 320, 5, 1856, 7, 16, 9, 6, 100, 38, 28, 21, 8,
+    14, 9, 16, 345, 24, 13, 4, 361, 4, 17, 20, 173, 4, 377, 12, 18, 40, 129, 192, 65, 128, 42, 120,
+    34, 4, 62, 128, 42, 156, 62, 1280, 26369, 256, 88629, 268, 185, 8, 1077, 12, 65, 42, 9, 80,
+    189, 64, 125, 8, 281, 42, 156, 37, 8, 413, 8, 269, 8, 9, 4, 5, 4, 33, 84, 65, 4, 13, 4, 17, 4,
+    93, 52, 26, 40, 209, 56, 201, 112, 42, 96, 25, 12, 5, 4, 9, 4, 42, 113, 40, 93, 100, 117, 28,
+    189, 112, 5, 42, 24, 21, 4, 41, 42, 21, 4, 165, 92, 13, 4, 33, 16, 42, 24, 93, 12, 5, 12, 201,
+    4, 5, 12, 9, 8, 21, 8, 5, 4, 5, 96, 13, 8, 45, 28, 13, 48, 25, 8, 25, 8, 25, 36, 29, 4, 29, 4,
+    173, 4, 57, 24, 461, 52, 42, 24, 44689, 48, 93, 16, 197, 33808, 1465, 8, 425, 152, 29, 48, 21,
+    20, 5, 4, 41, 4, 53, 4, 21, 4, 5, 4, 9, 4, 9, 4, 433, 132, 1453, 72, 257, 8, 217, 160, 49, 464,
+    21, 4, 541, 76, 42, 28, 105, 24, 105, 44, 357, 12, 25, 8, 25, 8, 25, 8, 13, 140, 49, 4, 105, 4,
+    77, 4, 9, 4, 61, 8, 57, 136, 493, 48, 182, 48, 230, 68, 10, 976, 117, 12, 197, 64, 110, 16,
+    129, 18, 36, 81, 6, 33, 6, 20, 153, 40, 121, 8, 145, 16, 33, 4, 22, 168, 633, 8, 42, 24, 145,
+    16, 145, 16, 161, 32, 209, 48, 45, 4, 61, 4, 29, 4, 9, 4, 45, 4, 61, 4, 29, 4, 9, 12, 209, 48,
+    1245, 36, 89, 40, 33, 96, 25, 4, 169, 4, 37, 276, 25, 8, 5, 4, 177, 4, 9, 12, 5, 8, 93, 8, 34,
+    93, 8, 30, 125, 32, 38, 192, 77, 4, 9, 20, 22, 89, 26, 16, 105, 280, 225, 16, 10, 9, 66, 8,
+    186, 5, 60, 17, 4, 13, 4, 117, 40, 38, 92, 117, 10, 4, 117, 14, 128, 33, 4, 113, 24, 22, 64,
+    217, 40, 89, 8, 34, 77, 20, 34, 73, 92, 30, 320, 293, 220, 205, 52, 205, 28, 26, 145, 48, 42,
+    24, 42, 113, 36, 93, 872, 126, 4, 169, 24, 9, 64, 13, 236, 117, 42, 5, 32, 89, 44, 18, 108, 73,
+    184, 85, 30, 80, 93, 48, 213, 104, 122, 4, 9, 8, 5, 52, 181, 128, 101, 28, 42, 36, 145, 60, 42,
+    16, 5, 8, 5, 32, 141, 12, 5, 48, 193, 56, 17, 44, 42, 5, 4, 5, 16, 82, 44, 73, 4, 101, 76, 9,
+    252, 29, 4, 5, 4, 17, 4, 61, 4, 41, 28, 189, 68, 42, 44, 33, 8, 9, 8, 89, 4, 29, 4, 9, 4, 21,
+    12, 5, 72, 5, 48, 21, 120, 41, 4, 5, 8, 5, 4, 153, 4, 5, 100, 5, 4, 5, 176, 213, 72, 17, 20,
+    42, 20, 13, 120, 193, 80, 9, 4, 5, 32, 42, 664, 189, 164, 17, 144, 193, 80, 5, 44, 42, 152,
+    173, 52, 5, 28, 42, 24, 82, 112, 109, 84, 50, 16, 29, 740, 177, 464, 257, 78, 48, 33, 8, 5, 8,
+    33, 4, 9, 4, 97, 60, 5, 4, 5, 56, 42, 280, 33, 8, 157, 64, 5, 4, 5, 112, 5, 40, 161, 28, 5, 84,
+    5, 44, 185, 76, 5, 72, 293, 796, 133, 60, 42, 24, 37, 4, 149, 68, 5, 60, 118, 20, 121, 448, 29,
+    4, 9, 4, 153, 84, 5, 36, 42, 24, 25, 4, 9, 4, 129, 56, 5, 28, 42, 1240, 77, 60, 5, 4, 53, 4,
+    137, 112, 42, 344, 5, 60, 86, 172, 3689, 408, 446, 68, 785, 10544, 389, 60, 4289, 68, 25, 100,
+    15981, 20, 2333, 27364, 121, 72, 42, 6936, 2277, 28, 125, 4, 42, 24, 317, 4, 42, 24, 121, 72,
+    193, 64, 17, 48, 42, 4, 30, 4, 85, 20, 77, 1728, 181, 12, 42, 792, 257, 94, 420, 301, 20, 5,
+    264, 53, 256, 9, 4, 5, 112, 24545, 32, 4953, 164, 41, 35740, 17, 4, 29, 4, 9, 4, 1165, 60, 5,
+    116, 13, 8, 5, 56, 17, 32, 1585, 9232, 429, 20, 53, 12, 37, 28, 41, 16728, 42, 5912, 82, 48,
+    82, 432, 102, 540, 341, 4, 285, 4, 9, 8, 5, 8, 9, 8, 17, 4, 49, 4, 5, 4, 29, 4, 261, 4, 17, 8,
+    33, 4, 29, 4, 113, 4, 17, 4, 21, 4, 5, 12, 29, 4, 1361, 8, 101, 4, 101, 4, 125, 4, 101, 4, 125,
+    4, 101, 4, 125, 4, 101, 4, 125, 4, 101, 4, 33, 8, 202, 7168, 125, 24, 25, 1044, 249, 584, 181,
+    40, 29, 8, 42, 16, 5, 1284, 121, 72, 177, 16, 42, 1880, 113, 16, 42, 856, 121, 8, 5, 42, 1940,
+    29, 4, 17, 4, 9, 4, 61, 4, 789, 8, 38, 192, 273, 28, 5, 16, 42, 3164, 238, 4, 14, 4, 18, 304,
+    182, 4, 62, 776, 17, 4, 109, 4, 9, 4, 5, 8, 5, 4, 41, 4, 17, 4, 5, 4, 5, 24, 5, 16, 5, 4, 5, 4,
+    5, 4, 13, 4, 9, 4, 5, 8, 5, 4, 5, 4, 5, 4, 5, 4, 5, 4, 9, 4, 5, 8, 17, 4, 29, 4, 17, 4, 17, 4,
+    5, 4, 41, 4, 69, 20, 13, 4, 21, 4, 69, 2320, 54, 11148, 42, 4120, 170881, 128, 16617, 24, 889,
+    8, 23049, 56, 29893, 60, 2489, 9864, 2169, 6024, 19757, 20, 16769,
 };
 
-enum { CLASS_BLOCK = 256, CLASS_BLOCKS = 0x110000 / CLASS_BLOCK };
+/* The table that the runs become: a code point's block of 256, then two bits within the block. Blocks
+ * that are alike are stored once, which leaves 133 of 4,352: 13 KB instead of 278. */
+enum { CODE_POINTS = 0x110000, BLOCKS = CODE_POINTS / 256, DISTINCT_BLOCKS = 133 };
+static uint8_t block_of[BLOCKS], block_classes[DISTINCT_BLOCKS][64];
+static uint8_t byte_class[256];             /* the class of an ASCII character; else NOT_ASCII */
+enum { NOT_ASCII = 4 };
 
-/* Two stages: the block of 256 code points, of which few differ, then two bits for each code point. */
-static unsigned char class_stage1[CLASS_BLOCKS], class_stage2[256][CLASS_BLOCK / 4];
-
-/* Unpacks class_changes. Blocks that are all of one class share the four blocks at the front. */
-static void make_class_table(void)
+static int code_point_class(uint32_t c)
 {
-    static bool made;
-    if (made) return;
-    made = true;
-    for (int k = 0; k < 4; k++) memset(class_stage2[k], k * 0x55, CLASS_BLOCK / 4);
-    int blocks = 4, next = 0, count = sizeof class_changes / sizeof *class_changes, class = 0;
-    unsigned change = class_changes[0];
-    for (unsigned block = 0; block < CLASS_BLOCKS; block++) {
-        unsigned first = block * CLASS_BLOCK;
-        if (next >= count || change / 4 >= first + CLASS_BLOCK) { class_stage1[block] = (unsigned char)class; continue; }
-        unsigned char *bits = class_stage2[class_stage1[block] = (unsigned char)blocks++];
-        for (unsigned c = first; c < first + CLASS_BLOCK; c++) {
-            while (next < count && change / 4 <= c) {
-                class = change & 3;
-                if (++next < count) change += class_changes[next];
-            }
-            bits[c % CLASS_BLOCK / 4] |= (unsigned char)(class << c % 4 * 2);
+    return block_classes[block_of[c >> 8]][c >> 2 & 63] >> 2 * (c & 3) & 3;
+}
+
+/* Must have run before any other function of sections 1, 2 and 4. */
+static void prepare_classes(void)
+{
+    int blocks = 0;
+    size_t run = 0;
+    const size_t runs = sizeof CLASS_RUNS / sizeof *CLASS_RUNS;
+    uint32_t left = CLASS_RUNS[0] / 4;
+    if (byte_class[255] == NOT_ASCII) return;
+    for (int b = 0; b < BLOCKS; b++) {
+        uint8_t block[64] = {0};
+        for (int i = 0; i < 256 && run < runs; i++) {
+            block[i / 4] |= (CLASS_RUNS[run] & 3) << 2 * (i & 3);
+            if (--left == 0 && ++run < runs) left = CLASS_RUNS[run] / 4;
         }
+        int same = 0;
+        while (same < blocks && memcmp(block, block_classes[same], 64)) same++;
+        if (same == blocks) memcpy(block_classes[blocks++], block, 64);
+        block_of[b] = (uint8_t)same;
     }
+    for (int c = 0; c < 256; c++) byte_class[c] = c < 128 ? code_point_class(c) : NOT_ASCII;
 }
 
-static int code_class(unsigned code)
+/* The class of the character at p < end and its number of bytes. A byte that is not part of valid UTF-8
+ * (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF) is one character of class OTHER. */
+static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
 {
-    return class_stage2[class_stage1[code / CLASS_BLOCK]][code % CLASS_BLOCK / 4] >> code % 4 * 2 & 3;
-}
-
-/* The class of the character at s[0 .. n), n > 0, and its length in bytes. A byte that is not part of
- * well-formed UTF-8 (overlong forms, surrogates and values above 10FFFF are not) is a character of its
- * own, of class other. */
-static int character(const unsigned char *s, size_t n, int *length)
-{
-    const unsigned a = s[0], b = n > 1 ? s[1] ^ 0x80 : 64, c = n > 2 ? s[2] ^ 0x80 : 64, d = n > 3 ? s[3] ^ 0x80 : 64;
-    unsigned code = a;
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const int n = *p < 0xC2 ? 1 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 1;
+    uint32_t c = *p & (0xFF >> (n + 1));
     *length = 1;
-    if (a < 0x80) return code_class(a);
-    if (a >= 0xC2 && a < 0xE0 && b < 64) *length = 2, code = (a & 31) << 6 | b;
-    else if (a >= 0xE0 && a < 0xF0 && b < 64 && c < 64) {
-        code = (a & 15) << 12 | b << 6 | c;
-        if (code < 0x800 || (code >= 0xD800 && code < 0xE000)) return CLASS_OTHER;
-        *length = 3;
-    } else if (a >= 0xF0 && a < 0xF5 && b < 64 && c < 64 && d < 64) {
-        code = (a & 7) << 18 | b << 12 | c << 6 | d;
-        if (code < 0x10000 || code > 0x10FFFF) return CLASS_OTHER;
-        *length = 4;
-    } else return CLASS_OTHER;
-    return code_class(code);
+    if (n == 1 || end - p < n) return OTHER;
+    for (int i = 1; i < n; i++) {
+        if ((p[i] & 0xC0) != 0x80) return OTHER;
+        c = c << 6 | (p[i] & 0x3F);
+    }
+    if (c < least[n] || c >= CODE_POINTS || (c >= 0xD800 && c < 0xE000)) return OTHER;
+    *length = n;
+    return code_point_class(c);
+}
+
+static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
+{
+    *length = 1;
+    return *p < 128 ? byte_class[*p] : utf8_class(p, end, length);
 }
 
 /* ============================================================================================= */
 /* 2. Pieces                                                                                     */
 /* ============================================================================================= */
 
-/* The end of the piece that begins at s[i], i < n, as GPT-2's expression finds it:
+/* The end of the piece that begins at p, where the text goes on to `end`: the first match of
  *
- *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+ *    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *
- * so a space belongs to the word after it, and of a longer run of white space all but the last
- * character stands alone. */
-static size_t piece_end(const unsigned char *s, size_t i, size_t n)
+ * A space before a word belongs to it; of several, the last one does, and the rest are a piece:
+ * "a   b" gives "a", "  ", " b". At the end of the text a run of white space stays whole. */
+static const uint8_t *plain_piece_end(const uint8_t *p, const uint8_t *end)
 {
-    int length, class;
-    size_t j = i;
-    if (s[i] == '\'' && i + 1 < n) {
-        const int c = s[i + 1], d = i + 2 < n ? s[i + 2] : 0;
-        if (c == 's' || c == 't' || c == 'm' || c == 'd') return i + 2;
-        if ((c == 'r' && d == 'e') || (c == 'v' && d == 'e') || (c == 'l' && d == 'l')) return i + 3;
+    int n, ahead;
+    if (*p == '\'' && end - p > 1) {
+        if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return p + 2;
+        if (end - p > 2 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2)))
+            return p + 3;
     }
-    if (s[i] == ' ' && i + 1 < n) j++;
-    class = character(s + j, n - j, &length);
-    if (class == CLASS_SPACE) {
-        size_t last = j = i;
-        do {
-            if (character(s + j, n - j, &length) != CLASS_SPACE) return last > i ? last : j;
-            last = j;
-            j += length;
-        } while (j < n);
-        return n;
+    const uint8_t *q = p;
+    int class = class_at(q, end, &n);
+    if (*p == ' ' && end - p > 1 && class_at(p + 1, end, &ahead) != SPACE) class = class_at(++q, end, &n);
+    if (class != SPACE) {
+        do q += n; while (q < end && class_at(q, end, &n) == class);
+        return q;
     }
-    for (j += length; j < n; j += length) {
-        if (class == CLASS_LETTER) while (j < n && (unsigned)((s[j] | 32) - 'a') < 26) j++;
-        if (j >= n || character(s + j, n - j, &length) != class) break;
-    }
-    return j;
+    const uint8_t *last = q;
+    do { last = q; q += n; } while (q < end && class_at(q, end, &n) == SPACE);
+    return q < end && last > p ? last : q;
 }
 
-/* A place where text may be cut without changing any piece: before white space that follows a
- * character other than white space, both ASCII. The first such place at or after i; n if there is none. */
-static size_t cut_after(const unsigned char *s, size_t i, size_t n)
+/* The first 16 bytes at p as two numbers, the byte at p lowest. */
+struct Pair64 { uint64_t low, high; };
+
+static inline struct Pair64 load16(const uint8_t *p)
 {
-    for (size_t k = i > 0 ? i : 1; k < n; k++) {
-        const bool space = s[k] == ' ' || (s[k] >= 9 && s[k] <= 13);
-        const bool before = s[k - 1] == ' ' || (s[k - 1] >= 9 && s[k - 1] <= 13);
-        if (space && !before && s[k - 1] < 0x80) return k;
+    struct Pair64 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* The top bit of each byte of the result is set where x holds an ASCII letter. Adding 0x1F to a
+ * lower-case letter, or 0x05 to what lies above z, reaches the top bit; no sum carries over. */
+static inline uint64_t letters(uint64_t x)
+{
+    const uint64_t each = 0x0101010101010101u, y = (x | 0x20 * each) & 0x7F * each;
+    return (y + 0x1F * each) & ~(y + 0x05 * each) & ~x & 0x80 * each;
+}
+
+/* The same as plain_piece_end, faster for an optional space and at most 15 ASCII letters, which nine
+ * pieces in ten of English are: eight bytes are looked at in one step, and no branch depends on the
+ * length. Bytes up to `readable` may be looked at; the one at `end`, if end < readable, is no letter. */
+static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end, const uint8_t *readable)
+{
+    if (readable - p >= 16) {
+        const struct Pair64 x = load16(p);
+        const int space = *p == ' ';
+        const uint64_t low = ~(letters(x.low) | (uint64_t)space << 7) & 0x8080808080808080u;
+        const uint64_t high = ~letters(x.high) & 0x8080808080808080u;
+        const int n = low ? __builtin_ctzll(low) >> 3 : 8 + (__builtin_ctzll(high | 1ull << 63) >> 3);
+        if (n > space && p[n] < 128 && (n < 15 || high >> 63)) return p + n;
     }
-    return n;
+    return plain_piece_end(p, end);
 }
 
 /* ============================================================================================= */
 /* 3. Vocabulary                                                                                 */
 /* ============================================================================================= */
 
-enum { BYTES = 256, MOST_MERGES = 65536 - BYTES - 1, MOST_TOKEN_BYTES = 65535 };
-#define END_OF_TEXT "<|endoftext|>"
+enum { BYTES = 256, MAX_VOCABULARY = 65536, MAX_TOKEN_BYTES = 65535 };
+static const char *const END_OF_TEXT = "<|endoftext|>";
+enum { END_OF_TEXT_BYTES = 13 };
 
-/* The byte with token id k: those that print come first. GPT-2 writes a byte that does not print as
- * the character 256 + (its number among them), so that every token can be shown. */
-static unsigned char byte_of_id[BYTES];
-static int id_of_byte[BYTES], shown_as[BYTES];
-
-static void make_byte_tables(void)
-{
-    int id = 0, hidden = 0;
-    for (int pass = 0; pass < 2; pass++)
-        for (int byte = 0; byte < BYTES; byte++) {
-            const bool prints = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte != 0xAD);
-            if (prints == pass) continue;
-            byte_of_id[id] = (unsigned char)byte;
-            id_of_byte[byte] = id++;
-            shown_as[byte] = prints ? byte : 256 + hidden++;
-        }
-}
-
-/* A hash table from (left id, right id) to the id of the merged token. Open addressing; key 0 is free. */
-struct PairTable { uint64_t *keys; int *values; size_t mask; };
-
-static uint64_t pair_key(int left, int right) { return ((uint64_t)left << 32 | (uint32_t)right) + 1; }
-
-static struct PairTable pair_table(size_t entries)
-{
-    struct PairTable t = {NULL, NULL, 1023};
-    while (t.mask < 2 * entries) t.mask = 2 * t.mask + 1;
-    t.keys = resize(NULL, (t.mask + 1) * sizeof *t.keys);
-    t.values = resize(NULL, (t.mask + 1) * sizeof *t.values);
-    memset(t.keys, 0, (t.mask + 1) * sizeof *t.keys);
-    return t;
-}
-
-/* Where the pair is, or would be put. */
-static size_t pair_slot(const struct PairTable *t, uint64_t key)
-{
-    uint64_t h = key * 0x9E3779B97F4A7C15u;
-    size_t i = (h ^ h >> 32) & t->mask;
-    while (t->keys[i] && t->keys[i] != key) i = (i + 1) & t->mask;
-    return i;
-}
-
-static int pair_find(const struct PairTable *t, int left, int right)
-{
-    size_t i = pair_slot(t, pair_key(left, right));
-    return t->keys[i] ? t->values[i] : -1;
-}
-
-/* Words of up to 15 bytes and 4 tokens, found again by their bytes. One slot for each hash. */
-struct CachedWord { uint64_t key[2]; unsigned short ids[4]; int count; };
-enum { CACHE_SLOTS = 1 << 16 };
+/* Pairs of tokens -> the token that they make. Open addressing; a slot is pair << 32 | id + 1, 0 when
+ * empty, and at most half of the slots are taken. */
+struct PairTable { uint64_t *slots; int bits; };
 
 struct Tokenizer {
-    int vocabulary, eot;                    /* the number of ids; that of <|endoftext|>, the last */
-    uint64_t hash;                          /* of all merges: two equal ones have the same ids */
-    int merge_count, (*merges)[2];          /* the two parts of token 256 + k */
-    unsigned char *bytes;                   /* of all tokens, one after the other */
-    unsigned *begin;                        /* vocabulary + 1: where each one's bytes begin */
+    int vocabulary;             /* 256 + merges + special tokens */
+    int eot;                    /* the id of <|endoftext|>: vocabulary - 1 */
+    uint64_t hash;              /* of the merges and special tokens: equal if all ids are equal */
+    int merges;
+    uint16_t (*parts)[2];       /* (merges): token 256 + r is these two, one after the other */
     struct PairTable pairs;
-    struct CachedWord *cache;               /* of the thread that calls tokenizer_encode */
+    uint8_t *bytes;             /* all tokens, one after the other, in the order of their ids */
+    uint32_t *offset;           /* (vocabulary + 1) into bytes, after which 16 may be read */
+    size_t room;                /* of bytes */
+    struct Encoder *encoder;    /* tokenizer_encode's own */
 };
 
-static const unsigned char *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
+/* GPT-2 numbers the bytes by how its files write them: first those that are visible characters of
+ * Latin-1, then the others, 0-32, 127-160 and 173, which stand as U+0100, U+0101, ... */
+static uint8_t byte_of_id[BYTES], id_of_byte[BYTES];
+
+static bool visible(int byte)
 {
-    if (id < 0 || id >= t->vocabulary) { *length = 0; return t->bytes; }
-    *length = (int)(t->begin[id + 1] - t->begin[id]);
-    return t->bytes + t->begin[id];
+    return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xFF && byte != 0xAD);
 }
 
-/* What follows from the merges: bytes, pair table, hash. Merges must be sound. */
-static struct Tokenizer *tokenizer_from_merges(int (*merges)[2], int count)
+static void prepare_bytes(void)
+{
+    int id = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int byte = 0; byte < BYTES; byte++)
+            if (visible(byte) == !pass) {
+                byte_of_id[id] = (uint8_t)byte;
+                id_of_byte[byte] = (uint8_t)id++;
+            }
+}
+
+enum { VISIBLE = 188 };         /* the number of bytes that are visible */
+
+/* The code point that stands for a byte, and back (-1 if none). */
+static uint32_t symbol_of_byte(uint8_t byte)
+{
+    return visible(byte) ? byte : 0x100 + (uint32_t)id_of_byte[byte] - VISIBLE;
+}
+
+static int byte_of_symbol(uint32_t c)
+{
+    if (c < BYTES) return visible((int)c) ? (int)c : -1;
+    return c < 0x100 + BYTES - VISIBLE ? byte_of_id[c - 0x100 + VISIBLE] : -1;
+}
+
+static const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
+{
+    *length = (int)(t->offset[id + 1] - t->offset[id]);
+    return t->bytes + t->offset[id];
+}
+
+/* --- Pairs --- */
+
+static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
+{
+    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
+}
+
+/* What stands for the pair, or -1. */
+static inline int pair_find(const struct PairTable *table, uint32_t pair)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
+        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
+    return -1;
+}
+
+/* The pair must be new, and there must be room. */
+static void pair_add(struct PairTable *table, uint32_t pair, int value)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    size_t i = pair_slot(table, pair);
+    while (table->slots[i]) i = (i + 1) & mask;
+    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(value + 1);
+}
+
+static struct PairTable pair_table(int bits)
+{
+    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), bits};
+}
+
+static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint32_t)b; }
+
+static inline int merged(const struct Tokenizer *t, int a, int b) { return pair_find(&t->pairs, pair_of(a, b)); }
+
+/* --- Making a vocabulary --- */
+
+/* A tokenizer of the 256 bytes, with room for `merges` more tokens. */
+static struct Tokenizer *tokenizer_new(int merges)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
-    *t = (struct Tokenizer){.vocabulary = BYTES + count + 1, .eot = BYTES + count, .merge_count = count, .merges = merges};
-    struct Buffer bytes = {0};
-    make_class_table();
-    make_byte_tables();
-    t->begin = resize(NULL, (t->vocabulary + 1) * sizeof *t->begin);
-    t->pairs = pair_table(count);
-    t->cache = allocate_zeroed(CACHE_SLOTS * sizeof *t->cache);
-    for (int id = 0; id < t->vocabulary; id++) {
-        t->begin[id] = (unsigned)bytes.size;
-        if (id < BYTES) append_bytes(&bytes, &byte_of_id[id], 1);
-        else if (id == t->eot) append(&bytes, END_OF_TEXT);
-        else {
-            const int left = merges[id - BYTES][0], right = merges[id - BYTES][1];
-            append_bytes(&bytes, "", 0);
-            char *both = resize(NULL, MOST_TOKEN_BYTES + 1);
-            const size_t a = t->begin[left + 1] - t->begin[left], b = t->begin[right + 1] - t->begin[right];
-            memcpy(both, bytes.data + t->begin[left], a);
-            memcpy(both + a, bytes.data + t->begin[right], b);
-            append_bytes(&bytes, both, a + b);
-            free(both);
-            const size_t slot = pair_slot(&t->pairs, pair_key(left, right));
-            t->pairs.keys[slot] = pair_key(left, right);
-            t->pairs.values[slot] = id;
-            t->hash = mix64(t->hash + pair_key(left, right));
-        }
-        t->begin[id + 1] = (unsigned)bytes.size;
-    }
-    t->bytes = (unsigned char *)bytes.data;
+    *t = (struct Tokenizer){.vocabulary = BYTES};
+    int bits = 10;
+    while ((1 << bits) < 2 * merges) bits++;
+    prepare_classes();
+    prepare_bytes();
+    t->pairs = pair_table(bits);
+    t->parts = resize(NULL, (size_t)merges * sizeof *t->parts);
+    t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
+    t->bytes = resize(NULL, t->room = BYTES + 16);
+    memcpy(t->bytes, byte_of_id, BYTES);
+    for (int i = 0; i <= BYTES; i++) t->offset[i] = i;
     return t;
 }
 
-/* --- merges.txt --- */
-
-/* One token as merges.txt shows it, up to a space or the line's end, back to bytes. -1: not such. */
-static int shown_token(const char **at, const char *end, unsigned char *bytes)
+/* The room for the n bytes of one more token, whose id is the old t->vocabulary. */
+static uint8_t *add_token(struct Tokenizer *t, size_t n)
 {
-    static int byte_shown_as[512];
-    int n = 0;
-    if (!byte_shown_as['!'])
-        for (int byte = 0; byte < BYTES; byte++) byte_shown_as[shown_as[byte]] = byte + 1;
-    while (*at < end && **at != ' ') {
-        int c = (unsigned char)*(*at)++;
-        if (c >= 0xC0 && *at < end) c = (c & 31) << 6 | (*(*at)++ & 63);
-        if (c >= 512 || !byte_shown_as[c] || n == MOST_TOKEN_BYTES) return -1;
-        bytes[n++] = (unsigned char)(byte_shown_as[c] - 1);
-    }
-    return n ? n : -1;
+    const size_t size = t->offset[t->vocabulary];
+    if (size + n + 16 > t->room) t->bytes = resize(t->bytes, t->room = 2 * (size + n + 16));
+    t->offset[++t->vocabulary] = (uint32_t)(size + n);
+    return t->bytes + size;
 }
 
-/* A hash table from the bytes of a token to its id, for reading merges.txt. */
-struct StringTable { int *ids; size_t mask; };
+/* Appends the token that is a and b, one after the other, and returns its id. */
+static int add_merge(struct Tokenizer *t, int a, int b)
+{
+    const uint32_t *at = t->offset, a_bytes = at[a + 1] - at[a], b_bytes = at[b + 1] - at[b];
+    const int id = t->vocabulary;
+    uint8_t *bytes = add_token(t, a_bytes + b_bytes);
+    memcpy(bytes, t->bytes + at[a], a_bytes);
+    memcpy(bytes + a_bytes, t->bytes + at[b], b_bytes);
+    t->parts[t->merges][0] = (uint16_t)a;
+    t->parts[t->merges++][1] = (uint16_t)b;
+    pair_add(&t->pairs, pair_of(a, b), id);
+    return id;
+}
 
-static size_t string_slot(const struct StringTable *s, const unsigned char *all, const size_t *begin,
-                          const unsigned char *bytes, size_t n)
+/* Adds the special tokens, `specials` separated by spaces and <|endoftext|>, and closes the vocabulary. */
+static void add_specials(struct Tokenizer *t, const char *specials)
+{
+    struct Buffer all = {0};
+    append(&all, "%s %s", specials, END_OF_TEXT);
+    t->hash = 0xCBF29CE484222325u;          /* FNV-1a (Fowler, Noll, Vo), over 32 bits at a time */
+    for (int r = 0; r < t->merges; r++)
+        t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * 0x100000001B3u;
+    for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " ")) {
+        if (t->vocabulary == MAX_VOCABULARY) die("more than %d tokens with the special ones. Use fewer.", MAX_VOCABULARY);
+        t->eot = t->vocabulary;
+        memcpy(add_token(t, strlen(word)), word, strlen(word));
+        for (char *s = word; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * 0x100000001B3u;
+    }
+    free(all.data);
+}
+
+/* --- Reading merges.txt: "#version: 0.2", then a merge a line, "Ġ lo" --- */
+
+/* Byte strings -> ids, while a file is read. Open addressing over id + 1. */
+struct Names { const struct Tokenizer *tokenizer; uint32_t *slots; size_t mask; };
+
+static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
     uint64_t h = n;
-    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x100000001B3u;
-    size_t i = (h ^ h >> 29) & s->mask;
-    for (; s->ids[i] >= 0; i = (i + 1) & s->mask) {
-        const size_t from = begin[s->ids[i]], length = begin[s->ids[i] + 1] - from;
-        if (length == n && !memcmp(all + from, bytes, n)) break;
-    }
-    return i;
+    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    return h;
 }
 
-/* Reads DIR/merges.txt, or the file itself. Dies naming the line that is wrong. */
-static struct Tokenizer *tokenizer_load(const char *where)
+/* The id of the token with these bytes, or -1. `slot` is where it is or belongs. */
+static int name_find(const struct Names *names, const uint8_t *bytes, size_t n, size_t *slot)
 {
-    struct stat status;
-    char *path = stat(where, &status) == 0 && S_ISDIR(status.st_mode) ? text_of("%s/merges.txt", where) : text_of("%s", where);
-    struct Bytes file = map_file(path);
-    const char *at = file.data, *end = at + file.size;
-    int (*merges)[2] = resize(NULL, (size_t)MOST_MERGES * sizeof *merges), count = 0;
-    size_t *begin = resize(NULL, ((size_t)BYTES + MOST_MERGES + 1) * sizeof *begin);
-    struct StringTable table = {resize(NULL, (1 << 18) * sizeof(int)), (1 << 18) - 1};
-    struct Buffer all = {0};
-    unsigned char *token = resize(NULL, 2 * MOST_TOKEN_BYTES + 2);
-    make_byte_tables();
-    memset(table.ids, 0xFF, (1 << 18) * sizeof(int));
-    for (int id = 0; id < BYTES; id++) {
-        begin[id] = all.size;
-        append_bytes(&all, &byte_of_id[id], 1);
-        begin[id + 1] = all.size;
-        table.ids[string_slot(&table, (unsigned char *)all.data, begin, &byte_of_id[id], 1)] = id;
+    size_t i = hash_bytes(bytes, n) & names->mask;
+    for (; names->slots[i]; i = (i + 1) & names->mask) {
+        int length, id = (int)names->slots[i] - 1;
+        const uint8_t *token = tokenizer_piece(names->tokenizer, id, &length);
+        if ((size_t)length == n && !memcmp(token, bytes, n)) break;
     }
+    *slot = i;
+    return (int)names->slots[i] - 1;
+}
+
+static void name_add(struct Names *names, int id)
+{
+    int length;
+    size_t slot;
+    const uint8_t *bytes = tokenizer_piece(names->tokenizer, id, &length);
+    name_find(names, bytes, length, &slot);
+    names->slots[slot] = (uint32_t)id + 1;
+}
+
+/* The symbol at *at, up to `stop` or a space, as bytes; its id, -1 if it is no token, or -2 if it is not
+ * written in the 256 symbols. */
+static int read_symbol(const struct Names *names, const char **at, const char *stop)
+{
+    uint8_t bytes[MAX_TOKEN_BYTES];
+    size_t n = 0, slot;
+    while (*at < stop && **at != ' ') {
+        uint32_t c = (uint8_t)*(*at)++;
+        const bool pair = c >= 0xC2 && c < 0xC8 && *at < stop && (**at & 0xC0) == 0x80;
+        if (pair) c = (c & 0x1F) << 6 | (*(*at)++ & 0x3F);
+        const int byte = pair || c < 0x80 ? byte_of_symbol(c) : -1;
+        if (byte < 0 || n == sizeof bytes) return -2;
+        bytes[n++] = (uint8_t)byte;
+    }
+    return name_find(names, bytes, n, &slot);
+}
+
+__attribute__((noreturn, format(printf, 3, 4)))
+static void die_at_line(const char *path, int line, const char *format, ...)
+{
+    va_list arguments;
+    char what[512];
+    va_start(arguments, format);
+    vsnprintf(what, sizeof what, format, arguments);
+    va_end(arguments);
+    die("%s: line %d: %s", path, line, what);
+}
+
+/* Appends the merge that the line holds, or ends the program. */
+static void read_merge(struct Tokenizer *t, struct Names *names, const char *path, int line,
+                       const char *text, const char *stop)
+{
+    const char *at = text, *middle = memchr(text, ' ', stop - text);
+    const int shown = stop - text > 80 ? 80 : (int)(stop - text);
+    if (!middle || middle == text || middle + 1 == stop || memchr(middle + 1, ' ', stop - middle - 1))
+        die_at_line(path, line, "\"%.*s\" is not two symbols with one space between. Replace the file.", shown, text);
+    int id[2];
+    for (int i = 0; i < 2; i++, at++) {
+        const char *symbol = at;
+        id[i] = read_symbol(names, &at, i ? stop : middle);
+        const int n = (int)((i ? stop : middle) - symbol), length = n > 80 ? 80 : n;
+        if (id[i] == -2)
+            die_at_line(path, line, "\"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
+                        length, symbol);
+        if (id[i] == -1)
+            die_at_line(path, line, "\"%.*s\" is no token yet: a merge that makes it must come first. "
+                        "Replace the file.", length, symbol);
+    }
+    if (t->vocabulary == MAX_VOCABULARY - 1)
+        die_at_line(path, line, "more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
+                    MAX_VOCABULARY);
+    int a_bytes, b_bytes;
+    tokenizer_piece(t, id[0], &a_bytes);
+    tokenizer_piece(t, id[1], &b_bytes);
+    if (a_bytes + b_bytes > MAX_TOKEN_BYTES)
+        die_at_line(path, line, "a token of more than %d bytes is not supported. Remove the line.", MAX_TOKEN_BYTES);
+    if (merged(t, id[0], id[1]) >= 0)
+        die_at_line(path, line, "\"%.*s\" is a merge that an earlier line has. Remove one of them.", shown, text);
+    const size_t start = t->offset[t->vocabulary];
+    const int made = add_merge(t, id[0], id[1]);
+    size_t slot;
+    const int before = name_find(names, t->bytes + start, a_bytes + b_bytes, &slot);
+    if (before >= 0)
+        die_at_line(path, line, "\"%.*s\" makes a token that line %d makes. Remove one of them.", shown, text,
+                    line - (made - before));
+    names->slots[slot] = (uint32_t)made + 1;
+}
+
+/* The special tokens that the first line names: "#version: 0.2 special: <|a|> <|b|>". */
+static char *read_specials(const char *text, const char *stop)
+{
+    char *line = text_of("%.*s", (int)(stop - text > 65536 ? 65536 : stop - text), text);
+    char *found = strstr(line, " special: ");
+    char *specials = text_of("%s", found ? found + 10 : "");
+    free(line);
+    return specials;
+}
+
+static struct Tokenizer *read_merges(const char *path)
+{
+    const struct Bytes file = map_file(path);
+    const char *at = file.data, *end = file.data + file.size;
+    int lines = 1;
+    for (const char *s = at; s < end && (s = memchr(s, '\n', end - s)); s++) lines++;
+    if (lines > MAX_VOCABULARY) lines = MAX_VOCABULARY;
+    struct Tokenizer *t = tokenizer_new(lines);
+    struct Names names = {t, NULL, 4096 - 1};
+    while (names.mask < 2 * (size_t)(lines + BYTES)) names.mask = 2 * names.mask + 1;
+    names.slots = allocate_zeroed((names.mask + 1) * sizeof *names.slots);
+    for (int i = 0; i < BYTES; i++) name_add(&names, i);
+    char *specials = text_of("%s", "");
     for (int line = 1; at < end; line++) {
-        const char *line_end = memchr(at, '\n', end - at), *next = line_end ? line_end + 1 : end;
-        if (!line_end) line_end = end;
-        if (line_end > at && line_end[-1] == '\r') line_end--;
-        const bool comment = line == 1 && line_end - at >= 8 && !memcmp(at, "#version", 8);
-        if (!comment && line_end > at) {
-            int part[2], length = 0;
-            for (int k = 0; k < 2; k++) {
-                int n = shown_token(&at, line_end, token + length);
-                if (n < 0 || (k == 0 && at >= line_end) || (k == 1 && at < line_end))
-                    die("%s: line %d: two tokens separated by a space are expected. Replace the file.", path, line);
-                part[k] = table.ids[string_slot(&table, (unsigned char *)all.data, begin, token + length, n)];
-                if (part[k] < 0)
-                    die("%s: line %d: part %d is neither a byte nor made by a line before. Replace the file.", path, line, k + 1);
-                length += n;
-                at++;
-            }
-            if (count == MOST_MERGES)
-                die("%s: line %d: more than 65,536 tokens do not fit the shards' uint16. Train a smaller one.", path, line);
-            size_t slot = string_slot(&table, (unsigned char *)all.data, begin, token, length);
-            if (table.ids[slot] >= 0) die("%s: line %d: the token exists already. Replace the file.", path, line);
-            if (length > MOST_TOKEN_BYTES) die("%s: line %d: a token of %d bytes is too long.", path, line, length);
-            append_bytes(&all, token, length);
-            begin[BYTES + count + 1] = all.size;
-            table.ids[slot] = BYTES + count;
-            merges[count][0] = part[0];
-            merges[count++][1] = part[1];
-        }
+        const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
+        const char *next = newline ? newline + 1 : end;
+        if (stop > at && stop[-1] == '\r') stop--;
+        if (line == 1 && end - at >= 8 && !memcmp(at, "#version", 8)) {
+            free(specials);
+            specials = read_specials(at, stop);
+        } else if (stop > at || next < end)
+            read_merge(t, &names, path, line, at, stop);
         at = next;
     }
-    free(begin);
-    free(table.ids);
-    free(all.data);
-    free(token);
-    free(path);
+    if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
+    add_specials(t, specials);
+    free(specials);
+    munmap(names.slots, (names.mask + 1) * sizeof *names.slots);
     unmap_file(file);
-    return tokenizer_from_merges(merges, count);
+    return t;
 }
 
-static void append_shown(struct Buffer *b, const struct Tokenizer *t, int id)
+/* Ids follow from merges.txt; a vocab.json beside it that numbers tokens otherwise belongs to another
+ * tokenizer. The number of <|endoftext|>, which comes last, tells. */
+static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
+{
+    const struct Bytes file = map_file(path);
+    const char *at = file.data, *end = file.data + file.size;
+    char *entry = text_of("\"%s\":", END_OF_TEXT);
+    const size_t n = strlen(entry);
+    while (at && (size_t)(end - at) > n && memcmp(at, entry, n)) at = memchr(at + 1, '"', end - at - 1);
+    if (!at || (size_t)(end - at) <= n)
+        die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
+    char number[16] = "";
+    at += n;
+    memcpy(number, at, end - at < 15 ? end - at : 15);
+    if (strtol(number, NULL, 10) != t->eot)
+        die("%s: %s is %ld, but by merges.txt it is %d. The two files do not belong together.", path,
+            END_OF_TEXT, strtol(number, NULL, 10), t->eot);
+    free(entry);
+    unmap_file(file);
+}
+
+/* From a directory with merges.txt (and vocab.json), or from such a file under any name. */
+static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
+{
+    struct stat status;
+    const bool directory = !stat(dir_or_merges, &status) && S_ISDIR(status.st_mode);
+    char *merges = text_of(directory ? "%s/merges.txt" : "%s", dir_or_merges);
+    char *vocabulary = text_of("%s/vocab.json", dir_or_merges);
+    if (!file_exists(merges)) die("%s: no such file. Train a tokenizer, or name a merges.txt.", merges);
+    struct Tokenizer *t = read_merges(merges);
+    if (directory && file_exists(vocabulary)) check_vocabulary_file(t, vocabulary);
+    free(merges);
+    free(vocabulary);
+    return t;
+}
+
+/* --- Writing --- */
+
+static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)
 {
     int n;
-    const unsigned char *bytes = tokenizer_piece(t, id, &n);
-    for (int i = 0; i < n; i++) append_utf8(b, id == t->eot ? bytes[i] : shown_as[bytes[i]]);
+    const uint8_t *bytes = tokenizer_piece(t, id, &n);
+    for (int i = 0; i < n; i++) append_utf8(b, symbol_of_byte(bytes[i]));
 }
 
-/* merges.txt and vocab.json, as GPT-2's tokenizer has them. */
+/* The special tokens, in the order of their ids. */
+static int first_special(const struct Tokenizer *t) { return BYTES + t->merges; }
+
+static void append_merges(struct Buffer *b, const struct Tokenizer *t)
+{
+    append(b, "#version: 0.2");
+    for (int id = first_special(t); id < t->eot; id++) {
+        int n;
+        const uint8_t *bytes = tokenizer_piece(t, id, &n);
+        append(b, "%s %.*s", id == first_special(t) ? " special:" : "", n, (const char *)bytes);
+    }
+    for (int r = 0; r < t->merges; r++) {
+        append(b, "\n");
+        append_token(b, t, t->parts[r][0]);
+        append(b, " ");
+        append_token(b, t, t->parts[r][1]);
+    }
+    append(b, "\n");
+}
+
+/* {"!": 0, ..., "\u0120the": 262, ...}, all ASCII, as GPT-2's own file. */
+static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
+{
+    for (int id = 0; id < t->vocabulary; id++) {
+        int n;
+        const uint8_t *bytes = tokenizer_piece(t, id, &n);
+        append(b, "%s\"", id ? ", " : "{");
+        for (int i = 0; i < n; i++) {
+            const uint32_t c = id < first_special(t) ? symbol_of_byte(bytes[i]) : bytes[i];
+            if (c == '"' || c == '\\') append(b, "\\");
+            append(b, c < 128 ? "%c" : "\\u%04x", c);
+        }
+        append(b, "\": %d", id);
+    }
+    append(b, "}");
+}
+
+/* merges.txt and vocab.json. */
 static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
-    struct Buffer merges = {0}, vocab = {0}, word = {0};
-    append(&merges, "#version: 0.2\n");
-    for (int k = 0; k < t->merge_count; k++) {
-        append_shown(&merges, t, t->merges[k][0]);
-        append(&merges, " ");
-        append_shown(&merges, t, t->merges[k][1]);
-        append(&merges, "\n");
-    }
-    for (int id = 0; id < t->vocabulary; id++) {
-        append(&vocab, id ? ", " : "{");
-        word.size = 0;
-        append_shown(&word, t, id);
-        append_json_string(&vocab, word.data);
-        append(&vocab, ": %d", id);
-    }
-    append(&vocab, "}\n");
+    struct Buffer merges = {0}, vocabulary = {0};
+    char *merges_path = text_of("%s/merges.txt", dir), *vocabulary_path = text_of("%s/vocab.json", dir);
     make_directory(dir);
-    char *merges_path = text_of("%s/merges.txt", dir), *vocab_path = text_of("%s/vocab.json", dir);
+    append_merges(&merges, t);
+    append_vocabulary(&vocabulary, t);
+    write_file(vocabulary_path, vocabulary.data, vocabulary.size);
     write_file(merges_path, merges.data, merges.size);
-    write_file(vocab_path, vocab.data, vocab.size);
-    free(merges_path);
-    free(vocab_path);
     free(merges.data);
-    free(vocab.data);
-    free(word.data);
+    free(vocabulary.data);
+    free(merges_path);
+    free(vocabulary_path);
 }
 
 /* ============================================================================================= */
 /* 4. Encoding                                                                                   */
 /* ============================================================================================= */
 
-/* Lowest rank first, leftmost of equals: the pair with the smallest merged id is replaced until there
- * is none. ids (n) holds the bytes' ids and receives the result; returns its length. */
-static int merge_short(const struct Tokenizer *t, int *ids, int n)
+/* --- A word of up to 15 bytes is a number of 16: its bytes, then zeros, then its length --- */
+
+enum { WORD_BYTES = 15 };
+
+/* Bytes from p up to `readable` may be looked at; there, one load and one mask do it. */
+static inline struct Pair64 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
 {
-    int merged[64];
-    for (int i = 0; i + 1 < n; i++) merged[i] = pair_find(&t->pairs, ids[i], ids[i + 1]);
-    while (n > 1) {
+    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    struct Pair64 key = {0, 0};
+    if (readable - p >= 16) {
+        const struct Pair64 keep = load16(KEEP + 16 - n), x = load16(p);
+        key = (struct Pair64){x.low & keep.low, x.high & keep.high};
+    } else
+        memcpy(&key, p, n);
+    key.high |= (uint64_t)n << 56;
+    return key;
+}
+
+/* A product of 128 bits, folded (as in Wang Yi's wyhash): every bit of the key reaches every bit. */
+static inline uint64_t key_hash(struct Pair64 key)
+{
+    const unsigned __int128 product =
+        (unsigned __int128)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* The cache: what words became, so that most of them are merged only once. A slot fills half a cache
+ * line; a word is looked for in the two slots of one line. A full line gives up its older word. */
+enum { CACHE_BITS = 17, CACHE_IDS = 7 };
+struct Slot { struct Pair64 key; uint16_t ids[CACHE_IDS], count; };
+
+/* What one thread needs to encode. */
+struct Encoder {
+    const struct Tokenizer *tokenizer;
+    struct Slot *cache;
+    uint16_t *ids;              /* for tokenizer_encode */
+    size_t room;
+    int64_t pieces, single;     /* for `stats`: pieces, and those that are one token */
+};
+
+static struct Encoder *encoder_new(const struct Tokenizer *t)
+{
+    struct Encoder *e = resize(NULL, sizeof *e);
+    *e = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(sizeof(struct Slot) << CACHE_BITS)};
+    return e;
+}
+
+static void encoder_free(struct Encoder *e)
+{
+    if (!e) return;
+    munmap(e->cache, (sizeof(struct Slot) << CACHE_BITS) + 64);
+    free(e->ids);
+    free(e);
+}
+
+static void tokenizer_free(struct Tokenizer *t)
+{
+    encoder_free(t->encoder);
+    munmap(t->pairs.slots, (sizeof(uint64_t) << t->pairs.bits) + 64);
+    free(t->parts);
+    free(t->bytes);
+    free(t->offset);
+    free(t);
+}
+
+/* --- One piece --- */
+
+enum { SHORT_PIECE = 48 };
+
+/* By the definition: of all pairs of neighbours, merge the one that comes first in the list; repeat.
+ * next[i] is what tokens i and i + 1 make, -1 for nothing; smaller means earlier in the list. */
+static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, uint16_t *out)
+{
+    int next[SHORT_PIECE];
+    for (int i = 0; i < n; i++) out[i] = id_of_byte[piece[i]];
+    for (int i = 0; i + 1 < n; i++) next[i] = merged(t, out[i], out[i + 1]);
+    for (;;) {
         int best = -1;
         for (int i = 0; i + 1 < n; i++)
-            if (merged[i] >= 0 && (best < 0 || merged[i] < merged[best])) best = i;
-        if (best < 0) break;
-        ids[best] = merged[best];
-        for (int i = best + 1; i + 1 < n; i++) ids[i] = ids[i + 1], merged[i] = merged[i + 1];
+            if ((unsigned)next[i] < (unsigned)(best < 0 ? -1 : next[best])) best = i;
+        if (best < 0) return n;
+        out[best] = (uint16_t)next[best];
         n--;
-        if (best + 1 < n) merged[best] = pair_find(&t->pairs, ids[best], ids[best + 1]);
-        if (best > 0) merged[best - 1] = pair_find(&t->pairs, ids[best - 1], ids[best]);
+        for (int i = best + 1; i < n; i++) { out[i] = out[i + 1]; next[i - 1] = next[i]; }
+        next[n - 1] = -1;
+        if (best > 0) next[best - 1] = merged(t, out[best - 1], out[best]);
+        if (best + 1 < n) next[best] = merged(t, out[best], out[best + 1]);
+    }
+}
+
+/* A long piece is a doubly linked list of tokens, with the places of every possible merge in a list of
+ * its own. A merge makes only pairs that come later in the list of merges, for they hold the new token;
+ * so one sweep over the merges, in order, does them all, in time that grows only with the length. */
+struct Sweep {
+    const struct Tokenizer *tokenizer;
+    uint16_t *ids;              /* (n) the token that begins at each byte */
+    uint32_t *next, *before;    /* (n) its neighbours; n is the end */
+    uint32_t n;
+    struct Place { uint32_t at, next; } *places;    /* 1, 2, ...: 0 ends a list */
+    uint32_t place_count;
+    uint32_t first[MAX_VOCABULARY];                 /* of the list of the token that a merge makes */
+    uint64_t waiting[MAX_VOCABULARY / 64];          /* its bit: that list is not empty */
+    uint32_t *sorted;           /* (n) one such list as an array */
+};
+
+static void add_place(struct Sweep *s, uint32_t at)
+{
+    if (at >= s->n || s->next[at] >= s->n) return;
+    const int made = merged(s->tokenizer, s->ids[at], s->ids[s->next[at]]);
+    if (made < 0) return;
+    const uint64_t bit = 1ull << (made & 63);
+    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
+    s->places[++s->place_count] = (struct Place){at, first};
+    s->waiting[made >> 6] |= bit;
+    s->first[made] = s->place_count;
+}
+
+static int compare_places(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The places in `made`'s list, from left to right: of "aaa", the first "aa" is merged. */
+static uint32_t take_places(struct Sweep *s, int made)
+{
+    uint32_t count = 0;
+    bool rising = true, falling = true;
+    for (uint32_t i = s->first[made]; i; i = s->places[i].next) {
+        s->sorted[count] = s->places[i].at;
+        if (count && s->sorted[count] < s->sorted[count - 1]) rising = false;
+        if (count && s->sorted[count] > s->sorted[count - 1]) falling = false;
+        count++;
+    }
+    for (uint32_t i = 0; !rising && falling && i < count / 2; i++) {
+        const uint32_t place = s->sorted[i];
+        s->sorted[i] = s->sorted[count - 1 - i];
+        s->sorted[count - 1 - i] = place;
+    }
+    if (!rising && !falling) qsort(s->sorted, count, sizeof *s->sorted, compare_places);
+    return count;
+}
+
+/* Does the merge that makes `made` wherever it is still possible. */
+static void sweep_merge(struct Sweep *s, int made)
+{
+    const uint16_t *parts = s->tokenizer->parts[made - BYTES];
+    const uint32_t count = take_places(s, made);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t at = s->sorted[i], right = s->next[at];
+        if (s->ids[at] != parts[0] || right >= s->n || s->ids[right] != parts[1]) continue;
+        s->ids[at] = (uint16_t)made;
+        s->ids[right] = UINT16_MAX;         /* <|endoftext|> at the highest: no part of a merge */
+        s->next[at] = s->next[right];
+        if (s->next[at] < s->n) s->before[s->next[at]] = at;
+        if (at) add_place(s, s->before[at]);
+        add_place(s, at);
+    }
+}
+
+static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
+{
+    if (n >= 1u << 30) die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+    struct Sweep *s = resize(NULL, sizeof *s);
+    memset(s->waiting, 0, sizeof s->waiting);
+    s->tokenizer = t;
+    s->n = (uint32_t)n;
+    s->place_count = 0;
+    s->ids = resize(NULL, n * sizeof *s->ids);
+    s->next = resize(NULL, n * sizeof *s->next);
+    s->before = resize(NULL, n * sizeof *s->before);
+    s->places = resize(NULL, (3 * n + 1) * sizeof *s->places);      /* two more by each merge */
+    s->sorted = resize(NULL, 3 * n * sizeof *s->sorted);
+    for (uint32_t i = 0; i < n; i++) {
+        s->ids[i] = id_of_byte[piece[i]];
+        s->next[i] = i + 1;
+        s->before[i] = i - 1;
+    }
+    for (uint32_t i = (uint32_t)n; i-- > 0; ) add_place(s, i);
+    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
+        while (s->waiting[word]) {
+            const int bit = __builtin_ctzll(s->waiting[word]);
+            s->waiting[word] &= s->waiting[word] - 1;
+            sweep_merge(s, word * 64 + bit);
+        }
+    size_t count = 0;
+    for (uint32_t i = 0; i < n; i = s->next[i]) out[count++] = s->ids[i];
+    free(s->ids); free(s->next); free(s->before); free(s->places); free(s->sorted);
+    free(s);
+    return count;
+}
+
+/* --- Texts --- */
+
+/* A piece that the cache does not have. Returns the number of ids. */
+__attribute__((noinline))
+static size_t encode_piece(struct Encoder *e, const uint8_t *p, size_t n, struct Slot *line, struct Pair64 key,
+                           uint16_t *out)
+{
+    const struct Tokenizer *t = e->tokenizer;
+    const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, p, (int)n, out) : merge_long(t, p, n, out);
+    if (line && count <= CACHE_IDS) {
+        line[1] = line[0];
+        line[0] = (struct Slot){.key = key, .count = (uint16_t)count};
+        memcpy(line[0].ids, out, count * sizeof *out);
+    }
+    return count;
+}
+
+/* Encodes p .. end and returns the number of ids; `out` has room for one id a byte and 8 more. Bytes up
+ * to `readable` may be looked at, and the one at `end`, if end < readable, must be no letter. */
+static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end, const uint8_t *readable,
+                          uint16_t *out)
+{
+    uint16_t *o = out;
+    int64_t pieces = 0, single = 0;
+    while (p < end) {
+        const uint8_t *q = piece_end(p, end, readable);
+        const size_t n = q - p;
+        size_t count;
+        if (n <= WORD_BYTES) {
+            const struct Pair64 key = word_key(p, n, readable);
+            struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2, *slot = line;
+            if (slot->key.low != key.low || slot->key.high != key.high) slot++;
+            if (slot->key.low == key.low && slot->key.high == key.high) {
+                memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
+                count = slot->count;
+            } else
+                count = encode_piece(e, p, n, line, key, o);
+        } else
+            count = encode_piece(e, p, n, NULL, (struct Pair64){0, 0}, o);
+        pieces++;
+        single += count == 1;
+        o += count;
+        p = q;
+    }
+    e->pieces += pieces;
+    e->single += single;
+    return o - out;
+}
+
+/* The ids of a text of n bytes; `ids` has room for n. Special tokens in it are text. One thread at a time
+ * may use a tokenizer. */
+static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
+{
+    if (!t->encoder) t->encoder = encoder_new(t);
+    struct Encoder *e = t->encoder;
+    if (n > INT_MAX) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+    if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
+    const uint8_t *p = (const uint8_t *)text;
+    const size_t count = encode_text(e, p, p + n, p + n, e->ids);
+    for (size_t i = 0; i < count; i++) ids[i] = e->ids[i];
+    return (int)count;
+}
+
+#ifndef TOKENIZER_NO_MAIN
+
+/* ============================================================================================= */
+/* 5. Documents                                                                                  */
+/* ============================================================================================= */
+
+/* A document is a file; or a line, without its \n or \r\n; or what stands between <|endoftext|>, of which
+ * one line end is taken off the front. Empty lines, and nothing between two marks, are no documents. */
+enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT };
+
+static enum Split split_of(const char *name)
+{
+    return !strcmp(name, "lines") ? SPLIT_LINES : !strcmp(name, "eot") ? SPLIT_EOT : SPLIT_FILE;
+}
+
+/* Threads work on chunks: parts of files that no piece crosses. */
+struct Chunk {
+    const uint8_t *at, *end, *readable;     /* readable: the end of the file */
+    const uint8_t *file;                    /* its beginning */
+    int file_number;
+    bool fresh;                             /* a document begins at `at` */
+    enum Split split;
+};
+
+/* Whether the character that ends at p > file is white space. */
+static bool space_before(const uint8_t *file, const uint8_t *p)
+{
+    for (int n = 1; n <= 3 && n <= p - file; n++) {
+        int length, class = class_at(p - n, p, &length);
+        if (length == n && (n > 1 || p[-1] < 128)) return class == SPACE;
+    }
+    return false;
+}
+
+/* The first place from p on where a text can be cut without changing its pieces: before ASCII white
+ * space that follows something else. No piece holds such a place in its inside, and what stands left
+ * of it is cut the same way whether the text ends there or not. */
+static const uint8_t *next_cut(const uint8_t *file, const uint8_t *p, const uint8_t *end)
+{
+    if (p == file) p++;
+    while (p < end && !(byte_class[*p] == SPACE && !space_before(file, p))) p++;
+    return p < end ? p : end;
+}
+
+static bool mark_at(const uint8_t *p, const uint8_t *end)
+{
+    return end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES);
+}
+
+static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
+{
+    if (p < end && *p == '\n') return p + 1;
+    return end - p >= 2 && p[0] == '\r' && p[1] == '\n' ? p + 2 : p;
+}
+
+static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
+{
+    for (; (p = memchr(p, '<', end - p)); p++) if (mark_at(p, end)) return p;
+    return NULL;
+}
+
+/* Takes the next part of a document off the chunk: its bytes begin .. end; `starts` if the document does
+ * so here, not in an earlier chunk. False when nothing is left. */
+static bool next_part(struct Chunk *c, const uint8_t **begin, const uint8_t **end, bool *starts)
+{
+    while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
+        const uint8_t *stop = NULL, *next = c->end;
+        if (c->split == SPLIT_LINES) stop = memchr(c->at, '\n', c->end - c->at);
+        if (c->split == SPLIT_EOT) stop = find_mark(c->at, c->end);
+        const bool found = stop;
+        if (found && c->split == SPLIT_LINES) next = stop + 1;
+        if (found && c->split == SPLIT_EOT) next = skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
+        if (!found) stop = c->end;
+        else if (c->split == SPLIT_LINES && stop > c->at && stop[-1] == '\r') stop--;
+        *begin = c->at;
+        *end = stop;
+        *starts = c->fresh;
+        c->at = next;
+        c->fresh = found;
+        if (*end > *begin || c->split == SPLIT_FILE) return true;
+    }
+    return false;
+}
+
+/* The input files, one after the other, as chunks. */
+struct Source {
+    char **paths;
+    int count, number;          /* number: of files opened */
+    enum Split split;
+    int64_t chunk_bytes, total, done;
+    struct Bytes file;          /* the one being cut, up to `at` */
+    const uint8_t *at;
+    struct Bytes *finished;     /* those that the last chunks were cut from */
+    int finished_count;
+    double start, shown;        /* seconds: for the progress line */
+};
+
+enum { BATCH = 64 };            /* chunks that are handed out at a time */
+
+static struct Source source_open(char **paths, int count, const char *split, int64_t chunk_bytes)
+{
+    struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes, .start = seconds()};
+    if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
+    for (int i = 0; i < count; i++) {
+        struct stat status;
+        if (!strcmp(paths[i], "-")) paths[i] = "/dev/stdin";
+        if (stat(paths[i], &status)) die("%s: cannot be read (%s). Check the name.", paths[i], strerror(errno));
+        if (S_ISREG(status.st_mode)) s.total += status.st_size;
+    }
+    s.finished = resize(NULL, BATCH * sizeof *s.finished);
+    prepare_classes();
+    prepare_bytes();
+    return s;
+}
+
+/* Lets go of what the last chunks were cut from, so that memory stays small whatever the files' size. */
+static void release_chunks(struct Source *s)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), used = s->at - (const uint8_t *)s->file.data;
+    for (int i = 0; i < s->finished_count; i++) unmap_file(s->finished[i]);
+    if (s->at && used >= page) madvise((void *)s->file.data, used / page * page, MADV_DONTNEED);
+    s->finished_count = 0;
+}
+
+/* Cuts at most BATCH chunks; 0 at the end. Those of the call before must be done with. */
+static int next_chunks(struct Source *s, struct Chunk *chunks)
+{
+    int n = 0;
+    release_chunks(s);
+    while (n < BATCH && (s->at || s->number < s->count)) {
+        if (!s->at) {
+            s->file = map_file(s->paths[s->number++]);
+            s->at = (const uint8_t *)s->file.data;
+        }
+        const uint8_t *file = (const uint8_t *)s->file.data, *end = file + s->file.size, *at = s->at, *stop = end;
+        if (end - at > s->chunk_bytes) stop = next_cut(file, at + s->chunk_bytes, end);
+        bool fresh = at == file;
+        if (s->split == SPLIT_EOT && at - file >= END_OF_TEXT_BYTES && mark_at(at - END_OF_TEXT_BYTES, at)) {
+            at = skip_line_end(at, stop);
+            fresh = true;
+        }
+        chunks[n++] = (struct Chunk){at, stop, end, file, s->number - 1, fresh, s->split};
+        s->done += stop - s->at;
+        s->at = stop < end ? stop : NULL;
+        if (!s->at) s->finished[s->finished_count++] = s->file;
     }
     return n;
 }
 
-/* A heap of (merged id, place) keeps the smallest on top. */
-static void heap_push(uint64_t *heap, int *size, uint64_t x)
+/* The line of progress, when it is time for one: ten a second on a terminal, else one in ten seconds. */
+static void show_progress(struct Source *s, const char *doing)
 {
-    int i = (*size)++;
-    for (; i > 0 && heap[(i - 1) / 2] > x; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = x;
+    const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
+    if (now - (s->shown > 0 ? s->shown : s->start) < (live() ? 0.1 : 10)) return;
+    s->shown = now;
+    progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6, s->total / 1e6, rate / 1e6,
+             duration((s->total - s->done) / rate));
 }
 
-static uint64_t heap_pop(uint64_t *heap, int *size)
+static void source_close(struct Source *s)
 {
-    uint64_t top = heap[0], x = heap[--*size];
-    int i = 0;
-    for (int child; (child = 2 * i + 1) < *size; i = child) {
-        if (child + 1 < *size && heap[child + 1] < heap[child]) child++;
-        if (heap[child] >= x) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = x;
-    return top;
-}
-
-/* The same for a piece of any length, in O(n log n): neighbours are linked, and a heap entry whose
- * pair has changed since is passed over. */
-static int merge_long(const struct Tokenizer *t, int *ids, int n)
-{
-    int *next = resize(NULL, 2 * (size_t)n * sizeof *next), *before = next + n, size = 0, count = 0;
-    uint64_t *heap = resize(NULL, 3 * (size_t)n * sizeof *heap);
-    for (int i = 0; i < n; i++) {
-        next[i] = i + 1;
-        before[i] = i - 1;
-        int merged = i + 1 < n ? pair_find(&t->pairs, ids[i], ids[i + 1]) : -1;
-        if (merged >= 0) heap_push(heap, &size, (uint64_t)merged << 32 | i);
-    }
-    while (size) {
-        uint64_t top = heap_pop(heap, &size);
-        int merged = (int)(top >> 32), i = (int)(uint32_t)top, j = ids[i] >= 0 ? next[i] : n;
-        if (j >= n || pair_find(&t->pairs, ids[i], ids[j]) != merged) continue;
-        ids[i] = merged;
-        ids[j] = -1;
-        next[i] = next[j];
-        if (next[i] < n) {
-            before[next[i]] = i;
-            merged = pair_find(&t->pairs, ids[i], ids[next[i]]);
-            if (merged >= 0) heap_push(heap, &size, (uint64_t)merged << 32 | i);
-        }
-        if (before[i] >= 0) {
-            merged = pair_find(&t->pairs, ids[before[i]], ids[i]);
-            if (merged >= 0) heap_push(heap, &size, (uint64_t)merged << 32 | before[i]);
-        }
-    }
-    for (int i = 0; i < n; i = next[i]) ids[count++] = ids[i];
-    free(next);
-    free(heap);
-    return count;
-}
-
-/* Tokens of one piece of n bytes: ids has room for n. */
-static int encode_piece(const struct Tokenizer *t, const unsigned char *s, size_t n, int *ids)
-{
-    for (size_t i = 0; i < n; i++) ids[i] = id_of_byte[s[i]];
-    return n <= 64 ? merge_short(t, ids, (int)n) : merge_long(t, ids, (int)n);
-}
-
-/* Tokens of s[0 .. n), with a cache that no other thread uses at the time. */
-static size_t encode_text(const struct Tokenizer *t, struct CachedWord *cache, const unsigned char *s, size_t n, int *ids)
-{
-    size_t count = 0;
-    for (size_t i = 0, end; i < n; i = end) {
-        end = piece_end(s, i, n);
-        const size_t length = end - i;
-        if (length > 15) { count += encode_piece(t, s + i, length, ids + count); continue; }
-        uint64_t key[2] = {0, 0};
-        if (i + 16 <= n) {
-            memcpy(key, s + i, 16);
-            if (length < 8) { key[0] &= ((uint64_t)1 << 8 * length) - 1; key[1] = 0; }
-            else key[1] &= ((uint64_t)1 << 8 * (length - 8)) - 1;
-        } else memcpy(key, s + i, length);
-        key[1] |= (uint64_t)length << 56;
-        uint64_t h = (key[0] ^ key[1] * 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
-        struct CachedWord *word = &cache[(h >> 40) & (CACHE_SLOTS - 1)];
-        if (word->key[0] != key[0] || word->key[1] != key[1]) {
-            int found = encode_piece(t, s + i, length, ids + count);
-            if (found > 4) { count += found; continue; }
-            *word = (struct CachedWord){{key[0], key[1]}, {0}, found};
-            for (int k = 0; k < found; k++) word->ids[k] = (unsigned short)ids[count + k];
-        }
-        for (int k = 0; k < word->count; k++) ids[count++] = word->ids[k];
-    }
-    return count;
-}
-
-/* ids (n) receives the tokens of a text of n bytes; <|endoftext|> in it is text like any other. */
-static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
-{
-    return (int)encode_text(t, t->cache, (const unsigned char *)text, n, ids);
-}
-
-/* ============================================================================================= */
-/* 5. Shards                                                                                     */
-/* ============================================================================================= */
-
-/* A part of a document, small enough to share out. */
-struct Segment { const unsigned char *text; size_t size; bool starts, held_out; };
-
-enum { SEGMENT_BYTES = 1 << 18, BATCH_BYTES = 1 << 24 };
-
-struct Shards {                         /* PREFIX_000000.bin, PREFIX_000001.bin, ... */
-    const char *prefix;
-    int64_t limit, in_shard, total;
-    int index;
-    struct Output out;
-};
-
-static const int SHARD_MAGIC = 20240520, SHARD_VERSION = 1;
-
-static void shard_close(struct Shards *s)
-{
-    if (!s->out.file) return;
-    int header[256] = {SHARD_MAGIC, SHARD_VERSION, (int)s->in_shard};
-    if (fseek(s->out.file, 0, SEEK_SET)) die("%s: writing failed (%s).", s->out.path, strerror(errno));
-    output_write(&s->out, header, sizeof header);
-    output_commit(&s->out);
-    s->out.file = NULL;
-    s->in_shard = 0;
-    s->index++;
-}
-
-static void shard_write(struct Shards *s, const unsigned short *tokens, size_t n)
-{
-    while (n > 0) {
-        if (s->out.file && s->in_shard == s->limit) shard_close(s);
-        if (!s->out.file) {
-            const int header[256] = {0};
-            char *path = text_of("%s_%06d.bin", s->prefix, s->index);
-            s->out = output_open(path);
-            output_write(&s->out, header, sizeof header);
-            free(path);
-        }
-        size_t part = (size_t)(s->limit - s->in_shard) < n ? (size_t)(s->limit - s->in_shard) : n;
-        output_write(&s->out, tokens, part * sizeof *tokens);
-        tokens += part;
-        n -= part;
-        s->in_shard += part;
-        s->total += part;
-    }
-}
-
-struct Encoder {
-    const struct Tokenizer *tokenizer;
-    struct Shards train, held_out;
-    double val_fraction;
-    struct Random random;
-    struct Segment *segments;           /* of the batch that is being filled */
-    size_t segment_count, segment_room, batch_bytes, bytes_done;
-    struct CachedWord *caches;          /* of each thread */
-    int64_t documents;
-    double started;
-};
-
-struct Tokens { unsigned short *data; size_t size, room; };
-
-static void append_tokens(struct Tokens *t, const int *ids, size_t n)
-{
-    if (t->size + n > t->room) t->data = resize(t->data, (t->room = 2 * (t->size + n)) * sizeof *t->data);
-    for (size_t i = 0; i < n; i++) t->data[t->size + i] = (unsigned short)ids[i];
-    t->size += n;
-}
-
-/* Encodes what has been collected. Groups of segments are shared out among threads; their tokens are
- * written in order, so the shards do not depend on the number of threads. */
-static void encode_batch(struct Encoder *e)
-{
-    int *first = resize(NULL, (e->segment_count + 1) * sizeof *first), groups = 0;
-    size_t bytes = SEGMENT_BYTES;
-    for (size_t k = 0; k < e->segment_count; k++) {
-        if (bytes >= SEGMENT_BYTES) { first[groups++] = (int)k; bytes = 0; }
-        bytes += e->segments[k].size + 1;
-    }
-    first[groups] = (int)e->segment_count;
-    struct Tokens (*found)[2] = resize(NULL, (groups + 1) * sizeof *found);
-    memset(found, 0, groups * sizeof *found);
-    #pragma omp parallel
-    {
-        struct CachedWord *cache = e->caches + (size_t)thread_index() * CACHE_SLOTS;
-        int *ids = NULL;
-        size_t room = 0;
-        #pragma omp for schedule(dynamic)
-        for (int g = 0; g < groups; g++)
-            for (int k = first[g]; k < first[g + 1]; k++) {
-                const struct Segment *s = &e->segments[k];
-                if (s->size + 1 > room) ids = resize(ids, (room = 2 * (s->size + 1)) * sizeof *ids);
-                ids[0] = e->tokenizer->eot;
-                size_t n = encode_text(e->tokenizer, cache, s->text, s->size, ids + 1);
-                append_tokens(&found[g][s->held_out], ids + !s->starts, n + s->starts);
-            }
-        free(ids);
-    }
-    for (int g = 0; g < groups; g++)
-        for (int part = 0; part < 2; part++) {
-            shard_write(part ? &e->held_out : &e->train, found[g][part].data, found[g][part].size);
-            free(found[g][part].data);
-        }
-    e->bytes_done += e->batch_bytes;
-    e->segment_count = e->batch_bytes = 0;
-    free(found);
-    free(first);
-}
-
-static void add_document(struct Encoder *e, const unsigned char *text, size_t n, size_t total)
-{
-    static double last;
-    bool starts = true, held_out = random_uniform(&e->random) < e->val_fraction;
-    e->documents++;
-    do {
-        size_t cut = n > SEGMENT_BYTES ? cut_after(text, SEGMENT_BYTES, n) : n;
-        if (e->segment_count == e->segment_room)
-            e->segments = resize(e->segments, (e->segment_room = 2 * e->segment_room + 1024) * sizeof *e->segments);
-        e->segments[e->segment_count++] = (struct Segment){text, cut, starts, held_out};
-        e->batch_bytes += cut;
-        text += cut;
-        n -= cut;
-        starts = false;
-        if (e->batch_bytes >= BATCH_BYTES) {
-            encode_batch(e);
-            double now = seconds(), rate = e->bytes_done / (now - e->started);
-            if (now - last > (live() ? 0.2 : 10)) {
-                progress(false, "%.1f of %.1f MB  %.0f MB/s  %s left", e->bytes_done / 1e6, total / 1e6, rate / 1e6,
-                         duration((total - e->bytes_done) / rate));
-                last = now;
-            }
-        }
-    } while (n > 0);
-}
-
-/* Calls visit with each document of a file: all of it, each line, or what <|endoftext|> separates. */
-static void for_documents(struct Bytes file, const char *split, void (*visit)(void *, const unsigned char *, size_t), void *context)
-{
-    const unsigned char *s = (const unsigned char *)file.data;
-    const size_t n = file.size, mark = strlen(END_OF_TEXT);
-    if (!strcmp(split, "file")) { visit(context, s, n); return; }
-    const bool lines = !strcmp(split, "lines");
-    for (size_t i = 0, next; i < n; i = next) {
-        size_t end = i;
-        const unsigned char *found = NULL;
-        if (lines) found = memchr(s + i, '\n', n - i);
-        else for (const unsigned char *at = s + i; (at = memchr(at, '<', s + n - at)); at++)
-            if ((size_t)(s + n - at) >= mark && !memcmp(at, END_OF_TEXT, mark)) { found = at; break; }
-        end = found ? (size_t)(found - s) : n;
-        next = found ? end + (lines ? 1 : mark) : n;
-        if (!lines && next < n && s[next] == '\n') next++;
-        if (lines && end > i && s[end - 1] == '\r') end--;
-        if (end > i) visit(context, s + i, end - i);
-    }
-}
-
-struct EncodeVisit { struct Encoder *encoder; size_t total; };
-
-static void encode_visit(void *context, const unsigned char *text, size_t n)
-{
-    struct EncodeVisit *v = context;
-    add_document(v->encoder, text, n, v->total);
+    release_chunks(s);
+    free(s->finished);
 }
 
 /* ============================================================================================= */
 /* 6. Training                                                                                   */
 /* ============================================================================================= */
 
-/* The same word is stored once, with its number of occurrences. text points into the file. */
-struct Word { const unsigned char *text; uint64_t hash; unsigned size; int64_t count; };
-struct WordTable { struct Word *words; size_t mask, used; };
+/* --- The words of the texts, each once, with their counts --- */
 
-static uint64_t hash_bytes(const unsigned char *s, size_t n)
+/* Up to 15 bytes are in the key; of a longer word it holds a hash, and `bytes` is a copy. */
+struct Word { struct Pair64 key; int64_t count; const uint8_t *bytes; };
+
+/* Open addressing; an empty slot has count 0, and at most half of the slots are taken. */
+struct WordTable { struct Word *slots; size_t count; int bits; };
+
+static const uint64_t LONG_WORD = 0xFFull << 56;        /* stands where a short word has its length */
+
+static size_t word_length(const struct Word *w)
 {
-    uint64_t h = n;
-    for (; n >= 8; s += 8, n -= 8) { uint64_t x; memcpy(&x, s, 8); h = (h ^ x) * 0x9E3779B97F4A7C15u; h ^= h >> 32; }
-    for (size_t i = 0; i < n; i++) h = (h ^ s[i]) * 0x100000001B3u;
-    return mix64(h);
+    return w->key.high < LONG_WORD ? w->key.high >> 56 : w->key.high & ~LONG_WORD;
 }
 
-static void count_word(struct WordTable *t, const struct Word *w)
+static struct WordTable word_table(int bits)
 {
-    if (2 * (t->used + 1) > t->mask) {
-        struct WordTable larger = {NULL, t->mask ? 2 * t->mask + 1 : 65535, 0};
-        larger.words = resize(NULL, (larger.mask + 1) * sizeof *larger.words);
-        memset(larger.words, 0, (larger.mask + 1) * sizeof *larger.words);
-        for (size_t i = 0; t->mask && i <= t->mask; i++) if (t->words[i].count) count_word(&larger, &t->words[i]);
-        free(t->words);
-        *t = larger;
+    return (struct WordTable){allocate_zeroed(sizeof(struct Word) << bits), 0, bits};
+}
+
+static void word_table_free(struct WordTable *table)
+{
+    munmap(table->slots, (sizeof(struct Word) << table->bits) + 64);
+}
+
+/* The slot where the word is or belongs. */
+static inline struct Word *word_find(const struct WordTable *table, struct Pair64 key, const uint8_t *bytes)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
+        struct Word *w = &table->slots[i];
+        if (!w->count) return w;
+        if (w->key.low == key.low && w->key.high == key.high
+            && (key.high < LONG_WORD || !memcmp(w->bytes, bytes, key.high & ~LONG_WORD))) return w;
     }
-    size_t i = w->hash & t->mask;
-    for (; t->words[i].count; i = (i + 1) & t->mask) {
-        struct Word *have = &t->words[i];
-        if (have->hash == w->hash && have->size == w->size && !memcmp(have->text, w->text, w->size)) {
-            have->count += w->count;
-            return;
+}
+
+static void word_table_grow(struct WordTable *table)
+{
+    struct WordTable larger = word_table(table->bits + 1);
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
+        const struct Word *w = &table->slots[i];
+        if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
+    }
+    larger.count = table->count;
+    word_table_free(table);
+    *table = larger;
+}
+
+/* Counts the word `times` more. `copy`: if it is new and long, its bytes will not stay where they are. */
+static inline void word_count(struct WordTable *table, struct Pair64 key, const uint8_t *bytes, int64_t times, bool copy)
+{
+    struct Word *w = word_find(table, key, bytes);
+    if (!w->count) {
+        *w = (struct Word){key, 0, NULL};
+        if (key.high >= LONG_WORD) {
+            const size_t n = key.high & ~LONG_WORD;
+            w->bytes = copy ? memcpy(resize(NULL, n), bytes, n) : bytes;
         }
+        table->count++;
     }
-    t->words[i] = *w;
-    t->used++;
+    w->count += times;
+    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
 }
 
-struct SegmentList { struct Segment *list; size_t count, room; };
-
-static void collect_segments(void *context, const unsigned char *text, size_t n)
+static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end, const uint8_t *readable)
 {
-    struct SegmentList *l = context;
-    while (n > 0) {
-        size_t cut = n > SEGMENT_BYTES ? cut_after(text, SEGMENT_BYTES, n) : n;
-        if (l->count == l->room) l->list = resize(l->list, (l->room = 2 * l->room + 1024) * sizeof *l->list);
-        l->list[l->count++] = (struct Segment){text, cut, true, false};
-        text += cut;
-        n -= cut;
+    while (p < end) {
+        const uint8_t *q = piece_end(p, end, readable);
+        const size_t n = q - p;
+        const struct Pair64 key = n <= WORD_BYTES ? word_key(p, n, readable)
+                                                  : (struct Pair64){hash_bytes(p, n), n | LONG_WORD};
+        word_count(table, key, p, 1, true);
+        p = q;
     }
 }
 
-static int compare_words(const void *a, const void *b)
+/* The words of all documents. Each thread has a table of its own; at the end their counts are added. */
+static struct WordTable count_words(struct Source *source)
 {
-    const struct Word *x = a, *y = b;
-    const int order = memcmp(x->text, y->text, x->size < y->size ? x->size : y->size);
-    return order ? order : (x->size > y->size) - (x->size < y->size);
-}
-
-/* All different words of the segments, in the order of their bytes: the same for any number of threads. */
-static struct Word *count_words(const struct SegmentList *segments, size_t *count)
-{
-    struct WordTable all = {0};
-    #pragma omp parallel
-    {
-        struct WordTable mine = {0};
-        #pragma omp for schedule(dynamic, 4)
-        for (size_t k = 0; k < segments->count; k++) {
-            const struct Segment *s = &segments->list[k];
-            for (size_t i = 0, end; i < s->size; i = end) {
-                end = piece_end(s->text, i, s->size);
-                const struct Word w = {s->text + i, hash_bytes(s->text + i, end - i), (unsigned)(end - i), 1};
-                count_word(&mine, &w);
-            }
+    const int threads = thread_count();
+    struct WordTable *tables = resize(NULL, threads * sizeof *tables);
+    struct Chunk chunks[BATCH];
+    for (int i = 0; i < threads; i++) tables[i] = word_table(16);
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words"))
+        #pragma omp parallel for schedule(dynamic, 1)
+        for (int i = 0; i < n; i++) {
+            const uint8_t *begin, *end;
+            bool starts;
+            while (next_part(&chunks[i], &begin, &end, &starts))
+                count_text(&tables[thread_index()], begin, end, chunks[i].readable);
         }
-        #pragma omp critical
-        for (size_t i = 0; mine.mask && i <= mine.mask; i++) if (mine.words[i].count) count_word(&all, &mine.words[i]);
-        free(mine.words);
+    for (int i = 1; i < threads; i++) {
+        for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
+            const struct Word *w = &tables[i].slots[k];
+            if (w->count) word_count(&tables[0], w->key, w->bytes, w->count, false);
+        }
+        word_table_free(&tables[i]);
     }
-    *count = 0;
-    for (size_t i = 0; all.mask && i <= all.mask; i++) if (all.words[i].count) all.words[(*count)++] = all.words[i];
-    if (*count) qsort(all.words, *count, sizeof *all.words, compare_words);
-    return all.words;
+    struct WordTable all = tables[0];
+    free(tables);
+    return all;
 }
 
-/* A pair of neighbouring tokens: how often it occurs, and the words in which it has occurred. */
-struct Pair { int left, right; int64_t count; unsigned *words; unsigned word_count, word_room; };
-struct Candidate { int64_t count; int left, right, pair; };
+/* --- Merges --- */
+
+/* A pair of neighbours: how often it occurs now, and a list of the words that hold it, or did. */
+struct Neighbours { int64_t count; uint32_t pair, places, room, *words; };
+
+/* The heap's order: the larger count first, then the smaller pair of ids. */
+struct Candidate { int64_t count; uint32_t pair; int index; };
 
 struct Trainer {
-    struct Word *words;
-    size_t word_count;
-    int **symbols, *lengths;                /* of each word, its tokens now */
-    struct PairTable index;                 /* pair -> place in pairs */
-    struct Pair *pairs;
-    int pair_count, pair_room;
+    uint16_t *ids;              /* of all words, one after the other */
+    struct { size_t at; uint32_t length; int64_t count; } *words;
+    uint32_t word_total;
+    struct Neighbours *pairs;
+    int pair_total, pair_room;
+    struct PairTable index;     /* pair -> its place in pairs */
     struct Candidate *heap;
     size_t heap_size, heap_room;
-    int *touched, touched_count, touched_room;      /* pairs that a merge has made or increased */
 };
 
-/* Most frequent first; of equals, the smallest left id, then the smallest right one. */
-static bool better(const struct Candidate *a, const struct Candidate *b)
+static bool comes_before(const struct Candidate *a, const struct Candidate *b)
 {
-    if (a->count != b->count) return a->count > b->count;
-    return a->left != b->left ? a->left < b->left : a->right < b->right;
+    return a->count != b->count ? a->count > b->count : a->pair < b->pair;
 }
 
-static void push_candidate(struct Trainer *t, int pair)
+static void heap_push(struct Trainer *t, struct Candidate c)
 {
-    const struct Pair *p = &t->pairs[pair];
-    const struct Candidate x = {p->count, p->left, p->right, pair};
-    if (t->heap_size == t->heap_room) t->heap = resize(t->heap, (t->heap_room = 2 * t->heap_room + 1024) * sizeof *t->heap);
+    if (t->heap_size == t->heap_room)
+        t->heap = resize(t->heap, (t->heap_room = 2 * t->heap_room + 1024) * sizeof *t->heap);
     size_t i = t->heap_size++;
-    for (; i > 0 && better(&x, &t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
-    t->heap[i] = x;
+    for (; i > 0 && comes_before(&c, &t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
+    t->heap[i] = c;
 }
 
-static struct Candidate pop_candidate(struct Trainer *t)
+static struct Candidate heap_pop(struct Trainer *t)
 {
-    const struct Candidate top = t->heap[0], x = t->heap[--t->heap_size];
+    const struct Candidate top = t->heap[0], c = t->heap[--t->heap_size];
     size_t i = 0;
     for (size_t child; (child = 2 * i + 1) < t->heap_size; i = child) {
-        if (child + 1 < t->heap_size && better(&t->heap[child + 1], &t->heap[child])) child++;
-        if (!better(&t->heap[child], &x)) break;
+        if (child + 1 < t->heap_size && comes_before(&t->heap[child + 1], &t->heap[child])) child++;
+        if (!comes_before(&t->heap[child], &c)) break;
         t->heap[i] = t->heap[child];
     }
-    t->heap[i] = x;
+    t->heap[i] = c;
     return top;
 }
 
-static void grow_index(struct Trainer *t)
+/* The place of the pair, made if it is new. */
+static int pair_place(struct Trainer *t, uint32_t pair)
 {
-    struct PairTable larger = pair_table(2 * (size_t)t->pair_count);
-    for (int k = 0; k < t->pair_count; k++) {
-        const uint64_t key = pair_key(t->pairs[k].left, t->pairs[k].right);
-        const size_t slot = pair_slot(&larger, key);
-        larger.keys[slot] = key;
-        larger.values[slot] = k;
+    const int found = pair_find(&t->index, pair);
+    if (found >= 0) return found;
+    if (t->pair_total == t->pair_room)
+        t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
+    if (2 * (size_t)t->pair_total >= (size_t)1 << t->index.bits) {
+        munmap(t->index.slots, (sizeof(uint64_t) << t->index.bits) + 64);
+        t->index = pair_table(t->index.bits + 1);
+        for (int i = 0; i < t->pair_total; i++) pair_add(&t->index, t->pairs[i].pair, i);
     }
-    free(t->index.keys);
-    free(t->index.values);
-    t->index = larger;
+    t->pairs[t->pair_total] = (struct Neighbours){.pair = pair};
+    pair_add(&t->index, pair, t->pair_total);
+    return t->pair_total++;
 }
 
-/* Adds to the count of a pair in one word. An increase also notes the word. */
-static int change_pair(struct Trainer *t, int left, int right, int64_t change, unsigned word)
+/* The pair occurs `change` times more, or less if negative, on account of this word. */
+static void pair_change(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
-    const uint64_t key = pair_key(left, right);
-    size_t slot = pair_slot(&t->index, key);
-    if (!t->index.keys[slot]) {
-        if (2 * (size_t)t->pair_count > t->index.mask) { grow_index(t); slot = pair_slot(&t->index, key); }
-        if (t->pair_count == t->pair_room) t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
-        t->pairs[t->pair_count] = (struct Pair){.left = left, .right = right};
-        t->index.keys[slot] = key;
-        t->index.values[slot] = t->pair_count++;
-    }
-    struct Pair *p = &t->pairs[t->index.values[slot]];
+    const int place = pair_place(t, pair_of(a, b));
+    struct Neighbours *p = &t->pairs[place];
     p->count += change;
-    if (change > 0 && (!p->word_count || p->words[p->word_count - 1] != word)) {
-        if (p->word_count == p->word_room) p->words = resize(p->words, (p->word_room = 2 * p->word_room + 4) * sizeof *p->words);
-        p->words[p->word_count++] = word;
-    }
-    return t->index.values[slot];
+    if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
+    if (p->places == p->room) p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
+    p->words[p->places++] = word;
 }
 
-static void touch(struct Trainer *t, int pair)
+/* Replaces a b by `made` in the word and keeps the counts right: of x a b y, the pairs x a and b y go, and
+ * the pairs x made and made y come. */
+static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
 {
-    if (t->touched_count && t->touched[t->touched_count - 1] == pair) return;
-    if (t->touched_count == t->touched_room)
-        t->touched = resize(t->touched, (t->touched_room = 2 * t->touched_room + 64) * sizeof *t->touched);
-    t->touched[t->touched_count++] = pair;
-}
-
-/* Replaces (left, right) by `merged` in one word, from the left, and corrects the neighbours' counts. */
-static void merge_in_word(struct Trainer *t, unsigned word, int left, int right, int merged)
-{
-    int *s = t->symbols[word], n = t->lengths[word], out = 0;
+    uint16_t *ids = t->ids + t->words[word].at;
     const int64_t count = t->words[word].count;
-    for (int i = 0; i < n; out++) {
-        if (s[i] != left || i + 1 >= n || s[i + 1] != right) { s[out] = s[i++]; continue; }
-        change_pair(t, left, right, -count, word);
-        if (out > 0) {
-            change_pair(t, s[out - 1], left, -count, word);
-            touch(t, change_pair(t, s[out - 1], merged, count, word));
+    const uint32_t length = t->words[word].length;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < length; i++) {
+        if (ids[i] != a || i + 1 == length || ids[i + 1] != b) {
+            ids[kept++] = ids[i];
+            continue;
         }
-        if (i + 2 < n) {
-            change_pair(t, right, s[i + 2], -count, word);
-            touch(t, change_pair(t, merged, s[i + 2], count, word));
+        if (kept) {
+            pair_change(t, ids[kept - 1], a, -count, word);
+            pair_change(t, ids[kept - 1], made, count, word);
         }
-        s[out] = merged;
-        i += 2;
+        if (i + 2 < length) {
+            pair_change(t, b, ids[i + 2], -count, word);
+            pair_change(t, made, ids[i + 2], count, word);
+        }
+        ids[kept++] = (uint16_t)made;
+        i++;
     }
-    t->lengths[word] = out;
+    t->words[word].length = kept;
 }
 
-static int compare_ints(const void *a, const void *b) { return (*(const int *)a > *(const int *)b) - (*(const int *)a < *(const int *)b); }
-
-static void trainer_start(struct Trainer *t)
+/* Every word as its bytes' ids, every pair counted, and all pairs in the heap. */
+static void trainer_start(struct Trainer *t, const struct WordTable *table)
 {
-    size_t total = 0;
-    for (size_t w = 0; w < t->word_count; w++) total += t->words[w].size;
-    int *all = resize(NULL, total * sizeof *all);
-    t->symbols = resize(NULL, t->word_count * sizeof *t->symbols);
-    t->lengths = resize(NULL, t->word_count * sizeof *t->lengths);
-    t->index = pair_table(65536);
-    for (size_t w = 0; w < t->word_count; w++, all += t->lengths[w - 1]) {
-        t->symbols[w] = all;
-        t->lengths[w] = (int)t->words[w].size;
-        for (int i = 0; i < t->lengths[w]; i++) all[i] = id_of_byte[t->words[w].text[i]];
-        for (int i = 0; i + 1 < t->lengths[w]; i++) change_pair(t, all[i], all[i + 1], t->words[w].count, (unsigned)w);
+    size_t size = 0, words = 0;
+    *t = (struct Trainer){.index = pair_table(16)};
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++)
+        if (table->slots[i].count) size += word_length(&table->slots[i]);
+    if (table->count >= UINT32_MAX) die("more than 4 billion different words are too many. Train on less text.");
+    t->ids = resize(NULL, size * sizeof *t->ids);
+    t->words = resize(NULL, table->count * sizeof *t->words);
+    size = 0;
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
+        const struct Word *w = &table->slots[i];
+        const size_t n = word_length(w);
+        if (!w->count || n < 2) continue;
+        if (n >= UINT32_MAX) die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+        const uint8_t *bytes = w->bytes ? w->bytes : (const uint8_t *)&w->key;
+        for (size_t k = 0; k < n; k++) t->ids[size + k] = id_of_byte[bytes[k]];
+        t->words[words].at = size;
+        t->words[words].length = (uint32_t)n;
+        t->words[words++].count = w->count;
+        size += n;
     }
-    for (int k = 0; k < t->pair_count; k++) push_candidate(t, k);
+    t->word_total = (uint32_t)words;
+    for (uint32_t word = 0; word < t->word_total; word++) {
+        const uint16_t *ids = t->ids + t->words[word].at;
+        for (uint32_t i = 0; i + 1 < t->words[word].length; i++)
+            pair_change(t, ids[i], ids[i + 1], t->words[word].count, word);
+    }
+    for (int i = 0; i < t->pair_total; i++)
+        heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
 }
 
-/* Merges the most frequent pair `most` times, or until it occurs fewer than min_frequency times. Counts
- * in the heap may be too high: a pair's count only falls once its tokens exist, except in the merge
- * that makes one of them, after which it is pushed. A stale entry is corrected when it is met. */
-static int train_merges(struct Trainer *t, int (*merges)[2], int most, int64_t min_frequency, int longest)
+static void trainer_free(struct Trainer *t)
 {
-    int *sizes = resize(NULL, (BYTES + (size_t)most) * sizeof *sizes), count = 0;
-    double last = seconds(), started = last;
-    for (int id = 0; id < BYTES; id++) sizes[id] = 1;
-    while (count < most && t->heap_size) {
-        const struct Candidate c = pop_candidate(t);
-        struct Pair *p = &t->pairs[c.pair];
-        if (p->count != c.count) { if (p->count > 0) push_candidate(t, c.pair); continue; }
-        if (c.count < min_frequency || c.count <= 0) break;
-        if (sizes[c.left] + sizes[c.right] > longest) continue;
-        const int merged = BYTES + count;
-        unsigned *words = p->words, word_count = p->word_count;
-        sizes[merged] = sizes[c.left] + sizes[c.right];
-        merges[count][0] = c.left;
-        merges[count++][1] = c.right;
-        t->touched_count = 0;
-        p->words = NULL;
-        p->word_count = p->word_room = 0;
-        for (unsigned k = 0; k < word_count; k++) merge_in_word(t, words[k], c.left, c.right, merged);
-        free(words);
-        qsort(t->touched, t->touched_count, sizeof *t->touched, compare_ints);
-        for (int k = 0; k < t->touched_count; k++)
-            if (k == 0 || t->touched[k] != t->touched[k - 1]) push_candidate(t, t->touched[k]);
-        double now = seconds();
-        if (now - last > (live() ? 0.2 : 10)) {
-            progress(false, "merge %d of %d  %s left", count, most, duration((now - started) * (most - count) / count));
-            last = now;
+    for (int i = 0; i < t->pair_total; i++) free(t->pairs[i].words);
+    munmap(t->index.slots, (sizeof(uint64_t) << t->index.bits) + 64);
+    free(t->ids); free(t->words); free(t->pairs); free(t->heap);
+}
+
+/* Merges the most frequent pair, of equals the one with the smallest ids, until there are `merges`. A
+ * count in the heap may be out of date, but only too large: pairs become more frequent only through a
+ * merge that makes one of their tokens, and are pushed after it. */
+static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges, int64_t min_frequency, int max_bytes)
+{
+    const double start = seconds();
+    double shown = start;
+    while (out->merges < merges && t->heap_size) {
+        const struct Candidate c = heap_pop(t);
+        const int64_t count = t->pairs[c.index].count;
+        if (count != c.count) {
+            if (count > 0) heap_push(t, (struct Candidate){count, c.pair, c.index});
+            continue;
+        }
+        if (count < min_frequency || count < 1) break;
+        const int a = (int)(c.pair >> 16), b = (int)(c.pair & 0xFFFF);
+        const uint32_t *at = out->offset;
+        if ((int)(at[a + 1] - at[a] + at[b + 1] - at[b]) > max_bytes) continue;
+        const int made = add_merge(out, a, b), before = t->pair_total;
+        for (uint32_t i = 0; i < t->pairs[c.index].places; i++)
+            merge_word(t, t->pairs[c.index].words[i], a, b, made);
+        free(t->pairs[c.index].words);
+        t->pairs[c.index] = (struct Neighbours){.pair = c.pair};
+        for (int i = before; i < t->pair_total; i++)
+            if (t->pairs[i].count > 0) heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
+        if (live() && seconds() - shown > 0.1) {
+            shown = seconds();
+            progress(false, "merging %d of %d  %s left", out->merges, merges,
+                     duration((shown - start) / out->merges * (merges - out->merges)));
         }
     }
-    free(sizes);
+}
+
+/* ============================================================================================= */
+/* 7. Shards                                                                                     */
+/* ============================================================================================= */
+
+/* llm.c's format: 256 numbers of 32 bits, {20240520, 1, tokens, 0, ...}, then 16 bits a token. Every document
+ * has <|endoftext|> before it. A shard is full at `limit` tokens, wherever in a document that is; the next
+ * one goes on there. */
+enum { SHARD_MAGIC = 20240520, SHARD_VERSION = 1, SHARD_HEADER = 1024 };
+
+struct Shards { char *prefix; int64_t limit, in_shard, total; int number; bool open; struct Output out; };
+
+static char *shard_path(const struct Shards *s, int number) { return text_of("%s_%06d.bin", s->prefix, number); }
+
+static void write_header(struct Shards *s)
+{
+    const int32_t header[SHARD_HEADER / 4] = {SHARD_MAGIC, SHARD_VERSION, (int32_t)s->in_shard};
+    output_write(&s->out, header, sizeof header);
+}
+
+static void finish_shard(struct Shards *s)
+{
+    if (!s->open) return;
+    if (fseek(s->out.file, 0, SEEK_SET)) die("%s: cannot seek (%s).", s->out.path, strerror(errno));
+    write_header(s);
+    output_commit(&s->out);
+    s->in_shard = 0;
+    s->open = false;
+    s->number++;
+}
+
+static void write_tokens(struct Shards *s, const uint16_t *ids, size_t n)
+{
+    while (n) {
+        if (!s->open) {
+            char *path = shard_path(s, s->number);
+            s->out = output_open(path);
+            s->open = true;
+            write_header(s);
+            free(path);
+        }
+        const size_t room = (size_t)(s->limit - s->in_shard), now = n < room ? n : room;
+        output_write(&s->out, ids, now * sizeof *ids);
+        s->in_shard += now;
+        s->total += now;
+        ids += now;
+        n -= now;
+        if (s->in_shard == s->limit) finish_shard(s);
+    }
+}
+
+/* An earlier run with this prefix may have left shards that this one did not replace. */
+static void remove_old_shards(const struct Shards *s)
+{
+    for (int number = s->number; ; number++) {
+        char *path = shard_path(s, number);
+        const bool more = !unlink(path);
+        free(path);
+        if (!more) return;
+    }
+}
+
+/* The tokens of a shard, after checks of all that its header says. */
+static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *count)
+{
+    int32_t header[3] = {0};
+    if (file.size < SHARD_HEADER)
+        die("%s: %zu bytes are less than a shard's header of %d. Encode it again.", path, file.size, SHARD_HEADER);
+    memcpy(header, file.data, sizeof header);
+    if (header[0] != SHARD_MAGIC)
+        die("%s: byte 0: a shard begins with the number %d, this file with %d. Name a shard.", path, SHARD_MAGIC, header[0]);
+    if (header[1] != SHARD_VERSION)
+        die("%s: byte 4: version %d of the format is not known, only %d.", path, header[1], SHARD_VERSION);
+    if (header[2] < 0) die("%s: byte 8: %d is no number of tokens. Encode it again.", path, header[2]);
+    *count = (size_t)header[2];
+    const int64_t off = (int64_t)(file.size - SHARD_HEADER) / 2 - header[2];
+    if (off || file.size % 2)
+        die("%s: %lld tokens %s than the %d that its header says (it ends at byte %zu). Encode it again.", path,
+            (long long)llabs(off), off < 0 ? "fewer" : "more", header[2], file.size);
+    return (const uint16_t *)(file.data + SHARD_HEADER);
+}
+
+/* ============================================================================================= */
+/* 8. Commands                                                                                   */
+/* ============================================================================================= */
+
+#define COUNT(array) ((int)(sizeof (array) / sizeof *(array)))
+#define THREADS_OPTION {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 1024}
+#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", LONG, \
+                      &chunk_bytes, .least = 1, .most = 1e9}
+#define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
+#define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, &tokenizer, .required = true}
+
+enum { CHUNK_BYTES = 1 << 19 };
+
+/* Special tokens must not be words that the merges could make: no text would tell them apart. */
+static int check_specials(const char *specials)
+{
+    struct Buffer all = {0};
+    int count = 1;
+    append(&all, "%s", specials);
+    prepare_classes();
+    for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " "), count++) {
+        const uint8_t *p = (const uint8_t *)word, *end = p + strlen(word);
+        for (const uint8_t *c = p; c < end; c++)
+            if (*c <= ' ' || *c > '~') die_usage("--special %s: only visible ASCII characters can be used.", word);
+        if (plain_piece_end(p, end) == end)
+            die_usage("--special %s: could also be an ordinary token. Choose one like <|%s|>.", word, word);
+        if (!strcmp(word, END_OF_TEXT)) die_usage("--special %s: is always there.", word);
+    }
+    free(all.data);
     return count;
 }
 
-/* ============================================================================================= */
-/* 7. Commands                                                                                   */
-/* ============================================================================================= */
-
-#ifndef TOKENIZER_NO_MAIN
-
-#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
-
-static int command_train(int argc, char **argv)
+static void command_train(int argc, char **argv)
 {
-    int vocabulary = 8192, threads = 0, longest = 255;
-    int64_t min_frequency = 2;
-    const char *out = NULL, *split = "file";
+    int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
+    int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
+    const char *out = NULL, *split = "file", *specials = "";
     bool overwrite = false;
     struct Option options[] = {
-        {"vocab", "tokens: 256 bytes, merges, and <|endoftext|>", INTEGER, &vocabulary, .least = BYTES + 1, .most = 65536},
+        {"vocab", "tokens in all: 256 bytes, merges, special tokens", INTEGER, &vocabulary, .least = 257, .most = 65536},
         {"out", "directory for merges.txt and vocab.json", TEXT, &out, .required = true},
-        {"split", "what a document is", CHOICE, &split, .choices = "file|lines|eot"},
-        {"min-frequency", "a pair must occur this often to be merged", LONG, &min_frequency, .least = 1, .most = 1e15},
-        {"max-token-bytes", "no token is longer", INTEGER, &longest, .least = 2, .most = 255},
-        {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096},
-        {"overwrite", "replace a tokenizer that is there", FLAG, &overwrite},
-    };
+        SPLIT_OPTION,
+        {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency, .least = 1, .most = 1e15},
+        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .least = 1, .most = MAX_TOKEN_BYTES},
+        {"special", "more special tokens than <|endoftext|>, separated by spaces", TEXT, &specials},
+        {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
+        CHUNK_OPTION, THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
-                                    "tokenizer train --vocab N --out DIR FILE...: learn a vocabulary from text");
-    if (!files) die_usage("train: no FILE is named to learn from.");
-    set_threads(threads);
+                                    "tokenizer train --out DIR [OPTION...] FILE...\nLearns merges from texts (- is standard input).");
+    const double start = seconds();
     char *path = text_of("%s/merges.txt", out);
-    if (file_exists(path) && !overwrite) die("%s: exists. Choose another --out, or give --overwrite.", path);
-    struct SegmentList segments = {0};
-    make_class_table();
-    make_byte_tables();
-    size_t bytes = 0;
-    for (int k = 0; k < files; k++) {
-        struct Bytes file = map_file(argv[k]);
-        bytes += file.size;
-        for_documents(file, split, collect_segments, &segments);
-    }
-    if (!bytes) die("%s: empty. Give some text to learn from.", argv[0]);
-    double start = seconds();
-    struct Trainer trainer = {0};
-    trainer.words = count_words(&segments, &trainer.word_count);
-    trainer_start(&trainer);
-    const int most = vocabulary - BYTES - 1;
-    int (*merges)[2] = resize(NULL, (size_t)(most + 1) * sizeof *merges);
-    const int count = train_merges(&trainer, merges, most, min_frequency, longest);
-    struct Tokenizer *t = tokenizer_from_merges(merges, count);
+    if (file_exists(path) && !overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+    const int merges = vocabulary - BYTES - check_specials(specials);
+    if (merges < 0) die_usage("--vocab %d: too few for 256 bytes and the special tokens.", vocabulary);
+    set_threads(threads);
+    struct Source source = source_open(argv, files, split, chunk_bytes);
+    struct WordTable words = count_words(&source);
+    if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
+    struct Tokenizer *t = tokenizer_new(merges);
+    struct Trainer trainer;
+    trainer_start(&trainer, &words);
+    learn_merges(t, &trainer, merges, min_frequency, max_bytes);
+    if (t->merges < merges)
+        warn("the text holds only %d pairs to merge, so the vocabulary has %d tokens, not %d.", t->merges,
+             vocabulary - merges + t->merges, vocabulary);
+    add_specials(t, specials);
     tokenizer_save(t, out);
-    progress(true, "%s: %d tokens from %.1f MB of text, %zu different words, in %.1f s", out, t->vocabulary, bytes / 1e6,
-             trainer.word_count, seconds() - start);
-    if (count < most)
-        warn("%s: %d tokens, fewer than --vocab %d: no other pair occurs %lld times.", out, t->vocabulary, vocabulary,
-             (long long)min_frequency);
-    return 0;
+    progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out, t->vocabulary, source.done / 1e6,
+             words.count, seconds() - start);
+    trainer_free(&trainer);
+    word_table_free(&words);
+    source_close(&source);
+    tokenizer_free(t);
+    free(path);
 }
 
-/* Refuses to replace shards; with overwrite, removes those of an earlier, longer run. */
-static void clear_shards(const char *prefix, bool overwrite)
+/* --- encode --- */
+
+/* What a chunk became. Its first `head` ids continue the document before; each later document went to one
+ * of two sides: 0 to train on, 1 set aside for validation. */
+struct Encoded {
+    struct Encoder *encoder;
+    struct { uint16_t *ids; size_t count, room; } side[2];
+    size_t head, documents;
+    int last_side;              /* where the last document went; -1 if none began */
+};
+
+/* What one thread works with. */
+static struct Encoded *encoded_new(const struct Tokenizer *t, int threads)
 {
-    for (int k = 0; ; k++) {
-        char *path = text_of("%s_%06d.bin", prefix, k);
-        const bool exists = file_exists(path);
-        if (exists && !overwrite) die("%s: exists. Choose another --out, or give --overwrite.", path);
-        if (exists) unlink(path);
-        free(path);
-        if (!exists) return;
+    struct Encoded *e = resize(NULL, threads * sizeof *e);
+    for (int i = 0; i < threads; i++) e[i] = (struct Encoded){.encoder = encoder_new(t)};
+    return e;
+}
+
+static void encoded_free(struct Encoded *e, int threads)
+{
+    for (int i = 0; i < threads; i++) {
+        encoder_free(e[i].encoder);
+        free(e[i].side[0].ids);
+        free(e[i].side[1].ids);
+    }
+    free(e);
+}
+
+/* Whether the document that begins at this byte of this file is set aside. Neither threads nor chunks
+ * change it. */
+static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fraction, int64_t seed)
+{
+    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44), (uint64_t)(begin - c->file));
+    return random_uniform(&r) < val_fraction;
+}
+
+static void encode_chunk(struct Encoded *e, struct Chunk c, double val_fraction, int64_t seed)
+{
+    const uint8_t *begin, *end;
+    bool starts;
+    e->side[0].count = e->side[1].count = e->head = e->documents = 0;
+    e->last_side = -1;
+    while (next_part(&c, &begin, &end, &starts)) {
+        const int side = starts ? side_of(&c, begin, val_fraction, seed) : 0;
+        const size_t most = e->side[side].count + (end - begin) + 16;
+        if (most > e->side[side].room)
+            e->side[side].ids = resize(e->side[side].ids, 2 * (e->side[side].room = 2 * most));
+        uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
+        if (starts) *at++ = (uint16_t)e->encoder->tokenizer->eot;
+        at += encode_text(e->encoder, begin, end, c.readable, at);
+        e->side[side].count += at - ids;
+        if (!starts) e->head = at - ids;
+        else e->last_side = side;
+        e->documents += starts;
     }
 }
 
-static int command_encode(int argc, char **argv)
+/* Writes it. Called in the order of the chunks; *side is where the document that is going on belongs. */
+static void write_encoded(struct Shards *shards, const struct Encoded *e, int *side)
 {
-    struct Encoder e = {.started = seconds()};
-    const char *tokenizer = NULL, *out = NULL, *split = "file";
-    int64_t shard_tokens = 100000000, seed = 1;
+    write_tokens(&shards[*side], e->side[0].ids, e->head);
+    write_tokens(&shards[0], e->side[0].ids + e->head, e->side[0].count - e->head);
+    write_tokens(&shards[1], e->side[1].ids, e->side[1].count);
+    if (e->last_side >= 0) *side = e->last_side;
+}
+
+static size_t encode_files(struct Shards *shards, const struct Tokenizer *t, struct Source *source,
+                           double val_fraction, int64_t seed)
+{
+    struct Chunk chunks[BATCH];
+    struct Encoded *encoded = encoded_new(t, thread_count());
+    size_t documents = 0;
+    int side = 0;
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "encoding"))
+        #pragma omp parallel for ordered schedule(dynamic, 1)
+        for (int i = 0; i < n; i++) {
+            struct Encoded *mine = &encoded[thread_index()];
+            encode_chunk(mine, chunks[i], val_fraction, seed);
+            #pragma omp ordered
+            {
+                write_encoded(shards, mine, &side);
+                documents += mine->documents;
+            }
+        }
+    encoded_free(encoded, thread_count());
+    return documents;
+}
+
+static void check_shards(const struct Shards *s, bool overwrite)
+{
+    char *path = shard_path(s, 0);
+    if (file_exists(path) && !overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+    free(path);
+}
+
+static void command_encode(int argc, char **argv)
+{
     int threads = 0;
+    int64_t shard_tokens = 100000000, chunk_bytes = CHUNK_BYTES, seed = 1;
+    double val_fraction = 0;
+    const char *tokenizer = NULL, *out = NULL, *split = "file";
     bool overwrite = false;
     struct Option options[] = {
-        {"tokenizer", "directory, or merges.txt", TEXT, &tokenizer, .required = true},
-        {"out", "PREFIX of the shards PREFIX_000000.bin, ...", TEXT, &out, .required = true},
-        {"split", "what a document is", CHOICE, &split, .choices = "file|lines|eot"},
+        TOKENIZER_OPTION,
+        {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
+        SPLIT_OPTION,
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .least = 1, .most = INT32_MAX},
-        {"val-fraction", "share of documents that goes to PREFIX_val_000000.bin, ...", REAL_NUMBER, &e.val_fraction, .most = 1},
-        {"seed", "chooses these documents", LONG, &seed, .most = 1e15},
-        {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096},
-        {"overwrite", "replace shards that are there", FLAG, &overwrite},
-    };
+        {"val-fraction", "this part of the documents goes to TEXT_val_000000.bin, ...", REAL_NUMBER, &val_fraction, .most = 1},
+        {"seed", "which documents these are", LONG, &seed, .most = 1e15},
+        {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
+        CHUNK_OPTION, THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
-                                    "tokenizer encode --tokenizer DIR --out PREFIX FILE...: text to token shards");
-    if (!files) die_usage("encode: no FILE is named.");
+                                    "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
+                                    "Writes the token ids of texts (- is standard input) to shards.");
+    struct Shards shards[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
+                               {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
+    for (int i = 0; i < 2; i++) check_shards(&shards[i], overwrite);
     set_threads(threads);
-    const struct Tokenizer *t = e.tokenizer = tokenizer_load(tokenizer);
-    struct EncodeVisit visit = {&e, 0};
-    char *held_out = text_of("%s_val", out), *slash = strrchr(out, '/');
-    clear_shards(out, overwrite);
-    clear_shards(held_out, overwrite);
-    if (slash && slash > out) make_directory(text_of("%.*s", (int)(slash - out), out));
-    e.train = (struct Shards){.prefix = out, .limit = shard_tokens};
-    e.held_out = (struct Shards){.prefix = held_out, .limit = shard_tokens};
-    e.random = random_stream(seed, 0);
-    e.caches = allocate_zeroed((size_t)thread_count() * CACHE_SLOTS * sizeof *e.caches);
-    struct Bytes *maps = resize(NULL, files * sizeof *maps);
-    for (int k = 0; k < files; k++) visit.total += (maps[k] = map_file(argv[k])).size;
-    for (int k = 0; k < files; k++) for_documents(maps[k], split, encode_visit, &visit);
-    encode_batch(&e);
-    shard_close(&e.train);
-    shard_close(&e.held_out);
-    const double time = seconds() - e.started;
-    const int64_t tokens = e.train.total + e.held_out.total;
-    progress(true, "%s: %lld tokens in %d shard%s from %lld documents, %.2f bytes per token, %.1f MB/s", out,
-             (long long)tokens, e.train.index + e.held_out.index, e.train.index + e.held_out.index == 1 ? "" : "s",
-             (long long)e.documents, (double)visit.total / tokens, visit.total / time / 1e6);
-    if (e.val_fraction > 0) progress(true, "%s: %lld tokens set aside", held_out, (long long)e.held_out.total);
-    (void)t;
-    return 0;
-}
-
-static int command_decode(int argc, char **argv)
-{
-    const char *tokenizer = NULL, *separator = "";
-    struct Option options[] = {
-        {"tokenizer", "directory, or merges.txt", TEXT, &tokenizer, .required = true},
-        {"separator", "printed between documents", TEXT, &separator},
-    };
-    const int files = parse_options(argc, argv, options, COUNT(options), "tokenizer decode --tokenizer DIR SHARD...: shards to bytes");
-    if (!files) die_usage("decode: no SHARD is named.");
-    const struct Tokenizer *t = tokenizer_load(tokenizer);
-    int64_t documents = 0;
-    for (int k = 0; k < files; k++) {
-        struct Bytes file = map_file(argv[k]);
-        int header[256] = {0};
-        if (file.size >= sizeof header) memcpy(header, file.data, sizeof header);
-        if (header[0] != SHARD_MAGIC || header[1] != SHARD_VERSION)
-            die("%s: not a token shard (magic %d). Name files that 'tokenizer encode' wrote.", argv[k], header[0]);
-        if (header[2] < 0 || file.size != sizeof header + 2 * (size_t)header[2])
-            die("%s: %zu bytes where its header says %d tokens: cut short. Encode it again.", argv[k], file.size, header[2]);
-        const unsigned char *tokens = (const unsigned char *)file.data + sizeof header;
-        for (int i = 0; i < header[2]; i++) {
-            const int id = tokens[2 * (size_t)i] | tokens[2 * (size_t)i + 1] << 8;
-            int n;
-            if (id >= t->vocabulary)
-                die("%s: byte %zu: token %d is not one of %d. It was made with another tokenizer.", argv[k],
-                    sizeof header + 2 * (size_t)i, id, t->vocabulary);
-            const unsigned char *bytes = tokenizer_piece(t, id, &n);
-            if (id != t->eot) fwrite(bytes, 1, n, stdout);
-            else if (documents++) fputs(separator, stdout);
-        }
-        unmap_file(file);
+    struct Tokenizer *t = tokenizer_load(tokenizer);
+    struct Source source = source_open(argv, files, split, chunk_bytes);
+    char *slash = strrchr(shards[0].prefix, '/');
+    if (slash && slash > shards[0].prefix) { *slash = 0; make_directory(shards[0].prefix); *slash = '/'; }
+    const size_t documents = encode_files(shards, t, &source, val_fraction, seed);
+    if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
+    if (!shards[0].total || (val_fraction > 0 && !shards[1].total))
+        die("--val-fraction %g: of %zu documents, %s. Change it, --seed or --split.", val_fraction, documents,
+            shards[0].total ? "none is set aside" : "none is left to train on");
+    for (int i = 0; i < 2; i++) {
+        finish_shard(&shards[i]);
+        if (overwrite) remove_old_shards(&shards[i]);
+        if (shards[i].total)
+            progress(true, "%s_%06d.bin%s: %lld tokens", shards[i].prefix, 0, shards[i].number > 1 ? " ..." : "",
+                     (long long)shards[i].total);
+        free(shards[i].prefix);
     }
-    if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
-    return 0;
+    const double elapsed = seconds() - source.start;
+    progress(true, "%zu documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s", documents, source.done / 1e6,
+             (double)source.done / (shards[0].total + shards[1].total), elapsed, source.done / 1e6 / elapsed);
+    source_close(&source);
+    tokenizer_free(t);
 }
 
-/* All tokens of a text, <|endoftext|> as one if special. */
-static size_t encode_special(struct Tokenizer *t, const unsigned char *s, size_t n, bool special, int *ids)
+/* --- decode --- */
+
+enum { DECODE_TOKENS = 1 << 18 };       /* that a thread decodes at a time */
+
+/* The bytes of n tokens, with `mark` in the place of <|endoftext|>. Returns the first token that is none,
+ * or n. Short tokens are copied as 16 bytes, of which the next token overwrites what is too much. */
+static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n, const char *mark)
 {
-    const size_t mark = strlen(END_OF_TEXT);
-    size_t count = 0, begin = 0;
-    for (size_t i = 0; special && i + mark <= n; i++)
-        if (s[i] == '<' && !memcmp(s + i, END_OF_TEXT, mark)) {
-            count += encode_text(t, t->cache, s + begin, i - begin, ids + count);
-            ids[count++] = t->eot;
-            begin = i + mark;
-            i = begin - 1;
-        }
-    return count + encode_text(t, t->cache, s + begin, n - begin, ids + count);
+    const size_t mark_bytes = strlen(mark);
+    size_t size = 16;
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] >= t->vocabulary) return i;
+        size += ids[i] == t->eot ? mark_bytes : t->offset[ids[i] + 1] - t->offset[ids[i]];
+    }
+    if (size > out->capacity) out->data = resize(out->data, out->capacity = 2 * size);
+    char *o = out->data;
+    for (size_t i = 0; i < n; i++) {
+        const bool eot = ids[i] == t->eot;
+        const uint8_t *bytes = t->bytes + t->offset[ids[i]];
+        const size_t length = eot ? mark_bytes : t->offset[ids[i] + 1] - t->offset[ids[i]];
+        if (length <= 16 && !eot) memcpy(o, bytes, 16);
+        else memcpy(o, eot ? (const uint8_t *)mark : bytes, length);
+        o += length;
+    }
+    out->size = o - out->data;
+    return n;
 }
 
-static int command_ids(int argc, char **argv)
+static void write_stdout(const char *bytes, size_t n)
+{
+    while (n) {
+        const ssize_t written = write(1, bytes, n);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) die("standard output: writing failed (%s).", strerror(errno));
+        bytes += written;
+        n -= (size_t)written;
+    }
+}
+
+static void decode_shard(const struct Tokenizer *t, const char *path, bool first, const char *mark)
+{
+    size_t count;
+    struct Bytes file = map_file(path);
+    const uint16_t *ids = read_shard(path, file, &count);
+    if (first && count && *ids == t->eot) { ids++; count--; }       /* nothing stands before it */
+    const size_t skipped = (const char *)ids - file.data;
+    #pragma omp parallel
+    {
+        struct Buffer out = {0};
+        #pragma omp for ordered schedule(dynamic, 1)
+        for (size_t at = 0; at < count; at += DECODE_TOKENS) {
+            const size_t n = count - at < DECODE_TOKENS ? count - at : DECODE_TOKENS;
+            const size_t good = decode_tokens(&out, t, ids + at, n, mark);
+            #pragma omp ordered
+            {
+                if (good < n)
+                    die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that made the shard.",
+                        path, skipped + 2 * (at + good), ids[at + good], t->vocabulary);
+                write_stdout(out.data, out.size);
+            }
+        }
+        free(out.data);
+    }
+    unmap_file(file);
+}
+
+static void command_decode(int argc, char **argv)
+{
+    int threads = 0;
+    const char *tokenizer = NULL, *split = "file";
+    struct Option options[] = {
+        TOKENIZER_OPTION,
+        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split, .choices = "file|lines|eot"},
+        THREADS_OPTION};
+    const int shards = parse_options(argc, argv, options, COUNT(options),
+                                     "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
+                                     "Writes the bytes that the shards' tokens stand for to standard output.");
+    if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
+    set_threads(threads);
+    struct Tokenizer *t = tokenizer_load(tokenizer);
+    const enum Split kind = split_of(split);
+    const char *const marks[] = {"", "\n", END_OF_TEXT};
+    for (int i = 0; i < shards; i++) decode_shard(t, argv[i], i == 0, marks[kind]);
+    if (kind == SPLIT_LINES) write_stdout("\n", 1);
+    tokenizer_free(t);
+}
+
+/* --- ids, show, stats --- */
+
+static struct Buffer read_stdin(void)
+{
+    struct Buffer b = {0};
+    char block[65536];
+    append_bytes(&b, "", 0);
+    for (size_t n; (n = fread(block, 1, sizeof block, stdin)); ) append_bytes(&b, block, n);
+    if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
+    return b;
+}
+
+/* The longest special token that stands at p, or -1. */
+static int special_at(const struct Tokenizer *t, const char *p, const char *end)
+{
+    int best = -1, best_length = 0;
+    for (int id = first_special(t); id < t->vocabulary; id++) {
+        int n;
+        const uint8_t *bytes = tokenizer_piece(t, id, &n);
+        if (n > best_length && end - p >= n && !memcmp(p, bytes, n)) best = id, best_length = n;
+    }
+    return best;
+}
+
+/* Encodes a text; with `special`, special tokens in it are themselves, and texts end there. `ids` has room
+ * for n. */
+static int encode_special(struct Tokenizer *t, const char *text, size_t n, bool special, int *ids)
+{
+    if (!special) return tokenizer_encode(t, text, n, ids);
+    const char *end = text + n, *start = text;
+    int count = 0;
+    for (const char *p = text; p < end; p++) {
+        const int id = special_at(t, p, end);
+        if (id < 0) continue;
+        count += tokenizer_encode(t, start, p - start, ids + count);
+        ids[count++] = id;
+        p += t->offset[id + 1] - t->offset[id] - 1;
+        start = p + 1;
+    }
+    return count + tokenizer_encode(t, start, end - start, ids + count);
+}
+
+static void command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {
-        {"tokenizer", "directory, or merges.txt", TEXT, &tokenizer, .required = true},
-        {"special", "<|endoftext|> in the text is the token, not text", FLAG, &special},
-    };
-    if (parse_options(argc, argv, options, COUNT(options), "tokenizer ids --tokenizer DIR: standard input to token ids"))
-        die_usage("ids: reads standard input, not %s.", argv[0]);
+    struct Option options[] = {TOKENIZER_OPTION, {"special", "<|endoftext|> in the text is the token", FLAG, &special}};
+    if (parse_options(argc, argv, options, COUNT(options), "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
+                      "Prints the token ids of standard input on one line."))
+        die_usage("%s: not expected; the text is read from standard input.", argv[0]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = {0}, line = {0};
-    char block[65536];
-    for (size_t n; (n = fread(block, 1, sizeof block, stdin)) > 0; ) append_bytes(&text, block, n);
+    struct Buffer text = read_stdin(), line = {0};
     int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
-    const size_t n = encode_special(t, (unsigned char *)text.data, text.size, special, ids);
-    for (size_t i = 0; i < n; i++) append(&line, "%s%d", i ? " " : "", ids[i]);
-    append(&line, "\n");
-    fwrite(line.data, 1, line.size, stdout);
-    return 0;
+    const int n = encode_special(t, text.data, text.size, special, ids);
+    for (int i = 0; i < n; i++) {
+        char digits[8];
+        int k = sizeof digits;
+        digits[--k] = ' ';
+        for (int id = ids[i]; id || k == sizeof digits - 1; id /= 10) digits[--k] = (char)('0' + id % 10);
+        append_bytes(&line, digits + k, sizeof digits - k - (i + 1 == n));
+    }
+    append_bytes(&line, "\n", 1);
+    write_stdout(line.data, line.size);
+    free(ids); free(text.data); free(line.data);
+    tokenizer_free(t);
 }
 
-/* The pieces of a text, in alternating colours on a terminal, then each token with its id. */
-static int command_show(int argc, char **argv)
+/* A token as one can read it: control characters and broken UTF-8 as \n, \t, \xE4. */
+static void append_readable(struct Buffer *b, const uint8_t *p, int n)
+{
+    for (const uint8_t *end = p + n; p < end; ) {
+        int length;
+        utf8_class(p, end, &length);
+        if (*p == '\n' || *p == '\t' || *p == '\r') append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
+        else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
+        else append(b, "\\x%02X", *p);
+        p += length;
+    }
+}
+
+static void command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
-    struct Option options[] = {{"tokenizer", "directory, or merges.txt", TEXT, &tokenizer, .required = true}};
-    const int words = parse_options(argc, argv, options, COUNT(options), "tokenizer show --tokenizer DIR TEXT...: how a text is cut");
-    if (!words) die_usage("show: no TEXT is given.");
+    bool special = false;
+    struct Option options[] = {TOKENIZER_OPTION, {"special", "<|endoftext|> in the text is the token", FLAG, &special}};
+    const int texts = parse_options(argc, argv, options, COUNT(options), "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
+                                    "Shows the tokens of TEXT, or of standard input, and their ids.");
+    if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = {0}, line = {0};
-    for (int k = 0; k < words; k++) append(&text, "%s%s", k ? " " : "", argv[k]);
+    struct Buffer text = {0}, line = {0}, table = {0};
+    if (texts) append_bytes(&text, argv[0], strlen(argv[0]));
+    else text = read_stdin();
     int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
-    const int n = tokenizer_encode(t, text.data, text.size, ids);
-    const bool colours = isatty(1);
+    const int n = encode_special(t, text.data, text.size, special, ids);
     for (int i = 0; i < n; i++) {
         int length;
-        const char *bytes = (const char *)tokenizer_piece(t, ids[i], &length);
-        if (colours) append(&line, "\033[%dm%.*s\033[0m", i % 2 ? 44 : 42, length, bytes);
-        else { append(&line, "%s", i ? "|" : ""); append_bytes(&line, bytes, length); }
+        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
+        append_readable(&line, bytes, length);
+        append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
+        append(&table, "%6d  ", ids[i]);
+        append_readable(&table, bytes, length);
+        append(&table, "\n");
     }
-    append(&line, "\n");
-    for (int i = 0; i < n; i++) {
-        append(&line, "%6d  ", ids[i]);
-        append_shown(&line, t, ids[i]);
-        append(&line, "\n");
+    printf("%s\n%s%d tokens, %zu bytes, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "", n, text.size,
+           n ? (double)text.size / n : 0);
+    free(ids); free(text.data); free(line.data); free(table.data);
+    tokenizer_free(t);
+}
+
+/* How often every token occurs in the files. */
+static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, int64_t *pieces, int64_t *single)
+{
+    const int threads = thread_count();
+    int64_t *uses = allocate_zeroed((size_t)threads * t->vocabulary * sizeof *uses);
+    struct Encoded *encoded = encoded_new(t, threads);
+    struct Chunk chunks[BATCH];
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting tokens"))
+        #pragma omp parallel for schedule(dynamic, 1)
+        for (int i = 0; i < n; i++) {
+            struct Encoded *mine = &encoded[thread_index()];
+            int64_t *own = uses + (size_t)thread_index() * t->vocabulary;
+            encode_chunk(mine, chunks[i], 0, 0);
+            for (size_t k = 0; k < mine->side[0].count; k++) own[mine->side[0].ids[k]]++;
+        }
+    for (int i = 0; i < threads; i++) {
+        for (int id = 0; id < t->vocabulary && i; id++) uses[id] += uses[(size_t)i * t->vocabulary + id];
+        *pieces += encoded[i].encoder->pieces;
+        *single += encoded[i].encoder->single;
     }
-    append(&line, "%zu bytes, %d tokens, %.2f bytes per token\n", text.size, n, n ? (double)text.size / n : 0);
-    fwrite(line.data, 1, line.size, stdout);
-    return 0;
+    encoded_free(encoded, threads);
+    return uses;
+}
+
+/* The n longest tokens that are used, longest first. */
+static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
+{
+    struct Buffer b = {0};
+    bool *shown = resize(NULL, t->vocabulary);
+    memset(shown, 0, t->vocabulary);
+    for (int k = 0; k < n; k++) {
+        int best = -1, length, best_length = 0;
+        for (int id = 0; id < first_special(t); id++) {
+            tokenizer_piece(t, id, &length);
+            if (uses[id] && !shown[id] && length > best_length) best = id, best_length = length;
+        }
+        if (best < 0) break;
+        shown[best] = true;
+        append(&b, "%8d %10lld  \"", best, (long long)uses[best]);
+        const uint8_t *bytes = tokenizer_piece(t, best, &length);
+        append_readable(&b, bytes, length);
+        append(&b, "\"\n");
+    }
+    printf("longest tokens (id, uses, bytes)\n%s", b.size ? b.data : "");
+    free(b.data);
+    free(shown);
+}
+
+static void command_stats(int argc, char **argv)
+{
+    int threads = 0, longest = 10;
+    int64_t chunk_bytes = CHUNK_BYTES, pieces = 0, single = 0, tokens = 0, unused = 0;
+    const char *tokenizer = NULL, *split = "file";
+    struct Option options[] = {
+        TOKENIZER_OPTION, SPLIT_OPTION,
+        {"longest", "how many of the longest tokens to print", INTEGER, &longest, .most = 65536},
+        THREADS_OPTION};
+    const int files = parse_options(argc, argv, options, COUNT(options),
+                                    "tokenizer stats --tokenizer DIR [OPTION...] FILE...\nHow well the vocabulary fits texts.");
+    set_threads(threads);
+    struct Tokenizer *t = tokenizer_load(tokenizer);
+    struct Source source = source_open(argv, files, split, chunk_bytes);
+    int64_t *uses = count_tokens(t, &source, &pieces, &single);
+    for (int id = 0; id < first_special(t); id++) {
+        tokens += uses[id];
+        unused += !uses[id];
+    }
+    printf("bytes            %lld\ntokens           %lld\n", (long long)source.done, (long long)tokens);
+    printf("bytes_per_token  %.4f\n", tokens ? (double)source.done / tokens : 0);
+    printf("documents        %lld\nwords            %lld\n", (long long)uses[t->eot], (long long)pieces);
+    printf("one_token_words  %.2f %%\n", pieces ? 100.0 * single / pieces : 0);
+    printf("unused_tokens    %lld of %d\n", (long long)unused, first_special(t));
+    print_longest(t, uses, longest);
+    source_close(&source);
+    tokenizer_free(t);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct { const char *name; int (*run)(int, char **); const char *meaning; } commands[] = {
-        {"train", command_train, "learn a vocabulary from text files"},
-        {"encode", command_encode, "turn text files into token shards"},
-        {"decode", command_decode, "turn shards back into the same bytes"},
-        {"ids", command_ids, "print the token ids of standard input"},
-        {"show", command_show, "show how a text is cut into tokens"},
-    };
+    static const struct { const char *name, *meaning; void (*run)(int, char **); } commands[] = {
+        {"train", "learn a vocabulary from texts", command_train},
+        {"encode", "texts to shards of token ids", command_encode},
+        {"decode", "shards back to bytes", command_decode},
+        {"ids", "the token ids of standard input", command_ids},
+        {"show", "the tokens of a text, to look at", command_show},
+        {"stats", "how well a vocabulary fits texts", command_stats}};
     program = "tokenizer";
     clean_up_at_exit();
-    for (int k = 0; argc > 1 && k < COUNT(commands); k++)
-        if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc - 2, argv + 2);
-    if (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h")))
-        die_usage("%s: not a command. 'tokenizer --help' lists them.", argc > 1 ? argv[1] : "(nothing)");
-    printf("tokenizer COMMAND [options]: byte-level BPE. COMMAND --help prints its options.\n");
-    for (int k = 0; k < COUNT(commands); k++) printf("  %-8s %s\n", commands[k].name, commands[k].meaning);
-    return 0;
+    for (int i = 0; argc > 1 && i < COUNT(commands); i++)
+        if (!strcmp(argv[1], commands[i].name)) {
+            commands[i].run(argc - 2, argv + 2);
+            if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
+            return 0;
+        }
+    const bool help = argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"));
+    FILE *out = help ? stdout : stderr;
+    fprintf(out, "tokenizer COMMAND [OPTION...], where COMMAND is one of\n");
+    for (int i = 0; i < COUNT(commands); i++) fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].meaning);
+    fprintf(out, "tokenizer COMMAND --help lists the options.\n");
+    if (help) return 0;
+    if (argc > 1) die_usage("%s: no such command.", argv[1]);
+    die_usage("a command is missing.");
 }
 
 #endif

@@ -23,7 +23,7 @@
 
 /* A shard is llm.c's: 256 int32 (magic, version, count, 0 ...), then count uint16. All shards of a
  * glob, in the order of their names, are one long text x[0], x[1], .., x[n-1]. */
-enum { SHARD_HEADER_BYTES = 1024 };
+enum { SHARD_HEADER_BYTES = 1024, LLMC_MAGIC = 20240520, LLMC_VERSION = 1 };
 
 struct Shard { const char *path; const uint16_t *tokens; int64_t count; };
 
@@ -39,10 +39,11 @@ static void check_ids(const struct Shard *s, int vocabulary)
 {
     int largest = 0;
     #pragma omp parallel for simd reduction(max: largest)
-    for (int64_t i = 0; i < s->count; i++) largest = s->tokens[i] > largest ? s->tokens[i] : largest;
+    for (int64_t i = 0; i < s->count; i++)
+        largest = s->tokens[i] > largest ? s->tokens[i] : largest;
     if (largest >= vocabulary)
-        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that is "
-            "used here.", s->path, largest, vocabulary);
+        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that "
+            "is used here.", s->path, largest, vocabulary);
 }
 
 /* Maps a shard after checking all that its header promises. */
@@ -51,11 +52,11 @@ static struct Shard open_shard(const char *path, int vocabulary)
     const struct Bytes file = map_file(path);
     int32_t header[3] = {0};
     if (file.size >= SHARD_HEADER_BYTES) memcpy(header, file.data, sizeof header);
-    if (header[0] != SHARD_MAGIC)
+    if (header[0] != LLMC_MAGIC)
         die("%s: not a token shard. Make one from text with `tokenizer encode`.", path);
-    if (header[1] != SHARD_VERSION)
+    if (header[1] != LLMC_VERSION)
         die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1],
-            SHARD_VERSION);
+            LLMC_VERSION);
     const long long promised = header[2], bytes = (long long)file.size - SHARD_HEADER_BYTES;
     if (promised < 0 || bytes != 2 * promised)
         die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path,
@@ -71,11 +72,12 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
     glob_t found;
     struct Data d = {0};
     if (glob(pattern, 0, NULL, &found) || found.gl_pathc == 0)
-        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.", option,
-            pattern);
+        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
+            option, pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        struct Shard s = d.shards[d.count++] = open_shard(text_of("%s", found.gl_pathv[i]), vocabulary);
+        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), vocabulary);
+        d.shards[d.count++] = s;
         d.tokens += s.count;
         d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
     }
@@ -93,13 +95,14 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
         for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
 }
 
-/* --- Sequences: the text is cut into pieces of T; in each, every token predicts its successor --- */
+/* --- Sequences: the text in pieces of T; in each, every token predicts its successor --- */
 
 /* Targets are x[1] .. x[n-1], so there are n - 1. Sequence i has the inputs x[iT - shift ..
  * (i+1)T - shift) and as targets their successors; the first and the last sequence are shorter,
  * where the text begins and ends. Whatever the shift, each target belongs to exactly one sequence:
  *
- *     n = 11, T = 4, shift = 1:    inputs 0 1 2 | 3 4 5 6 | 7 8 9     targets 1 2 3 | 4 5 6 7 | 8 9 10 */
+ *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
+ *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10 */
 static int64_t sequence_count(const struct Data *d, int T, int shift)
 {
     return (d->tokens - 1 + shift + T - 1) / T;
@@ -147,7 +150,8 @@ static void loader_create(struct Loader *l, const struct Data *d, int T, uint64_
     const int64_t most = sequence_count(d, T, T - 1);
     if (most > INT32_MAX)
         die("--data: too many sequences (%lld). Use a longer --context.", (long long)most);
-    *l = (struct Loader){.data = d, .T = T, .seed = seed, .order = resize(NULL, most * sizeof *l->order)};
+    *l = (struct Loader){.data = d, .T = T, .seed = seed};
+    l->order = resize(NULL, most * sizeof *l->order);
     loader_seek(l, 0, 0);
 }
 
@@ -204,7 +208,8 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
     int *bytes = resize(NULL, V * sizeof *bytes);
     for (int id = 0; id < V; id++) {
         bytes[id] = 0;
-        if (id < tokenizer->vocabulary && id != tokenizer->eot) tokenizer_piece(tokenizer, id, &bytes[id]);
+        if (id < tokenizer->vocabulary && id != tokenizer->eot)
+            tokenizer_piece(tokenizer, id, &bytes[id]);
     }
     return bytes;
 }
@@ -233,8 +238,9 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
         score.tokens += m->batch.rows;
         if (!show || seconds() - shown < (live() ? 0.2 : 10)) continue;
         shown = seconds();
-        progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen, sum / score.tokens,
-                 score.tokens / (shown - start), duration((shown - start) * (chosen - i) / i));
+        progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen,
+                 sum / score.tokens, score.tokens / (shown - start),
+                 duration((shown - start) * (chosen - i) / i));
     }
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
@@ -248,8 +254,10 @@ static void print_baselines(const struct Data *d, int V)
     double unigram = 0;
     for (int i = 0; i < d->count; i++)
         for (int64_t k = 0; k < d->shards[i].count; k++) counts[d->shards[i].tokens[k]]++;
-    for (int id = 0; id < V; id++)
-        if (counts[id]) unigram -= (double)counts[id] / d->tokens * log((double)counts[id] / d->tokens);
+    for (int id = 0; id < V; id++) {
+        const double p = (double)counts[id] / d->tokens;
+        if (p > 0) unigram -= p * log(p);
+    }
     printf("uniform %.6f (every token equally likely)\n", log(V));
     printf("unigram %.6f (each token as frequent as in these data)\n", unigram);
     release(counts, V * sizeof *counts);
@@ -268,7 +276,7 @@ static bool likelier(struct Choice a, struct Choice b)
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
 
-/* Restores the heap c[0 .. n), in which no entry is likelier than the one above it, below entry i. */
+/* Restores the heap c[0 .. n), where no entry is likelier than the one above it, below entry i. */
 static void sift_down(struct Choice *c, int i, int n)
 {
     const struct Choice moved = c[i];
@@ -321,7 +329,8 @@ struct Utf8 { unsigned char held[4]; int count; };
 static int utf8_character(const unsigned char *p, int n)
 {
     const int lead = p[0];
-    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
+                     : lead < 0xF5 ? 4 : 0;
     if (!length) return -1;
     for (int i = 1; i < length; i++) {
         const int least = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
@@ -352,7 +361,7 @@ static void utf8_end(struct Buffer *out, struct Utf8 *u)
     u->count = 0;
 }
 
-/* --- The generator: the tokens in sight, and the key-value cache (in ws) that goes with them --- */
+/* --- The generator: the tokens in sight, and the key-value cache (in ws) that goes with them */
 
 struct Generator {
     struct Model *model;
@@ -366,7 +375,8 @@ struct Generator {
     struct Random random;
 };
 
-static void generator_create(struct Generator *g, struct Model *model, const struct Tokenizer *tokenizer)
+static void generator_create(struct Generator *g, struct Model *model,
+                             const struct Tokenizer *tokenizer)
 {
     const struct Config *c = &model->config;
     *g = (struct Generator){.model = model, .tokenizer = tokenizer,
@@ -432,8 +442,8 @@ static void show_text(struct Buffer *b)
     const bool terminal = isatty(1);
     for (size_t i = 0; i < b->size; i++) {
         const unsigned char c = b->data[i];
-        if (terminal && (c < 0x20 || c == 0x7F) && c != '\n' && c != '\t') fputs("\xEF\xBF\xBD", stdout);
-        else putchar(c);
+        const bool control = (c < 0x20 || c == 0x7F) && c != '\n' && c != '\t';
+        if (terminal && control) fputs("\xEF\xBF\xBD", stdout); else putchar(c);
     }
     if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
     b->size = 0;
@@ -450,7 +460,8 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
 }
 
 /* Writes the prompt and up to `most` tokens, until <|endoftext|> comes; returns how many. */
-static int write_sample(struct Generator *g, const char *prompt, const int *ids, int count, int most)
+static int write_sample(struct Generator *g, const char *prompt, const int *ids, int count,
+                        int most)
 {
     struct Buffer text = {0};
     struct Utf8 utf8 = {0};
@@ -483,41 +494,49 @@ static struct {
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
     bool resume, overwrite, plan;
 } set = {
-    .schedule = "cosine", .sample_prompt = "", .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16,
-    .accumulate = 1, .sample_tokens = 100, .steps = 1000, .warmup = 100, .seed = 1, .eval_tokens = 50000,
-    .lr = 1e-3, .min_lr_ratio = 0.1, .beta2 = 0.99, .weight_decay = 0.1, .clip = 1,
+    .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
+    .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
+    .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1, .eval_tokens = 50000,
+    .sample_prompt = "", .sample_tokens = 100,
 };
 
-/* The rows above "tokenizer" define a run: they are kept in its files, and resuming takes them there. */
+/* The rows above "tokenizer" define a run: its files keep them, and resuming takes them there. */
 static struct Option train_options[] = {
     {"data", "token shards to learn from", TEXT, &set.data},
-    {"val", "token shards to evaluate on; without them the last model counts as the best", TEXT, &set.val},
+    {"val", "token shards to evaluate on; without them the last model is the best", TEXT, &set.val},
     {"init", "model directory to start from, instead of random weights", TEXT, &set.init},
     {"layers", "blocks of the model", INTEGER, &set.layers, 1, 1000},
     {"heads", "attention heads in each block", INTEGER, &set.heads, 1, 1 << 16},
     {"channels", "width of the model, a multiple of --heads", INTEGER, &set.channels, 1, 1 << 16},
     {"context", "tokens that the model sees at once", INTEGER, &set.context, 1, 1 << 20},
     {"batch", "sequences of --context tokens computed together", INTEGER, &set.batch, 1, 1 << 20},
-    {"accumulate", "batches in a step: as --batch times as large, in less memory", INTEGER, &set.accumulate, 1, 1 << 20},
-    {"steps", "updates of the weights; on --resume a larger number extends the run", LONG, &set.steps, 1, 1e12},
+    {"accumulate", "batches in a step: as --batch times as large, in less memory",
+     INTEGER, &set.accumulate, 1, 1 << 20},
+    {"steps", "updates of the weights; with --resume, a larger number extends the run",
+     LONG, &set.steps, 1, 1e12},
     {"lr", "highest learning rate", REAL_NUMBER, &set.lr, 0, 1e3},
-    {"min-lr-ratio", "the last learning rate, as a part of --lr", REAL_NUMBER, &set.min_lr_ratio, 0, 1},
-    {"warmup", "steps in which the learning rate rises; if not given, at most a tenth of --steps", LONG, &set.warmup, 0, 1e12},
-    {"schedule", "how the learning rate falls", CHOICE, &set.schedule, .choices = "cosine|wsd|constant"},
+    {"min-lr-ratio", "the last learning rate, as a part of --lr",
+     REAL_NUMBER, &set.min_lr_ratio, 0, 1},
+    {"warmup", "steps in which the learning rate rises; if not given, at most a tenth of --steps",
+     LONG, &set.warmup, 0, 1e12},
+    {"schedule", "how the learning rate falls",
+     CHOICE, &set.schedule, .choices = "cosine|wsd|constant"},
     {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &set.beta2, 0, 0.999999},
     {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &set.weight_decay, 0, 1e3},
     {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &set.clip, 0, 1e9},
     {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &set.dropout, 0, 0.99},
     {"seed", "of weights, order of the data, dropout and samples", LONG, &set.seed, 0, 1e15},
-    {"eval-every", "steps between evaluations; 0: 20 in the run, or fewer to spend at most a tenth of the time",
+    {"eval-every", "steps between evaluations; 0: 20 in the run, in at most a tenth of its time",
      LONG, &set.eval_every, 0, 1e12},
-    {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all", LONG, &set.eval_tokens, 0, 1e15},
+    {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
+     LONG, &set.eval_tokens, 0, 1e15},
     {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &set.tokenizer},
     {"out", "directory for the model, the state and the log", TEXT, &set.out},
-    {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e9},
-    {"time-limit", "stop after this time, such as 90s, 30m or 8h; without --steps it also sets their number",
+    {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e4},
+    {"time-limit", "stop after 90s, 30m or 8h; without --steps this also sets their number",
      SECONDS, &set.time_limit, 0, 1e9},
-    {"save-every", "steps between saves; 0: at each evaluation, and every ten minutes", LONG, &set.save_every, 0, 1e12},
+    {"save-every", "steps between saves; 0: at each evaluation, and every ten minutes",
+     LONG, &set.save_every, 0, 1e12},
     {"sample-every", "steps between samples; 0: none", LONG, &set.sample_every, 0, 1e12},
     {"sample-prompt", "what samples begin with", TEXT, &set.sample_prompt},
     {"sample-tokens", "length of a sample", INTEGER, &set.sample_tokens, 1, 1e6},
@@ -530,7 +549,8 @@ enum { TRAIN_OPTIONS = sizeof train_options / sizeof *train_options };
 
 static struct Option *option_named(const char *name)
 {
-    for (int i = 0; i < TRAIN_OPTIONS; i++) if (!strcmp(train_options[i].name, name)) return &train_options[i];
+    for (int i = 0; i < TRAIN_OPTIONS; i++)
+        if (!strcmp(train_options[i].name, name)) return &train_options[i];
     die("no option is named %s.", name);
 }
 
@@ -546,12 +566,14 @@ struct Run {
     FILE *log;
     double peak;                            /* FLOP/s of the machine */
     double start, earlier;                  /* when this program began; seconds of the run before */
-    double began, shown, saved, rate;       /* times of the loop's begin, last line, last save; tokens/s */
+    double began, shown, saved, rate;       /* when the loop did, last line, last save; tokens/s */
+    double working;                         /* seconds spent in steps alone */
     int64_t first;                          /* the step that the loop began with */
+    bool timed;                             /* --time-limit is still to set the number of steps */
     /* What a state keeps: */
     int64_t step, tokens, best_step;
     struct Score last, best;
-    struct Buffer history;                  /* a line for each evaluation: step, loss, bits per byte */
+    struct Buffer history;                  /* each evaluation's step, loss and bits per byte */
 };
 
 static const char *in_out(const char *name)
@@ -563,40 +585,64 @@ static const char *in_out(const char *name)
 
 /* --- Metadata: the same in model.safetensors and in the state --- */
 
-/* As short as it can be read back without loss. */
+/* As short as it can be read back without loss; NULL for a TEXT that is not given. */
 static char *option_text(const struct Option *o)
 {
+    if (o->kind == TEXT && !*(const char **)o->value) return NULL;
     if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
     if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
     if (o->kind == TEXT || o->kind == CHOICE) return text_of("%s", *(const char **)o->value);
     const double x = *(double *)o->value;
-    char *text = text_of("%g", x);
-    return strtod(text, NULL) == x ? text : text_of("%.17g", x);
+    char text[32];
+    snprintf(text, sizeof text, "%g", x);
+    return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
 }
 
-static bool has_value(const struct Option *o) { return o->kind != TEXT || *(const char **)o->value; }
+/* A score is three entries, whose names begin with `kind`. */
+static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
+{
+    char key[64];
+    snprintf(key, sizeof key, "%s_loss", kind);
+    metadata_set(meta, key, "%.17g", s->loss);
+    snprintf(key, sizeof key, "%s_bits_per_byte", kind);
+    metadata_set(meta, key, "%.17g", s->bits_per_byte);
+    snprintf(key, sizeof key, "%s_tokens", kind);
+    metadata_set(meta, key, "%lld", (long long)s->tokens);
+}
+
+/* 0 tokens and an infinite loss where there is none. */
+static struct Score entry_score(const struct Metadata *meta, const char *kind)
+{
+    const char *values[3], *names[] = {"loss", "bits_per_byte", "tokens"};
+    for (int i = 0; i < 3; i++) {
+        char key[64];
+        snprintf(key, sizeof key, "%s_%s", kind, names[i]);
+        values[i] = metadata_get(meta, key);
+        if (!values[i]) return (struct Score){.loss = INFINITY};
+    }
+    return (struct Score){strtod(values[0], NULL), strtod(values[1], NULL),
+                          strtoll(values[2], NULL, 10)};
+}
 
 /* Nothing here depends on time or threads: the same run gives the same files. */
-static struct Metadata describe(const struct Run *r, const struct Score *score, int64_t step)
+static struct Metadata describe(const struct Run *r, const struct Score *score)
 {
     struct Metadata meta = {0};
     metadata_set(&meta, "program", "train_gpt");
-    metadata_set(&meta, "step", "%lld", (long long)step);
+    metadata_set(&meta, "step", "%lld", (long long)r->step);
     metadata_set(&meta, "tokens", "%lld", (long long)r->tokens);
     metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
     metadata_set(&meta, "position", "%d", r->loader.next);
-    if (score->tokens) {
-        metadata_set(&meta, "val_loss", "%.17g", score->loss);
-        metadata_set(&meta, "val_bits_per_byte", "%.17g", score->bits_per_byte);
-        metadata_set(&meta, "val_tokens", "%lld", (long long)score->tokens);
-    }
+    if (score->tokens) set_score(&meta, "val", score);
     metadata_set(&meta, "tokenizer_hash", "%016llx", (unsigned long long)r->tokenizer->hash);
     metadata_set(&meta, "data_fingerprint", "%016llx", (unsigned long long)r->data.fingerprint);
     metadata_set(&meta, "val_fingerprint", "%016llx", (unsigned long long)r->val.fingerprint);
     for (const struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
         char key[64];
         snprintf(key, sizeof key, "train.%s", o->name);
-        if (has_value(o)) metadata_set(&meta, key, "%s", option_text(o));
+        char *text = option_text(o);
+        if (text) metadata_set(&meta, key, "%s", text);
+        free(text);
     }
     metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
     return meta;
@@ -605,7 +651,7 @@ static struct Metadata describe(const struct Run *r, const struct Score *score, 
 static const char *entry(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *value = metadata_get(meta, key);
-    if (!value) die("%s: has no entry `%s`, so it is no state of a run. Start the run again.", path, key);
+    if (!value) die("%s: no entry `%s`, so it is no state of a run. Start it again.", path, key);
     return value;
 }
 
@@ -615,14 +661,8 @@ static int64_t entry_integer(const struct Metadata *meta, const char *key, const
     char *end;
     long long value = strtoll(text, &end, 10);
     if (end == text || *end || value < 0)
-        die("%s: the entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
+        die("%s: entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
     return value;
-}
-
-static double entry_number(const struct Metadata *meta, const char *key)
-{
-    const char *text = metadata_get(meta, key);
-    return text ? strtod(text, NULL) : NAN;
 }
 
 static void metadata_free(struct Metadata *meta)
@@ -636,9 +676,10 @@ static void metadata_free(struct Metadata *meta)
 struct Step { double loss, norm, lr, seconds; int64_t targets; };
 
 /* Timing comes last, so that the columns before it can be compared between runs. */
-static const char LOG_HEADER[] = "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
+static const char LOG_HEADER[] =
+    "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
 
-/* Opens the log with its rows up to `step`, which is 0 for a new run; returns the seconds so far. */
+/* Opens the log with its rows up to `step`, 0 for a new run; *earlier: the seconds until then. */
 static FILE *log_open(const char *path, int64_t step, double *earlier)
 {
     struct Buffer kept = {0};
@@ -671,7 +712,8 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
     fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
             s->targets / s->seconds, r->earlier + seconds() - r->start);
     if (fflush(r->log))
-        die("%s: writing failed (%s). Free some space and --resume.", in_out("log.tsv"), strerror(errno));
+        die("%s/log.tsv: writing failed (%s). Free some space and --resume.", set.out,
+            strerror(errno));
 }
 
 /* --- Saving and taking up again --- */
@@ -680,41 +722,44 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
  * a step of the state. */
 static void save_run(struct Run *r)
 {
-    struct Metadata model_meta = describe(r, &r->last, r->step), state = describe(r, &r->last, r->step);
+    struct Metadata last = describe(r, &r->last), state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
-    metadata_set(&state, "best_loss", "%.17g", r->best.loss);
-    metadata_set(&state, "best_bits_per_byte", "%.17g", r->best.bits_per_byte);
-    metadata_set(&state, "best_tokens", "%lld", (long long)r->best.tokens);
+    if (r->best.tokens) set_score(&state, "best", &r->best);
     fsync(fileno(r->log));
-    if (!r->val.count) save_model(set.out, &r->model, &model_meta);
-    save_model(in_out("last"), &r->model, &model_meta);
+    if (!r->val.count) save_model(set.out, &r->model, &last);
+    save_model(in_out("last"), &r->model, &last);
     save_state(in_out("state.safetensors"), &r->model, &state);
-    metadata_free(&model_meta);
+    metadata_free(&last);
     metadata_free(&state);
 }
 
 /* Options that define the run come from its state; those given again must agree. */
-static void take_options(const struct Metadata *state)
+static void take_options(void)
 {
+    struct Metadata state;
+    load_state_metadata(in_out("state.safetensors"), &state);
+    entry(&state, "train.data", in_out("state.safetensors"));
     for (struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
         char key[64];
         snprintf(key, sizeof key, "train.%s", o->name);
-        const char *stored = metadata_get(state, key);
-        const bool may_change = !strcmp(o->name, "steps") || !strcmp(o->name, "data") || !strcmp(o->name, "val");
+        const char *stored = metadata_get(&state, key);
+        const bool may_change = strstr("steps data val", o->name);      /* data: if moved */
         if (!o->given) {
             if (stored) set_option(o, text_of("%s", stored));
         } else if (!may_change && (!stored || strcmp(stored, option_text(o))))
-            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another --out.",
-                      o->name, option_text(o), set.out, stored ? stored : "none");
+            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
+                      "--out.", o->name, option_text(o), set.out, stored ? stored : "none");
     }
+    metadata_free(&state);
 }
 
-static void check_fingerprint(const struct Metadata *state, const char *key, uint64_t now, const char *option)
+static void check_fingerprint(const struct Metadata *state, const char *key, uint64_t now,
+                              const char *option)
 {
     char text[17];
     snprintf(text, sizeof text, "%016llx", (unsigned long long)now);
     if (strcmp(text, entry(state, key, in_out("state.safetensors"))))
-        die("--%s: not what the run in %s began with. Resume with the same files.", option, set.out);
+        die("--%s: not what the run in %s began with. Resume with the same.", option, set.out);
 }
 
 /* The weights, moments and place in the data that save_run wrote. */
@@ -728,12 +773,12 @@ static void restore_run(struct Run *r)
     check_fingerprint(&state, "val_fingerprint", r->val.fingerprint, "val");
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
-    loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)entry_integer(&state, "position", path));
-    if (r->loader.next > r->loader.count) die("%s: the place in the data is beyond its end. Start the run again.", path);
-    r->last = (struct Score){entry_number(&state, "val_loss"), entry_number(&state, "val_bits_per_byte"),
-                             metadata_get(&state, "val_tokens") ? entry_integer(&state, "val_tokens", path) : 0};
-    r->best = (struct Score){entry_number(&state, "best_loss"), entry_number(&state, "best_bits_per_byte"),
-                             entry_integer(&state, "best_tokens", path)};
+    const int64_t position = entry_integer(&state, "position", path);
+    loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)position);
+    if (position > r->loader.count)
+        die("%s: the place in the data is beyond its end. Start the run again.", path);
+    r->last = entry_score(&state, "val");
+    r->best = entry_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
     append(&r->history, "%s", entry(&state, "history", path));
     metadata_free(&state);
@@ -745,16 +790,20 @@ static void check_out(void)
     static const char *const kept[] = {"model.safetensors", "state.safetensors", "log.tsv"};
     if (set.resume && set.overwrite) die_usage("--resume and --overwrite: choose one of them.");
     if (set.resume && !file_exists(in_out("state.safetensors")))
-        die("%s: no such file, so there is nothing to resume. Start the run without --resume.", in_out("state.safetensors"));
-    for (size_t i = 0; i < sizeof kept / sizeof *kept && !set.resume && !set.overwrite && !set.plan; i++)
+        die("%s/state.safetensors: no such file, so there is nothing to resume. Start without "
+            "--resume.", set.out);
+    if (set.resume || set.overwrite || set.plan) return;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
         if (file_exists(in_out(kept[i])))
-            die_usage("--out %s: already holds a run (%s). Give --resume, --overwrite or another --out.", set.out, kept[i]);
+            die_usage("--out %s: already holds a run (%s). Give --resume, --overwrite or another "
+                      "--out.", set.out, kept[i]);
 }
 
 /* A new run replaces an old one when its first step is due, not before all is known to fit. */
 static void begin_files(struct Run *r)
 {
-    static const char *const old[] = {"state.safetensors", "last/model.safetensors", "model.safetensors", "log.tsv"};
+    static const char *const old[] = {"state.safetensors", "last/model.safetensors",
+                                      "model.safetensors", "log.tsv"};
     make_directory(set.out);
     make_directory(in_out("last"));
     for (size_t i = 0; i < sizeof old / sizeof *old && !set.resume; i++) unlink(in_out(old[i]));
@@ -768,7 +817,8 @@ static void begin_files(struct Run *r)
 static void check_shape(const char *name, int *value, int other)
 {
     if (option_named(name)->given && *value != other)
-        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value, set.init, other);
+        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value, set.init,
+                  other);
     *value = other;
 }
 
@@ -784,9 +834,12 @@ static void init_from_directory(struct Model *model, const struct Tokenizer *tok
     check_shape("channels", &set.channels, source.config.channels);
     if (!option_named("context")->given) set.context = source.config.context;
     if (set.context > source.config.context)
-        die_usage("--context %d: the model in --init %s knows only %d positions.", set.context, set.init, source.config.context);
-    if (source.config.vocabulary != tokenizer->vocabulary || (hash && strtoull(hash, NULL, 16) != tokenizer->hash))
-        die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.", set.init, set.tokenizer);
+        die_usage("--context %d: the model in --init %s knows only %d positions.", set.context,
+                  set.init, source.config.context);
+    const bool other_hash = hash && strtoull(hash, NULL, 16) != tokenizer->hash;
+    if (source.config.vocabulary != tokenizer->vocabulary || other_hash)
+        die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
+            set.init, set.tokenizer);
     struct Config config = source.config;
     config.context = set.context;
     config.labels = 0;
@@ -804,8 +857,10 @@ static void make_model(struct Run *r)
 {
     if (set.init && !set.resume) init_from_directory(&r->model, r->tokenizer);
     else {
-        struct Config config = {set.layers, set.heads, set.channels, set.context, r->tokenizer->vocabulary, 0, NULL};
-        check_config(&config, "--layers, --heads, --channels, --context");
+        struct Config config = {.layers = set.layers, .heads = set.heads, .channels = set.channels,
+                                .context = set.context, .vocabulary = r->tokenizer->vocabulary};
+        if (set.channels % set.heads)
+            die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
         model_create(&r->model, config);
         if (!set.resume) model_init(&r->model, set.seed);
     }
@@ -824,10 +879,13 @@ static int64_t tokens_per_evaluation(const struct Run *r)
 }
 
 /* An evaluation's cost in steps: forward is a third of forward and backward. */
-static double evaluation_in_steps(const struct Run *r) { return tokens_per_evaluation(r) / (3.0 * tokens_per_step()); }
+static double evaluation_in_steps(const struct Run *r)
+{
+    return tokens_per_evaluation(r) / (3.0 * tokens_per_step());
+}
 
-/* Multiply-adds of a token, forward and twice that backward, in FLOPs: 6 for each weight of a matrix
- * (12 C^2 in a block, and the head), and attention over T positions. */
+/* Forward, and twice that backward: 6 for each weight of a matrix (12 C^2 in a block, V C in the
+ * head), and attention over T positions. */
 static double flops_per_token(const struct Config *c)
 {
     const double L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
@@ -845,19 +903,23 @@ static struct Memory memory_needed(const struct Run *r)
     m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
     if (set.sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
-    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real) + 2.0 * tokens_per_step() * sizeof(int)
-           + (double)sequence_count(&r->data, set.context, set.context - 1) * sizeof(int);
+    const double order = sequence_count(&r->data, set.context, set.context - 1);
+    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real)
+           + (order + 2 * tokens_per_step()) * sizeof(int);
     m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
     return m;
 }
 
-static double machine_memory(void) { return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+static double machine_memory(void)
+{
+    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
 
 /* The number of evaluations that the help text of --eval-every promises. */
 static int64_t default_eval_every(const struct Run *r)
 {
-    const double for_twenty = ceil(set.steps / 20.0), for_a_tenth = ceil(10 * evaluation_in_steps(r));
-    return (int64_t)fmax(1, fmax(for_twenty, for_a_tenth));
+    const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
+    return (int64_t)fmax(1, fmax(ceil(set.steps / 20.0), for_a_tenth));
 }
 
 /* ============================================================================================= */
@@ -899,14 +961,15 @@ static double step_gradient(struct Run *r, int64_t step, int64_t targets)
 static void check_finite(const struct Run *r, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
-    const char *first = "none";
+    const char *first = "";
     for (int i = r->model.param_count - 1; i >= 0; i--) {
         const struct Param *p = &r->model.params[i];
         for (size_t k = 0; k < p->size; k++)
             if (!isfinite(r->model.grads[p->offset + k])) { first = p->name; break; }
     }
-    die("step %lld: the loss is %g and the gradient's norm %g (first in: %s). What %s holds is from "
-        "before. Start again with a lower --lr.", (long long)r->step + 1, loss, norm, first, set.out);
+    die("step %lld: the loss is %g, the gradient's norm %g%s%s. %s keeps what it held before. "
+        "Start again with a lower --lr.", (long long)r->step + 1, loss, norm,
+        *first ? ", not finite in " : "", first, set.out);
 }
 
 /* Seconds of a step, from a few that leave no trace: with lr = 0 the weights stay, and the moments
@@ -929,7 +992,7 @@ static double measure_step(struct Run *r)
     return fastest;
 }
 
-/* How many steps, with their evaluations, fit into what is left of the time limit. */
+/* How many more steps, with their evaluations, fit into what is left of the time limit. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const double left = 0.96 * (set.time_limit - (seconds() - r->start)) / step_seconds;
@@ -953,14 +1016,15 @@ static int64_t steps_in_epochs(struct Run *r)
 /* The best model so far is what --out holds. */
 static void evaluate_run(struct Run *r)
 {
-    const struct Score s = r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes,
-                                              set.context, set.batch, set.eval_tokens, false);
+    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes,
+                                    set.context, set.batch, set.eval_tokens, false);
+    r->last = s;
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
     const bool better = s.loss < r->best.loss;
     if (better) {
         r->best = s;
         r->best_step = r->step;
-        struct Metadata meta = describe(r, &s, r->step);
+        struct Metadata meta = describe(r, &s);
         save_model(set.out, &r->model, &meta);
         metadata_free(&meta);
     }
@@ -988,8 +1052,10 @@ static void request_stop(int signal_number)
     if (write(2, note, sizeof note - 1) < 0) return;
 }
 
-static bool out_of_time(const struct Run *r, double step_seconds)
+/* Whether there is no time for another step and the last evaluation. */
+static bool out_of_time(const struct Run *r)
 {
+    const double step_seconds = r->working / (r->step - r->first + 1);
     const double rest = step_seconds * (1 + evaluation_in_steps(r));
     return set.time_limit > 0 && seconds() - r->start + rest > set.time_limit;
 }
@@ -1016,20 +1082,33 @@ static void show_step(struct Run *r, const struct Step *s)
 {
     const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
     r->rate = r->rate > 0 ? 0.9 * r->rate + 0.1 * rate : rate;
-    if (r->step > r->first && r->step < set.steps && now - r->shown < (live() ? 0.1 : 2 + elapsed / 20)) return;
+    const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
+    if (!due && r->step > r->first && r->step < set.steps) return;
     r->shown = now;
     double eta = elapsed / (r->step - r->first + 1) * (set.steps - r->step);
     if (set.time_limit > 0) eta = fmin(eta, set.time_limit - (now - r->start));
-    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             (long long)r->step, (long long)set.steps, s->loss, s->lr, s->norm, r->rate,
+    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  "
+             "eta %s", (long long)r->step, (long long)set.steps, s->loss, s->lr, s->norm, r->rate,
              100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+}
+
+/* The number of steps was guessed from a few. Now that the learning rate has risen, which it does
+ * whatever their number, and a twentieth of the time is over, it is set for good. */
+static void settle_steps(struct Run *r)
+{
+    if (r->step < set.warmup || r->working < set.time_limit / 20) return;
+    r->timed = false;
+    set.steps = r->step + steps_in_time(r, r->working / (r->step - r->first + 1));
+    if (!option_named("eval-every")->given) set.eval_every = default_eval_every(r);
 }
 
 /* One step and what is due after it. Returns false after the last. */
 static bool train_step(struct Run *r)
 {
     const struct Step s = update(r);
-    const bool late = out_of_time(r, s.seconds), over = r->step >= set.steps || late;
+    r->working += s.seconds;
+    if (r->timed) settle_steps(r);
+    const bool late = out_of_time(r), over = r->step >= set.steps || late;
     const bool evaluated = r->val.count && (over || r->step % set.eval_every == 0);
     show_step(r, &s);
     if (evaluated) evaluate_run(r);
@@ -1056,37 +1135,55 @@ static void refuse_arguments(int left, char **argv)
 
 /* --- train --- */
 
+static double epochs_of(const struct Run *r)
+{
+    return (double)set.steps * tokens_per_step() / (r->data.tokens - 1);
+}
+
+static void print_memory(const struct Memory *m)
+{
+    const struct { const char *kind; double bytes; } rows[] = {
+        {"weights", m->weights}, {"gradients", m->gradients}, {"moments", m->moments},
+        {"activations", m->activations}, {"logits", m->logits}, {"sampling", m->sampling},
+        {"rest", m->rest},
+    };
+    printf("memory         %.1f MB of this machine's %.0f\n", m->total / 1e6,
+           machine_memory() / 1e6);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        printf("  %-12s %.1f MB\n", rows[i].kind, rows[i].bytes / 1e6);
+}
+
 static void print_plan(const struct Run *r, double step_seconds)
 {
     const struct Memory m = memory_needed(r);
     const struct Config *c = &r->model.config;
-    const double tokens = tokens_per_step(), flops = flops_per_token(c), rate = tokens / step_seconds;
+    const double flops = flops_per_token(c), rate = tokens_per_step() / step_seconds;
     const double evaluations = r->val.count ? (double)set.steps / set.eval_every + 1 : 0;
+    const double all_steps = set.steps + evaluations * evaluation_in_steps(r);
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.size);
-    printf("memory         %.1f MB of this machine's %.0f\n", m.total / 1e6, machine_memory() / 1e6);
-    printf("  weights      %.1f MB\n  gradients    %.1f MB\n  moments      %.1f MB\n", m.weights / 1e6, m.gradients / 1e6, m.moments / 1e6);
-    printf("  activations  %.1f MB\n  logits       %.1f MB\n  sampling     %.1f MB\n", m.activations / 1e6, m.logits / 1e6, m.sampling / 1e6);
-    printf("  rest         %.1f MB\n", m.rest / 1e6);
-    printf("data           %lld tokens in %d shards\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %.0f tokens: %.2f epochs\n", (long long)set.steps, tokens, set.steps * tokens / (r->data.tokens - 1));
+    print_memory(&m);
+    printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
+    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)set.steps,
+           (long long)tokens_per_step(), epochs_of(r));
     printf("FLOPs          %.3g for a token\n", flops);
-    printf("peak           %.1f GFLOP/s with %d threads, measured\n", r->peak / 1e9, thread_count());
+    printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.0f tokens/s, %.0f%% of peak, %s\n", rate, 100 * rate * flops / r->peak,
            m.total < machine_memory() ? "measured" : "assumed, since the memory does not suffice");
-    printf("duration       %s\n", duration(set.steps * step_seconds + evaluations * evaluation_in_steps(r) * step_seconds));
+    printf("duration       %s\n", duration(step_seconds * all_steps));
 }
 
 static void print_summary(const struct Run *r)
 {
     const struct Memory m = memory_needed(r);
-    progress(true, "%.2fM parameters, %.0f MB of memory, %d threads, %.0f GFLOP/s at most", r->model.size / 1e6, m.total / 1e6,
-             thread_count(), r->peak / 1e9);
-    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens, (long long)set.steps,
-             (long long)tokens_per_step(), (double)set.steps * tokens_per_step() / (r->data.tokens - 1));
+    progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
+             r->model.size / 1e6, m.total / 1e6, thread_count(), r->peak / 1e9);
+    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
+             (long long)set.steps, (long long)tokens_per_step(), epochs_of(r));
     if (m.total > machine_memory())
-        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with --accumulate.", m.total / 1e6, machine_memory() / 1e6);
+        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
+             "--accumulate.", m.total / 1e6, machine_memory() / 1e6);
 }
 
 static bool same_file(const char *a, const char *b)
@@ -1107,31 +1204,35 @@ static void load_inputs(struct Run *r)
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
-                warn("%s: is in --data and in --val, so the validation loss says little.", r->data.shards[i].path);
+                warn("%s: is in --data and in --val, so the validation loss says little.",
+                     r->data.shards[i].path);
 }
 
 /* All memory of the run, before its first step. */
 static void take_memory(struct Run *r)
 {
     if ((int64_t)set.batch * set.context > INT32_MAX / 8)
-        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch, set.context);
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch,
+                  set.context);
     loader_create(&r->loader, &r->data, set.context, set.seed);
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < set.accumulate; a++) r->minibatches[a] = minibatch_create(set.batch, set.context);
+    for (int a = 0; a < set.accumulate; a++)
+        r->minibatches[a] = minibatch_create(set.batch, set.context);
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
 }
 
-/* Turns --epochs and --time-limit into steps, once: from there on the run depends on steps alone.
+/* Turns --epochs and --time-limit into steps; what is computed depends on steps, never on time.
  * Returns the seconds of a step, where they are needed. */
 static double fix_steps(struct Run *r)
 {
-    const bool steps_given = option_named("steps")->given, timed = set.time_limit > 0 && !steps_given && !set.epochs && !set.resume;
-    double step_seconds = tokens_per_step() * flops_per_token(&r->model.config) / (0.6 * r->peak);
-    if (steps_given && set.epochs) die_usage("--steps and --epochs: choose one of them.");
-    if (set.epochs) set.steps = steps_in_epochs(r);
-    if ((timed || set.plan) && memory_needed(r).total < machine_memory()) step_seconds = measure_step(r);
-    if (timed) set.steps = steps_in_time(r, step_seconds);
+    const bool given = option_named("steps")->given || set.epochs > 0;
+    r->timed = set.time_limit > 0 && !given && !set.resume;
+    const bool measured = (r->timed || set.plan) && memory_needed(r).total < machine_memory();
+    const double assumed = tokens_per_step() * flops_per_token(&r->model.config) / (0.6 * r->peak);
+    if (set.epochs > 0) set.steps = steps_in_epochs(r);
+    const double step_seconds = measured ? measure_step(r) : assumed;
+    if (r->timed) set.steps = steps_in_time(r, step_seconds);
     if (set.resume) return step_seconds;
     if (!option_named("warmup")->given && set.warmup > set.steps / 10) set.warmup = set.steps / 10;
     if (set.eval_every == 0) set.eval_every = default_eval_every(r);
@@ -1140,16 +1241,19 @@ static double fix_steps(struct Run *r)
 
 static int finish(const struct Run *r)
 {
-    char *best = r->val.count ? text_of("best of step %lld, val_loss %.4f, bits_per_byte %.4f", (long long)r->best_step,
-                                        r->best.loss, r->best.bits_per_byte) : text_of("of step %lld", (long long)r->step);
+    const double time = r->earlier + seconds() - r->start;
     if (stop_requested && r->step < set.steps) {
-        progress(true, "stopped after step %lld of %lld and saved. Go on with: train_gpt train --out %s --resume",
-                 (long long)r->step, (long long)set.steps, set.out);
+        progress(true, "stopped after step %lld of %lld and saved. Go on with: train_gpt train "
+                 "--out %s --resume", (long long)r->step, (long long)set.steps, set.out);
         return STATUS_FAILED;
     }
     if (live()) fprintf(stderr, "\r\033[K");
-    printf("%s: %s; %lld tokens in %s\n", set.out, best, (long long)r->tokens, duration(r->earlier + seconds() - r->start));
-    free(best);
+    printf("%s: ", set.out);
+    if (r->best_step)
+        printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
+               r->best.loss, r->best.bits_per_byte);
+    printf("%lld steps, %lld tokens, %s\n", (long long)r->step, (long long)r->tokens,
+           duration(time));
     return 0;
 }
 
@@ -1158,18 +1262,14 @@ static int train(int argc, char **argv)
     struct Run r = {.start = seconds(), .best.loss = INFINITY};
     refuse_arguments(parse_options(argc, argv, train_options, TRAIN_OPTIONS,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
-        "Pretrains a model. --out holds the best one, --out/last the last, log.tsv a row for each step."), argv);
-    if (!set.out && !set.plan) die_usage("--out: must be given. --help explains it.");
+        "Pretrains a model. --out holds the best one and log.tsv, --out/last the last."), argv);
+    if (!set.out && (set.resume || !set.plan))
+        die_usage("--out: must be given. --help explains it.");
+    if (set.epochs > 0 && option_named("steps")->given)
+        die_usage("--steps and --epochs: choose one of them.");
     set_threads(set.threads);
     if (set.out) check_out();
-    else if (set.resume) die_usage("--resume: needs --out.");
-    if (set.resume) {
-        struct Metadata state;
-        load_state_metadata(in_out("state.safetensors"), &state);
-        entry(&state, "train.data", in_out("state.safetensors"));
-        take_options(&state);
-        metadata_free(&state);
-    }
+    if (set.resume) take_options();
     load_inputs(&r);
     make_model(&r);
     r.peak = fma_peak();
@@ -1179,8 +1279,8 @@ static int train(int argc, char **argv)
     if (set.resume) restore_run(&r);
     print_summary(&r);
     if (r.step >= set.steps) {
-        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.", set.out,
-                 (long long)r.step, (long long)set.steps);
+        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
+                 set.out, (long long)r.step, (long long)set.steps);
         return 0;
     }
     begin_files(&r);
@@ -1195,12 +1295,14 @@ static int train(int argc, char **argv)
 /* --- eval, sample, info --- */
 
 /* The tokenizer that lies beside a model, after a check that they belong together. */
-static struct Tokenizer *tokenizer_of(const char *dir, const struct Model *model, const struct Metadata *meta)
+static struct Tokenizer *tokenizer_of(const char *dir, const struct Model *model,
+                                      const struct Metadata *meta)
 {
     struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash");
     if (t->vocabulary > model->config.vocabulary || (hash && strtoull(hash, NULL, 16) != t->hash))
-        die("%s: merges.txt is not the tokenizer that the model was trained with. Put that one there.", dir);
+        die("%s: merges.txt is not the tokenizer that the model was trained with. Put that there.",
+            dir);
     return t;
 }
 
@@ -1212,7 +1314,8 @@ static int eval(int argc, char **argv)
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
         {"data", "token shards", TEXT, &pattern, .required = true},
-        {"context", "tokens that the model sees at once; 0: as many as it can", INTEGER, &context, 0, 1 << 20},
+        {"context", "tokens that the model sees at once; 0: as many as it can",
+         INTEGER, &context, 0, 1 << 20},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
@@ -1225,20 +1328,24 @@ static int eval(int argc, char **argv)
     struct Metadata meta;
     load_model(&model, dir, &meta);
     const int T = context ? context : model.config.context;
-    if (T > model.config.context) die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
+    if (T > model.config.context)
+        die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
     struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
     struct Data data = open_data("data", pattern, tokenizer->vocabulary);
     const int64_t all = sequence_count(&data, T, 0);
     if (batch > all) batch = (int)all;
-    if ((int64_t)batch * T > INT32_MAX / 8) die_usage("--batch %d: times %d tokens is too much.", batch, T);
+    if ((int64_t)batch * T > INT32_MAX / 8)
+        die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
     struct Minibatch m = minibatch_create(batch, T);
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
-    struct Score s = evaluate(&model, &ws, &m, &data, token_bytes(tokenizer, model.config.vocabulary), T, batch, tokens, true);
+    const int *bytes = token_bytes(tokenizer, model.config.vocabulary);
+    struct Score s = evaluate(&model, &ws, &m, &data, bytes, T, batch, tokens, true);
     if (live()) fprintf(stderr, "\r\033[K");
-    printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss), s.bits_per_byte, (long long)s.tokens);
+    printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
+           s.bits_per_byte, (long long)s.tokens);
     return 0;
 }
 
@@ -1252,9 +1359,11 @@ static int sample(int argc, char **argv)
         {"model", "model directory", TEXT, &dir, .required = true},
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token", REAL_NUMBER, &temperature, 0, 100},
+        {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
+         REAL_NUMBER, &temperature, 0, 100},
         {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9},
-        {"top-p", "draw from the likeliest tokens that have this probability together", REAL_NUMBER, &top_p, 0, 1},
+        {"top-p", "draw from the likeliest tokens that have this probability together",
+         REAL_NUMBER, &top_p, 0, 1},
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
@@ -1280,7 +1389,8 @@ static int sample(int argc, char **argv)
         g.random = stream_for(seed, SAMPLE_STREAM, i);
         written += write_sample(&g, prompt, ids, prompt_count, tokens);
     }
-    fprintf(stderr, "%lld tokens, %.0f tokens/s\n", (long long)written, written / (seconds() - start));
+    const double took = seconds() - start;
+    fprintf(stderr, "%lld tokens, %.0f tokens/s\n", (long long)written, written / took);
     generator_free(&g);
     return 0;
 }
@@ -1293,8 +1403,11 @@ static void print_history(const struct Metadata *meta, const char *dir)
         printf("history\n  %10s %10s %14s\n", "step", "val_loss", "bits_per_byte");
         long long step;
         double loss, bits;
-        for (int used; sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3; history += used)
+        int used;
+        while (sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3) {
             printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
+            history += used;
+        }
     }
     char *path = text_of("%s/log.tsv", dir);
     if (file_exists(path)) {
@@ -1321,8 +1434,10 @@ static int info(int argc, char **argv)
     struct Metadata meta;
     load_model(&model, dir, &meta);
     const struct Config *c = &model.config;
-    printf("layers         %d\nheads          %d\nchannels       %d\ncontext        %d\nvocabulary     %d\nparameters     %zu\n",
-           c->layers, c->heads, c->channels, c->context, c->vocabulary, model.size);
+    printf("layers         %d\nheads          %d\n", c->layers, c->heads);
+    printf("channels       %d\ncontext        %d\n", c->channels, c->context);
+    printf("vocabulary     %d\n", c->vocabulary);
+    printf("parameters     %zu\n", model.size);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
     char *merges = text_of("%s/merges.txt", dir);
     if (!metadata_get(&meta, "tokenizer_hash") && file_exists(merges))
@@ -1337,7 +1452,11 @@ static int info(int argc, char **argv)
 #ifndef TRAIN_GPT_NO_MAIN
 int main(int argc, char **argv)
 {
-    static const struct { const char *name; int (*run)(int, char **); const char *meaning; } commands[] = {
+    static const struct {
+        const char *name;
+        int (*run)(int, char **);
+        const char *meaning;
+    } commands[] = {
         {"train", train, "pretrain a model on token shards"},
         {"eval", eval, "loss of a model on token shards"},
         {"sample", sample, "let a model write"},
@@ -1349,7 +1468,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < COMMANDS && argc > 1; i++)
         if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 2, argv + 2);
     if (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h")))
-        die_usage("%s: name one of train, eval, sample, info. --help explains them.", argc > 1 ? argv[1] : "no subcommand");
+        die_usage("%s: name one of train, eval, sample, info. --help explains them.",
+                  argc > 1 ? argv[1] : "no subcommand");
     printf("train_gpt SUBCOMMAND [options]; --help after a subcommand lists its options\n");
     for (int i = 0; i < COMMANDS; i++) printf("  %-8s %s\n", commands[i].name, commands[i].meaning);
     return 0;

@@ -21,8 +21,7 @@ say "2. A tokenizer of 1,024 tokens, and the reviews as token shards"
 say "3. Pretraining for a minute: predict the next token, no labels needed"
 ./train_gpt train --data "$dir/shards/train_*.bin" --val "$dir/shards/val_*.bin" --tokenizer "$dir/tokenizer" \
     --out "$dir/model" --layers 4 --heads 4 --channels 128 --context 128 --batch 16 --lr 2e-3 --time-limit 60s
-echo "The lowest loss that any model can reach on these reviews:"
-grep -i 'bits' "$dir/text/limits.txt" || true
+printf 'The lowest loss that any model of these reviews can reach: %s bits per byte\n' "$(awk '$1 == "lowest_bits_per_byte" {print $2}' "$dir/text/limits.txt")"
 
 say "4. What it writes now"
 ./train_gpt sample --model "$dir/model" --prompt "" --tokens 80 --count 3 --seed 1 2>/dev/null
@@ -39,8 +38,7 @@ for tune in scratch probe last:2 full; do
     printf '%-10s %12s %9d\n' "$tune" "$accuracy" $((end - start)) >>"$dir/table"
 done
 cat "$dir/table"
-echo "The best accuracy that is possible:"
-grep -i 'accuracy' "$dir/text/limits.txt" || true
+printf '%-10s %12s\n' 'possible' "$(awk '$1 == "best_accuracy" {print $2}' "$dir/text/limits.txt")"
 
 say "6. Three sentences"
 ./finetune_cls predict --model "$dir/full" "A wonderful film with a brilliant cast." \

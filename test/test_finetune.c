@@ -19,7 +19,8 @@ static const char *file_of(const char *bytes, size_t n)
 
 #define EXAMPLES(literal) read_examples(file_of(literal, sizeof(literal) - 1), NULL, NULL)
 
-static bool same(struct Bytes b, const char *text, size_t n) { return b.size == n && !memcmp(b.data, text, n); }
+static bool same(struct Bytes b, const char *text, size_t n) { return b.size == n
+                                                              && !memcmp(b.data, text, n); }
 
 #define IS(bytes, literal) same(bytes, literal, sizeof(literal) - 1)
 
@@ -28,22 +29,29 @@ static bool same(struct Bytes b, const char *text, size_t n) { return b.size == 
 static void test_formats(void)
 {
     struct Examples e = EXAMPLES("label\tsentence\n0\thide \"new\" secretions\n1\ta, b\n");
-    check(e.count == 2 && IS(e.items[0].text, "hide \"new\" secretions") && IS(e.items[0].label, "0")
-          && IS(e.items[1].text, "a, b") && e.items[1].line == 3, "TSV: columns by name, quotes and commas are text");
+    check(e.count == 2 && IS(e.items[0].text, "hide \"new\" secretions")
+          && IS(e.items[0].label, "0")
+          && IS(e.items[1].text, "a, b") && e.items[1].line == 3,
+              "TSV: columns by name, quotes and commas are text");
     e = EXAMPLES("\xEF\xBB\xBF\r\nText\tLabel\r\ngood\tpos\r\n\r\n\tneg");
-    check(e.count == 2 && IS(e.items[0].text, "good") && IS(e.items[0].label, "pos") && IS(e.items[1].text, "")
-          && e.items[1].line == 5, "TSV: byte order mark, CRLF, blank lines, capitals, an empty text, no last line end");
+    check(e.count == 2 && IS(e.items[0].text, "good") && IS(e.items[0].label, "pos")
+          && IS(e.items[1].text, "")
+          && e.items[1].line == 5,
+              "TSV: byte order mark, CRLF, blank lines, capitals, an empty text, no last line end");
     e = EXAMPLES("id,review,label\n1,\"two\nlines, a \"\"quote\"\"\",bad\n2,plain,\"good\"\r\n3,\"\",bad");
-    check(e.count == 3 && IS(e.items[0].text, "two\nlines, a \"quote\"") && IS(e.items[0].label, "bad")
+    check(e.count == 3 && IS(e.items[0].text, "two\nlines, a \"quote\"")
+          && IS(e.items[0].label, "bad")
           && e.items[1].line == 4 && IS(e.items[1].label, "good") && IS(e.items[2].text, ""),
           "CSV: quoted line ends, commas and quotes; line numbers go on");
     e = EXAMPLES("{\"text\": \"caf\\u00e9\\n\", \"label\": 1}\n\n{\"label\": \"x\", \"id\": [1, {}], \"text\": \"\"}\r\n"
                  "{\"text\": \"t\", \"label\": -0.5}\n{\"text\": \"t\", \"label\": true}");
-    check(e.count == 4 && IS(e.items[0].text, "caf\xC3\xA9\n") && IS(e.items[0].label, "1") && IS(e.items[1].label, "x")
+    check(e.count == 4 && IS(e.items[0].text, "caf\xC3\xA9\n") && IS(e.items[0].label, "1")
+          && IS(e.items[1].label, "x")
           && e.items[1].line == 3 && IS(e.items[2].label, "-0.5") && IS(e.items[3].label, "true"),
           "JSON lines: escapes, labels that are numbers or truth values");
     e = EXAMPLES("text\tlabel\n\xFF\xFE\0\xC0\t1\n");
-    check(e.count == 1 && IS(e.items[0].text, "\xFF\xFE\0\xC0"), "texts may hold invalid UTF-8 and NUL");
+    check(e.count == 1 && IS(e.items[0].text, "\xFF\xFE\0\xC0"),
+          "texts may hold invalid UTF-8 and NUL");
     e = EXAMPLES("content\ttext\tlabel\na\tb\tc\n");
     check(IS(e.items[0].text, "b"), "of several usual names the preferred one is taken");
     e = read_examples(file_of("text,label,stars\na,b,c\n", 23), "label", "stars");
@@ -73,7 +81,8 @@ static void check_refused(const char *bytes, size_t n, const char *wanted)
     message[length] = 0;
     close(ends[0]);
     waitpid(child, &status, 0);
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 && strstr(message, wanted), "refused: %s", wanted);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 && strstr(message, wanted), "refused: %s",
+          wanted);
     if (!strstr(message, wanted)) printf("     but it said: %s\n", message);
 }
 
@@ -85,10 +94,12 @@ static void test_refusals(void)
     REFUSED("\n\r\n", "data: the file is empty");
     REFUSED("text\tlabel\n", "data: has a header but no examples");
     REFUSED("\xFF\xFEt\0", "data: the text is UTF-16");
-    REFUSED("a\tlabel\nx\ty\n", "data:1: no column is named text|sentence|content|review (there are: a, label)");
+    REFUSED("a\tlabel\nx\ty\n",
+            "data:1: no column is named text|sentence|content|review (there are: a, label)");
     REFUSED("text,b\nx,y\n", "data:1: no column is named label (there are: text, b)");
     REFUSED("just a line\n", "data:1: no column");
-    REFUSED("text\tlabel\na\tb\na\tb\tc\n", "data:3: 3 columns where the header has 2. Remove tabs");
+    REFUSED("text\tlabel\na\tb\na\tb\tc\n",
+            "data:3: 3 columns where the header has 2. Remove tabs");
     REFUSED("text,label\na\n", "data:2: 1 columns where the header has 2. Put texts");
     REFUSED("text,label\nx,y\n\"a\nb", "data:3: a quoted field does not end");
     REFUSED("text,label\n\"a\nb\"c,d\n", "data:3: text follows a closing quote");
@@ -96,12 +107,15 @@ static void test_refusals(void)
     REFUSED("text,label\na,\"b\nc\"\n", "data:2: the label holds a control character");
     REFUSED("text\tlabel\na\t\xC3\n", "data:2: the label is not valid UTF-8");
     REFUSED("text\tlabel\na\tb\nc\tb\n", "data: every label is \"b\". Two classes are needed");
-    REFUSED("text\tlabel\na\tb\nc\td\n", "data:7: label \"new\" is not known; the model's labels are: b, d");
-    REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n", "data:2: no column is named label (there are: text)");
+    REFUSED("text\tlabel\na\tb\nc\td\n",
+            "data:7: label \"new\" is not known; the model's labels are: b, d");
+    REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n",
+            "data:2: no column is named label (there are: text)");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\n", "data:2: not valid JSON");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n[]\n", "data:2: not a JSON object");
     REFUSED("{\"text\": 3, \"label\": 1}\n", "data:1: \"text\" is not a string");
-    REFUSED("{\"text\": \"a\", \"label\": null}\n", "data:1: \"label\" is neither a string nor a number");
+    REFUSED("{\"text\": \"a\", \"label\": null}\n",
+            "data:1: \"label\" is neither a string nor a number");
     REFUSED("{\"text\": \"a\\u0000b\", \"label\": 1}\n", "data:1: holds a NUL");
 }
 
@@ -114,10 +128,13 @@ static void test_classes(void)
     bool good = classes == 6;
     for (int k = 0; k < classes && good; k++) good = !strcmp(names[k], wanted[k]);
     check(good, "classes are the labels in the order of their bytes");
-    check(class_of("", &e.items[0], names, classes) == 5 && class_of("", &e.items[2], names, classes) == 4,
+    check(class_of("", &e.items[0], names, classes) == 5
+          && class_of("", &e.items[2], names, classes) == 4,
           "a label that begins another one is told apart");
-    check(valid_utf8("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10) && !valid_utf8("\xC0\x80", 2) && !valid_utf8("\xED\xA0\x80", 3)
-          && !valid_utf8("\xF4\x90\x80\x80", 4) && !valid_utf8("\xE2\x82", 2), "UTF-8 is recognised");
+    check(valid_utf8("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10) && !valid_utf8("\xC0\x80", 2)
+          && !valid_utf8("\xED\xA0\x80", 3)
+          && !valid_utf8("\xF4\x90\x80\x80", 4) && !valid_utf8("\xE2\x82", 2),
+              "UTF-8 is recognised");
 }
 
 /* --- Examples --- */
@@ -136,27 +153,35 @@ static void test_split(void)
     for (int i = 0; i < N; i++) once = once && seen[i] == 1;
     check(once, "split: every example once");
     check(aside[0] == 0 && aside[1] == 1 && aside[2] == 30 && aside[3] == 70,
-          "split: a tenth of each class, at least one, never the last: %d %d %d %d", aside[0], aside[1], aside[2], aside[3]);
-    check(!memcmp(list, again, sizeof list) && memcmp(list, other, sizeof list), "split: a function of the seed");
+          "split: a tenth of each class, at least one, never the last: %d %d %d %d", aside[0],
+              aside[1], aside[2], aside[3]);
+    check(!memcmp(list, again, sizeof list) && memcmp(list, other, sizeof list),
+          "split: a function of the seed");
 }
 
 static void test_truncation(void)
 {
     struct { const char *how; int n, most, want[4], count; } cases[] = {
-        {"head", 6, 4, {1, 2, 3, 4}, 4}, {"tail", 6, 4, {3, 4, 5, 6}, 4}, {"both", 6, 4, {1, 2, 5, 6}, 4},
+        {"head", 6, 4, {1, 2, 3, 4}, 4}, {"tail", 6, 4, {3, 4, 5, 6}, 4},
+            {"both", 6, 4, {1, 2, 5, 6}, 4},
         {"both", 6, 3, {1, 2, 6}, 3}, {"tail", 6, 0, {0}, 0}, {"tail", 3, 4, {1, 2, 3}, 3},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         int ids[6] = {1, 2, 3, 4, 5, 6};
         const int n = truncate_ids(ids, cases[i].n, cases[i].most, cases[i].how);
-        check(n == cases[i].count && !memcmp(ids, cases[i].want, n * sizeof *ids), "truncate %s: %d of %d", cases[i].how,
+        check(n == cases[i].count && !memcmp(ids, cases[i].want, n * sizeof *ids),
+              "truncate %s: %d of %d", cases[i].how,
               cases[i].most, cases[i].n);
     }
 }
 
 /* --- Batches --- */
 
-static struct Tokenizer *bytes_tokenizer(void) { return tokenizer_from_merges(NULL, 0); }
+/* 256 bytes, one merge and <|endoftext|>. */
+static struct Tokenizer *small_tokenizer(void)
+{
+    return tokenizer_load(file_of("#version: 0.2\na b\n", 18));
+}
 
 static struct Dataset random_texts(struct Tokenizer *t, int count, int longest, struct Window w)
 {
@@ -174,16 +199,17 @@ static struct Dataset random_texts(struct Tokenizer *t, int count, int longest, 
 static void test_batches(void)
 {
     enum { N = 97, K = 3, C = 24 };
-    struct Tokenizer *t = bytes_tokenizer();
+    struct Tokenizer *t = small_tokenizer();
     struct Dataset d = random_texts(t, N, 60, (struct Window){32, "tail"});
     struct Model model;
     char *names[] = {"a", "b", "c"};
-    model_create(&model, (struct Config){2, 3, C, 32, 257, K, names});
+    model_create(&model, (struct Config){2, 3, C, 32, 258, K, names});
     model_init(&model, 1);
     struct Runner many, single;
     runner_create(&many, &model, 128, WORK_EVAL);
     runner_create(&single, &model, 32, WORK_EVAL);
-    check(d.longest == 32 && d.truncated > 0 && d.tokens[0] == 256, "texts start with <|endoftext|> and are cut to the window");
+    check(d.longest == 32 && d.truncated > 0 && d.tokens[0] == 257,
+          "texts start with <|endoftext|> and are cut to the window");
 
     int list[N], most = 0, seen = 0;
     for (int i = 0; i < N; i++) list[i] = N - 1 - i;
@@ -192,7 +218,8 @@ static void test_batches(void)
         most = max_int(most, b.rows);
         seen += b.sequences;
     }
-    check(most <= 128 && most > 96, "batches are filled, but not beyond their rows: %d of 128", most);
+    check(most <= 128 && most > 96, "batches are filled, but not beyond their rows: %d of 128",
+          most);
 
     real p[N * K], x[N * C], q[K], y[C];
     const double loss = run_examples(&many, p, x, &d, list, N, NULL);
@@ -214,13 +241,16 @@ static void test_batches(void)
 static void test_scores(void)
 {
     /* True classes 0 0 0 1 1 2, predicted 0 0 1 1 1 1; class 3 never occurs. */
-    const real p[] = {0.9, 0.1, 0, 0,  0.6, 0.4, 0, 0,  0.1, 0.9, 0, 0,  0, 1, 0, 0,  0.2, 0.8, 0, 0,  0.3, 0.4, 0.3, 0};
+    const real p[] = {0.9, 0.1, 0, 0,  0.6, 0.4, 0, 0,  0.1, 0.9, 0, 0,  0, 1, 0, 0,  0.2, 0.8, 0,
+                      0,  0.3, 0.4, 0.3, 0};
     const int truth[] = {0, 0, 0, 1, 1, 2};
     int confusion[16];
     const struct Scores s = score(confusion, p, truth, 3, 6, 4);
     check(fabs(s.accuracy - 4.0 / 6) < 1e-12 && s.loss == 0.5, "accuracy and mean loss");
-    check(fabs(s.macro_f1 - (4.0 / 5 + 4.0 / 6 + 0) / 3) < 1e-12, "macro F1 over the classes that occur");
-    check(confusion[0] == 2 && confusion[1] == 1 && confusion[5] == 2 && confusion[9] == 1, "confusion: row true, column predicted");
+    check(fabs(s.macro_f1 - (4.0 / 5 + 4.0 / 6 + 0) / 3) < 1e-12,
+          "macro F1 over the classes that occur");
+    check(confusion[0] == 2 && confusion[1] == 1 && confusion[5] == 2 && confusion[9] == 1,
+          "confusion: row true, column predicted");
     /* Bins of 1/15: 0.9 twice (one right), 0.6, 1, 0.8, 0.4 (wrong). */
     const double wanted = (fabs(1 - 1.8) + 0.4 + 0 + 0.2 + 0.4) / 6;
     check(fabs(s.ece - wanted) < 1e-6, "calibration error %.4f", s.ece);
@@ -279,8 +309,10 @@ static void test_objective(const real *x, const int *labels)
         difference[i] = (difference[i] - plain_objective(x, labels, w, f.l2)) / (2 * h);
         w[i] = old;
     }
-    check(fabs(F - plain_objective(x, labels, w, f.l2)) < 1e-12, "logistic regression: the objective");
-    check(relative_error(dw, difference, K * C) < 1e-8, "logistic regression: the gradient, by finite differences: %.1e",
+    check(fabs(F - plain_objective(x, labels, w, f.l2)) < 1e-12,
+          "logistic regression: the objective");
+    check(relative_error(dw, difference, K * C) < 1e-8,
+          "logistic regression: the gradient, by finite differences: %.1e",
           relative_error(dw, difference, K * C));
     logistic_free(&f);
 }
@@ -307,11 +339,14 @@ static void test_solver(const real *x, const int *labels)
         const int evaluations = solve(w, x, labels, l2, 0);
         f.l2 = l2;
         logistic_objective(&f, dw, w);
-        check(largest(dw, K * C) <= 1e-7 && evaluations < 60, "solver: l2 %g: gradient %.1e after %d evaluations", l2,
+        check(largest(dw, K * C) <= 1e-7 && evaluations < 60,
+              "solver: l2 %g: gradient %.1e after %d evaluations", l2,
               largest(dw, K * C), evaluations);
-        for (int i = 0; i < K * C; i++) far[i] = (i / C - 1) * (i % C % 7 - 3);       /* adds up to 0 */
+        /* adds up to 0 */
+        for (int i = 0; i < K * C; i++) far[i] = (i / C - 1) * (i % C % 7 - 3);
         solve(far, x, labels, l2, 0);
-        check(relative_error(far, w, K * C) < 1e-3, "solver: l2 %g: another start leads to the same weights: %.1e", l2,
+        check(relative_error(far, w, K * C) < 1e-3,
+              "solver: l2 %g: another start leads to the same weights: %.1e", l2,
               relative_error(far, w, K * C));
         logistic_free(&f);
     }
@@ -319,7 +354,8 @@ static void test_solver(const real *x, const int *labels)
     solve(one, x, labels, 1e-3, 1);
     solve(two, x, labels, 1e-3, 2);
     solve(three, x, labels, 1e-3, 3);
-    check(!memcmp(one, two, sizeof one) && !memcmp(one, three, sizeof one), "solver: 1, 2 and 3 threads give the same bits");
+    check(!memcmp(one, two, sizeof one) && !memcmp(one, three, sizeof one),
+          "solver: 1, 2 and 3 threads give the same bits");
 }
 
 static void test_probe(void)
@@ -333,7 +369,8 @@ static void test_probe(void)
     x[0] = 0;
     for (int n = 0; n < N; n++) x[n * C + 3] = 5;
     measure_features(deviation, x, N, C);
-    check(fabs(deviation[4] - 5) < 0.6 && deviation[3] == 1, "features are measured; a constant is left alone");
+    check(fabs(deviation[4] - 5) < 0.6 && deviation[3] == 1,
+          "features are measured; a constant is left alone");
 }
 
 int main(void)

@@ -48,13 +48,13 @@ static void test_shards(void)
     const char *empty = path_of("empty.bin");
     write_file(empty, "", 0);
     const struct { const char *path, *says, *what; int status; } cases[] = {
-        {write_shard("good.bin", 0, 50, 50, SHARD_MAGIC, 1), "", "a sound shard opens", 0},
+        {write_shard("good.bin", 0, 50, 50, LLMC_MAGIC, 1), "", "a sound shard opens", 0},
         {write_shard("magic.bin", 0, 50, 50, 12345, 1), "not a token shard", "wrong magic", 1},
-        {write_shard("version.bin", 0, 50, 50, SHARD_MAGIC, 7), "version 7", "wrong version", 1},
-        {write_shard("short.bin", 0, 49, 50, SHARD_MAGIC, 1), "50 tokens", "cut short", 1},
-        {write_shard("long.bin", 0, 51, 50, SHARD_MAGIC, 1), "50 tokens", "too long", 1},
-        {write_shard("negative.bin", 0, 0, -1, SHARD_MAGIC, 1), "-1 tokens", "negative count", 1},
-        {write_shard("ids.bin", 80, 50, 50, SHARD_MAGIC, 1), "token 129", "an id beyond the vocabulary", 1},
+        {write_shard("version.bin", 0, 50, 50, LLMC_MAGIC, 7), "version 7", "wrong version", 1},
+        {write_shard("short.bin", 0, 49, 50, LLMC_MAGIC, 1), "50 tokens", "cut short", 1},
+        {write_shard("long.bin", 0, 51, 50, LLMC_MAGIC, 1), "50 tokens", "too long", 1},
+        {write_shard("negative.bin", 0, 0, -1, LLMC_MAGIC, 1), "-1 tokens", "negative count", 1},
+        {write_shard("ids.bin", 80, 50, 50, LLMC_MAGIC, 1), "token 129", "an id beyond the vocabulary", 1},
         {empty, "not a token shard", "an empty file", 1},
         {path_of("none.bin"), "cannot be read", "no file", 1},
     };
@@ -70,9 +70,9 @@ static void test_shards(void)
 /* Three shards, one of them empty: 137 tokens, each its own place. */
 static struct Data place_data(void)
 {
-    write_shard("p0.bin", 0, 100, 100, SHARD_MAGIC, 1);
-    write_shard("p1.bin", 100, 0, 0, SHARD_MAGIC, 1);
-    write_shard("p2.bin", 100, 37, 37, SHARD_MAGIC, 1);
+    write_shard("p0.bin", 0, 100, 100, LLMC_MAGIC, 1);
+    write_shard("p1.bin", 100, 0, 0, LLMC_MAGIC, 1);
+    write_shard("p2.bin", 100, 37, 37, LLMC_MAGIC, 1);
     return open_data("data", path_of("p?.bin"), 137);
 }
 
@@ -133,7 +133,7 @@ static void test_epochs(void)
     check(epochs_differ && (l.count != again.count || memcmp(l.order, again.order, l.count * sizeof(int))),
           "another epoch and another seed have another order");
 
-    write_shard("two.bin", 0, 2, 2, SHARD_MAGIC, 1);
+    write_shard("two.bin", 0, 2, 2, LLMC_MAGIC, 1);
     struct Data two = open_data("data", path_of("two.bin"), 2);
     loader_create(&l, &two, 8, 5);
     check(epoch_complete(&l, &two) && l.count == 1, "two tokens are data enough");

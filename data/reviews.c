@@ -1,0 +1,616 @@
+/* reviews.c: writes short film reviews from a probabilistic grammar, unlabelled ones in quantity and
+ * labelled ones in few, and says how well any model can do on them.
+ *
+ *    1  Grammar      facets of a review, productions as data
+ *    2  Compiling    the table becomes symbols, alternatives, items
+ *    3  Writing      a review by chance
+ *    4  Limits       expected bits and bytes, exactly, by a walk over the grammar
+ *    5  Reading      the probability of a given text, exactly, by trying every derivation
+ *    6  Program
+ *
+ * Counting words does not go far here: "not a dull moment" praises, "dull at first, but gripping by the
+ * end" is decided by its end, and "fine, if you have nothing better to do" has no bad word in it. What
+ * does help is that all sentences of a review take the same side, which a language model can learn from
+ * unlabelled reviews alone.
+ *
+ * Because the grammar is known, so is the entropy H of a review, and no model's expected code length is
+ * shorter: bits per byte >= H / E[bytes]. Bits count all that is predicted, the end of the review
+ * included; bytes count its text without the newline. The best possible accuracy is
+ * E[max_y P(y | text)]; it is below 1, since some reviews are of two minds. */
+
+#include "../model.h"
+
+#include <assert.h>
+
+/* ============================================================================================= */
+/* 1. Grammar                                                                                    */
+/* ============================================================================================= */
+
+/* Before its first word, a review has one value of each facet. Values have weights; productions may
+ * ask for some of them. The sign is the side that a phrase takes: for, against, of two minds. */
+enum { SIGN, GENRE, TITLE, DIRECTOR, LEAD, FACETS, MAX_VALUES = 6 };
+enum { FOR = 1, AGAINST = 2, MIXED = 4, SIGNS = 3 };     /* the sign's bits in a state */
+
+struct Value { const char *name; double weight; };
+
+static const struct Value facets[FACETS][MAX_VALUES] = {
+    [SIGN]     = {{"+", 47.5}, {"-", 47.5}, {"~", 5}},
+    [GENRE]    = {{"comedy", 2}, {"horror", 2}, {"thriller", 2}, {"romance", 2}, {"western", 1}, {"space", 1}},
+    [TITLE]    = {{"untitled", 1}, {"titled", 1}},
+    [DIRECTOR] = {{"unnamed", 2}, {"director-he", 1}, {"director-she", 1}},
+    [LEAD]     = {{"no-lead", 2}, {"lead-he", 1}, {"lead-she", 1}},
+};
+static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
+
+/* A production: a symbol, the facet values for which it holds (none named: all), and alternatives. An
+ * alternative may start with its weight (1) and a space. <name> stands for a symbol on the same side,
+ * <name!> for one on the other side, <name+> and <name-> for one on that side. A symbol with $ keeps
+ * what was chosen first for the rest of the review.
+ *
+ * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text is
+ * that of the derivation. The words of both sides start with consonants, to go with "a". */
+struct Production { const char *symbol, *guard, *alternatives; };
+
+static const struct Production productions[] = {
+
+/* --- The review --- */
+{"review", "+ -", "<opening><story><cast><points><end>"},
+{"review", "~",   "<opening><story><cast> <doubts> <shrug>"},
+{"story",  "",    "6 |4  <plot>"},
+{"cast",   "no-lead", ""},
+{"cast",   "lead-he lead-she", " <acting>"},
+{"points", "", "3  <claim>|3  <contrast>|2  <reaction>|3  <claim> <reaction>|2  <reaction> <claim>|3  <contrast> "
+    "<claim>|3  <claim> <contrast>|2  <contrast> <reaction>|2  <reaction> <contrast>|  <claim> <reaction> <contrast>"
+    "|  <reaction> <contrast> <claim>| <wry>|2  <claim> <wry>|2  <wry> <claim>|  <contrast> <wry>"},
+{"end",    "", "4 |6  <verdict>"},
+
+/* --- The first sentence names what there is to name --- */
+{"opening", "untitled unnamed", "4 This is <what>.|2 I went to see this <film> <when>, and it is <quality>.|2 A <film> again, and "
+    "<what> at that.|2 The new <film> at our cinema is <quality>.|Here comes <what>."},
+{"opening", "titled unnamed", "4 <title> is <what>.|2 I saw <title> <when>: <what>.|2 <title> calls itself a <film>, and it is "
+    "<quality>.|The <film> <title> is <quality>."},
+{"opening", "untitled director-he director-she", "3 <director> has made <what>.|2 The new <film> by <director> is <quality>.|"
+    "2 <director> gives us <what>.|I saw the latest <film> by <director> <when>, and it is <quality>."},
+{"opening", "titled director-he director-she", "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
+    "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <quality>."},
+{"what", "+ -", "5 a <adj> <film>|2 a <adj> and <adj> <film>|3 anything but a <adj!> <film>|2 nothing like a <adj!> <film>|3 a <film> "
+    "that is <quality>|a <film> without a <adj!> minute"},
+{"what", "~", "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|a strange kind of <film>"},
+{"quality", "~", "hard to judge|2 neither one thing nor the other|a puzzle|a mixed bag"},
+{"when", "", "last night|last week|on Friday|on Sunday|with my sister|with a friend|after work|on a rainy day|in a full house|at a festival"},
+
+{"film", "comedy",   "3 comedy|2 farce|satire"},
+{"film", "horror",   "3 horror film|2 ghost story|chiller|monster film"},
+{"film", "thriller", "3 thriller|2 crime film|spy film|detective story"},
+{"film", "romance",  "3 romance|2 love story|tale of young love"},
+{"film", "western",  "4 western|cowboy film"},
+{"film", "space",    "3 science fiction film|space film|2 space opera"},
+
+{"title",  "", "The <$title.a> <$title.b>"},
+{"$title.a", "", "Silent|Crooked|Painted|Second|Distant|Golden|Broken|Hidden|Burning|Frozen|Last|Long|Northern|Patient|Restless|Scarlet|"
+    "Thirteenth|Velvet|Wandering|Winter"},
+{"$title.b", "", "Harbour|Garden|Mirror|Bridge|Letter|Orchard|Stranger|Passenger|Lighthouse|Island|Season|Promise|River|Window|Kingdom|"
+    "Neighbour|Clock|Road|Visitor|Station|Lantern|Summer|Tower|Valley"},
+
+{"director", "", "<$director.first> <$director.last>"},
+{"$director.first", "director-he",  "Alan|Bruno|Carlos|David|Erik|Felix|Gustav|Henry|Ivan|Jonas|Kenji|Marcel"},
+{"$director.first", "director-she", "Agnes|Beatrice|Clara|Diana|Elena|Flora|Greta|Helen|Irene|Judith|Keiko|Marta"},
+{"$director.last", "", "Abbott|Bergstrom|Castellano|Duvall|Eriksen|Fontaine|Grimaldi|Hollander|Ishikawa|Jarvis|Kowalski|Lindqvist|"
+    "Moreau|Novak|Okonkwo|Petrov|Quinn|Rosales|Sandoval|Takeda"},
+{"director.he",  "director-he", "he"}, {"director.he",  "director-she", "she"},
+{"director.his", "director-he", "his"}, {"director.his", "director-she", "her"},
+
+{"lead", "", "<$lead.first> <$lead.last>"},
+{"$lead.first", "lead-he",  "Arthur|Ben|Colin|Daniel|Edgar|Frank|George|Hugo|Jack|Leo|Martin|Nathan|Oscar|Paul|Simon|Tom"},
+{"$lead.first", "lead-she", "Alice|Barbara|Catherine|Dora|Emma|Frances|Grace|Hannah|Julia|Laura|Maria|Nora|Olivia|Paula|Rose|Sophie"},
+{"$lead.last", "", "Archer|Bellamy|Carmichael|Delgado|Ellsworth|Farrell|Goodwin|Hartley|Kendrick|Lombard|Merriweather|Nightingale|"
+    "Osborne|Pemberton|Redgrove|Sinclair|Thornton|Underhill|Vasquez|Whitlock"},
+{"lead.he",  "lead-he", "he"}, {"lead.he",  "lead-she", "she"},
+{"lead.He",  "lead-he", "He"}, {"lead.He",  "lead-she", "She"},
+{"lead.him", "lead-he", "him"}, {"lead.him", "lead-she", "her"},
+
+/* --- What happens in it: genres have words of their own --- */
+{"plot", "", "3 It follows a <role> who <deed> <place>.|2 The story: a <role> <deed> <place>.|2 A <role> <deed> <place>, and that is all you "
+    "need to know.|We meet a <role> who <deed> <place>."},
+{"role", "comedy",   "landlord|best man|substitute teacher|nervous waiter|wedding planner|clumsy butler|retired clown|pastry cook"},
+{"deed", "comedy",   "marries the wrong twin|loses a bet|inherits a circus|mistakes a bishop for a burglar|wins the lottery twice|hides a goat"},
+{"place","comedy",   "in a seaside hotel|on a cruise ship|in a village bakery|at a family wedding|in a theatre|next door to the mayor"},
+{"role", "horror",   "night nurse|lighthouse keeper|grave digger|medium|young widow|caretaker|priest|babysitter"},
+{"deed", "horror",   "hears voices|opens the wrong coffin|wakes something old|finds a diary|reads a curse aloud|sees the dead"},
+{"place","horror",   "in an empty hospital|beneath a chapel|in a fog-bound village|at the bottom of a well|in an attic|behind the nursery wall"},
+{"role", "thriller", "police inspector|bank clerk|double agent|journalist|safe-breaker|witness|prosecutor|bodyguard"},
+{"deed", "thriller", "finds a body|is blackmailed|has one day to clear a name|steals a microfilm|trusts the wrong man|follows the money"},
+{"place","thriller", "in Vienna|on the night train|in the harbour at dawn|behind the border|in a locked room|inside the ministry"},
+{"role", "romance",  "florist|piano teacher|young doctor|bookseller|ballet dancer|country vet|poet|dressmaker"},
+{"deed", "romance",  "falls for a rival|answers a love letter by mistake|meets a first love again|breaks off an engagement|waits for a soldier|"
+    "dances with a stranger"},
+{"place","romance",  "in Paris|in a rose garden|one summer in Naples|on the last tram|at a spring ball|in a bookshop"},
+{"role", "western",  "sheriff|bounty hunter|rancher|preacher|gunslinger|saloon singer"},
+{"deed", "western",  "rides after a gang|guards a stagecoach|digs for gold|drives the cattle north|buries a brother|waits for the noon train"},
+{"place","western",  "in a frontier town|across the desert|near the border|in the badlands|beyond the canyon|on the open prairie"},
+{"role", "space",    "navigator|robot mechanic|starship captain|young colonist|smuggler|stranded pilot"},
+{"deed", "space",    "picks up a distress call|wakes from cold sleep|meets a talking planet|repairs a time machine|carries a forbidden cargo|"
+    "outruns a dying sun"},
+{"place","space",    "on the moons of Saturn|aboard a drifting freighter|at the edge of the galaxy|in orbit around Mars|on a colony of robots|"
+    "beyond the last relay"},
+
+/* --- Sentences that take a side --- */
+{"acting", "+ -", "3 <lead> plays the <role>, and <lead.he> is <quality>.|2 In the lead, <lead> is <quality>.|2 <lead> plays the <role> with "
+    "<amount>.|<lead> is the <role>: watching <lead.him> made me <react>.|<lead> is <quality> in it, as <lead.he> was last year."},
+{"acting", "~", "2 <lead> plays the <role>.|The lead is <lead>, as so often.|2 <lead> is in nearly every scene."},
+
+{"claim", "", "6 The <craft> is <quality>.|2 The <craft> is <quality>, and so is the <detail>.|2 There is not a <adj!> <moment> in it.|"
+    "I did not find a single <adj!> <moment>.|2 I found one <adj> <moment> after another.|Scene after scene is <quality>.|Hardly a scene is <adj!>."
+    "|It has <amount>.|What you get is <amount>."},
+{"claim", "director-he director-she", "3 Under <$director.last>, the <craft> is <quality>.|2 <$director.last> directs with <amount>, as <director.he> "
+    "always does.|<$director.last> and <director.his> crew show <amount>."},
+{"claim", "lead-he lead-she", "2 <$lead.last> has a <adj> scene with the <role>.|<lead.He> has never been less <adj!>."},
+
+{"contrast", "", "5 It is <adj!> at first, but <adj> by the end.|3 The <detail> is <quality!>, but <whole> is <quality>.|2 Although the <detail> is "
+    "<quality!>, <whole> is <quality>.|3 <Whole> is <quality>, even if the <detail> is <quality!>.|2 The critics call it <adj!>; they are wrong."
+    "|The critics call it <adj>, and they are right.|2 I expected a <adj!> evening and got a <adj> one.|My friend thought it <adj!>, but I thought it "
+    "<adj>.|What starts as a <adj!> <film> turns into a <adj> one.|For all its <stuff!>, it is <quality>."},
+
+{"reaction", "", "4 It made me <react>.|3 It never made me <react!>.|2 Not once did I <react!>.|2 I could only <react>.|For two hours I did nothing "
+    "but <react>.|There was no reason to <react!>.|There was every reason to <react>.|2 I wanted to <react!>, but all I did was <react>."},
+{"reaction", "titled", "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|The <$title.a> <$title.b> will make you <react>."},
+
+{"wry", "-", "2 It is fine, if you have nothing better to do.|2 I have seen worse, though not this year.|The best thing about it is that it ends.|"
+    "At least the popcorn was good.|It is good in parts, but the parts are short.|Good actors deserve a better <film>.|It would be good enough for a long "
+    "flight.|A good nap would have been better.|I tried to love it, and failed."},
+{"wry", "+", "2 If you have something better to do, do it later.|2 I have seen better, though not this year.|The worst thing about it is that it ends.|"
+    "Only the popcorn was not good.|It is bad in parts, but the parts are short.|Better actors could not save a bad <film>; here there is no need.|"
+    "It would be worth a long flight.|A nap would have been a bad idea.|I tried to hate it, and failed."},
+
+{"verdict", "", "3 My advice: <act>.|2 Do not <act!>.|2 You should <act>.|Nobody should <act!>.|There is no need to <act!>.|I am <glad> that I went.|"
+    "I cannot say that I am <glad!>.|I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
+{"verdict", "titled", "If you must choose tonight, do not choose to <act!>."},
+{"verdict", "lead-he lead-she", "Even without <$lead.last>, I would <act>."},
+
+{"doubts", "", "<claim+> <claim->|<claim-> <claim+>|<contrast+> <claim->|<contrast-> <claim+>|<reaction+> <claim->|<claim-> <reaction+>"},
+{"shrug", "", "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|Ask me again in a year.|Call it a draw."},
+
+/* --- Phrases: each can be said through the word of its own side or by denying one of the other --- */
+{"quality", "+ -", "6 <adj>|4 <very> <adj>|2 both <adj> and <adj>|3 never <adj!>|3 not <adj!> at all|2 far from <adj!>|2 anything but <adj!>|"
+    "neither <adj!> nor <adj!>|2 not <adj!> but <adj>|less <adj!> than <adj>"},
+{"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
+{"amount", "", "2 plenty of <stuff>|no lack of <stuff>|2 not a trace of <stuff!>|more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much "
+    "<stuff>"},
+{"moment", "", "3 moment|scene|2 minute|line|idea|shot"},
+{"craft", "", "3 script|3 story|2 plot|2 dialogue|2 direction|pacing|ending|beginning|premise|tone"},
+{"craft", "comedy",   "2 humour|comic timing|slapstick"},
+{"craft", "horror",   "2 monster|build-up|final scare"},
+{"craft", "thriller", "2 mystery|car chase|final twist"},
+{"craft", "romance",  "2 courtship|first kiss|farewell scene"},
+{"craft", "western",  "2 shootout|duel at noon|landscape"},
+{"craft", "space",    "2 spaceship|alien language|battle in orbit"},
+{"detail", "", "2 music|2 photography|editing|costume design|sound|lighting|set design|camera work|title song|supporting cast|make-up|narration"},
+{"whole", "", "2 the rest|the film as a whole|all the rest|everything else|the result"},
+{"Whole", "", "2 The rest|The film as a whole|All the rest|Everything else|The result"},
+{"glad", "+", "glad|happy|thankful|pleased"},
+{"glad", "-", "sorry|sad|ashamed|cross"},
+
+{"adj", "", "7 <general>|3 <special>"},
+{"general", "+", "3 gripping|3 clever|2 charming|2 fresh|2 sharp|2 brilliant|superb|2 wonderful|delightful|memorable|convincing|lively|graceful|"
+    "bold|vivid|splendid|satisfying|rewarding|subtle|rich|2 moving|beautiful|great|perfect|polished"},
+{"general", "-", "3 dull|3 clumsy|2 tedious|2 stale|2 weak|2 boring|bland|2 terrible|dreadful|forgettable|wooden|lifeless|shallow|"
+    "lazy|pointless|sloppy|tiresome|predictable|muddled|flat|2 silly|painful|bad|feeble|careless"},
+{"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
+{"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
+{"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
+{"special", "horror -", "2 tame|2 laughable|bloodless|harmless"},
+{"special", "thriller +", "3 tense|2 suspenseful|taut|breathless"},
+{"special", "thriller -", "3 slack|2 far-fetched|sluggish|confused"},
+{"special", "romance +", "2 tender|2 touching|passionate|heartfelt"},
+{"special", "romance -", "2 cold|2 mawkish|sugary|passionless"},
+{"special", "western +", "2 rugged|2 stirring|majestic|gritty"},
+{"special", "western -", "2 dated|2 plodding|threadbare|stiff"},
+{"special", "space +", "2 dazzling|2 visionary|breathtaking|spectacular"},
+{"special", "space -", "2 clunky|2 cheap|garbled|derivative"},
+{"stuff", "+", "2 style|wit|2 imagination|courage|2 warmth|feeling|taste|skill"},
+{"stuff", "-", "2 vanity|self-pity|2 padding|noise|2 nonsense|pretence|waffle|kitsch"},
+{"react", "+", "3 <delight>|<thrill>"},
+{"react", "-", "3 yawn|2 look at my watch|think of the exit|count the minutes|check my phone|doze off|groan|lose interest|shake my head"},
+{"delight", "", "2 smile|forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
+{"thrill", "comedy", "2 laugh out loud|giggle"},
+{"thrill", "horror", "hide behind my coat|sleep with the light on|scream"},
+{"thrill", "thriller", "grip the armrest|hold my breath"},
+{"thrill", "romance", "reach for a handkerchief|cry happy tears"},
+{"thrill", "western", "reach for my hat|feel the heat"},
+{"thrill", "space", "stare at the stars|feel weightless"},
+{"act", "+", "2 see it|2 go|buy a ticket|take your friends|stay for the credits|recommend it|book two seats"},
+{"act", "-", "2 skip it|2 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
+};
+
+/* ============================================================================================= */
+/* 2. Compiling                                                                                  */
+/* ============================================================================================= */
+
+/* A state has one bit for each facet: bit MAX_VALUES * facet + value. A guard has the bits that it
+ * allows, so it holds when all of the state's bits are among them. */
+struct Item { int symbol; char side; const char *text; size_t length; };   /* symbol -1: the text itself */
+struct Alternative { double weight; unsigned guard; struct Item *items; int count; };
+struct Symbol { const char *name; size_t length; int kept; struct Alternative *alternatives; int count; };
+
+enum { MAX_SYMBOLS = 100, MAX_KEPT = 8 };
+
+struct Grammar { struct Symbol symbols[MAX_SYMBOLS]; int count, kept; };
+
+static unsigned facet_bits(int facet) { return ((1u << MAX_VALUES) - 1) << MAX_VALUES * facet; }
+
+/* "comedy +" -> the bits of these two values and all bits of the facets that it does not name. */
+static unsigned parse_guard(const char *guard)
+{
+    unsigned bits = 0;
+    for (const char *s = guard; *s; s += strcspn(s, " "), s += *s == ' ') {
+        unsigned before = bits;
+        for (int i = 0; i < FACETS * MAX_VALUES; i++) {
+            const char *name = facets[i / MAX_VALUES][i % MAX_VALUES].name;
+            if (name && strlen(name) == strcspn(s, " ") && !strncmp(s, name, strlen(name))) bits |= 1u << i;
+        }
+        if (bits == before) die("the grammar's guard \"%s\" names no value of a facet.", guard);
+    }
+    for (int f = 0; f < FACETS; f++) if (!(bits & facet_bits(f))) bits |= facet_bits(f);
+    return bits;
+}
+
+static int find_symbol(struct Grammar *g, const char *name, size_t length, bool make)
+{
+    for (int i = 0; i < g->count; i++)
+        if (g->symbols[i].length == length && !memcmp(g->symbols[i].name, name, length)) return i;
+    if (!make) die("the grammar has no symbol %.*s.", (int)length, name);
+    assert(g->count < MAX_SYMBOLS && g->kept < MAX_KEPT);
+    g->symbols[g->count] = (struct Symbol){name, length, *name == '$' ? g->kept++ : -1, NULL, 0};
+    return g->count++;
+}
+
+/* "not <adj!> at all" -> text, symbol on the other side, text. */
+static void compile_items(struct Grammar *g, struct Alternative *a, const char *text, const char *end)
+{
+    while (text < end) {
+        struct Item item = {-1, 0, text, 0};
+        if (*text == '<') {
+            const char *close = strchr(text, '>');
+            item.side = strchr("!+-", close[-1]) ? close[-1] : 0;
+            item.symbol = find_symbol(g, text + 1, (size_t)(close - text - 1) - (item.side != 0), false);
+            text = close + 1;
+        } else {
+            while (text < end && *text != '<') text++;
+            item.length = (size_t)(text - item.text);
+        }
+        a->items = resize(a->items, (a->count + 1) * sizeof *a->items);
+        a->items[a->count++] = item;
+    }
+}
+
+static void compile_production(struct Grammar *g, const struct Production *p)
+{
+    struct Symbol *s = &g->symbols[find_symbol(g, p->symbol, strlen(p->symbol), false)];
+    const char *at = p->alternatives;
+    for (bool more = true; more; at++) {
+        const char *end = at + strcspn(at, "|");
+        struct Alternative a = {1, parse_guard(p->guard), NULL, 0};
+        if (isdigit((unsigned char)*at)) { a.weight = strtod(at, (char **)&at); at++; }
+        compile_items(g, &a, at, end);
+        s->alternatives = resize(s->alternatives, (s->count + 1) * sizeof a);
+        s->alternatives[s->count++] = a;
+        more = *end;
+        at = end;
+    }
+}
+
+/* The first production's symbol is number 0, where every review starts. */
+static struct Grammar *grammar_create(const struct Production *productions, int n)
+{
+    struct Grammar *g = allocate_zeroed(sizeof *g);
+    for (int i = 0; i < n; i++) find_symbol(g, productions[i].symbol, strlen(productions[i].symbol), true);
+    for (int i = 0; i < n; i++) compile_production(g, &productions[i]);
+    return g;
+}
+
+static bool holds(const struct Alternative *a, unsigned state) { return (state & a->guard) == state; }
+
+/* The weight of all alternatives that hold; each has the probability weight / total. */
+static double total_weight(const struct Symbol *s, unsigned state)
+{
+    double total = 0;
+    for (int i = 0; i < s->count; i++) if (holds(&s->alternatives[i], state)) total += s->alternatives[i].weight;
+    if (total == 0) die("the grammar has no <%s> for the state %08x.", s->name, state);
+    return total;
+}
+
+/* The state in which an item's symbol is expanded. */
+static unsigned item_state(const struct Item *item, unsigned state)
+{
+    unsigned sign = state & facet_bits(SIGN), rest = state & ~facet_bits(SIGN);
+    switch (item->side) {
+        case '+': return rest | FOR;
+        case '-': return rest | AGAINST;
+        case '!': return rest | (sign == FOR ? AGAINST : FOR);
+        default:  return state;
+    }
+}
+
+/* Number `index` < COMBINATIONS of the ways to give each facet a value: its state, and its probability
+ * as the result, which is 0 where a facet has fewer values. */
+enum { COMBINATIONS = MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES };
+
+static double combination(int index, unsigned *state)
+{
+    double probability = 1;
+    *state = 0;
+    for (int f = 0; f < FACETS; f++, index /= MAX_VALUES) {
+        double total = 0;
+        for (int v = 0; v < MAX_VALUES; v++) total += facets[f][v].weight;
+        *state |= 1u << (MAX_VALUES * f + index % MAX_VALUES);
+        probability *= facets[f][index % MAX_VALUES].weight / total;
+    }
+    return probability;
+}
+
+static int sign_of(unsigned state) { return state & FOR ? 0 : state & AGAINST ? 1 : 2; }
+
+/* ============================================================================================= */
+/* 3. Writing                                                                                    */
+/* ============================================================================================= */
+
+/* A review while it is written or read. kept[k] is the alternative chosen for $-symbol k, or -1. */
+struct Review { struct Buffer text; int kept[MAX_KEPT]; unsigned state; double bits; };
+
+static void forget(struct Review *r) { for (int k = 0; k < MAX_KEPT; k++) r->kept[k] = -1; }
+
+static void write_symbol(const struct Grammar *g, struct Review *r, struct Random *random, int symbol, unsigned state)
+{
+    const struct Symbol *s = &g->symbols[symbol];
+    int chosen = s->kept < 0 ? -1 : r->kept[s->kept];
+    if (chosen < 0) {
+        double total = total_weight(s, state), left = random_uniform(random) * total;
+        for (int i = 0; i < s->count; i++) {
+            if (!holds(&s->alternatives[i], state)) continue;
+            chosen = i;
+            if ((left -= s->alternatives[i].weight) < 0) break;
+        }
+        r->bits -= log2(s->alternatives[chosen].weight / total);
+        if (s->kept >= 0) r->kept[s->kept] = chosen;
+    }
+    const struct Alternative *a = &s->alternatives[chosen];
+    for (int i = 0; i < a->count; i++) {
+        const struct Item *item = &a->items[i];
+        if (item->symbol < 0) append_bytes(&r->text, item->text, item->length);
+        else write_symbol(g, r, random, item->symbol, item_state(item, state));
+    }
+}
+
+/* Replaces what r held. r->bits becomes -log2 of the probability of all choices that were made. */
+static void write_review(const struct Grammar *g, struct Review *r, struct Random *random)
+{
+    double left = random_uniform(random);
+    for (int i = 0; i < COMBINATIONS; i++) {
+        unsigned state;
+        double p = combination(i, &state);
+        if (p == 0) continue;
+        r->state = state;
+        r->bits = -log2(p);
+        if ((left -= p) < 0) break;
+    }
+    r->text.size = 0;
+    forget(r);
+    write_symbol(g, r, random, 0, r->state);
+}
+
+/* ============================================================================================= */
+/* 4. Limits                                                                                     */
+/* ============================================================================================= */
+
+/* What to expect of a symbol in a state. The bits of a $-symbol's choice come once for all its
+ * mentions; so they are left out here, and absent[k] is the probability that k is not mentioned. */
+struct Expectation { double bits, bytes, absent[MAX_KEPT]; bool known; };
+
+/* For alternatives a of probability p(a):   bits = sum_a p(a) (-log2 p(a) + sum of its symbols' bits),
+ * bytes likewise, absent[k] = sum_a p(a) product of its symbols' absent[k]. A $-symbol has the bytes of
+ * its average choice. `memo` holds [symbol][sign]; the state's other facets stay the same. */
+static const struct Expectation *expect(const struct Grammar *g, struct Expectation (*memo)[SIGNS], int symbol, unsigned state)
+{
+    const struct Symbol *s = &g->symbols[symbol];
+    struct Expectation *e = &memo[symbol][sign_of(state)];
+    if (e->known) return e;
+    *e = (struct Expectation){.known = true};
+    double total = total_weight(s, state);
+    for (int i = 0; i < s->count; i++) {
+        const struct Alternative *a = &s->alternatives[i];
+        if (!holds(a, state)) continue;
+        double p = a->weight / total, absent[MAX_KEPT];
+        for (int k = 0; k < MAX_KEPT; k++) absent[k] = k == s->kept ? 0 : p;
+        if (s->kept < 0) e->bits -= p * log2(p);
+        for (int j = 0; j < a->count; j++) {
+            const struct Item *item = &a->items[j];
+            if (item->symbol < 0) { e->bytes += p * item->length; continue; }
+            const struct Expectation *part = expect(g, memo, item->symbol, item_state(item, state));
+            e->bits += p * part->bits;
+            e->bytes += p * part->bytes;
+            for (int k = 0; k < MAX_KEPT; k++) absent[k] *= part->absent[k];
+        }
+        for (int k = 0; k < MAX_KEPT; k++) e->absent[k] += absent[k];
+    }
+    return e;
+}
+
+/* The entropy of the choice of an alternative. */
+static double choice_bits(const struct Symbol *s, unsigned state)
+{
+    double bits = 0, total = total_weight(s, state);
+    for (int i = 0; i < s->count; i++) {
+        double p = s->alternatives[i].weight / total;
+        if (holds(&s->alternatives[i], state)) bits -= p * log2(p);
+    }
+    return bits;
+}
+
+struct Limits { double bits, bytes, accuracy; };
+
+/* Averages over all reviews: bits = H(facets) + E[bits of the rest], bytes, and the accuracy of the best
+ * guess, which is the likelier label of the review's sign. */
+static struct Limits find_limits(const struct Grammar *g)
+{
+    struct Limits limits = {0};
+    struct Expectation (*memo)[SIGNS] = resize(NULL, g->count * sizeof *memo);
+    for (int i = 0; i < COMBINATIONS; i++) {
+        unsigned state;
+        double p = combination(i, &state);
+        if (p == 0) continue;
+        memset(memo, 0, g->count * sizeof *memo);
+        const struct Expectation *e = expect(g, memo, 0, state);
+        double bits = e->bits - log2(p), positive = positive_given_sign[sign_of(state)];
+        for (int s = 0; s < g->count; s++) {
+            int k = g->symbols[s].kept;
+            if (k >= 0 && e->absent[k] < 1 - 1e-12) bits += (1 - e->absent[k]) * choice_bits(&g->symbols[s], state);
+        }
+        limits.bits += p * bits;
+        limits.bytes += p * e->bytes;
+        limits.accuracy += p * fmax(positive, 1 - positive);
+    }
+    free(memo);
+    return limits;
+}
+
+/* ============================================================================================= */
+/* 5. Reading                                                                                    */
+/* ============================================================================================= */
+
+/* What is still to be read: items of `a` from `next` on, in a state, and then what comes after it. */
+struct Todo { const struct Alternative *a; int next; unsigned state; const struct Todo *after; };
+
+static double read_rest(const struct Grammar *g, struct Review *r, const char *text, const struct Todo *todo);
+
+/* The probability that the symbol and then `after` give exactly this text. Only here are $-symbols
+ * bound: to the one that was chosen, or to each in turn, of which all but a few fail at once. */
+static double read_symbol(const struct Grammar *g, struct Review *r, const char *text, int symbol, unsigned state,
+                          const struct Todo *after)
+{
+    const struct Symbol *s = &g->symbols[symbol];
+    int *kept = s->kept < 0 ? NULL : &r->kept[s->kept];
+    if (kept && *kept >= 0) return read_rest(g, r, text, &(struct Todo){&s->alternatives[*kept], 0, state, after});
+    double total = total_weight(s, state), sum = 0;
+    for (int i = 0; i < s->count; i++) {
+        const struct Alternative *a = &s->alternatives[i];
+        if (!holds(a, state)) continue;
+        if (kept) *kept = i;
+        sum += a->weight / total * read_rest(g, r, text, &(struct Todo){a, 0, state, after});
+        if (kept) *kept = -1;
+    }
+    return sum;
+}
+
+static double read_rest(const struct Grammar *g, struct Review *r, const char *text, const struct Todo *todo)
+{
+    while (todo && todo->next == todo->a->count) todo = todo->after;
+    if (!todo) return *text == 0;
+    const struct Item *item = &todo->a->items[todo->next];
+    struct Todo rest = {todo->a, todo->next + 1, todo->state, todo->after};
+    if (item->symbol >= 0) return read_symbol(g, r, text, item->symbol, item_state(item, todo->state), &rest);
+    if (strncmp(text, item->text, item->length)) return 0;
+    return read_rest(g, r, text + item->length, &rest);
+}
+
+/* p[sign] = P(text, sign), summed over all derivations. The result is P(text). */
+static double read_review(const struct Grammar *g, const char *text, double p[SIGNS])
+{
+    struct Review r;
+    forget(&r);
+    memset(p, 0, SIGNS * sizeof *p);
+    for (int i = 0; i < COMBINATIONS; i++) {
+        unsigned state;
+        double prior = combination(i, &state);
+        if (prior > 0) p[sign_of(state)] += prior * read_symbol(g, &r, text, 0, state, NULL);
+    }
+    return p[0] + p[1] + p[2];
+}
+
+/* ============================================================================================= */
+/* 6. Program                                                                                    */
+/* ============================================================================================= */
+
+/* What the grammar says about the reviews of one file. */
+struct Score { double bits, bytes, right, best; int count; };
+
+/* Adds a review whose label was drawn as `positive`: its code length, whether the best guess is right
+ * (a half where nothing speaks for either label), and how often it is right in the long run. */
+static void score(struct Score *s, const struct Grammar *g, const struct Review *r, bool positive)
+{
+    double p[SIGNS], total = read_review(g, r->text.data, p), good = 0;
+    for (int i = 0; i < SIGNS; i++) good += p[i] / total * positive_given_sign[i];
+    s->bits -= log2(total);
+    s->bytes += r->text.size;
+    s->right += fabs(good - 0.5) < 1e-9 ? 0.5 : (good > 0.5) == positive;
+    s->best += fmax(good, 1 - good);
+    s->count++;
+}
+
+/* Writes `count` reviews of their own random stream: lines of text, or text TAB label. With `s` they are
+ * scored, too. */
+static void write_reviews(const struct Grammar *g, const char *path, int count, struct Random random, bool labelled,
+                          struct Score *s)
+{
+    struct Buffer file = {0};
+    struct Review r = {0};
+    append(&file, "%s", labelled ? "text\tlabel\n" : "");
+    for (int i = 0; i < count; i++) {
+        write_review(g, &r, &random);
+        bool positive = random_uniform(&random) < positive_given_sign[sign_of(r.state)];
+        if (s) score(s, g, &r, positive);
+        append_bytes(&file, r.text.data, r.text.size);
+        append(&file, "%s\n", !labelled ? "" : positive ? "\tpositive" : "\tnegative");
+    }
+    write_file(path, file.data, file.size);
+    free(file.data);
+    free(r.text.data);
+}
+
+#ifndef REVIEWS_NO_MAIN
+int main(int argc, char **argv)
+{
+    program = "reviews";
+    clean_up_at_exit();
+    const char *out = NULL;
+    int64_t seed = 1;
+    int unlabelled = 20000, unlabelled_val = 1000, labelled = 100, validation = 100, test = 2000;
+    bool overwrite = false;
+    struct Option options[] = {
+        {"out", "directory for the files (needed)", TEXT, &out, .required = true},
+        {"seed", "other reviews for another seed", LONG, &seed, .least = 0, .most = 1e18},
+        {"unlabelled", "reviews in unlabelled.txt", INTEGER, &unlabelled, .least = 0, .most = 1e7},
+        {"unlabelled-val", "reviews in unlabelled_val.txt", INTEGER, &unlabelled_val, .least = 0, .most = 1e5},
+        {"labelled", "reviews in train.tsv", INTEGER, &labelled, .least = 0, .most = 1e7},
+        {"validation", "reviews in val.tsv", INTEGER, &validation, .least = 0, .most = 1e7},
+        {"test", "reviews in test.tsv", INTEGER, &test, .least = 0, .most = 1e5},
+        {"overwrite", "replace the reviews in --out", FLAG, &overwrite},
+    };
+    const int n = sizeof options / sizeof *options;
+    if (parse_options(argc - 1, argv + 1, options, n, "reviews --out DIR: film reviews from a grammar, and the limits of any "
+                      "model of them\n") > 0)
+        die_usage("%s: not an option. reviews --help lists them.", argv[1]);
+    char *limits_path = text_of("%s/limits.txt", out);
+    if (file_exists(limits_path) && !overwrite) die_usage("--out %s: holds reviews already. Choose another or add --overwrite.", out);
+
+    const struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
+    struct Limits limits = find_limits(g);
+    struct Score val = {0}, tested = {0};
+    make_directory(out);
+    write_reviews(g, text_of("%s/unlabelled.txt", out), unlabelled, random_stream(seed, 1), false, NULL);
+    write_reviews(g, text_of("%s/unlabelled_val.txt", out), unlabelled_val, random_stream(seed, 2), false, &val);
+    write_reviews(g, text_of("%s/train.tsv", out), labelled, random_stream(seed, 3), true, NULL);
+    write_reviews(g, text_of("%s/val.tsv", out), validation, random_stream(seed, 4), true, NULL);
+    write_reviews(g, text_of("%s/test.tsv", out), test, random_stream(seed, 5), true, &tested);
+
+    struct Buffer report = {0};
+    append(&report, "review_bits %.3f\nreview_bytes %.3f\nlowest_bits_per_byte %.4f\nbest_accuracy %.4f\n", limits.bits, limits.bytes,
+           limits.bits / limits.bytes, limits.accuracy);
+    if (val.count) append(&report, "unlabelled_val.txt_lowest_bits_per_byte %.4f\n", val.bits / val.bytes);
+    if (tested.count)
+        append(&report, "test.tsv_lowest_bits_per_byte %.4f\ntest.tsv_best_accuracy %.4f\n", tested.bits / tested.bytes,
+               tested.right / tested.count);
+    write_file(limits_path, report.data, report.size);
+    fputs(report.data, stdout);
+    return 0;
+}
+#endif

@@ -1,0 +1,605 @@
+/* test_tokenizer.c: pieces, merges and training against their definitions written out plainly; then the
+ * commands, as a user would call them, on all sorts of bytes. GPT2_VOCAB=vocab.bpe in the environment adds
+ * GPT-2's own ids. */
+
+#define main tokenizer_main
+#include "../tokenizer.c"
+#undef main
+#include <sys/wait.h>
+#include "check.h"
+
+static const char *const SAMPLE =
+    "It was a dull film at first, but the end was good, and the actors weren't bad. I'm sure we'll see it again;\n"
+    "they've said so. \"Don't,\" he said - 'never'.  In 1984, 3 of 10 liked the film.\r\n\r\n\tTabs,   spaces   \n"
+    "Caf\xC3\xA9 na\xC3\xAFve \xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB8\x96\xE7\x95\x8C \xD0\x9F\xD1\x80\xD0\xB8\xD0\xB2"
+    "\xD0\xB5\xD1\x82 \xF0\x9F\x98\x80\xF0\x9F\x98\x80 x\xC2\xB2 \xE3\x80\x80 the film the film, the end. aaaaaaaa\n";
+
+static char directory[] = "/tmp/test_tokenizer.XXXXXX";
+
+/* A name in the test's own directory; four of them can be in use. */
+static const char *in_directory(const char *name)
+{
+    static char names[4][256];
+    static int next;
+    char *path = names[next++ & 3];
+    snprintf(path, sizeof names[0], "%s/%s", directory, name);
+    return path;
+}
+
+static void write_plain(const char *name, const void *bytes, size_t n)
+{
+    FILE *f = fopen(in_directory(name), "wb");
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) die("%s: cannot be written.", name);
+}
+
+static struct Buffer read_plain(const char *name)
+{
+    struct Buffer b = {0};
+    char block[4096];
+    FILE *f = fopen(in_directory(name), "rb");
+    append_bytes(&b, "", 0);
+    for (size_t n; f && (n = fread(block, 1, sizeof block, f)); ) append_bytes(&b, block, n);
+    if (f) fclose(f);
+    return b;
+}
+
+static bool same_files(const char *a, const char *b)
+{
+    struct Buffer x = read_plain(a), y = read_plain(b);
+    const bool same = x.size && x.size == y.size && !memcmp(x.data, y.data, x.size);
+    free(x.data);
+    free(y.data);
+    return same;
+}
+
+/* Runs `tokenizer` with the words of the command, in the test's directory, stdin from the file `in`, stdout
+ * and stderr to the files "out" and "err". Returns its status. */
+__attribute__((format(printf, 2, 3))) static int run(const char *in, const char *format, ...)
+{
+    va_list arguments;
+    char line[1024], *words[64] = {"tokenizer"};
+    int n = 1;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    for (char *word = strtok(line, " "); word; word = strtok(NULL, " ")) words[n++] = word;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (chdir(directory) || !freopen(in ? in : "/dev/null", "rb", stdin) || !freopen("out", "wb", stdout)
+            || !freopen("err", "wb", stderr)) _exit(99);
+        exit(tokenizer_main(n, words));
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* --- Random texts: all classes of characters, contractions, broken UTF-8 --- */
+
+static size_t random_text(struct Random *r, uint8_t *text, int symbols, bool valid)
+{
+    static const char *const SYMBOLS[] = {
+        "a", "e", "t", "S", "Z", " ", " ", " ", "\n", "\r\n", "\t", "'", "'s", "'ll", "'RE", "'ve", "0", "42", "!", ".",
+        "_", "the", "wonderfulness", "incomprehensibilities", "\xC2\xA0", "\xC2\x85", "\xE3\x80\x80", "\xE2\x80\xA8",
+        "\xC3\xA9", "\xCC\x81", "\xE4\xBD\xA0", "\xC2\xB2", "\xD9\xA3", "\xF0\x9F\x98\x80", "\xE2\x80\x8B", "\x1C",
+        "\xE1\xB2\x89", "\xEF\xBF\xBD", "<|endoftext|>",
+        "\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE4\xBD", "\xF0\x9F", "\x80"};
+    const int count = COUNT(SYMBOLS) - (valid ? 7 : 0);
+    size_t n = 0;
+    for (int i = 0; i < symbols; i++) {
+        const uint64_t k = random_below(r, (uint64_t)count + 1);
+        if (k == (uint64_t)count) text[n++] = valid ? 0 : (uint8_t)random_below(r, 256);
+        else for (const char *s = SYMBOLS[k]; *s; s++) text[n++] = (uint8_t)*s;
+    }
+    return n;
+}
+
+/* --- 1. Characters --- */
+
+static void test_classes(void)
+{
+    int counts[4] = {0}, blocks = 0;
+    for (uint32_t c = 0; c < CODE_POINTS; c++) counts[code_point_class(c)]++;
+    for (int b = 0; b < BLOCKS; b++) if (block_of[b] > blocks) blocks = block_of[b];
+    check(counts[LETTER] == 141028 && counts[NUMBER] == 1911 && counts[SPACE] == 25,
+          "Unicode 16 has 141,028 letters, 1,911 numbers, 25 spaces (%d, %d, %d)", counts[LETTER], counts[NUMBER],
+          counts[SPACE]);
+    check(blocks + 1 == DISTINCT_BLOCKS, "the table has %d distinct blocks", blocks + 1);
+    static const struct { const char *bytes; int class, length; } cases[] = {
+        {"\xC3\xA9", LETTER, 2}, {"\xE4\xBD\xA0", LETTER, 3}, {"\xF0\x90\x8C\xB0", LETTER, 4}, {"\xC2\xB2", NUMBER, 2},
+        {"\xE3\x80\x80", SPACE, 3}, {"\xF4\x8F\xBF\xBF", OTHER, 4}, {"\xF4\x90\x80\x80", OTHER, 1},
+        {"\xED\xA0\x80", OTHER, 1}, {"\xC0\x80", OTHER, 1}, {"\xE0\x80\x80", OTHER, 1}, {"\xE4\xBD", OTHER, 1},
+        {"\x80", OTHER, 1}, {"\xFF", OTHER, 1}, {"\xE4\xBD" "a", OTHER, 1}, {"\xE1\xB2\x89", LETTER, 3}};
+    int good = 0;
+    for (int i = 0; i < COUNT(cases); i++) {
+        const uint8_t *p = (const uint8_t *)cases[i].bytes;
+        int length, class = class_at(p, p + strlen(cases[i].bytes), &length);
+        good += class == cases[i].class && length == cases[i].length;
+    }
+    check(good == COUNT(cases), "UTF-8 is read strictly (%d of %d)", good, COUNT(cases));
+}
+
+/* --- 2. Pieces --- */
+
+/* The regular expression, alternative by alternative, over a text that is already an array of classes. */
+struct Decoded { int class[512]; uint32_t first_byte[512]; size_t at[513]; int n; };
+
+static void decode_text(struct Decoded *d, const uint8_t *text, size_t size)
+{
+    d->n = 0;
+    for (size_t at = 0; at < size; d->n++) {
+        int length;
+        d->class[d->n] = class_at(text + at, text + size, &length);
+        d->first_byte[d->n] = text[at];
+        d->at[d->n] = at;
+        at += length;
+    }
+    d->at[d->n] = size;
+}
+
+static bool says(const struct Decoded *d, int i, const char *word)
+{
+    for (; *word; word++, i++) if (i >= d->n || d->first_byte[i] != (uint8_t)*word) return false;
+    return true;
+}
+
+static int match(const struct Decoded *d, int i)
+{
+    static const char *const contractions[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+    static const int classes[] = {LETTER, NUMBER, OTHER};
+    for (int k = 0; k < COUNT(contractions); k++)
+        if (says(d, i, contractions[k])) return i + (int)strlen(contractions[k]);
+    for (int k = 0; k < COUNT(classes); k++)
+        for (int space = says(d, i, " "); space >= 0; space--) {        /* greedy: with the space first */
+            int j = i + space;
+            while (j < d->n && d->class[j] == classes[k]) j++;
+            if (j > i + space) return j;
+        }
+    int j = i;
+    while (j < d->n && d->class[j] == SPACE) j++;
+    if (j < d->n && j - 1 > i) j--;                                     /* \s+(?!\S) gives one back */
+    return j;
+}
+
+static void test_pieces(void)
+{
+    static const char *const cases[][2] = {         /* pieces are separated by | */
+        {"   a", "  | a"}, {"a   ", "a|   "}, {"a  \n b", "a|  \n| b"}, {"\n\n\nx", "\n\n|\n|x"}, {"\r\nx", "\r|\n|x"},
+        {"\t\tx", "\t|\t|x"}, {"I'm we'LL", "I|'m| we|'|LL"}, {"''s", "''|s"}, {" 's", " '|s"}, {"'", "'"}, {"x'", "x|'"},
+        {"123456 7", "123456| 7"}, {"\xC2\xA0x", "\xC2\xA0|x"}, {" \xC2\xA0x", " |\xC2\xA0|x"},
+        {"x\xE2\x80\xA8y", "x|\xE2\x80\xA8|y"}, {"a\xE2\x80\x8B" "b", "a|\xE2\x80\x8B|b"}, {"a\x1C" "b", "a|\x1C|b"},
+        {"e\xCC\x81", "e|\xCC\x81"}, {"a_b", "a|_|b"}, {"don\xE2\x80\x99t", "don|\xE2\x80\x99|t"},
+        {"a\xE1\xB2\x89", "a\xE1\xB2\x89"}, {"\xFF\xFE!", "\xFF\xFE!"}, {"the\xC3\xA9 end", "the\xC3\xA9| end"},
+        {"so  low", "so| | low"}, {" abcdefghijklmno", " abcdefghijklmno"}, {"abcdefghijklmnopq r", "abcdefghijklmnopq| r"}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        struct Buffer got = {0};
+        const uint8_t *p = (const uint8_t *)cases[i][0], *end = p + strlen(cases[i][0]);
+        for (const uint8_t *q; p < end; p = q) {
+            q = piece_end(p, end, end);
+            append_bytes(&got, p, q - p);
+            if (q < end) append(&got, "|");
+        }
+        if (strcmp(got.data, cases[i][1])) check(0, "pieces of \"%s\": %s", cases[i][0], got.data);
+        free(got.data);
+    }
+    check(1, "pieces of %d edge cases", COUNT(cases));
+    struct Random r = random_stream(1, 0);
+    uint8_t text[1024];
+    struct Decoded d;
+    int bad_plain = 0, bad_fast = 0, bad_beyond = 0, pieces = 0;
+    for (int round = 0; round < 50000; round++) {
+        size_t n = random_text(&r, text, (int)random_below(&r, 20), round % 2);
+        memcpy(text + n, "\nzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz", 31);
+        decode_text(&d, text, n);
+        for (int i = 0, j; i < d.n; i = j, pieces++) {
+            j = match(&d, i);
+            const uint8_t *p = text + d.at[i], *want = text + d.at[j];
+            bad_plain += plain_piece_end(p, text + n) != want;
+            bad_fast += piece_end(p, text + n, text + n) != want;
+            bad_beyond += piece_end(p, text + n, text + n + 31) != want;
+        }
+    }
+    check(!bad_plain, "plain_piece_end is the regular expression on %d random pieces (%d differ)", pieces, bad_plain);
+    check(!bad_fast && !bad_beyond, "piece_end is plain_piece_end (%d, %d differ)", bad_fast, bad_beyond);
+}
+
+/* --- 3 and 4. Vocabulary and encoding --- */
+
+/* A piece's tokens by the definition: the earliest merge of the list that applies, leftmost first. */
+static int plain_merge(const struct Tokenizer *t, const uint8_t *piece, int n, int *ids)
+{
+    for (int i = 0; i < n; i++) ids[i] = id_of_byte[piece[i]];
+    for (int r = 0; r < t->merges; r++)
+        for (int i = 0; i + 1 < n; i++)
+            if (ids[i] == t->parts[r][0] && ids[i + 1] == t->parts[r][1]) {
+                ids[i] = BYTES + r;
+                memmove(ids + i + 1, ids + i + 2, (size_t)(--n - i - 1) * sizeof *ids);
+            }
+    return n;
+}
+
+static int plain_encode(const struct Tokenizer *t, const uint8_t *text, size_t n, int *ids)
+{
+    int count = 0;
+    for (const uint8_t *p = text, *end = text + n, *q; p < end; p = q) {
+        q = plain_piece_end(p, end);
+        count += plain_merge(t, p, (int)(q - p), ids + count);
+    }
+    return count;
+}
+
+static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, const uint8_t *text, size_t n)
+{
+    size_t at = 0;
+    for (int i = 0; i < count; i++) {
+        int length;
+        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        if (at + length > n || memcmp(bytes, text + at, length)) return false;
+        at += length;
+    }
+    return at == n;
+}
+
+static void test_encoding(struct Tokenizer *t)
+{
+    static uint8_t text[8192];
+    static int got[8192], want[8192];
+    struct Random r = random_stream(2, 0);
+    int bad = 0, lossy = 0;
+    for (int round = 0; round < 3000; round++) {
+        const size_t n = random_text(&r, text, (int)random_below(&r, 30), round % 3);
+        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_encode(t, text, n, want);
+        bad += a != b || memcmp(got, want, a * sizeof *got);
+        lossy += !decodes_to(t, got, a, text, n);
+    }
+    check(!bad, "ids of 3,000 random texts are those of the definition (%d differ)", bad);
+    check(!lossy, "decoding gives the bytes back (%d differ)", lossy);
+    bad = 0;
+    for (int round = 0; round < 300; round++) {         /* one piece each, on both sides of SHORT_PIECE */
+        const size_t n = 1 + random_below(&r, round % 3 ? 100 : 2000);
+        const uint64_t kinds = 1 + random_below(&r, 4);
+        for (size_t i = 0; i < n; i++) text[i] = "aeht"[random_below(&r, kinds)];
+        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_encode(t, text, n, want);
+        bad += a != b || memcmp(got, want, a * sizeof *got);
+    }
+    check(!bad, "so are those of long words (%d differ)", bad);
+    check(tokenizer_encode(t, "", 0, got) == 0, "an empty text has no ids");
+    const double start = seconds();
+    const size_t million = 1000000;
+    char *letters_a = resize(NULL, million);
+    int *ids = resize(NULL, million * sizeof *ids);
+    memset(letters_a, 'a', million);
+    const int count = tokenizer_encode(t, letters_a, million, ids);
+    check(decodes_to(t, ids, count, (uint8_t *)letters_a, million) && seconds() - start < 2,
+          "a million times the letter a takes no quadratic time");
+    free(letters_a);
+    free(ids);
+}
+
+static void test_files(const struct Tokenizer *t)
+{
+    tokenizer_save(t, in_directory("again"));
+    struct Tokenizer *u = tokenizer_load(in_directory("again"));
+    check(u->vocabulary == t->vocabulary && u->eot == t->eot && u->eot == u->vocabulary - 1 && u->hash == t->hash,
+          "a saved tokenizer is read back with %d tokens, <|endoftext|> last", u->vocabulary);
+    check(same_files("tok/merges.txt", "again/merges.txt") && same_files("tok/vocab.json", "again/vocab.json"),
+          "and its files are the same");
+    struct Buffer b = read_plain("tok/vocab.json");
+    struct Json *j = json_parse(b.data, b.size, "vocab.json");
+    int entries = 0;
+    for (struct Json *e = j->child; e; e = e->next) entries++;
+    check(entries == t->vocabulary && json_number(j, END_OF_TEXT, 0) == t->eot && json_number(j, "!", -1) == 0
+          && json_number(j, "\xC4\xA0", -1) == 220, "vocab.json holds every token, a space as U+0120");
+    json_free(j);
+    free(b.data);
+    tokenizer_free(u);
+}
+
+/* --- 6. Training --- */
+
+/* Counts every pair in every word again before each merge; `least` is the
+ * smallest count. Fills parts and returns the number of merges. */
+static int plain_train(const char *text, size_t n, int merges, int least, uint16_t (*parts)[2])
+{
+    static int ids[400][64], lengths[400];
+    static int counts[600][600];
+    int words = 0;
+    for (const uint8_t *p = (const uint8_t *)text, *end = p + n, *q; p < end; p = q) {
+        q = plain_piece_end(p, end);
+        for (lengths[words] = 0; p + lengths[words] < q; lengths[words]++)
+            ids[words][lengths[words]] = id_of_byte[p[lengths[words]]];
+        words++;
+    }
+    for (int r = 0; r < merges; r++) {
+        memset(counts, 0, sizeof counts);
+        for (int w = 0; w < words; w++)
+            for (int i = 0; i + 1 < lengths[w]; i++) counts[ids[w][i]][ids[w][i + 1]]++;
+        int best = 0, a = 0, b = 0;
+        for (int x = 0; x < BYTES + r; x++)
+            for (int y = 0; y < BYTES + r; y++) if (counts[x][y] > best) best = counts[x][y], a = x, b = y;
+        if (best < least) return r;
+        parts[r][0] = (uint16_t)a;
+        parts[r][1] = (uint16_t)b;
+        for (int w = 0; w < words; w++)
+            for (int i = 0; i + 1 < lengths[w]; i++)
+                if (ids[w][i] == a && ids[w][i + 1] == b) {
+                    ids[w][i] = BYTES + r;
+                    memmove(ids[w] + i + 1, ids[w] + i + 2, (size_t)(--lengths[w] - i - 1) * sizeof(int));
+                }
+    }
+    return merges;
+}
+
+static void test_training(const struct Tokenizer *t)
+{
+    static uint16_t parts[300][2];
+    const int merges = plain_train(SAMPLE, strlen(SAMPLE), 300, 1, parts);
+    check(merges == t->merges && !memcmp(parts, t->parts, merges * sizeof *parts),
+          "the %d merges are those of counting all pairs again each time", merges);
+    struct Random r = random_stream(3, 0);
+    int bad = 0;
+    for (int round = 0; round < 10; round++) {          /* few letters: many ties and overlaps */
+        static uint8_t text[4096];
+        size_t n = 0;
+        for (int w = 0; w < 150; w++) {
+            for (uint64_t k = 1 + random_below(&r, 10); k; k--) text[n++] = "aabc"[random_below(&r, 4)];
+            text[n++] = ' ';
+        }
+        write_plain("ties", text, n);
+        bad += run(NULL, "train --vocab 400 --out ties%d ties", round) != 0;
+        char name[32];
+        snprintf(name, sizeof name, "ties%d", round);
+        struct Tokenizer *u = tokenizer_load(in_directory(name));
+        const int count = plain_train((char *)text, n, 143, 2, parts);
+        bad += count != u->merges || memcmp(parts, u->parts, count * sizeof *parts);
+        tokenizer_free(u);
+    }
+    check(!bad, "so they are with ties and overlapping pairs (%d of 10 differ)", bad);
+    run(NULL, "train --vocab 400 --max-token-bytes 3 --min-frequency 4 --special <|a|> --out special text");
+    struct Tokenizer *u = tokenizer_load(in_directory("special"));
+    int longest = 0, n;
+    for (int id = 0; id < BYTES + u->merges; id++) if (tokenizer_piece(u, id, &n) && n > longest) longest = n;
+    check(longest == 3 && u->vocabulary == BYTES + u->merges + 2 && !memcmp(tokenizer_piece(u, u->eot - 1, &n), "<|a|>", 5),
+          "--max-token-bytes, --min-frequency and --special are kept");
+    tokenizer_free(u);
+}
+
+/* --- 5, 7, 8. Documents, shards, commands --- */
+
+/* Every split, chunk size and number of threads gives the same shard, and decoding gives the text. */
+static void test_documents(void)
+{
+    static uint8_t text[40000];
+    static const char *const splits[] = {"file", "lines", "eot"};
+    struct Random r = random_stream(4, 0);
+    for (int s = 0; s < 3; s++) {
+        size_t n = random_text(&r, text, 500, false);
+        if (s == 1) {                                   /* no empty lines, \n only, and at the end */
+            size_t kept = 0;
+            for (size_t i = 0; i < n; i++)
+                if (text[i] != '\r' && (text[i] != '\n' || (kept && text[kept - 1] != '\n'))) text[kept++] = text[i];
+            text[n = kept] = '\n';
+            n++;
+        }
+        write_plain("doc", text, n);
+        run(NULL, "encode --tokenizer tok --split %s --overwrite --threads 1 --out a doc", splits[s]);
+        int bad = 0;
+        for (int chunk = 1; chunk <= 64; chunk += 1 + chunk / 8) {
+            bad += run(NULL, "encode --tokenizer tok --split %s --overwrite --threads %d --chunk-bytes %d --out b doc",
+                       splits[s], (int[]){1, 2, 3, 7}[chunk % 4], chunk) != 0;
+            bad += !same_files("a_000000.bin", "b_000000.bin");
+        }
+        check(!bad, "--split %s: 1, 2, 3, 7 threads and chunks of 1 to 64 bytes give the same shard", splits[s]);
+        run(NULL, "decode --tokenizer tok --split %s a_000000.bin", splits[s]);
+        if (s < 2) check(same_files("doc", "out"), "and it decodes to the text");
+    }
+    const char *marks = "one\r\n\r\n\ntwo\nthree";
+    write_plain("marks", marks, strlen(marks));
+    run(NULL, "encode --tokenizer tok --split lines --overwrite --out a marks");
+    run(NULL, "decode --tokenizer tok --split lines a_000000.bin");
+    struct Buffer out = read_plain("out");
+    check(!strcmp(out.data, "one\ntwo\nthree\n"), "lines: \\r\\n is accepted, empty lines are no documents");
+    free(out.data);
+    marks = "<|endoftext|>\none\n<|endoftext|><|endoftext|>\r\n two<|endoftext|>";
+    write_plain("marks", marks, strlen(marks));
+    run(NULL, "encode --tokenizer tok --split eot --overwrite --out a marks");
+    run(NULL, "decode --tokenizer tok --split eot a_000000.bin");
+    out = read_plain("out");
+    check(!strcmp(out.data, "one\n<|endoftext|> two"), "eot: a line end after the mark is not text");
+    free(out.data);
+}
+
+static void test_shards(void)
+{
+    struct Buffer lines = {0}, sides = {0}, whole;
+    for (int i = 0; i < 300; i++) append(&lines, "line %d of the film\n", i);
+    write_plain("lines", lines.data, lines.size);
+    run(NULL, "encode --tokenizer tok --split lines --out deep/er/one lines");
+    run(NULL, "encode --tokenizer tok --split lines --shard-tokens 1000 --out deep/er/many lines");
+    run(NULL, "decode --tokenizer tok --split lines deep/er/many_000000.bin deep/er/many_000001.bin deep/er/many_000002.bin "
+              "deep/er/many_000003.bin");
+    whole = read_plain("deep/er/many_000000.bin");
+    check(same_files("lines", "out") && whole.size == 1024 + 2 * 1000, "shards of --shard-tokens follow one another");
+    free(whole.data);
+    run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 1 --out v1 lines");
+    run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 3 --chunk-bytes 7 --out v3 lines");
+    check(same_files("v1_000000.bin", "v3_000000.bin") && same_files("v1_val_000000.bin", "v3_val_000000.bin"),
+          "--val-fraction chooses the same documents for any number of threads");
+    run(NULL, "decode --tokenizer tok --split lines v1_000000.bin");
+    whole = read_plain("out");
+    append_bytes(&sides, whole.data, whole.size);
+    free(whole.data);
+    run(NULL, "decode --tokenizer tok --split lines v1_val_000000.bin");
+    whole = read_plain("out");
+    append_bytes(&sides, whole.data, whole.size);
+    int missing = 0, val = 0;
+    for (int i = 0; i < 300; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "line %d of the film\n", i);
+        missing += !strstr(sides.data, line);
+        val += strstr(whole.data, line) != NULL;
+    }
+    check(!missing && sides.size == lines.size && val > 30 && val < 90, "it sets %d of 300 aside and loses none", val);
+    free(whole.data); free(lines.data); free(sides.data);
+}
+
+static void test_lossless(void)
+{
+    const size_t n = 1 << 20;
+    uint8_t *bytes = resize(NULL, n);
+    struct Random r = random_stream(5, 0);
+    for (size_t i = 0; i < n; i++) bytes[i] = i < 256 ? (uint8_t)i : (uint8_t)random_below(&r, 256);
+    write_plain("random", bytes, n);
+    int status = run(NULL, "encode --tokenizer tok --out r random");
+    status |= run(NULL, "decode --tokenizer tok r_000000.bin");
+    check(!status && same_files("random", "out"), "a megabyte of random bytes comes back as it was");
+    write_plain("empty", "", 0);
+    status = run(NULL, "encode --tokenizer tok --out e empty") | run(NULL, "decode --tokenizer tok e_000000.bin");
+    struct Buffer out = read_plain("out");
+    check(!status && out.size == 0, "so does an empty file");
+    free(out.data);
+    free(bytes);
+}
+
+static void test_looking(struct Tokenizer *t)
+{
+    struct Buffer out, want = {0};
+    int ids[8];
+    write_plain("in", "a  <|endoftext|>  b", 19);
+    run("in", "ids --tokenizer tok --special");
+    out = read_plain("out");
+    for (int i = 0, n = tokenizer_encode(t, "a  ", 3, ids); i < n; i++) append(&want, "%d ", ids[i]);
+    append(&want, "%d", t->eot);
+    for (int i = 0, n = tokenizer_encode(t, "  b", 3, ids); i < n; i++) append(&want, " %d", ids[i]);
+    append(&want, "\n");
+    check(!strcmp(out.data, want.data), "ids --special: a mark ends the text before it");
+    free(out.data);
+    run("in", "ids --tokenizer tok");
+    out = read_plain("out");
+    char eot[16];
+    snprintf(eot, sizeof eot, " %d ", t->eot);
+    check(!strstr(out.data, eot) && strchr(out.data, '\n') == out.data + out.size - 1, "ids: without it, the mark is text");
+    free(out.data);
+    check(run(NULL, "show --tokenizer tok film") == 0, "show runs");
+    out = read_plain("out");
+    check(strstr(out.data, "bytes per token") != NULL, "and prints bytes per token");
+    free(out.data);
+    check(run(NULL, "stats --tokenizer tok text") == 0, "stats runs");
+    out = read_plain("out");
+    check(strstr(out.data, "unused_tokens") && strstr(out.data, "one_token_words"), "and prints what is unused");
+    free(out.data);
+    free(want.data);
+}
+
+/* --- Errors --- */
+
+static void expect_error(int status, const char *part, const char *command)
+{
+    const int got = run(NULL, "%s", command);
+    struct Buffer err = read_plain("err");
+    const bool one_line = err.size && strchr(err.data, '\n') == err.data + err.size - 1;
+    check(got == status && strstr(err.data, part) && (one_line || status == STATUS_USAGE),
+          "status %d, \"%s\": %s", status, part, command);
+    if (got != status || !strstr(err.data, part)) printf("     status %d: %s\n", got, err.data);
+    free(err.data);
+}
+
+static void test_errors(void)
+{
+    static const struct { const char *merges, *says; } bad[] = {
+        {"#version: 0.2\nt h\nth\n", "line 3"}, {"#version: 0.2\nt h\nth e\nth e\n", "line 4"},
+        {"#version: 0.2\nt h\nhe r\n", "line 3: \"he\" is no token yet"}, {"#version: 0.2\nt h x\n", "line 2"},
+        {"#version: 0.2\nt \xE2\x82\xAC\n", "256 byte symbols"}, {"#version: 0.2\nt \xFF\n", "256 byte symbols"},
+        {"a b\nb c\na bc\nab c\n", "makes a token that line 3 makes"}, {"#version: 0.2\n\nt h\n", "line 2"}};
+    for (int i = 0; i < COUNT(bad); i++) {
+        write_plain("bad.txt", bad[i].merges, strlen(bad[i].merges));
+        expect_error(1, bad[i].says, "ids --tokenizer bad.txt");
+    }
+    struct Buffer many = {0};
+    static const char *const letters_64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int i = 0; i < 64 * 64; i++) append(&many, "%c %c\n", letters_64[i / 64], letters_64[i % 64]);
+    for (int i = 0; i < 64 * 64 * 16; i++)
+        append(&many, "%c%c %c\n", letters_64[i / 64 % 64], letters_64[i % 64], letters_64[i / 4096]);
+    write_plain("many.txt", many.data, many.size);
+    expect_error(1, "more than 65536 tokens", "ids --tokenizer many.txt");
+    free(many.data);
+
+    struct Buffer shard = read_plain("r_000000.bin");
+    write_plain("cut.bin", shard.data, shard.size - 10);
+    expect_error(1, "cut.bin: 5 tokens fewer", "decode --tokenizer tok cut.bin");
+    write_plain("short.bin", shard.data, 100);
+    expect_error(1, "header", "decode --tokenizer tok short.bin");
+    shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
+    write_plain("id.bin", shard.data, shard.size);
+    expect_error(1, "byte 1038", "decode --tokenizer tok id.bin");
+    shard.data[0]++;
+    write_plain("magic.bin", shard.data, shard.size);
+    expect_error(1, "byte 0", "decode --tokenizer tok magic.bin");
+    free(shard.data);
+
+    expect_error(1, "--overwrite", "train --vocab 300 --out tok text");
+    expect_error(1, "--overwrite", "encode --tokenizer tok --out r random");
+    expect_error(1, "nowhere", "train --vocab 300 --out n nowhere");
+    expect_error(1, "nowhere", "encode --tokenizer nowhere --out n text");
+    expect_error(1, "set aside", "encode --tokenizer tok --val-fraction 1e-9 --out n text");
+    expect_error(2, "--vocab", "train --vocab 12 --out n text");
+    expect_error(2, "ordinary token", "train --special film --out n text");
+    expect_error(2, "--tokenizer", "ids");
+    expect_error(2, "no such command", "tokenise");
+    expect_error(2, "not one of", "encode --tokenizer tok --out n --split words text");
+    struct Buffer none = read_plain("n_000000.bin");
+    check(!none.size && !file_exists(in_directory("n")), "what fails leaves no file under its name");
+    free(none.data);
+}
+
+/* --- GPT-2's own vocabulary, if it is at hand --- */
+
+static void test_gpt2(const char *path)
+{
+    static const struct { const char *text, *ids; } cases[] = {
+        {"   a", "220 220 257"}, {"a  \n b", "64 220 220 198 275"}, {"\n\n\nx", "628 198 87"}, {"\r\nx", "201 198 87"},
+        {"I'm we'LL I'Ll 's", "40 1101 356 6 3069 314 6 43 75 705 82"}, {"''s", "7061 82"}, {"x'", "87 6"},
+        {"don\xE2\x80\x99t", "9099 447 247 83"}, {"123456 7", "10163 29228 767"},
+        {"x\xC2\xB2 \xE2\x85\xA7 \xD9\xA3", "87 31185 2343 227 100 18923 96"}, {" \xC2\xA0x", "220 1849 87"},
+        {"\xE3\x80\x80x", "5099 222 87"}, {"a\xE2\x80\x8B" "b", "64 9525 65"}, {"\xEF\xBB\xBFHi", "171 119 123 17250"},
+        {"\xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB8\x96\xE7\x95\x8C", "19526 254 25001 121 10310 244 45911 234"},
+        {"e\xCC\x81", "68 136 223"}, {"!!!???", "10185 28358"}, {" \xEF\xBF\xBD", "20543"},
+        {"<|endoftext|", "27 91 437 1659 5239 91"}, {"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+         "24794 24794 24794 24794 24794 24794 24794 24794"}};
+    struct Tokenizer *t = tokenizer_load(path);
+    int bad = 0, ids[64];
+    for (int i = 0; i < COUNT(cases); i++) {
+        struct Buffer got = {0};
+        const int n = tokenizer_encode(t, cases[i].text, strlen(cases[i].text), ids);
+        for (int k = 0; k < n; k++) append(&got, "%s%d", k ? " " : "", ids[k]);
+        bad += strcmp(got.data, cases[i].ids) != 0;
+        free(got.data);
+    }
+    check(t->vocabulary == 50257 && !bad, "GPT-2's ids of %d edge cases (%d differ)", COUNT(cases), bad);
+    tokenizer_free(t);
+}
+
+int main(void)
+{
+    if (!mkdtemp(directory)) die("%s: cannot be made.", directory);
+    write_plain("text", SAMPLE, strlen(SAMPLE));
+    check(run(NULL, "train --vocab 557 --min-frequency 1 --out tok text") == 0, "train runs");
+    struct Tokenizer *t = tokenizer_load(in_directory("tok"));
+    test_classes();
+    test_pieces();
+    test_encoding(t);
+    test_files(t);
+    test_training(t);
+    test_documents();
+    test_shards();
+    test_lossless();
+    test_looking(t);
+    test_errors();
+    if (getenv("GPT2_VOCAB")) test_gpt2(getenv("GPT2_VOCAB"));
+    tokenizer_free(t);
+    char *remove_all = text_of("rm -r %s", directory);
+    if (system(remove_all)) printf("%s is left behind\n", directory);
+    free(remove_all);
+    return report();
+}
