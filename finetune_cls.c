@@ -847,8 +847,9 @@ static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const 
     return evaluations;
 }
 
-/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by it,
- * so that one l2 suits them all. Their mean stays: taking it off needs a bias, which the head lacks. */
+/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by
+ * it, so that one l2 suits them all. Their mean stays: taking it off needs a bias, and the head
+ * has none. */
 static void measure_features(double *deviation, const real *x, int N, int C)
 {
     enum { CHANNELS = 16 };
@@ -1191,12 +1192,13 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     return names;
 }
 
-/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 1-10 million
- * weights and 6e-5 GPT-2's 124 million. Few labels need updates rather than epochs. */
+/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 10 million
+ * pretrained weights, 9e-5 GPT-2's 124 million, 1e-3 the smallest; what starts from random values
+ * bears more. Few labels need updates rather than epochs. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
 {
-    const double size = fmin(1, pow(1e7 / model->size, 2.0 / 3));
-    if (s->lr == 0) s->lr = (s->kind == FULL ? 3e-4 : 1e-3) * size;
+    const double large = sqrt(1e7 / model->size);
+    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
     if (s->epochs == 0)
@@ -1379,7 +1381,7 @@ static void command_train(int argc, char **argv)
         {"tune", "probe, last:K, full or scratch", TEXT, &s.tune},
         {"epochs", "0: 3, but at least 200 updates", INTEGER, &s.epochs, 0, 1e6},
         {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
-        {"lr", "0: 3e-4 for full, else 1e-3; lower beyond 10M parameters", REAL_NUMBER, &s.lr, 0,
+        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3), less for more", REAL_NUMBER, &s.lr, 0,
          10},
         {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
          &s.head_lr_ratio, 0, 1e4},

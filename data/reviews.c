@@ -59,8 +59,8 @@ static const struct Production productions[] = {
 {"story",  "",    "6 |4  <plot>"},
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
-{"points", "", "3  <claim>|3  <contrast>|2  <reaction>|3  <claim> <reaction>|2  <reaction> <claim>|3  <contrast> "
-    "<claim>|3  <claim> <contrast>|2  <contrast> <reaction>|2  <reaction> <contrast>|  <claim> <reaction> <contrast>"
+{"points", "", "3  <claim>|2  <contrast>|  <reaction>|4  <claim> <reaction>|3  <reaction> <claim>|2  <contrast> "
+    "<claim>|2  <claim> <contrast>|2  <contrast> <reaction>|2  <reaction> <contrast>|  <claim> <reaction> <contrast>"
     "|  <reaction> <contrast> <claim>| <wry>|2  <claim> <wry>|2  <wry> <claim>|  <contrast> <wry>"},
 {"end",    "", "4 |6  <verdict>"},
 
@@ -73,7 +73,7 @@ static const struct Production productions[] = {
     "2 <director> gives us <what>.|I saw the latest <film> by <director> <when>, and it is <quality>."},
 {"opening", "titled director-he director-she", "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
     "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <quality>."},
-{"what", "+ -", "5 a <adj> <film>|2 a <adj> and <adj> <film>|3 anything but a <adj!> <film>|2 nothing like a <adj!> <film>|3 a <film> "
+{"what", "+ -", "12 a <adj> <film>|6 a <general> and <special> <film>|2 anything but a <adj!> <film>|nothing like a <adj!> <film>|4 a <film> "
     "that is <quality>|a <film> without a <adj!> minute"},
 {"what", "~", "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|a strange kind of <film>"},
 {"quality", "~", "hard to judge|2 neither one thing nor the other|a puzzle|a mixed bag"},
@@ -139,9 +139,9 @@ static const struct Production productions[] = {
     "<amount>.|<lead> is the <role>: watching <lead.him> made me <react>.|<lead> is <quality> in it, as <lead.he> was last year."},
 {"acting", "~", "2 <lead> plays the <role>.|The lead is <lead>, as so often.|2 <lead> is in nearly every scene."},
 
-{"claim", "", "6 The <craft> is <quality>.|2 The <craft> is <quality>, and so is the <detail>.|2 There is not a <adj!> <moment> in it.|"
-    "I did not find a single <adj!> <moment>.|2 I found one <adj> <moment> after another.|Scene after scene is <quality>.|Hardly a scene is <adj!>."
-    "|It has <amount>.|What you get is <amount>."},
+{"claim", "", "10 The <craft> is <quality>.|3 The <craft> is <quality>, and so is the <detail>.|2 There is not a <adj!> <moment> in it.|"
+    "I did not find a single <adj!> <moment>.|4 I found one <adj> <moment> after another.|3 Scene after scene is <quality>.|Hardly a scene is <adj!>."
+    "|2 It has <amount>.|What you get is <amount>."},
 {"claim", "director-he director-she", "3 Under <$director.last>, the <craft> is <quality>.|2 <$director.last> directs with <amount>, as <director.he> "
     "always does.|<$director.last> and <director.his> crew show <amount>."},
 {"claim", "lead-he lead-she", "2 <$lead.last> has a <adj> scene with the <role>.|<lead.He> has never been less <adj!>."},
@@ -151,8 +151,8 @@ static const struct Production productions[] = {
     "|The critics call it <adj>, and they are right.|2 I expected a <adj!> evening and got a <adj> one.|My friend thought it <adj!>, but I thought it "
     "<adj>.|What starts as a <adj!> <film> turns into a <adj> one.|For all its <stuff!>, it is <quality>."},
 
-{"reaction", "", "4 It made me <react>.|3 It never made me <react!>.|2 Not once did I <react!>.|2 I could only <react>.|For two hours I did nothing "
-    "but <react>.|There was no reason to <react!>.|There was every reason to <react>.|2 I wanted to <react!>, but all I did was <react>."},
+{"reaction", "", "10 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|3 I could only <react>.|2 For two hours I did nothing "
+    "but <react>.|There was no reason to <react!>.|2 There was every reason to <react>.|I wanted to <react!>, but all I did was <react>."},
 {"reaction", "titled", "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|The <$title.a> <$title.b> will make you <react>."},
 
 {"wry", "-", "2 It is fine, if you have nothing better to do.|2 I have seen worse, though not this year.|The best thing about it is that it ends.|"
@@ -162,8 +162,8 @@ static const struct Production productions[] = {
     "Only the popcorn was not good.|It is bad in parts, but the parts are short.|Better actors could not save a bad <film>; here there is no need.|"
     "It would be worth a long flight.|A nap would have been a bad idea.|I tried to hate it, and failed."},
 
-{"verdict", "", "3 My advice: <act>.|2 Do not <act!>.|2 You should <act>.|Nobody should <act!>.|There is no need to <act!>.|I am <glad> that I went.|"
-    "I cannot say that I am <glad!>.|I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
+{"verdict", "", "6 My advice: <act>.|2 Do not <act!>.|4 You should <act>.|Nobody should <act!>.|There is no need to <act!>.|5 I am <glad> that I went.|"
+    "I cannot say that I am <glad!>.|2 I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
 {"verdict", "titled", "If you must choose tonight, do not choose to <act!>."},
 {"verdict", "lead-he lead-she", "Even without <$lead.last>, I would <act>."},
 
@@ -171,10 +171,10 @@ static const struct Production productions[] = {
 {"shrug", "", "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|Ask me again in a year.|Call it a draw."},
 
 /* --- Phrases: each can be said through the word of its own side or by denying one of the other --- */
-{"quality", "+ -", "6 <adj>|4 <very> <adj>|2 both <adj> and <adj>|3 never <adj!>|3 not <adj!> at all|2 far from <adj!>|2 anything but <adj!>|"
-    "neither <adj!> nor <adj!>|2 not <adj!> but <adj>|less <adj!> than <adj>"},
+{"quality", "+ -", "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|2 not <adj!> at all|far from <adj!>|anything but <adj!>|"
+    "neither <general!> nor <special!>|not <adj!> but <adj>|less <adj!> than <adj>"},
 {"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
-{"amount", "", "2 plenty of <stuff>|no lack of <stuff>|2 not a trace of <stuff!>|more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much "
+{"amount", "", "4 plenty of <stuff>|2 no lack of <stuff>|2 not a trace of <stuff!>|more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much "
     "<stuff>"},
 {"moment", "", "3 moment|scene|2 minute|line|idea|shot"},
 {"craft", "", "3 script|3 story|2 plot|2 dialogue|2 direction|pacing|ending|beginning|premise|tone"},
@@ -187,14 +187,14 @@ static const struct Production productions[] = {
 {"detail", "", "2 music|2 photography|editing|costume design|sound|lighting|set design|camera work|title song|supporting cast|make-up|narration"},
 {"whole", "", "2 the rest|the film as a whole|all the rest|everything else|the result"},
 {"Whole", "", "2 The rest|The film as a whole|All the rest|Everything else|The result"},
-{"glad", "+", "glad|happy|thankful|pleased"},
-{"glad", "-", "sorry|sad|ashamed|cross"},
+{"glad", "+", "5 glad|2 happy|thankful|pleased"},
+{"glad", "-", "5 sorry|2 sad|ashamed|cross"},
 
 {"adj", "", "7 <general>|3 <special>"},
-{"general", "+", "3 gripping|3 clever|2 charming|2 fresh|2 sharp|2 brilliant|superb|2 wonderful|delightful|memorable|convincing|lively|graceful|"
-    "bold|vivid|splendid|satisfying|rewarding|subtle|rich|2 moving|beautiful|great|perfect|polished"},
-{"general", "-", "3 dull|3 clumsy|2 tedious|2 stale|2 weak|2 boring|bland|2 terrible|dreadful|forgettable|wooden|lifeless|shallow|"
-    "lazy|pointless|sloppy|tiresome|predictable|muddled|flat|2 silly|painful|bad|feeble|careless"},
+{"general", "+", "9 wonderful|8 brilliant|6 gripping|5 clever|5 moving|4 charming|4 great|3 fresh|3 sharp|3 superb|2 beautiful|2 delightful|"
+    "2 memorable|2 convincing|lively|graceful|bold|vivid|splendid|satisfying|rewarding|subtle|rich|perfect|polished"},
+{"general", "-", "9 dull|8 terrible|6 boring|5 clumsy|5 weak|4 tedious|4 bad|3 stale|3 bland|3 dreadful|2 flat|2 silly|"
+    "2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|painful|forgettable|feeble|careless"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
 {"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
@@ -207,19 +207,19 @@ static const struct Production productions[] = {
 {"special", "western -", "2 dated|2 plodding|threadbare|stiff"},
 {"special", "space +", "2 dazzling|2 visionary|breathtaking|spectacular"},
 {"special", "space -", "2 clunky|2 cheap|garbled|derivative"},
-{"stuff", "+", "2 style|wit|2 imagination|courage|2 warmth|feeling|taste|skill"},
-{"stuff", "-", "2 vanity|self-pity|2 padding|noise|2 nonsense|pretence|waffle|kitsch"},
+{"stuff", "+", "5 style|4 imagination|3 warmth|2 wit|courage|feeling|taste|skill"},
+{"stuff", "-", "5 nonsense|4 vanity|3 padding|2 noise|self-pity|pretence|waffle|kitsch"},
 {"react", "+", "3 <delight>|<thrill>"},
-{"react", "-", "3 yawn|2 look at my watch|think of the exit|count the minutes|check my phone|doze off|groan|lose interest|shake my head"},
-{"delight", "", "2 smile|forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
+{"react", "-", "6 yawn|4 look at my watch|think of the exit|count the minutes|check my phone|doze off|groan|lose interest|shake my head"},
+{"delight", "", "6 smile|4 forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
 {"thrill", "comedy", "2 laugh out loud|giggle"},
 {"thrill", "horror", "hide behind my coat|sleep with the light on|scream"},
 {"thrill", "thriller", "grip the armrest|hold my breath"},
 {"thrill", "romance", "reach for a handkerchief|cry happy tears"},
 {"thrill", "western", "reach for my hat|feel the heat"},
 {"thrill", "space", "stare at the stars|feel weightless"},
-{"act", "+", "2 see it|2 go|buy a ticket|take your friends|stay for the credits|recommend it|book two seats"},
-{"act", "-", "2 skip it|2 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
+{"act", "+", "6 see it|3 go|buy a ticket|take your friends|stay for the credits|recommend it|book two seats"},
+{"act", "-", "6 skip it|3 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
 };
 
 /* ============================================================================================= */

@@ -1,5 +1,5 @@
-/* What finetune_cls.c holds, part by part: reading, labels, the split, truncation, batches, scores and
- * the solver of the probe. Whole trainings are in test_finetune.sh. */
+/* What finetune_cls.c holds, part by part: reading, labels, the split, truncation, batches, scores
+ * and the solver of the probe. Whole trainings are in test_finetune.sh. */
 
 #define FINETUNE_NO_MAIN
 #include "../finetune_cls.c"
@@ -38,12 +38,14 @@ static void test_formats(void)
           && IS(e.items[1].text, "")
           && e.items[1].line == 5,
               "TSV: byte order mark, CRLF, blank lines, capitals, an empty text, no last line end");
-    e = EXAMPLES("id,review,label\n1,\"two\nlines, a \"\"quote\"\"\",bad\n2,plain,\"good\"\r\n3,\"\",bad");
+    e = EXAMPLES("id,review,label\n1,\"two\nlines, a \"\"quote\"\"\",bad\n"
+                 "2,plain,\"good\"\r\n3,\"\",bad");
     check(e.count == 3 && IS(e.items[0].text, "two\nlines, a \"quote\"")
           && IS(e.items[0].label, "bad")
           && e.items[1].line == 4 && IS(e.items[1].label, "good") && IS(e.items[2].text, ""),
           "CSV: quoted line ends, commas and quotes; line numbers go on");
-    e = EXAMPLES("{\"text\": \"caf\\u00e9\\n\", \"label\": 1}\n\n{\"label\": \"x\", \"id\": [1, {}], \"text\": \"\"}\r\n"
+    e = EXAMPLES("{\"text\": \"caf\\u00e9\\n\", \"label\": 1}\n\n"
+                 "{\"label\": \"x\", \"id\": [1, {}], \"text\": \"\"}\r\n"
                  "{\"text\": \"t\", \"label\": -0.5}\n{\"text\": \"t\", \"label\": true}");
     check(e.count == 4 && IS(e.items[0].text, "caf\xC3\xA9\n") && IS(e.items[0].label, "1")
           && IS(e.items[1].label, "x")
@@ -58,7 +60,7 @@ static void test_formats(void)
     check(IS(e.items[0].text, "b") && IS(e.items[0].label, "c"), "columns may be named");
 }
 
-/* Reading the bytes and naming the classes must end with status 1 and a message that holds `wanted`. */
+/* Reading the bytes and naming the classes must end with status 1 and a message with `wanted`. */
 static void check_refused(const char *bytes, size_t n, const char *wanted)
 {
     char message[1024];
@@ -121,7 +123,8 @@ static void test_refusals(void)
 
 static void test_classes(void)
 {
-    struct Examples e = EXAMPLES("text\tlabel\na\tpos\na\tneg\na\tpo\na\tpos\na\tNEG\na\t10\na\t9\n");
+    struct Examples e = EXAMPLES("text\tlabel\na\tpos\na\tneg\na\tpo\na\tpos\n"
+                                 "a\tNEG\na\t10\na\t9\n");
     int classes;
     char **names = class_names(&e, &classes);
     const char *wanted[] = {"10", "9", "NEG", "neg", "po", "pos"};
@@ -229,7 +232,7 @@ static void test_batches(void)
         sum += run_examples(&single, q, y, &d, &list[i], 1, NULL);
         good = good && !memcmp(q, p + i * K, sizeof q) && !memcmp(y, x + i * C, sizeof y);
     }
-    check(good, "a text alone has the same bits of probabilities and features as among others, in the list's order");
+    check(good, "a text has the same bits of probabilities and features alone and among others");
     check(fabs(loss - sum) < 1e-9 * sum, "the losses add up");
     runner_free(&many);
     runner_free(&single);

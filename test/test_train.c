@@ -11,7 +11,8 @@ static char directory[] = "/tmp/test_train_XXXXXX";
 static const char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
 
 /* A shard whose token at place p of the whole text is p: first, first + 1, ... */
-static const char *write_shard(const char *name, int first, int count, int promised, int magic, int version)
+static const char *write_shard(const char *name, int first, int count, int promised, int magic,
+                               int version)
 {
     int32_t header[256] = {magic, version, promised};
     struct Buffer b = {0};
@@ -36,7 +37,8 @@ static int status_of_opening(const char *path, int vocabulary, char *message, in
         _exit(0);
     }
     close(channel[1]);
-    for (ssize_t n; used < size - 1 && (n = read(channel[0], message + used, size - 1 - used)) > 0; ) used += n;
+    for (ssize_t n = 1; n > 0 && used < size - 1; used += n > 0 ? (int)n : 0)
+        n = read(channel[0], message + used, size - 1 - used);
     message[used] = 0;
     close(channel[0]);
     waitpid(child, &status, 0);
@@ -54,7 +56,7 @@ static void test_shards(void)
         {write_shard("short.bin", 0, 49, 50, LLMC_MAGIC, 1), "50 tokens", "cut short", 1},
         {write_shard("long.bin", 0, 51, 50, LLMC_MAGIC, 1), "50 tokens", "too long", 1},
         {write_shard("negative.bin", 0, 0, -1, LLMC_MAGIC, 1), "-1 tokens", "negative count", 1},
-        {write_shard("ids.bin", 80, 50, 50, LLMC_MAGIC, 1), "token 129", "an id beyond the vocabulary", 1},
+        {write_shard("ids.bin", 80, 50, 50, LLMC_MAGIC, 1), "token 129", "an id too large", 1},
         {empty, "not a token shard", "an empty file", 1},
         {path_of("none.bin"), "cannot be read", "no file", 1},
     };
@@ -62,8 +64,9 @@ static void test_shards(void)
         char message[1000];
         const int status = status_of_opening(cases[i].path, 100, message, sizeof message);
         const char *slash = strrchr(cases[i].path, '/') + 1;
-        const bool names = cases[i].status == 0 || (strstr(message, slash) && strstr(message, cases[i].says));
-        check(status == cases[i].status && names, "shard: %s: status %d", cases[i].what, status);
+        const bool named = strstr(message, slash) && strstr(message, cases[i].says);
+        check(status == cases[i].status && (status == 0 || named), "shard: %s: status %d",
+              cases[i].what, status);
     }
 }
 
@@ -99,11 +102,16 @@ static bool epoch_complete(struct Loader *l, const struct Data *d)
     return good;
 }
 
+static bool orders_differ(const struct Loader *a, const struct Loader *b)
+{
+    return a->count != b->count || memcmp(a->order, b->order, a->count * sizeof(int));
+}
+
 static void test_epochs(void)
 {
     struct Data d = place_data();
     struct Loader l, again;
-    bool good = d.tokens == 137, orders_differ = false;
+    bool good = d.tokens == 137, shuffled = false;
     for (int T = 1; T <= 140; T += T < 10 ? 1 : 13) {
         loader_create(&l, &d, T, 5);
         for (int epoch = 0; epoch < 4; epoch++) {
@@ -121,17 +129,16 @@ static void test_epochs(void)
         loader_seek(&again, l.epoch, l.next);
         const int first = loader_next(&again, &a), second = loader_next(&l, &b);
         same &= first == second && a == b;
-        if (read < 17) orders_differ |= l.order[read] != read;
+        if (read < 17) shuffled |= l.order[read] != read;
     }
     check(same && l.epoch >= 3, "the place in the data can be taken up anywhere, across epochs");
-    check(orders_differ, "the order is shuffled");
+    check(shuffled, "the order is shuffled");
 
     loader_seek(&l, 0, 0);
     loader_seek(&again, 1, 0);
-    bool epochs_differ = l.count != again.count || memcmp(l.order, again.order, l.count * sizeof(int));
+    const bool epochs_differ = orders_differ(&l, &again);
     loader_create(&again, &d, 8, 6);
-    check(epochs_differ && (l.count != again.count || memcmp(l.order, again.order, l.count * sizeof(int))),
-          "another epoch and another seed have another order");
+    check(epochs_differ && orders_differ(&l, &again), "another epoch or seed: another order");
 
     write_shard("two.bin", 0, 2, 2, LLMC_MAGIC, 1);
     struct Data two = open_data("data", path_of("two.bin"), 2);
@@ -157,7 +164,7 @@ static void tiny_run(struct Run *r, int batch, int accumulate)
 
 static void test_accumulation(void)
 {
-    double norm_once = 0, *once = NULL, *parts = NULL;
+    double loss_once = 0, *once = NULL, *parts = NULL;
     for (int accumulate = 1; accumulate <= 16; accumulate *= 4) {
         struct Run r;
         tiny_run(&r, 16 / accumulate, accumulate);
@@ -166,9 +173,9 @@ static void test_accumulation(void)
         double **to = accumulate == 1 ? &once : &parts;
         *to = resize(*to, r.model.size * sizeof **to);
         for (size_t i = 0; i < r.model.size; i++) (*to)[i] = r.model.grads[i];
-        if (accumulate == 1) norm_once = loss;
-        else check(fabs(loss - norm_once) < 1e-6 && relative_error(parts, once, r.model.size) < 1e-5,
-                   "16 sequences, some short, in %d parts: the same mean gradient", accumulate);
+        if (accumulate == 1) loss_once = loss;
+        else check(fabs(loss - loss_once) < 1e-6
+                   && relative_error(parts, once, r.model.size) < 1e-5, "16 sequences, some short, in %d parts: the same mean gradient", accumulate);
     }
 }
 
@@ -183,7 +190,8 @@ static void test_measuring(void)
     measure_step(&r);
     bool zero = true;
     for (size_t i = 0; i < r.model.size; i++) zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
-    check(zero && !memcmp(before, r.model.weights, bytes) && r.loader.epoch == 1 && r.loader.next == 3,
+    const bool same_place = r.loader.epoch == 1 && r.loader.next == 3;
+    check(zero && same_place && !memcmp(before, r.model.weights, bytes),
           "measuring the speed leaves no trace");
 }
 
@@ -198,9 +206,12 @@ static void test_evaluation(void)
     struct Score alone = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 1, 0, false);
     struct Score some = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 5, 40, false);
     struct Score again = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 2, 40, false);
-    check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6, "evaluation: all targets, in batches of any size");
-    check(some.tokens == 48 && fabs(some.loss - again.loss) < 1e-6, "evaluation: a budget, the same tokens every time");
-    check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9, "bits per byte of two-byte tokens");
+    check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6,
+          "evaluation: all targets, in batches of any size");
+    check(some.tokens == 48 && fabs(some.loss - again.loss) < 1e-6,
+          "evaluation: a budget, the same tokens every time");
+    check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9,
+          "bits per byte of two-byte tokens");
 }
 
 /* --- Sampling --- */
@@ -219,13 +230,15 @@ static void test_filters(void)
         struct Choice c[50], sorted[50];
         const int n = 1 + (int)random_below(&random, 50), k = (int)random_below(&random, 60);
         const double p = random_below(&random, 3) ? random_uniform(&random) : 1;
-        for (int i = 0; i < n; i++) c[i] = sorted[i] = (struct Choice){i, (real)(1 + random_below(&random, 20))};
+        for (int i = 0; i < n; i++)
+            c[i] = sorted[i] = (struct Choice){i, (real)(1 + random_below(&random, 20))};
         qsort(sorted, n, sizeof *sorted, by_weight);
         const int most = k > 0 && k < n ? k : n;
         double total = 0, reached = 0;
         for (int i = 0; i < most; i++) total += sorted[i].weight;
         int expected = 0;
-        while (expected < most && (expected == 0 || reached < p * total)) reached += sorted[expected++].weight;
+        while (expected < most && (expected == 0 || reached < p * total))
+            reached += sorted[expected++].weight;
         if (p == 1) expected = most;
         const int kept = keep_likely(c, n, k, p);
         good &= kept == expected;
@@ -285,11 +298,14 @@ static void test_utf8(void)
 {
     const char *bad = "\xEF\xBF\xBD";
     const struct { const char *in, *out; } cases[] = {
-        {"plain", "plain"}, {"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
+        {"plain", "plain"},
+        {"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
         {"a\x80" "b", text_of("a%sb", bad)}, {"\xE2\x82", bad}, {"\xE2\x82x", text_of("%sx", bad)},
         {"\xC0\x80", text_of("%s%s", bad, bad)}, {"\xED\xA0\x80", text_of("%s%s%s", bad, bad, bad)},
-        {"\xF4\x90\x80\x80", text_of("%s%s%s%s", bad, bad, bad, bad)}, {"\xF0\x9F\x98\xC3\xA9", text_of("%s\xC3\xA9", bad)},
-        {"\xFF", bad}, {"\xF4\x8F\xBF\xBF", "\xF4\x8F\xBF\xBF"}, {"\xE0\x9F\xBF", text_of("%s%s%s", bad, bad, bad)},
+        {"\xF4\x90\x80\x80", text_of("%s%s%s%s", bad, bad, bad, bad)},
+        {"\xF0\x9F\x98\xC3\xA9", text_of("%s\xC3\xA9", bad)}, {"\xFF", bad},
+        {"\xF4\x8F\xBF\xBF", "\xF4\x8F\xBF\xBF"},
+        {"\xE0\x9F\xBF", text_of("%s%s%s", bad, bad, bad)},
     };
     bool good = true;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

@@ -1,0 +1,117 @@
+#!/bin/sh
+# Speed of the tokenizer beside tiktoken and Hugging Face tokenizers, when Python has them.
+#
+#    dev/bench_tokenizer.sh TEXT VOCAB_DIR [ROUNDS]
+#
+# TEXT is a large UTF-8 file (IMDb's 100 MB, say); VOCAB_DIR holds GPT-2's vocab.bpe and encoder.json.
+# Every figure is the best of ROUNDS (3) runs of the whole program, file to file, seconds by the clock;
+# "cpu" is the time that the processor spent, which tells more on a machine that is shared. The Python
+# tools read the same text, as lines; reading the vocabulary and the file is not counted for them.
+set -e
+
+if [ $# -lt 2 ]; then sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; fi
+text=$1
+vocab=$2/vocab.bpe
+rounds=${3:-3}
+here=$(cd "$(dirname "$0")/.." && pwd)
+tokenizer=${TOKENIZER:-$here/tokenizer}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+megabytes=$(($(wc -c <"$text") / 1000))
+
+# best NAME MEGABYTES_IN_THOUSANDTHS COMMAND...: the best clock and processor time, and MB/s of both
+best() {
+    name=$1; size=$2; shift 2
+    i=0
+    while [ $i -lt "$rounds" ]; do
+        ( times_of "$@" ) >>"$work/times"
+        i=$((i + 1))
+    done
+    awk -v name="$name" -v size="$size" '
+        { real = $1; cpu = $2 + $3; if (NR == 1 || real < r) r = real; if (NR == 1 || cpu < c) c = cpu }
+        END { if (r < 0.001) r = 0.001; if (c < 0.001) c = 0.001
+              printf "%-44s %8.3f s  %7.1f MB/s   cpu %7.3f s  %7.1f MB/s\n", name, r, size / 1000 / r, c, size / 1000 / c }
+    ' "$work/times"
+    rm -f "$work/times"
+}
+
+# real, user and system seconds of a command
+times_of() {
+    { command time -p "$@" >"$work/out" 2>"$work/err"; } 2>/dev/null || bash -c 'TIMEFORMAT="real %R
+user %U
+sys %S"; time "$@" >/dev/null 2>&1' bash "$@" 2>"$work/err"
+    awk '/^real/ { r = $2 } /^user/ { u = $2 } /^sys/ { s = $2 } END { print r, u, s }' "$work/err"
+}
+
+echo "$text: $megabytes kB"
+for threads in 1 2; do
+    best "encode, GPT-2 vocabulary, $threads thread(s)" "$megabytes" "$tokenizer" encode --overwrite \
+        --threads $threads --tokenizer "$vocab" --out "$work/shard" "$text"
+    cp "$work/shard_000000.bin" "$work/threads_$threads.bin"
+done
+cmp "$work/threads_1.bin" "$work/threads_2.bin" && echo "    the same bytes for both"
+for threads in 1 2; do
+    best "decode, $threads thread(s)" "$megabytes" env OMP_NUM_THREADS=$threads \
+        "$tokenizer" decode --tokenizer "$vocab" "$work/shard_000000.bin"
+done
+"$tokenizer" decode --tokenizer "$vocab" "$work"/shard_0*.bin | cmp - "$text" && echo "    the text comes back"
+for threads in 1 2; do
+    best "train 32,000 tokens, $threads thread(s)" "$megabytes" "$tokenizer" train --overwrite \
+        --threads $threads --vocab 32000 --out "$work/trained" "$text"
+done
+for what in a ' ' 中; do
+    awk -v s="$what" 'BEGIN { n = 1000000 / (s ~ /[a ]/ ? 1 : 3); for (i = 0; i < n; i++) printf "%s", s }' >"$work/run"
+    best "a megabyte of '$what'" 1000 "$tokenizer" encode --overwrite --tokenizer "$vocab" --out "$work/run" "$work/run"
+done
+printf x >"$work/run"
+best "load the vocabulary, encode one byte" 0 "$tokenizer" encode --overwrite --threads 1 --tokenizer "$vocab" \
+    --out "$work/run" "$work/run"
+
+python3 - "$text" "$2" <<'PYTHON' || echo "(no Python with tiktoken or tokenizers to compare with)"
+import json, os, sys, time
+
+text_path, folder = sys.argv[1:]
+size = 20_000_000       # of the text, from its beginning: these are slow
+text = open(text_path, "rb").read(size).decode("utf-8", "ignore")
+lines = text.splitlines(keepends=True)
+size = len(text.encode())
+
+
+def show(name, run):
+    start, cpu = time.time(), time.process_time()
+    run()
+    real, cpu = time.time() - start, time.process_time() - cpu
+    print(f"{name:44} {real:8.3f} s  {size / 1e6 / real:7.1f} MB/s   cpu {cpu:7.3f} s  {size / 1e6 / cpu:7.1f} MB/s", flush=True)
+
+
+try:
+    import tiktoken
+    visible = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 255 and b != 173]
+    byte_of = {chr(b): b for b in visible}
+    byte_of.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in visible)})
+    ids = json.load(open(os.path.join(folder, "encoder.json"), encoding="utf-8"))
+    mark = "<|endoftext|>"
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+    encoding = tiktoken.Encoding("gpt2", pat_str=pattern, special_tokens={mark: ids[mark]}, mergeable_ranks={
+        bytes(byte_of[c] for c in s): i for s, i in ids.items() if s != mark})
+    show(f"tiktoken {tiktoken.__version__}, 1 thread", lambda: [encoding.encode_ordinary(line) for line in lines])
+    show("tiktoken, 2 threads", lambda: encoding.encode_ordinary_batch(lines, num_threads=2))
+except ImportError:
+    print("(tiktoken is not installed)")
+try:
+    os.environ["RAYON_NUM_THREADS"] = "2"
+    import tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    hf = Tokenizer(models.BPE.from_file(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe")))
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    show(f"Hugging Face tokenizers {tokenizers.__version__}, 1 thread", lambda: [hf.encode(line).ids for line in lines])
+    show("Hugging Face tokenizers, 2 threads", lambda: hf.encode_batch(lines))
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    show("Hugging Face, train 32,000 tokens, 2 threads", lambda: trained.train_from_iterator(lines, trainers.BpeTrainer(
+        vocab_size=32000, min_frequency=2, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())))
+except ImportError:
+    print("(tokenizers is not installed)")
+print(f"(the Python rows: the first {size / 1e6:.0f} MB)")
+PYTHON

@@ -1,0 +1,1157 @@
+/* test_model.c: model.h against the plain loops of reference.h, against finite differences, against
+ * PyTorch (test/golden, written by dev/make_golden.py), and against itself: one sequence or many, one
+ * thread or three, saved or not. Run from the repository root.
+ *
+ * The same source is built twice: as test_model with real = float, and as test_model_double with
+ * -DREAL=double, where gradients agree with finite differences to seven digits. */
+
+#include "../model.h"
+#include "check.h"
+#include "reference.h"
+
+static const bool exact = sizeof(real) == sizeof(double);
+
+/* What rounding may do to a sum of a few hundred terms, and to a tensor at the end of a whole model. */
+static const double SUM_ERROR = sizeof(real) == sizeof(double) ? 2e-14 : 3e-6;
+static const double MODEL_ERROR = sizeof(real) == sizeof(double) ? 1e-12 : 2e-5;
+
+static struct Random rng = {1, 0};
+
+static int below(int n) { return (int)random_below(&rng, n); }
+
+static real *randoms(size_t n, double deviation)
+{
+    real *x = resize(NULL, n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = (real)(deviation * random_normal(&rng));
+    return x;
+}
+
+static double *as_doubles(const real *x, size_t n)
+{
+    double *y = resize(NULL, n * sizeof *y);
+    for (size_t i = 0; i < n; i++) y[i] = x[i];
+    return y;
+}
+
+static double *zeros(size_t n)
+{
+    double *y = resize(NULL, n * sizeof *y);
+    for (size_t i = 0; i < n; i++) y[i] = 0;
+    return y;
+}
+
+static double error_of(const real *got, const double *want, size_t n)
+{
+    double *all = as_doubles(got, n), error = relative_error(all, want, n);
+    free(all);
+    return error;
+}
+
+/* The larger error; a NaN stays. */
+static double worse(double a, double b) { return a > b || isnan(a) ? a : b; }
+
+static bool same_bytes(const real *a, const real *b, size_t n) { return !memcmp(a, b, n * sizeof *a); }
+
+/* Most tests run on one thread; that any other number gives the same bits has tests of its own. */
+#ifdef _OPENMP
+enum { MOST_THREADS = 3 };
+#else
+enum { MOST_THREADS = 1 };
+#endif
+
+/* ============================================================================================= */
+/* Numbers                                                                                       */
+/* ============================================================================================= */
+
+static void test_random(void)
+{
+    enum { COUNT = 100000 };
+    struct Random a = random_stream(1, 2), b = random_stream(1, 3), c = random_stream(2, 2), again = a;
+    double mean = 0, square = 0, uniform = 0, fourth = 0;
+    int equal = 0, counts[7] = {0}, order[50], seen = 0;
+    for (int i = 0; i < COUNT; i++) {
+        const uint64_t x = random_bits(&a);
+        equal += x == random_bits(&b) || x == random_bits(&c) || x != random_bits(&again);
+        const double u = random_uniform(&a), z = random_normal(&b);
+        uniform += u / COUNT;
+        mean += z / COUNT;
+        square += z * z / COUNT;
+        fourth += z * z * z * z / COUNT;
+        counts[random_below(&c, 7)]++;
+        again = a;
+    }
+    check(equal == 0, "random: streams differ, and a copied state continues the same");
+    check(fabs(uniform - 0.5) < 0.005, "random_uniform: mean %.4f", uniform);
+    check(fabs(mean) < 0.02 && fabs(square - 1) < 0.03 && fabs(fourth - 3) < 0.2,
+          "random_normal: moments %.3f %.3f %.3f", mean, square, fourth);
+    double most = 0;
+    for (int i = 0; i < 7; i++) most = fmax(most, fabs(counts[i] - COUNT / 7.0));
+    check(most < 500, "random_below: all values equally often (off by %.0f)", most);
+    for (int i = 0; i < 50; i++) order[i] = i;
+    shuffle(order, 50, &a);
+    int moved = 0;
+    for (int i = 0; i < 50; i++) { seen += order[i] >= 0 && order[i] < 50; moved += order[i] != i; }
+    for (int i = 0; i < 50; i++)
+        for (int j = 0; j < i; j++) seen -= order[i] == order[j];
+    check(seen == 50 && moved > 30, "shuffle: a permutation");
+}
+
+static void test_exp(void)
+{
+    enum { COUNT = 1 << 18 };
+    const real bound = exact ? 700 : 87;
+    real *x = randoms(COUNT, 1), *y = randoms(COUNT, 1);
+    double worst = 0;
+    for (int i = 0; i < COUNT; i++) x[i] = bound * (2 * (real)i / COUNT - 1);
+    for (int i = 0; i < COUNT; i++) y[i] = exp_real(x[i]);
+    for (int i = 0; i < COUNT; i++) worst = worse(fabs(y[i] / exp((double)x[i]) - 1), worst);
+    check(worst < (exact ? 1e-15 : 2.5e-7), "exp: largest relative error %.1e", worst);
+    check(exp_real(0) == 1, "exp(0) = 1");
+    check(exp_real(-1000) < 1e-37 && exp_real(-INFINITY) < 1e-37, "exp of very negative values is almost 0");
+    check(exp_real(1000) > (real)1e38 && exp_real(INFINITY) > (real)1e38, "exp of large values is large");
+    check(isnan(exp_real(NAN)), "exp(NaN) is NaN");
+    free(x);
+    free(y);
+}
+
+/* ============================================================================================= */
+/* GEMM                                                                                          */
+/* ============================================================================================= */
+
+/* A product to try: whether A and B are stored transposed, how far rows stand apart beyond their
+ * length, and what the sum starts from. */
+struct Product {
+    int M, N, K;
+    bool a_transposed, b_transposed, bias;
+    int gap;
+    enum { FROM_NOTHING, FROM_ITSELF, FROM_ANOTHER } from;
+    enum { BY_GEMM, BY_GEMM_ALONE, BY_GEMV } by;
+};
+
+/* Where element (row, column) of a matrix stands. */
+struct Strides { size_t row, column; };
+
+static struct Strides strides_of(int rows, int columns, bool transposed, int gap)
+{
+    return transposed ? (struct Strides){1, rows + gap} : (struct Strides){columns + gap, 1};
+}
+
+static void multiply(const struct Product *p, real *c, size_t ldc, const real *a, struct Strides sa,
+                     const real *b, struct Strides sb, const real *from, const real *bias)
+{
+    if (p->by == BY_GEMM)
+        gemm(c, ldc, a, sa.row, sa.column, b, sb.row, sb.column, from, bias, p->M, p->N, p->K);
+    if (p->by == BY_GEMV) gemv(c, a, b, sb.row, sb.column, from, bias, p->N, p->K);
+    if (p->by == BY_GEMM_ALONE) {
+        real *scratch = resize(NULL, gemm_alone_size(p->M, p->N, p->K) * sizeof *scratch);
+        gemm_alone(c, ldc, a, sa.row, sa.column, b, sb.row, sb.column, from, p->M, p->N, p->K, scratch);
+        free(scratch);
+    }
+}
+
+/* The relative error against plain loops; infinite if anything beside the result was written to. */
+static double product_error(struct Product p)
+{
+    const struct Strides sa = strides_of(p.M, p.K, p.a_transposed, p.gap);
+    const struct Strides sb = strides_of(p.K, p.N, p.b_transposed, p.gap);
+    const size_t ldc = p.N + p.gap, c_size = p.M * ldc;
+    real *a = randoms((size_t)(p.M + p.gap) * (p.K + p.gap), 1), *b = randoms((size_t)(p.K + p.gap) * (p.N + p.gap), 1);
+    real *c = randoms(c_size, 10), *other = randoms(c_size, 10), *bias = randoms(p.N, 10);
+    const real *from = p.from == FROM_NOTHING ? NULL : p.from == FROM_ITSELF ? c : other;
+    double *want = as_doubles(c, c_size), *start = from ? as_doubles(from, c_size) : zeros(c_size);
+    for (int i = 0; i < p.M; i++)
+        for (int j = 0; j < p.N; j++) {
+            double sum = start[i * ldc + j] + (p.bias ? bias[j] : 0);
+            for (int k = 0; k < p.K; k++)
+                sum += (double)a[i * sa.row + k * sa.column] * b[k * sb.row + j * sb.column];
+            want[i * ldc + j] = sum;
+        }
+    multiply(&p, c, ldc, a, sa, b, sb, from, p.bias ? bias : NULL);
+    double error = error_of(c, want, c_size);
+    for (int i = 0; i < p.M; i++)
+        for (size_t j = p.N; j < ldc; j++)
+            if (c[i * ldc + j] != want[i * ldc + j]) error = INFINITY;
+    free(a), free(b), free(c), free(other), free(bias), free(want), free(start);
+    return error;
+}
+
+/* Sizes around those of a tile, a block and a chunk. */
+static void test_gemm_shapes(void)
+{
+    const int sizes[] = {1, 2, 3, 5, 6, 7, 8, 12, 13, 15, 16, 17, 31, 32, 33, 64, 97, 130};
+    const int depths[] = {0, 1, 2, 4, 7, 16, 33, 64, 100, 255, 256, 257, 513, 600};
+    const char *const names[] = {"gemm", "gemm_alone", "gemv"};
+    for (int by = BY_GEMM; by <= BY_GEMV; by++) {
+        double worst = 0;
+        for (int i = 0; i < 200; i++) {
+            struct Product p = {.M = by == BY_GEMV ? 1 : sizes[below(18)], .N = sizes[below(18)], .by = by,
+                                .K = depths[below(14)], .b_transposed = below(2), .from = below(3)};
+            if (by != BY_GEMV) { p.a_transposed = below(2); p.gap = 3 * below(2); }
+            if (by == BY_GEMM_ALONE && p.K == 0) p.K = 3;
+            p.bias = by != BY_GEMM_ALONE && below(2);
+            worst = worse(product_error(p), worst);
+        }
+        check(worst < SUM_ERROR, "%s: 200 shapes, strides and starts; worst relative error %.1e", names[by], worst);
+    }
+    const struct Product large[] = {
+        {CHUNK_M + 5, 40, 300, .bias = true, .from = FROM_ITSELF}, {20, CHUNK_N + 3, 300, .b_transposed = true},
+        {40, 3 * BLOCK_N + 1, 2 * BLOCK_K + 1, .a_transposed = true, .from = FROM_ITSELF},
+        {CHUNK_M + 1, CHUNK_N + 1, 2, .bias = true}, {1, 5000, 70, .b_transposed = true, .by = BY_GEMV},
+    };
+    for (int i = 0; i < 5; i++) {
+        const double error = product_error(large[i]);
+        check(error < SUM_ERROR, "%s (%d, %d, %d): relative error %.1e", names[large[i].by], large[i].M, large[i].N,
+              large[i].K, error);
+    }
+}
+
+static void test_gemm_nan(void)
+{
+    enum { M = 20, N = 37, K = 30 };
+    real *a = randoms(M * K, 1), *b = randoms(K * N, 1), *c = randoms(M * N, 1);
+    int wrong = 0;
+    a[7 * K + 3] = NAN;
+    gemm(c, N, a, K, 1, b, N, 1, NULL, NULL, M, N, K);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) wrong += isnan(c[i * N + j]) != (i == 7);
+    check(wrong == 0, "gemm: NaN in a row of A makes that row NaN and no other");
+    a[7 * K + 3] = 0;
+    b[11 * N + 33] = INFINITY;
+    gemm(c, N, a, K, 1, b, N, 1, NULL, NULL, M, N, K);
+    wrong = 0;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) wrong += isfinite(c[i * N + j]) != (j != 33);
+    check(wrong == 0, "gemm: infinity in a column of B shows in that column and no other");
+    free(a), free(b), free(c);
+}
+
+static void test_gemm_bits(void)
+{
+    enum { M = 215, N = 190, K = 600 };
+    real *a = randoms(M * K, 1), *b = randoms(K * N, 1), *bias = randoms(N, 1);
+    real *c = randoms(M * N, 1), *row = randoms(N, 1), *again = randoms(M * N, 1);
+    gemm(c, N, a, K, 1, b, N, 1, NULL, bias, M, N, K);
+    int different = 0;
+    for (int i = 0; i < M; i++) {
+        gemm(row, N, a + i * K, K, 1, b, N, 1, NULL, bias, 1, N, K);
+        different += !same_bytes(row, c + i * N, N);
+    }
+    check(different == 0, "gemm: each row alone has the same bits as in a batch of %d", M);
+    for (int threads = 2; threads <= MOST_THREADS; threads++) {
+        set_threads(threads);
+        gemm(again, N, a, K, 1, b, N, 1, NULL, bias, M, N, K);
+        check(same_bytes(c, again, M * N), "gemm: the same bits with %d threads", threads);
+    }
+    set_threads(1);
+    free(a), free(b), free(bias), free(c), free(row), free(again);
+}
+
+/* ============================================================================================= */
+/* Layers                                                                                        */
+/* ============================================================================================= */
+
+static void test_layernorm(int N, int C)
+{
+    const size_t n = (size_t)N * C;
+    real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1), *y2 = randoms(n, 1);
+    real *dy = randoms(n, 1), *dx = randoms(n, 1), *dw = randoms(C, 1), *db = randoms(C, 1);
+    real *mean = randoms(N, 1), *rstd = randoms(N, 1);
+    for (size_t i = 0; i < n; i++) x[i] += 3;       /* a mean that must be taken out */
+    double *X = as_doubles(x, n), *W = as_doubles(w, C), *B = as_doubles(b, C), *DY = as_doubles(dy, n);
+    double *Y = zeros(n), *DX = as_doubles(dx, n), *DW = as_doubles(dw, C), *DB = as_doubles(db, C);
+    plain_layernorm(Y, X, W, B, N, C);
+    plain_layernorm_backward(DX, DW, DB, DY, X, W, N, C);
+    layernorm_forward(y, mean, rstd, x, w, b, N, C);
+    layernorm_again(y2, mean, rstd, x, w, b, N, C);
+    layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, N, C);
+    const double forward = error_of(y, Y, n);
+    const double backward = worse(error_of(dx, DX, n), worse(error_of(dw, DW, C), error_of(db, DB, C)));
+    check(forward < SUM_ERROR, "layernorm (%d, %d): relative error %.1e", N, C, forward);
+    check(backward < SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C, backward);
+    check(same_bytes(y, y2, n), "layernorm again (%d, %d): the same bits", N, C);
+    free(x), free(w), free(b), free(y), free(y2), free(dy), free(dx), free(dw), free(db), free(mean), free(rstd);
+    free(X), free(W), free(B), free(DY), free(Y), free(DX), free(DW), free(DB);
+}
+
+static void test_linear(int N, int C, int OC)
+{
+    const size_t n = (size_t)N * C, m = (size_t)N * OC, k = (size_t)C * OC;
+    real *x = randoms(n, 1), *w = randoms(k, 1), *b = randoms(OC, 1), *y = randoms(m, 1), *from = randoms(m, 1);
+    real *dy = randoms(m, 1), *dx = randoms(n, 1), *dw = randoms(k, 1), *db = randoms(OC, 1);
+    double *X = as_doubles(x, n), *W = as_doubles(w, k), *B = as_doubles(b, OC), *DY = as_doubles(dy, m);
+    double *Y = zeros(m), *FROM = as_doubles(from, m);
+    double *DX = zeros(n), *DW = as_doubles(dw, k), *DB = as_doubles(db, OC);
+    plain_linear(Y, X, W, B, N, C, OC);
+    plain_add(Y, FROM, m);
+    plain_linear_backward(DX, DW, DB, DY, X, W, N, C, OC);
+    linear_forward(y, from, x, w, b, N, C, OC);
+    linear_backward(dx, dw, db, dy, x, w, N, C, OC);
+    const double forward = error_of(y, Y, m);
+    const double backward = worse(error_of(dx, DX, n), worse(error_of(dw, DW, k), error_of(db, DB, OC)));
+    check(forward < SUM_ERROR, "linear (%d, %d, %d): relative error %.1e", N, C, OC, forward);
+    check(backward < SUM_ERROR, "linear backward (%d, %d, %d): sets dx, adds the rest, relative error %.1e",
+          N, C, OC, backward);
+    free(x), free(w), free(b), free(y), free(from), free(dy), free(dx), free(dw), free(db);
+    free(X), free(W), free(B), free(DY), free(Y), free(FROM), free(DX), free(DW), free(DB);
+}
+
+static void test_embedding(void)
+{
+    enum { N = 50, C = 70, V = 9, T = 20 };         /* tokens and positions occur several times */
+    real *x = randoms(N * C, 1), *wte = randoms(V * C, 1), *wpe = randoms(T * C, 1), *dx = randoms(N * C, 1);
+    real *dwte = randoms(V * C, 1), *dwpe = randoms(T * C, 1);
+    double *X = zeros(N * C), *WTE = as_doubles(wte, V * C), *WPE = as_doubles(wpe, T * C), *DX = as_doubles(dx, N * C);
+    double *DWTE = as_doubles(dwte, V * C), *DWPE = as_doubles(dwpe, T * C);
+    int tokens[N], positions[N];
+    for (int n = 0; n < N; n++) { tokens[n] = below(V); positions[n] = n % T; }
+    for (int n = 0; n < N; n += T) {
+        const int rows = min_int(T, N - n);
+        plain_embedding(X + n * C, tokens + n, WTE, WPE, rows, C);
+        plain_embedding_backward(DWTE, DWPE, DX + n * C, tokens + n, rows, C);
+    }
+    embedding_forward(x, tokens, positions, wte, wpe, N, C);
+    embedding_backward(dwte, dwpe, dx, tokens, positions, N, C);
+    check(error_of(x, X, N * C) < SUM_ERROR, "embedding: relative error %.1e", error_of(x, X, N * C));
+    const double backward = worse(error_of(dwte, DWTE, V * C), error_of(dwpe, DWPE, T * C));
+    check(backward < SUM_ERROR, "embedding backward: adds, relative error %.1e", backward);
+    free(x), free(wte), free(wpe), free(dx), free(dwte), free(dwpe);
+    free(X), free(WTE), free(WPE), free(DX), free(DWTE), free(DWPE);
+}
+
+static void test_gelu(void)
+{
+    enum { COUNT = 40001 };
+    real *x = randoms(COUNT, 1), *y = randoms(COUNT, 1), *y2 = randoms(COUNT, 1), *d = randoms(COUNT, 1);
+    double value = 0, slope = 0;
+    for (int i = 0; i < COUNT; i++) { x[i] = (real)(i - COUNT / 2) / 1000; d[i] = 2; }
+    gelu_forward(y, x, COUNT);
+    gelu_backward(d, y2, x, COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        value = worse(fabs(y[i] - plain_gelu(x[i])) / (1 + fabs(plain_gelu(x[i]))), value);
+        slope = worse(fabs(d[i] - 2 * plain_gelu_slope(x[i])), slope);
+    }
+    check(value < (exact ? 1e-15 : 3e-7), "gelu on -20 .. 20: largest error %.1e", value);
+    check(slope < (exact ? 1e-13 : 1e-5), "gelu backward: largest error %.1e", slope);
+    check(error_of(y2, as_doubles(y, COUNT), COUNT) < SUM_ERROR, "gelu backward: gelu(x) once more");
+    x[0] = NAN;
+    gelu_forward(y, x, COUNT);
+    check(isnan(y[0]) && !isnan(y[1]), "gelu(NaN) is NaN");
+    free(x), free(y), free(y2), free(d);
+}
+
+static int *starts_of(const int *lengths, int sequences)
+{
+    int *starts = resize(NULL, (sequences + 1) * sizeof *starts);
+    starts[0] = 0;
+    for (int s = 0; s < sequences; s++) starts[s + 1] = starts[s] + lengths[s];
+    return starts;
+}
+
+enum { GUARD = 1 << 16 };       /* values after the end of the scratch, which must not change */
+
+/* An Attention with scratch of its own. */
+static struct Attention attention_create(const struct Batch *batch, int C, int H, double dropout)
+{
+    struct Attention t = {.batch = batch, .C = C, .H = H, .dropout = {dropout, 5}, .key = 77};
+    int longest = 0;
+    for (int s = 0; s < batch->sequences; s++) longest = max_int(longest, batch->starts[s + 1] - batch->starts[s]);
+    t.scratch_size = (attention_scratch(longest, C / H) + 15) / 16 * 16;
+    const size_t size = t.scratch_size * thread_count();
+    t.scratch = resize(NULL, (size + GUARD) * sizeof(real));
+    for (int i = 0; i < GUARD; i++) t.scratch[size + i] = 12345;
+    return t;
+}
+
+static bool guard_whole(const struct Attention *t)
+{
+    const real *guard = t->scratch + t->scratch_size * thread_count();
+    for (int i = 0; i < GUARD; i++)
+        if (guard[i] != 12345) return false;
+    return true;
+}
+
+static void test_attention(const int *lengths, int sequences, int C, int H)
+{
+    int *starts = starts_of(lengths, sequences), N = starts[sequences];
+    const struct Batch batch = {N, sequences, NULL, starts};
+    const size_t n = (size_t)N * C;
+    struct Attention t = attention_create(&batch, C, H, 0);
+    real *qkv = randoms(3 * n, 1.5), *y = randoms(n, 1), *lse = randoms((size_t)N * H, 1), *dy = randoms(n, 1);
+    real *dqkv = randoms(3 * n, 1);
+    double *QKV = as_doubles(qkv, 3 * n), *Y = zeros(n), *DY = as_doubles(dy, n), *DQKV = zeros(3 * n);
+    for (int s = 0; s < sequences; s++) {
+        const size_t at = (size_t)starts[s] * C;
+        plain_attention(Y + at, QKV + 3 * at, lengths[s], C, H);
+        plain_attention_backward(DQKV + 3 * at, DY + at, QKV + 3 * at, lengths[s], C, H);
+    }
+    attention_forward(y, lse, qkv, &t);
+    attention_backward(dqkv, dy, y, qkv, lse, &t);
+    const double forward = error_of(y, Y, n), backward = error_of(dqkv, DQKV, 3 * n);
+    check(forward < 2 * SUM_ERROR, "attention, %d sequences, first %d, C %d, H %d: relative error %.1e", sequences,
+          lengths[0], C, H, forward);
+    check(backward < 3 * SUM_ERROR, "attention backward, the same: relative error %.1e", backward);
+    free(starts), free(t.scratch), free(qkv), free(y), free(lse), free(dy), free(dqkv);
+    free(QKV), free(Y), free(DY), free(DQKV);
+}
+
+/* Each thread's scratch is exactly as large as attention_scratch says. */
+static void test_attention_scratch(void)
+{
+    const int widths[] = {1, 16, 64, 65, 68, 80, 130, 260}, lengths[] = {1, 60, 64, 65, 100, 200, 256, 300};
+    int overrun = 0;
+    for (int i = 0; i < 8; i++)
+        for (int k = 0; k < 8; k++) {
+            const int D = widths[i], T = lengths[k], starts[] = {0, T};
+            const struct Batch batch = {T, 1, NULL, starts};
+            struct Attention t = attention_create(&batch, D, 1, 0);
+            real *qkv = randoms((size_t)3 * T * D, 1), *y = randoms((size_t)T * D, 1), *lse = randoms(T, 1);
+            real *dqkv = randoms((size_t)3 * T * D, 1);
+            attention_forward(y, lse, qkv, &t);
+            attention_backward(dqkv, y, y, qkv, lse, &t);
+            if (!guard_whole(&t)) printf("     D %d, T %d: written beyond the scratch\n", D, T), overrun++;
+            free(t.scratch), free(qkv), free(y), free(lse), free(dqkv);
+        }
+    check(overrun == 0, "attention: stays within its scratch for %d widths and lengths", 64);
+}
+
+static void test_dropout(void)
+{
+    enum { COUNT = 200000 };
+    const double p = 0.3;
+    real *ones = randoms(COUNT, 1), *y = randoms(COUNT, 1), *again = randoms(COUNT, 1), *other = randoms(COUNT, 1);
+    for (int i = 0; i < COUNT; i++) ones[i] = 1;
+    const struct Dropout d = {p, 42};
+    dropout(y, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP));
+    dropout(again, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP));
+    dropout(other, NULL, ones, COUNT, d, dropout_key(d, 1, AT_MLP));
+    int kept = 0, strange = 0, both = 0, runs = 0;
+    for (int i = 0; i < COUNT; i++) {
+        kept += y[i] != 0;
+        strange += y[i] != 0 && fabs(y[i] - 1 / (1 - p)) > 1e-6;
+        both += y[i] != 0 && other[i] != 0;
+        runs += i > 0 && y[i] != 0 && y[i - 1] != 0;
+    }
+    const double n = COUNT, keep = 1 - p;
+    check(fabs(kept / n - keep) < 0.005 && strange == 0, "dropout: keeps %.4f of the values, times 1 / (1 - p)", kept / n);
+    check(fabs(both / n - keep * keep) < 0.005 && fabs(runs / n - keep * keep) < 0.005,
+          "dropout: layers and neighbours are independent (%.4f, %.4f)", both / n, runs / n);
+    check(same_bytes(y, again, COUNT), "dropout: the same key gives the same mask");
+    dropout(y, ones, ones, 10, d, dropout_key(d, 0, AT_MLP));
+    check(fabs(y[0] - 1 - again[0]) < 1e-6 && fabs(y[9] - 1 - again[9]) < 1e-6, "dropout: adds to the residual stream");
+    free(ones), free(y), free(again), free(other);
+}
+
+/* With all values 1, attention returns the sum of its weights: 1, and with dropout 1 on average. */
+static void test_attention_dropout(void)
+{
+    enum { T = 150, C = 64, H = 4, D = C / H };
+    const int starts[] = {0, T};
+    const struct Batch batch = {T, 1, NULL, starts};
+    struct Attention t = attention_create(&batch, C, H, 0.25);
+    real *qkv = randoms(3 * T * C, 0.1), *y = randoms(T * C, 1), *lse = randoms(T * H, 1);
+    double mean = 0, deviation = 0, heads = 0;
+    for (int n = 0; n < T; n++)
+        for (int c = 0; c < C; c++) qkv[n * 3 * C + 2 * C + c] = 1;
+    attention_forward(y, lse, qkv, &t);
+    for (int n = 50; n < T; n++)
+        for (int h = 0; h < H; h++) {
+            const double sum = y[n * C + h * D];
+            mean += sum / (100 * H);
+            deviation += (sum - 1) * (sum - 1) / (100 * H);
+            heads += fabs(sum - y[n * C + (h + 1) % H * D]) < 1e-9;
+        }
+    check(fabs(mean - 1) < 0.02 && deviation > 1e-3 && deviation < 1e-2 && heads == 0,
+          "attention dropout: weights sum to %.3f on average, heads have masks of their own", mean);
+    free(t.scratch), free(qkv), free(y), free(lse);
+}
+
+static void test_cross_entropy(void)
+{
+    enum { V = 101 };
+    real logits[V], gradient[V], p[V];
+    double P[V], want, error = 0, error_p = 0;
+    for (int v = 0; v < V; v++) logits[v] = (real)(80 * random_normal(&rng));       /* beyond exp's range */
+    logits[17] = 150;
+    logits[5] = 149;
+    for (int v = 0; v < V; v++) P[v] = gradient[v] = p[v] = logits[v];
+    plain_softmax(P, V);
+    want = -log(P[5]);
+    const double loss = cross_entropy(gradient, 5, (real)0.5, V), silent = cross_entropy(p, 5, 0, V);
+    for (int v = 0; v < V; v++) {
+        error = worse(fabs(gradient[v] - 0.5 * (P[v] - (v == 5))), error);
+        error_p = worse(fabs(p[v] - P[v]), error_p);
+    }
+    check(fabs(loss - want) < 1e-4 * want && loss == silent, "cross-entropy of large logits: %.6f, %.6f", loss, want);
+    check(error < 1e-6 && error_p < 1e-6, "cross-entropy: gradient and probabilities within %.1e", worse(error, error_p));
+    const double none = cross_entropy(logits, -1, 1, V);
+    for (int v = 0; v < V; v++) error = worse(fabs(logits[v]), error);
+    check(none == 0 && error < 1e-6, "cross-entropy: no target, no loss and no gradient");
+    logits[3] = NAN;
+    check(isnan(cross_entropy(logits, 5, 0, V)), "cross-entropy: NaN among the logits makes the loss NaN");
+}
+
+/* ============================================================================================= */
+/* The whole model                                                                               */
+/* ============================================================================================= */
+
+/* Sequences with targets and labels. */
+struct Case { struct Batch batch; int *tokens, *starts, *targets, *labels; };
+
+static struct Case case_of(const int *lengths, int sequences, const int *tokens)
+{
+    struct Case c = {.starts = starts_of(lengths, sequences)};
+    const int N = c.starts[sequences];
+    c.tokens = resize(NULL, N * sizeof(int));
+    c.targets = resize(NULL, N * sizeof(int));
+    c.labels = resize(NULL, sequences * sizeof(int));
+    memcpy(c.tokens, tokens, N * sizeof(int));
+    for (int s = 0; s < sequences; s++)
+        for (int n = c.starts[s]; n < c.starts[s + 1]; n++)
+            c.targets[n] = n + 1 < c.starts[s + 1] ? c.tokens[n + 1] : -1;
+    c.batch = (struct Batch){N, sequences, c.tokens, c.starts};
+    return c;
+}
+
+static struct Case random_case(const int *lengths, int sequences, const struct Config *config)
+{
+    int N = 0;
+    for (int s = 0; s < sequences; s++) N += lengths[s];
+    int tokens[N];
+    for (int n = 0; n < N; n++) tokens[n] = below(config->vocabulary);
+    struct Case c = case_of(lengths, sequences, tokens);
+    for (int s = 0; s < sequences; s++) c.labels[s] = below(max_int(1, config->labels));
+    return c;
+}
+
+static void case_free(struct Case *c) { free(c->tokens), free(c->starts), free(c->targets), free(c->labels); }
+
+static int targets_in(const struct Case *c)
+{
+    int count = 0;
+    for (int n = 0; n < c->batch.rows; n++) count += c->targets[n] >= 0;
+    return count;
+}
+
+/* What is minimised: lm * sum over targets + cls * sum over labels, with class weights if there are
+ * any, under dropout. */
+struct Objective { real lm, cls; const real *class_weights; double dropout; uint64_t key; };
+
+static double loss_of(struct Model *m, struct Workspace *ws, const struct Case *c, const struct Objective *o,
+                      bool gradient)
+{
+    double loss = 0;
+    if (gradient) zero_grads(m);
+    trunk_forward(m, ws, &c->batch, o->dropout, o->key);
+    if (o->lm != 0) loss += o->lm * lm_head(m, ws, c->targets, gradient ? o->lm : 0);
+    if (o->cls != 0)
+        loss += o->cls * class_head(m, ws, &c->batch, c->labels, o->class_weights, gradient ? o->cls : 0, NULL);
+    if (gradient) trunk_backward(m, ws, &c->batch);
+    return loss;
+}
+
+static char *class_names[] = {"zero", "one", "two", "three"};
+
+/* A model ready to learn, whose weights are far from special values: large enough that attention is
+ * not uniform, gains not 1, biases not 0. */
+static void model_random(struct Model *m, struct Config config, int first_layer)
+{
+    config.label_names = class_names;
+    model_create(m, config);
+    for (int i = 0; i < m->param_count; i++) {
+        const struct Param *p = &m->params[i];
+        for (size_t k = 0; k < p->size; k++)
+            m->weights[p->offset + k] = (real)(float)((p->init == 1) + 0.2 * random_normal(&rng));
+    }
+    model_train_from(m, first_layer);
+}
+
+/* A step as the programs take it: clipped to norm 1. Returns the loss before it. */
+static double train_step(struct Model *m, struct Workspace *ws, const struct Case *c, const struct Objective *o,
+                         double lr, int step)
+{
+    const double loss = loss_of(m, ws, c, o, true), norm = grad_norm(m);
+    adamw_step(m, lr, norm > 1 ? 1 / norm : 1, 0.1, step);
+    return loss;
+}
+
+static void test_parameters(void)
+{
+    struct Model m;
+    model_create(&m, (struct Config){12, 12, 768, 1024, 50257, 0, NULL});
+    check(m.size == 124439808, "GPT-2 small has %zu parameters", m.size);
+    check(m.param_count == 148, "in %d tensors", m.param_count);
+    model_free(&m);
+    model_create(&m, (struct Config){3, 2, 64, 32, 500, 3, class_names});
+    model_init(&m, 1);
+    size_t offset = 0;
+    int wrong = 0, decayed = 0;
+    for (int i = 0; i < m.param_count; i++) {
+        const struct Param *p = &m.params[i];
+        wrong += p->offset != offset || p->size != (size_t)p->rows * p->columns || p->decay != (p->rows > 1);
+        offset += p->size;
+        decayed += p->decay;
+        double mean = 0, square = 0;
+        for (size_t k = 0; k < p->size; k++) mean += m.weights[p->offset + k] / p->size;
+        for (size_t k = 0; k < p->size; k++) square += pow(m.weights[p->offset + k] - mean, 2) / p->size;
+        const bool gain = strstr(p->name, "ln_") && strstr(p->name, "weight"), bias = strstr(p->name, "bias");
+        const double want = gain || bias ? 0 : strstr(p->name, "c_proj") ? 0.02 / sqrt(6) : 0.02;
+        wrong += fabs(mean - (gain ? 1 : 0)) > 0.003 || fabs(sqrt(square) - want) > 0.1 * want;
+    }
+    check(wrong == 0 && offset == m.size, "parameters lie back to back, initialised as GPT-2's");
+    check(decayed == 2 + 4 * 3 + 1, "weight decay on %d matrices, on no vector", decayed);
+    struct Model same, other;
+    model_create(&same, m.config);
+    model_create(&other, m.config);
+    model_init(&same, 1);
+    model_init(&other, 2);
+    check(same_bytes(m.weights, same.weights, m.size) && !same_bytes(m.weights, other.weights, m.size),
+          "the seed determines the initial weights");
+    model_free(&m), model_free(&same), model_free(&other);
+}
+
+/* Loss, hidden states and all gradients against the plain loops, on sequences longer than a block of
+ * queries, shorter, and of one token. */
+static void test_against_reference(struct Objective o, const char *what)
+{
+    const int lengths[] = {70, 1, 13, 66};
+    const struct Config config = {3, 3, 48, 72, 61, 4, NULL};
+    const struct PlainShape shape = {3, 3, 48, 72, 61, 4};
+    struct Model m;
+    struct Workspace ws;
+    model_random(&m, config, 0);
+    struct Case c = random_case(lengths, 4, &config);
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    double *weights = as_doubles(m.weights, m.size), *gradients = zeros(m.size), want = 0;
+    double *hidden = zeros((size_t)c.batch.rows * config.channels);
+    const double loss = loss_of(&m, &ws, &c, &o, true);
+    for (int s = 0; s < 4; s++) {
+        const int at = c.starts[s];
+        const double scale = o.lm + o.cls;                  /* one of them is 0 */
+        want += scale * plain_gpt2(gradients, hidden + (size_t)at * config.channels, weights, c.tokens + at,
+                                   o.lm != 0 ? c.targets + at : NULL, o.cls != 0 ? c.labels[s] : -1, scale,
+                                   lengths[s], &shape);
+    }
+    const double error = error_of(ws.hidden, hidden, (size_t)c.batch.rows * config.channels);
+    double worst = 0;
+    for (int i = 0; i < m.param_count; i++) {
+        const struct Param *p = &m.params[i];
+        worst = worse(error_of(m.grads + p->offset, gradients + p->offset, p->size), worst);
+    }
+    check(fabs(loss / want - 1) < MODEL_ERROR, "%s against plain loops: loss %.9f, %.9f", what, loss, want);
+    check(error < MODEL_ERROR, "%s against plain loops: hidden states, relative error %.1e", what, error);
+    check(worst < MODEL_ERROR, "%s against plain loops: gradients, worst tensor %.1e", what, worst);
+    free(weights), free(gradients), free(hidden);
+    case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
+/* (loss(w + h) - loss(w - h)) / 2h at some entries of each parameter tensor against the gradient. */
+static void test_finite_differences(struct Objective o, const char *what)
+{
+    enum { ENTRIES = 12 };
+    const double h = 2e-5;
+    const int lengths[] = {5, 9, 1, 7};
+    const struct Config config = {2, 2, 12, 9, 23, 3, NULL};
+    struct Model m;
+    struct Workspace ws;
+    model_random(&m, config, 0);
+    struct Case c = random_case(lengths, 4, &config);
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    loss_of(&m, &ws, &c, &o, true);
+    double worst = 0;
+    const char *where = "";
+    for (int i = 0; i < m.param_count; i++) {
+        const struct Param *p = &m.params[i];
+        double difference = 0, norm = 0;
+        for (int e = 0; e < ENTRIES; e++) {
+            const size_t at = p->offset + below((int)p->size);
+            const real w = m.weights[at];
+            m.weights[at] = (real)(w + h);
+            const double above = loss_of(&m, &ws, &c, &o, false);
+            m.weights[at] = (real)(w - h);
+            const double slope = (above - loss_of(&m, &ws, &c, &o, false)) / (2 * h);
+            m.weights[at] = w;
+            difference += pow(slope - m.grads[at], 2);
+            norm += pow(slope, 2);
+        }
+        const double error = sqrt(difference) / (sqrt(norm) + 1e-3);    /* some are 0: wpe unread, key bias */
+        if (error > worst || isnan(error)) { worst = error; where = p->name; }
+    }
+    check(worst < 1e-7, "finite differences, %s: worst tensor %.1e (%s)", what, worst, where);
+    case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
+/* ============================================================================================= */
+/* PyTorch                                                                                       */
+/* ============================================================================================= */
+
+static int read_integers(int *out, const char *text)
+{
+    int n = 0;
+    char *end;
+    for (long x; x = strtol(text, &end, 10), end != text; text = end) out[n++] = (int)x;
+    return n;
+}
+
+static void read_doubles(double *out, const char *text, int n)
+{
+    char *end = (char *)text;
+    for (int i = 0; i < n; i++) out[i] = strtod(end, &end);
+}
+
+static double metadata_number(const struct Metadata *meta, const char *key)
+{
+    return strtod(metadata_get(meta, key), NULL);
+}
+
+/* The worst relative error of a tensor of the model's against `want`, and its name. */
+static double worst_tensor(const struct Model *m, const real *got, const real *want, const char **where)
+{
+    double worst = 0, *all = as_doubles(want, m->size);
+    *where = "";
+    for (int i = 0; i < m->param_count; i++) {
+        const struct Param *p = &m->params[i];
+        const double error = error_of(got + p->offset, all + p->offset, p->size);
+        if (error > worst || isnan(error)) { worst = error; *where = p->name; }
+    }
+    free(all);
+    return worst;
+}
+
+/* A bias of the keys shifts all scores of a query alike, so its true gradient is 0, and AdamW turns
+ * the rounding error that is left into steps of any size: such values say nothing. */
+static void forget_key_biases(const struct Model *m, real *array)
+{
+    const int C = m->config.channels;
+    for (int i = 0; i < m->param_count; i++)
+        if (strstr(m->params[i].name, "attn.c_attn.bias"))
+            memset(array + m->params[i].offset + C, 0, C * sizeof(real));
+}
+
+/* A Hugging Face directory, and what PyTorch computed with it in double precision. */
+static void test_golden(const char *name)
+{
+    struct Model m;
+    struct Workspace ws;
+    struct Metadata meta;
+    char *dir = text_of("test/golden/%s", name), *file = text_of("test/golden/%s.safetensors", name);
+    load_model(&m, dir, &meta);
+    load_state_metadata(file, &meta);
+    int lengths[16], tokens[256];
+    double losses[3], norms[3];
+    const int sequences = read_integers(lengths, metadata_get(&meta, "lengths"));
+    read_integers(tokens, metadata_get(&meta, "tokens"));
+    struct Case c = case_of(lengths, sequences, tokens);
+    read_integers(c.labels, metadata_get(&meta, "labels"));
+    read_doubles(losses, metadata_get(&meta, "losses"), 3);
+    read_doubles(norms, metadata_get(&meta, "norms"), 3);
+
+    struct Safetensors s = open_safetensors(file);
+    real *want = randoms(m.size, 1);
+    const char *where;
+    const struct Objective o = {m.config.labels ? 0 : (real)1 / targets_in(&c), m.config.labels ? (real)1 / sequences : 0};
+    model_train_from(&m, 0);
+    m.beta1 = metadata_number(&meta, "beta1");
+    m.beta2 = metadata_number(&meta, "beta2");
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    for (int step = 1; step <= 3; step++) {
+        const double loss = loss_of(&m, &ws, &c, &o, true), norm = grad_norm(&m), clip = metadata_number(&meta, "clip");
+        check(fabs(loss / losses[step - 1] - 1) < (exact ? 1e-7 : 1e-5) && fabs(norm / norms[step - 1] - 1) < (exact ? 1e-7 : 1e-5),
+              "PyTorch, %s: loss %d is %.8f, norm %.8f", name, step, loss, norm);
+        if (step == 1) {
+            read_array(want, &s, &m, "grad.");
+            const double worst = worst_tensor(&m, m.grads, want, &where);
+            check(worst < (exact ? 1e-7 : MODEL_ERROR), "PyTorch, %s: gradients, worst tensor %.1e (%s)", name, worst, where);
+        }
+        adamw_step(&m, metadata_number(&meta, "lr"), norm > clip ? clip / norm : 1,
+                   metadata_number(&meta, "weight_decay"), step);
+    }
+    read_array(want, &s, &m, "step3.");
+    if (!exact) forget_key_biases(&m, want), forget_key_biases(&m, m.weights);
+    const double worst = worst_tensor(&m, m.weights, want, &where);
+    check(worst < (exact ? 2e-7 : MODEL_ERROR), "PyTorch, %s: three AdamW steps, worst tensor %.1e (%s)", name, worst, where);
+    close_safetensors(&s), case_free(&c), workspace_free(&ws), model_free(&m), free(want), free(dir), free(file);
+}
+
+/* ============================================================================================= */
+/* Identities                                                                                    */
+/* ============================================================================================= */
+
+/* A batch of sequences of different lengths gives each of them what it gets alone. */
+static void test_alone(void)
+{
+    const int lengths[] = {66, 3, 1, 70, 17, 64}, S = 6;
+    const struct Config config = {2, 4, 40, 72, 97, 3, NULL};
+    struct Model m;
+    struct Workspace many, one;
+    model_random(&m, config, 0);
+    struct Case c = random_case(lengths, S, &config);
+    workspace_create(&many, &m, c.batch.rows, WORK_TRAIN);
+    workspace_create(&one, &m, 72, WORK_EVAL);
+    real together[6 * 3], alone[3];
+    const double loss = loss_of(&m, &many, &c, &(struct Objective){1}, false);
+    class_head(&m, &many, &c.batch, NULL, NULL, 0, together);
+    double sum = 0;
+    int different = 0;
+    for (int s = 0; s < S; s++) {
+        const struct Batch b = {lengths[s], 1, c.tokens + c.starts[s], (int[]){0, lengths[s]}};
+        const real *hidden = trunk_forward(&m, &one, &b, 0, 0);
+        different += !same_bytes(hidden, many.hidden + (size_t)c.starts[s] * config.channels, (size_t)lengths[s] * config.channels);
+        class_head(&m, &one, &b, NULL, NULL, 0, alone);
+        different += !same_bytes(alone, together + 3 * s, 3);
+        sum += lm_head(&m, &one, c.targets + c.starts[s], 0);
+        different += !same_bytes(one.losses, many.losses + c.starts[s], lengths[s]);
+    }
+    check(different == 0, "six sequences together and alone: hidden states, losses, classes are the same bits");
+    check(fabs(sum / loss - 1) < 1e-12, "the losses add up: %.9f, %.9f", sum, loss);
+    case_free(&c), workspace_free(&many), workspace_free(&one), model_free(&m);
+}
+
+/* Weights after some steps with everything switched on, with that many threads. */
+static real *trained_with(int threads, const struct Model *begin, const struct Case *c)
+{
+    struct Model m;
+    struct Workspace ws;
+    set_threads(threads);
+    model_create(&m, begin->config);
+    memcpy(m.weights, begin->weights, m.size * sizeof(real));
+    model_train_from(&m, 0);
+    workspace_create(&ws, &m, c->batch.rows, WORK_TRAIN);
+    for (int step = 1; step <= 3; step++)
+        train_step(&m, &ws, c, &(struct Objective){.lm = (real)0.01, .cls = (real)0.2, .dropout = 0.1, .key = step}, 1e-3, step);
+    real *weights = randoms(m.size, 1);
+    memcpy(weights, m.weights, m.size * sizeof(real));
+    workspace_free(&ws), model_free(&m);
+    return weights;
+}
+
+static void test_threads(void)
+{
+    const int lengths[] = {80, 5, 100, 1, 33};
+    struct Config config = {2, 4, 64, 100, 700, 3, class_names};
+    struct Model m;
+    model_create(&m, config);
+    model_init(&m, 3);
+    struct Case c = random_case(lengths, 5, &config);
+    real *one = trained_with(1, &m, &c);
+    check(!same_bytes(one, m.weights, m.size), "three training steps change the weights");
+    for (int threads = 2; threads <= MOST_THREADS; threads++) {
+        real *more = trained_with(threads, &m, &c);
+        check(same_bytes(one, more, m.size), "1 = %d threads: the same weights, bit for bit", threads);
+        free(more);
+    }
+    set_threads(1);
+    free(one), case_free(&c), model_free(&m);
+}
+
+/* The key-value cache: from each prefix, one token at a time gives what the whole sequence gives. */
+static void test_cache(void)
+{
+    enum { T = 80, C = 36, V = 50 };
+    const struct Config config = {3, 3, C, T, V, 0, NULL};
+    const int length = T, prefixes[] = {1, 63, 64, 79};
+    struct Model m;
+    struct Workspace whole, cache;
+    model_random(&m, config, 0);
+    struct Case c = random_case(&length, 1, &config);
+    workspace_create(&whole, &m, T, WORK_EVAL);
+    workspace_create(&cache, &m, T, WORK_CACHE);
+    double *want = as_doubles(trunk_forward(&m, &whole, &c.batch, 0, 0), T * C), worst = 0;
+    real *one = randoms(V, 1), *all = randoms(T * V, 1);
+    for (int i = 0; i < 4; i++) {
+        const int n = prefixes[i];
+        trunk_forward(&m, &cache, &(struct Batch){n, 1, c.tokens, (int[]){0, n}}, 0, 0);
+        for (int t = n; t < T; t++)
+            worst = worse(error_of(trunk_next(&m, &cache, c.tokens[t]), want + (size_t)t * C, C), worst);
+    }
+    check(worst < 5 * SUM_ERROR, "key-value cache: worst relative error of a hidden state %.1e", worst);
+    lm_logits(&m, whole.hidden, T, all);
+    lm_logits(&m, cache.hidden, 1, one);
+    double *last = as_doubles(all + (T - 1) * V, V);
+    check(error_of(one, last, V) < 5 * SUM_ERROR, "lm_logits of one row and of many: relative error %.1e", error_of(one, last, V));
+    free(want), free(one), free(all), free(last), case_free(&c), workspace_free(&whole), workspace_free(&cache), model_free(&m);
+}
+
+/* ============================================================================================= */
+/* Learning                                                                                      */
+/* ============================================================================================= */
+
+static void test_overfit(struct Objective o, const char *what)
+{
+    const int lengths[] = {16, 9, 12, 5};
+    const struct Config config = {2, 4, 32, 16, 40, 3, NULL};
+    struct Model m;
+    struct Workspace ws;
+    double loss = 0, first = 0;
+    model_random(&m, config, 0);
+    model_init(&m, 5);
+    struct Case c = random_case(lengths, 4, &config);
+    for (int s = 0; s < 4; s++) c.labels[s] = s % 3;
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    for (int step = 1; step <= 150; step++) {
+        loss = train_step(&m, &ws, &c, &o, 5e-3, step);
+        if (step == 1) first = loss;
+    }
+    check(loss < 0.05 && first > 1, "one batch is learned by heart, %s: %.3f -> %.4f", what, first, loss);
+    case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
+/* A NaN in any parameter reaches the loss and the norm of the gradient. */
+static void test_nan(void)
+{
+    const int length = 9;
+    const struct Config config = {2, 2, 12, 9, 23, 3, NULL};
+    const struct Objective o = {.lm = 1, .cls = 1};
+    struct Model m;
+    struct Workspace ws;
+    model_random(&m, config, 0);
+    struct Case c = random_case(&length, 1, &config);
+    workspace_create(&ws, &m, length, WORK_TRAIN);
+    int hidden = 0;
+    for (int i = 0; i < m.param_count; i++) {
+        real *w = m.weights + m.params[i].offset + (i == 0 ? c.tokens[0] * config.channels : 0), before = *w;
+        *w = NAN;
+        if (!isnan(loss_of(&m, &ws, &c, &o, true)) || !isnan(grad_norm(&m))) printf("     %s\n", m.params[i].name), hidden++;
+        *w = before;
+    }
+    check(hidden == 0, "a NaN in any of %d parameters makes loss and gradient norm NaN", m.param_count);
+    check(isfinite(loss_of(&m, &ws, &c, &o, true)) && isfinite(grad_norm(&m)), "without it both are finite");
+    case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
+/* Blocks below first_layer, and the embeddings, keep their bytes; the gradients of the others are the
+ * same as when all learn. */
+static void test_frozen(int first_layer)
+{
+    const int lengths[] = {7, 12, 1};
+    const struct Config config = {3, 2, 16, 12, 23, 3, NULL};
+    const struct Objective o = {.cls = (real)0.3, .dropout = 0.1, .key = 3};
+    struct Model m;
+    struct Workspace ws;
+    model_random(&m, config, 0);
+    struct Case c = random_case(lengths, 3, &config);
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    loss_of(&m, &ws, &c, &o, true);
+    real *before = randoms(m.size, 1), *gradients = randoms(m.size, 1);
+    memcpy(before, m.weights, m.size * sizeof(real));
+    memcpy(gradients, m.grads, m.size * sizeof(real));
+    workspace_free(&ws);
+    model_train_from(&m, first_layer);
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    train_step(&m, &ws, &c, &o, 0.01, 1);
+    int moved = 0, still = 0, other = 0;
+    double square = 0;
+    for (int i = 0; i < m.param_count; i++) {
+        const struct Param *p = &m.params[i];
+        const bool same = same_bytes(m.weights + p->offset, before + p->offset, p->size);
+        const bool learns = first_layer == 0 || p->layer >= first_layer;
+        moved += same && learns;
+        still += !same && !learns;
+        if (!learns) continue;
+        other += !same_bytes(m.grads + p->offset, gradients + p->offset, p->size);
+        for (size_t k = 0; k < p->size; k++) square += pow(m.grads[p->offset + k], 2);
+    }
+    check(moved == 0 && still == 0, "from layer %d of 3 on, all weights learn, and none below", first_layer);
+    check(other == 0, "from layer %d on: the gradients are the same bits as in full training", first_layer);
+    check(fabs(grad_norm(&m) / sqrt(square) - 1) < 1e-5, "from layer %d on: the norm is theirs alone", first_layer);
+    free(before), free(gradients), case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
+/* Five steps with gradients of all sizes against the plain formula, with a rate of its own for each
+ * tensor and decay where the list says so. */
+static void test_adamw(void)
+{
+    const struct Config config = {1, 1, 20, 7, 11, 2, NULL};
+    struct Model m;
+    model_random(&m, config, 0);
+    m.beta2 = 0.98;
+    double *w = as_doubles(m.weights, m.size), *v = zeros(m.size), *mm = zeros(m.size), worst = 0, total = 0;
+    for (int i = 0; i < m.param_count; i++) m.params[i].lr_scale = (float)(i % 4) / 2;
+    for (int step = 1; step <= 5; step++) {
+        const double lr = 0.01 * step, clip = 0.5;
+        total = 0;
+        for (int i = 0; i < m.param_count; i++) {
+            const struct Param *p = &m.params[i];
+            for (size_t k = p->offset; k < p->offset + p->size; k++) {
+                m.grads[k] = (real)(random_normal(&rng) * pow(10, below(6) - 4));
+                if (p->lr_scale == 0) continue;
+                total += pow(m.grads[k], 2);
+                plain_adamw(&w[k], &mm[k], &v[k], clip * m.grads[k], lr * p->lr_scale, 0.9, 0.98, p->rows > 1 ? 0.1 : 0, step);
+            }
+        }
+        const double norm = grad_norm(&m);
+        worst = worse(fabs(norm / sqrt(total) - 1), worst);
+        adamw_step(&m, lr, clip, 0.1, step);
+    }
+    check(worst < (exact ? 1e-12 : 1e-5), "gradient norm: relative error %.1e", worst);
+    worst = 0;
+    for (int i = 0; i < m.param_count; i++)
+        worst = worse(error_of(m.weights + m.params[i].offset, w + m.params[i].offset, m.params[i].size), worst);
+    check(worst < SUM_ERROR, "AdamW, five steps: worst tensor %.1e", worst);
+    zero_grads(&m);
+    check(grad_norm(&m) == 0, "zero_grads: nothing is left");
+    free(w), free(v), free(mm), model_free(&m);
+}
+
+static void test_schedules(void)
+{
+    const struct { const char *name; int step; double want; } values[] = {
+        {"cosine", 1, 0.1}, {"cosine", 5, 0.5}, {"cosine", 10, 1}, {"cosine", 60, 0.1 + 0.9 / 2}, {"cosine", 110, 0.1},
+        {"cosine", 35, 0.1 + 0.9 * (1 + M_SQRT1_2) / 2}, {"cosine", 500, 0.1}, {"constant", 1, 0.1}, {"constant", 10, 1},
+        {"constant", 110, 1}, {"wsd", 3, 0.3}, {"wsd", 10, 1}, {"wsd", 90, 1}, {"wsd", 95, 0.1 + 0.9 * 0.5},
+        {"wsd", 110, 0.1},
+    };
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        const double got = learning_rate(values[i].name, values[i].step, 110, 10, 2, 0.1);
+        if (fabs(got - 2 * values[i].want) < 1e-12) continue;
+        printf("     %s, step %d: %.9f, not %.9f\n", values[i].name, values[i].step, got, 2 * values[i].want);
+        wrong++;
+    }
+    check(wrong == 0, "learning rates: %zu values of three schedules", sizeof values / sizeof *values);
+    check(learning_rate("cosine", 1, 100, 0, 1, 0) > 0.999, "learning rate without warm-up begins at the top");
+    check(learning_rate("cosine", 7, 7, 7, 1, 0) == 1, "learning rate of a run that is all warm-up ends at the top");
+}
+
+/* ============================================================================================= */
+/* Checkpoints                                                                                   */
+/* ============================================================================================= */
+
+static void test_save_and_load(const char *dir)
+{
+    const int lengths[] = {7, 12, 1};
+    const struct Config config = {2, 2, 16, 12, 23, 3, NULL};
+    static char *names[] = {"very \"good\"", "tab\tand \\ and caf\xC3\xA9", ""};
+    struct Model m, n;
+    struct Workspace ws;
+    struct Metadata meta = {0}, read;
+    model_random(&m, config, 0);
+    m.config.label_names = names;
+    metadata_set(&meta, "step", "%d", 41);
+    metadata_set(&meta, "note", "line\nbreak, \"quote\", caf\xC3\xA9");
+    metadata_set(&meta, "step", "%d", 42);
+    save_model(dir, &m, &meta);
+    load_model(&n, dir, &read);
+    check(n.size == m.size && same_bytes(m.weights, n.weights, m.size), "a saved and loaded model has the same bytes");
+    check(read.count == 2 && !strcmp(metadata_get(&read, "step"), "42") && metadata_get(&read, "nothing") == NULL
+          && !strcmp(metadata_get(&read, "note"), metadata_get(&meta, "note")), "and the same metadata");
+    check(n.config.layers == 2 && n.config.heads == 2 && n.config.channels == 16 && n.config.context == 12
+          && n.config.vocabulary == 23 && n.config.labels == 3, "and the same configuration");
+    int wrong = 0;
+    for (int k = 0; k < 3; k++) wrong += strcmp(n.config.label_names[k], names[k]) != 0;
+    check(wrong == 0, "and the same names of labels, whatever they hold");
+    struct Case c = random_case(lengths, 3, &config);
+    workspace_create(&ws, &m, c.batch.rows, WORK_EVAL);
+    const struct Objective o = {.lm = 1, .cls = 1};
+    const double before = loss_of(&m, &ws, &c, &o, false), after = loss_of(&n, &ws, &c, &o, false);
+    check(before == after, "and the same loss");
+    case_free(&c), workspace_free(&ws), model_free(&m), model_free(&n);
+}
+
+/* Six steps without a stop, and three, a state written and read into a new model, and three more. In
+ * double precision the file, which holds floats, makes a small difference. */
+static void test_resume(const char *dir)
+{
+    const int lengths[] = {7, 12, 1};
+    const struct Config config = {2, 2, 16, 12, 23, 3, NULL};
+    char *path = text_of("%s/state.safetensors", dir);
+    struct Model m, n;
+    struct Workspace ws;
+    struct Metadata meta = {0}, read;
+    model_random(&m, config, 0);
+    model_random(&n, config, 0);
+    struct Case c = random_case(lengths, 3, &config);
+    workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
+    for (int step = 1; step <= 6; step++) {
+        const struct Objective o = {.lm = (real)0.1, .cls = (real)0.1, .dropout = 0.1, .key = step};
+        train_step(&m, &ws, &c, &o, 0.01, step);
+        if (step < 3) continue;
+        if (step > 3) train_step(&n, &ws, &c, &o, 0.01, step);
+        if (step > 3) continue;
+        metadata_set(&meta, "step", "%d", step);
+        save_state(path, &m, &meta);
+        load_state(path, &n, &read);
+        check(!strcmp(metadata_get(&read, "step"), "3"), "state: its metadata come back");
+    }
+    const char *where;
+    const double error = worst_tensor(&n, n.weights, m.weights, &where);
+    if (exact) check(error < 1e-4, "resumed from floats, almost the same weights: %.1e (%s)", error, where);
+    else check(same_bytes(m.weights, n.weights, m.size) && same_bytes(m.m, n.m, m.size) && same_bytes(m.v, n.v, m.size),
+               "resumed = not interrupted: weights and both moments are the same bits");
+    free(path), case_free(&c), workspace_free(&ws), model_free(&m), model_free(&n);
+}
+
+static void test_workspace(void)
+{
+    const struct Config config = {3, 2, 16, 12, 23, 3, NULL};
+    struct Model m;
+    struct Workspace ws;
+    size_t bytes[3];
+    model_random(&m, config, 0);
+    for (int kind = WORK_EVAL; kind <= WORK_TRAIN; kind++) {
+        workspace_create(&ws, &m, 100, kind);
+        bytes[kind] = ws.bytes;
+        check(workspace_bytes(&config, 100, kind) == ws.bytes, "workspace_bytes says what is taken: %zu", ws.bytes);
+        workspace_free(&ws);
+    }
+    check(bytes[WORK_EVAL] < bytes[WORK_CACHE] && bytes[WORK_CACHE] < bytes[WORK_TRAIN], "evaluation needs least memory");
+    model_free(&m);
+}
+
+static void test_layers(void)
+{
+    test_layernorm(5, 2), test_layernorm(7, 48), test_layernorm(33, 257);
+    test_linear(1, 5, 3), test_linear(37, 48, 150), test_linear(260, 33, 65);
+    test_embedding();
+    test_gelu();
+    test_attention((int[]){1}, 1, 4, 1);
+    test_attention((int[]){2, 1, 3}, 3, 6, 3);
+    test_attention((int[]){63, 64, 65}, 3, 32, 2);
+    test_attention((int[]){130, 1, 200, 17}, 4, 48, 3);
+    test_attention((int[]){300}, 1, 64, 1);
+    test_attention_scratch();
+    test_dropout();
+    test_attention_dropout();
+    test_cross_entropy();
+}
+
+int main(void)
+{
+    char dir[] = "/tmp/test_model_XXXXXX";
+    const real class_weights[] = {(real)0.5, 2, 1};
+    program = "test_model";
+    set_threads(1);
+    test_random();
+    test_exp();
+    test_gemm_shapes();
+    test_gemm_nan();
+    test_gemm_bits();
+    test_layers();
+    test_parameters();
+    test_against_reference((struct Objective){.lm = (real)0.01}, "language model");
+    test_against_reference((struct Objective){.cls = (real)0.25}, "classifier");
+    if (exact) {
+        test_finite_differences((struct Objective){.lm = 0.1}, "language model");
+        test_finite_differences((struct Objective){.cls = 0.5, .class_weights = class_weights}, "classifier");
+        test_finite_differences((struct Objective){.lm = 0.1, .dropout = 0.2, .key = 9}, "language model, dropout");
+        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .dropout = 0.2, .key = 4}, "both heads, dropout");
+    }
+    test_golden("lm");
+    test_golden("classifier");
+    test_alone();
+    test_threads();
+    test_cache();
+    test_overfit((struct Objective){.lm = (real)1 / 38}, "language model");
+    test_overfit((struct Objective){.cls = (real)0.25}, "classifier");
+    test_nan();
+    for (int first_layer = 0; first_layer <= 3; first_layer++) test_frozen(first_layer);
+    test_adamw();
+    test_schedules();
+    test_workspace();
+    if (!mkdtemp(dir)) die("%s: cannot be made.", dir);
+    test_save_and_load(dir);
+    test_resume(dir);
+    const char *const files[] = {"model.safetensors", "config.json", "state.safetensors"};
+    for (int i = 0; i < 3; i++) unlink(text_of("%s/%s", dir, files[i]));
+    rmdir(dir);
+    return report();
+}
