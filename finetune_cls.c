@@ -140,7 +140,7 @@ static void read_header(struct Table *t)
         if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
         append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60),
                name.data);
-        if (names.size > 500) names.size = 500;
+        if (names.size > 500) names.data[names.size = 500] = 0;
     }
     if (t->text_column < 0) die_no_column(t, false, names.data);
     if (t->label_column < 0) die_no_column(t, true, names.data);
@@ -390,12 +390,12 @@ static int length_of(const struct Dataset *d, int example)
 }
 
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
-                         char *const *names,
-                         int classes, struct Window w)
+                         char *const *names, int classes, struct Window w)
 {
-    for (int i = 0; i < e->count; i++)
-        add_text(d, tokenizer, e->items[i].text, class_of(e->path, &e->items[i], names, classes),
-                 w);
+    for (int i = 0; i < e->count; i++) {
+        const int label = class_of(e->path, &e->items[i], names, classes);
+        add_text(d, tokenizer, e->items[i].text, label, w);
+    }
 }
 
 /* Sets a part of each class aside: at least one example, but never the only one. list (N) receives
@@ -977,7 +977,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
         progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
                  "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, evaluations,
                  spent, val_loss < least ? "  best" : "");
-        if (val_loss >= least) continue;
+        if (!(val_loss < least)) continue;
         least = val_loss;
         chosen = train->l2;
         memcpy(best, w, size * sizeof *w);
@@ -985,6 +985,8 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
     free(w);
     release(gram, (size_t)C * C * sizeof *gram);
     lbfgs_free(&o, C);
+    if (least == INFINITY)
+        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return chosen;
 }
 
@@ -1148,18 +1150,22 @@ static void parse_tune(struct Settings *s)
 }
 
 /* The classifier that starts the training: the base's weights and a new head, or all new. */
-static void start_model(struct Task *t, struct Model *base, char **names, int classes)
+static void start_model(struct Task *t, const struct Model *base, char **names, int classes)
 {
+    struct Model *model = &t->model;
     struct Config config = base->config;
     config.labels = classes;
     config.label_names = names;
-    model_create(&t->model, config);
-    model_init(&t->model, t->set.seed);
-    for (int i = 0; i < base->param_count && t->set.kind != SCRATCH; i++) {
-        const struct Param *from = &base->params[i], *to = &t->model.params[i];
-        if (strcmp(from->name, "score.weight"))
-            memcpy(t->model.weights + to->offset, base->weights + from->offset,
-                   from->size * sizeof(real));
+    model_create(model, config);
+    if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
+    for (int i = 0; i < model->param_count; i++) {      /* the head comes last in both lists */
+        const struct Param *p = &model->params[i];
+        struct Random r = random_stream(t->set.seed, i);
+        real *w = model->weights + p->offset;
+        if (strcmp(p->name, "score.weight"))
+            memcpy(w, base->weights + base->params[i].offset, p->size * sizeof(real));
+        else
+            for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
     }
 }
 

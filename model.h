@@ -1139,11 +1139,12 @@ struct Attention {
     uint32_t key;
 };
 
-/* Two blocks of P, a row's output, and what gemm_alone packs. */
+/* Two blocks of P, and what the largest of the products below packs. */
 static size_t attention_scratch(int longest, int D)
 {
-    return (size_t)2 * QUERIES * longest + gemm_alone_size(max_int(QUERIES, longest), max_int(longest, D), max_int(D, QUERIES))
-         + 64;
+    const size_t scores = gemm_alone_size(QUERIES, longest, D), values = gemm_alone_size(QUERIES, D, longest);
+    const size_t keys = gemm_alone_size(longest, D, QUERIES), most = scores > values ? scores : values;
+    return (size_t)2 * QUERIES * longest + (most > keys ? most : keys);
 }
 
 /* P for queries q0 .. q0+n-1 of a sequence from its scores S (n, keys), in place. Keys after the query
@@ -1957,6 +1958,33 @@ static void write_safetensors(const char *path, const struct Model *model, real 
 
 struct Safetensors { const char *path; struct Bytes file; const char *data; size_t size; struct Json *header; };
 
+/* Where a tensor's bytes begin or end; -1 if the header does not say. */
+static double tensor_place(const struct Json *t, bool end)
+{
+    const struct Json *place = json_get(t, "data_offsets"), *j = place ? place->child : NULL;
+    if (j && end) j = j->next;
+    return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
+}
+
+/* The tensors must fill the file exactly, each byte once. */
+static void check_places(const struct Safetensors *s)
+{
+    double total = 0;
+    for (const struct Json *t = s->header->child; t; t = t->next) {
+        if (!strcmp(t->key, "__metadata__")) continue;
+        const double begin = tensor_place(t, false), end = tensor_place(t, true);
+        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
+            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train it again.",
+                s->path, t->key, begin, end, s->size);
+        total += end - begin;
+        for (const struct Json *u = t->next; u; u = u->next)
+            if (strcmp(u->key, "__metadata__") && tensor_place(u, false) < end && begin < tensor_place(u, true))
+                die("%s: tensors %s and %s share bytes. Replace the file.", s->path, t->key, u->key);
+    }
+    if (total != (double)s->size)
+        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.", s->path, s->size, total);
+}
+
 static struct Safetensors open_safetensors(const char *path)
 {
     struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
@@ -1968,6 +1996,7 @@ static struct Safetensors open_safetensors(const char *path)
     if (s.header->kind != JSON_OBJECT) die("%s: the header is not a JSON object. Replace the file.", path);
     s.data = s.file.data + 8 + length;
     s.size = s.file.size - 8 - length;
+    check_places(&s);
     return s;
 }
 
@@ -1983,7 +2012,7 @@ enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
 static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows, int columns, int *dtype)
 {
     const char *name = json_text(t, "dtype", "?");
-    const struct Json *shape = json_get(t, "shape"), *place = json_get(t, "data_offsets");
+    const struct Json *shape = json_get(t, "shape");
     const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
     *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16 : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
     if (*dtype == DTYPE_OTHER)
@@ -1996,12 +2025,10 @@ static const char *tensor_bytes(const struct Safetensors *s, const struct Json *
         die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do not belong together.",
             s->path, t->key, is.data ? is.data : "", rows, columns);
     }
-    const double begin = place && place->child ? place->child->number : -1;
-    const double end = place && place->child && place->child->next ? place->child->next->number : -1;
-    const double bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
-    if (!(begin >= 0 && end <= (double)s->size && end - begin == bytes && begin == floor(begin)))
-        die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train it again.",
-            s->path, t->key, begin, end, s->size);
+    const double begin = tensor_place(t, false), bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
+    if (tensor_place(t, true) - begin != bytes)
+        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path, t->key,
+            tensor_place(t, true) - begin, bytes);
     return s->data + (size_t)begin;
 }
 
@@ -2141,13 +2168,14 @@ static void read_label_names(struct Config *c, const struct Json *j, const char 
         char key[16];
         snprintf(key, sizeof key, "%d", k);
         const char *name = json_text(names, key, NULL);
-        if (!name) die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
-        c->label_names[k] = text_of("%s", name);
+        if (names && !name) die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
+        c->label_names[k] = name ? text_of("%s", name) : text_of("LABEL_%d", k);
     }
 }
 
-/* What a GPT-2 may say in its config.json and what is supported here must agree. */
-static struct Config read_config(const char *path)
+/* What a GPT-2 may say in its config.json and what is supported here must agree. score: the
+ * classifier's tensor, or NULL. A classifier without id2label has two classes, LABEL_0 and LABEL_1. */
+static struct Config read_config(const char *path, const struct Json *score)
 {
     struct Bytes file = map_file(path);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -2169,9 +2197,12 @@ static struct Config read_config(const char *path)
         || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
         die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, scale_attn_weights and "
             "tie_word_embeddings true, scale_attn_by_inverse_layer_idx and add_cross_attention false, n_inner 4 n_embd.", path);
-    for (const struct Json *name = json_get(j, "id2label") ? json_get(j, "id2label")->child : NULL; name; name = name->next)
-        c.labels++;
-    if (c.labels) read_label_names(&c, j, path);
+    if (score) {
+        const struct Json *names = json_get(j, "id2label");
+        for (const struct Json *name = names ? names->child : NULL; name; name = name->next) c.labels++;
+        if (!c.labels) c.labels = 2;
+        read_label_names(&c, j, path);
+    }
     json_free(j);
     unmap_file(file);
     return c;
@@ -2189,16 +2220,26 @@ static void save_model(const char *dir, const struct Model *model, const struct 
     free(file);
 }
 
+/* The largest tensors must be in the file before memory is taken for a model of that shape. */
+static void check_fits(const struct Safetensors *s, const struct Config *c)
+{
+    int dtype;
+    const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
+    if (wte) tensor_bytes(s, wte, c->vocabulary, c->channels, &dtype);
+    const struct Json *wpe = find_tensor(s, "", "transformer.wpe.weight");
+    if (wpe) tensor_bytes(s, wpe, c->context, c->channels, &dtype);
+    if (!wte || !wpe) die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path, wte ? "wpe" : "wte");
+}
+
 /* Creates the model from a directory in Hugging Face's layout, ours or another's. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
     char *config_path = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir);
     if (!file_exists(config_path)) die("%s: no such file. --model must name a model directory.", config_path);
     if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
-    struct Config config = read_config(config_path);
     struct Safetensors s = open_safetensors(path);
-    if (!json_get(s.header, "score.weight")) config.labels = 0;
-    else if (!config.labels) die("%s: holds a classifier, but %s has no id2label. Add the names.", path, config_path);
+    const struct Config config = read_config(config_path, json_get(s.header, "score.weight"));
+    check_fits(&s, &config);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
     verify_checksum(&s, 1);

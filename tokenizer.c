@@ -11,15 +11,17 @@
  *    7  Shards        what the training program reads
  *    8  Commands      train, encode, decode, ids, show, stats
  *
- * The idea (Gage 1994; Sennrich, Haddow, Birch 2016; Radford et al. 2019). Every byte is a token; a
- * merge (a, b) makes the token ab. A text is first cut into pieces, roughly words with the space
- * before them, and no token crosses a cut. Within a piece, the earliest merge of the list that
- * applies is applied, until none does. Training finds the list: count the pairs of neighbours in all
- * pieces, merge the most frequent pair everywhere, count again. With the merges (l, o), (Ġ, lo),
+ * The idea (Gage 1994; Sennrich, Haddow, Birch 2016; Radford et al. 2019). Every byte is a
+ * token; a merge (a, b) makes the token ab. A text is first cut into pieces, roughly words with
+ * the space before them, and no token crosses a cut. Within a piece, the earliest merge of the
+ * list that applies is applied, until none does. Training finds the list: count the pairs of
+ * neighbours in all pieces, merge the most frequent pair everywhere, count again. With the
+ * merges (l, o), (Ġ, lo),
  *
  *    "so low"  ->  pieces "so", " low"  ->  s o  Ġ l o w  ->  s o  Ġ lo w  ->  s o  Ġlo w
  *
- * where Ġ is how the file writes a space. Any bytes can be encoded, and decoding gives them back.
+ * where Ġ is how the file writes a space. Any bytes can be encoded, and decoding gives them
+ * back.
  *
  * Ids follow from the list alone: 256 bytes in GPT-2's order, merge number r as 256 + r, special
  * tokens last, <|endoftext|> the very last. With GPT-2's own list the ids are GPT-2's.
@@ -108,8 +110,8 @@ static const uint32_t CLASS_RUNS[] = {
     8, 23049, 56, 29893, 60, 2489, 9864, 2169, 6024, 19757, 20, 16769,
 };
 
-/* The table that the runs become: a code point's block of 256, then two bits within the block. Blocks
- * that are alike are stored once, which leaves 133 of 4,352: 13 KB instead of 278. */
+/* The table that the runs become: a code point's block of 256, then two bits within the block.
+ * Blocks that are alike are stored once, which leaves 133 of 4,352: 13 KB instead of 278. */
 enum { CODE_POINTS = 0x110000, BLOCKS = CODE_POINTS / 256, DISTINCT_BLOCKS = 133 };
 static uint8_t block_of[BLOCKS], block_classes[DISTINCT_BLOCKS][64];
 static uint8_t byte_class[256];             /* the class of an ASCII character; else NOT_ASCII */
@@ -142,8 +144,9 @@ static void prepare_classes(void)
     for (int c = 0; c < 256; c++) byte_class[c] = c < 128 ? code_point_class(c) : NOT_ASCII;
 }
 
-/* The class of the character at p < end and its number of bytes. A byte that is not part of valid UTF-8
- * (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF) is one character of class OTHER. */
+/* The class of the character at p < end and its number of bytes. A byte that is not part of
+ * valid UTF-8 (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF) is one
+ * character of class OTHER. */
 static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
 {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
@@ -181,12 +184,14 @@ static const uint8_t *plain_piece_end(const uint8_t *p, const uint8_t *end)
     int n, ahead;
     if (*p == '\'' && end - p > 1) {
         if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return p + 2;
-        if (end - p > 2 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2)))
+        if (end - p > 2 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2)
+                            || !memcmp(p + 1, "ll", 2)))
             return p + 3;
     }
     const uint8_t *q = p;
     int class = class_at(q, end, &n);
-    if (*p == ' ' && end - p > 1 && class_at(p + 1, end, &ahead) != SPACE) class = class_at(++q, end, &n);
+    if (*p == ' ' && end - p > 1 && class_at(p + 1, end, &ahead) != SPACE)
+        class = class_at(++q, end, &n);
     if (class != SPACE) {
         do q += n; while (q < end && class_at(q, end, &n) == class);
         return q;
@@ -211,12 +216,13 @@ static inline unsigned letter_mask(const uint8_t *p)
 {
 #ifdef __SSE2__
     typedef uint8_t bytes16 __attribute__((vector_size(16)));
+    typedef char chars16 __attribute__((vector_size(16)));
     bytes16 x;
     memcpy(&x, p, sizeof x);
-    return (unsigned)__builtin_ia32_pmovmskb128((char __attribute__((vector_size(16))))((x | 32) - 'a' < 26));
+    return (unsigned)__builtin_ia32_pmovmskb128((chars16)((x | 32) - 'a' < 26));
 #else
-    /* In each byte, adding 0x1F to a lower-case letter, or 0x05 to what lies above z, reaches the top bit and
-     * goes no further; the product gathers the eight top bits. */
+    /* In each byte, adding 0x1F to a lower-case letter, or 0x05 to what lies above z, reaches
+     * the top bit and goes no further; the product gathers the eight top bits. */
     const uint64_t each = 0x0101010101010101u, part[2] = {load16(p).low, load16(p).high};
     unsigned mask = 0;
     for (int i = 0; i < 2; i++) {
@@ -228,10 +234,12 @@ static inline unsigned letter_mask(const uint8_t *p)
 #endif
 }
 
-/* The same as plain_piece_end, faster for an optional space and up to 15 ASCII letters, which nine
- * pieces in ten of English are: 16 bytes are looked at in one step, and no branch depends on the
- * length. Bytes up to `readable` may be looked at; the one at `end`, if end < readable, is no letter. */
-static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end, const uint8_t *readable)
+/* The same as plain_piece_end, faster for an optional space and up to 15 ASCII letters, which
+ * nine pieces in ten of English are: 16 bytes are looked at in one step, and no branch depends
+ * on the length. Bytes up to `readable` may be looked at; the one at `end`, if end < readable,
+ * is no letter. */
+static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end,
+                                       const uint8_t *readable)
 {
     if (readable - p >= 16) {
         const unsigned space = *p == ' ';
@@ -249,8 +257,8 @@ enum { BYTES = 256, MAX_VOCABULARY = 65536, MAX_TOKEN_BYTES = 65535 };
 static const char *const END_OF_TEXT = "<|endoftext|>";
 enum { END_OF_TEXT_BYTES = 13 };
 
-/* Pairs of tokens -> the token that they make. Open addressing; a slot is pair << 32 | id + 1, 0 when
- * empty, and at most half of the slots are taken. */
+/* Pairs of tokens -> the token that they make. Open addressing; a slot is pair << 32 | id + 1, 0
+ * when empty, and at most half of the slots are taken. */
 struct PairTable { uint64_t *slots; int bits; };
 
 struct Tokenizer {
@@ -308,6 +316,9 @@ static const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *le
 
 /* --- Pairs --- */
 
+/* Gives back what allocate_zeroed gave. */
+static void free_zeroed(void *p, size_t bytes) { munmap(p, (bytes + 63) / 64 * 64 + 64); }
+
 static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
 {
     return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
@@ -338,7 +349,10 @@ static struct PairTable pair_table(int bits)
 
 static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint32_t)b; }
 
-static inline int merged(const struct Tokenizer *t, int a, int b) { return pair_find(&t->pairs, pair_of(a, b)); }
+static inline int merged(const struct Tokenizer *t, int a, int b)
+{
+    return pair_find(&t->pairs, pair_of(a, b));
+}
 
 /* --- Making a vocabulary --- */
 
@@ -383,7 +397,8 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     return id;
 }
 
-/* Adds the special tokens, `specials` separated by spaces and <|endoftext|>, and closes the vocabulary. */
+/* Adds the special tokens, `specials` separated by spaces and <|endoftext|>, and closes the
+ * vocabulary. */
 static void add_specials(struct Tokenizer *t, const char *specials)
 {
     struct Buffer all = {0};
@@ -392,7 +407,8 @@ static void add_specials(struct Tokenizer *t, const char *specials)
     for (int r = 0; r < t->merges; r++)
         t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * 0x100000001B3u;
     for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " ")) {
-        if (t->vocabulary == MAX_VOCABULARY) die("more than %d tokens with the special ones. Use fewer.", MAX_VOCABULARY);
+        if (t->vocabulary == MAX_VOCABULARY)
+            die("more than %d tokens with the special ones. Use fewer.", MAX_VOCABULARY);
         t->eot = t->vocabulary;
         memcpy(add_token(t, strlen(word)), word, strlen(word));
         for (char *s = word; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * 0x100000001B3u;
@@ -434,8 +450,8 @@ static void name_add(struct Names *names, int id)
     names->slots[slot] = (uint32_t)id + 1;
 }
 
-/* The symbol at *at, up to `stop` or a space, as bytes; its id, -1 if it is no token, or -2 if it is not
- * written in the 256 symbols. */
+/* The symbol at *at, up to `stop` or a space, as bytes; its id, -1 if it is no token, or -2 if
+ * it is not written in the 256 symbols. */
 static int read_symbol(const struct Names *names, const char **at, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
@@ -468,37 +484,46 @@ static void read_merge(struct Tokenizer *t, struct Names *names, const char *pat
 {
     const char *at = text, *middle = memchr(text, ' ', stop - text);
     const int shown = stop - text > 80 ? 80 : (int)(stop - text);
-    if (!middle || middle == text || middle + 1 == stop || memchr(middle + 1, ' ', stop - middle - 1))
-        die_at_line(path, line, "\"%.*s\" is not two symbols with one space between. Replace the file.", shown, text);
+    if (!middle || middle == text || middle + 1 == stop
+        || memchr(middle + 1, ' ', stop - middle - 1))
+        die_at_line(path, line,
+                    "\"%.*s\" is not two symbols with one space between. Replace the file.",
+                    shown, text);
     int id[2];
     for (int i = 0; i < 2; i++, at++) {
         const char *symbol = at;
         id[i] = read_symbol(names, &at, i ? stop : middle);
         const int n = (int)((i ? stop : middle) - symbol), length = n > 80 ? 80 : n;
         if (id[i] == -2)
-            die_at_line(path, line, "\"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
+            die_at_line(path, line,
+                        "\"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
                         length, symbol);
         if (id[i] == -1)
-            die_at_line(path, line, "\"%.*s\" is no token yet: a merge that makes it must come first. "
+            die_at_line(path, line,
+                        "\"%.*s\" is no token yet: a merge that makes it must come first. "
                         "Replace the file.", length, symbol);
     }
     if (t->vocabulary == MAX_VOCABULARY - 1)
-        die_at_line(path, line, "more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
+        die_at_line(path, line,
+                    "more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
                     MAX_VOCABULARY);
     int a_bytes, b_bytes;
     tokenizer_piece(t, id[0], &a_bytes);
     tokenizer_piece(t, id[1], &b_bytes);
     if (a_bytes + b_bytes > MAX_TOKEN_BYTES)
-        die_at_line(path, line, "a token of more than %d bytes is not supported. Remove the line.", MAX_TOKEN_BYTES);
+        die_at_line(path, line, "a token of more than %d bytes is not supported. Remove the line.",
+                    MAX_TOKEN_BYTES);
     if (merged(t, id[0], id[1]) >= 0)
-        die_at_line(path, line, "\"%.*s\" is a merge that an earlier line has. Remove one of them.", shown, text);
+        die_at_line(path, line,
+                    "\"%.*s\" is a merge that an earlier line has. Remove one of them.",
+                    shown, text);
     const size_t start = t->offset[t->vocabulary];
     const int made = add_merge(t, id[0], id[1]);
     size_t slot;
     const int before = name_find(names, t->bytes + start, a_bytes + b_bytes, &slot);
     if (before >= 0)
-        die_at_line(path, line, "\"%.*s\" makes a token that line %d makes. Remove one of them.", shown, text,
-                    line - (made - before));
+        die_at_line(path, line, "\"%.*s\" makes a token that line %d makes. Remove one of them.",
+                    shown, text, line - (made - before));
     names->slots[slot] = (uint32_t)made + 1;
 }
 
@@ -539,28 +564,29 @@ static struct Tokenizer *read_merges(const char *path)
     if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
     add_specials(t, specials);
     free(specials);
-    munmap(names.slots, (names.mask + 1) * sizeof *names.slots);
+    free_zeroed(names.slots, (names.mask + 1) * sizeof *names.slots);
     unmap_file(file);
     return t;
 }
 
-/* Ids follow from merges.txt; a vocab.json beside it that numbers tokens otherwise belongs to another
- * tokenizer. The number of <|endoftext|>, which comes last, tells. */
+/* Ids follow from merges.txt; a vocab.json beside it that numbers tokens otherwise belongs to
+ * another tokenizer. The number of <|endoftext|>, which comes last, tells. */
 static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
 {
     const struct Bytes file = map_file(path);
     const char *at = file.data, *end = file.data + file.size;
     char *entry = text_of("\"%s\":", END_OF_TEXT);
     const size_t n = strlen(entry);
-    while (at && (size_t)(end - at) > n && memcmp(at, entry, n)) at = memchr(at + 1, '"', end - at - 1);
+    while (at && (size_t)(end - at) > n && memcmp(at, entry, n))
+        at = memchr(at + 1, '"', end - at - 1);
     if (!at || (size_t)(end - at) <= n)
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
     char number[16] = "";
     at += n;
     memcpy(number, at, end - at < 15 ? end - at : 15);
     if (strtol(number, NULL, 10) != t->eot)
-        die("%s: %s is %ld, but by merges.txt it is %d. The two files do not belong together.", path,
-            END_OF_TEXT, strtol(number, NULL, 10), t->eot);
+        die("%s: %s is %ld, but by merges.txt it is %d. The two files do not belong together.",
+            path, END_OF_TEXT, strtol(number, NULL, 10), t->eot);
     free(entry);
     unmap_file(file);
 }
@@ -572,7 +598,8 @@ static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
     const bool directory = !stat(dir_or_merges, &status) && S_ISDIR(status.st_mode);
     char *merges = text_of(directory ? "%s/merges.txt" : "%s", dir_or_merges);
     char *vocabulary = text_of("%s/vocab.json", dir_or_merges);
-    if (!file_exists(merges)) die("%s: no such file. Train a tokenizer, or name a merges.txt.", merges);
+    if (!file_exists(merges))
+        die("%s: no such file. Train a tokenizer, or name a merges.txt.", merges);
     struct Tokenizer *t = read_merges(merges);
     if (directory && file_exists(vocabulary)) check_vocabulary_file(t, vocabulary);
     free(merges);
@@ -630,7 +657,8 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
     struct Buffer merges = {0}, vocabulary = {0};
-    char *merges_path = text_of("%s/merges.txt", dir), *vocabulary_path = text_of("%s/vocab.json", dir);
+    char *merges_path = text_of("%s/merges.txt", dir);
+    char *vocabulary_path = text_of("%s/vocab.json", dir);
     make_directory(dir);
     append_merges(&merges, t);
     append_vocabulary(&vocabulary, t);
@@ -653,7 +681,8 @@ enum { WORD_BYTES = 15 };
 /* Bytes from p up to `readable` may be looked at; there, one load and one mask do it. */
 static inline struct Pair64 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
 {
-    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
+                                     255, 255, 255, 255};
     struct Pair64 key = {0, 0};
     if (readable - p >= 16) {
         const struct Pair64 keep = load16(KEEP + 16 - n), x = load16(p);
@@ -664,9 +693,13 @@ static inline struct Pair64 word_key(const uint8_t *p, size_t n, const uint8_t *
     return key;
 }
 
-static inline uint64_t key_differs(struct Pair64 a, struct Pair64 b) { return (a.low ^ b.low) | (a.high ^ b.high); }
+static inline uint64_t key_differs(struct Pair64 a, struct Pair64 b)
+{
+    return (a.low ^ b.low) | (a.high ^ b.high);
+}
 
-/* A product of 128 bits, folded (as in Wang Yi's wyhash): every bit of the key reaches every bit. */
+/* A product of 128 bits, folded (as in Wang Yi's wyhash): every bit of the key reaches every
+ * bit. */
 static inline uint64_t key_hash(struct Pair64 key)
 {
     const unsigned __int128 product =
@@ -674,16 +707,18 @@ static inline uint64_t key_hash(struct Pair64 key)
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* The cache: what words became, so that most of them are merged only once. A slot fills half a cache
- * line; a word is looked for in the two slots of one line. A full line gives up its older word. */
+/* The cache: what words became, so that most of them are merged only once. A slot fills half a
+ * cache line; a word is looked for in the two slots of one line. A full line gives up its older
+ * word. */
 enum { CACHE_BITS = 18, CACHE_IDS = 7 };
 struct Slot { struct Pair64 key; uint16_t ids[CACHE_IDS], count; };
+static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
 
 /* What one thread needs to encode. */
 struct Encoder {
     const struct Tokenizer *tokenizer;
     struct Slot *cache;
-    uint16_t *ids;              /* for tokenizer_encode */
+    uint16_t *ids;              /* (room) for tokenizer_encode */
     size_t room;
     int64_t pieces, single;     /* for `stats`: pieces, and those that are one token */
 };
@@ -691,17 +726,14 @@ struct Encoder {
 static struct Encoder *encoder_new(const struct Tokenizer *t)
 {
     struct Encoder *e = resize(NULL, sizeof *e);
-    *e = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(sizeof(struct Slot) << CACHE_BITS)};
-#ifdef MADV_HUGEPAGE
-    madvise(e->cache, sizeof(struct Slot) << CACHE_BITS, MADV_HUGEPAGE);
-#endif
+    *e = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(CACHE_BYTES)};
     return e;
 }
 
 static void encoder_free(struct Encoder *e)
 {
     if (!e) return;
-    munmap(e->cache, (sizeof(struct Slot) << CACHE_BITS) + 64);
+    free_zeroed(e->cache, CACHE_BYTES);
     free(e->ids);
     free(e);
 }
@@ -709,7 +741,7 @@ static void encoder_free(struct Encoder *e)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoder_free(t->encoder);
-    munmap(t->pairs.slots, (sizeof(uint64_t) << t->pairs.bits) + 64);
+    free_zeroed(t->pairs.slots, sizeof(uint64_t) << t->pairs.bits);
     free(t->parts);
     free(t->bytes);
     free(t->offset);
@@ -720,8 +752,9 @@ static void tokenizer_free(struct Tokenizer *t)
 
 enum { SHORT_PIECE = 48 };
 
-/* By the definition: of all pairs of neighbours, merge the one that comes first in the list; repeat.
- * next[i] is what tokens i and i + 1 make, -1 for nothing; smaller means earlier in the list. */
+/* By the definition: of all pairs of neighbours, merge the one that comes first in the list;
+ * repeat. next[i] is what tokens i and i + 1 make, -1 for nothing; smaller means earlier in the
+ * list. */
 static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, uint16_t *out)
 {
     int next[SHORT_PIECE];
@@ -741,9 +774,10 @@ static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, u
     }
 }
 
-/* A long piece is a doubly linked list of tokens, with the places of every possible merge in a list of
- * its own. A merge makes only pairs that come later in the list of merges, for they hold the new token;
- * so one sweep over the merges, in order, does them all, in time that grows only with the length. */
+/* A long piece is a doubly linked list of tokens, with the places of every possible merge in a
+ * list of its own. A merge makes only pairs that come later in the list of merges, for they hold
+ * the new token; so one sweep over the merges, in order, does them all, in time that grows only
+ * with the length. */
 struct Sweep {
     const struct Tokenizer *tokenizer;
     uint16_t *ids;              /* (n) the token that begins at each byte */
@@ -751,7 +785,8 @@ struct Sweep {
     uint32_t n;
     struct Place { uint32_t at, next; } *places;    /* 1, 2, ...: 0 ends a list */
     uint32_t place_count;
-    uint32_t first[MAX_VOCABULARY];                 /* of the list of the token that a merge makes */
+    /* of the list of the token that a merge makes */
+    uint32_t first[MAX_VOCABULARY];
     uint64_t waiting[MAX_VOCABULARY / 64];          /* its bit: that list is not empty */
     uint32_t *sorted;           /* (n) one such list as an array */
 };
@@ -813,7 +848,8 @@ static void sweep_merge(struct Sweep *s, int made)
 
 static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
 {
-    if (n >= 1u << 30) die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+    if (n >= 1u << 30)
+        die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
     struct Sweep *s = resize(NULL, sizeof *s);
     memset(s->waiting, 0, sizeof s->waiting);
     s->tokenizer = t;
@@ -847,11 +883,12 @@ static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t
 
 /* A piece that the cache does not have. Returns the number of ids. */
 __attribute__((noinline))
-static size_t encode_piece(struct Encoder *e, const uint8_t *p, size_t n, struct Slot *line, struct Pair64 key,
-                           uint16_t *out)
+static size_t encode_piece(struct Encoder *e, const uint8_t *p, size_t n, struct Slot *line,
+                           struct Pair64 key, uint16_t *out)
 {
     const struct Tokenizer *t = e->tokenizer;
-    const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, p, (int)n, out) : merge_long(t, p, n, out);
+    const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, p, (int)n, out)
+                                          : merge_long(t, p, n, out);
     if (line && count <= CACHE_IDS) {
         line[1] = line[0];
         line[0] = (struct Slot){.key = key, .count = (uint16_t)count};
@@ -860,13 +897,15 @@ static size_t encode_piece(struct Encoder *e, const uint8_t *p, size_t n, struct
     return count;
 }
 
-/* Encodes p .. end and returns the number of ids; `out` has room for one id a byte and 8 more. Bytes up
- * to `readable` may be looked at, and the one at `end`, if end < readable, must be no letter.
+/* Encodes p .. end and returns the number of ids; `out` has room for one id a byte and 8 more.
+ * Bytes up to `readable` may be looked at, and the one at `end`, if end < readable, must be no
+ * letter.
  *
- * Pieces are found a few dozen at a time, and only then looked up: meanwhile the cache lines that they need
- * are on their way from memory, which otherwise takes more time than all the rest. */
-static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end, const uint8_t *readable,
-                          uint16_t *out)
+ * Pieces are found a few dozen at a time, and only then looked up: meanwhile the cache lines
+ * that they need are on their way from memory, which otherwise takes more time than all the
+ * rest. */
+static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end,
+                          const uint8_t *readable, uint16_t *out)
 {
     enum { AHEAD = 32 };
     struct { const uint8_t *text; size_t n; struct Pair64 key; struct Slot *line; } pieces[AHEAD];
@@ -876,7 +915,8 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
         for (; found < AHEAD && p < end; found++) {
             const uint8_t *q = piece_end(p, end, readable);
             const size_t n = q - p;
-            const struct Pair64 key = n <= WORD_BYTES ? word_key(p, n, readable) : (struct Pair64){0, 0};
+            const struct Pair64 key = n <= WORD_BYTES ? word_key(p, n, readable)
+                                                      : (struct Pair64){0, 0};
             struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
             __builtin_prefetch(line);
             pieces[found].text = p;
@@ -894,7 +934,8 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
             if (!key_differs(slot->key, key) && key.high)
                 memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
             else
-                count = encode_piece(e, pieces[i].text, pieces[i].n, key.high ? pieces[i].line : NULL, key, o);
+                count = encode_piece(e, pieces[i].text, pieces[i].n,
+                                     key.high ? pieces[i].line : NULL, key, o);
             e->single += count == 1;
             o += count;
         }
@@ -902,8 +943,8 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
     return o - out;
 }
 
-/* The ids of a text of n bytes; `ids` has room for n. Special tokens in it are text. One thread at a time
- * may use a tokenizer. */
+/* The ids of a text of n bytes; `ids` has room for n. Special tokens in it are text. One thread
+ * at a time may use a tokenizer. */
 static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
 {
     if (!t->encoder) t->encoder = encoder_new(t);
@@ -922,8 +963,9 @@ static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int
 /* 5. Documents                                                                                  */
 /* ============================================================================================= */
 
-/* A document is a file; or a line, without its \n or \r\n; or what stands between <|endoftext|>, of which
- * one line end is taken off the front. Empty lines, and nothing between two marks, are no documents. */
+/* A document is a file; or a line, without its \n or \r\n; or what stands between <|endoftext|>,
+ * of which one line end is taken off the front. Empty lines, and nothing between two marks, are
+ * no documents. */
 enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT };
 
 static enum Split split_of(const char *name)
@@ -950,9 +992,9 @@ static bool space_before(const uint8_t *file, const uint8_t *p)
     return false;
 }
 
-/* The first place from p on where a text can be cut without changing its pieces: before ASCII white
- * space that follows something else. No piece holds such a place in its inside, and what stands left
- * of it is cut the same way whether the text ends there or not. */
+/* The first place from p on where a text can be cut without changing its pieces: before ASCII
+ * white space that follows something else. No piece holds such a place in its inside, and what
+ * stands left of it is cut the same way whether the text ends there or not. */
 static const uint8_t *next_cut(const uint8_t *file, const uint8_t *p, const uint8_t *end)
 {
     if (p == file) p++;
@@ -977,8 +1019,8 @@ static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
     return NULL;
 }
 
-/* Takes the next part of a document off the chunk: its bytes begin .. end; `starts` if the document does
- * so here, not in an earlier chunk. False when nothing is left. */
+/* Takes the next part of a document off the chunk: its bytes begin .. end; `starts` if the
+ * document does so here, not in an earlier chunk. False when nothing is left. */
 static bool next_part(struct Chunk *c, const uint8_t **begin, const uint8_t **end, bool *starts)
 {
     while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
@@ -1017,12 +1059,14 @@ enum { BATCH = 64 };            /* chunks that are handed out at a time */
 
 static struct Source source_open(char **paths, int count, const char *split, int64_t chunk_bytes)
 {
-    struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes, .start = seconds()};
+    struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes,
+                       .start = seconds()};
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
         if (!strcmp(paths[i], "-")) paths[i] = "/dev/stdin";
-        if (stat(paths[i], &status)) die("%s: cannot be read (%s). Check the name.", paths[i], strerror(errno));
+        if (stat(paths[i], &status))
+            die("%s: cannot be read (%s). Check the name.", paths[i], strerror(errno));
         if (S_ISREG(status.st_mode)) s.total += status.st_size;
     }
     s.finished = resize(NULL, BATCH * sizeof *s.finished);
@@ -1031,7 +1075,8 @@ static struct Source source_open(char **paths, int count, const char *split, int
     return s;
 }
 
-/* Lets go of what the last chunks were cut from, so that memory stays small whatever the files' size. */
+/* Lets go of what the last chunks were cut from, so that memory stays small whatever the files'
+ * size. */
 static void release_chunks(struct Source *s)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), used = s->at - (const uint8_t *)s->file.data;
@@ -1050,10 +1095,12 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
             s->file = map_file(s->paths[s->number++]);
             s->at = (const uint8_t *)s->file.data;
         }
-        const uint8_t *file = (const uint8_t *)s->file.data, *end = file + s->file.size, *at = s->at, *stop = end;
+        const uint8_t *file = (const uint8_t *)s->file.data, *end = file + s->file.size;
+        const uint8_t *at = s->at, *stop = end;
         if (end - at > s->chunk_bytes) stop = next_cut(file, at + s->chunk_bytes, end);
         bool fresh = at == file;
-        if (s->split == SPLIT_EOT && at - file >= END_OF_TEXT_BYTES && mark_at(at - END_OF_TEXT_BYTES, at)) {
+        if (s->split == SPLIT_EOT && at - file >= END_OF_TEXT_BYTES
+            && mark_at(at - END_OF_TEXT_BYTES, at)) {
             at = skip_line_end(at, stop);
             fresh = true;
         }
@@ -1065,14 +1112,15 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     return n;
 }
 
-/* The line of progress, when it is time for one: ten a second on a terminal, else one in ten seconds. */
+/* The line of progress, when it is time for one: ten a second on a terminal, else one in ten
+ * seconds. */
 static void show_progress(struct Source *s, const char *doing)
 {
     const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
     if (now - (s->shown > 0 ? s->shown : s->start) < (live() ? 0.1 : 10)) return;
     s->shown = now;
-    progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6, s->total / 1e6, rate / 1e6,
-             duration((s->total - s->done) / rate));
+    progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6, s->total / 1e6,
+             rate / 1e6, duration((s->total - s->done) / rate));
 }
 
 static void source_close(struct Source *s)
@@ -1093,7 +1141,8 @@ struct Word { struct Pair64 key; int64_t count; const uint8_t *bytes; };
 /* Open addressing; an empty slot has count 0, and at most half of the slots are taken. */
 struct WordTable { struct Word *slots; size_t count; int bits; };
 
-static const uint64_t LONG_WORD = 0xFFull << 56;        /* stands where a short word has its length */
+/* stands where a short word has its length */
+static const uint64_t LONG_WORD = 0xFFull << 56;
 
 static size_t word_length(const struct Word *w)
 {
@@ -1107,11 +1156,12 @@ static struct WordTable word_table(int bits)
 
 static void word_table_free(struct WordTable *table)
 {
-    munmap(table->slots, (sizeof(struct Word) << table->bits) + 64);
+    free_zeroed(table->slots, sizeof(struct Word) << table->bits);
 }
 
 /* The slot where the word is or belongs. */
-static inline struct Word *word_find(const struct WordTable *table, struct Pair64 key, const uint8_t *bytes)
+static inline struct Word *word_find(const struct WordTable *table, struct Pair64 key,
+                                     const uint8_t *bytes)
 {
     const size_t mask = ((size_t)1 << table->bits) - 1;
     for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
@@ -1134,8 +1184,10 @@ static void word_table_grow(struct WordTable *table)
     *table = larger;
 }
 
-/* Counts the word `times` more. `copy`: if it is new and long, its bytes will not stay where they are. */
-static inline void word_count(struct WordTable *table, struct Pair64 key, const uint8_t *bytes, int64_t times, bool copy)
+/* Counts the word `times` more. `copy`: if it is new and long, its bytes will not stay where
+ * they are. */
+static inline void word_count(struct WordTable *table, struct Pair64 key, const uint8_t *bytes,
+                              int64_t times, bool copy)
 {
     struct Word *w = word_find(table, key, bytes);
     if (!w->count) {
@@ -1150,19 +1202,21 @@ static inline void word_count(struct WordTable *table, struct Pair64 key, const 
     if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
 }
 
-static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end, const uint8_t *readable)
+static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
+                       const uint8_t *readable)
 {
     while (p < end) {
         const uint8_t *q = piece_end(p, end, readable);
         const size_t n = q - p;
-        const struct Pair64 key = n <= WORD_BYTES ? word_key(p, n, readable)
-                                                  : (struct Pair64){hash_bytes(p, n), n | LONG_WORD};
+        const struct Pair64 key = n > WORD_BYTES ? (struct Pair64){hash_bytes(p, n), n | LONG_WORD}
+                                                 : word_key(p, n, readable);
         word_count(table, key, p, 1, true);
         p = q;
     }
 }
 
-/* The words of all documents. Each thread has a table of its own; at the end their counts are added. */
+/* The words of all documents. Each thread has a table of its own; at the end their counts are
+ * added. */
 static struct WordTable count_words(struct Source *source)
 {
     const int threads = thread_count();
@@ -1218,7 +1272,8 @@ static void heap_push(struct Trainer *t, struct Candidate c)
     if (t->heap_size == t->heap_room)
         t->heap = resize(t->heap, (t->heap_room = 2 * t->heap_room + 1024) * sizeof *t->heap);
     size_t i = t->heap_size++;
-    for (; i > 0 && comes_before(&c, &t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
+    for (; i > 0 && comes_before(&c, &t->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        t->heap[i] = t->heap[(i - 1) / 2];
     t->heap[i] = c;
 }
 
@@ -1243,7 +1298,7 @@ static int pair_place(struct Trainer *t, uint32_t pair)
     if (t->pair_total == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     if (2 * (size_t)t->pair_total >= (size_t)1 << t->index.bits) {
-        munmap(t->index.slots, (sizeof(uint64_t) << t->index.bits) + 64);
+        free_zeroed(t->index.slots, sizeof(uint64_t) << t->index.bits);
         t->index = pair_table(t->index.bits + 1);
         for (int i = 0; i < t->pair_total; i++) pair_add(&t->index, t->pairs[i].pair, i);
     }
@@ -1259,12 +1314,13 @@ static void pair_change(struct Trainer *t, int a, int b, int64_t change, uint32_
     struct Neighbours *p = &t->pairs[place];
     p->count += change;
     if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
-    if (p->places == p->room) p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
+    if (p->places == p->room)
+        p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
     p->words[p->places++] = word;
 }
 
-/* Replaces a b by `made` in the word and keeps the counts right: of x a b y, the pairs x a and b y go, and
- * the pairs x made and made y come. */
+/* Replaces a b by `made` in the word and keeps the counts right: of x a b y, the pairs x a and b
+ * y go, and the pairs x made and made y come. */
 static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
 {
     uint16_t *ids = t->ids + t->words[word].at;
@@ -1297,7 +1353,8 @@ static void trainer_start(struct Trainer *t, const struct WordTable *table)
     *t = (struct Trainer){.index = pair_table(16)};
     for (size_t i = 0; i < (size_t)1 << table->bits; i++)
         if (table->slots[i].count) size += word_length(&table->slots[i]);
-    if (table->count >= UINT32_MAX) die("more than 4 billion different words are too many. Train on less text.");
+    if (table->count >= UINT32_MAX)
+        die("more than 4 billion different words are too many. Train on less text.");
     t->ids = resize(NULL, size * sizeof *t->ids);
     t->words = resize(NULL, table->count * sizeof *t->words);
     size = 0;
@@ -1305,7 +1362,8 @@ static void trainer_start(struct Trainer *t, const struct WordTable *table)
         const struct Word *w = &table->slots[i];
         const size_t n = word_length(w);
         if (!w->count || n < 2) continue;
-        if (n >= UINT32_MAX) die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+        if (n >= UINT32_MAX)
+            die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
         const uint8_t *bytes = w->bytes ? w->bytes : (const uint8_t *)&w->key;
         for (size_t k = 0; k < n; k++) t->ids[size + k] = id_of_byte[bytes[k]];
         t->words[words].at = size;
@@ -1326,14 +1384,15 @@ static void trainer_start(struct Trainer *t, const struct WordTable *table)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_total; i++) free(t->pairs[i].words);
-    munmap(t->index.slots, (sizeof(uint64_t) << t->index.bits) + 64);
+    free_zeroed(t->index.slots, sizeof(uint64_t) << t->index.bits);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap);
 }
 
-/* Merges the most frequent pair, of equals the one with the smallest ids, until there are `merges`. A
- * count in the heap may be out of date, but only too large: pairs become more frequent only through a
- * merge that makes one of their tokens, and are pushed after it. */
-static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges, int64_t min_frequency, int max_bytes)
+/* Merges the most frequent pair, of equals the one with the smallest ids, until there are
+ * `merges`. A count in the heap may be out of date, but only too large: pairs become more
+ * frequent only through a merge that makes one of their tokens, and are pushed after it. */
+static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges,
+                         int64_t min_frequency, int max_bytes)
 {
     const double start = seconds();
     double shown = start;
@@ -1354,7 +1413,8 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges, i
         free(t->pairs[c.index].words);
         t->pairs[c.index] = (struct Neighbours){.pair = c.pair};
         for (int i = before; i < t->pair_total; i++)
-            if (t->pairs[i].count > 0) heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
+            if (t->pairs[i].count > 0)
+                heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
         if (live() && seconds() - shown > 0.1) {
             shown = seconds();
             progress(false, "merging %d of %d  %s left", out->merges, merges,
@@ -1367,14 +1427,23 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges, i
 /* 7. Shards                                                                                     */
 /* ============================================================================================= */
 
-/* llm.c's format: 256 numbers of 32 bits, {20240520, 1, tokens, 0, ...}, then 16 bits a token. Every document
- * has <|endoftext|> before it. A shard is full at `limit` tokens, wherever in a document that is; the next
- * one goes on there. */
+/* llm.c's format: 256 numbers of 32 bits, {20240520, 1, tokens, 0, ...}, then 16 bits a token.
+ * Every document has <|endoftext|> before it. A shard is full at `limit` tokens, wherever in a
+ * document that is; the next one goes on there. */
 enum { SHARD_MAGIC = 20240520, SHARD_VERSION = 1, SHARD_HEADER = 1024 };
 
-struct Shards { char *prefix; int64_t limit, in_shard, total; int number; bool open; struct Output out; };
+struct Shards {
+    char *prefix;
+    int64_t limit, in_shard, total;     /* tokens */
+    int number;                         /* of the shard being written */
+    bool open;
+    struct Output out;
+};
 
-static char *shard_path(const struct Shards *s, int number) { return text_of("%s_%06d.bin", s->prefix, number); }
+static char *shard_path(const struct Shards *s, int number)
+{
+    return text_of("%s_%06d.bin", s->prefix, number);
+}
 
 static void write_header(struct Shards *s)
 {
@@ -1429,18 +1498,23 @@ static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *c
 {
     int32_t header[3] = {0};
     if (file.size < SHARD_HEADER)
-        die("%s: %zu bytes are less than a shard's header of %d. Encode it again.", path, file.size, SHARD_HEADER);
+        die("%s: %zu bytes are less than a shard's header of %d. Encode it again.", path,
+            file.size, SHARD_HEADER);
     memcpy(header, file.data, sizeof header);
     if (header[0] != SHARD_MAGIC)
-        die("%s: byte 0: a shard begins with the number %d, this file with %d. Name a shard.", path, SHARD_MAGIC, header[0]);
+        die("%s: byte 0: a shard begins with the number %d, this file with %d. Name a shard.",
+            path, SHARD_MAGIC, header[0]);
     if (header[1] != SHARD_VERSION)
-        die("%s: byte 4: version %d of the format is not known, only %d.", path, header[1], SHARD_VERSION);
-    if (header[2] < 0) die("%s: byte 8: %d is no number of tokens. Encode it again.", path, header[2]);
+        die("%s: byte 4: version %d of the format is not known, only %d.", path, header[1],
+            SHARD_VERSION);
+    if (header[2] < 0)
+        die("%s: byte 8: %d is no number of tokens. Encode it again.", path, header[2]);
     *count = (size_t)header[2];
     const int64_t off = (int64_t)(file.size - SHARD_HEADER) / 2 - header[2];
     if (off || file.size % 2)
-        die("%s: %lld tokens %s than the %d that its header says (it ends at byte %zu). Encode it again.", path,
-            (long long)llabs(off), off < 0 ? "fewer" : "more", header[2], file.size);
+        die("%s: %lld tokens %s than the %d that its header says (it ends at byte %zu). "
+            "Encode it again.", path, (long long)llabs(off), off < 0 ? "fewer" : "more", header[2],
+            file.size);
     return (const uint16_t *)(file.data + SHARD_HEADER);
 }
 
@@ -1449,11 +1523,14 @@ static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *c
 /* ============================================================================================= */
 
 #define COUNT(array) ((int)(sizeof (array) / sizeof *(array)))
-#define THREADS_OPTION {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 1024}
-#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", LONG, \
-                      &chunk_bytes, .least = 1, .most = 1e9}
+#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .most = 1024}
+#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
+                      LONG, &chunk_bytes, .least = 1, .most = 1e9}
 #define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
-#define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, &tokenizer, .required = true}
+#define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
+                          &tokenizer, .required = true}
+
+#define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
 
 enum { CHUNK_BYTES = 1 << 19 };
 
@@ -1467,9 +1544,11 @@ static int check_specials(const char *specials)
     for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " "), count++) {
         const uint8_t *p = (const uint8_t *)word, *end = p + strlen(word);
         for (const uint8_t *c = p; c < end; c++)
-            if (*c <= ' ' || *c > '~') die_usage("--special %s: only visible ASCII characters can be used.", word);
+            if (*c <= ' ' || *c > '~')
+                die_usage("--special %s: only visible ASCII characters can be used.", word);
         if (plain_piece_end(p, end) == end)
-            die_usage("--special %s: could also be an ordinary token. Choose one like <|%s|>.", word, word);
+            die_usage("--special %s: could also be an ordinary token. Choose one like <|%s|>.",
+                      word, word);
         if (!strcmp(word, END_OF_TEXT)) die_usage("--special %s: is always there.", word);
     }
     free(all.data);
@@ -1483,21 +1562,27 @@ static void command_train(int argc, char **argv)
     const char *out = NULL, *split = "file", *specials = "";
     bool overwrite = false;
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, special tokens", INTEGER, &vocabulary, .least = 257, .most = 65536},
+        {"vocab", "tokens in all: 256 bytes, merges, special tokens", INTEGER, &vocabulary,
+         .least = 257, .most = 65536},
         {"out", "directory for merges.txt and vocab.json", TEXT, &out, .required = true},
         SPLIT_OPTION,
-        {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency, .least = 1, .most = 1e15},
-        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .least = 1, .most = MAX_TOKEN_BYTES},
+        {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
+         .least = 1, .most = 1e15},
+        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .least = 1,
+         .most = MAX_TOKEN_BYTES},
         {"special", "more special tokens than <|endoftext|>, separated by spaces", TEXT, &specials},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
-                                    "tokenizer train --out DIR [OPTION...] FILE...\nLearns merges from texts (- is standard input).");
+                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
+                                    "Learns merges from texts (- is standard input).");
     const double start = seconds();
     char *path = text_of("%s/merges.txt", out);
-    if (file_exists(path) && !overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+    if (file_exists(path) && !overwrite)
+        die("%s: exists. Choose another --out, or add --overwrite.", path);
     const int merges = vocabulary - BYTES - check_specials(specials);
-    if (merges < 0) die_usage("--vocab %d: too few for 256 bytes and the special tokens.", vocabulary);
+    if (merges < 0)
+        die_usage("--vocab %d: too few for 256 bytes and the special tokens.", vocabulary);
     set_threads(threads);
     struct Source source = source_open(argv, files, split, chunk_bytes);
     struct WordTable words = count_words(&source);
@@ -1507,12 +1592,12 @@ static void command_train(int argc, char **argv)
     trainer_start(&trainer, &words);
     learn_merges(t, &trainer, merges, min_frequency, max_bytes);
     if (t->merges < merges)
-        warn("the text holds only %d pairs to merge, so the vocabulary has %d tokens, not %d.", t->merges,
-             vocabulary - merges + t->merges, vocabulary);
+        warn("the text holds only %d pairs to merge, so the vocabulary has %d tokens, not %d.",
+             t->merges, vocabulary - merges + t->merges, vocabulary);
     add_specials(t, specials);
     tokenizer_save(t, out);
-    progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out, t->vocabulary, source.done / 1e6,
-             words.count, seconds() - start);
+    progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out,
+             t->vocabulary, source.done / 1e6, words.count, seconds() - start);
     trainer_free(&trainer);
     word_table_free(&words);
     source_close(&source);
@@ -1522,8 +1607,8 @@ static void command_train(int argc, char **argv)
 
 /* --- encode --- */
 
-/* What a chunk became. Its first `head` ids continue the document before; each later document went to one
- * of two sides: 0 to train on, 1 set aside for validation. */
+/* What a chunk became. Its first `head` ids continue the document before; each later document
+ * went to one of two sides: 0 to train on, 1 set aside for validation. */
 struct Encoded {
     struct Encoder *encoder;
     struct { uint16_t *ids; size_t count, room; } side[2];
@@ -1549,11 +1634,12 @@ static void encoded_free(struct Encoded *e, int threads)
     free(e);
 }
 
-/* Whether the document that begins at this byte of this file is set aside. Neither threads nor chunks
- * change it. */
+/* Whether the document that begins at this byte of this file is set aside. Neither threads nor
+ * chunks change it. */
 static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fraction, int64_t seed)
 {
-    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44), (uint64_t)(begin - c->file));
+    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
+                                    (uint64_t)(begin - c->file));
     return random_uniform(&r) < val_fraction;
 }
 
@@ -1578,7 +1664,8 @@ static void encode_chunk(struct Encoded *e, struct Chunk c, double val_fraction,
     }
 }
 
-/* Writes it. Called in the order of the chunks; *side is where the document that is going on belongs. */
+/* Writes it. Called in the order of the chunks; *side is where the document that is going on
+ * belongs. */
 static void write_encoded(struct Shards *shards, const struct Encoded *e, int *side)
 {
     write_tokens(&shards[*side], e->side[0].ids, e->head);
@@ -1612,7 +1699,8 @@ static size_t encode_files(struct Shards *shards, const struct Tokenizer *t, str
 static void check_shards(const struct Shards *s, bool overwrite)
 {
     char *path = shard_path(s, 0);
-    if (file_exists(path) && !overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+    if (file_exists(path) && !overwrite)
+        die("%s: exists. Choose another --out, or add --overwrite.", path);
     free(path);
 }
 
@@ -1628,13 +1716,15 @@ static void command_encode(int argc, char **argv)
         {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
         SPLIT_OPTION,
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .least = 1, .most = INT32_MAX},
-        {"val-fraction", "this part of the documents goes to TEXT_val_000000.bin, ...", REAL_NUMBER, &val_fraction, .most = 1},
+        {"val-fraction", "this part of the documents goes to TEXT_val_000000.bin, ...",
+         REAL_NUMBER, &val_fraction, .most = 1},
         {"seed", "which documents these are", LONG, &seed, .most = 1e15},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION};
-    const int files = parse_options(argc, argv, options, COUNT(options),
-                                    "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
-                                    "Writes the token ids of texts (- is standard input) to shards.");
+    const int files = parse_options(
+        argc, argv, options, COUNT(options),
+        "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
+        "Writes the token ids of texts (- is standard input) to shards.");
     struct Shards shards[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
                                {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
     for (int i = 0; i < 2; i++) check_shards(&shards[i], overwrite);
@@ -1642,23 +1732,28 @@ static void command_encode(int argc, char **argv)
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, chunk_bytes);
     char *slash = strrchr(shards[0].prefix, '/');
-    if (slash && slash > shards[0].prefix) { *slash = 0; make_directory(shards[0].prefix); *slash = '/'; }
+    if (slash && slash > shards[0].prefix) {
+        *slash = 0;
+        make_directory(shards[0].prefix);
+        *slash = '/';
+    }
     const size_t documents = encode_files(shards, t, &source, val_fraction, seed);
     if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!shards[0].total || (val_fraction > 0 && !shards[1].total))
-        die("--val-fraction %g: of %zu documents, %s. Change it, --seed or --split.", val_fraction, documents,
-            shards[0].total ? "none is set aside" : "none is left to train on");
+        die("--val-fraction %g: of %zu documents, %s. Change it, --seed or --split.", val_fraction,
+            documents, shards[0].total ? "none is set aside" : "none is left to train on");
     for (int i = 0; i < 2; i++) {
         finish_shard(&shards[i]);
         if (overwrite) remove_old_shards(&shards[i]);
         if (shards[i].total)
-            progress(true, "%s_%06d.bin%s: %lld tokens", shards[i].prefix, 0, shards[i].number > 1 ? " ..." : "",
-                     (long long)shards[i].total);
+            progress(true, "%s_%06d.bin%s: %lld tokens", shards[i].prefix, 0,
+                     shards[i].number > 1 ? " ..." : "", (long long)shards[i].total);
         free(shards[i].prefix);
     }
     const double elapsed = seconds() - source.start;
-    progress(true, "%zu documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s", documents, source.done / 1e6,
-             (double)source.done / (shards[0].total + shards[1].total), elapsed, source.done / 1e6 / elapsed);
+    progress(true, "%zu documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s", documents,
+             source.done / 1e6, (double)source.done / (shards[0].total + shards[1].total), elapsed,
+             source.done / 1e6 / elapsed);
     source_close(&source);
     tokenizer_free(t);
 }
@@ -1667,9 +1762,11 @@ static void command_encode(int argc, char **argv)
 
 enum { DECODE_TOKENS = 1 << 18 };       /* that a thread decodes at a time */
 
-/* The bytes of n tokens, with `mark` in the place of <|endoftext|>. Returns the first token that is none,
- * or n. Short tokens are copied as 16 bytes, of which the next token overwrites what is too much. */
-static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n, const char *mark)
+/* The bytes of n tokens, with `mark` in the place of <|endoftext|>. Returns the first token that
+ * is none, or n. Short tokens are copied as 16 bytes, of which the next token overwrites what is
+ * too much. */
+static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids,
+                            size_t n, const char *mark)
 {
     const size_t mark_bytes = strlen(mark);
     size_t size = 16;
@@ -1719,8 +1816,9 @@ static void decode_shard(const struct Tokenizer *t, const char *path, bool first
             #pragma omp ordered
             {
                 if (good < n)
-                    die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that made the shard.",
-                        path, skipped + 2 * (at + good), ids[at + good], t->vocabulary);
+                    die("%s: byte %zu: token %d is not in the vocabulary of %d. "
+                        "Name the tokenizer that made the shard.", path,
+                        skipped + 2 * (at + good), ids[at + good], t->vocabulary);
                 write_stdout(out.data, out.size);
             }
         }
@@ -1735,11 +1833,13 @@ static void command_decode(int argc, char **argv)
     const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION,
-        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split, .choices = "file|lines|eot"},
+        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
+         .choices = "file|lines|eot"},
         THREADS_OPTION};
-    const int shards = parse_options(argc, argv, options, COUNT(options),
-                                     "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
-                                     "Writes the bytes that the shards' tokens stand for to standard output.");
+    const int shards = parse_options(
+        argc, argv, options, COUNT(options),
+        "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
+        "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
@@ -1774,8 +1874,8 @@ static int special_at(const struct Tokenizer *t, const char *p, const char *end)
     return best;
 }
 
-/* Encodes a text; with `special`, special tokens in it are themselves, and texts end there. `ids` has room
- * for n. */
+/* Encodes a text; with `special`, special tokens in it are themselves, and texts end there.
+ * `ids` has room for n. */
 static int encode_special(struct Tokenizer *t, const char *text, size_t n, bool special, int *ids)
 {
     if (!special) return tokenizer_encode(t, text, n, ids);
@@ -1796,8 +1896,9 @@ static void command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, {"special", "<|endoftext|> in the text is the token", FLAG, &special}};
-    if (parse_options(argc, argv, options, COUNT(options), "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
+    if (parse_options(argc, argv, options, COUNT(options),
+                      "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
                       "Prints the token ids of standard input on one line."))
         die_usage("%s: not expected; the text is read from standard input.", argv[0]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
@@ -1808,7 +1909,8 @@ static void command_ids(int argc, char **argv)
         char digits[8];
         int k = sizeof digits;
         digits[--k] = ' ';
-        for (int id = ids[i]; id || k == sizeof digits - 1; id /= 10) digits[--k] = (char)('0' + id % 10);
+        for (int id = ids[i]; id || k == sizeof digits - 1; id /= 10)
+            digits[--k] = (char)('0' + id % 10);
         append_bytes(&line, digits + k, sizeof digits - k - (i + 1 == n));
     }
     append_bytes(&line, "\n", 1);
@@ -1823,7 +1925,8 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
     for (const uint8_t *end = p + n; p < end; ) {
         int length;
         utf8_class(p, end, &length);
-        if (*p == '\n' || *p == '\t' || *p == '\r') append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
+        if (*p == '\n' || *p == '\t' || *p == '\r')
+            append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
         else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
         else append(b, "\\x%02X", *p);
         p += length;
@@ -1834,9 +1937,11 @@ static void command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, {"special", "<|endoftext|> in the text is the token", FLAG, &special}};
-    const int texts = parse_options(argc, argv, options, COUNT(options), "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
-                                    "Shows the tokens of TEXT, or of standard input, and their ids.");
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
+    const int texts = parse_options(
+        argc, argv, options, COUNT(options),
+        "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
+        "Shows the tokens of TEXT, or of standard input, and their ids.");
     if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Buffer text = {0}, line = {0}, table = {0};
@@ -1854,14 +1959,15 @@ static void command_show(int argc, char **argv)
         append_readable(&table, bytes, length);
         append(&table, "\n");
     }
-    printf("%s\n%s%d tokens, %zu bytes, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "", n, text.size,
-           n ? (double)text.size / n : 0);
+    printf("%s\n%s%d tokens, %zu bytes, %.2f bytes per token\n", n ? line.data : "",
+           n ? table.data : "", n, text.size, n ? (double)text.size / n : 0);
     free(ids); free(text.data); free(line.data); free(table.data);
     tokenizer_free(t);
 }
 
 /* How often every token occurs in the files. */
-static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, int64_t *pieces, int64_t *single)
+static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, int64_t *pieces,
+                             int64_t *single)
 {
     const int threads = thread_count();
     int64_t *uses = allocate_zeroed((size_t)threads * t->vocabulary * sizeof *uses);
@@ -1876,7 +1982,8 @@ static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, i
             for (size_t k = 0; k < mine->side[0].count; k++) own[mine->side[0].ids[k]]++;
         }
     for (int i = 0; i < threads; i++) {
-        for (int id = 0; id < t->vocabulary && i; id++) uses[id] += uses[(size_t)i * t->vocabulary + id];
+        for (int id = 0; id < t->vocabulary && i; id++)
+            uses[id] += uses[(size_t)i * t->vocabulary + id];
         *pieces += encoded[i].encoder->pieces;
         *single += encoded[i].encoder->single;
     }
@@ -1918,7 +2025,8 @@ static void command_stats(int argc, char **argv)
         {"longest", "how many of the longest tokens to print", INTEGER, &longest, .most = 65536},
         THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
-                                    "tokenizer stats --tokenizer DIR [OPTION...] FILE...\nHow well the vocabulary fits texts.");
+                                    "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
+                                    "How well the vocabulary fits texts.");
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, chunk_bytes);
@@ -1927,9 +2035,11 @@ static void command_stats(int argc, char **argv)
         tokens += uses[id];
         unused += !uses[id];
     }
-    printf("bytes            %lld\ntokens           %lld\n", (long long)source.done, (long long)tokens);
+    printf("bytes            %lld\ntokens           %lld\n", (long long)source.done,
+           (long long)tokens);
     printf("bytes_per_token  %.4f\n", tokens ? (double)source.done / tokens : 0);
-    printf("documents        %lld\nwords            %lld\n", (long long)uses[t->eot], (long long)pieces);
+    printf("documents        %lld\nwords            %lld\n", (long long)uses[t->eot],
+           (long long)pieces);
     printf("one_token_words  %.2f %%\n", pieces ? 100.0 * single / pieces : 0);
     printf("unused_tokens    %lld of %d\n", (long long)unused, first_special(t));
     print_longest(t, uses, longest);
@@ -1957,7 +2067,8 @@ int main(int argc, char **argv)
     const bool help = argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"));
     FILE *out = help ? stdout : stderr;
     fprintf(out, "tokenizer COMMAND [OPTION...], where COMMAND is one of\n");
-    for (int i = 0; i < COUNT(commands); i++) fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].meaning);
+    for (int i = 0; i < COUNT(commands); i++)
+        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].meaning);
     fprintf(out, "tokenizer COMMAND --help lists the options.\n");
     if (help) return 0;
     if (argc > 1) die_usage("%s: no such command.", argv[1]);

@@ -395,29 +395,29 @@ static void generator_free(struct Generator *g)
     free(g->choices);
 }
 
-/* Reads the last tokens of a text at once; returns the hidden state (C) after the last. Positions
- * start at 0, so room for half a context is left free. */
+/* Reads a text at once, of a long one the last part that fits; returns the hidden state (C) after
+ * its last token. */
 static const real *read_text(struct Generator *g, const int *tokens, int n)
 {
-    const int context = g->model->config.context;
-    const int most = max_int(1, n < context ? n : context / 2);
+    const int most = min_int(n, g->model->config.context), starts[] = {0, most};
     memmove(g->window, tokens + n - most, most * sizeof *tokens);
-    const int starts[] = {0, g->count = most};
+    g->count = most;
     const struct Batch batch = {most, 1, g->window, starts};
     const real *hidden = trunk_forward(g->model, &g->ws, &batch, 0, 0);
     return hidden + (size_t)(most - 1) * g->model->config.channels;
 }
 
-/* One more token. When the context is full, its last half is read again. */
+/* One more token. When the context is full, it begins again with the last half of what it held. */
 static const real *read_next(struct Generator *g, int token)
 {
-    if (g->count < g->model->config.context) {
+    const int context = g->model->config.context, half = context / 2;
+    if (g->count < context) {
         g->window[g->count++] = token;
         return trunk_next(g->model, &g->ws, token);
     }
-    memmove(g->window, g->window + 1, (g->count - 1) * sizeof token);
-    g->window[g->count - 1] = token;
-    return read_text(g, g->window, g->count);
+    memmove(g->window, g->window + context - half, half * sizeof token);
+    g->window[half] = token;                /* a context of 1 has half = 0 */
+    return read_text(g, g->window, half + 1);
 }
 
 /* The token after a hidden state (C). Temperature 0 takes the likeliest. */

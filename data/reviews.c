@@ -35,7 +35,8 @@ struct Value { const char *name; double weight; };
 
 static const struct Value facets[FACETS][MAX_VALUES] = {
     [SIGN]     = {{"+", 47.5}, {"-", 47.5}, {"~", 5}},
-    [GENRE]    = {{"comedy", 2}, {"horror", 2}, {"thriller", 2}, {"romance", 2}, {"western", 1}, {"space", 1}},
+    [GENRE]    = {{"comedy", 2}, {"horror", 2}, {"thriller", 2},
+                  {"romance", 2}, {"western", 1}, {"space", 1}},
     [TITLE]    = {{"untitled", 1}, {"titled", 1}},
     [DIRECTOR] = {{"unnamed", 2}, {"director-he", 1}, {"director-she", 1}},
     [LEAD]     = {{"no-lead", 2}, {"lead-he", 1}, {"lead-she", 1}},
@@ -59,25 +60,38 @@ static const struct Production productions[] = {
 {"story",  "",    "6 |4  <plot>"},
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
-{"points", "", "3  <claim>|2  <contrast>|  <reaction>|4  <claim> <reaction>|3  <reaction> <claim>|2  <contrast> "
-    "<claim>|2  <claim> <contrast>|2  <contrast> <reaction>|2  <reaction> <contrast>|  <claim> <reaction> <contrast>"
-    "|  <reaction> <contrast> <claim>| <wry>|2  <claim> <wry>|2  <wry> <claim>|  <contrast> <wry>"},
+{"points", "",
+    "3  <claim>|2  <contrast>|  <reaction>|4  <claim> <reaction>|3  <reaction> <claim>|"
+    "2  <contrast> <claim>|2  <claim> <contrast>|2  <contrast> <reaction>|"
+    "2  <reaction> <contrast>|  <claim> <reaction> <contrast>|  <reaction> <contrast> <claim>|"
+    " <wry>|2  <claim> <wry>|2  <wry> <claim>|  <contrast> <wry>"},
 {"end",    "", "4 |6  <verdict>"},
 
 /* --- The first sentence names what there is to name --- */
-{"opening", "untitled unnamed", "4 This is <what>.|2 I went to see this <film> <when>, and it is <quality>.|2 A <film> again, and "
-    "<what> at that.|2 The new <film> at our cinema is <quality>.|Here comes <what>."},
-{"opening", "titled unnamed", "4 <title> is <what>.|2 I saw <title> <when>: <what>.|2 <title> calls itself a <film>, and it is "
-    "<quality>.|The <film> <title> is <quality>."},
-{"opening", "untitled director-he director-she", "3 <director> has made <what>.|2 The new <film> by <director> is <quality>.|"
-    "2 <director> gives us <what>.|I saw the latest <film> by <director> <when>, and it is <quality>."},
-{"opening", "titled director-he director-she", "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
+{"opening", "untitled unnamed",
+    "4 This is <what>.|2 I went to see this <film> <when>, and it is <quality>.|"
+    "2 A <film> again, and <what> at that.|2 The new <film> at our cinema is <quality>.|"
+    "Here comes <what>."},
+{"opening", "titled unnamed",
+    "4 <title> is <what>.|2 I saw <title> <when>: <what>.|"
+    "2 <title> calls itself a <film>, and it is <quality>.|The <film> <title> is <quality>."},
+{"opening", "untitled director-he director-she",
+    "3 <director> has made <what>.|2 The new <film> by <director> is <quality>.|"
+    "2 <director> gives us <what>.|"
+    "I saw the latest <film> by <director> <when>, and it is <quality>."},
+{"opening", "titled director-he director-she",
+    "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
     "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <quality>."},
-{"what", "+ -", "12 a <adj> <film>|6 a <general> and <special> <film>|2 anything but a <adj!> <film>|nothing like a <adj!> <film>|4 a <film> "
-    "that is <quality>|a <film> without a <adj!> minute"},
-{"what", "~", "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|a strange kind of <film>"},
+{"what", "+ -",
+    "12 a <adj> <film>|6 a <general> and <special> <film>|2 anything but a <adj!> <film>|"
+    "nothing like a <adj!> <film>|4 a <film> that is <quality>|a <film> without a <adj!> minute"},
+{"what", "~",
+    "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|"
+    "a strange kind of <film>"},
 {"quality", "~", "hard to judge|2 neither one thing nor the other|a puzzle|a mixed bag"},
-{"when", "", "last night|last week|on Friday|on Sunday|with my sister|with a friend|after work|on a rainy day|in a full house|at a festival"},
+{"when", "",
+    "last night|last week|on Friday|on Sunday|with my sister|with a friend|after work|"
+    "on a rainy day|in a full house|at a festival"},
 
 {"film", "comedy",   "3 comedy|2 farce|satire"},
 {"film", "horror",   "3 horror film|2 ghost story|chiller|monster film"},
@@ -87,114 +101,200 @@ static const struct Production productions[] = {
 {"film", "space",    "3 science fiction film|space film|2 space opera"},
 
 {"title",  "", "The <$title.a> <$title.b>"},
-{"$title.a", "", "Silent|Crooked|Painted|Second|Distant|Golden|Broken|Hidden|Burning|Frozen|Last|Long|Northern|Patient|Restless|Scarlet|"
-    "Thirteenth|Velvet|Wandering|Winter"},
-{"$title.b", "", "Harbour|Garden|Mirror|Bridge|Letter|Orchard|Stranger|Passenger|Lighthouse|Island|Season|Promise|River|Window|Kingdom|"
-    "Neighbour|Clock|Road|Visitor|Station|Lantern|Summer|Tower|Valley"},
+{"$title.a", "",
+    "Silent|Crooked|Painted|Second|Distant|Golden|Broken|Hidden|Burning|Frozen|Last|Long|"
+    "Northern|Patient|Restless|Scarlet|Thirteenth|Velvet|Wandering|Winter"},
+{"$title.b", "",
+    "Harbour|Garden|Mirror|Bridge|Letter|Orchard|Stranger|Passenger|Lighthouse|Island|Season|"
+    "Promise|River|Window|Kingdom|Neighbour|Clock|Road|Visitor|Station|Lantern|Summer|Tower|"
+    "Valley"},
 
 {"director", "", "<$director.first> <$director.last>"},
-{"$director.first", "director-he",  "Alan|Bruno|Carlos|David|Erik|Felix|Gustav|Henry|Ivan|Jonas|Kenji|Marcel"},
-{"$director.first", "director-she", "Agnes|Beatrice|Clara|Diana|Elena|Flora|Greta|Helen|Irene|Judith|Keiko|Marta"},
-{"$director.last", "", "Abbott|Bergstrom|Castellano|Duvall|Eriksen|Fontaine|Grimaldi|Hollander|Ishikawa|Jarvis|Kowalski|Lindqvist|"
-    "Moreau|Novak|Okonkwo|Petrov|Quinn|Rosales|Sandoval|Takeda"},
+{"$director.first", "director-he",
+    "Alan|Bruno|Carlos|David|Erik|Felix|Gustav|Henry|Ivan|Jonas|Kenji|Marcel"},
+{"$director.first", "director-she",
+    "Agnes|Beatrice|Clara|Diana|Elena|Flora|Greta|Helen|Irene|Judith|Keiko|Marta"},
+{"$director.last", "",
+    "Abbott|Bergstrom|Castellano|Duvall|Eriksen|Fontaine|Grimaldi|Hollander|Ishikawa|Jarvis|"
+    "Kowalski|Lindqvist|Moreau|Novak|Okonkwo|Petrov|Quinn|Rosales|Sandoval|Takeda"},
 {"director.he",  "director-he", "he"}, {"director.he",  "director-she", "she"},
 {"director.his", "director-he", "his"}, {"director.his", "director-she", "her"},
 
 {"lead", "", "<$lead.first> <$lead.last>"},
-{"$lead.first", "lead-he",  "Arthur|Ben|Colin|Daniel|Edgar|Frank|George|Hugo|Jack|Leo|Martin|Nathan|Oscar|Paul|Simon|Tom"},
-{"$lead.first", "lead-she", "Alice|Barbara|Catherine|Dora|Emma|Frances|Grace|Hannah|Julia|Laura|Maria|Nora|Olivia|Paula|Rose|Sophie"},
-{"$lead.last", "", "Archer|Bellamy|Carmichael|Delgado|Ellsworth|Farrell|Goodwin|Hartley|Kendrick|Lombard|Merriweather|Nightingale|"
-    "Osborne|Pemberton|Redgrove|Sinclair|Thornton|Underhill|Vasquez|Whitlock"},
+{"$lead.first", "lead-he",
+    "Arthur|Ben|Colin|Daniel|Edgar|Frank|George|Hugo|Jack|Leo|Martin|Nathan|Oscar|Paul|Simon|Tom"},
+{"$lead.first", "lead-she",
+    "Alice|Barbara|Catherine|Dora|Emma|Frances|Grace|Hannah|Julia|Laura|Maria|Nora|Olivia|Paula|"
+    "Rose|Sophie"},
+{"$lead.last", "",
+    "Archer|Bellamy|Carmichael|Delgado|Ellsworth|Farrell|Goodwin|Hartley|Kendrick|Lombard|"
+    "Merriweather|Nightingale|Osborne|Pemberton|Redgrove|Sinclair|Thornton|Underhill|Vasquez|"
+    "Whitlock"},
 {"lead.he",  "lead-he", "he"}, {"lead.he",  "lead-she", "she"},
 {"lead.He",  "lead-he", "He"}, {"lead.He",  "lead-she", "She"},
 {"lead.him", "lead-he", "him"}, {"lead.him", "lead-she", "her"},
 
 /* --- What happens in it: genres have words of their own --- */
-{"plot", "", "3 It follows a <role> who <deed> <place>.|2 The story: a <role> <deed> <place>.|2 A <role> <deed> <place>, and that is all you "
-    "need to know.|We meet a <role> who <deed> <place>."},
-{"role", "comedy",   "landlord|best man|substitute teacher|nervous waiter|wedding planner|clumsy butler|retired clown|pastry cook"},
-{"deed", "comedy",   "marries the wrong twin|loses a bet|inherits a circus|mistakes a bishop for a burglar|wins the lottery twice|hides a goat"},
-{"place","comedy",   "in a seaside hotel|on a cruise ship|in a village bakery|at a family wedding|in a theatre|next door to the mayor"},
-{"role", "horror",   "night nurse|lighthouse keeper|grave digger|medium|young widow|caretaker|priest|babysitter"},
-{"deed", "horror",   "hears voices|opens the wrong coffin|wakes something old|finds a diary|reads a curse aloud|sees the dead"},
-{"place","horror",   "in an empty hospital|beneath a chapel|in a fog-bound village|at the bottom of a well|in an attic|behind the nursery wall"},
-{"role", "thriller", "police inspector|bank clerk|double agent|journalist|safe-breaker|witness|prosecutor|bodyguard"},
-{"deed", "thriller", "finds a body|is blackmailed|has one day to clear a name|steals a microfilm|trusts the wrong man|follows the money"},
-{"place","thriller", "in Vienna|on the night train|in the harbour at dawn|behind the border|in a locked room|inside the ministry"},
-{"role", "romance",  "florist|piano teacher|young doctor|bookseller|ballet dancer|country vet|poet|dressmaker"},
-{"deed", "romance",  "falls for a rival|answers a love letter by mistake|meets a first love again|breaks off an engagement|waits for a soldier|"
-    "dances with a stranger"},
-{"place","romance",  "in Paris|in a rose garden|one summer in Naples|on the last tram|at a spring ball|in a bookshop"},
+{"plot", "",
+    "3 It follows a <role> who <deed> <place>.|2 The story: a <role> <deed> <place>.|"
+    "2 A <role> <deed> <place>, and that is all you need to know.|"
+    "We meet a <role> who <deed> <place>."},
+{"role", "comedy",
+    "landlord|best man|substitute teacher|nervous waiter|wedding planner|clumsy butler|"
+    "retired clown|pastry cook"},
+{"deed", "comedy",
+    "marries the wrong twin|loses a bet|inherits a circus|mistakes a bishop for a burglar|"
+    "wins the lottery twice|hides a goat"},
+{"place","comedy",
+    "in a seaside hotel|on a cruise ship|in a village bakery|at a family wedding|in a theatre|"
+    "next door to the mayor"},
+{"role", "horror",
+    "night nurse|lighthouse keeper|grave digger|medium|young widow|caretaker|priest|babysitter"},
+{"deed", "horror",
+    "hears voices|opens the wrong coffin|wakes something old|finds a diary|reads a curse aloud|"
+    "sees the dead"},
+{"place","horror",
+    "in an empty hospital|beneath a chapel|in a fog-bound village|at the bottom of a well|"
+    "in an attic|behind the nursery wall"},
+{"role", "thriller",
+    "police inspector|bank clerk|double agent|journalist|safe-breaker|witness|prosecutor|"
+    "bodyguard"},
+{"deed", "thriller",
+    "finds a body|is blackmailed|has one day to clear a name|steals a microfilm|"
+    "trusts the wrong man|follows the money"},
+{"place","thriller",
+    "in Vienna|on the night train|in the harbour at dawn|behind the border|in a locked room|"
+    "inside the ministry"},
+{"role", "romance",
+    "florist|piano teacher|young doctor|bookseller|ballet dancer|country vet|poet|dressmaker"},
+{"deed", "romance",
+    "falls for a rival|answers a love letter by mistake|meets a first love again|"
+    "breaks off an engagement|waits for a soldier|dances with a stranger"},
+{"place","romance",
+    "in Paris|in a rose garden|one summer in Naples|on the last tram|at a spring ball|"
+    "in a bookshop"},
 {"role", "western",  "sheriff|bounty hunter|rancher|preacher|gunslinger|saloon singer"},
-{"deed", "western",  "rides after a gang|guards a stagecoach|digs for gold|drives the cattle north|buries a brother|waits for the noon train"},
-{"place","western",  "in a frontier town|across the desert|near the border|in the badlands|beyond the canyon|on the open prairie"},
-{"role", "space",    "navigator|robot mechanic|starship captain|young colonist|smuggler|stranded pilot"},
-{"deed", "space",    "picks up a distress call|wakes from cold sleep|meets a talking planet|repairs a time machine|carries a forbidden cargo|"
-    "outruns a dying sun"},
-{"place","space",    "on the moons of Saturn|aboard a drifting freighter|at the edge of the galaxy|in orbit around Mars|on a colony of robots|"
-    "beyond the last relay"},
+{"deed", "western",
+    "rides after a gang|guards a stagecoach|digs for gold|drives the cattle north|"
+    "buries a brother|waits for the noon train"},
+{"place","western",
+    "in a frontier town|across the desert|near the border|in the badlands|beyond the canyon|"
+    "on the open prairie"},
+{"role", "space",
+    "navigator|robot mechanic|starship captain|young colonist|smuggler|stranded pilot"},
+{"deed", "space",
+    "picks up a distress call|wakes from cold sleep|meets a talking planet|"
+    "repairs a time machine|carries a forbidden cargo|outruns a dying sun"},
+{"place","space",
+    "on the moons of Saturn|aboard a drifting freighter|at the edge of the galaxy|"
+    "in orbit around Mars|on a colony of robots|beyond the last relay"},
 
 /* --- Sentences that take a side --- */
-{"acting", "+ -", "3 <lead> plays the <role>, and <lead.he> is <quality>.|2 In the lead, <lead> is <quality>.|2 <lead> plays the <role> with "
-    "<amount>.|<lead> is the <role>: watching <lead.him> made me <react>.|<lead> is <quality> in it, as <lead.he> was last year."},
-{"acting", "~", "2 <lead> plays the <role>.|The lead is <lead>, as so often.|2 <lead> is in nearly every scene."},
+{"acting", "+ -",
+    "3 <lead> plays the <role>, and <lead.he> is <quality>.|2 In the lead, <lead> is <quality>.|"
+    "2 <lead> plays the <role> with <amount>.|"
+    "<lead> is the <role>: watching <lead.him> made me <react>.|"
+    "<lead> is <quality> in it, as <lead.he> was last year."},
+{"acting", "~",
+    "2 <lead> plays the <role>.|The lead is <lead>, as so often.|"
+    "2 <lead> is in nearly every scene."},
 
-{"claim", "", "10 The <craft> is <quality>.|3 The <craft> is <quality>, and so is the <detail>.|2 There is not a <adj!> <moment> in it.|"
-    "I did not find a single <adj!> <moment>.|4 I found one <adj> <moment> after another.|3 Scene after scene is <quality>.|Hardly a scene is <adj!>."
-    "|2 It has <amount>.|What you get is <amount>."},
-{"claim", "director-he director-she", "3 Under <$director.last>, the <craft> is <quality>.|2 <$director.last> directs with <amount>, as <director.he> "
-    "always does.|<$director.last> and <director.his> crew show <amount>."},
-{"claim", "lead-he lead-she", "2 <$lead.last> has a <adj> scene with the <role>.|<lead.He> has never been less <adj!>."},
+{"claim", "",
+    "10 The <craft> is <quality>.|3 The <craft> is <quality>, and so is the <detail>.|"
+    "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
+    "4 I found one <adj> <moment> after another.|3 Scene after scene is <quality>.|"
+    "Hardly a scene is <adj!>.|2 It has <amount>.|What you get is <amount>."},
+{"claim", "director-he director-she",
+    "3 Under <$director.last>, the <craft> is <quality>.|"
+    "2 <$director.last> directs with <amount>, as <director.he> always does.|"
+    "<$director.last> and <director.his> crew show <amount>."},
+{"claim", "lead-he lead-she",
+    "2 <$lead.last> has a <adj> scene with the <role>.|<lead.He> has never been less <adj!>."},
 
-{"contrast", "", "5 It is <adj!> at first, but <adj> by the end.|3 The <detail> is <quality!>, but <whole> is <quality>.|2 Although the <detail> is "
-    "<quality!>, <whole> is <quality>.|3 <Whole> is <quality>, even if the <detail> is <quality!>.|2 The critics call it <adj!>; they are wrong."
-    "|The critics call it <adj>, and they are right.|2 I expected a <adj!> evening and got a <adj> one.|My friend thought it <adj!>, but I thought it "
-    "<adj>.|What starts as a <adj!> <film> turns into a <adj> one.|For all its <stuff!>, it is <quality>."},
+{"contrast", "",
+    "5 It is <adj!> at first, but <adj> by the end.|"
+    "3 The <detail> is <quality!>, but <whole> is <quality>.|"
+    "2 Although the <detail> is <quality!>, <whole> is <quality>.|"
+    "3 <Whole> is <quality>, even if the <detail> is <quality!>.|"
+    "2 The critics call it <adj!>; they are wrong.|"
+    "The critics call it <adj>, and they are right.|"
+    "2 I expected a <adj!> evening and got a <adj> one.|"
+    "My friend thought it <adj!>, but I thought it <adj>.|"
+    "What starts as a <adj!> <film> turns into a <adj> one.|"
+    "For all its <stuff!>, it is <quality>."},
 
-{"reaction", "", "10 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|3 I could only <react>.|2 For two hours I did nothing "
-    "but <react>.|There was no reason to <react!>.|2 There was every reason to <react>.|I wanted to <react!>, but all I did was <react>."},
-{"reaction", "titled", "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|The <$title.a> <$title.b> will make you <react>."},
+{"reaction", "",
+    "10 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|"
+    "3 I could only <react>.|2 For two hours I did nothing but <react>.|"
+    "There was no reason to <react!>.|2 There was every reason to <react>.|"
+    "I wanted to <react!>, but all I did was <react>."},
+{"reaction", "titled",
+    "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|"
+    "The <$title.a> <$title.b> will make you <react>."},
 
-{"wry", "-", "2 It is fine, if you have nothing better to do.|2 I have seen worse, though not this year.|The best thing about it is that it ends.|"
-    "At least the popcorn was good.|It is good in parts, but the parts are short.|Good actors deserve a better <film>.|It would be good enough for a long "
-    "flight.|A good nap would have been better.|I tried to love it, and failed."},
-{"wry", "+", "2 If you have something better to do, do it later.|2 I have seen better, though not this year.|The worst thing about it is that it ends.|"
-    "Only the popcorn was not good.|It is bad in parts, but the parts are short.|Better actors could not save a bad <film>; here there is no need.|"
-    "It would be worth a long flight.|A nap would have been a bad idea.|I tried to hate it, and failed."},
+{"wry", "-",
+    "2 It is fine, if you have nothing better to do.|2 I have seen worse, though not this year.|"
+    "The best thing about it is that it ends.|At least the popcorn was good.|"
+    "It is good in parts, but the parts are short.|Good actors deserve a better <film>.|"
+    "It would be good enough for a long flight.|A good nap would have been better.|"
+    "I tried to love it, and failed."},
+{"wry", "+",
+    "2 If you have something better to do, do it later.|"
+    "2 I have seen better, though not this year.|The worst thing about it is that it ends.|"
+    "Only the popcorn was not good.|It is bad in parts, but the parts are short.|"
+    "Better actors could not save a bad <film>; here there is no need.|"
+    "It would be worth a long flight.|A nap would have been a bad idea.|"
+    "I tried to hate it, and failed."},
 
-{"verdict", "", "6 My advice: <act>.|2 Do not <act!>.|4 You should <act>.|Nobody should <act!>.|There is no need to <act!>.|5 I am <glad> that I went.|"
-    "I cannot say that I am <glad!>.|2 I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
+{"verdict", "",
+    "6 My advice: <act>.|2 Do not <act!>.|4 You should <act>.|Nobody should <act!>.|"
+    "There is no need to <act!>.|5 I am <glad> that I went.|I cannot say that I am <glad!>.|"
+    "2 I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
 {"verdict", "titled", "If you must choose tonight, do not choose to <act!>."},
 {"verdict", "lead-he lead-she", "Even without <$lead.last>, I would <act>."},
 
-{"doubts", "", "<claim+> <claim->|<claim-> <claim+>|<contrast+> <claim->|<contrast-> <claim+>|<reaction+> <claim->|<claim-> <reaction+>"},
-{"shrug", "", "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|Ask me again in a year.|Call it a draw."},
+{"doubts", "",
+    "<claim+> <claim->|<claim-> <claim+>|<contrast+> <claim->|<contrast-> <claim+>|"
+    "<reaction+> <claim->|<claim-> <reaction+>"},
+{"shrug", "",
+    "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|"
+    "Ask me again in a year.|Call it a draw."},
 
 /* --- Phrases: each can be said through the word of its own side or by denying one of the other --- */
-{"quality", "+ -", "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|2 not <adj!> at all|far from <adj!>|anything but <adj!>|"
-    "neither <general!> nor <special!>|not <adj!> but <adj>|less <adj!> than <adj>"},
+{"quality", "+ -",
+    "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|2 not <adj!> at all|"
+    "far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|not <adj!> but <adj>|"
+    "less <adj!> than <adj>"},
 {"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
-{"amount", "", "4 plenty of <stuff>|2 no lack of <stuff>|2 not a trace of <stuff!>|more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much "
-    "<stuff>"},
+{"amount", "",
+    "4 plenty of <stuff>|2 no lack of <stuff>|2 not a trace of <stuff!>|"
+    "more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much <stuff>"},
 {"moment", "", "3 moment|scene|2 minute|line|idea|shot"},
-{"craft", "", "3 script|3 story|2 plot|2 dialogue|2 direction|pacing|ending|beginning|premise|tone"},
+{"craft", "",
+    "3 script|3 story|2 plot|2 dialogue|2 direction|pacing|ending|beginning|premise|tone"},
 {"craft", "comedy",   "2 humour|comic timing|slapstick"},
 {"craft", "horror",   "2 monster|build-up|final scare"},
 {"craft", "thriller", "2 mystery|car chase|final twist"},
 {"craft", "romance",  "2 courtship|first kiss|farewell scene"},
 {"craft", "western",  "2 shootout|duel at noon|landscape"},
 {"craft", "space",    "2 spaceship|alien language|battle in orbit"},
-{"detail", "", "2 music|2 photography|editing|costume design|sound|lighting|set design|camera work|title song|supporting cast|make-up|narration"},
+{"detail", "",
+    "2 music|2 photography|editing|costume design|sound|lighting|set design|camera work|"
+    "title song|supporting cast|make-up|narration"},
 {"whole", "", "2 the rest|the film as a whole|all the rest|everything else|the result"},
 {"Whole", "", "2 The rest|The film as a whole|All the rest|Everything else|The result"},
 {"glad", "+", "5 glad|2 happy|thankful|pleased"},
 {"glad", "-", "5 sorry|2 sad|ashamed|cross"},
 
 {"adj", "", "7 <general>|3 <special>"},
-{"general", "+", "9 wonderful|8 brilliant|6 gripping|5 clever|5 moving|4 charming|4 great|3 fresh|3 sharp|3 superb|2 beautiful|2 delightful|"
-    "2 memorable|2 convincing|lively|graceful|bold|vivid|splendid|satisfying|rewarding|subtle|rich|perfect|polished"},
-{"general", "-", "9 dull|8 terrible|6 boring|5 clumsy|5 weak|4 tedious|4 bad|3 stale|3 bland|3 dreadful|2 flat|2 silly|"
-    "2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|painful|forgettable|feeble|careless"},
+{"general", "+",
+    "9 wonderful|8 brilliant|6 gripping|5 clever|5 moving|4 charming|4 great|3 fresh|3 sharp|"
+    "3 superb|2 beautiful|2 delightful|2 memorable|2 convincing|lively|graceful|bold|vivid|"
+    "splendid|satisfying|rewarding|subtle|rich|perfect|polished"},
+{"general", "-",
+    "9 dull|8 terrible|6 boring|5 clumsy|5 weak|4 tedious|4 bad|3 stale|3 bland|3 dreadful|"
+    "2 flat|2 silly|2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|"
+    "muddled|painful|forgettable|feeble|careless"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
 {"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
@@ -210,16 +310,22 @@ static const struct Production productions[] = {
 {"stuff", "+", "5 style|4 imagination|3 warmth|2 wit|courage|feeling|taste|skill"},
 {"stuff", "-", "5 nonsense|4 vanity|3 padding|2 noise|self-pity|pretence|waffle|kitsch"},
 {"react", "+", "3 <delight>|<thrill>"},
-{"react", "-", "6 yawn|4 look at my watch|think of the exit|count the minutes|check my phone|doze off|groan|lose interest|shake my head"},
-{"delight", "", "6 smile|4 forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
+{"react", "-",
+    "6 yawn|4 look at my watch|think of the exit|count the minutes|check my phone|doze off|"
+    "groan|lose interest|shake my head"},
+{"delight", "",
+    "6 smile|4 forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
 {"thrill", "comedy", "2 laugh out loud|giggle"},
 {"thrill", "horror", "hide behind my coat|sleep with the light on|scream"},
 {"thrill", "thriller", "grip the armrest|hold my breath"},
 {"thrill", "romance", "reach for a handkerchief|cry happy tears"},
 {"thrill", "western", "reach for my hat|feel the heat"},
 {"thrill", "space", "stare at the stars|feel weightless"},
-{"act", "+", "6 see it|3 go|buy a ticket|take your friends|stay for the credits|recommend it|book two seats"},
-{"act", "-", "6 skip it|3 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
+{"act", "+",
+    "6 see it|3 go|buy a ticket|take your friends|stay for the credits|recommend it|"
+    "book two seats"},
+{"act", "-",
+    "6 skip it|3 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
 };
 
 /* ============================================================================================= */
@@ -228,9 +334,16 @@ static const struct Production productions[] = {
 
 /* A state has one bit for each facet: bit MAX_VALUES * facet + value. A guard has the bits that it
  * allows, so it holds when all of the state's bits are among them. */
-struct Item { int symbol; char side; const char *text; size_t length; };   /* symbol -1: the text itself */
+struct Item { int symbol; char side; const char *text; size_t length; };   /* symbol -1: the text */
+
 struct Alternative { double weight; unsigned guard; struct Item *items; int count; };
-struct Symbol { const char *name; size_t length; int kept; struct Alternative *alternatives; int count; };
+
+struct Symbol {
+    const char *name;
+    size_t length;
+    int kept, count;                        /* kept: number of the $-symbol, -1 of another */
+    struct Alternative *alternatives;
+};
 
 enum { MAX_SYMBOLS = 100, MAX_KEPT = 8 };
 
@@ -246,7 +359,8 @@ static unsigned parse_guard(const char *guard)
         unsigned before = bits;
         for (int i = 0; i < FACETS * MAX_VALUES; i++) {
             const char *name = facets[i / MAX_VALUES][i % MAX_VALUES].name;
-            if (name && strlen(name) == strcspn(s, " ") && !strncmp(s, name, strlen(name))) bits |= 1u << i;
+            size_t length = strcspn(s, " ");
+            if (name && strlen(name) == length && !memcmp(s, name, length)) bits |= 1u << i;
         }
         if (bits == before) die("the grammar's guard \"%s\" names no value of a facet.", guard);
     }
@@ -260,19 +374,21 @@ static int find_symbol(struct Grammar *g, const char *name, size_t length, bool 
         if (g->symbols[i].length == length && !memcmp(g->symbols[i].name, name, length)) return i;
     if (!make) die("the grammar has no symbol %.*s.", (int)length, name);
     assert(g->count < MAX_SYMBOLS && g->kept < MAX_KEPT);
-    g->symbols[g->count] = (struct Symbol){name, length, *name == '$' ? g->kept++ : -1, NULL, 0};
+    g->symbols[g->count] = (struct Symbol){name, length, *name == '$' ? g->kept++ : -1, 0, NULL};
     return g->count++;
 }
 
 /* "not <adj!> at all" -> text, symbol on the other side, text. */
-static void compile_items(struct Grammar *g, struct Alternative *a, const char *text, const char *end)
+static void compile_items(struct Grammar *g, struct Alternative *a, const char *text,
+                          const char *end)
 {
     while (text < end) {
         struct Item item = {-1, 0, text, 0};
         if (*text == '<') {
             const char *close = strchr(text, '>');
             item.side = strchr("!+-", close[-1]) ? close[-1] : 0;
-            item.symbol = find_symbol(g, text + 1, (size_t)(close - text - 1) - (item.side != 0), false);
+            size_t length = (size_t)(close - text - 1) - (item.side != 0);
+            item.symbol = find_symbol(g, text + 1, length, false);
             text = close + 1;
         } else {
             while (text < end && *text != '<') text++;
@@ -303,18 +419,24 @@ static void compile_production(struct Grammar *g, const struct Production *p)
 static struct Grammar *grammar_create(const struct Production *productions, int n)
 {
     struct Grammar *g = allocate_zeroed(sizeof *g);
-    for (int i = 0; i < n; i++) find_symbol(g, productions[i].symbol, strlen(productions[i].symbol), true);
-    for (int i = 0; i < n; i++) compile_production(g, &productions[i]);
+    const struct Production *end = productions + n;
+    for (const struct Production *p = productions; p < end; p++)
+        find_symbol(g, p->symbol, strlen(p->symbol), true);
+    for (const struct Production *p = productions; p < end; p++) compile_production(g, p);
     return g;
 }
 
-static bool holds(const struct Alternative *a, unsigned state) { return (state & a->guard) == state; }
+static bool holds(const struct Alternative *a, unsigned state)
+{
+    return (state & a->guard) == state;
+}
 
 /* The weight of all alternatives that hold; each has the probability weight / total. */
 static double total_weight(const struct Symbol *s, unsigned state)
 {
     double total = 0;
-    for (int i = 0; i < s->count; i++) if (holds(&s->alternatives[i], state)) total += s->alternatives[i].weight;
+    for (int i = 0; i < s->count; i++)
+        if (holds(&s->alternatives[i], state)) total += s->alternatives[i].weight;
     if (total == 0) die("the grammar has no <%s> for the state %08x.", s->name, state);
     return total;
 }
@@ -331,8 +453,8 @@ static unsigned item_state(const struct Item *item, unsigned state)
     }
 }
 
-/* Number `index` < COMBINATIONS of the ways to give each facet a value: its state, and its probability
- * as the result, which is 0 where a facet has fewer values. */
+/* Number `index` < COMBINATIONS of the ways to give each facet a value: its state, and its
+ * probability as the result, which is 0 where a facet has fewer values. */
 enum { COMBINATIONS = MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES };
 
 static double combination(int index, unsigned *state)
@@ -359,7 +481,8 @@ struct Review { struct Buffer text; int kept[MAX_KEPT]; unsigned state; double b
 
 static void forget(struct Review *r) { for (int k = 0; k < MAX_KEPT; k++) r->kept[k] = -1; }
 
-static void write_symbol(const struct Grammar *g, struct Review *r, struct Random *random, int symbol, unsigned state)
+static void write_symbol(const struct Grammar *g, struct Review *r, struct Random *random,
+                         int symbol, unsigned state)
 {
     const struct Symbol *s = &g->symbols[symbol];
     int chosen = s->kept < 0 ? -1 : r->kept[s->kept];
@@ -406,10 +529,15 @@ static void write_review(const struct Grammar *g, struct Review *r, struct Rando
  * mentions; so they are left out here, and absent[k] is the probability that k is not mentioned. */
 struct Expectation { double bits, bytes, absent[MAX_KEPT]; bool known; };
 
-/* For alternatives a of probability p(a):   bits = sum_a p(a) (-log2 p(a) + sum of its symbols' bits),
- * bytes likewise, absent[k] = sum_a p(a) product of its symbols' absent[k]. A $-symbol has the bytes of
- * its average choice. `memo` holds [symbol][sign]; the state's other facets stay the same. */
-static const struct Expectation *expect(const struct Grammar *g, struct Expectation (*memo)[SIGNS], int symbol, unsigned state)
+typedef struct Expectation Memo[MAX_SYMBOLS][SIGNS];
+
+/* For alternatives a of probability p(a):
+ *   bits = sum_a p(a) (-log2 p(a) + sum of its symbols' bits)      bytes likewise
+ *   absent[k] = sum_a p(a) product of its symbols' absent[k]
+ * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that differ in
+ * nothing but the sign. */
+static const struct Expectation *expect(const struct Grammar *g, Memo memo, int symbol,
+                                        unsigned state)
 {
     const struct Symbol *s = &g->symbols[symbol];
     struct Expectation *e = &memo[symbol][sign_of(state)];
@@ -425,7 +553,8 @@ static const struct Expectation *expect(const struct Grammar *g, struct Expectat
         for (int j = 0; j < a->count; j++) {
             const struct Item *item = &a->items[j];
             if (item->symbol < 0) { e->bytes += p * item->length; continue; }
-            const struct Expectation *part = expect(g, memo, item->symbol, item_state(item, state));
+            unsigned inner = item_state(item, state);
+            const struct Expectation *part = expect(g, memo, item->symbol, inner);
             e->bits += p * part->bits;
             e->bytes += p * part->bytes;
             for (int k = 0; k < MAX_KEPT; k++) absent[k] *= part->absent[k];
@@ -448,66 +577,77 @@ static double choice_bits(const struct Symbol *s, unsigned state)
 
 struct Limits { double bits, bytes, accuracy; };
 
-/* Averages over all reviews: bits = H(facets) + E[bits of the rest], bytes, and the accuracy of the best
- * guess, which is the likelier label of the review's sign. */
+/* Expected bits of a review after its facets, each $-symbol counted when it is mentioned; and bytes. */
+static struct Limits state_limits(const struct Grammar *g, unsigned state)
+{
+    static Memo memo;
+    memset(memo, 0, sizeof memo);
+    const struct Expectation *e = expect(g, memo, 0, state);
+    double positive = positive_given_sign[sign_of(state)];
+    struct Limits limits = {e->bits, e->bytes, fmax(positive, 1 - positive)};
+    for (const struct Symbol *s = g->symbols; s < g->symbols + g->count; s++)
+        if (s->kept >= 0 && e->absent[s->kept] < 1 - 1e-12)
+            limits.bits += (1 - e->absent[s->kept]) * choice_bits(s, state);
+    return limits;
+}
+
+/* Averages over all reviews: bits = H(facets) + E[bits of the rest], bytes, and the accuracy of the
+ * best guess, which is the likelier label of the review's sign. */
 static struct Limits find_limits(const struct Grammar *g)
 {
-    struct Limits limits = {0};
-    struct Expectation (*memo)[SIGNS] = resize(NULL, g->count * sizeof *memo);
+    struct Limits sum = {0};
     for (int i = 0; i < COMBINATIONS; i++) {
         unsigned state;
         double p = combination(i, &state);
         if (p == 0) continue;
-        memset(memo, 0, g->count * sizeof *memo);
-        const struct Expectation *e = expect(g, memo, 0, state);
-        double bits = e->bits - log2(p), positive = positive_given_sign[sign_of(state)];
-        for (int s = 0; s < g->count; s++) {
-            int k = g->symbols[s].kept;
-            if (k >= 0 && e->absent[k] < 1 - 1e-12) bits += (1 - e->absent[k]) * choice_bits(&g->symbols[s], state);
-        }
-        limits.bits += p * bits;
-        limits.bytes += p * e->bytes;
-        limits.accuracy += p * fmax(positive, 1 - positive);
+        struct Limits limits = state_limits(g, state);
+        sum.bits += p * (limits.bits - log2(p));
+        sum.bytes += p * limits.bytes;
+        sum.accuracy += p * limits.accuracy;
     }
-    free(memo);
-    return limits;
+    return sum;
 }
 
 /* ============================================================================================= */
 /* 5. Reading                                                                                    */
 /* ============================================================================================= */
 
-/* What is still to be read: items of `a` from `next` on, in a state, and then what comes after it. */
+/* What is still to be read: items of `a` from `next` on, in a state, and then what comes after. */
 struct Todo { const struct Alternative *a; int next; unsigned state; const struct Todo *after; };
 
-static double read_rest(const struct Grammar *g, struct Review *r, const char *text, const struct Todo *todo);
+static double read_rest(const struct Grammar *g, struct Review *r, const char *text,
+                        const struct Todo *todo);
 
 /* The probability that the symbol and then `after` give exactly this text. Only here are $-symbols
  * bound: to the one that was chosen, or to each in turn, of which all but a few fail at once. */
-static double read_symbol(const struct Grammar *g, struct Review *r, const char *text, int symbol, unsigned state,
-                          const struct Todo *after)
+static double read_symbol(const struct Grammar *g, struct Review *r, const char *text, int symbol,
+                          unsigned state, const struct Todo *after)
 {
     const struct Symbol *s = &g->symbols[symbol];
     int *kept = s->kept < 0 ? NULL : &r->kept[s->kept];
-    if (kept && *kept >= 0) return read_rest(g, r, text, &(struct Todo){&s->alternatives[*kept], 0, state, after});
+    if (kept && *kept >= 0)
+        return read_rest(g, r, text, &(struct Todo){&s->alternatives[*kept], 0, state, after});
     double total = total_weight(s, state), sum = 0;
     for (int i = 0; i < s->count; i++) {
         const struct Alternative *a = &s->alternatives[i];
         if (!holds(a, state)) continue;
         if (kept) *kept = i;
-        sum += a->weight / total * read_rest(g, r, text, &(struct Todo){a, 0, state, after});
+        struct Todo todo = {a, 0, state, after};
+        sum += a->weight / total * read_rest(g, r, text, &todo);
         if (kept) *kept = -1;
     }
     return sum;
 }
 
-static double read_rest(const struct Grammar *g, struct Review *r, const char *text, const struct Todo *todo)
+static double read_rest(const struct Grammar *g, struct Review *r, const char *text,
+                        const struct Todo *todo)
 {
     while (todo && todo->next == todo->a->count) todo = todo->after;
     if (!todo) return *text == 0;
     const struct Item *item = &todo->a->items[todo->next];
     struct Todo rest = {todo->a, todo->next + 1, todo->state, todo->after};
-    if (item->symbol >= 0) return read_symbol(g, r, text, item->symbol, item_state(item, todo->state), &rest);
+    if (item->symbol >= 0)
+        return read_symbol(g, r, text, item->symbol, item_state(item, todo->state), &rest);
     if (strncmp(text, item->text, item->length)) return 0;
     return read_rest(g, r, text + item->length, &rest);
 }
@@ -531,10 +671,10 @@ static double read_review(const struct Grammar *g, const char *text, double p[SI
 /* ============================================================================================= */
 
 /* What the grammar says about the reviews of one file. */
-struct Score { double bits, bytes, right, best; int count; };
+struct Score { double bits, bytes, right; int count; };
 
-/* Adds a review whose label was drawn as `positive`: its code length, whether the best guess is right
- * (a half where nothing speaks for either label), and how often it is right in the long run. */
+/* Adds a review whose label was drawn as `positive`: its code length, and whether the best guess is
+ * right; a half where nothing speaks for either label. */
 static void score(struct Score *s, const struct Grammar *g, const struct Review *r, bool positive)
 {
     double p[SIGNS], total = read_review(g, r->text.data, p), good = 0;
@@ -542,31 +682,51 @@ static void score(struct Score *s, const struct Grammar *g, const struct Review 
     s->bits -= log2(total);
     s->bytes += r->text.size;
     s->right += fabs(good - 0.5) < 1e-9 ? 0.5 : (good > 0.5) == positive;
-    s->best += fmax(good, 1 - good);
     s->count++;
 }
 
-/* Writes `count` reviews of their own random stream: lines of text, or text TAB label. With `s` they are
- * scored, too. */
-static void write_reviews(const struct Grammar *g, const char *path, int count, struct Random random, bool labelled,
-                          struct Score *s)
+/* A file of reviews: lines of text, or text TAB label under a header. Each has a random stream of its
+ * own, so that one file's size does not change another's reviews. */
+struct File { const char *name; int *count; bool labelled, scored; struct Score score; };
+
+static void write_reviews(const struct Grammar *g, const char *out, struct File *f,
+                          struct Random random)
 {
     struct Buffer file = {0};
     struct Review r = {0};
-    append(&file, "%s", labelled ? "text\tlabel\n" : "");
-    for (int i = 0; i < count; i++) {
+    append(&file, "%s", f->labelled ? "text\tlabel\n" : "");
+    for (int i = 0; i < *f->count; i++) {
         write_review(g, &r, &random);
         bool positive = random_uniform(&random) < positive_given_sign[sign_of(r.state)];
-        if (s) score(s, g, &r, positive);
+        if (f->scored) score(&f->score, g, &r, positive);
         append_bytes(&file, r.text.data, r.text.size);
-        append(&file, "%s\n", !labelled ? "" : positive ? "\tpositive" : "\tnegative");
+        append(&file, "%s\n", !f->labelled ? "" : positive ? "\tpositive" : "\tnegative");
     }
+    char *path = text_of("%s/%s", out, f->name);
     write_file(path, file.data, file.size);
+    free(path);
     free(file.data);
     free(r.text.data);
 }
 
+/* The limits of any model: of all reviews, and of the very ones in a file. */
+static void report_limits(struct Buffer *b, const struct Limits *limits, const struct File *files, int n)
+{
+    append(b, "review_bits %.3f\nreview_bytes %.3f\n", limits->bits, limits->bytes);
+    append(b, "lowest_bits_per_byte %.4f\n", limits->bits / limits->bytes);
+    append(b, "best_accuracy %.4f\n", limits->accuracy);
+    for (const struct File *f = files; f < files + n; f++) {
+        const struct Score *s = &f->score;
+        if (s->count) append(b, "%s: lowest_bits_per_byte %.4f\n", f->name, s->bits / s->bytes);
+        if (s->count && f->labelled) append(b, "%s: best_accuracy %.4f\n", f->name, s->right / s->count);
+    }
+}
+
 #ifndef REVIEWS_NO_MAIN
+static const char usage[] =
+    "reviews --out DIR: writes film reviews from a grammar into unlabelled.txt, unlabelled_val.txt,\n"
+    "train.tsv, val.tsv and test.tsv, and the limits of any model of them into limits.txt\n";
+
 int main(int argc, char **argv)
 {
     program = "reviews";
@@ -576,39 +736,36 @@ int main(int argc, char **argv)
     int unlabelled = 20000, unlabelled_val = 1000, labelled = 100, validation = 100, test = 2000;
     bool overwrite = false;
     struct Option options[] = {
-        {"out", "directory for the files (needed)", TEXT, &out, .required = true},
-        {"seed", "other reviews for another seed", LONG, &seed, .least = 0, .most = 1e18},
-        {"unlabelled", "reviews in unlabelled.txt", INTEGER, &unlabelled, .least = 0, .most = 1e7},
-        {"unlabelled-val", "reviews in unlabelled_val.txt", INTEGER, &unlabelled_val, .least = 0, .most = 1e5},
-        {"labelled", "reviews in train.tsv", INTEGER, &labelled, .least = 0, .most = 1e7},
-        {"validation", "reviews in val.tsv", INTEGER, &validation, .least = 0, .most = 1e7},
-        {"test", "reviews in test.tsv", INTEGER, &test, .least = 0, .most = 1e5},
+        {"out", "directory for the files", TEXT, &out, .required = true},
+        {"seed", "another seed, other reviews", LONG, &seed, .least = 0, .most = 1e18},
+        {"unlabelled", "reviews in unlabelled.txt", INTEGER, &unlabelled, .most = 1e6},
+        {"unlabelled-val", "in unlabelled_val.txt", INTEGER, &unlabelled_val, .most = 1e6},
+        {"labelled", "in train.tsv", INTEGER, &labelled, .most = 1e6},
+        {"validation", "in val.tsv", INTEGER, &validation, .most = 1e6},
+        {"test", "in test.tsv", INTEGER, &test, .most = 1e6},
         {"overwrite", "replace the reviews in --out", FLAG, &overwrite},
     };
-    const int n = sizeof options / sizeof *options;
-    if (parse_options(argc - 1, argv + 1, options, n, "reviews --out DIR: film reviews from a grammar, and the limits of any "
-                      "model of them\n") > 0)
+    struct File files[] = {
+        {"unlabelled.txt", &unlabelled},
+        {"unlabelled_val.txt", &unlabelled_val, .scored = true},
+        {"train.tsv", &labelled, .labelled = true},
+        {"val.tsv", &validation, .labelled = true},
+        {"test.tsv", &test, .labelled = true, .scored = true},
+    };
+    const int file_count = sizeof files / sizeof *files;
+    if (parse_options(argc - 1, argv + 1, options, sizeof options / sizeof *options, usage) > 0)
         die_usage("%s: not an option. reviews --help lists them.", argv[1]);
-    char *limits_path = text_of("%s/limits.txt", out);
-    if (file_exists(limits_path) && !overwrite) die_usage("--out %s: holds reviews already. Choose another or add --overwrite.", out);
+    const char *limits_path = text_of("%s/limits.txt", out);
+    if (file_exists(limits_path) && !overwrite)
+        die_usage("--out %s: holds reviews already. Choose another or add --overwrite.", out);
 
     const struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
-    struct Limits limits = find_limits(g);
-    struct Score val = {0}, tested = {0};
-    make_directory(out);
-    write_reviews(g, text_of("%s/unlabelled.txt", out), unlabelled, random_stream(seed, 1), false, NULL);
-    write_reviews(g, text_of("%s/unlabelled_val.txt", out), unlabelled_val, random_stream(seed, 2), false, &val);
-    write_reviews(g, text_of("%s/train.tsv", out), labelled, random_stream(seed, 3), true, NULL);
-    write_reviews(g, text_of("%s/val.tsv", out), validation, random_stream(seed, 4), true, NULL);
-    write_reviews(g, text_of("%s/test.tsv", out), test, random_stream(seed, 5), true, &tested);
-
+    const struct Limits limits = find_limits(g);
     struct Buffer report = {0};
-    append(&report, "review_bits %.3f\nreview_bytes %.3f\nlowest_bits_per_byte %.4f\nbest_accuracy %.4f\n", limits.bits, limits.bytes,
-           limits.bits / limits.bytes, limits.accuracy);
-    if (val.count) append(&report, "unlabelled_val.txt_lowest_bits_per_byte %.4f\n", val.bits / val.bytes);
-    if (tested.count)
-        append(&report, "test.tsv_lowest_bits_per_byte %.4f\ntest.tsv_best_accuracy %.4f\n", tested.bits / tested.bytes,
-               tested.right / tested.count);
+    make_directory(out);
+    for (int i = 0; i < file_count; i++)
+        write_reviews(g, out, &files[i], random_stream((uint64_t)seed, (uint64_t)i + 1));
+    report_limits(&report, &limits, files, file_count);
     write_file(limits_path, report.data, report.size);
     fputs(report.data, stdout);
     return 0;

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Speed of the tokenizer beside tiktoken and Hugging Face tokenizers, when Python has them.
 #
 #    dev/bench_tokenizer.sh TEXT VOCAB_DIR [ROUNDS]
@@ -17,46 +17,40 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 tokenizer=${TOKENIZER:-$here/tokenizer}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-megabytes=$(($(wc -c <"$text") / 1000))
+kilobytes=$(($(wc -c <"$text") / 1000))
 
-# best NAME MEGABYTES_IN_THOUSANDTHS COMMAND...: the best clock and processor time, and MB/s of both
+# best NAME KILOBYTES COMMAND...: the best clock and processor time, and MB/s of both
+TIMEFORMAT='%R %U %S'
 best() {
-    name=$1; size=$2; shift 2
-    i=0
-    while [ $i -lt "$rounds" ]; do
-        ( times_of "$@" ) >>"$work/times"
-        i=$((i + 1))
+    local name=$1 size=$2 i
+    shift 2
+    for ((i = 0; i < rounds; i++)); do
+        { time "$@" >/dev/null 2>&1; } 2>>"$work/times"
     done
     awk -v name="$name" -v size="$size" '
-        { real = $1; cpu = $2 + $3; if (NR == 1 || real < r) r = real; if (NR == 1 || cpu < c) c = cpu }
-        END { if (r < 0.001) r = 0.001; if (c < 0.001) c = 0.001
-              printf "%-44s %8.3f s  %7.1f MB/s   cpu %7.3f s  %7.1f MB/s\n", name, r, size / 1000 / r, c, size / 1000 / c }
+        { cpu = $2 + $3; if (NR == 1 || $1 < real) real = $1; if (NR == 1 || cpu < least) least = cpu }
+        END { if (real < 0.001) real = 0.001
+              if (least < 0.001) least = 0.001
+              printf "%-44s %8.3f s  %7.1f MB/s   cpu %7.3f s  %7.1f MB/s\n", name, real, size / 1000 / real,
+                     least, size / 1000 / least }
     ' "$work/times"
     rm -f "$work/times"
 }
 
-# real, user and system seconds of a command
-times_of() {
-    { command time -p "$@" >"$work/out" 2>"$work/err"; } 2>/dev/null || bash -c 'TIMEFORMAT="real %R
-user %U
-sys %S"; time "$@" >/dev/null 2>&1' bash "$@" 2>"$work/err"
-    awk '/^real/ { r = $2 } /^user/ { u = $2 } /^sys/ { s = $2 } END { print r, u, s }' "$work/err"
-}
-
-echo "$text: $megabytes kB"
+echo "$text: $kilobytes kB"
 for threads in 1 2; do
-    best "encode, GPT-2 vocabulary, $threads thread(s)" "$megabytes" "$tokenizer" encode --overwrite \
+    best "encode, GPT-2 vocabulary, $threads thread(s)" "$kilobytes" "$tokenizer" encode --overwrite \
         --threads $threads --tokenizer "$vocab" --out "$work/shard" "$text"
     cp "$work/shard_000000.bin" "$work/threads_$threads.bin"
 done
 cmp "$work/threads_1.bin" "$work/threads_2.bin" && echo "    the same bytes for both"
 for threads in 1 2; do
-    best "decode, $threads thread(s)" "$megabytes" env OMP_NUM_THREADS=$threads \
+    best "decode, $threads thread(s)" "$kilobytes" env OMP_NUM_THREADS=$threads \
         "$tokenizer" decode --tokenizer "$vocab" "$work/shard_000000.bin"
 done
 "$tokenizer" decode --tokenizer "$vocab" "$work"/shard_0*.bin | cmp - "$text" && echo "    the text comes back"
 for threads in 1 2; do
-    best "train 32,000 tokens, $threads thread(s)" "$megabytes" "$tokenizer" train --overwrite \
+    best "train 32,000 tokens, $threads thread(s)" "$kilobytes" "$tokenizer" train --overwrite \
         --threads $threads --vocab 32000 --out "$work/trained" "$text"
 done
 for what in a ' ' 中; do

@@ -1,6 +1,6 @@
-/* test_tokenizer.c: pieces, merges and training against their definitions written out plainly; then the
- * commands, as a user would call them, on all sorts of bytes. GPT2_VOCAB=vocab.bpe in the environment adds
- * GPT-2's own ids. */
+/* test_tokenizer.c: pieces, merges and training against their definitions written out plainly;
+ * then the commands, as a user would call them, on all sorts of bytes. GPT2_VOCAB=vocab.bpe in
+ * the environment adds GPT-2's own ids. */
 
 #define main tokenizer_main
 #include "../tokenizer.c"
@@ -9,10 +9,11 @@
 #include "check.h"
 
 static const char *const SAMPLE =
-    "It was a dull film at first, but the end was good, and the actors weren't bad. I'm sure we'll see it again;\n"
-    "they've said so. \"Don't,\" he said - 'never'.  In 1984, 3 of 10 liked the film.\r\n\r\n\tTabs,   spaces   \n"
-    "Caf\xC3\xA9 na\xC3\xAFve \xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB8\x96\xE7\x95\x8C \xD0\x9F\xD1\x80\xD0\xB8\xD0\xB2"
-    "\xD0\xB5\xD1\x82 \xF0\x9F\x98\x80\xF0\x9F\x98\x80 x\xC2\xB2 \xE3\x80\x80 the film the film, the end. aaaaaaaa\n";
+    "It was a dull film at first, but the end was good, and the actors weren't bad. I'm sure\n"
+    "we'll see it again; they've said so. \"Don't,\" he said - 'never'.  In 1984, 3 of 10 liked\n"
+    "the film.\r\n\r\n\tTabs,   spaces   \nCaf\xC3\xA9 na\xC3\xAFve \xE4\xBD\xA0\xE5\xA5\xBD"
+    "\xE4\xB8\x96\xE7\x95\x8C \xD0\x9F\xD1\x80\xD0\xB8\xD0\xB2\xD0\xB5\xD1\x82 \xF0\x9F\x98\x80"
+    "\xF0\x9F\x98\x80 x\xC2\xB2 \xE3\x80\x80 the film the film, the end. aaaaaaaa\n";
 
 static char directory[] = "/tmp/test_tokenizer.XXXXXX";
 
@@ -52,8 +53,8 @@ static bool same_files(const char *a, const char *b)
     return same;
 }
 
-/* Runs `tokenizer` with the words of the command, in the test's directory, stdin from the file `in`, stdout
- * and stderr to the files "out" and "err". Returns its status. */
+/* Runs `tokenizer` with the words of the command, in the test's directory, stdin from the file
+ * `in`, stdout and stderr to the files "out" and "err". Returns its status. */
 __attribute__((format(printf, 2, 3))) static int run(const char *in, const char *format, ...)
 {
     va_list arguments;
@@ -66,7 +67,8 @@ __attribute__((format(printf, 2, 3))) static int run(const char *in, const char 
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        if (chdir(directory) || !freopen(in ? in : "/dev/null", "rb", stdin) || !freopen("out", "wb", stdout)
+        if (chdir(directory) || !freopen(in ? in : "/dev/null", "rb", stdin)
+            || !freopen("out", "wb", stdout)
             || !freopen("err", "wb", stderr)) _exit(99);
         exit(tokenizer_main(n, words));
     }
@@ -80,9 +82,12 @@ __attribute__((format(printf, 2, 3))) static int run(const char *in, const char 
 static size_t random_text(struct Random *r, uint8_t *text, int symbols, bool valid)
 {
     static const char *const SYMBOLS[] = {
-        "a", "e", "t", "S", "Z", " ", " ", " ", "\n", "\r\n", "\t", "'", "'s", "'ll", "'RE", "'ve", "0", "42", "!", ".",
-        "_", "the", "wonderfulness", "incomprehensibilities", "\xC2\xA0", "\xC2\x85", "\xE3\x80\x80", "\xE2\x80\xA8",
-        "\xC3\xA9", "\xCC\x81", "\xE4\xBD\xA0", "\xC2\xB2", "\xD9\xA3", "\xF0\x9F\x98\x80", "\xE2\x80\x8B", "\x1C",
+        "a", "e", "t", "S", "Z", " ", " ", " ", "\n", "\r\n", "\t", "'", "'s", "'ll", "'RE", "'ve",
+            "0", "42", "!", ".",
+        "_", "the", "wonderfulness", "incomprehensibilities", "\xC2\xA0", "\xC2\x85",
+            "\xE3\x80\x80", "\xE2\x80\xA8",
+        "\xC3\xA9", "\xCC\x81", "\xE4\xBD\xA0", "\xC2\xB2", "\xD9\xA3", "\xF0\x9F\x98\x80",
+            "\xE2\x80\x8B", "\x1C",
         "\xE1\xB2\x89", "\xEF\xBF\xBD", "<|endoftext|>",
         "\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE4\xBD", "\xF0\x9F", "\x80"};
     const int count = COUNT(SYMBOLS) - (valid ? 7 : 0);
@@ -103,14 +108,18 @@ static void test_classes(void)
     for (uint32_t c = 0; c < CODE_POINTS; c++) counts[code_point_class(c)]++;
     for (int b = 0; b < BLOCKS; b++) if (block_of[b] > blocks) blocks = block_of[b];
     check(counts[LETTER] == 141028 && counts[NUMBER] == 1911 && counts[SPACE] == 25,
-          "Unicode 16 has 141,028 letters, 1,911 numbers, 25 spaces (%d, %d, %d)", counts[LETTER], counts[NUMBER],
+          "Unicode 16 has 141,028 letters, 1,911 numbers, 25 spaces (%d, %d, %d)", counts[LETTER],
+              counts[NUMBER],
           counts[SPACE]);
     check(blocks + 1 == DISTINCT_BLOCKS, "the table has %d distinct blocks", blocks + 1);
     static const struct { const char *bytes; int class, length; } cases[] = {
-        {"\xC3\xA9", LETTER, 2}, {"\xE4\xBD\xA0", LETTER, 3}, {"\xF0\x90\x8C\xB0", LETTER, 4}, {"\xC2\xB2", NUMBER, 2},
+        {"\xC3\xA9", LETTER, 2}, {"\xE4\xBD\xA0", LETTER, 3}, {"\xF0\x90\x8C\xB0", LETTER, 4},
+            {"\xC2\xB2", NUMBER, 2},
         {"\xE3\x80\x80", SPACE, 3}, {"\xF4\x8F\xBF\xBF", OTHER, 4}, {"\xF4\x90\x80\x80", OTHER, 1},
-        {"\xED\xA0\x80", OTHER, 1}, {"\xC0\x80", OTHER, 1}, {"\xE0\x80\x80", OTHER, 1}, {"\xE4\xBD", OTHER, 1},
-        {"\x80", OTHER, 1}, {"\xFF", OTHER, 1}, {"\xE4\xBD" "a", OTHER, 1}, {"\xE1\xB2\x89", LETTER, 3}};
+        {"\xED\xA0\x80", OTHER, 1}, {"\xC0\x80", OTHER, 1}, {"\xE0\x80\x80", OTHER, 1},
+            {"\xE4\xBD", OTHER, 1},
+        {"\x80", OTHER, 1}, {"\xFF", OTHER, 1}, {"\xE4\xBD" "a", OTHER, 1},
+            {"\xE1\xB2\x89", LETTER, 3}};
     int good = 0;
     for (int i = 0; i < COUNT(cases); i++) {
         const uint8_t *p = (const uint8_t *)cases[i].bytes;
@@ -122,7 +131,8 @@ static void test_classes(void)
 
 /* --- 2. Pieces --- */
 
-/* The regular expression, alternative by alternative, over a text that is already an array of classes. */
+/* The regular expression, alternative by alternative, over a text that is already an array of
+ * classes. */
 struct Decoded { int class[512]; uint32_t first_byte[512]; size_t at[513]; int n; };
 
 static void decode_text(struct Decoded *d, const uint8_t *text, size_t size)
@@ -151,27 +161,34 @@ static int match(const struct Decoded *d, int i)
     for (int k = 0; k < COUNT(contractions); k++)
         if (says(d, i, contractions[k])) return i + (int)strlen(contractions[k]);
     for (int k = 0; k < COUNT(classes); k++)
-        for (int space = says(d, i, " "); space >= 0; space--) {        /* greedy: with the space first */
+        /* greedy: with the space first */
+        for (int space = says(d, i, " "); space >= 0; space--) {
             int j = i + space;
             while (j < d->n && d->class[j] == classes[k]) j++;
             if (j > i + space) return j;
         }
     int j = i;
     while (j < d->n && d->class[j] == SPACE) j++;
-    if (j < d->n && j - 1 > i) j--;                                     /* \s+(?!\S) gives one back */
+    /* \s+(?!\S) gives one back */
+    if (j < d->n && j - 1 > i) j--;
     return j;
 }
 
 static void test_pieces(void)
 {
     static const char *const cases[][2] = {         /* pieces are separated by | */
-        {"   a", "  | a"}, {"a   ", "a|   "}, {"a  \n b", "a|  \n| b"}, {"\n\n\nx", "\n\n|\n|x"}, {"\r\nx", "\r|\n|x"},
-        {"\t\tx", "\t|\t|x"}, {"I'm we'LL", "I|'m| we|'|LL"}, {"''s", "''|s"}, {" 's", " '|s"}, {"'", "'"}, {"x'", "x|'"},
+        {"   a", "  | a"}, {"a   ", "a|   "}, {"a  \n b", "a|  \n| b"}, {"\n\n\nx", "\n\n|\n|x"},
+            {"\r\nx", "\r|\n|x"},
+        {"\t\tx", "\t|\t|x"}, {"I'm we'LL", "I|'m| we|'|LL"}, {"''s", "''|s"}, {" 's", " '|s"},
+            {"'", "'"}, {"x'", "x|'"},
         {"123456 7", "123456| 7"}, {"\xC2\xA0x", "\xC2\xA0|x"}, {" \xC2\xA0x", " |\xC2\xA0|x"},
-        {"x\xE2\x80\xA8y", "x|\xE2\x80\xA8|y"}, {"a\xE2\x80\x8B" "b", "a|\xE2\x80\x8B|b"}, {"a\x1C" "b", "a|\x1C|b"},
+        {"x\xE2\x80\xA8y", "x|\xE2\x80\xA8|y"}, {"a\xE2\x80\x8B" "b", "a|\xE2\x80\x8B|b"},
+            {"a\x1C" "b", "a|\x1C|b"},
         {"e\xCC\x81", "e|\xCC\x81"}, {"a_b", "a|_|b"}, {"don\xE2\x80\x99t", "don|\xE2\x80\x99|t"},
-        {"a\xE1\xB2\x89", "a\xE1\xB2\x89"}, {"\xFF\xFE!", "\xFF\xFE!"}, {"the\xC3\xA9 end", "the\xC3\xA9| end"},
-        {"so  low", "so| | low"}, {" abcdefghijklmno", " abcdefghijklmno"}, {"abcdefghijklmnopq r", "abcdefghijklmnopq| r"}};
+        {"a\xE1\xB2\x89", "a\xE1\xB2\x89"}, {"\xFF\xFE!", "\xFF\xFE!"},
+            {"the\xC3\xA9 end", "the\xC3\xA9| end"},
+        {"so  low", "so| | low"}, {" abcdefghijklmno", " abcdefghijklmno"},
+            {"abcdefghijklmnopq r", "abcdefghijklmnopq| r"}};
     for (int i = 0; i < COUNT(cases); i++) {
         struct Buffer got = {0};
         const uint8_t *p = (const uint8_t *)cases[i][0], *end = p + strlen(cases[i][0]);
@@ -200,13 +217,16 @@ static void test_pieces(void)
             bad_beyond += piece_end(p, text + n, text + n + 31) != want;
         }
     }
-    check(!bad_plain, "plain_piece_end is the regular expression on %d random pieces (%d differ)", pieces, bad_plain);
-    check(!bad_fast && !bad_beyond, "piece_end is plain_piece_end (%d, %d differ)", bad_fast, bad_beyond);
+    check(!bad_plain, "plain_piece_end is the regular expression on %d random pieces (%d differ)",
+          pieces, bad_plain);
+    check(!bad_fast && !bad_beyond, "piece_end is plain_piece_end (%d, %d differ)", bad_fast,
+          bad_beyond);
 }
 
 /* --- 3 and 4. Vocabulary and encoding --- */
 
-/* A piece's tokens by the definition: the earliest merge of the list that applies, leftmost first. */
+/* A piece's tokens by the definition: the earliest merge of the list that applies, leftmost
+ * first. */
 static int plain_merge(const struct Tokenizer *t, const uint8_t *piece, int n, int *ids)
 {
     for (int i = 0; i < n; i++) ids[i] = id_of_byte[piece[i]];
@@ -229,7 +249,8 @@ static int plain_encode(const struct Tokenizer *t, const uint8_t *text, size_t n
     return count;
 }
 
-static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, const uint8_t *text, size_t n)
+static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, const uint8_t *text,
+                       size_t n)
 {
     size_t at = 0;
     for (int i = 0; i < count; i++) {
@@ -256,7 +277,8 @@ static void test_encoding(struct Tokenizer *t)
     check(!bad, "ids of 3,000 random texts are those of the definition (%d differ)", bad);
     check(!lossy, "decoding gives the bytes back (%d differ)", lossy);
     bad = 0;
-    for (int round = 0; round < 300; round++) {         /* one piece each, on both sides of SHORT_PIECE */
+    /* one piece each, on both sides of SHORT_PIECE */
+    for (int round = 0; round < 300; round++) {
         const size_t n = 1 + random_below(&r, round % 3 ? 100 : 2000);
         const uint64_t kinds = 1 + random_below(&r, 4);
         for (size_t i = 0; i < n; i++) text[i] = "aeht"[random_below(&r, kinds)];
@@ -281,16 +303,20 @@ static void test_files(const struct Tokenizer *t)
 {
     tokenizer_save(t, in_directory("again"));
     struct Tokenizer *u = tokenizer_load(in_directory("again"));
-    check(u->vocabulary == t->vocabulary && u->eot == t->eot && u->eot == u->vocabulary - 1 && u->hash == t->hash,
+    check(u->vocabulary == t->vocabulary && u->eot == t->eot && u->eot == u->vocabulary - 1
+          && u->hash == t->hash,
           "a saved tokenizer is read back with %d tokens, <|endoftext|> last", u->vocabulary);
-    check(same_files("tok/merges.txt", "again/merges.txt") && same_files("tok/vocab.json", "again/vocab.json"),
+    check(same_files("tok/merges.txt", "again/merges.txt")
+          && same_files("tok/vocab.json", "again/vocab.json"),
           "and its files are the same");
     struct Buffer b = read_plain("tok/vocab.json");
     struct Json *j = json_parse(b.data, b.size, "vocab.json");
     int entries = 0;
     for (struct Json *e = j->child; e; e = e->next) entries++;
-    check(entries == t->vocabulary && json_number(j, END_OF_TEXT, 0) == t->eot && json_number(j, "!", -1) == 0
-          && json_number(j, "\xC4\xA0", -1) == 220, "vocab.json holds every token, a space as U+0120");
+    check(entries == t->vocabulary && json_number(j, END_OF_TEXT, 0) == t->eot
+          && json_number(j, "!", -1) == 0
+          && json_number(j, "\xC4\xA0", -1) == 220,
+              "vocab.json holds every token, a space as U+0120");
     json_free(j);
     free(b.data);
     tokenizer_free(u);
@@ -317,7 +343,8 @@ static int plain_train(const char *text, size_t n, int merges, int least, uint16
             for (int i = 0; i + 1 < lengths[w]; i++) counts[ids[w][i]][ids[w][i + 1]]++;
         int best = 0, a = 0, b = 0;
         for (int x = 0; x < BYTES + r; x++)
-            for (int y = 0; y < BYTES + r; y++) if (counts[x][y] > best) best = counts[x][y], a = x, b = y;
+            for (int y = 0; y < BYTES + r; y++)
+                if (counts[x][y] > best) best = counts[x][y], a = x, b = y;
         if (best < least) return r;
         parts[r][0] = (uint16_t)a;
         parts[r][1] = (uint16_t)b;
@@ -325,7 +352,8 @@ static int plain_train(const char *text, size_t n, int merges, int least, uint16
             for (int i = 0; i + 1 < lengths[w]; i++)
                 if (ids[w][i] == a && ids[w][i + 1] == b) {
                     ids[w][i] = BYTES + r;
-                    memmove(ids[w] + i + 1, ids[w] + i + 2, (size_t)(--lengths[w] - i - 1) * sizeof(int));
+                    memmove(ids[w] + i + 1, ids[w] + i + 2,
+                            (size_t)(--lengths[w] - i - 1) * sizeof(int));
                 }
     }
     return merges;
@@ -343,7 +371,8 @@ static void test_training(const struct Tokenizer *t)
         static uint8_t text[4096];
         size_t n = 0;
         for (int w = 0; w < 150; w++) {
-            for (uint64_t k = 1 + random_below(&r, 10); k; k--) text[n++] = "aabc"[random_below(&r, 4)];
+            for (uint64_t k = 1 + random_below(&r, 10); k; k--)
+                text[n++] = "aabc"[random_below(&r, 4)];
             text[n++] = ' ';
         }
         write_plain("ties", text, n);
@@ -356,18 +385,23 @@ static void test_training(const struct Tokenizer *t)
         tokenizer_free(u);
     }
     check(!bad, "so they are with ties and overlapping pairs (%d of 10 differ)", bad);
-    run(NULL, "train --vocab 400 --max-token-bytes 3 --min-frequency 4 --special <|a|> --out special text");
+    run(NULL,
+        "train --vocab 400 --max-token-bytes 3 --min-frequency 4 --special <|a|> --out special "
+        "text");
     struct Tokenizer *u = tokenizer_load(in_directory("special"));
     int longest = 0, n;
-    for (int id = 0; id < BYTES + u->merges; id++) if (tokenizer_piece(u, id, &n) && n > longest) longest = n;
-    check(longest == 3 && u->vocabulary == BYTES + u->merges + 2 && !memcmp(tokenizer_piece(u, u->eot - 1, &n), "<|a|>", 5),
+    for (int id = 0; id < BYTES + u->merges; id++)
+        if (tokenizer_piece(u, id, &n) && n > longest) longest = n;
+    check(longest == 3 && u->vocabulary == BYTES + u->merges + 2
+          && !memcmp(tokenizer_piece(u, u->eot - 1, &n), "<|a|>", 5),
           "--max-token-bytes, --min-frequency and --special are kept");
     tokenizer_free(u);
 }
 
 /* --- 5, 7, 8. Documents, shards, commands --- */
 
-/* Every split, chunk size and number of threads gives the same shard, and decoding gives the text. */
+/* Every split, chunk size and number of threads gives the same shard, and decoding gives the
+ * text. */
 static void test_documents(void)
 {
     static uint8_t text[40000];
@@ -375,22 +409,29 @@ static void test_documents(void)
     struct Random r = random_stream(4, 0);
     for (int s = 0; s < 3; s++) {
         size_t n = random_text(&r, text, 500, false);
-        if (s == 1) {                                   /* no empty lines, \n only, and at the end */
+        /* no empty lines, \n only, and at the end */
+        if (s == 1) {
             size_t kept = 0;
             for (size_t i = 0; i < n; i++)
-                if (text[i] != '\r' && (text[i] != '\n' || (kept && text[kept - 1] != '\n'))) text[kept++] = text[i];
+                if (text[i] != '\r' && (text[i] != '\n' || (kept && text[kept - 1] != '\n')))
+                    text[kept++] = text[i];
             text[n = kept] = '\n';
             n++;
         }
         write_plain("doc", text, n);
-        run(NULL, "encode --tokenizer tok --split %s --overwrite --threads 1 --out a doc", splits[s]);
+        run(NULL, "encode --tokenizer tok --split %s --overwrite --threads 1 --out a doc",
+            splits[s]);
         int bad = 0;
         for (int chunk = 1; chunk <= 64; chunk += 1 + chunk / 8) {
-            bad += run(NULL, "encode --tokenizer tok --split %s --overwrite --threads %d --chunk-bytes %d --out b doc",
+            bad += run(NULL,
+                       "encode --tokenizer tok --split %s --overwrite --threads %d --chunk-bytes "
+                       "%d --out b doc",
                        splits[s], (int[]){1, 2, 3, 7}[chunk % 4], chunk) != 0;
             bad += !same_files("a_000000.bin", "b_000000.bin");
         }
-        check(!bad, "--split %s: 1, 2, 3, 7 threads and chunks of 1 to 64 bytes give the same shard", splits[s]);
+        check(!bad,
+              "--split %s: 1, 2, 3, 7 threads and chunks of 1 to 64 bytes give the same shard",
+                  splits[s]);
         run(NULL, "decode --tokenizer tok --split %s a_000000.bin", splits[s]);
         if (s < 2) check(same_files("doc", "out"), "and it decodes to the text");
     }
@@ -399,14 +440,16 @@ static void test_documents(void)
     run(NULL, "encode --tokenizer tok --split lines --overwrite --out a marks");
     run(NULL, "decode --tokenizer tok --split lines a_000000.bin");
     struct Buffer out = read_plain("out");
-    check(!strcmp(out.data, "one\ntwo\nthree\n"), "lines: \\r\\n is accepted, empty lines are no documents");
+    check(!strcmp(out.data, "one\ntwo\nthree\n"),
+          "lines: \\r\\n is accepted, empty lines are no documents");
     free(out.data);
     marks = "<|endoftext|>\none\n<|endoftext|><|endoftext|>\r\n two<|endoftext|>";
     write_plain("marks", marks, strlen(marks));
     run(NULL, "encode --tokenizer tok --split eot --overwrite --out a marks");
     run(NULL, "decode --tokenizer tok --split eot a_000000.bin");
     out = read_plain("out");
-    check(!strcmp(out.data, "one\n<|endoftext|> two"), "eot: a line end after the mark is not text");
+    check(!strcmp(out.data, "one\n<|endoftext|> two"),
+          "eot: a line end after the mark is not text");
     free(out.data);
 }
 
@@ -417,14 +460,20 @@ static void test_shards(void)
     write_plain("lines", lines.data, lines.size);
     run(NULL, "encode --tokenizer tok --split lines --out deep/er/one lines");
     run(NULL, "encode --tokenizer tok --split lines --shard-tokens 1000 --out deep/er/many lines");
-    run(NULL, "decode --tokenizer tok --split lines deep/er/many_000000.bin deep/er/many_000001.bin deep/er/many_000002.bin "
+    run(NULL,
+        "decode --tokenizer tok --split lines deep/er/many_000000.bin deep/er/many_000001.bin "
+        "deep/er/many_000002.bin "
               "deep/er/many_000003.bin");
     whole = read_plain("deep/er/many_000000.bin");
-    check(same_files("lines", "out") && whole.size == 1024 + 2 * 1000, "shards of --shard-tokens follow one another");
+    check(same_files("lines", "out") && whole.size == 1024 + 2 * 1000,
+          "shards of --shard-tokens follow one another");
     free(whole.data);
     run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 1 --out v1 lines");
-    run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 3 --chunk-bytes 7 --out v3 lines");
-    check(same_files("v1_000000.bin", "v3_000000.bin") && same_files("v1_val_000000.bin", "v3_val_000000.bin"),
+    run(NULL,
+        "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 3 --chunk-bytes 7 "
+        "--out v3 lines");
+    check(same_files("v1_000000.bin", "v3_000000.bin")
+          && same_files("v1_val_000000.bin", "v3_val_000000.bin"),
           "--val-fraction chooses the same documents for any number of threads");
     run(NULL, "decode --tokenizer tok --split lines v1_000000.bin");
     whole = read_plain("out");
@@ -440,7 +489,8 @@ static void test_shards(void)
         missing += !strstr(sides.data, line);
         val += strstr(whole.data, line) != NULL;
     }
-    check(!missing && sides.size == lines.size && val > 30 && val < 90, "it sets %d of 300 aside and loses none", val);
+    check(!missing && sides.size == lines.size && val > 30 && val < 90,
+          "it sets %d of 300 aside and loses none", val);
     free(whole.data); free(lines.data); free(sides.data);
 }
 
@@ -453,9 +503,12 @@ static void test_lossless(void)
     write_plain("random", bytes, n);
     int status = run(NULL, "encode --tokenizer tok --out r random");
     status |= run(NULL, "decode --tokenizer tok r_000000.bin");
-    check(!status && same_files("random", "out"), "a megabyte of random bytes comes back as it was");
+    check(!status && same_files("random", "out"),
+          "a megabyte of random bytes comes back as it was");
     write_plain("empty", "", 0);
-    status = run(NULL, "encode --tokenizer tok --out e empty") | run(NULL, "decode --tokenizer tok e_000000.bin");
+    status = run(NULL, "encode --tokenizer tok --out e empty") | run(NULL,
+                                                                     "decode --tokenizer tok "
+                                                                     "e_000000.bin");
     struct Buffer out = read_plain("out");
     check(!status && out.size == 0, "so does an empty file");
     free(out.data);
@@ -469,9 +522,11 @@ static void test_looking(struct Tokenizer *t)
     write_plain("in", "a  <|endoftext|>  b", 19);
     run("in", "ids --tokenizer tok --special");
     out = read_plain("out");
-    for (int i = 0, n = tokenizer_encode(t, "a  ", 3, ids); i < n; i++) append(&want, "%d ", ids[i]);
+    for (int i = 0, n = tokenizer_encode(t, "a  ", 3, ids); i < n; i++)
+        append(&want, "%d ", ids[i]);
     append(&want, "%d", t->eot);
-    for (int i = 0, n = tokenizer_encode(t, "  b", 3, ids); i < n; i++) append(&want, " %d", ids[i]);
+    for (int i = 0, n = tokenizer_encode(t, "  b", 3, ids); i < n; i++)
+        append(&want, " %d", ids[i]);
     append(&want, "\n");
     check(!strcmp(out.data, want.data), "ids --special: a mark ends the text before it");
     free(out.data);
@@ -479,7 +534,8 @@ static void test_looking(struct Tokenizer *t)
     out = read_plain("out");
     char eot[16];
     snprintf(eot, sizeof eot, " %d ", t->eot);
-    check(!strstr(out.data, eot) && strchr(out.data, '\n') == out.data + out.size - 1, "ids: without it, the mark is text");
+    check(!strstr(out.data, eot) && strchr(out.data, '\n') == out.data + out.size - 1,
+          "ids: without it, the mark is text");
     free(out.data);
     check(run(NULL, "show --tokenizer tok film") == 0, "show runs");
     out = read_plain("out");
@@ -487,7 +543,8 @@ static void test_looking(struct Tokenizer *t)
     free(out.data);
     check(run(NULL, "stats --tokenizer tok text") == 0, "stats runs");
     out = read_plain("out");
-    check(strstr(out.data, "unused_tokens") && strstr(out.data, "one_token_words"), "and prints what is unused");
+    check(strstr(out.data, "unused_tokens") && strstr(out.data, "one_token_words"),
+          "and prints what is unused");
     free(out.data);
     free(want.data);
 }
@@ -509,18 +566,24 @@ static void test_errors(void)
 {
     static const struct { const char *merges, *says; } bad[] = {
         {"#version: 0.2\nt h\nth\n", "line 3"}, {"#version: 0.2\nt h\nth e\nth e\n", "line 4"},
-        {"#version: 0.2\nt h\nhe r\n", "line 3: \"he\" is no token yet"}, {"#version: 0.2\nt h x\n", "line 2"},
-        {"#version: 0.2\nt \xE2\x82\xAC\n", "256 byte symbols"}, {"#version: 0.2\nt \xFF\n", "256 byte symbols"},
-        {"a b\nb c\na bc\nab c\n", "makes a token that line 3 makes"}, {"#version: 0.2\n\nt h\n", "line 2"}};
+        {"#version: 0.2\nt h\nhe r\n", "line 3: \"he\" is no token yet"},
+            {"#version: 0.2\nt h x\n", "line 2"},
+        {"#version: 0.2\nt \xE2\x82\xAC\n", "256 byte symbols"},
+            {"#version: 0.2\nt \xFF\n", "256 byte symbols"},
+        {"a b\nb c\na bc\nab c\n", "makes a token that line 3 makes"},
+            {"#version: 0.2\n\nt h\n", "line 2"}};
     for (int i = 0; i < COUNT(bad); i++) {
         write_plain("bad.txt", bad[i].merges, strlen(bad[i].merges));
         expect_error(1, bad[i].says, "ids --tokenizer bad.txt");
     }
     struct Buffer many = {0};
-    static const char *const letters_64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (int i = 0; i < 64 * 64; i++) append(&many, "%c %c\n", letters_64[i / 64], letters_64[i % 64]);
+    static const char *const letters_64 =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int i = 0; i < 64 * 64; i++)
+        append(&many, "%c %c\n", letters_64[i / 64], letters_64[i % 64]);
     for (int i = 0; i < 64 * 64 * 16; i++)
-        append(&many, "%c%c %c\n", letters_64[i / 64 % 64], letters_64[i % 64], letters_64[i / 4096]);
+        append(&many, "%c%c %c\n", letters_64[i / 64 % 64], letters_64[i % 64],
+               letters_64[i / 4096]);
     write_plain("many.txt", many.data, many.size);
     expect_error(1, "more than 65536 tokens", "ids --tokenizer many.txt");
     free(many.data);
@@ -549,7 +612,8 @@ static void test_errors(void)
     expect_error(2, "no such command", "tokenise");
     expect_error(2, "not one of", "encode --tokenizer tok --out n --split words text");
     struct Buffer none = read_plain("n_000000.bin");
-    check(!none.size && !file_exists(in_directory("n")), "what fails leaves no file under its name");
+    check(!none.size && !file_exists(in_directory("n")),
+          "what fails leaves no file under its name");
     free(none.data);
 }
 
@@ -558,12 +622,17 @@ static void test_errors(void)
 static void test_gpt2(const char *path)
 {
     static const struct { const char *text, *ids; } cases[] = {
-        {"   a", "220 220 257"}, {"a  \n b", "64 220 220 198 275"}, {"\n\n\nx", "628 198 87"}, {"\r\nx", "201 198 87"},
-        {"I'm we'LL I'Ll 's", "40 1101 356 6 3069 314 6 43 75 705 82"}, {"''s", "7061 82"}, {"x'", "87 6"},
+        {"   a", "220 220 257"}, {"a  \n b", "64 220 220 198 275"}, {"\n\n\nx", "628 198 87"},
+            {"\r\nx", "201 198 87"},
+        {"I'm we'LL I'Ll 's", "40 1101 356 6 3069 314 6 43 75 705 82"}, {"''s", "7061 82"},
+            {"x'", "87 6"},
         {"don\xE2\x80\x99t", "9099 447 247 83"}, {"123456 7", "10163 29228 767"},
-        {"x\xC2\xB2 \xE2\x85\xA7 \xD9\xA3", "87 31185 2343 227 100 18923 96"}, {" \xC2\xA0x", "220 1849 87"},
-        {"\xE3\x80\x80x", "5099 222 87"}, {"a\xE2\x80\x8B" "b", "64 9525 65"}, {"\xEF\xBB\xBFHi", "171 119 123 17250"},
-        {"\xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB8\x96\xE7\x95\x8C", "19526 254 25001 121 10310 244 45911 234"},
+        {"x\xC2\xB2 \xE2\x85\xA7 \xD9\xA3", "87 31185 2343 227 100 18923 96"},
+            {" \xC2\xA0x", "220 1849 87"},
+        {"\xE3\x80\x80x", "5099 222 87"}, {"a\xE2\x80\x8B" "b", "64 9525 65"},
+            {"\xEF\xBB\xBFHi", "171 119 123 17250"},
+        {"\xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB8\x96\xE7\x95\x8C",
+         "19526 254 25001 121 10310 244 45911 234"},
         {"e\xCC\x81", "68 136 223"}, {"!!!???", "10185 28358"}, {" \xEF\xBF\xBD", "20543"},
         {"<|endoftext|", "27 91 437 1659 5239 91"}, {"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
          "24794 24794 24794 24794 24794 24794 24794 24794"}};
@@ -576,7 +645,8 @@ static void test_gpt2(const char *path)
         bad += strcmp(got.data, cases[i].ids) != 0;
         free(got.data);
     }
-    check(t->vocabulary == 50257 && !bad, "GPT-2's ids of %d edge cases (%d differ)", COUNT(cases), bad);
+    check(t->vocabulary == 50257 && !bad, "GPT-2's ids of %d edge cases (%d differ)", COUNT(cases),
+          bad);
     tokenizer_free(t);
 }
 

@@ -1,0 +1,157 @@
+/* data/reviews.c: what it says about its own reviews. The entropy by recursion is compared with a
+ * sample of code lengths, and with an enumeration of all derivations of a small grammar. */
+
+#define REVIEWS_NO_MAIN
+#include "../data/reviews.c"
+#include "check.h"
+
+/* Mean and standard error of n values. */
+static void mean_and_error(const double *x, int n, double *mean, double *error)
+{
+    double sum = 0, square = 0;
+    for (int i = 0; i < n; i++) sum += x[i];
+    *mean = sum / n;
+    for (int i = 0; i < n; i++) square += (x[i] - *mean) * (x[i] - *mean);
+    *error = sqrt(square / (n - 1.0) / n);
+}
+
+/* The average of -log2 P and of the bytes over written reviews, against the recursion. */
+static void check_limits(const struct Grammar *g, const struct Limits *limits)
+{
+    enum { COUNT = 10000 };
+    static double bits[COUNT], bytes[COUNT];
+    struct Random random = random_stream(7, 0);
+    struct Review r = {0};
+    double mean, error, mixed = 0;
+    for (int i = 0; i < COUNT; i++) {
+        write_review(g, &r, &random);
+        bits[i] = r.bits;
+        bytes[i] = r.text.size;
+        mixed += sign_of(r.state) == 2;
+    }
+    mean_and_error(bits, COUNT, &mean, &error);
+    check(fabs(mean - limits->bits) < 4 * error, "entropy %.3f bits, average of %d reviews %.3f +- %.3f", limits->bits, COUNT, mean, error);
+    mean_and_error(bytes, COUNT, &mean, &error);
+    check(fabs(mean - limits->bytes) < 4 * error, "length %.3f bytes, average %.3f +- %.3f", limits->bytes, mean, error);
+    check(fabs(1 - mixed / COUNT / 2 - limits->accuracy) < 0.005, "best accuracy %.4f, %.1f%% of reviews are of two minds",
+          limits->accuracy, 100 * mixed / COUNT);
+    free(r.text.data);
+}
+
+/* The sum over all derivations of a text is the probability of the one that wrote it, so there is no
+ * other, and all of it belongs to one sign. */
+static void check_unambiguous(const struct Grammar *g)
+{
+    enum { COUNT = 600 };
+    struct Random random = random_stream(8, 0);
+    struct Review r = {0};
+    int other = 0, shared = 0;
+    for (int i = 0; i < COUNT; i++) {
+        write_review(g, &r, &random);
+        double p[SIGNS], total = read_review(g, r.text.data, p);
+        if (fabs(-log2(total) - r.bits) > 1e-6) {
+            if (!other++) printf("%s\n  %f bits read, %f written\n", r.text.data, -log2(total), r.bits);
+        }
+        shared += p[sign_of(r.state)] < total * (1 - 1e-9);
+    }
+    check(other == 0, "%d of %d reviews have another derivation", other, COUNT);
+    check(shared == 0, "%d of %d reviews could have another sign", shared, COUNT);
+    double p[SIGNS];
+    append_bytes(&r.text, "?", 1);
+    check(read_review(g, r.text.data, p) == 0, "a text with one character more is impossible");
+    free(r.text.data);
+}
+
+/* Every alternative whose guard allows it, of every symbol that can be reached, in every state. */
+static void check_states(const struct Grammar *g)
+{
+    bool (*used)[SIGNS] = allocate_zeroed(g->count * sizeof *used);
+    struct Expectation (*memo)[SIGNS] = resize(NULL, g->count * sizeof *memo);
+    int states = 0, unused = 0;
+    for (int i = 0; i < COMBINATIONS; i++) {
+        unsigned state;
+        if (combination(i, &state) == 0) continue;
+        states++;
+        memset(memo, 0, g->count * sizeof *memo);
+        expect(g, memo, 0, state);                  /* dies where nothing holds */
+        for (int s = 0; s < g->count; s++) used[s][sign_of(state)] |= memo[s][sign_of(state)].known;
+    }
+    for (int s = 0; s < g->count; s++) unused += !used[s][0] && !used[s][1] && !used[s][2];
+    check(unused == 0 && states == 6 * 2 * 3 * 3 * SIGNS, "%d states; %d of %d symbols are never used", states, unused, g->count);
+    free(memo);
+}
+
+/* A grammar small enough to list all it can say. */
+static const struct Production small[] = {
+    {"s", "+ -", "3 <a> and <a!>|<$n>, <$n> <b>"}, {"s", "~", "nothing|<$n>|3 <a+>"},
+    {"a", "+", "good|2 not <c!>"}, {"a", "-", "bad|<b>"}, {"c", "", "<b>"},
+    {"b", "comedy", "2 x|yy"}, {"b", "horror thriller romance western space", "z"}, {"$n", "lead-he", "Al|Bo"},
+    {"$n", "no-lead lead-she", "Cy|3 Di"},
+};
+
+/* Enumerates every text by reading: all pairs of phrases in every form the grammar could give. The
+ * probabilities must sum to 1, and their entropy and mean length be those of the recursion. */
+static void check_small_grammar(void)
+{
+    struct Grammar *g = grammar_create(small, sizeof small / sizeof *small);
+    static const char *const a[] = {"good", "not x", "not yy", "not z", "bad", "x", "yy", "z"}, *const n[] = {"Al", "Bo", "Cy", "Di"};
+    double sum = 0, worst = 0;
+    struct Expectation (*memo)[SIGNS] = resize(NULL, g->count * sizeof *memo);
+    for (int i = 0; i < COMBINATIONS; i++) {
+        unsigned state;
+        double total = 0, bits = 0, bytes = 0;
+        if (combination(i, &state) == 0) continue;
+        for (int k = 0; k < 64 + 12 + 13; k++) {
+            char text[64];
+            if (k < 64) snprintf(text, sizeof text, "%s and %s", a[k / 8], a[k % 8]);
+            else if (k < 76) snprintf(text, sizeof text, "%s, %s %s", n[(k - 64) / 3], n[(k - 64) / 3], a[5 + k % 3]);
+            else snprintf(text, sizeof text, "%s", k < 84 ? a[k - 76] : k < 88 ? n[k - 84] : "nothing");
+            struct Review r;
+            forget(&r);
+            double p = read_symbol(g, &r, text, 0, state, NULL);
+            total += p;
+            if (p > 0) bits -= p * log2(p);
+            bytes += p * strlen(text);
+        }
+        memset(memo, 0, g->count * sizeof *memo);
+        const struct Expectation *e = expect(g, memo, 0, state);
+        int name = find_symbol(g, "$n", 2, false);
+        double walked = e->bits + (1 - e->absent[0]) * choice_bits(&g->symbols[name], state);
+        sum += total;
+        worst = fmax(worst, fmax(fabs(bits - walked), fabs(bytes - e->bytes)));
+    }
+    check(fabs(sum / (6 * 2 * 3 * 3 * SIGNS) - 1) < 1e-12, "small grammar: all texts have probability %.12f", sum / 324);
+    check(worst < 1e-12, "small grammar: entropy and length by enumeration and by recursion differ by %.1e", worst);
+    free(memo);
+}
+
+/* Same seed, same reviews; another seed, others; labels in balance. */
+static void check_seeds(const struct Grammar *g)
+{
+    struct Review a = {0}, b = {0}, c = {0};
+    int same = 0, other = 0, positive = 0, count = 2000;
+    struct Random ra = random_stream(1, 3), rb = random_stream(1, 3), rc = random_stream(2, 3);
+    for (int i = 0; i < count; i++) {
+        write_review(g, &a, &ra);
+        write_review(g, &b, &rb);
+        write_review(g, &c, &rc);
+        same += !strcmp(a.text.data, b.text.data);
+        other += !strcmp(a.text.data, c.text.data);
+        positive += sign_of(a.state) == 0;
+    }
+    check(same == count && other < count / 100, "%d of %d reviews equal for one seed, %d for another", same, count, other);
+    check(abs(2 * positive - count) < count / 5, "%d of %d reviews are for the film", positive, count);
+}
+
+int main(void)
+{
+    program = "test_reviews";
+    const struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
+    struct Limits limits = find_limits(g);
+    check_states(g);
+    check_small_grammar();
+    check_limits(g, &limits);
+    check_unambiguous(g);
+    check_seeds(g);
+    return report();
+}
