@@ -1966,23 +1966,31 @@ static double tensor_place(const struct Json *t, bool end)
     return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
 }
 
-/* The tensors must fill the file exactly, each byte once. */
+/* Masks and a tied head follow from the rest of a GPT-2; files from elsewhere may hold them. */
+static bool is_redundant(const char *name)
+{
+    const size_t n = strlen(name);
+    return !strcmp(name, "__metadata__") || !strcmp(name, "lm_head.weight")
+        || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+}
+
+/* The tensors must lie inside the file, up to its end, and no two parameters in one place. */
 static void check_places(const struct Safetensors *s)
 {
-    double total = 0;
+    double last = 0;
     for (const struct Json *t = s->header->child; t; t = t->next) {
         if (!strcmp(t->key, "__metadata__")) continue;
         const double begin = tensor_place(t, false), end = tensor_place(t, true);
         if (!(begin >= 0 && begin <= end && end <= (double)s->size))
             die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train it again.",
                 s->path, t->key, begin, end, s->size);
-        total += end - begin;
-        for (const struct Json *u = t->next; u; u = u->next)
-            if (strcmp(u->key, "__metadata__") && tensor_place(u, false) < end && begin < tensor_place(u, true))
-                die("%s: tensors %s and %s share bytes. Replace the file.", s->path, t->key, u->key);
+        last = fmax(last, end);
+        for (const struct Json *u = is_redundant(t->key) ? NULL : t->next; u; u = u->next)
+            if (!is_redundant(u->key) && tensor_place(u, false) < end && begin < tensor_place(u, true))
+                die("%s: tensors %s and %s overlap. Replace the file.", s->path, t->key, u->key);
     }
-    if (total != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.", s->path, s->size, total);
+    if (last != (double)s->size)
+        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.", s->path, s->size, last);
 }
 
 static struct Safetensors open_safetensors(const char *path)
@@ -2099,9 +2107,7 @@ static void verify_checksum(const struct Safetensors *s, int array_count)
 static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
 {
     for (const struct Json *t = s->header->child; t; t = t->next) {
-        const size_t n = strlen(t->key);
-        bool known = !strcmp(t->key, "__metadata__") || (n > 10 && !strcmp(t->key + n - 10, ".attn.bias"))
-                  || (n > 17 && !strcmp(t->key + n - 17, ".attn.masked_bias"));
+        bool known = is_redundant(t->key);
         if (!strcmp(t->key, "lm_head.weight")) {
             int a, b;
             const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");

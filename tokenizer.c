@@ -513,10 +513,6 @@ static void read_merge(struct Tokenizer *t, struct Names *names, const char *pat
     if (a_bytes + b_bytes > MAX_TOKEN_BYTES)
         die_at_line(path, line, "a token of more than %d bytes is not supported. Remove the line.",
                     MAX_TOKEN_BYTES);
-    if (merged(t, id[0], id[1]) >= 0)
-        die_at_line(path, line,
-                    "\"%.*s\" is a merge that an earlier line has. Remove one of them.",
-                    shown, text);
     const size_t start = t->offset[t->vocabulary];
     const int made = add_merge(t, id[0], id[1]);
     size_t slot;
@@ -788,7 +784,7 @@ struct Sweep {
     /* of the list of the token that a merge makes */
     uint32_t first[MAX_VOCABULARY];
     uint64_t waiting[MAX_VOCABULARY / 64];          /* its bit: that list is not empty */
-    uint32_t *sorted;           /* (n) one such list as an array */
+    uint32_t *sorted;           /* (3 n) one such list as an array */
 };
 
 static void add_place(struct Sweep *s, uint32_t at)
@@ -803,29 +799,21 @@ static void add_place(struct Sweep *s, uint32_t at)
     s->first[made] = s->place_count;
 }
 
-static int compare_places(const void *a, const void *b)
-{
-    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* The places in `made`'s list, from left to right: of "aaa", the first "aa" is merged. */
+/* The places in `made`'s list as an array, from left to right, so that of "aaa" the first "aa"
+ * is merged. That order counts only where both parts are one token; all such places were found
+ * in one pass over the text, the one that made that token, so the list is in order already or in
+ * reverse. */
 static uint32_t take_places(struct Sweep *s, int made)
 {
     uint32_t count = 0;
-    bool rising = true, falling = true;
-    for (uint32_t i = s->first[made]; i; i = s->places[i].next) {
-        s->sorted[count] = s->places[i].at;
-        if (count && s->sorted[count] < s->sorted[count - 1]) rising = false;
-        if (count && s->sorted[count] > s->sorted[count - 1]) falling = false;
-        count++;
-    }
-    for (uint32_t i = 0; !rising && falling && i < count / 2; i++) {
-        const uint32_t place = s->sorted[i];
-        s->sorted[i] = s->sorted[count - 1 - i];
-        s->sorted[count - 1 - i] = place;
-    }
-    if (!rising && !falling) qsort(s->sorted, count, sizeof *s->sorted, compare_places);
+    for (uint32_t i = s->first[made]; i; i = s->places[i].next)
+        s->sorted[count++] = s->places[i].at;
+    if (count && s->sorted[0] > s->sorted[count - 1])
+        for (uint32_t i = 0; i < count / 2; i++) {
+            const uint32_t place = s->sorted[i];
+            s->sorted[i] = s->sorted[count - 1 - i];
+            s->sorted[count - 1 - i] = place;
+        }
     return count;
 }
 

@@ -1,5 +1,5 @@
-/* reviews.c: writes short film reviews from a probabilistic grammar, unlabelled ones in quantity and
- * labelled ones in few, and says how well any model can do on them.
+/* reviews.c: writes short film reviews from a probabilistic grammar, unlabelled ones in quantity
+ * and labelled ones in few, and says how well any model can do on them.
  *
  *    1  Grammar      facets of a review, productions as data
  *    2  Compiling    the table becomes symbols, alternatives, items
@@ -8,13 +8,13 @@
  *    5  Reading      the probability of a given text, exactly, by trying every derivation
  *    6  Program
  *
- * Counting words does not go far here: "not a dull moment" praises, "dull at first, but gripping by the
- * end" is decided by its end, and "fine, if you have nothing better to do" has no bad word in it. What
- * does help is that all sentences of a review take the same side, which a language model can learn from
- * unlabelled reviews alone.
+ * Counting words does not go far here: "not a dull moment" praises, "dull at first, but gripping by
+ * the end" is decided by its end, and "fine, if you have nothing better to do" has no bad word in it.
+ * What does help is that all sentences of a review take the same side, which a language model can
+ * learn from unlabelled reviews alone.
  *
- * Because the grammar is known, so is the entropy H of a review, and no model's expected code length is
- * shorter: bits per byte >= H / E[bytes]. Bits count all that is predicted, the end of the review
+ * Because the grammar is known, so is the entropy H of a review, and no model's expected code length
+ * is shorter: bits per byte >= H / E[bytes]. Bits count all that is predicted, the end of the review
  * included; bytes count its text without the newline. The best possible accuracy is
  * E[max_y P(y | text)]; it is below 1, since some reviews are of two minds. */
 
@@ -43,13 +43,13 @@ static const struct Value facets[FACETS][MAX_VALUES] = {
 };
 static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
 
-/* A production: a symbol, the facet values for which it holds (none named: all), and alternatives. An
- * alternative may start with its weight (1) and a space. <name> stands for a symbol on the same side,
- * <name!> for one on the other side, <name+> and <name-> for one on that side. A symbol with $ keeps
- * what was chosen first for the rest of the review.
+/* A production: a symbol, the facet values for which it holds (none named: all), and alternatives.
+ * An alternative may start with its weight (1) and a space. <name> stands for a symbol on the same
+ * side, <name!> for one on the other side, <name+> and <name-> for one on that side. A symbol with $
+ * keeps what was chosen first for the rest of the review.
  *
- * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text is
- * that of the derivation. The words of both sides start with consonants, to go with "a". */
+ * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text
+ * is that of the derivation. The words of both sides start with consonants, to go with "a". */
 struct Production { const char *symbol, *guard, *alternatives; };
 
 static const struct Production productions[] = {
@@ -260,7 +260,7 @@ static const struct Production productions[] = {
     "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|"
     "Ask me again in a year.|Call it a draw."},
 
-/* --- Phrases: each can be said through the word of its own side or by denying one of the other --- */
+/* --- Phrases: the word of one's own side, or a denial of one of the other side --- */
 {"quality", "+ -",
     "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|2 not <adj!> at all|"
     "far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|not <adj!> but <adj>|"
@@ -534,8 +534,8 @@ typedef struct Expectation Memo[MAX_SYMBOLS][SIGNS];
 /* For alternatives a of probability p(a):
  *   bits = sum_a p(a) (-log2 p(a) + sum of its symbols' bits)      bytes likewise
  *   absent[k] = sum_a p(a) product of its symbols' absent[k]
- * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that differ in
- * nothing but the sign. */
+ * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that differ
+ * in nothing but the sign. */
 static const struct Expectation *expect(const struct Grammar *g, Memo memo, int symbol,
                                         unsigned state)
 {
@@ -577,7 +577,7 @@ static double choice_bits(const struct Symbol *s, unsigned state)
 
 struct Limits { double bits, bytes, accuracy; };
 
-/* Expected bits of a review after its facets, each $-symbol counted when it is mentioned; and bytes. */
+/* What is expected of reviews with these facets. The bits of a $-symbol count when it is mentioned. */
 static struct Limits state_limits(const struct Grammar *g, unsigned state)
 {
     static Memo memo;
@@ -685,8 +685,8 @@ static void score(struct Score *s, const struct Grammar *g, const struct Review 
     s->count++;
 }
 
-/* A file of reviews: lines of text, or text TAB label under a header. Each has a random stream of its
- * own, so that one file's size does not change another's reviews. */
+/* A file of reviews: lines of text, or text TAB label under a header. Each has a random stream of
+ * its own, so that one file's size does not change another's reviews. */
 struct File { const char *name; int *count; bool labelled, scored; struct Score score; };
 
 static void write_reviews(const struct Grammar *g, const char *out, struct File *f,
@@ -710,22 +710,24 @@ static void write_reviews(const struct Grammar *g, const char *out, struct File 
 }
 
 /* The limits of any model: of all reviews, and of the very ones in a file. */
-static void report_limits(struct Buffer *b, const struct Limits *limits, const struct File *files, int n)
+static void report_limits(struct Buffer *b, const struct Limits *limits, const struct File *files,
+                          int n)
 {
     append(b, "review_bits %.3f\nreview_bytes %.3f\n", limits->bits, limits->bytes);
     append(b, "lowest_bits_per_byte %.4f\n", limits->bits / limits->bytes);
     append(b, "best_accuracy %.4f\n", limits->accuracy);
     for (const struct File *f = files; f < files + n; f++) {
         const struct Score *s = &f->score;
-        if (s->count) append(b, "%s: lowest_bits_per_byte %.4f\n", f->name, s->bits / s->bytes);
-        if (s->count && f->labelled) append(b, "%s: best_accuracy %.4f\n", f->name, s->right / s->count);
+        if (!s->count) continue;
+        append(b, "%s: lowest_bits_per_byte %.4f\n", f->name, s->bits / s->bytes);
+        if (f->labelled) append(b, "%s: best_accuracy %.4f\n", f->name, s->right / s->count);
     }
 }
 
 #ifndef REVIEWS_NO_MAIN
 static const char usage[] =
-    "reviews --out DIR: writes film reviews from a grammar into unlabelled.txt, unlabelled_val.txt,\n"
-    "train.tsv, val.tsv and test.tsv, and the limits of any model of them into limits.txt\n";
+    "reviews --out DIR: film reviews from a grammar in unlabelled.txt, unlabelled_val.txt,\n"
+    "train.tsv, val.tsv and test.tsv, and the limits of any model of them in limits.txt\n";
 
 int main(int argc, char **argv)
 {

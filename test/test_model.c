@@ -332,7 +332,9 @@ static void test_gelu(void)
     }
     check(value < (exact ? 1e-15 : 3e-7), "gelu on -20 .. 20: largest error %.1e", value);
     check(slope < (exact ? 1e-13 : 1e-5), "gelu backward: largest error %.1e", slope);
-    check(error_of(y2, as_doubles(y, COUNT), COUNT) < SUM_ERROR, "gelu backward: gelu(x) once more");
+    double again = 0;
+    for (int i = 0; i < COUNT; i++) again = worse(fabs(y2[i] - y[i]), again);
+    check(again < SUM_ERROR, "gelu backward: gelu(x) once more, within %.1e", again);
     x[0] = NAN;
     gelu_forward(y, x, COUNT);
     check(isnan(y[0]) && !isnan(y[1]), "gelu(NaN) is NaN");
@@ -848,21 +850,24 @@ static void test_cache(void)
 {
     enum { T = 80, C = 36, V = 50 };
     const struct Config config = {3, 3, C, T, V, 0, NULL};
-    const int length = T, prefixes[] = {1, 63, 64, 79};
+    const int length = T, prefixes[] = {1, 63, 64, 70};
     struct Model m;
     struct Workspace whole, cache;
     model_random(&m, config, 0);
     struct Case c = random_case(&length, 1, &config);
     workspace_create(&whole, &m, T, WORK_EVAL);
-    workspace_create(&cache, &m, T, WORK_CACHE);
     double *want = as_doubles(trunk_forward(&m, &whole, &c.batch, 0, 0), T * C), worst = 0;
     real *one = randoms(V, 1), *all = randoms(T * V, 1);
     for (int i = 0; i < 4; i++) {
         const int n = prefixes[i];
+        set_threads(i < 3 ? 1 : MOST_THREADS);
+        workspace_create(&cache, &m, T, WORK_CACHE);
         trunk_forward(&m, &cache, &(struct Batch){n, 1, c.tokens, (int[]){0, n}}, 0, 0);
         for (int t = n; t < T; t++)
             worst = worse(error_of(trunk_next(&m, &cache, c.tokens[t]), want + (size_t)t * C, C), worst);
+        if (i < 3) workspace_free(&cache);
     }
+    set_threads(1);
     check(worst < 5 * SUM_ERROR, "key-value cache: worst relative error of a hidden state %.1e", worst);
     lm_logits(&m, whole.hidden, T, all);
     lm_logits(&m, cache.hidden, 1, one);
