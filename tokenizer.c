@@ -587,19 +587,24 @@ static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
     unmap_file(file);
 }
 
-/* From a directory with merges.txt (and vocab.json), or from such a file under any name. */
+/* From a directory with merges.txt and vocab.json, which GPT-2's authors call vocab.bpe and
+ * encoder.json; or from such a list of merges alone, under any name. */
 static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
 {
     struct stat status;
     const bool directory = !stat(dir_or_merges, &status) && S_ISDIR(status.st_mode);
     char *merges = text_of(directory ? "%s/merges.txt" : "%s", dir_or_merges);
-    char *vocabulary = text_of("%s/vocab.json", dir_or_merges);
-    if (!file_exists(merges))
-        die("%s: no such file. Train a tokenizer, or name a merges.txt.", merges);
-    struct Tokenizer *t = read_merges(merges);
-    if (directory && file_exists(vocabulary)) check_vocabulary_file(t, vocabulary);
+    char *original = text_of("%s/vocab.bpe", dir_or_merges);
+    const bool renamed = directory && !file_exists(merges) && file_exists(original);
+    char *numbers = text_of("%s/%s", dir_or_merges, renamed ? "encoder.json" : "vocab.json");
+    const char *path = renamed ? original : merges;
+    if (!file_exists(path))
+        die("%s: no such file. Train a tokenizer, or name a merges.txt.", path);
+    struct Tokenizer *t = read_merges(path);
+    if (directory && file_exists(numbers)) check_vocabulary_file(t, numbers);
     free(merges);
-    free(vocabulary);
+    free(original);
+    free(numbers);
     return t;
 }
 
@@ -1124,7 +1129,7 @@ static void source_close(struct Source *s)
 /* --- The words of the texts, each once, with their counts --- */
 
 /* Up to 15 bytes are in the key; of a longer word it holds a hash, and `bytes` is a copy. */
-struct Word { struct Pair64 key; int64_t count; const uint8_t *bytes; };
+struct Word { struct Pair64 key; int64_t count; uint8_t *bytes; };
 
 /* Open addressing; an empty slot has count 0, and at most half of the slots are taken. */
 struct WordTable { struct Word *slots; size_t count; int bits; };
@@ -1144,6 +1149,7 @@ static struct WordTable word_table(int bits)
 
 static void word_table_free(struct WordTable *table)
 {
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
     free_zeroed(table->slots, sizeof(struct Word) << table->bits);
 }
 
@@ -1168,22 +1174,17 @@ static void word_table_grow(struct WordTable *table)
         if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
     }
     larger.count = table->count;
-    word_table_free(table);
+    free_zeroed(table->slots, sizeof(struct Word) << table->bits);
     *table = larger;
 }
 
-/* Counts the word `times` more. `copy`: if it is new and long, its bytes will not stay where
- * they are. */
 static inline void word_count(struct WordTable *table, struct Pair64 key, const uint8_t *bytes,
-                              int64_t times, bool copy)
+                              int64_t times)
 {
     struct Word *w = word_find(table, key, bytes);
     if (!w->count) {
-        *w = (struct Word){key, 0, NULL};
-        if (key.high >= LONG_WORD) {
-            const size_t n = key.high & ~LONG_WORD;
-            w->bytes = copy ? memcpy(resize(NULL, n), bytes, n) : bytes;
-        }
+        const size_t n = key.high >= LONG_WORD ? key.high & ~LONG_WORD : 0;
+        *w = (struct Word){key, 0, n ? memcpy(resize(NULL, n), bytes, n) : NULL};
         table->count++;
     }
     w->count += times;
@@ -1198,7 +1199,7 @@ static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t 
         const size_t n = q - p;
         const struct Pair64 key = n > WORD_BYTES ? (struct Pair64){hash_bytes(p, n), n | LONG_WORD}
                                                  : word_key(p, n, readable);
-        word_count(table, key, p, 1, true);
+        word_count(table, key, p, 1);
         p = q;
     }
 }
@@ -1222,7 +1223,7 @@ static struct WordTable count_words(struct Source *source)
     for (int i = 1; i < threads; i++) {
         for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
             const struct Word *w = &tables[i].slots[k];
-            if (w->count) word_count(&tables[0], w->key, w->bytes, w->count, false);
+            if (w->count) word_count(&tables[0], w->key, w->bytes, w->count);
         }
         word_table_free(&tables[i]);
     }
@@ -1598,24 +1599,37 @@ static void command_train(int argc, char **argv)
 /* What a chunk became. Its first `head` ids continue the document before; each later document
  * went to one of two sides: 0 to train on, 1 set aside for validation. */
 struct Encoded {
-    struct Encoder *encoder;
+    bool ready;
     struct { uint16_t *ids; size_t count, room; } side[2];
     size_t head, documents;
     int last_side;              /* where the last document went; -1 if none began */
 };
 
-/* What one thread works with. */
-static struct Encoded *encoded_new(const struct Tokenizer *t, int threads)
+/* One encoder for each thread. */
+static struct Encoder **encoders_new(const struct Tokenizer *t, int threads)
 {
-    struct Encoded *e = resize(NULL, threads * sizeof *e);
-    for (int i = 0; i < threads; i++) e[i] = (struct Encoded){.encoder = encoder_new(t)};
+    struct Encoder **e = resize(NULL, threads * sizeof *e);
+    for (int i = 0; i < threads; i++) e[i] = encoder_new(t);
     return e;
 }
 
-static void encoded_free(struct Encoded *e, int threads)
+static void encoders_free(struct Encoder **e, int threads)
 {
-    for (int i = 0; i < threads; i++) {
-        encoder_free(e[i].encoder);
+    for (int i = 0; i < threads; i++) encoder_free(e[i]);
+    free(e);
+}
+
+/* Room for what `count` chunks become; it grows as needed. */
+static struct Encoded *encoded_new(int count)
+{
+    struct Encoded *e = resize(NULL, count * sizeof *e);
+    memset(e, 0, count * sizeof *e);
+    return e;
+}
+
+static void encoded_free(struct Encoded *e, int count)
+{
+    for (int i = 0; i < count; i++) {
         free(e[i].side[0].ids);
         free(e[i].side[1].ids);
     }
@@ -1631,7 +1645,8 @@ static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fract
     return random_uniform(&r) < val_fraction;
 }
 
-static void encode_chunk(struct Encoded *e, struct Chunk c, double val_fraction, int64_t seed)
+static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c,
+                         double val_fraction, int64_t seed)
 {
     const uint8_t *begin, *end;
     bool starts;
@@ -1643,8 +1658,8 @@ static void encode_chunk(struct Encoded *e, struct Chunk c, double val_fraction,
         if (most > e->side[side].room)
             e->side[side].ids = resize(e->side[side].ids, 2 * (e->side[side].room = 2 * most));
         uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
-        if (starts) *at++ = (uint16_t)e->encoder->tokenizer->eot;
-        at += encode_text(e->encoder, begin, end, c.readable, at);
+        if (starts) *at++ = (uint16_t)encoder->tokenizer->eot;
+        at += encode_text(encoder, begin, end, c.readable, at);
         e->side[side].count += at - ids;
         if (!starts) e->head = at - ids;
         else e->last_side = side;
@@ -1662,25 +1677,31 @@ static void write_encoded(struct Shards *shards, const struct Encoded *e, int *s
     if (e->last_side >= 0) *side = e->last_side;
 }
 
+/* Threads encode chunks, one after the other; whoever completes the chunk that is to be written
+ * next writes it, and those after it that are ready, so nobody waits for another's chunk. */
 static size_t encode_files(struct Shards *shards, const struct Tokenizer *t, struct Source *source,
                            double val_fraction, int64_t seed)
 {
     struct Chunk chunks[BATCH];
-    struct Encoded *encoded = encoded_new(t, thread_count());
+    struct Encoded *encoded = encoded_new(BATCH);
+    struct Encoder **encoders = encoders_new(t, thread_count());
     size_t documents = 0;
     int side = 0;
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "encoding"))
-        #pragma omp parallel for ordered schedule(dynamic, 1)
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "encoding")) {
+        int written = 0;
+        for (int i = 0; i < n; i++) encoded[i].ready = false;
+        #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            struct Encoded *mine = &encoded[thread_index()];
-            encode_chunk(mine, chunks[i], val_fraction, seed);
-            #pragma omp ordered
-            {
-                write_encoded(shards, mine, &side);
-                documents += mine->documents;
+            encode_chunk(&encoded[i], encoders[thread_index()], chunks[i], val_fraction, seed);
+            #pragma omp critical
+            for (encoded[i].ready = true; written < n && encoded[written].ready; written++) {
+                write_encoded(shards, &encoded[written], &side);
+                documents += encoded[written].documents;
             }
         }
-    encoded_free(encoded, thread_count());
+    }
+    encoded_free(encoded, BATCH);
+    encoders_free(encoders, thread_count());
     return documents;
 }
 
@@ -1748,7 +1769,7 @@ static void command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-enum { DECODE_TOKENS = 1 << 18 };       /* that a thread decodes at a time */
+enum { DECODE_TOKENS = 1 << 16 };       /* decoded at a time */
 
 /* The bytes of n tokens, with `mark` in the place of <|endoftext|>. Returns the first token that
  * is none, or n. Short tokens are copied as 16 bytes, of which the next token overwrites what is
@@ -1759,7 +1780,7 @@ static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const
     const size_t mark_bytes = strlen(mark);
     size_t size = 16;
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= t->vocabulary) return i;
+        if (ids[i] >= t->vocabulary) { out->size = 0; return i; }
         size += ids[i] == t->eot ? mark_bytes : t->offset[ids[i] + 1] - t->offset[ids[i]];
     }
     if (size > out->capacity) out->data = resize(out->data, out->capacity = 2 * size);
@@ -1793,43 +1814,33 @@ static void decode_shard(const struct Tokenizer *t, const char *path, bool first
     struct Bytes file = map_file(path);
     const uint16_t *ids = read_shard(path, file, &count);
     if (first && count && *ids == t->eot) { ids++; count--; }       /* nothing stands before it */
-    const size_t skipped = (const char *)ids - file.data;
-    #pragma omp parallel
-    {
-        struct Buffer out = {0};
-        #pragma omp for ordered schedule(dynamic, 1)
-        for (size_t at = 0; at < count; at += DECODE_TOKENS) {
-            const size_t n = count - at < DECODE_TOKENS ? count - at : DECODE_TOKENS;
-            const size_t good = decode_tokens(&out, t, ids + at, n, mark);
-            #pragma omp ordered
-            {
-                if (good < n)
-                    die("%s: byte %zu: token %d is not in the vocabulary of %d. "
-                        "Name the tokenizer that made the shard.", path,
-                        skipped + 2 * (at + good), ids[at + good], t->vocabulary);
-                write_stdout(out.data, out.size);
-            }
-        }
-        free(out.data);
+    struct Buffer out = {0};
+    for (size_t at = 0; at < count; at += DECODE_TOKENS) {
+        const size_t n = count - at < DECODE_TOKENS ? count - at : DECODE_TOKENS;
+        const size_t good = decode_tokens(&out, t, ids + at, n, mark);
+        write_stdout(out.data, out.size);
+        if (good < n)
+            die("%s: byte %zu: token %d is not in the vocabulary of %d. "
+                "Name the tokenizer that made the shard.", path,
+                (size_t)((const char *)(ids + at + good) - file.data), ids[at + good],
+                    t->vocabulary);
     }
+    free(out.data);
     unmap_file(file);
 }
 
 static void command_decode(int argc, char **argv)
 {
-    int threads = 0;
     const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
-         .choices = "file|lines|eot"},
-        THREADS_OPTION};
+         .choices = "file|lines|eot"}};
     const int shards = parse_options(
         argc, argv, options, COUNT(options),
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
-    set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     const enum Split kind = split_of(split);
     const char *const marks[] = {"", "\n", END_OF_TEXT};
@@ -1959,23 +1970,25 @@ static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, i
 {
     const int threads = thread_count();
     int64_t *uses = allocate_zeroed((size_t)threads * t->vocabulary * sizeof *uses);
-    struct Encoded *encoded = encoded_new(t, threads);
+    struct Encoded *encoded = encoded_new(threads);
+    struct Encoder **encoders = encoders_new(t, threads);
     struct Chunk chunks[BATCH];
     for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting tokens"))
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Encoded *mine = &encoded[thread_index()];
             int64_t *own = uses + (size_t)thread_index() * t->vocabulary;
-            encode_chunk(mine, chunks[i], 0, 0);
+            encode_chunk(mine, encoders[thread_index()], chunks[i], 0, 0);
             for (size_t k = 0; k < mine->side[0].count; k++) own[mine->side[0].ids[k]]++;
         }
     for (int i = 0; i < threads; i++) {
         for (int id = 0; id < t->vocabulary && i; id++)
             uses[id] += uses[(size_t)i * t->vocabulary + id];
-        *pieces += encoded[i].encoder->pieces;
-        *single += encoded[i].encoder->single;
+        *pieces += encoders[i]->pieces;
+        *single += encoders[i]->single;
     }
     encoded_free(encoded, threads);
+    encoders_free(encoders, threads);
     return uses;
 }
 

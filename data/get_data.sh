@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetches public data sets and converts them to what the programs read. Needs curl, tar, gzip, awk.
 #
-# Each data set is a function `make_NAME`, which writes its files into the directory $work out of what
-# `fetch` has downloaded and checked. Only complete files get their final names, so a second run has
-# nothing to do, and one that was interrupted goes on where it stopped.
+# Each data set is a function `make_NAME`, which writes its files into the directory $work out of
+# what `fetch` has downloaded and checked. Only complete files get their final names, so a second run
+# has nothing to do, and one that was interrupted goes on where it stopped.
 
 set -euo pipefail
 export LC_ALL=C                 # bytes, not characters: the same order and result everywhere
@@ -35,20 +35,29 @@ have()       { command -v "$1" >/dev/null 2>&1; }
 # --- What is published where: address, checksum ---
 
 github=raw.githubusercontent.com
-sst2_url=$github/nlpaueb/nlp-optimizers/9f573468d63730ec394391837dc02d94583eec8b/data/SST2
-shakespeare_url=$github/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt
+nlp_optimizers=$github/nlpaueb/nlp-optimizers/9f573468d63730ec394391837dc02d94583eec8b
+sst2_url=$nlp_optimizers/data/SST2
+char_rnn=$github/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e
+shakespeare_url=$char_rnn/data/tinyshakespeare/input.txt
 imdb_url=ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
 gpt2_url=openaipublic.blob.core.windows.net/gpt-2/encodings/main
 
 published_sum() {
     case $1 in
-        "$shakespeare_url")       echo sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed ;;
-        "$sst2_url/train.tsv")    echo sha256:dc4a10637729af71aeb11f573482b10031ba7ffe53159403599d06759e484e30 ;;
-        "$sst2_url/dev.tsv")      echo sha256:84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f ;;
-        "$sst2_url/test.tsv")     echo sha256:fcd46f967b7b8efd8b5398481dadf873886298d092195167af907fd532e81e1c ;;
-        "$gpt2_url/vocab.bpe")    echo sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5 ;;
-        "$gpt2_url/encoder.json") echo sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783 ;;
-        "$imdb_url")              echo md5:7c2ac02c03563afcf9b574c7e56c153a ;;
+        "$shakespeare_url")
+            echo sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed ;;
+        "$sst2_url/train.tsv")
+            echo sha256:dc4a10637729af71aeb11f573482b10031ba7ffe53159403599d06759e484e30 ;;
+        "$sst2_url/dev.tsv")
+            echo sha256:84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f ;;
+        "$sst2_url/test.tsv")
+            echo sha256:fcd46f967b7b8efd8b5398481dadf873886298d092195167af907fd532e81e1c ;;
+        "$gpt2_url/vocab.bpe")
+            echo sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5 ;;
+        "$gpt2_url/encoder.json")
+            echo sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783 ;;
+        "$imdb_url")
+            echo md5:7c2ac02c03563afcf9b574c7e56c153a ;;
     esac
 }
 
@@ -75,9 +84,11 @@ fetch() {
 from_mirror() {
     local sums=$DATA_MIRROR/SHA256SUMS sum
     file=$DATA_MIRROR/$1
-    [ -r "$sums" ] || fail "$sums: cannot be read. Set DATA_MIRROR to a directory that holds SHA256SUMS."
-    [ -r "$file" ] || fail "$file: cannot be read. Add it to the mirror, or unset DATA_MIRROR to download."
-    sum=$(awk -v path="$1" '{ name = $2; sub(/^\*?(\.\/)?/, "", name) } name == path { print $1; exit }' "$sums")
+    [ -r "$sums" ] ||
+        fail "$sums: cannot be read. Set DATA_MIRROR to a directory that holds SHA256SUMS."
+    [ -r "$file" ] ||
+        fail "$file: cannot be read. Add it to the mirror, or unset DATA_MIRROR to download."
+    sum=$(awk -v path="$1" '{ sub(/^\*?(\.\/)?/, "", $2) } $2 == path { print $1; exit }' "$sums")
     [ -n "$sum" ] || fail "$sums: does not list $1. Add the file's SHA-256."
     fits "$file" "sha256:$sum" || fits "$file" "$(published_sum "$1")" ||
         fail "$file: its SHA-256 is not the one in $sums. Copy the file again."
@@ -92,37 +103,43 @@ download() {
     fetched+=("$file")
     [ ! -e "$file" ] || return 0
     have curl || fail "curl: no such program. Install curl, or set DATA_MIRROR."
-    mkdir -p "$(dirname "$file")" || fail "$out/download: cannot be written. Choose another --out."
+    mkdir -p "$(dirname "$file")" ||
+        fail "$out/download: cannot be written. Choose another --out."
     if ! { [ -e "$part" ] && fits "$part" "$sum"; }; then
         say "$url"
         curl_to "$part" "$url"
     fi
     if ! fits "$part" "$sum"; then
         rm -f "$part"
-        fail "$url: what arrived has another ${sum%%:*} than the published file and was deleted. Run again."
+        fail "$url: what arrived was deleted, its ${sum%%:*} is not the published one. Run again."
     fi
     mv "$part" "$file"
 }
 
-# HTTP status 416 and curl's 33 mean that the server cannot go on from the middle: then from the start.
+# HTTP status 416 and curl's 33: the server cannot go on from the middle, so start from the start.
 curl_to() {
     local part=$1 url=$2 status http shown=--progress-bar
     [ -t 2 ] || shown=--silent
     while :; do
         status=0
-        http=$(curl --fail --location --proto =https --retry 5 --connect-timeout 20 --speed-time 60 --speed-limit 100 \
-                    $shown --write-out '%{http_code}' --continue-at - --output "$part" "$url") || status=$?
+        http=$(curl --fail --location --proto =https --retry 5 --connect-timeout 20 \
+                    --speed-time 60 --speed-limit 100 $shown --write-out '%{http_code}' \
+                    --continue-at - --output "$part" "$url") || status=$?
         [ -s "$part" ] && { [ "$status" = 33 ] || [ "$http" = 416 ]; } || break
         rm -f "$part"
     done
-    case $status in
-        0)     ;;
-        6)     fail "$url: the host's name cannot be resolved. Check the network, then run again." ;;
-        7|28)  fail "$url: the host does not answer. Run again later: it goes on where it stopped." ;;
-        22)    fail "$url: the server answers with HTTP status $http. Check the address in a browser, or run again later." ;;
-        23)    fail "$part: cannot be written. Free some space, then run again." ;;
-        35|60) fail "$url: no secure connection. Check the system's certificates and clock." ;;
-        *)     fail "$url: the download broke off (curl status $status). Run again: it goes on where it stopped." ;;
+    [ "$status" = 0 ] || fail "$url: $(curl_trouble "$status" "$http")"
+}
+
+# What a status of curl means, and what to do
+curl_trouble() {
+    case $1 in
+        6)     echo "the host's name cannot be resolved. Check the network, then run again." ;;
+        7|28)  echo "the host does not answer. Run again later: it goes on where it stopped." ;;
+        22)    echo "the server answers with HTTP status $2. Check the address or try later." ;;
+        23)    echo "cannot be written into $out/download. Free some space, then run again." ;;
+        35|60) echo "no secure connection. Check the system's certificates and clock." ;;
+        *)     echo "the download broke off (curl status $1). Run again: it then goes on." ;;
     esac
 }
 
@@ -155,14 +172,14 @@ make_gpt2_vocab() {
     cat "$file" >"$work/encoder.json"
 }
 
-# One review is one file, ID_RATING.txt. The test reviews stay out of pretrain.txt. Positive and negative
-# take turns, so that the first N lines of a TSV are balanced.
+# One review is one file, ID_RATING.txt. The test reviews stay out of pretrain.txt. Positive and
+# negative take turns, so that the first N lines of a TSV are balanced.
 files_imdb="pretrain.txt train.tsv test.tsv"
 make_imdb() {
     local part
     fetch "$imdb_url"
     say "imdb: unpacking 100,000 reviews"
-    tar -xzf "$file" -C "$work" aclImdb/train/pos aclImdb/train/neg aclImdb/train/unsup aclImdb/test/pos aclImdb/test/neg ||
+    tar -xzf "$file" -C "$work" aclImdb/train/{pos,neg,unsup} aclImdb/test/{pos,neg} ||
         fail "$file: cannot be unpacked. See what tar says above."
     for part in train test; do
         imdb_reviews tsv "$work/aclImdb/$part/pos" >"$work/pos"
@@ -170,13 +187,16 @@ make_imdb() {
         printf 'text\tlabel\n' >"$work/$part.tsv"
         paste -d '\n' "$work/pos" "$work/neg" | sed '/^$/d' >>"$work/$part.tsv"
     done
-    for part in pos neg unsup; do imdb_reviews text "$work/aclImdb/train/$part"; done >"$work/pretrain.txt"
+    for part in pos neg unsup; do
+        imdb_reviews text "$work/aclImdb/train/$part"
+    done >"$work/pretrain.txt"
 }
 
-# imdb_reviews tsv|text DIR: all reviews of a directory by number. `text` keeps lines and ends each review
-# with <|endoftext|>; `tsv` is a line "review TAB name of DIR".
+# imdb_reviews tsv|text DIR: all reviews of a directory by number. `text` keeps lines and ends each
+# review with <|endoftext|>; `tsv` is a line "review TAB name of DIR".
 imdb_reviews() {
-    (cd "$2" && find . -name '*.txt' | sed 's,^\./,,' | sort -n | xargs awk -v form="$1" -v label="${2##*/}" '
+    (cd "$2" && find . -name '*.txt' | sed 's,^\./,,' | sort -n |
+     xargs awk -v form="$1" -v label="${2##*/}" '
         function flush() {
             gsub(/\r/, "", review)
             if (form == "text") {
@@ -205,7 +225,8 @@ get() {
         say "$name: already in $out/$name"
         return
     fi
-    mkdir -p "$out/$name" 2>/dev/null || fail "$out/$name: cannot be made a directory. Choose another --out."
+    mkdir -p "$out/$name" 2>/dev/null ||
+        fail "$out/$name: cannot be made a directory. Choose another --out."
     work=$out/$name/unfinished
     rm -rf "$work"
     mkdir "$work" || fail "$out/$name: cannot be written. Choose another --out."

@@ -8,14 +8,14 @@
  *    5  Reading      the probability of a given text, exactly, by trying every derivation
  *    6  Program
  *
- * Counting words does not go far here: "not a dull moment" praises, "dull at first, but gripping by
- * the end" is decided by its end, and "fine, if you have nothing better to do" has no bad word in it.
+ * Counting words does not go far here: "not a dull moment" praises, "dull at first, but gripping
+ * by the end" is decided by its end, and "fine, if you have nothing better to do" has no bad word.
  * What does help is that all sentences of a review take the same side, which a language model can
  * learn from unlabelled reviews alone.
  *
- * Because the grammar is known, so is the entropy H of a review, and no model's expected code length
- * is shorter: bits per byte >= H / E[bytes]. Bits count all that is predicted, the end of the review
- * included; bytes count its text without the newline. The best possible accuracy is
+ * Because the grammar is known, so is the entropy H of a review, and no model's expected code
+ * length is shorter: bits per byte >= H / E[bytes]. Bits count all that is predicted, the end of
+ * the review too; bytes count its text without the newline. The best possible accuracy is
  * E[max_y P(y | text)]; it is below 1, since some reviews are of two minds. */
 
 #include "../model.h"
@@ -39,14 +39,14 @@ static const struct Value facets[FACETS][MAX_VALUES] = {
                   {"romance", 2}, {"western", 1}, {"space", 1}},
     [TITLE]    = {{"untitled", 1}, {"titled", 1}},
     [DIRECTOR] = {{"unnamed", 2}, {"director-he", 1}, {"director-she", 1}},
-    [LEAD]     = {{"no-lead", 2}, {"lead-he", 1}, {"lead-she", 1}},
+    [LEAD]     = {{"no-lead", 3}, {"lead-he", 1}, {"lead-she", 1}},
 };
 static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
 
 /* A production: a symbol, the facet values for which it holds (none named: all), and alternatives.
- * An alternative may start with its weight (1) and a space. <name> stands for a symbol on the same
- * side, <name!> for one on the other side, <name+> and <name-> for one on that side. A symbol with $
- * keeps what was chosen first for the rest of the review.
+ * An alternative may start with its weight (1) and a space, and must if it starts with a space.
+ * <name> stands for a symbol on the same side, <name!> for one on the other side, <name+> and
+ * <name-> for one on that side. A symbol with $ keeps its first choice for the whole review.
  *
  * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text
  * is that of the derivation. The words of both sides start with consonants, to go with "a". */
@@ -57,14 +57,15 @@ static const struct Production productions[] = {
 /* --- The review --- */
 {"review", "+ -", "<opening><story><cast><points><end>"},
 {"review", "~",   "<opening><story><cast> <doubts> <shrug>"},
-{"story",  "",    "6 |4  <plot>"},
+{"story",  "",    "7 |3  <plot>"},
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
 {"points", "",
-    "3  <claim>|2  <contrast>|  <reaction>|4  <claim> <reaction>|3  <reaction> <claim>|"
-    "2  <contrast> <claim>|2  <claim> <contrast>|2  <contrast> <reaction>|"
-    "2  <reaction> <contrast>|  <claim> <reaction> <contrast>|  <reaction> <contrast> <claim>|"
-    " <wry>|2  <claim> <wry>|2  <wry> <claim>|  <contrast> <wry>"},
+    "2  <claim>|1  <contrast>|4  <claim> <reaction>|3  <reaction> <claim>|"
+    "2  <contrast> <claim>|2  <claim> <contrast>|1  <contrast> <reaction>|"
+    "1  <reaction> <contrast>|2  <claim> <wry>|2  <wry> <claim>|1  <contrast> <wry>|"
+    "2  <claim> <reaction> <contrast>|2  <reaction> <contrast> <claim>|"
+    "2  <claim> <contrast> <reaction>|2  <reaction> <claim> <wry>"},
 {"end",    "", "4 |6  <verdict>"},
 
 /* --- The first sentence names what there is to name --- */
@@ -103,33 +104,30 @@ static const struct Production productions[] = {
 {"title",  "", "The <$title.a> <$title.b>"},
 {"$title.a", "",
     "Silent|Crooked|Painted|Second|Distant|Golden|Broken|Hidden|Burning|Frozen|Last|Long|"
-    "Northern|Patient|Restless|Scarlet|Thirteenth|Velvet|Wandering|Winter"},
+    "Northern|Patient|Restless|Scarlet"},
 {"$title.b", "",
     "Harbour|Garden|Mirror|Bridge|Letter|Orchard|Stranger|Passenger|Lighthouse|Island|Season|"
-    "Promise|River|Window|Kingdom|Neighbour|Clock|Road|Visitor|Station|Lantern|Summer|Tower|"
-    "Valley"},
+    "Promise|River|Window|Kingdom|Neighbour"},
 
 {"director", "", "<$director.first> <$director.last>"},
 {"$director.first", "director-he",
-    "Alan|Bruno|Carlos|David|Erik|Felix|Gustav|Henry|Ivan|Jonas|Kenji|Marcel"},
+    "Alan|Bruno|Carlos|David|Erik|Felix|Gustav|Henry"},
 {"$director.first", "director-she",
-    "Agnes|Beatrice|Clara|Diana|Elena|Flora|Greta|Helen|Irene|Judith|Keiko|Marta"},
+    "Agnes|Beatrice|Clara|Diana|Elena|Flora|Greta|Helen"},
 {"$director.last", "",
     "Abbott|Bergstrom|Castellano|Duvall|Eriksen|Fontaine|Grimaldi|Hollander|Ishikawa|Jarvis|"
-    "Kowalski|Lindqvist|Moreau|Novak|Okonkwo|Petrov|Quinn|Rosales|Sandoval|Takeda"},
-{"director.he",  "director-he", "he"}, {"director.he",  "director-she", "she"},
+    "Kowalski|Lindqvist"},
+{"director.he", "director-he", "he"}, {"director.he", "director-she", "she"},
 {"director.his", "director-he", "his"}, {"director.his", "director-she", "her"},
 
 {"lead", "", "<$lead.first> <$lead.last>"},
 {"$lead.first", "lead-he",
-    "Arthur|Ben|Colin|Daniel|Edgar|Frank|George|Hugo|Jack|Leo|Martin|Nathan|Oscar|Paul|Simon|Tom"},
+    "Arthur|Ben|Colin|Daniel|Edgar|Frank|George|Hugo|Jack|Leo"},
 {"$lead.first", "lead-she",
-    "Alice|Barbara|Catherine|Dora|Emma|Frances|Grace|Hannah|Julia|Laura|Maria|Nora|Olivia|Paula|"
-    "Rose|Sophie"},
+    "Alice|Barbara|Catherine|Dora|Emma|Frances|Grace|Hannah|Julia|Laura"},
 {"$lead.last", "",
     "Archer|Bellamy|Carmichael|Delgado|Ellsworth|Farrell|Goodwin|Hartley|Kendrick|Lombard|"
-    "Merriweather|Nightingale|Osborne|Pemberton|Redgrove|Sinclair|Thornton|Underhill|Vasquez|"
-    "Whitlock"},
+    "Merriweather|Nightingale"},
 {"lead.he",  "lead-he", "he"}, {"lead.he",  "lead-she", "she"},
 {"lead.He",  "lead-he", "He"}, {"lead.He",  "lead-she", "She"},
 {"lead.him", "lead-he", "him"}, {"lead.him", "lead-she", "her"},
@@ -191,8 +189,8 @@ static const struct Production productions[] = {
 
 /* --- Sentences that take a side --- */
 {"acting", "+ -",
-    "3 <lead> plays the <role>, and <lead.he> is <quality>.|2 In the lead, <lead> is <quality>.|"
-    "2 <lead> plays the <role> with <amount>.|"
+    "3 <lead> plays the <role>, and <lead.he> is <quality>.|"
+    "2 In the lead, <lead> is <quality>.|2 <lead> plays the <role> with <amount>.|"
     "<lead> is the <role>: watching <lead.him> made me <react>.|"
     "<lead> is <quality> in it, as <lead.he> was last year."},
 {"acting", "~",
@@ -200,7 +198,8 @@ static const struct Production productions[] = {
     "2 <lead> is in nearly every scene."},
 
 {"claim", "",
-    "10 The <craft> is <quality>.|3 The <craft> is <quality>, and so is the <detail>.|"
+    "10 The <craft> is <quality>.|"
+    "3 The <craft> is <quality>, and the <detail> is much the same.|"
     "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
     "4 I found one <adj> <moment> after another.|3 Scene after scene is <quality>.|"
     "Hardly a scene is <adj!>.|2 It has <amount>.|What you get is <amount>."},
@@ -233,11 +232,11 @@ static const struct Production productions[] = {
     "The <$title.a> <$title.b> will make you <react>."},
 
 {"wry", "-",
-    "2 It is fine, if you have nothing better to do.|2 I have seen worse, though not this year.|"
-    "The best thing about it is that it ends.|At least the popcorn was good.|"
-    "It is good in parts, but the parts are short.|Good actors deserve a better <film>.|"
-    "It would be good enough for a long flight.|A good nap would have been better.|"
-    "I tried to love it, and failed."},
+    "2 It is fine, if you have nothing better to do.|"
+    "2 I have seen worse, though not this year.|The best thing about it is that it ends.|"
+    "At least the popcorn was good.|It is good in parts, but the parts are short.|"
+    "Good actors deserve a better <film>.|It would be good enough for a long flight.|"
+    "A good nap would have been better.|I tried to love it, and failed."},
 {"wry", "+",
     "2 If you have something better to do, do it later.|"
     "2 I have seen better, though not this year.|The worst thing about it is that it ends.|"
@@ -262,9 +261,9 @@ static const struct Production productions[] = {
 
 /* --- Phrases: the word of one's own side, or a denial of one of the other side --- */
 {"quality", "+ -",
-    "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|2 not <adj!> at all|"
-    "far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|not <adj!> but <adj>|"
-    "less <adj!> than <adj>"},
+    "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|"
+    "2 not <adj!> at all|far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|"
+    "not <adj!> but <adj>|less <adj!> than <adj>"},
 {"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
 {"amount", "",
     "4 plenty of <stuff>|2 no lack of <stuff>|2 not a trace of <stuff!>|"
@@ -286,15 +285,15 @@ static const struct Production productions[] = {
 {"glad", "+", "5 glad|2 happy|thankful|pleased"},
 {"glad", "-", "5 sorry|2 sad|ashamed|cross"},
 
-{"adj", "", "7 <general>|3 <special>"},
+{"adj", "", "3 <general>|1 <special>"},
 {"general", "+",
-    "9 wonderful|8 brilliant|6 gripping|5 clever|5 moving|4 charming|4 great|3 fresh|3 sharp|"
-    "3 superb|2 beautiful|2 delightful|2 memorable|2 convincing|lively|graceful|bold|vivid|"
-    "splendid|satisfying|rewarding|subtle|rich|perfect|polished"},
+    "14 wonderful|12 brilliant|9 gripping|7 clever|6 moving|5 charming|5 great|4 fresh|3 sharp|"
+    "3 superb|3 beautiful|2 delightful|2 memorable|2 convincing|1 lively|1 graceful|1 bold|"
+    "1 vivid|1 splendid|1 satisfying|1 rewarding|1 subtle|1 rich|1 perfect|1 polished"},
 {"general", "-",
-    "9 dull|8 terrible|6 boring|5 clumsy|5 weak|4 tedious|4 bad|3 stale|3 bland|3 dreadful|"
-    "2 flat|2 silly|2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|"
-    "muddled|painful|forgettable|feeble|careless"},
+    "14 dull|12 terrible|9 boring|7 clumsy|6 weak|5 tedious|5 bad|4 stale|3 bland|3 dreadful|"
+    "3 flat|2 silly|2 predictable|2 pointless|1 lifeless|1 shallow|1 lazy|1 sloppy|1 tiresome|"
+    "1 wooden|1 muddled|1 painful|1 forgettable|1 feeble|1 careless"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
 {"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
@@ -325,7 +324,8 @@ static const struct Production productions[] = {
     "6 see it|3 go|buy a ticket|take your friends|stay for the credits|recommend it|"
     "book two seats"},
 {"act", "-",
-    "6 skip it|3 stay at home|save your money|leave early|read a book|warn your friends|avoid it"},
+    "6 skip it|3 stay at home|save your money|leave early|read a book|warn your friends|"
+    "avoid it"},
 };
 
 /* ============================================================================================= */
@@ -418,12 +418,22 @@ static void compile_production(struct Grammar *g, const struct Production *p)
 /* The first production's symbol is number 0, where every review starts. */
 static struct Grammar *grammar_create(const struct Production *productions, int n)
 {
-    struct Grammar *g = allocate_zeroed(sizeof *g);
+    struct Grammar *g = resize(NULL, sizeof *g);
+    g->count = g->kept = 0;
     const struct Production *end = productions + n;
     for (const struct Production *p = productions; p < end; p++)
         find_symbol(g, p->symbol, strlen(p->symbol), true);
     for (const struct Production *p = productions; p < end; p++) compile_production(g, p);
     return g;
+}
+
+static void grammar_free(struct Grammar *g)
+{
+    for (int s = 0; s < g->count; s++) {
+        for (int i = 0; i < g->symbols[s].count; i++) free(g->symbols[s].alternatives[i].items);
+        free(g->symbols[s].alternatives);
+    }
+    free(g);
 }
 
 static bool holds(const struct Alternative *a, unsigned state)
@@ -534,8 +544,8 @@ typedef struct Expectation Memo[MAX_SYMBOLS][SIGNS];
 /* For alternatives a of probability p(a):
  *   bits = sum_a p(a) (-log2 p(a) + sum of its symbols' bits)      bytes likewise
  *   absent[k] = sum_a p(a) product of its symbols' absent[k]
- * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that differ
- * in nothing but the sign. */
+ * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that
+ * differ in nothing but the sign. */
 static const struct Expectation *expect(const struct Grammar *g, Memo memo, int symbol,
                                         unsigned state)
 {
@@ -577,7 +587,7 @@ static double choice_bits(const struct Symbol *s, unsigned state)
 
 struct Limits { double bits, bytes, accuracy; };
 
-/* What is expected of reviews with these facets. The bits of a $-symbol count when it is mentioned. */
+/* For reviews of these facets. The bits of a $-symbol count when it is mentioned. */
 static struct Limits state_limits(const struct Grammar *g, unsigned state)
 {
     static Memo memo;
@@ -757,11 +767,11 @@ int main(int argc, char **argv)
     const int file_count = sizeof files / sizeof *files;
     if (parse_options(argc - 1, argv + 1, options, sizeof options / sizeof *options, usage) > 0)
         die_usage("%s: not an option. reviews --help lists them.", argv[1]);
-    const char *limits_path = text_of("%s/limits.txt", out);
+    char *limits_path = text_of("%s/limits.txt", out);
     if (file_exists(limits_path) && !overwrite)
         die_usage("--out %s: holds reviews already. Choose another or add --overwrite.", out);
 
-    const struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
+    struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
     const struct Limits limits = find_limits(g);
     struct Buffer report = {0};
     make_directory(out);
@@ -770,6 +780,9 @@ int main(int argc, char **argv)
     report_limits(&report, &limits, files, file_count);
     write_file(limits_path, report.data, report.size);
     fputs(report.data, stdout);
+    free(report.data);
+    free(limits_path);
+    grammar_free(g);
     return 0;
 }
 #endif

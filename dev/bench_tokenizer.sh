@@ -44,10 +44,7 @@ for threads in 1 2; do
     cp "$work/shard_000000.bin" "$work/threads_$threads.bin"
 done
 cmp "$work/threads_1.bin" "$work/threads_2.bin" && echo "    the same bytes for both"
-for threads in 1 2; do
-    best "decode, $threads thread(s)" "$kilobytes" env OMP_NUM_THREADS=$threads \
-        "$tokenizer" decode --tokenizer "$vocab" "$work/shard_000000.bin"
-done
+best "decode" "$kilobytes" "$tokenizer" decode --tokenizer "$vocab" "$work/shard_000000.bin"
 "$tokenizer" decode --tokenizer "$vocab" "$work"/shard_0*.bin | cmp - "$text" && echo "    the text comes back"
 for threads in 1 2; do
     best "train 32,000 tokens, $threads thread(s)" "$kilobytes" "$tokenizer" train --overwrite \

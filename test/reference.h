@@ -1,7 +1,7 @@
-/* reference.h: GPT-2 as its formulas read: one loop for each index, double precision, nothing clever.
+/* reference.h: GPT-2 as its formulas read: a loop for each index, double precision, nothing clever.
  *
  * Begin here if you are new to the subject: this is the whole model with its gradients, and AdamW.
- * model.h computes the same in blocks, vectors and threads; test_model.c holds it against this file.
+ * model.h computes the same in blocks, vectors and threads; test_model.c compares the two.
  *
  *    1  Linear         y = x W + b
  *    2  Embedding      a token and its position become a vector
@@ -12,11 +12,13 @@
  *    7  The model      all of it together, for one sequence
  *    8  AdamW          the step that learns
  *
- * Letters: N rows (one row is one token of the sequence), C channels, H heads, D = C / H, V vocabulary,
- * L layers, OC output channels. An array "x (N, C)" holds N rows of C values, one row after the other:
- * element (n, c) stands at x[n * C + c]. dx is dLoss/dx. Every _backward is the chain rule for the
- * function above it: from the gradient at the output it adds what belongs to each input to that input's
- * gradient. It adds because one value may be used in several places; the caller begins with zeros. */
+ * Letters: N rows (a row is one token of the sequence), C channels, H heads, D = C / H channels of
+ * a head, V vocabulary, L layers, OC output channels. An array "x (N, C)" holds N rows of C values,
+ * one row after the other: element (n, c) stands at x[n * C + c].
+ *
+ * dx is dLoss/dx. Every _backward is the chain rule for the function above it: it takes the
+ * gradient at the output and adds each input's share to that input's gradient. It adds because a
+ * value may be used in several places; the caller begins with zeros. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -30,7 +32,8 @@
  *
  *   y[n][o] = b[o] + sum_c x[n][c] w[c][o]
  */
-static void plain_linear(double *y, const double *x, const double *w, const double *b, int N, int C, int OC)
+static void plain_linear(double *y, const double *x, const double *w, const double *b,
+                         int N, int C, int OC)
 {
     for (int n = 0; n < N; n++)
         for (int o = 0; o < OC; o++) {
@@ -44,8 +47,8 @@ static void plain_linear(double *y, const double *x, const double *w, const doub
  *
  *   dx = dy w^T      dw = x^T dy      db = sum_n dy[n]
  */
-static void plain_linear_backward(double *dx, double *dw, double *db, const double *dy, const double *x,
-                                  const double *w, int N, int C, int OC)
+static void plain_linear_backward(double *dx, double *dw, double *db, const double *dy,
+                                  const double *x, const double *w, int N, int C, int OC)
 {
     for (int n = 0; n < N; n++)
         for (int o = 0; o < OC; o++) {
@@ -66,14 +69,15 @@ static void plain_linear_backward(double *dx, double *dw, double *db, const doub
  *
  *   x[n] = wte[tokens[n]] + wpe[n]
  */
-static void plain_embedding(double *x, const int *tokens, const double *wte, const double *wpe, int N, int C)
+static void plain_embedding(double *x, const int *tokens, const double *wte, const double *wpe,
+                            int N, int C)
 {
     for (int n = 0; n < N; n++)
         for (int c = 0; c < C; c++) x[n * C + c] = wte[tokens[n] * C + c] + wpe[n * C + c];
 }
 
-static void plain_embedding_backward(double *dwte, double *dwpe, const double *dx, const int *tokens,
-                                     int N, int C)
+static void plain_embedding_backward(double *dwte, double *dwpe, const double *dx,
+                                     const int *tokens, int N, int C)
 {
     for (int n = 0; n < N; n++)
         for (int c = 0; c < C; c++) {
@@ -102,7 +106,8 @@ static double plain_normalize(double *xhat, const double *x, int C)
 }
 
 /* x, y (N, C)   w, b (C):   y[n] = w xhat[n] + b */
-static void plain_layernorm(double *y, const double *x, const double *w, const double *b, int N, int C)
+static void plain_layernorm(double *y, const double *x, const double *w, const double *b,
+                            int N, int C)
 {
     double xhat[C];
     for (int n = 0; n < N; n++) {
@@ -111,13 +116,13 @@ static void plain_layernorm(double *y, const double *x, const double *w, const d
     }
 }
 
-/* g = w dy is the gradient at xhat. Moving all of x moves the mean along, stretching x stretches the
- * deviation along: neither changes xhat, so those two parts of g are taken out.
+/* g = w dy is the gradient at xhat. Moving all of x moves the mean along, and stretching x
+ * stretches the deviation along: neither changes xhat, so these two parts of g are taken out.
  *
  *   dx = rstd (g - avg g - xhat avg(g xhat))      dw = sum_n dy xhat      db = sum_n dy
  */
-static void plain_layernorm_backward(double *dx, double *dw, double *db, const double *dy, const double *x,
-                                     const double *w, int N, int C)
+static void plain_layernorm_backward(double *dx, double *dw, double *db, const double *dy,
+                                     const double *x, const double *w, int N, int C)
 {
     double xhat[C];
     for (int n = 0; n < N; n++) {
@@ -148,7 +153,9 @@ static double plain_gelu(double x)
     return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
 }
 
-/* dy/dx = (1 + tanh u) / 2 + x/2 (1 - tanh^2 u) du/dx      du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
+/* dy/dx = (1 + tanh u) / 2 + x/2 (1 - tanh^2 u) du/dx
+ * du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2)
+ */
 static double plain_gelu_slope(double x)
 {
     const double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
@@ -159,7 +166,8 @@ static double plain_gelu_slope(double x)
 /* 5. Attention                                                                                  */
 /* ============================================================================================= */
 
-/* x (n) becomes exp(x) / sum exp(x). Subtracting the largest first changes nothing but prevents overflow. */
+/* x (n) becomes exp(x) / sum exp(x). Taking off the largest x first changes nothing in that
+ * quotient, but exp cannot overflow. */
 static void plain_softmax(double *x, int n)
 {
     double most = x[0], sum = 0;
@@ -168,9 +176,10 @@ static void plain_softmax(double *x, int n)
     for (int i = 0; i < n; i++) x[i] /= sum;
 }
 
-/* How much row n looks at each row m <= n: P (n + 1), the softmax of the scores q_n . k_m / sqrt(D).
- * q, k point at one head's channels of row 0; a row is 3C values long. */
-static void plain_attention_weights(double *P, const double *q, const double *k, int n, int C, int D)
+/* How much row n looks at each row m <= n: P (n + 1), softmax of the scores q_n . k_m / sqrt(D).
+ * q and k point at one head's channels of row 0; a row is 3C values long. */
+static void plain_attention_weights(double *P, const double *q, const double *k,
+                                    int n, int C, int D)
 {
     for (int m = 0; m <= n; m++) {
         P[m] = 0;
@@ -205,7 +214,8 @@ static void plain_attention(double *y, const double *qkv, int N, int C, int H)
  *   dv_m = sum_n P_nm dy_n               dS_nm = P_nm (dP_nm - sum_j P_nj dP_nj)
  *   dq_n = sum_m dS_nm k_m / sqrt(D)     dk_m = sum_n dS_nm q_n / sqrt(D)
  */
-static void plain_attention_backward(double *dqkv, const double *dy, const double *qkv, int N, int C, int H)
+static void plain_attention_backward(double *dqkv, const double *dy, const double *qkv,
+                                     int N, int C, int H)
 {
     const int D = C / H;
     double P[N], dP[N];
@@ -241,8 +251,9 @@ static void plain_attention_backward(double *dqkv, const double *dy, const doubl
  *
  *   logits_k = h . w_k      p = softmax(logits)      loss = -log p[target]
  *
- * p (K)   w (K, C). For the language model w is wte, the table of the embedding, once more ("tied"):
- * a token's score is how well h agrees with its vector. For a classifier, w has a row for each class. */
+ * p (K)   w (K, C). For the language model w is wte, the embedding's table once more ("tied"): a
+ * token's score is how well h agrees with its vector. For a classifier, w has a row for each
+ * class. */
 static double plain_head(double *p, const double *h, const double *w, int target, int K, int C)
 {
     for (int k = 0; k < K; k++) {
@@ -253,10 +264,10 @@ static double plain_head(double *p, const double *h, const double *w, int target
     return -log(p[target]);
 }
 
-/* The gradient at the logits is p, less 1 at the target: push down what was believed, pull up what was
- * true. It is multiplied by `scale`, the weight of this row's loss in the whole. */
-static void plain_head_backward(double *dh, double *dw, const double *p, const double *h, const double *w,
-                                int target, double scale, int K, int C)
+/* The gradient at the logits is p, less 1 at the target: push down what was believed, pull up what
+ * was true. It is multiplied by `scale`, the weight of this row's loss in the whole. */
+static void plain_head_backward(double *dh, double *dw, const double *p, const double *h,
+                                const double *w, int target, double scale, int K, int C)
 {
     for (int k = 0; k < K; k++) {
         const double dlogit = scale * (p[k] - (k == target));
@@ -275,15 +286,21 @@ struct PlainShape { int layers, heads, channels, context, vocabulary, labels; };
 
 /* The weights, or their gradients: places in one array, in the order of the file. */
 struct PlainBlock {
-    double *ln1_w, *ln1_b, *qkv_w, *qkv_b, *attn_w, *attn_b;    /* (C) (C) (C, 3C) (3C) (C, C) (C) */
-    double *ln2_w, *ln2_b, *fc_w, *fc_b, *mlp_w, *mlp_b;        /* (C) (C) (C, 4C) (4C) (4C, C) (C) */
+    double *ln1_w, *ln1_b;          /* (C) (C) */
+    double *qkv_w, *qkv_b;          /* (C, 3C) (3C) */
+    double *attn_w, *attn_b;        /* (C, C) (C) */
+    double *ln2_w, *ln2_b;          /* (C) (C) */
+    double *fc_w, *fc_b;            /* (C, 4C) (4C) */
+    double *mlp_w, *mlp_b;          /* (4C, C) (C) */
 };
 
 enum { PLAIN_MOST_LAYERS = 16 };
 
 struct PlainWeights {
-    double *wte, *wpe, *lnf_w, *lnf_b, *score;                  /* (V, C) (context, C) (C) (C) (K, C) */
+    double *wte, *wpe;              /* (V, C) (context, C) */
     struct PlainBlock block[PLAIN_MOST_LAYERS];
+    double *lnf_w, *lnf_b;          /* (C) (C) */
+    double *score;                  /* (K, C): of a classifier with K classes */
 };
 
 /* The next n values of an array from which all take their places in turn. */
@@ -343,14 +360,18 @@ static struct PlainValues plain_values(double **array, int N, int C)
     return v;
 }
 
-static void plain_add(double *y, const double *x, size_t n) { for (size_t i = 0; i < n; i++) y[i] += x[i]; }
+static void plain_add(double *y, const double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] += x[i];
+}
 
 /* One block. Attention carries information between rows, the MLP works on each row by itself; both
  * only add to x, the "residual stream":
  *
  *   x2 = x + attention(LN1(x) W + b) W + b      out = x2 + GELU(LN2(x2) W + b) W + b
  */
-static void plain_block(double *out, struct PlainValues *v, const struct PlainBlock *w, int N, int C, int H)
+static void plain_block(double *out, struct PlainValues *v, const struct PlainBlock *w,
+                        int N, int C, int H)
 {
     plain_layernorm(v->ln1, v->x, w->ln1_w, w->ln1_b, N, C);
     plain_linear(v->qkv, v->ln1, w->qkv_w, w->qkv_b, N, C, 3 * C);
@@ -365,9 +386,10 @@ static void plain_block(double *out, struct PlainValues *v, const struct PlainBl
     plain_add(out, v->x2, (size_t)N * C);
 }
 
-/* The same lines from the last to the first. dv: gradients of the values v; dw: of the weights w. */
+/* The same lines from last to first. dv are the gradients of the values v, dw of the weights w. */
 static void plain_block_backward(struct PlainValues *dv, struct PlainBlock *dw, const double *dout,
-                                 const struct PlainValues *v, const struct PlainBlock *w, int N, int C, int H)
+                                 const struct PlainValues *v, const struct PlainBlock *w,
+                                 int N, int C, int H)
 {
     plain_add(dv->x2, dout, (size_t)N * C);
     plain_linear_backward(dv->gelu, dw->mlp_w, dw->mlp_b, dout, v->gelu, w->mlp_w, N, 4 * C, C);
@@ -382,48 +404,51 @@ static void plain_block_backward(struct PlainValues *dv, struct PlainBlock *dw, 
     plain_layernorm_backward(dv->x, dw->ln1_w, dw->ln1_b, dv->ln1, v->x, w->ln1_w, N, C);
 }
 
-/* One sequence of N tokens through the model. weights, gradients: arrays as plain_weights lays them out.
+/* One sequence of N tokens through the model, forward and backward.
  *
+ *   gradients, weights: arrays as plain_weights lays them out
  *   hidden (N, C): the final states, set
  *   targets (N): the token that follows each row, or -1 where none counts; or NULL
  *   label: the class, which is read at the last row; or -1
  *
  * Returns the sum of -log p over all targets and the label; adds `scale` times its gradient. */
 static double plain_gpt2(double *gradients, double *hidden, double *weights, const int *tokens,
-                         const int *targets, int label, double scale, int N, const struct PlainShape *s)
+                         const int *targets, int label, double scale, int N,
+                         const struct PlainShape *s)
 {
-    const int C = s->channels, L = s->layers, V = s->vocabulary, K = s->labels, H = s->heads;
-    const size_t n = (size_t)N * C, values = (L * PLAIN_VALUES_PER_ROW + 2) * n;
+    const int C = s->channels, L = s->layers, V = s->vocabulary, K = s->labels;
+    const size_t n = (size_t)N * C, size = 2 * (L + 1) * PLAIN_VALUES_PER_ROW * n + n;
     const struct PlainWeights w = plain_weights(weights, s);
     struct PlainWeights dw = plain_weights(gradients, s);
-    struct PlainValues v[PLAIN_MOST_LAYERS], dv[PLAIN_MOST_LAYERS];
-    double *memory = calloc(2 * values, sizeof *memory), *place = memory, p[V + K], loss = 0;
+    struct PlainValues v[PLAIN_MOST_LAYERS + 1], dv[PLAIN_MOST_LAYERS + 1];
+    double *memory = calloc(size, sizeof *memory), *place = memory, p[V + K], loss = 0;
     if (!memory) abort();
-    for (int l = 0; l < L; l++) {
+    double *dhidden = plain_take(&place, n);
+    for (int l = 0; l <= L; l++) {          /* of the last, only x: what enters LN_f */
         v[l] = plain_values(&place, N, C);
         dv[l] = plain_values(&place, N, C);
     }
-    double *last = plain_take(&place, n), *dlast = plain_take(&place, n), *dhidden = plain_take(&place, n);
 
-    plain_embedding(L ? v[0].x : last, tokens, w.wte, w.wpe, N, C);
-    for (int l = 0; l < L; l++) plain_block(l + 1 < L ? v[l + 1].x : last, &v[l], &w.block[l], N, C, H);
-    plain_layernorm(hidden, last, w.lnf_w, w.lnf_b, N, C);
+    plain_embedding(v[0].x, tokens, w.wte, w.wpe, N, C);
+    for (int l = 0; l < L; l++) plain_block(v[l + 1].x, &v[l], &w.block[l], N, C, s->heads);
+    plain_layernorm(hidden, v[L].x, w.lnf_w, w.lnf_b, N, C);
 
     for (int i = 0; i < N; i++) {
+        const double *h = hidden + i * C;
         if (!targets || targets[i] < 0) continue;
-        loss += plain_head(p, hidden + i * C, w.wte, targets[i], V, C);
-        plain_head_backward(dhidden + i * C, dw.wte, p, hidden + i * C, w.wte, targets[i], scale, V, C);
+        loss += plain_head(p, h, w.wte, targets[i], V, C);
+        plain_head_backward(dhidden + i * C, dw.wte, p, h, w.wte, targets[i], scale, V, C);
     }
     if (label >= 0) {
-        double *h = hidden + (N - 1) * C, *dh = dhidden + (N - 1) * C;
+        const double *h = hidden + (N - 1) * C;
         loss += plain_head(p, h, w.score, label, K, C);
-        plain_head_backward(dh, dw.score, p, h, w.score, label, scale, K, C);
+        plain_head_backward(dhidden + (N - 1) * C, dw.score, p, h, w.score, label, scale, K, C);
     }
 
-    plain_layernorm_backward(dlast, dw.lnf_w, dw.lnf_b, dhidden, last, w.lnf_w, N, C);
+    plain_layernorm_backward(dv[L].x, dw.lnf_w, dw.lnf_b, dhidden, v[L].x, w.lnf_w, N, C);
     for (int l = L - 1; l >= 0; l--)
-        plain_block_backward(&dv[l], &dw.block[l], l + 1 < L ? dv[l + 1].x : dlast, &v[l], &w.block[l], N, C, H);
-    plain_embedding_backward(dw.wte, dw.wpe, L ? dv[0].x : dlast, tokens, N, C);
+        plain_block_backward(&dv[l], &dw.block[l], dv[l + 1].x, &v[l], &w.block[l], N, C, s->heads);
+    plain_embedding_backward(dw.wte, dw.wpe, dv[0].x, tokens, N, C);
     free(memory);
     return loss;
 }
@@ -432,9 +457,9 @@ static double plain_gpt2(double *gradients, double *hidden, double *weights, con
 /* 8. AdamW                                                                                      */
 /* ============================================================================================= */
 
-/* One step for one weight w with gradient g. m and v are running averages of g and g^2, which begin at 0
- * and are corrected for it; t counts steps from 1. The step is about lr whatever the size of g; decay
- * pulls w towards 0.
+/* One step for one weight w with gradient g. m and v are running averages of g and g^2, which begin
+ * at 0 and are corrected for that; t counts steps from 1. The step is about lr whatever the size of
+ * g; decay pulls w towards 0.
  *
  *   m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
  *   w = w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)

@@ -1,6 +1,6 @@
-/* test_checkpoint.c: model directories that are damaged, contradictory, or written by others. Each is
- * opened in a child process. A bad one must end it with status 1 and one sentence that names the file;
- * a good one must give the same weights. */
+/* test_checkpoint.c: model directories that are damaged, contradictory, or written by others.
+ * Each is opened in a child process. A bad one must end it with status 1 and one sentence that
+ * names the file; a good one must give the same weights. */
 
 #include "../model.h"
 #include "check.h"
@@ -32,11 +32,12 @@ static int open_directory(void)
     struct Metadata meta;
     load_model(&m, directory, &meta);
     if (m.size != original.size) return OTHER_WEIGHTS;
-    return memcmp(m.weights, original.weights, m.size * sizeof(real)) ? OTHER_WEIGHTS : SAME_WEIGHTS;
+    const size_t bytes = m.size * sizeof(real);
+    return memcmp(m.weights, original.weights, bytes) ? OTHER_WEIGHTS : SAME_WEIGHTS;
 }
 
-/* The function's result, or the status of exit if it died; -1 after a signal. What it wrote to stderr
- * goes to message. */
+/* The function's result, or the status of exit if it died; -1 after a signal. What it wrote to
+ * stderr goes to message. */
 static int in_child(int (*function)(void), char *message, size_t size)
 {
     int channel[2], status;
@@ -51,7 +52,8 @@ static int in_child(int (*function)(void), char *message, size_t size)
         _exit(function());
     }
     close(channel[1]);
-    for (ssize_t n; used < size - 1 && (n = read(channel[0], message + used, size - 1 - used)) > 0; ) used += n;
+    ssize_t n;
+    while ((n = read(channel[0], message + used, size - 1 - used)) > 0) used += n;
     message[used] = 0;
     close(channel[0]);
     waitpid(child, &status, 0);
@@ -61,7 +63,8 @@ static int in_child(int (*function)(void), char *message, size_t size)
 static bool one_sentence(const char *message)
 {
     const char *end = strchr(message, '\n');
-    return !strncmp(message, "test_checkpoint: ", 17) && end && !end[1] && end > message && end[-1] == '.';
+    return !strncmp(message, "test_checkpoint: ", 17) && end && !end[1] && end > message
+        && end[-1] == '.';
 }
 
 /* words: what the message must hold besides the file's name; NULL: the function must succeed. */
@@ -69,10 +72,12 @@ static void expect(int (*function)(void), const char *words, const char *what)
 {
     char message[2000];
     const int status = in_child(function, message, sizeof message);
-    const bool good = words ? status == 1 && one_sentence(message) && strstr(message, directory) && strstr(message, words)
+    const bool good = words ? status == 1 && one_sentence(message) && strstr(message, directory)
+                              && strstr(message, words)
                             : status == SAME_WEIGHTS && !message[0];
     check(good, "%s: %s", what, words ? "refused" : "read");
-    if (!good) printf("     status %d, wanted \"%s\", got: %s\n", status, words ? words : "", message);
+    if (!good)
+        printf("     status %d, wanted \"%s\", got: %s\n", status, words ? words : "", message);
 }
 
 /* --- Files to spoil --- */
@@ -140,7 +145,8 @@ static void write_changed(enum Part part, const char *from, const char *to)
 {
     save_original();
     struct Buffer header, data = split_file(&header), config = read_whole(config_path());
-    if (!replace_all(part == HEADER ? &header : &config, from, to)) check(0, "\"%s\" is not in the original", from);
+    if (!replace_all(part == HEADER ? &header : &config, from, to))
+        check(0, "\"%s\" is not in the original", from);
     if (part == HEADER) write_parts(&header, header.size, data.data, data.size);
     else write_file(config_path(), config.data, config.size);
     free(header.data), free(data.data), free(config.data);
@@ -148,32 +154,37 @@ static void write_changed(enum Part part, const char *from, const char *to)
 
 /* --- The tests --- */
 
-/* The original has 1 block, 2 heads, 4 channels, 6 positions, 9 tokens, 2 labels: wte comes first, 144
- * bytes, then wpe, 96 bytes. */
+/* The original has 1 block, 2 heads, 4 channels, 6 positions, 9 tokens, 2 labels: wte comes
+ * first, 144 bytes, then wpe, 96 bytes. */
 static void test_texts(void)
 {
-    #define WTE "\"transformer.wte.weight\":{\"dtype\":\"F32\",\"shape\":[9,4],\"data_offsets\":[0,144]}"
+    #define TENSOR(name, dtype, shape, place) \
+        "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" place "]}"
+    #define WTE TENSOR("transformer.wte.weight", "F32", "9,4", "0,144")
     static const struct { enum Part part; const char *from, *to, *words, *what; } cases[] = {
         {HEADER, "\"transformer.", "\"", NULL, "names without transformer."},
-        {HEADER, WTE, "\"transformer.h.0.attn.bias\":{\"dtype\":\"U8\",\"shape\":[1,1,2,2],\"data_offsets\":[0,4]}," WTE, NULL,
+        {HEADER, WTE, TENSOR("transformer.h.0.attn.bias", "U8", "1,1,2,2", "0,4") "," WTE, NULL,
          "a mask attn.bias"},
-        {HEADER, WTE, "\"h.0.attn.masked_bias\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}," WTE, NULL,
+        {HEADER, WTE, TENSOR("h.0.attn.masked_bias", "F32", "", "0,4") "," WTE, NULL,
          "a mask attn.masked_bias"},
-        {HEADER, WTE, "\"lm_head.weight\":{\"dtype\":\"F32\",\"shape\":[9,4],\"data_offsets\":[0,144]}," WTE, NULL,
+        {HEADER, WTE, TENSOR("lm_head.weight", "F32", "9,4", "0,144") "," WTE, NULL,
          "a head that equals the embedding"},
-        {HEADER, WTE, "\"lm_head.weight\":{\"dtype\":\"F32\",\"shape\":[9,4],\"data_offsets\":[4,148]}," WTE,
-         "lm_head.weight", "a head of its own"},
-        {HEADER, WTE, "\"transformer.adapter\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}," WTE,
+        {HEADER, WTE, TENSOR("lm_head.weight", "F32", "9,4", "4,148") "," WTE, "lm_head.weight",
+         "a head of its own"},
+        {HEADER, WTE, TENSOR("transformer.adapter", "F32", "0", "144,144") "," WTE,
          "transformer.adapter", "a tensor that GPT-2 has not"},
-        {HEADER, "\"transformer.ln_f.bias\"", "\"transformer.ln_f.bias2\"", "transformer.ln_f.bias is missing", "a tensor too few"},
+        {HEADER, "\"transformer.ln_f.bias\"", "\"transformer.ln_f.bias2\"",
+         "transformer.ln_f.bias is missing", "a tensor too few"},
         {HEADER, "\"score.weight\"", "\"score.bias\"", "score.bias", "a classifier with a bias"},
         {HEADER, "[4,12]", "[12,4]", "c_attn.weight has shape (12, 4)", "a transposed matrix"},
         {HEADER, "[9,4]", "[36]", "wte.weight has shape (36)", "one dimension too few"},
         {HEADER, "[9,4]", "[9,4,1]", "wte.weight has shape (9, 4, 1)", "one dimension too many"},
         {HEADER, "[9,4]", "[-9,-4]", "wte.weight", "a negative shape"},
         {HEADER, "[9,4]", "\"9x4\"", "wte.weight", "a shape that is a string"},
-        {HEADER, "\"F32\",\"shape\":[9,4]", "\"F64\",\"shape\":[9,4]", "dtype F64", "an unknown dtype"},
-        {HEADER, "\"F32\",\"shape\":[9,4]", "\"F16\",\"shape\":[9,4]", "wte.weight", "a dtype that does not fit the bytes"},
+        {HEADER, "\"F32\",\"shape\":[9,4]", "\"F64\",\"shape\":[9,4]", "dtype F64",
+         "an unknown dtype"},
+        {HEADER, "\"F32\",\"shape\":[9,4]", "\"F16\",\"shape\":[9,4]", "wte.weight",
+         "a dtype that does not fit the bytes"},
         {HEADER, "\"dtype\":\"F32\",\"shape\":[9,4]", "\"shape\":[9,4]", "wte.weight", "no dtype"},
         {HEADER, "[0,144]", "[1000000,1000144]", "wte.weight", "a place beyond the end"},
         {HEADER, "[0,144]", "[-144,0]", "wte.weight", "a place before the beginning"},
@@ -182,32 +193,41 @@ static void test_texts(void)
         {HEADER, "[0,144]", "[0.5,144.5]", "wte.weight", "a place between bytes"},
         {HEADER, "[0,144]", "[0,1e300]", "wte.weight", "a place that no integer holds"},
         {HEADER, "[0,144]", "[]", "wte.weight", "no place"},
-        {HEADER, "\"data_offsets\":[0,144]", "\"data_offset\":[0,144]", "wte.weight", "no data_offsets"},
+        {HEADER, "\"data_offsets\":[0,144]", "\"data_offset\":[0,144]", "wte.weight",
+         "no data_offsets"},
         {HEADER, "[144,240]", "[48,144]", "overlap", "two tensors in one place"},
         {HEADER, WTE, "\"transformer.wte.weight\":7", "wte.weight", "a number for a tensor"},
         {HEADER, "\"checksum\":\"", "\"checksum\":\"0", "checksum", "a checksum of other bytes"},
         {HEADER, "\"__metadata__\":{", "\"__metadata__\":{,", "JSON", "bad JSON in the header"},
-        {HEADER, "{\"__metadata__\"", "[{\"__metadata__\"", "JSON", "a header whose bracket is open"},
+        {HEADER, "{\"__metadata__\"", "[{\"__metadata__\"", "JSON",
+         "a header whose bracket is open"},
         {CONFIG, "{", "", "JSON", "a config.json that is not JSON"},
-        {CONFIG, "\"n_layer\": 1", "\"n_layer\": 2", "transformer.h.1.ln_1.weight is missing", "more layers than the file"},
+        {CONFIG, "\"n_layer\": 1", "\"n_layer\": 2", "transformer.h.1.ln_1.weight is missing",
+         "more layers than the file"},
         {CONFIG, "\"n_layer\": 1", "\"n_layer\": 0", "config.json", "no layers"},
         {CONFIG, "\"n_layer\": 1", "\"n_layer\": 1.5", "config.json", "one layer and a half"},
-        {CONFIG, "\"n_head\": 2", "\"n_head\": 3", "config.json", "heads that do not divide the channels"},
+        {CONFIG, "\"n_head\": 2", "\"n_head\": 3", "config.json",
+         "heads that do not divide the channels"},
         {CONFIG, "\"n_head\": 2", "\"n_head\": -2", "config.json", "a negative number of heads"},
         {CONFIG, "\"n_embd\": 4", "\"n_embd\": 8", "has shape", "more channels than the file"},
-        {CONFIG, "\"n_positions\": 6", "\"n_positions\": 7", "wpe.weight has shape (6, 4)", "more positions than the file"},
-        {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 8", "wte.weight has shape (9, 4)", "fewer tokens than the file"},
+        {CONFIG, "\"n_positions\": 6", "\"n_positions\": 7", "wpe.weight has shape (6, 4)",
+         "more positions than the file"},
+        {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 8", "wte.weight has shape (9, 4)",
+         "fewer tokens than the file"},
         {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 16000000", "", "more tokens than memory"},
         {CONFIG, "\"n_embd\": 4", "\"n_embd\": 65536", "", "more channels than memory"},
-        {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 1e30", "config.json", "more tokens than integers"},
+        {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 1e30", "config.json",
+         "more tokens than integers"},
         {CONFIG, "gelu_new", "relu", "activation_function is relu", "another activation"},
         {CONFIG, "1e-05", "1e-06", "layer_norm_epsilon", "another epsilon"},
-        {CONFIG, "\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false", "tie_word_embeddings", "an untied head"},
+        {CONFIG, "\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false",
+         "tie_word_embeddings", "an untied head"},
         {CONFIG, "\"n_embd\"", "\"n_inner\": 8, \"n_embd\"", "n_inner", "a narrow MLP"},
         {CONFIG, "\"n_embd\"", "\"n_inner\": null, \"n_embd\"", NULL, "the usual MLP"},
         {CONFIG, "\"gpt2\"", "\"llama\"", "model_type is llama", "another architecture"},
         {CONFIG, "\"1\": \"good\"", "\"2\": \"good\"", "id2label", "a class without a name"},
-        {CONFIG, "\"1\": \"good\"", "\"1\": \"good\", \"2\": \"best\"", "score.weight has shape (2, 4)", "more labels than the file"},
+        {CONFIG, "\"1\": \"good\"", "\"1\": \"good\", \"2\": \"best\"",
+         "score.weight has shape (2, 4)", "more labels than the file"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_changed(cases[i].part, cases[i].from, cases[i].to);
@@ -227,10 +247,12 @@ static void test_bytes(void)
         expect(open_directory, "", what);
         free(what);
     }
-    const uint64_t lengths[] = {0, 1, header.size - 1, header.size + 8, file.size, 1ull << 40, UINT64_MAX - 7, UINT64_MAX};
+    const uint64_t lengths[] = {0, 1, header.size - 1, header.size + 8, file.size, 1ull << 40,
+                                UINT64_MAX - 7, UINT64_MAX};
     for (int i = 0; i < 8; i++) {
         write_parts(&header, lengths[i], data.data, data.size);
-        char *what = text_of("a header length of %llu instead of %zu", (unsigned long long)lengths[i], header.size);
+        char *what = text_of("a header length of %llu instead of %zu",
+                             (unsigned long long)lengths[i], header.size);
         expect(open_directory, "", what);
         free(what);
     }
@@ -265,11 +287,12 @@ static void test_deep_header(void)
 
 /* --- Half precision --- */
 
-/* Of a value that both hold exactly: |x| < 4, a multiple of 1/32. */
+/* Of a value that both hold exactly: |x| < 4, a multiple of 1/32. With frexp,
+ * |x| = fraction * 2^exponent and 1/2 <= fraction < 1. */
 static uint16_t to_half(float x)
 {
     int exponent;
-    const float fraction = frexpf(fabsf(x), &exponent);         /* |x| = fraction * 2^exponent, 1/2 <= fraction < 1 */
+    const float fraction = frexpf(fabsf(x), &exponent);
     const int magnitude = x == 0 ? 0 : (exponent + 14) << 10 | ((int)ldexpf(fraction, 11) & 1023);
     return (uint16_t)((x < 0) << 15 | magnitude);
 }
@@ -289,10 +312,14 @@ static void test_half(const char *dtype, uint16_t (*convert)(float))
         const struct Param *p = &original.params[i];
         append(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "{", p->name, dtype);
         if (p->rows > 1) append(&header, "%d,", p->rows);
-        append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, 2 * p->offset, 2 * (p->offset + p->size));
+        append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, 2 * p->offset,
+               2 * (p->offset + p->size));
     }
     append(&header, "}");
-    for (size_t k = 0; k < original.size; k++) append_bytes(&data, &(uint16_t){convert((float)original.weights[k])}, 2);
+    for (size_t k = 0; k < original.size; k++) {
+        const uint16_t half = convert((float)original.weights[k]);
+        append_bytes(&data, &half, 2);
+    }
     write_parts(&header, header.size, data.data, data.size);
     expect(open_directory, NULL, dtype);
     write_parts(&header, header.size, data.data, data.size - 2);
@@ -303,8 +330,9 @@ static void test_half(const char *dtype, uint16_t (*convert)(float))
 static void test_half_values(void)
 {
     static const struct { uint16_t half; float value; } values[] = {
-        {0x0000, 0}, {0x8000, -0.0f}, {0x3C00, 1}, {0xC000, -2}, {0x3555, 0x1.554p-2f}, {0x7BFF, 65504},
-        {0x0400, 0x1p-14f}, {0x0001, 0x1p-24f}, {0x83FF, -0x1.FF8p-15f}, {0x7C00, INFINITY}, {0xFC00, -INFINITY},
+        {0x0000, 0}, {0x8000, -0.0f}, {0x3C00, 1}, {0xC000, -2}, {0x3555, 0x1.554p-2f},
+        {0x7BFF, 65504}, {0x0400, 0x1p-14f}, {0x0001, 0x1p-24f}, {0x83FF, -0x1.FF8p-15f},
+        {0x7C00, INFINITY}, {0xFC00, -INFINITY},
     };
     int wrong = 0;
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
@@ -324,7 +352,8 @@ static int open_state(void)
     model_create(&m, original.config);
     model_train_from(&m, 0);
     load_state(path_of("state.safetensors"), &m, &meta);
-    return memcmp(m.weights, original.weights, m.size * sizeof(real)) ? OTHER_WEIGHTS : SAME_WEIGHTS;
+    const size_t bytes = m.size * sizeof(real);
+    return memcmp(m.weights, original.weights, bytes) ? OTHER_WEIGHTS : SAME_WEIGHTS;
 }
 
 static int open_larger_state(void)
@@ -379,12 +408,13 @@ int main(void)
 {
     static char *names[] = {"bad", "good"};
     program = "test_checkpoint";
-    set_threads(1);                     /* a child of a process with threads could not start its own */
+    set_threads(1);             /* a child of a process with threads could not start its own */
     if (!mkdtemp(directory)) die("%s: cannot be made.", directory);
     model_create(&original, (struct Config){1, 2, 4, 6, 9, 2, names});
     model_train_from(&original, 0);
     struct Random r = random_stream(1, 1);
-    for (size_t k = 0; k < original.size; k++) original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
+    for (size_t k = 0; k < original.size; k++)
+        original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
     test_directory();
     test_texts();
     test_bytes();

@@ -1,5 +1,6 @@
 #!/bin/sh
-# data/get_data.sh on a mirror of a few lines, made here, and on a curl of our own; data/reviews' files.
+# data/get_data.sh on a mirror of a few lines, made here, and on a curl of our own; files of
+# data/reviews.
 # Runs from the repository root, without a network.
 set -u
 failures=0
@@ -9,10 +10,12 @@ check() { # check STATUS TEXT
 
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-get=$PWD/data/get_data.sh
+root=$PWD
+get=$root/data/get_data.sh
 mirror=$dir/mirror
 github=$mirror/raw.githubusercontent.com
-shakespeare=$github/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare
+char_rnn=$github/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e
+shakespeare=$char_rnn/data/tinyshakespeare
 sst2=$github/nlpaueb/nlp-optimizers/9f573468d63730ec394391837dc02d94583eec8b/data/SST2
 imdb=$mirror/ai.stanford.edu/~amaas/data/sentiment
 gpt2=$mirror/openaipublic.blob.core.windows.net/gpt-2/encodings/main
@@ -25,7 +28,8 @@ fails() {
     "$@" >"$dir/out" 2>"$dir/err"
     status=$?
     grep -v '^https://' "$dir/err" | grep '^get_data.sh: ' >"$dir/message"
-    [ $status -eq "$want" ] && [ "$(wc -l <"$dir/message")" -eq 1 ] && grep -q -- "$pattern" "$dir/message"
+    [ $status -eq "$want" ] && [ "$(wc -l <"$dir/message")" -eq 1 ] &&
+        grep -q -- "$pattern" "$dir/message"
     check $? "status $want: $(head -n 1 "$dir/message" | sed "s,$dir,,g")"
 }
 
@@ -38,11 +42,15 @@ printf '#version: 0.2\nt h\n' >"$gpt2/vocab.bpe"
 printf '{"!": 0}\n' >"$gpt2/encoder.json"
 for part in train/pos train/neg train/unsup test/pos test/neg; do
     mkdir -p "$dir/aclImdb/$part"
-    for id in 10 9 0; do printf 'In %s, %s.<br /><br />So\tso.\nEnd.' $part $id >"$dir/aclImdb/$part/${id}_5.txt"; done
+    for id in 10 9 0; do
+        printf 'In %s, %s.<br /><br />So\tso.\nEnd.' $part $id >"$dir/aclImdb/$part/${id}_5.txt"
+    done
 done
 tar -czf "$imdb/aclImdb_v1.tar.gz" -C "$dir" aclImdb
-list() { (cd "$mirror" && find . -type f ! -name SHA256SUMS | sed 's,^\./,,' | sort | xargs sha256sum >SHA256SUMS); }
-list
+list_mirror() {
+    (cd "$mirror" && find . -type f ! -name 'SHA*' | sed 's,^\./,,' | xargs sha256sum >SHA256SUMS)
+}
+list_mirror
 DATA_MIRROR=$mirror
 export DATA_MIRROR
 
@@ -51,12 +59,16 @@ export DATA_MIRROR
 data=$dir/data
 "$get" --out "$data" tinyshakespeare sst2 imdb gpt2-vocab >/dev/null 2>"$dir/err"
 check $? "all four data sets from a mirror"
-cat "$data/tinyshakespeare/train.txt" "$data/tinyshakespeare/val.txt" | cmp -s - "$shakespeare/input.txt" &&
-    [ "$(wc -c <"$data/tinyshakespeare/train.txt")" -eq 37 ] && cmp -s "$data/tinyshakespeare/input.txt" "$shakespeare/input.txt"
+cd "$data/tinyshakespeare"
+cat train.txt val.txt | cmp -s - "$shakespeare/input.txt" && [ "$(wc -c <train.txt)" -eq 37 ] &&
+    cmp -s input.txt "$shakespeare/input.txt"
 check $? "tinyshakespeare: 37 bytes of 42 for training"
-cmp -s "$data/sst2/train.tsv" "$sst2/train.tsv" && cmp -s "$data/sst2/dev.tsv" "$sst2/dev.tsv" && cmp -s "$data/sst2/test.tsv" "$sst2/test.tsv"
+cd "$data/sst2"
+cmp -s train.tsv "$sst2/train.tsv" && cmp -s dev.tsv "$sst2/dev.tsv" &&
+    cmp -s test.tsv "$sst2/test.tsv"
 check $? "sst2: as published"
-cmp -s "$data/gpt2-vocab/merges.txt" "$gpt2/vocab.bpe" && cmp -s "$data/gpt2-vocab/encoder.json" "$gpt2/encoder.json"
+cd "$data/gpt2-vocab"
+cmp -s merges.txt "$gpt2/vocab.bpe" && cmp -s encoder.json "$gpt2/encoder.json"
 check $? "gpt2-vocab: as published"
 for part in pos neg unsup; do
     for id in 0 9 10; do printf 'In train/%s, %s.\n\nSo\tso.\nEnd.<|endoftext|>\n' $part $id; done
@@ -65,25 +77,31 @@ check $? "imdb: pretrain.txt has train and unsup by number, lines kept, not test
 for part in train test; do
     { printf 'text\tlabel\n'
       for id in 0 9 10; do
-          for label in pos neg; do printf 'In %s/%s, %s. So so. End.\t%s\n' $part $label $id $label; done
+          for label in pos neg; do
+              printf 'In %s/%s, %s. So so. End.\t%s\n' $part $label $id $label
+          done
       done; } | cmp -s - "$data/imdb/$part.tsv" || break
 done
 check $? "imdb: train.tsv and test.tsv, one line a review, labels in turn"
 
 # --- Again, interrupted, damaged ---
 
-ls -lR --time-style=full-iso "$data" >"$dir/before" 2>/dev/null || ls -lR "$data" >"$dir/before"
-"$get" --out "$data" tinyshakespeare sst2 imdb gpt2-vocab >/dev/null 2>"$dir/err" && [ "$(grep -c already "$dir/err")" -eq 4 ]
+cd "$root"
+list_data() { (cd "$data" && find . -type f -exec ls -li {} + | sort) >"$dir/$1"; }
+
+list_data before
+"$get" --out "$data" tinyshakespeare sst2 imdb gpt2-vocab >/dev/null 2>"$dir/err" &&
+    [ "$(grep -c already "$dir/err")" -eq 4 ]
 check $? "a second run finds all four"
-ls -lR --time-style=full-iso "$data" >"$dir/after" 2>/dev/null || ls -lR "$data" >"$dir/after"
+list_data after
 cmp -s "$dir/before" "$dir/after"
 check $? "and changes nothing"
 rm "$data/imdb/test.tsv"
 mkdir "$data/imdb/unfinished"
 echo half >"$data/imdb/unfinished/test.tsv"
 echo mine >>"$data/imdb/train.tsv"
-"$get" --out "$data" imdb >/dev/null 2>&1 && [ "$(wc -l <"$data/imdb/test.tsv")" -eq 7 ] && [ ! -e "$data/imdb/unfinished" ] &&
-    grep -q mine "$data/imdb/train.tsv"
+"$get" --out "$data" imdb >/dev/null 2>&1 && [ "$(wc -l <"$data/imdb/test.tsv")" -eq 7 ] &&
+    [ ! -e "$data/imdb/unfinished" ] && grep -q mine "$data/imdb/train.tsv"
 check $? "an interrupted run is completed; what stands there is kept"
 
 echo x >>"$sst2/dev.tsv"
@@ -96,7 +114,7 @@ sed -i.old '/input.txt/d' "$mirror/SHA256SUMS"
 fails 1 'SHA256SUMS: does not list' "$get" --out "$dir/new" tinyshakespeare
 head -c 200 "$imdb/aclImdb_v1.tar.gz" >"$dir/cut"
 mv "$dir/cut" "$imdb/aclImdb_v1.tar.gz"
-list
+list_mirror
 fails 1 'aclImdb_v1.tar.gz: cannot be unpacked' "$get" --out "$dir/new" imdb
 rm "$mirror/SHA256SUMS"
 fails 1 'SHA256SUMS: cannot be read' "$get" --out "$dir/new" gpt2-vocab
@@ -126,7 +144,7 @@ fails 1 'cannot be resolved' "$get" --out "$dir/new" tinyshakespeare
 FAKE=404 CURL_STATUS=22
 fails 1 'HTTP status 404' "$get" --out "$dir/new" tinyshakespeare
 FAKE=200
-fails 1 'has another sha256' "$get" --out "$dir/new" tinyshakespeare
+fails 1 'its sha256 is not' "$get" --out "$dir/new" tinyshakespeare
 [ ! -e "$part" ] && [ ! -e "$dir/new/tinyshakespeare/input.txt" ]
 check $? "wrong bytes are deleted"
 
@@ -145,19 +163,23 @@ fails 1 'cannot be made a directory' "$get" --out "$get" sst2
 reviews=$PWD/data/reviews
 [ -x "$reviews" ] || { reviews=$dir/reviews; ${CC:-cc} -O2 -o "$reviews" data/reviews.c -lm; }
 small="--unlabelled 300 --unlabelled-val 20 --labelled 50 --validation 10 --test 200"
-"$reviews" --out "$dir/a" $small >"$dir/a.txt" && "$reviews" --out "$dir/b" $small --unlabelled 100 >"$dir/b.txt"
+cd "$dir"
+"$reviews" --out a $small >a.txt && "$reviews" --out b $small --unlabelled 100 >b.txt
 check $? "reviews are written"
-cmp -s "$dir/a.txt" "$dir/b.txt" && cmp -s "$dir/a/train.tsv" "$dir/b/train.tsv" && cmp -s "$dir/a/test.tsv" "$dir/b/test.tsv" &&
-    head -n 100 "$dir/a/unlabelled.txt" | cmp -s - "$dir/b/unlabelled.txt"
+cmp -s a.txt b.txt && cmp -s a/train.tsv b/train.tsv && cmp -s a/test.tsv b/test.tsv &&
+    head -n 100 a/unlabelled.txt | cmp -s - b/unlabelled.txt
 check $? "same seed, same reviews, whatever the other files' sizes"
-"$reviews" --out "$dir/c" $small --seed 2 >/dev/null && ! cmp -s "$dir/a/train.tsv" "$dir/c/train.tsv" && ! cmp -s "$dir/a/test.tsv" "$dir/c/test.tsv"
+"$reviews" --out c $small --seed 2 >/dev/null && ! cmp -s a/train.tsv c/train.tsv &&
+    ! cmp -s a/test.tsv c/test.tsv
 check $? "another seed, other reviews"
-head -n 1 "$dir/a/test.tsv" | grep -q "^text${tab}label\$" && ! grep -qv "^[A-Z][^$tab]*\.${tab}\(positive\|negative\)\$" <<TSV && [ "$(wc -l <"$dir/a/test.tsv")" -eq 201 ]
-$(tail -n +2 "$dir/a/test.tsv")
-TSV
-check $? "test.tsv: a header, then sentences and labels"
-"$reviews" --out "$dir/a" $small >/dev/null 2>"$dir/err"
-[ $? -eq 2 ] && grep -q 'holds reviews already' "$dir/err"
+[ "$(head -n 1 a/test.tsv)" = "text${tab}label" ] &&
+    [ "$(grep -c "^[A-Z][^$tab]*\.${tab}\(positive\|negative\)\$" a/test.tsv)" -eq 200 ] &&
+    [ "$(wc -l <a/test.tsv)" -eq 201 ]
+check $? "test.tsv: a header, then 200 lines of text and label"
+awk -F'\t' '$2 == "positive" { n++ } END { exit !(n > 70 && n < 130) }' a/test.tsv
+check $? "labels are in balance: $(grep -c 'positive$' a/test.tsv) of 200 are positive"
+"$reviews" --out a $small >/dev/null 2>err
+[ $? -eq 2 ] && grep -q 'holds reviews already' err
 check $? "reviews: an --out that holds reviews is refused"
 
 exit $failures

@@ -30,13 +30,15 @@ static void check_limits(const struct Grammar *g, const struct Limits *limits)
         mixed += sign_of(r.state) == 2;
     }
     mean_and_error(bits, COUNT, &mean, &error);
-    check(fabs(mean - limits->bits) < 4 * error, "entropy %.3f bits, average of %d reviews %.3f +- %.3f",
-          limits->bits, COUNT, mean, error);
+    check(fabs(mean - limits->bits) < 4 * error,
+          "entropy %.3f bits, average of %d reviews %.3f +- %.3f", limits->bits, COUNT, mean,
+          error);
     mean_and_error(bytes, COUNT, &mean, &error);
     check(fabs(mean - limits->bytes) < 4 * error, "length %.3f bytes, average %.3f +- %.3f",
           limits->bytes, mean, error);
     check(fabs(1 - mixed / COUNT / 2 - limits->accuracy) < 0.005,
-          "best accuracy %.4f, %.1f%% of reviews are of two minds", limits->accuracy, 100 * mixed / COUNT);
+          "best accuracy %.4f, %.1f%% of reviews are of two minds",
+          limits->accuracy, 100 * mixed / COUNT);
     free(r.text.data);
 }
 
@@ -47,7 +49,7 @@ static void check_unambiguous(const struct Grammar *g)
     enum { COUNT = 600 };
     struct Random random = random_stream(8, 0);
     struct Review r = {0};
-    int other = 0, shared = 0;
+    int other = 0, shared = 0, spaces = 0;
     for (int i = 0; i < COUNT; i++) {
         write_review(g, &r, &random);
         double p[SIGNS], total = read_review(g, r.text.data, p);
@@ -55,10 +57,12 @@ static void check_unambiguous(const struct Grammar *g)
             printf("%s\n  %f bits read, %f written\n", r.text.data, -log2(total), r.bits);
             other++;
         }
+        spaces += strstr(r.text.data, "  ") != NULL || r.text.data[r.text.size - 1] == ' ';
         shared += p[sign_of(r.state)] < total * (1 - 1e-9);
     }
     check(other == 0, "%d of %d reviews have another derivation", other, COUNT);
     check(shared == 0, "%d of %d reviews could have another sign", shared, COUNT);
+    check(spaces == 0, "%d of %d reviews have two spaces, or one at the end", spaces, COUNT);
     double p[SIGNS];
     append_bytes(&r.text, "?", 1);
     check(read_review(g, r.text.data, p) == 0, "a text with one character more is impossible");
@@ -128,31 +132,32 @@ static void check_small_grammar(void)
         wrong_sum = fmax(wrong_sum, fabs(sum - 1));
         worst = fmax(worst, fmax(fabs(bits - walked.bits), fabs(bytes - walked.bytes)));
     }
+    grammar_free(g);
     check(wrong_sum < 1e-12, "small grammar: probabilities sum to 1, error %.1e", wrong_sum);
-    check(worst < 1e-12, "small grammar: recursion and enumeration differ by %.1e bits or bytes", worst);
+    check(worst < 1e-12, "small grammar: recursion and enumeration differ by %.1e", worst);
 }
 
 /* What a sentence means: the sign of a review that says it. */
 static void check_signs(const struct Grammar *g)
 {
+    static const char *const names[] = {"for:", "against:", "of two minds:"};
     static const struct { const char *text; int sign; } cases[] = {
         {"This is a wonderful comedy. There is not a dull moment in it.", 0},
         {"This is a dull comedy. There is not a wonderful moment in it.", 1},
-        {"This is a western that is never dull. It made me smile.", 0},
-        {"This is a western that is never wonderful. It never made me smile.", 1},
+        {"This is a western that is never dull. It made me smile. The story is great.", 0},
+        {"This is a western that is never great. It never made me cheer. The story is bad.", 1},
         {"This is a weak thriller. It is gripping at first, but dull by the end.", 1},
         {"This is a sharp thriller. It is dull at first, but gripping by the end.", 0},
-        {"This is a bad romance. It is fine, if you have nothing better to do.", 1},
+        {"This is a bad romance. It is fine, if you have nothing better to do. It has no wit.", 1},
         {"This is a curious romance. The story is fresh. The story is stale. Call it a draw.", 2},
         {"This is a wonderful comedy. There is not a wonderful moment in it.", -1},
-        {"This is a dull comedy. It made me smile.", -1},
+        {"This is a dull comedy. It made me smile. The story is dull.", -1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         double p[SIGNS], total = read_review(g, cases[i].text, p);
         int sign = cases[i].sign;
         check(sign < 0 ? total == 0 : total > 0 && p[sign] == total, "%s %s",
-              sign < 0 ? "impossible:" : (const char *[]){"for:", "against:", "of two minds:"}[sign],
-              cases[i].text);
+              sign < 0 ? "impossible:" : names[sign], cases[i].text);
     }
 }
 
@@ -170,8 +175,11 @@ static void check_seeds(const struct Grammar *g)
         other += !strcmp(a.text.data, c.text.data);
         positive += sign_of(a.state) == 0;
     }
-    check(same == count && other < count / 100, "%d of %d reviews equal for one seed, %d for another",
-          same, count, other);
+    free(a.text.data);
+    free(b.text.data);
+    free(c.text.data);
+    check(same == count && other < count / 100,
+          "%d of %d reviews equal for one seed, %d for another", same, count, other);
     check(abs(2 * positive - count) < count / 5, "%d of %d reviews are for the film", positive,
           count);
 }
@@ -179,7 +187,7 @@ static void check_seeds(const struct Grammar *g)
 int main(void)
 {
     program = "test_reviews";
-    const struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
+    struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
     struct Limits limits = find_limits(g);
     check_states(g);
     check_small_grammar();
@@ -187,5 +195,6 @@ int main(void)
     check_unambiguous(g);
     check_signs(g);
     check_seeds(g);
+    grammar_free(g);
     return report();
 }
