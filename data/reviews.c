@@ -61,11 +61,11 @@ static const struct Production productions[] = {
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
 {"points", "",
-    "2  <claim>|1  <contrast>|4  <claim> <reaction>|3  <reaction> <claim>|"
-    "2  <contrast> <claim>|2  <claim> <contrast>|1  <contrast> <reaction>|"
-    "1  <reaction> <contrast>|2  <claim> <wry>|2  <wry> <claim>|1  <contrast> <wry>|"
-    "2  <claim> <reaction> <contrast>|2  <reaction> <contrast> <claim>|"
-    "2  <claim> <contrast> <reaction>|2  <reaction> <claim> <wry>"},
+    "2  <claim>|1  <contrast>|6  <claim> <reaction>|5  <reaction> <claim>|1  <contrast> <claim>|"
+    "2  <claim> <contrast>|1  <contrast> <reaction>|1  <reaction> <contrast>|1  <claim> <wry>|"
+    "1  <wry> <claim>|3  <claim> <reaction> <claim>|2  <claim> <reaction> <contrast>|"
+    "1  <reaction> <contrast> <claim>|2  <claim> <contrast> <reaction>|"
+    "1  <reaction> <claim> <wry>"},
 {"end",    "", "4 |6  <verdict>"},
 
 /* --- The first sentence names what there is to name --- */
@@ -84,7 +84,7 @@ static const struct Production productions[] = {
     "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
     "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <quality>."},
 {"what", "+ -",
-    "12 a <adj> <film>|6 a <general> and <special> <film>|2 anything but a <adj!> <film>|"
+    "20 a <adj> <film>|10 a <general> and <special> <film>|2 anything but a <adj!> <film>|"
     "nothing like a <adj!> <film>|4 a <film> that is <quality>|a <film> without a <adj!> minute"},
 {"what", "~",
     "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|"
@@ -198,10 +198,10 @@ static const struct Production productions[] = {
     "2 <lead> is in nearly every scene."},
 
 {"claim", "",
-    "10 The <craft> is <quality>.|"
+    "12 The <craft> is <quality>.|"
     "3 The <craft> is <quality>, and the <detail> is much the same.|"
     "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
-    "4 I found one <adj> <moment> after another.|3 Scene after scene is <quality>.|"
+    "5 I found one <adj> <moment> after another.|4 Scene after scene is <quality>.|"
     "Hardly a scene is <adj!>.|2 It has <amount>.|What you get is <amount>."},
 {"claim", "director-he director-she",
     "3 Under <$director.last>, the <craft> is <quality>.|"
@@ -223,9 +223,9 @@ static const struct Production productions[] = {
     "For all its <stuff!>, it is <quality>."},
 
 {"reaction", "",
-    "10 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|"
-    "3 I could only <react>.|2 For two hours I did nothing but <react>.|"
-    "There was no reason to <react!>.|2 There was every reason to <react>.|"
+    "16 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|"
+    "5 I could only <react>.|4 For two hours I did nothing but <react>.|"
+    "There was no reason to <react!>.|3 There was every reason to <react>.|"
     "I wanted to <react!>, but all I did was <react>."},
 {"reaction", "titled",
     "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|"
@@ -246,8 +246,8 @@ static const struct Production productions[] = {
     "I tried to hate it, and failed."},
 
 {"verdict", "",
-    "6 My advice: <act>.|2 Do not <act!>.|4 You should <act>.|Nobody should <act!>.|"
-    "There is no need to <act!>.|5 I am <glad> that I went.|I cannot say that I am <glad!>.|"
+    "8 My advice: <act>.|3 Do not <act!>.|6 You should <act>.|Nobody should <act!>.|"
+    "There is no need to <act!>.|8 I am <glad> that I went.|I cannot say that I am <glad!>.|"
     "2 I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
 {"verdict", "titled", "If you must choose tonight, do not choose to <act!>."},
 {"verdict", "lead-he lead-she", "Even without <$lead.last>, I would <act>."},
@@ -261,7 +261,7 @@ static const struct Production productions[] = {
 
 /* --- Phrases: the word of one's own side, or a denial of one of the other side --- */
 {"quality", "+ -",
-    "18 <adj>|14 <very> <adj>|6 both <general> and <special>|3 never <adj!>|"
+    "30 <adj>|16 <very> <adj>|12 both <general> and <special>|4 never <adj!>|"
     "2 not <adj!> at all|far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|"
     "not <adj!> but <adj>|less <adj!> than <adj>"},
 {"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
@@ -287,13 +287,13 @@ static const struct Production productions[] = {
 
 {"adj", "", "3 <general>|1 <special>"},
 {"general", "+",
-    "14 wonderful|12 brilliant|9 gripping|7 clever|6 moving|5 charming|5 great|4 fresh|3 sharp|"
-    "3 superb|3 beautiful|2 delightful|2 memorable|2 convincing|1 lively|1 graceful|1 bold|"
-    "1 vivid|1 splendid|1 satisfying|1 rewarding|1 subtle|1 rich|1 perfect|1 polished"},
+    "24 wonderful|20 brilliant|16 gripping|12 clever|9 moving|7 charming|5 great|4 fresh|3 sharp|"
+    "3 superb|2 beautiful|2 delightful|memorable|convincing|lively|graceful|bold|vivid|splendid|"
+    "satisfying|rewarding|subtle|rich|perfect|polished"},
 {"general", "-",
-    "14 dull|12 terrible|9 boring|7 clumsy|6 weak|5 tedious|5 bad|4 stale|3 bland|3 dreadful|"
-    "3 flat|2 silly|2 predictable|2 pointless|1 lifeless|1 shallow|1 lazy|1 sloppy|1 tiresome|"
-    "1 wooden|1 muddled|1 painful|1 forgettable|1 feeble|1 careless"},
+    "24 dull|20 terrible|16 boring|12 clumsy|9 weak|7 tedious|5 bad|4 stale|3 bland|3 dreadful|"
+    "2 flat|2 silly|predictable|pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|"
+    "painful|forgettable|feeble|careless"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
 {"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
@@ -310,10 +310,10 @@ static const struct Production productions[] = {
 {"stuff", "-", "5 nonsense|4 vanity|3 padding|2 noise|self-pity|pretence|waffle|kitsch"},
 {"react", "+", "3 <delight>|<thrill>"},
 {"react", "-",
-    "6 yawn|4 look at my watch|think of the exit|count the minutes|check my phone|doze off|"
+    "9 yawn|5 look at my watch|2 think of the exit|count the minutes|check my phone|doze off|"
     "groan|lose interest|shake my head"},
 {"delight", "",
-    "6 smile|4 forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
+    "9 smile|5 forget the time|2 cheer|wish for more|clap|sit up straight|nod with joy|marvel"},
 {"thrill", "comedy", "2 laugh out loud|giggle"},
 {"thrill", "horror", "hide behind my coat|sleep with the light on|scream"},
 {"thrill", "thriller", "grip the armrest|hold my breath"},

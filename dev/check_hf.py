@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Checks that model directories mean the same here and to Hugging Face's transformers.
 
-    python3 dev/check_hf.py                                      everything, on tiny models of its own
-    python3 dev/check_hf.py LM --lm-data 'GLOB' [CLASSIFIER]     these directories; shards to compare the loss on
-                            [--texts FILE]                       texts to classify and to tokenize, one a line
+    python3 dev/check_hf.py                  everything, on tiny models of its own
+    python3 dev/check_hf.py LM --lm-data 'GLOB' [CLASSIFIER] [--texts FILE]
+                                             these directories: the loss on token shards, and texts,
+                                             one a line, to classify and to tokenize
 
-Needs torch and transformers, and the programs built in the repository root. Without arguments it makes,
-in a temporary directory, a tokenizer, a model and classifiers with our programs and opens them with
-AutoModelForCausalLM, AutoModelForSequenceClassification and AutoTokenizer; and it makes random models with
-transformers, saved as float32, float16 and bfloat16, and opens them with our programs. Loss and class
-probabilities must agree to 1e-4, token ids exactly. Prints ok or FAIL for each comparison; the exit
-status is the number of failures.
+Needs torch and transformers, and the programs built in the repository root. Without arguments it
+makes, in a temporary directory, a tokenizer, a model and classifiers with our programs and opens them
+with AutoModelForCausalLM, AutoModelForSequenceClassification and AutoTokenizer; and it makes random
+models with transformers, saved as float32, float16 and bfloat16, and opens them with our programs.
+Loss and class probabilities must agree to 1e-4, token ids exactly. Prints ok or FAIL for each
+comparison; the exit status is the number of failures.
 """
 import argparse
 import glob
@@ -24,17 +25,19 @@ import tempfile
 import numpy as np
 import torch
 import transformers
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
-                          GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification,
+                          AutoTokenizer, GPT2Config, GPT2ForSequenceClassification,
+                          GPT2LMHeadModel)
 
 ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 TOLERANCE = 1e-4
 failures = 0
 
 TEXTS = [
-    "A wonderful film.", "the plot was dull ,  and the acting was weak", "", " ", "x", "Not a dull moment!",
-    "It's 1,234.50 naïve crêpes; I'll say \"we've\" THEY'RE done.", "tabs\tand   spaces   ", "日本語のテキスト と emoji 🎬👍🏽",
-    "Ελληνικά, кириллица, العربية, हिन्दी", "under_score camelCase http://example.com/?a=b&c=d", "café e\u0301 ﬁ ½ ² Ⅷ",
+    "A wonderful film.", "the plot was dull ,  and the acting was weak", "", " ", "x",
+    "Not a dull moment!", "It's 1,234.50 naïve crêpes; I'll say \"we've\" THEY'RE done.",
+    "tabs\tand   spaces   ", "日本語のテキスト と emoji 🎬👍🏽", "Ελληνικά, кириллица, العربية, हिन्दी",
+    "under_score camelCase http://example.com/?a=b&c=d", "café e\u0301 ﬁ ½ ² Ⅷ",
 ]
 
 
@@ -47,7 +50,7 @@ def check(good, what):
 def run(*command, text=None):
     """What one of our programs writes to stdout."""
     program = os.path.join(ROOT, command[0])
-    done = subprocess.run([program, *command[1:]], input=None if text is None else text.encode(), capture_output=True)
+    done = subprocess.run([program, *command[1:]], input=(text or "").encode(), capture_output=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode()}")
     return done.stdout.decode()
@@ -56,7 +59,8 @@ def run(*command, text=None):
 # --- Ours: what the programs print ---
 
 def our_loss(directory, pattern):
-    words = run("train_gpt", "eval", "--model", directory, "--data", pattern).splitlines()[-1].split()
+    lines = run("train_gpt", "eval", "--model", directory, "--data", pattern).splitlines()
+    words = lines[-1].split()
     values = dict(zip(words[::2], words[1::2]))
     return float(values["loss"]), int(values["tokens"])
 
@@ -67,8 +71,12 @@ def our_predictions(directory, texts):
     return [(label, float(p)) for label, p, _ in (line.split("\t", 2) for line in lines)]
 
 
-def our_ids(directory, text):
-    return [int(i) for i in run("tokenizer", "ids", "--tokenizer", directory, text=text).split()]
+def our_ids(directory, text, *options):
+    return [int(i) for i in run("tokenizer", "ids", "--tokenizer", directory, *options, text=text).split()]
+
+
+def our_eot(directory):
+    return our_ids(directory, "<|endoftext|>", "--special")[0]
 
 
 # --- Theirs: the same with transformers ---
@@ -135,22 +143,20 @@ def compare_ids(directory, texts):
 
 def compare_classes(model, directory, texts, what, padded=True):
     """Each text as <|endoftext|> and its ids, the last that the context holds."""
-    eot = our_ids_special(directory)
+    eot = our_eot(directory)
     most = model.config.n_positions - 1
     rows = [[eot] + our_ids(directory, t)[-most:] for t in texts]
     ours, names = our_predictions(directory, texts), model.config.id2label
-    for name, theirs in [("", their_probabilities(model.eval(), rows))] + (
-            [(", padded batch", padded_probabilities(model, rows))] if padded else []):
+    answers = {"": their_probabilities(model.eval(), rows)}
+    if padded:
+        answers[", padded batch"] = padded_probabilities(model, rows)
+    for name, theirs in answers.items():
         error, same = 0.0, 0
         for (label, p), q in zip(ours, theirs):
             same += label in [names[k] for k in range(len(q)) if q[k] > q.max() - TOLERANCE]
             error = max(error, abs(p - q.max().item()))
         check(error < TOLERANCE and same == len(texts),
-              f"{what}{name}: {same} of {len(texts)} labels the same, probabilities within {error:.1e}")
-
-
-def our_ids_special(directory):
-    return int(run("tokenizer", "ids", "--tokenizer", directory, "--special", text="<|endoftext|>").split()[0])
+              f"{what}{name}: {same} of {len(texts)} labels, probabilities within {error:.1e}")
 
 
 # --- Directories of our own making ---
@@ -158,11 +164,13 @@ def our_ids_special(directory):
 def write_texts(directory):
     """Sentences with something to learn, and labelled ones."""
     source = random.Random(1)
-    nouns, verbs = ["film", "plot", "cast", "café", "naïve hero", "score"], ["is", "was", "seems", "isn't"]
+    nouns = ["film", "plot", "cast", "café", "naïve hero", "score"]
+    verbs = ["is", "was", "seems", "isn't"]
     good, bad = ["brilliant", "moving", "fun", "wonderful"], ["dull", "weak", "tired", "awful"]
 
     def sentence(words):
-        return f"The {source.choice(nouns)} {source.choice(verbs)} {source.choice(words)}, {source.randint(1, 99)}."
+        noun, verb, word = source.choice(nouns), source.choice(verbs), source.choice(words)
+        return f"The {noun} {verb} {word}, {source.randint(1, 99)}."
 
     with open(os.path.join(directory, "text.txt"), "w", encoding="utf-8") as f:
         f.writelines(sentence(good + bad) + "\n" for _ in range(3000))
@@ -175,30 +183,36 @@ def write_texts(directory):
 
 def make_ours(directory):
     write_texts(directory)
-    inside = lambda name: os.path.join(directory, name)
+    def inside(name):
+        return os.path.join(directory, name)
+
     run("tokenizer", "train", "--vocab", "400", "--out", inside("tokenizer"), inside("text.txt"))
-    run("tokenizer", "encode", "--tokenizer", inside("tokenizer"), "--split", "lines", "--shard-tokens", "30000",
-        "--out", inside("shard"), inside("text.txt"))
-    run("train_gpt", "train", "--data", inside("shard_*.bin"), "--val", inside("shard_*.bin"), "--eval-tokens", "2000",
-        "--tokenizer", inside("tokenizer"), "--out", inside("lm"), "--layers", "2", "--heads", "2", "--channels", "32",
-        "--context", "48", "--steps", "40", "--batch", "8", "--lr", "3e-3")
-    for tune in ["probe", "full"]:
-        run("finetune_cls", "train", "--model", inside("lm"), "--train", inside("labelled.tsv"), "--out", inside(tune),
-            "--tune", tune, *([] if tune == "probe" else ["--epochs", "3", "--lr", "3e-3"]))
+    run("tokenizer", "encode", "--tokenizer", inside("tokenizer"), "--split", "lines",
+        "--shard-tokens", "30000", "--out", inside("shard"), inside("text.txt"))
+    run("train_gpt", "train", "--data", inside("shard_*.bin"), "--val", inside("shard_*.bin"),
+        "--eval-tokens", "2000", "--tokenizer", inside("tokenizer"), "--out", inside("lm"),
+        "--layers", "2", "--heads", "2", "--channels", "32", "--context", "48", "--steps", "40",
+        "--batch", "8", "--lr", "3e-3")
+    for tune, options in {"probe": [], "full": ["--epochs", "3", "--lr", "3e-3"]}.items():
+        run("finetune_cls", "train", "--model", inside("lm"), "--train", inside("labelled.tsv"),
+            "--out", inside(tune), "--tune", tune, *options)
     return inside
 
 
 def check_ours(directory, pattern, classifiers, texts):
     model = AutoModelForCausalLM.from_pretrained(directory)
-    check(type(model) is GPT2LMHeadModel and model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
+    tied = model.lm_head.weight is model.transformer.wte.weight
+    check(type(model) is GPT2LMHeadModel and tied,
           "AutoModelForCausalLM: a GPT2LMHeadModel with a tied head")
     compare_loss(model, directory, pattern, "AutoModelForCausalLM, our directory")
     tokenizer = compare_ids(directory, texts)
-    eot = our_ids_special(directory)
-    check(tokenizer.convert_tokens_to_ids("<|endoftext|>") == eot == model.config.eos_token_id, f"<|endoftext|> is {eot}")
+    eot = our_eot(directory)
+    check(tokenizer.convert_tokens_to_ids("<|endoftext|>") == eot == model.config.eos_token_id,
+          f"<|endoftext|> is {eot}")
     for path in classifiers:
         model = AutoModelForSequenceClassification.from_pretrained(path)
-        compare_classes(model, path, texts, f"AutoModelForSequenceClassification, {os.path.basename(path)}")
+        name = os.path.basename(os.path.normpath(path))
+        compare_classes(model, path, texts, f"AutoModelForSequenceClassification, {name}")
         compare_ids(path, texts)
 
 
@@ -208,7 +222,8 @@ def random_gpt2(kind, ours, **more):
     """As transformers initialises it, but with weights large enough for probabilities to differ."""
     like = AutoConfig.from_pretrained(ours)
     config = GPT2Config(n_layer=3, n_head=4, n_embd=48, n_positions=40, vocab_size=like.vocab_size,
-                        bos_token_id=like.eos_token_id, eos_token_id=like.eos_token_id, initializer_range=0.15, **more)
+                        bos_token_id=like.eos_token_id, eos_token_id=like.eos_token_id,
+                        initializer_range=0.15, **more)
     return kind(config).eval()
 
 
@@ -220,23 +235,25 @@ def save_theirs(model, directory, tokenizer_directory):
 
 def check_theirs(inside, pattern, texts):
     torch.manual_seed(1)
-    ours = inside("lm")
+    ours, names = inside("lm"), ["schlecht", "mäßig", "gut"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}}
     for dtype in [torch.float32, torch.float16, torch.bfloat16]:
         word = str(dtype).removeprefix("torch.")
         model, path = random_gpt2(GPT2LMHeadModel, ours).to(dtype), inside("theirs_" + word)
         save_theirs(model, path, ours)
         compare_loss(model.float(), path, pattern, f"random GPT2LMHeadModel, {word}")
-        path = inside("theirs_cls_" + word)
-        names = {"id2label": {0: "schlecht", 1: "mäßig", 2: "gut"}, "label2id": {"schlecht": 0, "mäßig": 1, "gut": 2}}
-        model = random_gpt2(GPT2ForSequenceClassification, ours, **names).to(dtype)
+        model = random_gpt2(GPT2ForSequenceClassification, ours, **labels).to(dtype)
+        path = inside("theirs_classifier_" + word)
         save_theirs(model, path, ours)
-        compare_classes(model.float(), path, texts, f"random GPT2ForSequenceClassification, {word}", padded=False)
+        compare_classes(model.float(), path, texts, f"random GPT2ForSequenceClassification, {word}",
+                        padded=False)
     model, path = random_gpt2(GPT2LMHeadModel, ours), inside("theirs_trunk")
     save_theirs(model.transformer, path, ours)
     compare_loss(model, path, pattern, "random GPT2Model, names without transformer.")
     model, path = random_gpt2(GPT2ForSequenceClassification, ours), inside("theirs_unnamed")
     save_theirs(model, path, ours)
-    compare_classes(model, path, texts, "random GPT2ForSequenceClassification, labels without names", padded=False)
+    compare_classes(model, path, texts, "random GPT2ForSequenceClassification, labels without names",
+                    padded=False)
 
 
 def attempt(function, *arguments):
@@ -262,12 +279,14 @@ def main():
     if arguments.lm:
         if not arguments.lm_data:
             parser.error("--lm-data must name token shards")
-        attempt(check_ours, arguments.lm, arguments.lm_data, [arguments.classifier] if arguments.classifier else [], texts)
+        classifiers = [arguments.classifier] if arguments.classifier else []
+        attempt(check_ours, arguments.lm, arguments.lm_data, classifiers, texts)
     else:
         with tempfile.TemporaryDirectory() as directory:
             inside = make_ours(directory)
-            attempt(check_ours, inside("lm"), inside("shard_*.bin"), [inside("probe"), inside("full")], texts)
-            attempt(check_theirs, inside, inside("shard_*.bin"), texts)
+            shards = inside("shard_*.bin")
+            attempt(check_ours, inside("lm"), shards, [inside("probe"), inside("full")], texts)
+            attempt(check_theirs, inside, shards, texts)
     print(f"{failures} failed" if failures else "all the same")
     sys.exit(min(failures, 255))
 

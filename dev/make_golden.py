@@ -3,13 +3,13 @@
 
     python3 dev/make_golden.py [DIR]          needs torch and transformers
 
-  lm/, classifier/      Hugging Face model directories, written by save_pretrained
-  lm.safetensors        grad.NAME, the gradient of the mean loss, and step3.NAME, the weights after three
-  classifier...         AdamW steps, for every parameter NAME; all else (tokens, labels, losses, norms,
-                        options) as text in the file's metadata
+  lm/, classifier/              Hugging Face model directories, written by save_pretrained
+  lm.safetensors, classifier... for every parameter NAME grad.NAME, the gradient of the mean loss, and
+                                step3.NAME, the weights after three AdamW steps; in the metadata, as
+                                text, tokens, labels, losses, norms of the gradient, options
 
 All is computed in double precision from weights that float32 holds exactly, one sequence at a time,
-and stored as float32. The same seed gives the same bytes.
+and stored as float32. Every run gives the same tensors.
 """
 import os
 import shutil
@@ -113,7 +113,8 @@ def main():
     torch.manual_seed(1)
     write(directory, "lm", GPT2LMHeadModel(tiny_config()), lm_loss)
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: k for k, n in enumerate(LABELS)}}
-    write(directory, "classifier", GPT2ForSequenceClassification(tiny_config(**names)), classifier_loss)
+    classifier = GPT2ForSequenceClassification(tiny_config(**names))
+    write(directory, "classifier", classifier, classifier_loss)
 
 
 if __name__ == "__main__":
