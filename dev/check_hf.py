@@ -7,11 +7,11 @@
                                              one a line, to classify and to tokenize
 
 Needs torch and transformers, and the programs built in the repository root. Without arguments it
-makes, in a temporary directory, a tokenizer, a model and classifiers with our programs and opens them
-with AutoModelForCausalLM, AutoModelForSequenceClassification and AutoTokenizer; and it makes random
-models with transformers, saved as float32, float16 and bfloat16, and opens them with our programs.
-Loss and class probabilities must agree to 1e-4, token ids exactly. Prints ok or FAIL for each
-comparison; the exit status is the number of failures.
+makes, in a temporary directory, a tokenizer, a model and classifiers with our programs and opens
+them with AutoModelForCausalLM, AutoModelForSequenceClassification and AutoTokenizer; and it makes
+random models with transformers, saved as float32, float16 and bfloat16, and opens them with our
+programs. Loss and class probabilities must agree to 1e-4, token ids exactly. Prints ok or FAIL for
+each comparison; the exit status is the number of failures.
 """
 import argparse
 import glob
@@ -72,7 +72,8 @@ def our_predictions(directory, texts):
 
 
 def our_ids(directory, text, *options):
-    return [int(i) for i in run("tokenizer", "ids", "--tokenizer", directory, *options, text=text).split()]
+    ids = run("tokenizer", "ids", "--tokenizer", directory, *options, text=text)
+    return [int(i) for i in ids.split()]
 
 
 def our_eot(directory):
@@ -252,8 +253,8 @@ def check_theirs(inside, pattern, texts):
     compare_loss(model, path, pattern, "random GPT2Model, names without transformer.")
     model, path = random_gpt2(GPT2ForSequenceClassification, ours), inside("theirs_unnamed")
     save_theirs(model, path, ours)
-    compare_classes(model, path, texts, "random GPT2ForSequenceClassification, labels without names",
-                    padded=False)
+    what = "random GPT2ForSequenceClassification, labels without names"
+    compare_classes(model, path, texts, what, padded=False)
 
 
 def attempt(function, *arguments):

@@ -3,10 +3,10 @@
 
     python3 dev/make_golden.py [DIR]          needs torch and transformers
 
-  lm/, classifier/              Hugging Face model directories, written by save_pretrained
-  lm.safetensors, classifier... for every parameter NAME grad.NAME, the gradient of the mean loss, and
-                                step3.NAME, the weights after three AdamW steps; in the metadata, as
-                                text, tokens, labels, losses, norms of the gradient, options
+  lm/, classifier/    Hugging Face model directories, written by save_pretrained
+  lm.safetensors      for every parameter NAME grad.NAME, the gradient of the mean loss, and
+  classifier...       step3.NAME, the weights after three AdamW steps; in the metadata, as text,
+                      tokens, labels, losses, norms of the gradient, options
 
 All is computed in double precision from weights that float32 holds exactly, one sequence at a time,
 and stored as float32. Every run gives the same tensors.
