@@ -1212,7 +1212,7 @@ static struct WordTable count_words(struct Source *source)
     struct WordTable *tables = resize(NULL, threads * sizeof *tables);
     struct Chunk chunks[BATCH];
     for (int i = 0; i < threads; i++) tables[i] = word_table(16);
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words"))
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             const uint8_t *begin, *end;
@@ -1220,6 +1220,7 @@ static struct WordTable count_words(struct Source *source)
             while (next_part(&chunks[i], &begin, &end, &starts))
                 count_text(&tables[thread_index()], begin, end, chunks[i].readable);
         }
+    }
     for (int i = 1; i < threads; i++) {
         for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
             const struct Word *w = &tables[i].slots[k];
@@ -1973,7 +1974,7 @@ static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, i
     struct Encoded *encoded = encoded_new(threads);
     struct Encoder **encoders = encoders_new(t, threads);
     struct Chunk chunks[BATCH];
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting tokens"))
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting tokens")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Encoded *mine = &encoded[thread_index()];
@@ -1981,6 +1982,7 @@ static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, i
             encode_chunk(mine, encoders[thread_index()], chunks[i], 0, 0);
             for (size_t k = 0; k < mine->side[0].count; k++) own[mine->side[0].ids[k]]++;
         }
+    }
     for (int i = 0; i < threads; i++) {
         for (int id = 0; id < t->vocabulary && i; id++)
             uses[id] += uses[(size_t)i * t->vocabulary + id];

@@ -39,7 +39,7 @@ static const struct Value facets[FACETS][MAX_VALUES] = {
                   {"romance", 2}, {"western", 1}, {"space", 1}},
     [TITLE]    = {{"untitled", 1}, {"titled", 1}},
     [DIRECTOR] = {{"unnamed", 2}, {"director-he", 1}, {"director-she", 1}},
-    [LEAD]     = {{"no-lead", 3}, {"lead-he", 1}, {"lead-she", 1}},
+    [LEAD]     = {{"no-lead", 4}, {"lead-he", 1}, {"lead-she", 1}},
 };
 static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
 
@@ -57,7 +57,7 @@ static const struct Production productions[] = {
 /* --- The review --- */
 {"review", "+ -", "<opening><story><cast><points><end>"},
 {"review", "~",   "<opening><story><cast> <doubts> <shrug>"},
-{"story",  "",    "7 |3  <plot>"},
+{"story",  "",    "17 |3  <plot>"},
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
 {"points", "",
@@ -285,14 +285,14 @@ static const struct Production productions[] = {
 {"glad", "+", "5 glad|2 happy|thankful|pleased"},
 {"glad", "-", "5 sorry|2 sad|ashamed|cross"},
 
-{"adj", "", "3 <general>|1 <special>"},
+{"adj", "", "4 <general>|1 <special>"},
 {"general", "+",
-    "24 wonderful|20 brilliant|16 gripping|12 clever|9 moving|7 charming|5 great|4 fresh|3 sharp|"
-    "3 superb|2 beautiful|2 delightful|memorable|convincing|lively|graceful|bold|vivid|splendid|"
+    "3 wonderful|3 brilliant|3 gripping|3 clever|2 moving|2 charming|2 great|2 fresh|2 sharp|"
+    "2 superb|2 beautiful|2 delightful|2 memorable|2 convincing|lively|graceful|bold|vivid|splendid|"
     "satisfying|rewarding|subtle|rich|perfect|polished"},
 {"general", "-",
-    "24 dull|20 terrible|16 boring|12 clumsy|9 weak|7 tedious|5 bad|4 stale|3 bland|3 dreadful|"
-    "2 flat|2 silly|predictable|pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|"
+    "3 dull|3 terrible|3 boring|3 clumsy|2 weak|2 tedious|2 bad|2 stale|2 bland|2 dreadful|"
+    "2 flat|2 silly|2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|"
     "painful|forgettable|feeble|careless"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},

@@ -247,9 +247,9 @@ static void test_bytes(void)
         expect(open_directory, "", what);
         free(what);
     }
-    const uint64_t lengths[] = {0, 1, header.size - 1, header.size + 8, file.size, 1ull << 40,
-                                UINT64_MAX - 7, UINT64_MAX};
-    for (int i = 0; i < 8; i++) {
+    const uint64_t lengths[] = {0, 1, header.size - 1, header.size + 8, file.size, 50 << 20,
+                                1ull << 40, UINT64_MAX - 7, UINT64_MAX};
+    for (int i = 0; i < 9; i++) {
         write_parts(&header, lengths[i], data.data, data.size);
         char *what = text_of("a header length of %llu instead of %zu",
                              (unsigned long long)lengths[i], header.size);

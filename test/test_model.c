@@ -586,8 +586,14 @@ static int targets_in(const struct Case *c)
 }
 
 /* What is minimised: lm * sum over targets + cls * sum over labels, with class weights if there are
- * any, under dropout. */
-struct Objective { real lm, cls; const real *class_weights; double dropout; uint64_t key; };
+ * any, under dropout. Both heads add to the same gradient, so either may come first. */
+struct Objective {
+    real lm, cls;
+    const real *class_weights;
+    double dropout;
+    uint64_t key;
+    bool cls_first;
+};
 
 static double loss_of(struct Model *m, struct Workspace *ws, const struct Case *c,
                       const struct Objective *o, bool gradient)
@@ -595,10 +601,14 @@ static double loss_of(struct Model *m, struct Workspace *ws, const struct Case *
     double loss = 0;
     if (gradient) zero_grads(m);
     trunk_forward(m, ws, &c->batch, o->dropout, o->key);
-    if (o->lm != 0) loss += o->lm * lm_head(m, ws, c->targets, gradient ? o->lm : 0);
-    if (o->cls != 0)
-        loss += o->cls * class_head(m, ws, &c->batch, c->labels, o->class_weights,
-                                    gradient ? o->cls : 0, NULL);
+    for (int turn = 0; turn < 2; turn++) {
+        const bool classes = turn != o->cls_first;
+        if (classes && o->cls != 0)
+            loss += o->cls * class_head(m, ws, &c->batch, c->labels, o->class_weights,
+                                        gradient ? o->cls : 0, NULL);
+        if (!classes && o->lm != 0)
+            loss += o->lm * lm_head(m, ws, c->targets, gradient ? o->lm : 0);
+    }
     if (gradient) trunk_backward(m, ws, &c->batch);
     return loss;
 }
@@ -1245,6 +1255,8 @@ int main(void)
                                 "language model, dropout");
         test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .dropout = 0.2, .key = 4},
                                 "both heads, dropout");
+        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .cls_first = true},
+                                "both heads, the classifier first");
     }
     test_golden("lm");
     test_golden("classifier");
