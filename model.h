@@ -147,6 +147,9 @@ static void *allocate_zeroed(size_t bytes)
     return p;
 }
 
+/* Gives back what allocate_zeroed gave; NULL is allowed. */
+static void release(void *p, size_t bytes) { if (p) munmap(p, (bytes + 63) / 64 * 64 + 64); }
+
 /* A string of its own, as printf would write it. */
 __attribute__((format(printf, 1, 2))) static char *text_of(const char *format, ...)
 {
@@ -600,6 +603,23 @@ static const char *duration(double s)
     return t;
 }
 
+/* --- Profile: where the time of a step goes --- */
+
+/* Kinds of work, each forward and backward. The steps call lap(kind, direction) after a piece of work:
+ * the time since the last lap is charged to it. While the profile is off, a lap is one comparison. */
+enum { EMBEDDING, LAYERNORM, QKV, ATTENTION, PROJECTIONS, GELU, HEAD, ADAMW, REST, KINDS };
+enum { FORWARD, BACKWARD };
+
+static struct { bool on; double last, seconds[KINDS][2]; } profile;
+
+static void lap(int kind, int direction)
+{
+    if (!profile.on) return;
+    const double now = seconds();
+    profile.seconds[kind][direction] += now - profile.last;
+    profile.last = now;
+}
+
 /* ============================================================================================= */
 /* 2. Numbers                                                                                    */
 /* ============================================================================================= */
@@ -724,6 +744,25 @@ static double fma_peak(void)
         double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
         if (rate > best) best = rate;
     }
+    return best;
+}
+
+/* Bytes/s of a[i] = x b[i] + a[i] over two arrays that no cache holds, two reads and a write for each
+ * i: what AdamW, LayerNorm and reading the weights are measured by. */
+static double memory_bandwidth(void)
+{
+    const size_t n = (size_t)64 << 20, bytes = n * sizeof(float);
+    float *a = allocate_zeroed(bytes), *b = allocate_zeroed(bytes);
+    double best = 0;
+    for (int attempt = 0; attempt < 5; attempt++) {
+        const double start = seconds();
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++) a[i] = 0.5f * b[i] + a[i];
+        const double rate = 3.0 * bytes / (seconds() - start);
+        if (rate > best) best = rate;
+    }
+    release(a, bytes);
+    release(b, bytes);
     return best;
 }
 
@@ -1073,12 +1112,16 @@ static void linear_forward(real *y, const real *from, const real *x, const real 
     gemm(y, OC, x, C, 1, w, OC, 1, from, b, N, OC, C);
 }
 
-/* dx = dy w^T    dw += x^T dy    db += sum_n dy */
-static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
-                            int N, int C, int OC)
+/* dx = dy w^T */
+static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
+{
+    gemm(dx, C, dy, OC, 1, w, 1, OC, NULL, NULL, N, C, OC);
+}
+
+/* dw += x^T dy    db += sum_n dy */
+static void linear_backward_weights(real *dw, real *db, const real *dy, const real *x, int N, int C, int OC)
 {
     enum { CHANNELS = 64 };
-    gemm(dx, C, dy, OC, 1, w, 1, OC, NULL, NULL, N, C, OC);
     gemm(dw, OC, x, 1, C, dy, OC, 1, dw, NULL, C, OC, N);
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < OC; c0 += CHANNELS) {
@@ -1088,6 +1131,13 @@ static void linear_backward(real *dx, real *dw, real *db, const real *dy, const 
             for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
         for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
     }
+}
+
+static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
+                            int N, int C, int OC)
+{
+    linear_backward_input(dx, dy, w, N, C, OC);
+    linear_backward_weights(dw, db, dy, x, N, C, OC);
 }
 
 /* --- GELU, the tanh form (Hendrycks and Gimpel 2016) ---
@@ -1315,9 +1365,11 @@ static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int
         #pragma omp parallel for schedule(static)
         for (int i = 0; i < n; i++)
             losses[n0 + i] = (real)cross_entropy(logits + (size_t)i * V, targets[n0 + i], scale, V);
+        lap(HEAD, FORWARD);
         if (scale == 0) continue;
         gemm(dh, C, logits, V, 1, wte, C, 1, dh, NULL, n, C, V);
         gemm(dwte, C, logits, 1, V, h, C, 1, dwte, NULL, V, C, n);
+        lap(HEAD, BACKWARD);
     }
     double sum = 0;
     for (int n = 0; n < N; n++) sum += losses[n];
@@ -1469,8 +1521,6 @@ static void model_train_from(struct Model *model, int first_layer)
     free(same);
 }
 
-static void release(void *p, size_t bytes) { if (p) munmap(p, (bytes + 63) / 64 * 64 + 64); }
-
 static void model_free(struct Model *model)
 {
     release(model->weights, model->size * sizeof(real));
@@ -1620,13 +1670,21 @@ static void block_forward(real *out, const struct Block *b, struct Kept *k, stru
     const int N = ws->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, c, layer);
     layernorm_forward(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
+    lap(LAYERNORM, FORWARD);
     linear_forward(k->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
+    lap(QKV, FORWARD);
     attention_forward(k->att, k->lse, k->qkv, &attention);
+    lap(ATTENTION, FORWARD);
     project(k->x2, k->x, k->att, b->attn_w, b->attn_b, C, C, ws, layer, AT_PROJECTION);
+    lap(PROJECTIONS, FORWARD);
     layernorm_forward(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
+    lap(LAYERNORM, FORWARD);
     linear_forward(k->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
+    lap(PROJECTIONS, FORWARD);
     gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
+    lap(GELU, FORWARD);
     project(out, k->x2, ws->gelu, b->mlp_w, b->mlp_b, 4 * C, C, ws, layer, AT_MLP);
+    lap(PROJECTIONS, FORWARD);
 }
 
 /* The gradient that reaches a projection: dx, through its dropout if there is any. */
@@ -1645,19 +1703,30 @@ static void block_backward(struct Block *d, const struct Block *b, struct Kept *
     const int N = ws->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, c, layer);
     const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP);
-    gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
-    linear_backward(ws->dfc, d->mlp_w, d->mlp_b, dproj, ws->gelu, b->mlp_w, N, 4 * C, C);
+    linear_backward_input(ws->dfc, dproj, b->mlp_w, N, 4 * C, C);
+    lap(PROJECTIONS, BACKWARD);
     gelu_backward(ws->dfc, ws->gelu, k->fc, (size_t)N * 4 * C);
+    lap(GELU, BACKWARD);
+    linear_backward_weights(d->mlp_w, d->mlp_b, dproj, ws->gelu, N, 4 * C, C);
+    lap(PROJECTIONS, BACKWARD);
     layernorm_again(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
+    lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
+    lap(PROJECTIONS, BACKWARD);
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N, C);
+    lap(LAYERNORM, BACKWARD);
 
     dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
     linear_backward(ws->dln, d->attn_w, d->attn_b, dproj, k->att, b->attn_w, N, C, C);
+    lap(PROJECTIONS, BACKWARD);
     attention_backward(ws->dqkv, ws->dln, k->att, k->qkv, k->lse, &attention);
+    lap(ATTENTION, BACKWARD);
     layernorm_again(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
+    lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
+    lap(QKV, BACKWARD);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N, C);
+    lap(LAYERNORM, BACKWARD);
 }
 
 /* The final hidden states (N, C) of a batch; begins a step, so dhidden is 0 afterwards. p is the
@@ -1671,12 +1740,15 @@ static const real *trunk_forward(struct Model *model, struct Workspace *ws, cons
     ws->dropout = (struct Dropout){p, key};
     for (int s = 0; s < batch->sequences; s++)
         for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++) ws->positions[n] = n - batch->starts[s];
+    lap(REST, FORWARD);
     embedding_forward(ws->kept[0].x, batch->tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
     if (p > 0)
         dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout, dropout_key(ws->dropout, -1, AT_EMBEDDING));
+    lap(EMBEDDING, FORWARD);
     for (int l = 0; l < L; l++)
         block_forward(ws->kept[l + 1].x, &model->w.blocks[l], &ws->kept[l], ws, c, l);
     layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w, model->w.lnf_b, N, C);
+    lap(LAYERNORM, FORWARD);
     if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;
 }
@@ -1686,14 +1758,17 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 {
     const struct Config *c = &model->config;
     const int N = ws->rows, C = c->channels, L = c->layers;
+    lap(REST, BACKWARD);
     memset(ws->dx, 0, (size_t)N * C * sizeof(real));
     layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x, model->w.lnf_w,
                        ws->meanf, ws->rstdf, N, C);
+    lap(LAYERNORM, BACKWARD);
     for (int l = L - 1; l >= model->first_layer; l--)
         block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->kept[l], ws, c, l);
     if (model->first_layer > 0) return;
     const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
     embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
+    lap(EMBEDDING, BACKWARD);
 }
 
 /* One more token after trunk_forward of one sequence (WORK_CACHE): its hidden state (C). Keys and
@@ -1782,6 +1857,7 @@ static void zero_grads(struct Model *model)
     #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < model->size; i += SUM_CHUNK)
         memset(model->grads + i, 0, (model->size - i < SUM_CHUNK ? model->size - i : SUM_CHUNK) * sizeof(real));
+    lap(ADAMW, BACKWARD);
 }
 
 /* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of fixed
@@ -1804,6 +1880,7 @@ static double grad_norm(const struct Model *model)
         }
         for (int chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
     }
+    lap(ADAMW, BACKWARD);
     return sqrt(total);
 }
 
@@ -1844,6 +1921,7 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
         }
     }
+    lap(ADAMW, BACKWARD);
 }
 
 /* ============================================================================================= */

@@ -316,9 +316,6 @@ static const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *le
 
 /* --- Pairs --- */
 
-/* Gives back what allocate_zeroed gave. */
-static void free_zeroed(void *p, size_t bytes) { munmap(p, (bytes + 63) / 64 * 64 + 64); }
-
 static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
 {
     return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
@@ -560,7 +557,7 @@ static struct Tokenizer *read_merges(const char *path)
     if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
     add_specials(t, specials);
     free(specials);
-    free_zeroed(names.slots, (names.mask + 1) * sizeof *names.slots);
+    release(names.slots, (names.mask + 1) * sizeof *names.slots);
     unmap_file(file);
     return t;
 }
@@ -734,7 +731,7 @@ static struct Encoder *encoder_new(const struct Tokenizer *t)
 static void encoder_free(struct Encoder *e)
 {
     if (!e) return;
-    free_zeroed(e->cache, CACHE_BYTES);
+    release(e->cache, CACHE_BYTES);
     free(e->ids);
     free(e);
 }
@@ -742,7 +739,7 @@ static void encoder_free(struct Encoder *e)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoder_free(t->encoder);
-    free_zeroed(t->pairs.slots, sizeof(uint64_t) << t->pairs.bits);
+    release(t->pairs.slots, sizeof(uint64_t) << t->pairs.bits);
     free(t->parts);
     free(t->bytes);
     free(t->offset);
@@ -1150,7 +1147,7 @@ static struct WordTable word_table(int bits)
 static void word_table_free(struct WordTable *table)
 {
     for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
-    free_zeroed(table->slots, sizeof(struct Word) << table->bits);
+    release(table->slots, sizeof(struct Word) << table->bits);
 }
 
 /* The slot where the word is or belongs. */
@@ -1174,7 +1171,7 @@ static void word_table_grow(struct WordTable *table)
         if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
     }
     larger.count = table->count;
-    free_zeroed(table->slots, sizeof(struct Word) << table->bits);
+    release(table->slots, sizeof(struct Word) << table->bits);
     *table = larger;
 }
 
@@ -1288,7 +1285,7 @@ static int pair_place(struct Trainer *t, uint32_t pair)
     if (t->pair_total == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     if (2 * (size_t)t->pair_total >= (size_t)1 << t->index.bits) {
-        free_zeroed(t->index.slots, sizeof(uint64_t) << t->index.bits);
+        release(t->index.slots, sizeof(uint64_t) << t->index.bits);
         t->index = pair_table(t->index.bits + 1);
         for (int i = 0; i < t->pair_total; i++) pair_add(&t->index, t->pairs[i].pair, i);
     }
@@ -1374,7 +1371,7 @@ static void trainer_start(struct Trainer *t, const struct WordTable *table)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_total; i++) free(t->pairs[i].words);
-    free_zeroed(t->index.slots, sizeof(uint64_t) << t->index.bits);
+    release(t->index.slots, sizeof(uint64_t) << t->index.bits);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap);
 }
 

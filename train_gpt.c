@@ -492,7 +492,7 @@ static struct {
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
-    bool resume, overwrite, plan;
+    bool resume, overwrite, plan, profile;
 } set = {
     .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
     .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
@@ -544,6 +544,7 @@ static struct Option train_options[] = {
     {"resume", "go on with the run in --out; its options need not be repeated", FLAG, &set.resume},
     {"overwrite", "replace the run in --out", FLAG, &set.overwrite},
     {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &set.plan},
+    {"profile", "print at the end where the time of the steps went", FLAG, &set.profile},
 };
 enum { TRAIN_OPTIONS = sizeof train_options / sizeof *train_options };
 
@@ -1064,7 +1065,10 @@ static bool out_of_time(const struct Run *r)
 static struct Step update(struct Run *r)
 {
     const double start = seconds();
+    profile.on = set.profile && r->step > r->first;     /* the first step also touches new memory */
+    profile.last = start;
     struct Step s = {.targets = read_step(r)};
+    lap(REST, FORWARD);
     s.loss = step_gradient(r, r->step + 1, s.targets);
     s.norm = grad_norm(&r->model);
     check_finite(r, s.loss, s.norm);
@@ -1073,6 +1077,7 @@ static struct Step update(struct Run *r)
     s.lr = learning_rate(set.schedule, r->step, set.steps, set.warmup, set.lr, set.min_lr_ratio);
     const double scale = set.clip > 0 && s.norm > set.clip ? set.clip / s.norm : 1;
     adamw_step(&r->model, s.lr, scale, set.weight_decay, r->step);
+    profile.on = false;
     s.seconds = seconds() - start;
     return s;
 }
@@ -1239,6 +1244,58 @@ static double fix_steps(struct Run *r)
     return step_seconds;
 }
 
+/* --- Profile --- */
+
+/* What a kind of work does in a step, forward and backward: FLOPs of products, or else bytes that must
+ * move. FLOPs as in flops_per_token; bytes of what is read and written once, in the widest pass:
+ * LayerNorm's backward reads x and dy, adds to dx, and computes y again. */
+struct Work { const char *name; double flops[2], bytes[2]; };
+
+static void list_work(struct Work list[KINDS], const struct Run *r)
+{
+    const struct Config *c = &r->model.config;
+    const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
+    const double F = sizeof(real), qkv = 6 * N * L * C * C, projections = 18 * N * L * C * C, head = 2 * N * V * C;
+    const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.size;
+    const struct Work work[KINDS] = {
+        [EMBEDDING] = {"embedding", .bytes = {2 * F * N * C, 3 * F * N * C}},
+        [LAYERNORM] = {"LayerNorm", .bytes = {2 * F * N * C * norms, (4 * norms + 4 * L) * F * N * C}},
+        [QKV] = {"QKV", .flops = {qkv, 2 * qkv}},
+        [ATTENTION] = {"attention", .flops = {attention, 2 * attention}},
+        [PROJECTIONS] = {"projections", .flops = {projections, 2 * projections}},
+        [GELU] = {"GELU", .bytes = {2 * F * 4 * C * N * L, 4 * F * 4 * C * N * L}},
+        [HEAD] = {"head and loss", .flops = {head, 2 * head}},
+        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}},      /* set to 0, the norm, 4 in, 3 out */
+        [REST] = {"rest"},
+    };
+    memcpy(list, work, sizeof work);
+}
+
+/* A row for each kind and direction; GB/s beyond the memory's are the caches'. */
+static void print_profile(const struct Run *r)
+{
+    const double steps = r->step - r->first, bandwidth = memory_bandwidth();
+    struct Work work[KINDS];
+    double all = 0;
+    list_work(work, r);
+    for (int k = 0; k < KINDS; k++) all += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
+    if (steps < 1) return;
+    printf("profile of %.0f steps, %.1f ms each; limits %.1f GFLOP/s, %.1f GB/s\n", steps, 1e3 * all / steps,
+           r->peak / 1e9, bandwidth / 1e9);
+    printf("%-24s %9s %7s %18s %9s\n", "", "ms", "share", "rate", "of limit");
+    for (int k = 0; k < KINDS; k++)
+        for (int d = FORWARD; d <= BACKWARD; d++) {
+            const double time = profile.seconds[k][d] / steps, flops = work[k].flops[d] / time;
+            const double bytes = work[k].bytes[d] / time;
+            if (time == 0) continue;
+            const char *direction = k == ADAMW || k == REST ? "" : d == FORWARD ? "forward" : "backward";
+            printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time, 100 * time * steps / all);
+            if (flops > 0) printf(" %10.1f GFLOP/s %8.0f%%", flops / 1e9, 100 * flops / r->peak);
+            if (bytes > 0) printf(" %10.1f GB/s    %8.0f%%", bytes / 1e9, 100 * bytes / bandwidth);
+            printf("\n");
+        }
+}
+
 static int finish(const struct Run *r)
 {
     const double time = r->earlier + seconds() - r->start;
@@ -1254,6 +1311,7 @@ static int finish(const struct Run *r)
                r->best.loss, r->best.bits_per_byte);
     printf("%lld steps, %lld tokens, %s\n", (long long)r->step, (long long)r->tokens,
            duration(time));
+    if (set.profile) print_profile(r);
     return 0;
 }
 

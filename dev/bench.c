@@ -14,24 +14,6 @@ static const struct Shape shapes[] = {
     {"D", 4, 4, 128, 64, 65, 12},       {"E", 4, 4, 128, 128, 4096, 32},  {"F", 12, 12, 768, 1024, 50257, 4},
 };
 
-/* Bytes per second of a[i] = x * b[i] + a[i] over 2 x 256 MB: two reads and a write for each element. */
-static double memory_bandwidth(void)
-{
-    const size_t n = (size_t)64 << 20;
-    float *a = allocate_zeroed(n * sizeof *a), *b = allocate_zeroed(n * sizeof *b);
-    double best = 0;
-    for (int attempt = 0; attempt < 4; attempt++) {
-        double start = seconds();
-        #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++) a[i] = 0.5f * b[i] + a[i];
-        double rate = 3.0 * n * sizeof *a / (seconds() - start);
-        if (rate > best) best = rate;
-    }
-    release(a, n * sizeof *a);
-    release(b, n * sizeof *b);
-    return best;
-}
-
 static int compare_doubles(const void *a, const void *b)
 {
     return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
