@@ -708,16 +708,24 @@ static inline float exp_float(float x)
 
 static inline real exp_real(real x) { return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x); }
 
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 /* --- Vectors: GCC's and Clang's own types; the width is the machine's --- */
 
 #if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, TILE_ROWS = 12 };         /* 32 registers: 24 sums, 2 of b, 1 of a */
+#define VECTOR_BYTES 64
+enum { TILE_ROWS = 12 };                            /* 32 registers: 24 sums, 2 of b, 1 of a */
 #elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, TILE_ROWS = 6 };          /* 16 registers: 12 sums, 2 of b, 1 of a */
+#define VECTOR_BYTES 32
+enum { TILE_ROWS = 6 };                             /* 16 registers: 12 sums, 2 of b, 1 of a */
 #elif defined(__aarch64__)
-enum { VECTOR_BYTES = 16, TILE_ROWS = 12 };
+#define VECTOR_BYTES 16
+enum { TILE_ROWS = 12 };
 #else
-enum { VECTOR_BYTES = 16, TILE_ROWS = 6 };
+#define VECTOR_BYTES 16
+enum { TILE_ROWS = 6 };
 #endif
 enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
@@ -789,43 +797,116 @@ enum {
     CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
 };
 
-/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel. */
-static inline void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
+/* --- Packing --- */
+
+/* Low and high halves of two vectors of floats, interleaved: a0 b0 a1 b1 .. */
+#if VECTOR_BYTES == 64
+#define LOW_HALVES  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VECTOR_BYTES == 32
+#define LOW_HALVES  0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW_HALVES  0, 4, 1, 5
+#define HIGH_HALVES 2, 6, 3, 7
+#endif
+
+enum { FLOATS = VECTOR_BYTES / sizeof(float) };
+typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
+
+/* Element j of vector i changes places with element i of vector j. Interleaving vectors i and i + half
+ * rotates the bits of every element's address (i, j) by one place; half of a turn swaps i and j. */
+static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
 {
-    if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (line == 1 && count == width)
-        for (int k = 0; k < K; k++) memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
-    else
-        for (int i = 0; i < count; i++)
-            for (int k = 0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+    #pragma GCC unroll 4
+    for (int turned = 1; turned < FLOATS; turned *= 2) {
+        floats y[FLOATS];
+        #pragma GCC unroll 16
+        for (int i = 0; i < FLOATS / 2; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], HIGH_HALVES);
+        }
+        #pragma GCC unroll 16
+        for (int i = 0; i < FLOATS; i++) x[i] = y[i];
+    }
 }
 
-/* One tile from packed panels. Where it starts from: `from` (m, n) if given, plus bias (n) if given. */
-static void tile(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
-                 int m, int n, int K)
+/* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many k
+ * are done. Where width is no multiple of FLOATS, what a store writes too much lies in k + 1, which is
+ * stored later; so the last k are left over. */
+static inline __attribute__((always_inline))
+int pack_squares(float *panel, const float *x, size_t line, int width, int K)
 {
-    vec sum[TILE_ROWS][TILE_VECTORS] = {{{0}}};
-    for (int k = 0; k < K; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
-        vec bk[TILE_VECTORS];
-        for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
-        for (int i = 0; i < TILE_ROWS; i++)
-            for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] += a[i] * bk[j];
-    }
-    if (m == TILE_ROWS && n == TILE_COLUMNS) {
-        for (int i = 0; i < TILE_ROWS; i++)
-            for (int j = 0; j < TILE_VECTORS; j++) {
-                vec start = {0};
-                if (from) start += *(const vec *)(from + i * ldc + j * LANES);
-                if (bias) start += *(const vec *)(bias + j * LANES);
-                *(vec *)(c + i * ldc + j * LANES) = start + sum[i][j];
-            }
+    int k = 0;
+    for (; k + FLOATS < K; k += FLOATS)
+        for (int i0 = 0; i0 < width; i0 += FLOATS) {
+            floats square[FLOATS];
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++)
+                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k) : (floats){0};
+            transpose(square);
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++) *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
+        }
+    return k;
+}
+
+/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel:
+ * panel[k * width + i] = x[i * line + k * step]. */
+static inline __attribute__((always_inline))
+void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
+{
+    int k0 = 0;
+    if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
+    if (line == 1 && count == width) {
+        for (int k = 0; k < K; k++) memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
         return;
     }
-    real rest[TILE_ROWS][TILE_COLUMNS];
-    memcpy(rest, sum, sizeof rest);
+    if (step == 1 && count == width && sizeof(real) == sizeof(float))
+        k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
+    for (int i = 0; i < count; i++)
+        for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+}
+
+/* One whole tile from packed panels: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these
+ * are given. The pragmas unroll the short loops early enough for GCC to keep `sum` in registers; c is
+ * asked for at once, so that it has come from memory when the sums are done. */
+static void tile(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias, int K)
+{
+    enum { VECTORS = TILE_ROWS * TILE_VECTORS };
+    vec sum[VECTORS];
+    #pragma GCC unroll 32
+    for (int t = 0; t < VECTORS; t++) {
+        sum[t] = (vec){0};
+        if (t % TILE_VECTORS == 0) __builtin_prefetch(c + t / TILE_VECTORS * ldc, 1);
+    }
+    for (int k = 0; k < K; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
+        vec bk[TILE_VECTORS];
+        #pragma GCC unroll 32
+        for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
+        #pragma GCC unroll 32
+        for (int t = 0; t < VECTORS; t++) sum[t] += a[t / TILE_VECTORS] * bk[t % TILE_VECTORS];
+    }
+    #pragma GCC unroll 32
+    for (int t = 0; t < VECTORS; t++) {
+        const size_t at = t / TILE_VECTORS * ldc + t % TILE_VECTORS * LANES;
+        if (bias) sum[t] += *(const vec *)(bias + t % TILE_VECTORS * LANES);
+        if (from) sum[t] += *(const vec *)(from + at);
+        *(vec *)(c + at) = sum[t];
+    }
+}
+
+/* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
+static void tile_at_edge(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
+                         int m, int n, int K)
+{
+    real sum[TILE_ROWS * TILE_COLUMNS];
+    tile(sum, TILE_COLUMNS, a, b, NULL, NULL, K);
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++)
-            c[i * ldc + j] = (from ? from[i * ldc + j] : 0) + (bias ? bias[j] : 0) + rest[i][j];
+        for (int j = 0; j < n; j++) {
+            const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
+            c[i * ldc + j] = with_bias + (from ? from[i * ldc + j] : 0);
+        }
 }
 
 /* The product of two packed blocks: rows 0 .. m and columns 0 .. n of c. */
@@ -833,15 +914,14 @@ static void tiles(real *c, size_t ldc, const real *a, const real *b, const real 
                   int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
-        for (int i = 0; i < m; i += TILE_ROWS)
-            tile(c + i * ldc + j, ldc, a + (size_t)i * K, b + (size_t)j * K,
-                 from ? from + i * ldc + j : NULL, bias ? bias + j : NULL,
-                 m - i < TILE_ROWS ? m - i : TILE_ROWS, n - j < TILE_COLUMNS ? n - j : TILE_COLUMNS, K);
+        for (int i = 0; i < m; i += TILE_ROWS) {
+            real *cij = c + i * ldc + j;
+            const real *ai = a + (size_t)i * K, *bj = b + (size_t)j * K;
+            const real *from_ij = from ? from + i * ldc + j : NULL, *bias_j = bias ? bias + j : NULL;
+            if (m - i >= TILE_ROWS && n - j >= TILE_COLUMNS) tile(cij, ldc, ai, bj, from_ij, bias_j, K);
+            else tile_at_edge(cij, ldc, ai, bj, from_ij, bias_j, min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
+        }
 }
-
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 static real *gemm_buffer(size_t count)
 {
