@@ -1574,8 +1574,7 @@ int main(int argc, char **argv)
         "finetune_cls eval     accuracy, F1, loss, calibration, confusion matrix on a file\n"
         "finetune_cls predict  the label of texts, from arguments or standard input\n"
         "finetune_cls SUBCOMMAND --help lists the options.";
-    program = "finetune_cls";
-    clean_up_at_exit();
+    begin_program("finetune_cls", argv);
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "--help") || !strcmp(command, "-h")) puts(usage);
     else if (!strcmp(command, "train")) command_train(argc - 2, argv + 2);

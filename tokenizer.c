@@ -2056,8 +2056,7 @@ int main(int argc, char **argv)
         {"ids", "the token ids of standard input", command_ids},
         {"show", "the tokens of a text, to look at", command_show},
         {"stats", "how well a vocabulary fits texts", command_stats}};
-    program = "tokenizer";
-    clean_up_at_exit();
+    begin_program("tokenizer", argv);
     for (int i = 0; argc > 1 && i < COUNT(commands); i++)
         if (!strcmp(argv[1], commands[i].name)) {
             commands[i].run(argc - 2, argv + 2);

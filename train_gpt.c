@@ -1521,8 +1521,7 @@ int main(int argc, char **argv)
         {"info", info, "what a model directory holds"},
     };
     enum { COMMANDS = sizeof commands / sizeof *commands };
-    program = "train_gpt";
-    clean_up_at_exit();
+    begin_program("train_gpt", argv);
     for (int i = 0; i < COMMANDS && argc > 1; i++)
         if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 2, argv + 2);
     if (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h")))

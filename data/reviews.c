@@ -741,8 +741,7 @@ static const char usage[] =
 
 int main(int argc, char **argv)
 {
-    program = "reviews";
-    clean_up_at_exit();
+    begin_program("reviews", argv);
     const char *out = NULL;
     int64_t seed = 1;
     int unlabelled = 20000, unlabelled_val = 1000, labelled = 100, validation = 100, test = 2000;

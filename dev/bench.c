@@ -131,7 +131,7 @@ int main(int argc, char **argv)
 {
     int threads = 0;
     struct Option options[] = {{"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096}};
-    program = "bench";
+    begin_program("bench", argv);
     if (parse_options(argc - 1, argv + 1, options, 1, "bench [options]: training, generation, classification"))
         die_usage("%s: not an option. --help lists them.", argv[1]);
     set_threads(threads);

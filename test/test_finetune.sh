@@ -2,8 +2,6 @@
 # finetune_cls from end to end, on a tiny pretrained model and short film reviews: every way to
 # tune, eval, predict, the same bytes for 1, 2 and 3 threads, and what happens to wrong input.
 
-OMP_WAIT_POLICY=passive     # threads that wait leave the processor to others: the work is tiny
-export OMP_WAIT_POLICY
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 failed=0

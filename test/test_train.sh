@@ -8,8 +8,6 @@ failures=0
 train=$PWD/train_gpt
 tokenizer=$PWD/tokenizer
 cd "$work" || exit 1
-OMP_WAIT_POLICY=passive         # other work may share the cores; waiting threads must not hold them
-export OMP_WAIT_POLICY
 
 check() # STATUS DESCRIPTION: 0 is good
 {
