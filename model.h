@@ -115,6 +115,15 @@ static int thread_index(void)
 #endif
 }
 
+static int team_size(void)
+{
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
 /* n = 0 leaves what the environment (OMP_NUM_THREADS) or the machine says. */
 static void set_threads(int n)
 {
@@ -803,7 +812,7 @@ static double memory_bandwidth(void)
  * of C, never the terms of a sum: a row of C has the same bits for any M and any number of threads. */
 enum {
     BLOCK_K = 256,                                      /* a panel of B fits the first-level cache */
-    BLOCK_M = TILE_ROWS * 16,                           /* the panels of A of a task, the second */
+    BLOCK_M = TILE_ROWS * 8,                            /* the panels of A of a task, the second */
     BLOCK_N = TILE_COLUMNS * 8,
     CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
 };
@@ -877,6 +886,21 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
         k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+}
+
+/* Packs `lines` lines, one panel after the other; the threads of a parallel region share out the panels.
+ * Lines that stand side by side in memory are read row by row, each row in one piece. */
+static inline __attribute__((always_inline))
+void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+{
+    const int share = ceil_div(ceil_div(lines, width), team_size());
+    const int begin = min_int(lines, thread_index() * share * width), end = min_int(lines, begin + share * width);
+    const int whole = line == 1 ? begin + (end - begin) / width * width : begin;
+    for (int k = 0; k < K && begin < whole; k++)
+        for (int i = begin; i < whole; i += width)
+            memcpy(packed + (size_t)i * K + (size_t)k * width, x + k * step + i, width * sizeof(real));
+    for (int i = whole; i < end; i += width)
+        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, end - i), width, K);
 }
 
 /* One whole tile from packed panels: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these
@@ -956,25 +980,17 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
     for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
         const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
-        const int block_m = min_int(BLOCK_M, ceil_div(ceil_div(m, 4), TILE_ROWS) * TILE_ROWS);
         const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column;
-        #pragma omp for schedule(static) nowait
-        for (int i = 0; i < m; i += TILE_ROWS)
-            pack(packed_a + (size_t)i * k, ab + i * a_row, a_row, a_column, min_int(TILE_ROWS, m - i), TILE_ROWS, k);
-        if (m0 == 0) {
-            #pragma omp for schedule(static) nowait
-            for (int j = 0; j < n; j += TILE_COLUMNS)
-                pack(packed_b + (size_t)j * k, bb + j * b_column, b_column, b_row,
-                     min_int(TILE_COLUMNS, n - j), TILE_COLUMNS, k);
-        }
+        pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
+        if (m0 == 0) pack_all(packed_b, bb, b_column, b_row, n, TILE_COLUMNS, k);
         #pragma omp barrier
         #pragma omp for schedule(dynamic) collapse(2)
         for (int j = 0; j < n; j += BLOCK_N)
-            for (int i = 0; i < m; i += block_m) {
+            for (int i = 0; i < m; i += BLOCK_M) {
                 const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
                 const real *start = k0 ? c : from;
                 tiles(c + at, ldc, packed_a + (size_t)i * k, packed_b + (size_t)j * k, start ? start + at : NULL,
-                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(block_m, m - i), min_int(BLOCK_N, n - j), k);
+                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i), min_int(BLOCK_N, n - j), k);
             }
     }
 }
