@@ -706,15 +706,17 @@ static void shuffle(int *items, int n, struct Random *r)
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 is taken off in two parts, so
  * that r is exact; exp(r) is a polynomial of degree 6 (relative error below 2e-7). Adding 1.5 * 2^23
  * rounds to an integer and leaves n in the low bits, whence it goes into the exponent. x below -87
- * gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. */
+ * gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. The bounds are set on the bits of x, since
+ * minima of integers vectorise: positive floats are ordered as signed integers, and of two negative
+ * ones the lower is the larger unsigned. */
 static inline float exp_float(float x)
 {
-    union { float f; uint32_t u; } n, scale;
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.3f ? 88.3f : x;
-    n.f = x * 1.44269504f + 12582912.0f;
+    union { float f; int32_t i; uint32_t u; } most = {88.3f}, least = {-87.0f}, bounded = {x}, n, scale;
+    bounded.i = bounded.i < most.i ? bounded.i : most.i;
+    bounded.u = bounded.u < least.u ? bounded.u : least.u;
+    n.f = bounded.f * 1.44269504f + 12582912.0f;
     float whole = n.f - 12582912.0f;
-    float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float r = bounded.f - whole * 0.693359375f + whole * 2.12194440e-4f;
     float p = 1.0f / 720;
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
@@ -723,7 +725,7 @@ static inline float exp_float(float x)
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     scale.u = (n.u + 127) << 23;
-    return p * scale.f;
+    return x == x ? p * scale.f : x;
 }
 
 static inline real exp_real(real x) { return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x); }
