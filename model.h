@@ -151,7 +151,7 @@ static void *allocate_zeroed(size_t bytes)
     if (p == MAP_FAILED)
         die("out of memory: %.1f MB are needed. Use a smaller model or batch.", bytes / 1e6);
 #ifdef MADV_HUGEPAGE
-    if (rounded >= (size_t)8 << 20) madvise(p, rounded, MADV_HUGEPAGE);
+    if (rounded >= (size_t)2 << 20) madvise(p, rounded, MADV_HUGEPAGE);
 #endif
     return p;
 }
