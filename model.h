@@ -905,10 +905,18 @@ void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, 
         pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, end - i), width, K);
 }
 
-/* One whole tile from packed panels: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these
- * are given. The pragmas unroll the short loops early enough for GCC to keep `sum` in registers; c is
- * asked for at once, so that it has come from memory when the sums are done. */
-static void tile(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias, int K)
+/* --- Tiles --- */
+
+/* The rows of A that a block of tiles reads: element (i, k) of the tile that begins at row t stands at
+ * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}; in place: {a, a_row, 1, a_row}. */
+struct Rows { const real *at; size_t row, column, next; };
+
+/* One whole tile: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these are given; b is a
+ * packed panel. The pragmas unroll the short loops early enough for GCC to keep `sum` in registers; c
+ * is asked for at once, so that it has come from memory when the sums are done. */
+static inline __attribute__((always_inline))
+void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b, const real *from,
+          const real *bias, int K)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -917,12 +925,12 @@ static void tile(real *c, size_t ldc, const real *a, const real *b, const real *
         sum[t] = (vec){0};
         if (t % TILE_VECTORS == 0) __builtin_prefetch(c + t / TILE_VECTORS * ldc, 1);
     }
-    for (int k = 0; k < K; k++, a += TILE_ROWS, b += TILE_COLUMNS) {
+    for (int k = 0; k < K; k++, a += a_column, b += TILE_COLUMNS) {
         vec bk[TILE_VECTORS];
         #pragma GCC unroll 32
         for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
         #pragma GCC unroll 32
-        for (int t = 0; t < VECTORS; t++) sum[t] += a[t / TILE_VECTORS] * bk[t % TILE_VECTORS];
+        for (int t = 0; t < VECTORS; t++) sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
     }
     #pragma GCC unroll 32
     for (int t = 0; t < VECTORS; t++) {
@@ -934,11 +942,14 @@ static void tile(real *c, size_t ldc, const real *a, const real *b, const real *
 }
 
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
-                         int m, int n, int K)
+static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
+                         const real *from, const real *bias, int m, int n, int K)
 {
-    real sum[TILE_ROWS * TILE_COLUMNS];
-    tile(sum, TILE_COLUMNS, a, b, NULL, NULL, K);
+    real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
+    const bool lacks_rows = m < TILE_ROWS && a_column == 1;
+    if (lacks_rows) pack(panel, a, a_row, a_column, m, TILE_ROWS, K);
+    if (lacks_rows) tile(sum, TILE_COLUMNS, panel, 1, TILE_ROWS, b, NULL, NULL, K);
+    else tile(sum, TILE_COLUMNS, a, a_row, a_column, b, NULL, NULL, K);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
@@ -946,19 +957,24 @@ static void tile_at_edge(real *c, size_t ldc, const real *a, const real *b, cons
         }
 }
 
-/* The product of two packed blocks: rows 0 .. m and columns 0 .. n of c. */
-static void tiles(real *c, size_t ldc, const real *a, const real *b, const real *from, const real *bias,
+/* The product of two blocks: rows 0 .. m and columns 0 .. n of c, at most BLOCK_K terms each. */
+static void tiles(real *c, size_t ldc, struct Rows a, const real *b, const real *from, const real *bias,
                   int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             real *cij = c + i * ldc + j;
-            const real *ai = a + (size_t)i * K, *bj = b + (size_t)j * K;
+            const real *ai = a.at + i * a.next, *bj = b + (size_t)j * K;
             const real *from_ij = from ? from + i * ldc + j : NULL, *bias_j = bias ? bias + j : NULL;
-            if (m - i >= TILE_ROWS && n - j >= TILE_COLUMNS) tile(cij, ldc, ai, bj, from_ij, bias_j, K);
-            else tile_at_edge(cij, ldc, ai, bj, from_ij, bias_j, min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
+            if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
+                tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
+                             min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
+            else if (a.column == 1) tile(cij, ldc, ai, a.row, 1, bj, from_ij, bias_j, K);
+            else tile(cij, ldc, ai, 1, TILE_ROWS, bj, from_ij, bias_j, K);
         }
 }
+
+/* --- Products --- */
 
 static real *gemm_buffer(size_t count)
 {
@@ -966,6 +982,9 @@ static real *gemm_buffer(size_t count)
     if (!buffer) buffer = allocate_zeroed(count * sizeof(real));
     return buffer;
 }
+
+/* Few columns of B do not pay for packing A, whose rows are then read where they stand. */
+enum { FEW_COLUMNS = 24 * TILE_COLUMNS };
 
 /* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to it,
  * the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
@@ -976,23 +995,27 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
 {
     real *packed_a = gemm_buffer((size_t)(CHUNK_M + CHUNK_N) * BLOCK_K), *packed_b = packed_a + CHUNK_M * BLOCK_K;
     const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
+    const bool in_place = a_column == 1 && N <= FEW_COLUMNS;
 
     #pragma omp parallel
     for (int n0 = 0; n0 < N; n0 += CHUNK_N)
     for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
         const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
-        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column;
-        pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
+        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column, *start = k0 ? c : from;
+        const struct Rows rows = in_place ? (struct Rows){ab, a_row, 1, a_row} : (struct Rows){packed_a, 1, TILE_ROWS, k};
+        int block_n = BLOCK_N;
+        while (block_n > TILE_COLUMNS && ceil_div(m, BLOCK_M) * ceil_div(n, block_n) < 8 * team_size()) block_n /= 2;
+        if (!in_place) pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
         if (m0 == 0) pack_all(packed_b, bb, b_column, b_row, n, TILE_COLUMNS, k);
         #pragma omp barrier
         #pragma omp for schedule(dynamic) collapse(2)
-        for (int j = 0; j < n; j += BLOCK_N)
+        for (int j = 0; j < n; j += block_n)
             for (int i = 0; i < m; i += BLOCK_M) {
                 const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
-                const real *start = k0 ? c : from;
-                tiles(c + at, ldc, packed_a + (size_t)i * k, packed_b + (size_t)j * k, start ? start + at : NULL,
-                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i), min_int(BLOCK_N, n - j), k);
+                const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column, rows.next};
+                tiles(c + at, ldc, block, packed_b + (size_t)j * k, start ? start + at : NULL,
+                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i), min_int(block_n, n - j), k);
             }
     }
 }
@@ -1012,12 +1035,16 @@ static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t 
     for (int k0 = 0; k0 < K; k0 += step, a += step * a_column, b += step * b_row, from = c) {
         const int k = min_int(step, K - k0);
         real *packed_a = scratch, *packed_b = scratch + (size_t)ceil_div(M, TILE_ROWS) * TILE_ROWS * k;
-        for (int i = 0; i < M; i += TILE_ROWS)
-            pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column, min_int(TILE_ROWS, M - i), TILE_ROWS, k);
+        struct Rows rows = {a, a_row, 1, a_row};
+        if (a_column != 1) {
+            for (int i = 0; i < M; i += TILE_ROWS)
+                pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column, min_int(TILE_ROWS, M - i), TILE_ROWS, k);
+            rows = (struct Rows){packed_a, 1, TILE_ROWS, k};
+        }
         for (int j = 0; j < N; j += TILE_COLUMNS)
             pack(packed_b + (size_t)j * k, b + j * b_column, b_column, b_row,
                  min_int(TILE_COLUMNS, N - j), TILE_COLUMNS, k);
-        tiles(c, ldc, packed_a, packed_b, from, NULL, M, N, k);
+        tiles(c, ldc, rows, packed_b, from, NULL, M, N, k);
     }
 }
 
