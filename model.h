@@ -784,6 +784,8 @@ static double memory_bandwidth(void)
     const size_t n = (size_t)64 << 20, bytes = n * sizeof(float);
     float *a = allocate_zeroed(bytes), *b = allocate_zeroed(bytes);
     double best = 0;
+    #pragma omp parallel for simd schedule(static)      /* what is never written has no memory of its own */
+    for (size_t i = 0; i < n; i++) a[i] = b[i] = 1;
     for (int attempt = 0; attempt < 5; attempt++) {
         const double start = seconds();
         #pragma omp parallel for simd schedule(static)
@@ -1048,34 +1050,46 @@ static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t 
     }
 }
 
-/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. Four lines of
- * B at a time, so that memory has several requests to work on. One of b_row, b_column is 1. */
+/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. Several lines of
+ * B are read at a time, in long pieces, so that memory has many requests to work on. One of b_row,
+ * b_column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of threads. */
 static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_column,
                  const real *from, const real *bias, int N, int K)
 {
-    enum { MOST = 1024, LINES = 4 };
-    const int columns = min_int(MOST, ceil_div(ceil_div(N, thread_count()), 16) * 16);
+    enum { MOST = 2048, LINES = 8, DOTS = 4 };
+    const int pieces = thread_count() * ceil_div(N, thread_count() * MOST);
+    const int columns = ceil_div(ceil_div(N, pieces), 16) * 16;
     #pragma omp parallel for schedule(static)
     for (int j0 = 0; j0 < N; j0 += columns) {
         const int n = min_int(columns, N - j0);
-        real sum[MOST];
+        real sum[MOST + DOTS];
         for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
         if (b_column == 1) {
             const real *bk = b + j0;
             int k = 0;
             for (; k + LINES <= K; k += LINES, bk += LINES * b_row)
-                for (int j = 0; j < n; j++)
-                    sum[j] += x[k] * bk[j] + x[k + 1] * bk[b_row + j] + x[k + 2] * bk[2 * b_row + j]
-                            + x[k + 3] * bk[3 * b_row + j];
+                for (int j = 0; j < n; j++) {
+                    real s = sum[j];
+                    #pragma GCC unroll 8
+                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b_row + j];
+                    sum[j] = s;
+                }
             for (; k < K; k++, bk += b_row)
                 for (int j = 0; j < n; j++) sum[j] += x[k] * bk[j];
         } else
-            for (int j = 0; j < n; j++) {
-                const real *bj = b + (j0 + j) * b_column;
-                real s = 0;
-                #pragma omp simd reduction(+: s)
-                for (int k = 0; k < K; k++) s += x[k] * bj[k];
-                sum[j] += s;
+            for (int j = 0; j < n; j += DOTS) {         /* beyond n: the last line again */
+                const real *line[DOTS];
+                real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+                for (int i = 0; i < DOTS; i++) line[i] = b + (j0 + min_int(j + i, n - 1)) * b_column;
+                #pragma omp simd reduction(+: s0, s1, s2, s3)
+                for (int k = 0; k < K; k++) {
+                    s0 += x[k] * line[0][k];
+                    s1 += x[k] * line[1][k];
+                    s2 += x[k] * line[2][k];
+                    s3 += x[k] * line[3][k];
+                }
+                const real dots[DOTS] = {s0, s1, s2, s3};
+                for (int i = 0; i < DOTS && j + i < n; i++) sum[j + i] += dots[i];
             }
         memcpy(y + j0, sum, n * sizeof(real));
     }
