@@ -1044,7 +1044,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     struct Runner *r = &t->runner;
     const struct Settings *s = &t->set;
     double loss = 0;
-    zero_grads(r->model);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, &t->data, list + done, count - done);
         trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));

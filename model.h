@@ -2002,14 +2002,6 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 /* 7. Optimizer                                                                                  */
 /* ============================================================================================= */
 
-static void zero_grads(struct Model *model)
-{
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < model->size; i += SUM_CHUNK)
-        memset(model->grads + i, 0, (model->size - i < SUM_CHUNK ? model->size - i : SUM_CHUNK) * sizeof(real));
-    lap(ADAMW, BACKWARD);
-}
-
 /* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of fixed
  * size are summed by whoever is free, then added in order. */
 static double grad_norm(const struct Model *model)
@@ -2052,23 +2044,25 @@ static double learning_rate(const char *schedule, int64_t step, int64_t steps, i
 /* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient:
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
  *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)         t = step, from 1
- */
+ * All gradients are 0 afterwards, ready for the next step: they are at hand, and a pass of its own over
+ * them would take as long as an eighth of this one. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay, int64_t step)
 {
     const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8, clip = (real)grad_scale;
     const real correct1 = (real)(1 / (1 - pow(model->beta1, step))), correct2 = (real)(1 / (1 - pow(model->beta2, step)));
     for (int i = 0; i < model->param_count; i++) {
         const struct Param *p = &model->params[i];
-        if (p->lr_scale == 0) continue;
         real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
-        const real *grad = model->grads + p->offset;
+        real *grad = model->grads + p->offset;
         const real rate = (real)(lr * p->lr_scale), decay = p->decay ? (real)weight_decay : 0;
+        if (p->lr_scale == 0) { memset(grad, 0, p->size * sizeof(real)); continue; }
         #pragma omp parallel for simd schedule(static)
         for (size_t k = 0; k < p->size; k++) {
             const real g = clip * grad[k];
             m[k] = b1 * m[k] + (1 - b1) * g;
             v[k] = b2 * v[k] + (1 - b2) * g * g;
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
+            grad[k] = 0;
         }
     }
     lap(ADAMW, BACKWARD);

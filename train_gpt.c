@@ -943,11 +943,10 @@ static int64_t read_step(struct Run *r)
     return targets;
 }
 
-/* The mean loss over all targets of a step; its gradient goes to model.grads. */
+/* The mean loss over all targets of a step; its gradient is added to model.grads, which AdamW left at 0. */
 static double step_gradient(struct Run *r, int64_t step, int64_t targets)
 {
     double sum = 0;
-    zero_grads(&r->model);
     for (int a = 0; a < set.accumulate; a++) {
         struct Minibatch *m = &r->minibatches[a];
         const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * set.accumulate + a).key;
@@ -1265,7 +1264,7 @@ static void list_work(struct Work list[KINDS], const struct Run *r)
         [PROJECTIONS] = {"projections", .flops = {projections, 2 * projections}},
         [GELU] = {"GELU", .bytes = {2 * F * 4 * C * N * L, 4 * F * 4 * C * N * L}},
         [HEAD] = {"head and loss", .flops = {head, 2 * head}},
-        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}},      /* set to 0, the norm, 4 in, 3 out */
+        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}},      /* the norm; then 4 in, 4 out */
         [REST] = {"rest"},
     };
     memcpy(list, work, sizeof work);

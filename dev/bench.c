@@ -35,7 +35,6 @@ static double time_training(struct Model *model, const struct Shape *s)
     workspace_create(&ws, model, N, WORK_TRAIN);
     for (int step = 1; step <= MOST && (steps < 3 || seconds() - begin < 4) && (steps < 1 || seconds() - begin < 30); step++) {
         double start = seconds();
-        zero_grads(model);
         trunk_forward(model, &ws, &batch, 0, 0);
         lm_head(model, &ws, tokens, (real)1 / N);
         trunk_backward(model, &ws, &batch);
