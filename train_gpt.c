@@ -95,32 +95,65 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
         for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
 }
 
-/* --- Sequences: the text in pieces of T; in each, every token predicts its successor --- */
+/* --- Sequences: the text in pieces of at most T; in each, every token predicts its successor --- */
 
-/* Targets are x[1] .. x[n-1], so there are n - 1. Sequence i has the inputs x[iT - shift ..
- * (i+1)T - shift) and as targets their successors; the first and the last sequence are shorter,
- * where the text begins and ends. Whatever the shift, each target belongs to exactly one sequence:
+/* Targets are x[1] .. x[n-1], so there are n - 1, and each belongs to exactly one sequence, however the
+ * text is cut. By length, sequence i has the inputs x[iT - shift .. (i+1)T - shift) and as targets their
+ * successors; the first and the last sequence are shorter, where the text begins and ends:
  *
  *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
- *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10 */
-static int64_t sequence_count(const struct Data *d, int T, int shift)
+ *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10
+ *
+ * By documents, a sequence also ends before each <|endoftext|>, with which the next one begins, so that
+ * no token sees another document than its own. */
+struct Sequences {
+    const struct Data *data;
+    int T, shift;
+    int64_t count, *starts;         /* starts (count + 1): the inputs of each; NULL: cut by length */
+};
+
+static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int shift)
 {
-    return (d->tokens - 1 + shift + T - 1) / T;
+    *s = (struct Sequences){d, T, shift, (d->tokens - 1 + shift + T - 1) / T, NULL};
+}
+
+static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, int eot)
+{
+    int64_t at = 0, room = 0;
+    *s = (struct Sequences){.data = d, .T = T};
+    for (int i = 0; i < d->count; i++)
+        for (int64_t k = 0; k < d->shards[i].count && at < d->tokens; k++, at++) {
+            const bool ends = s->count == 0 || at == d->tokens - 1 || d->shards[i].tokens[k] == eot
+                           || at - s->starts[s->count - 1] == T;
+            if (!ends) continue;
+            if (s->count == room) s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
+            s->starts[s->count++] = at;
+        }
+    s->count--;                     /* the last start is the end */
+}
+
+/* how: "length" or "documents", as --cut says. */
+static void cut(struct Sequences *s, const struct Data *d, int T, const char *how, const struct Tokenizer *t)
+{
+    if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot); else cut_by_length(s, d, T, 0);
+    if (s->count > INT32_MAX)
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
 }
 
 /* The first input's place goes to *begin; returns the length, 1 .. T. */
-static int sequence_at(int64_t *begin, const struct Data *d, int T, int shift, int64_t i)
+static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
 {
-    const int64_t end = (i + 1) * T - shift, last = d->tokens - 1;
-    *begin = i * T > shift ? i * T - shift : 0;
-    return (int)((end < last ? end : last) - *begin);
+    const int64_t first = s->starts ? s->starts[i] : i * s->T > s->shift ? i * s->T - s->shift : 0;
+    const int64_t end = s->starts ? s->starts[i + 1] : (i + 1) * s->T - s->shift, last = s->data->tokens - 1;
+    *begin = first;
+    return (int)((end < last ? end : last) - first);
 }
 
-/* Sequences in an order that seed and epoch determine. Each epoch also cuts the text elsewhere, so
- * that a token is not always seen at the same distance from its sequence's beginning. */
+/* Sequences in an order that seed and epoch determine. Cut by length, each epoch also cuts the text
+ * elsewhere, so that a token is not always seen at the same distance from its sequence's beginning. */
 struct Loader {
-    const struct Data *data;
-    int T, shift, count, next;      /* next: how many of this epoch's sequences are already read */
+    struct Sequences sequences;
+    int next;                       /* how many of this epoch's sequences are already read */
     int *order;
     uint64_t seed;
     int64_t epoch;
@@ -136,41 +169,42 @@ static struct Random stream_for(uint64_t seed, uint64_t purpose, uint64_t index)
 
 static void loader_seek(struct Loader *l, int64_t epoch, int next)
 {
+    struct Sequences *s = &l->sequences;
     struct Random r = stream_for(l->seed, ORDER_STREAM, epoch);
+    if (!s->starts) cut_by_length(s, s->data, s->T, (int)random_below(&r, s->T));
+    for (int i = 0; i < s->count; i++) l->order[i] = i;
+    shuffle(l->order, (int)s->count, &r);
     l->epoch = epoch;
     l->next = next;
-    l->shift = (int)random_below(&r, l->T);
-    l->count = (int)sequence_count(l->data, l->T, l->shift);
-    for (int i = 0; i < l->count; i++) l->order[i] = i;
-    shuffle(l->order, l->count, &r);
 }
 
-static void loader_create(struct Loader *l, const struct Data *d, int T, uint64_t seed)
+static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t seed)
 {
-    const int64_t most = sequence_count(d, T, T - 1);
-    if (most > INT32_MAX)
-        die("--data: too many sequences (%lld). Use a longer --context.", (long long)most);
-    *l = (struct Loader){.data = d, .T = T, .seed = seed};
-    l->order = resize(NULL, most * sizeof *l->order);
+    *l = (struct Loader){.sequences = sequences, .seed = seed};
+    l->order = resize(NULL, (sequences.count + 1) * sizeof *l->order);      /* a shift may add one */
     loader_seek(l, 0, 0);
 }
 
-/* The next sequence of the endless row of epochs. */
-static int loader_next(struct Loader *l, int64_t *begin)
+/* The next sequence of the endless row of epochs; loader_skip then goes on to the one after it. */
+static int loader_peek(struct Loader *l, int64_t *begin)
 {
-    if (l->next == l->count) loader_seek(l, l->epoch + 1, 0);
-    return sequence_at(begin, l->data, l->T, l->shift, l->order[l->next++]);
+    if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
+    return sequence_at(begin, &l->sequences, l->order[l->next]);
 }
+
+static void loader_skip(struct Loader *l) { l->next++; }
 
 /* --- Minibatches: sequences of any length, back to back --- */
 
-struct Minibatch { struct Batch batch; int *tokens, *targets, *starts; };
+/* As many rows as `batch` sequences of T have: these, or more that are shorter. */
+struct Minibatch { struct Batch batch; int most_rows, *tokens, *targets, *starts; };
 
-static struct Minibatch minibatch_create(int sequences, int T)
+static struct Minibatch minibatch_create(int batch, int T)
 {
-    struct Minibatch m = {.tokens = resize(NULL, (size_t)sequences * T * sizeof(int)),
-                          .targets = resize(NULL, (size_t)sequences * T * sizeof(int)),
-                          .starts = resize(NULL, ((size_t)sequences + 1) * sizeof(int))};
+    const int most = batch * T;
+    struct Minibatch m = {.most_rows = most, .tokens = resize(NULL, most * sizeof(int)),
+                          .targets = resize(NULL, most * sizeof(int)),
+                          .starts = resize(NULL, ((size_t)most + 1) * sizeof(int))};
     m.starts[0] = 0;
     m.batch = (struct Batch){0, 0, m.tokens, m.starts};
     return m;
@@ -185,12 +219,28 @@ static void minibatch_free(struct Minibatch *m)
 
 static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
 
+/* Cut by length, where all sequences but two have T rows, there are never more than rows / T. */
+static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
+{
+    return m->batch.rows + length <= m->most_rows && (s->starts || (m->batch.sequences + 1) * s->T <= m->most_rows);
+}
+
 static void minibatch_add(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
 {
     read_tokens(m->tokens + m->batch.rows, d, begin, length);
     read_tokens(m->targets + m->batch.rows, d, begin + 1, length);
     m->batch.rows += length;
     m->starts[++m->batch.sequences] = m->batch.rows;
+}
+
+/* As many of the loader's sequences as fit. */
+static void minibatch_fill(struct Minibatch *m, struct Loader *l)
+{
+    int64_t begin;
+    int length;
+    minibatch_clear(m);
+    for (; minibatch_fits(m, &l->sequences, length = loader_peek(l, &begin)); loader_skip(l))
+        minibatch_add(m, l->sequences.data, begin, length);
 }
 
 /* ============================================================================================= */
@@ -214,23 +264,23 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
     return bytes;
 }
 
-/* The mean loss on about `budget` targets (0: all), in sequences of T spread evenly over the data:
- * the same ones every time. bytes: from token_bytes. ws and m have room for `sequences` of T. */
+/* The mean loss on about `budget` targets (0: all), in sequences spread evenly over the data: the same
+ * ones every time. bytes: from token_bytes. ws has as much room as m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
-                             const struct Data *d, const int *bytes, int T, int sequences,
-                             int64_t budget, bool show)
+                             const struct Sequences *s, const int *bytes, int64_t budget, bool show)
 {
-    const int64_t all = sequence_count(d, T, 0), wanted = budget > 0 ? (budget + T - 1) / T : all;
-    const int64_t chosen = wanted < all ? wanted : all;
+    const double part = budget > 0 ? fmin(1, (double)budget / (s->data->tokens - 1)) : 1;
+    const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
     double sum = 0, start = seconds(), shown = start;
     for (int64_t i = 0; i < chosen; ) {
-        int64_t begin;
         minibatch_clear(m);
-        for (; i < chosen && m->batch.sequences < sequences; i++) {
-            int length = sequence_at(&begin, d, T, 0, i * all / chosen);
-            minibatch_add(m, d, begin, length);
+        for (; i < chosen; i++) {
+            int64_t begin;
+            const int length = sequence_at(&begin, s, i * s->count / chosen);
+            if (!minibatch_fits(m, s, length)) break;
+            minibatch_add(m, s->data, begin, length);
         }
         trunk_forward(model, ws, &m->batch, 0, 0);
         sum += lm_head(model, ws, m->targets, 0);
@@ -488,14 +538,14 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
 /* ============================================================================================= */
 
 static struct {
-    const char *data, *val, *init, *schedule, *tokenizer, *out, *sample_prompt;
+    const char *data, *val, *init, *cut, *schedule, *tokenizer, *out, *sample_prompt;
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
     bool resume, overwrite, plan, profile;
 } set = {
     .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-    .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
+    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
     .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1, .eval_tokens = 50000,
     .sample_prompt = "", .sample_tokens = 100,
 };
@@ -509,7 +559,10 @@ static struct Option train_options[] = {
     {"heads", "attention heads in each block", INTEGER, &set.heads, 1, 1 << 16},
     {"channels", "width of the model, a multiple of --heads", INTEGER, &set.channels, 1, 1 << 16},
     {"context", "tokens that the model sees at once", INTEGER, &set.context, 1, 1 << 20},
-    {"batch", "sequences of --context tokens computed together", INTEGER, &set.batch, 1, 1 << 20},
+    {"cut", "where sequences end: after --context tokens, or also where a document does",
+     CHOICE, &set.cut, .choices = "length|documents"},
+    {"batch", "sequences of --context tokens computed together, or as many tokens of shorter ones",
+     INTEGER, &set.batch, 1, 1 << 20},
     {"accumulate", "batches in a step: as --batch times as large, in less memory",
      INTEGER, &set.accumulate, 1, 1 << 20},
     {"steps", "updates of the weights; with --resume, a larger number extends the run",
@@ -561,6 +614,7 @@ struct Run {
     struct Tokenizer *tokenizer;
     int *bytes;                             /* of each token */
     struct Data data, val;
+    struct Sequences val_sequences;
     struct Loader loader;
     struct Minibatch *minibatches;          /* of one step: --accumulate */
     struct Generator generator;
@@ -776,7 +830,7 @@ static void restore_run(struct Run *r)
     r->tokens = entry_integer(&state, "tokens", path);
     const int64_t position = entry_integer(&state, "position", path);
     loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)position);
-    if (position > r->loader.count)
+    if (position > r->loader.sequences.count)
         die("%s: the place in the data is beyond its end. Start the run again.", path);
     r->last = entry_score(&state, "val");
     r->best = entry_score(&state, "best");
@@ -904,9 +958,9 @@ static struct Memory memory_needed(const struct Run *r)
     m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
     if (set.sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
-    const double order = sequence_count(&r->data, set.context, set.context - 1);
-    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real)
-           + (order + 2 * tokens_per_step()) * sizeof(int);
+    const struct Sequences *cut = &r->loader.sequences;
+    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real) + cut->count * sizeof(int)
+           + (cut->starts ? cut->count * sizeof(int64_t) : 0) + 3 * tokens_per_step() * sizeof(int);
     m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
     return m;
 }
@@ -930,15 +984,10 @@ static int64_t default_eval_every(const struct Run *r)
 /* Reads one step's minibatches; returns the number of their targets. */
 static int64_t read_step(struct Run *r)
 {
-    int64_t targets = 0, begin;
+    int64_t targets = 0;
     for (int a = 0; a < set.accumulate; a++) {
-        struct Minibatch *m = &r->minibatches[a];
-        minibatch_clear(m);
-        for (int s = 0; s < set.batch; s++) {
-            const int length = loader_next(&r->loader, &begin);
-            minibatch_add(m, &r->data, begin, length);
-        }
-        targets += m->batch.rows;
+        minibatch_fill(&r->minibatches[a], &r->loader);
+        targets += r->minibatches[a].batch.rows;
     }
     return targets;
 }
@@ -1004,20 +1053,22 @@ static int64_t steps_in_time(const struct Run *r, double step_seconds)
 /* Steps that read the data --epochs times. The last one takes what it lacks from the next epoch. */
 static int64_t steps_in_epochs(struct Run *r)
 {
-    double sequences = 0;
-    for (int64_t e = 0; e < (int64_t)ceil(set.epochs); e++) {
-        loader_seek(&r->loader, e, 0);
-        sequences += r->loader.count * fmin(1, set.epochs - e);
+    struct Loader *l = &r->loader;
+    const int64_t whole = (int64_t)set.epochs;
+    int64_t steps = 0;
+    while (l->epoch < whole || (l->epoch == whole && l->next < (set.epochs - whole) * l->sequences.count)) {
+        read_step(r);
+        steps++;
     }
-    loader_seek(&r->loader, 0, 0);
-    return (int64_t)fmax(1, ceil(sequences / ((double)set.batch * set.accumulate)));
+    loader_seek(l, 0, 0);
+    return steps > 0 ? steps : 1;
 }
 
 /* The best model so far is what --out holds. */
 static void evaluate_run(struct Run *r)
 {
-    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val, r->bytes,
-                                    set.context, set.batch, set.eval_tokens, false);
+    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->bytes,
+                                    set.eval_tokens, false);
     r->last = s;
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
     const bool better = s.loss < r->best.loss;
@@ -1218,10 +1269,12 @@ static void take_memory(struct Run *r)
     if ((int64_t)set.batch * set.context > INT32_MAX / 8)
         die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch,
                   set.context);
-    loader_create(&r->loader, &r->data, set.context, set.seed);
+    struct Sequences sequences;
+    cut(&sequences, &r->data, set.context, set.cut, r->tokenizer);
+    if (r->val.count) cut(&r->val_sequences, &r->val, set.context, set.cut, r->tokenizer);
+    loader_create(&r->loader, sequences, set.seed);
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < set.accumulate; a++)
-        r->minibatches[a] = minibatch_create(set.batch, set.context);
+    for (int a = 0; a < set.accumulate; a++) r->minibatches[a] = minibatch_create(set.batch, set.context);
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
 }
@@ -1365,7 +1418,7 @@ static struct Tokenizer *tokenizer_of(const char *dir, const struct Model *model
 
 static int eval(int argc, char **argv)
 {
-    const char *dir = NULL, *pattern = NULL;
+    const char *dir = NULL, *pattern = NULL, *how = NULL;
     int context = 0, batch = 8, threads = 0;
     int64_t tokens = 0;
     struct Option options[] = {
@@ -1373,6 +1426,7 @@ static int eval(int argc, char **argv)
         {"data", "token shards", TEXT, &pattern, .required = true},
         {"context", "tokens that the model sees at once; 0: as many as it can",
          INTEGER, &context, 0, 1 << 20},
+        {"cut", "where sequences end; without: as in training", CHOICE, &how, .choices = "length|documents"},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
@@ -1389,8 +1443,10 @@ static int eval(int argc, char **argv)
         die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
     struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
     struct Data data = open_data("data", pattern, tokenizer->vocabulary);
-    const int64_t all = sequence_count(&data, T, 0);
-    if (batch > all) batch = (int)all;
+    const char *trained = metadata_get(&meta, "train.cut");
+    struct Sequences sequences;
+    cut(&sequences, &data, T, how ? how : trained ? trained : "length", tokenizer);
+    if (batch > sequences.count) batch = (int)sequences.count;
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
@@ -1399,7 +1455,7 @@ static int eval(int argc, char **argv)
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
     const int *bytes = token_bytes(tokenizer, model.config.vocabulary);
-    struct Score s = evaluate(&model, &ws, &m, &data, bytes, T, batch, tokens, true);
+    struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens, true);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
            s.bits_per_byte, (long long)s.tokens);

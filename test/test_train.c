@@ -10,18 +10,26 @@ static char directory[] = "/tmp/test_train_XXXXXX";
 
 static const char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
 
-/* A shard whose token at place p of the whole text is p: first, first + 1, ... */
-static const char *write_shard(const char *name, int first, int count, int promised, int magic,
-                               int version)
+static const char *write_tokens_shard(const char *name, const uint16_t *tokens, int count, int promised,
+                                      int magic, int version)
 {
     int32_t header[256] = {magic, version, promised};
     struct Buffer b = {0};
     append_bytes(&b, header, sizeof header);
-    for (int i = 0; i < count; i++) append_bytes(&b, &(uint16_t){(uint16_t)(first + i)}, 2);
+    append_bytes(&b, tokens, count * sizeof *tokens);
     const char *path = path_of(name);
     write_file(path, b.data, b.size);
     free(b.data);
     return path;
+}
+
+/* A shard whose token at place p of the whole text is p: first, first + 1, ... */
+static const char *write_shard(const char *name, int first, int count, int promised, int magic,
+                               int version)
+{
+    uint16_t tokens[200] = {0};
+    for (int i = 0; i < count; i++) tokens[i] = (uint16_t)(first + i);
+    return write_tokens_shard(name, tokens, count, promised, magic, version);
 }
 
 /* Runs open_shard in a child; its status, and what it wrote to stderr. */
@@ -79,19 +87,35 @@ static struct Data place_data(void)
     return open_data("data", path_of("p?.bin"), 137);
 }
 
+static int next_sequence(struct Loader *l, int64_t *begin)
+{
+    const int length = loader_peek(l, begin);
+    loader_skip(l);
+    return length;
+}
+
+/* Cut by length. */
+static void create_loader(struct Loader *l, const struct Data *d, int T, uint64_t seed)
+{
+    struct Sequences s;
+    cut(&s, d, T, "length", NULL);
+    loader_create(l, s, seed);
+}
+
 /* Reads one epoch. Whether every target but token 0 came once, after its predecessor. */
 static bool epoch_complete(struct Loader *l, const struct Data *d)
 {
     int seen[200] = {0};
     bool good = true;
-    struct Minibatch m = minibatch_create(1, l->T);
+    const struct Sequences *s = &l->sequences;
+    struct Minibatch m = minibatch_create(1, s->T);
     const int64_t epoch = l->epoch;
-    while (l->epoch == epoch && l->next < l->count) {
+    while (l->epoch == epoch && l->next < s->count) {
         int64_t begin;
         minibatch_clear(&m);
-        const int length = loader_next(l, &begin);
+        const int length = next_sequence(l, &begin);
         minibatch_add(&m, d, begin, length);
-        good &= length >= 1 && length <= l->T;
+        good &= length >= 1 && length <= s->T;
         for (int n = 0; n < m.batch.rows; n++) {
             good &= m.targets[n] == m.tokens[n] + 1;
             seen[m.targets[n]]++;
@@ -104,7 +128,7 @@ static bool epoch_complete(struct Loader *l, const struct Data *d)
 
 static bool orders_differ(const struct Loader *a, const struct Loader *b)
 {
-    return a->count != b->count || memcmp(a->order, b->order, a->count * sizeof(int));
+    return a->sequences.count != b->sequences.count || memcmp(a->order, b->order, a->sequences.count * sizeof(int));
 }
 
 static void test_epochs(void)
@@ -113,7 +137,7 @@ static void test_epochs(void)
     struct Loader l, again;
     bool good = d.tokens == 137, shuffled = false;
     for (int T = 1; T <= 140; T += T < 10 ? 1 : 13) {
-        loader_create(&l, &d, T, 5);
+        create_loader(&l, &d, T, 5);
         for (int epoch = 0; epoch < 4; epoch++) {
             loader_seek(&l, epoch, 0);
             good &= epoch_complete(&l, &d);
@@ -121,13 +145,13 @@ static void test_epochs(void)
     }
     check(good, "every token of an epoch is a target once, for T = 1 .. 140 over three shards");
 
-    loader_create(&l, &d, 8, 5);
-    loader_create(&again, &d, 8, 5);
+    create_loader(&l, &d, 8, 5);
+    create_loader(&again, &d, 8, 5);
     bool same = true;
     for (int read = 0; read < 60; read++) {
         int64_t a, b;
         loader_seek(&again, l.epoch, l.next);
-        const int first = loader_next(&again, &a), second = loader_next(&l, &b);
+        const int first = next_sequence(&again, &a), second = next_sequence(&l, &b);
         same &= first == second && a == b;
         if (read < 17) shuffled |= l.order[read] != read;
     }
@@ -137,13 +161,57 @@ static void test_epochs(void)
     loader_seek(&l, 0, 0);
     loader_seek(&again, 1, 0);
     const bool epochs_differ = orders_differ(&l, &again);
-    loader_create(&again, &d, 8, 6);
+    create_loader(&again, &d, 8, 6);
     check(epochs_differ && orders_differ(&l, &again), "another epoch or seed: another order");
 
     write_shard("two.bin", 0, 2, 2, LLMC_MAGIC, 1);
     struct Data two = open_data("data", path_of("two.bin"), 2);
-    loader_create(&l, &two, 8, 5);
-    check(epoch_complete(&l, &two) && l.count == 1, "two tokens are data enough");
+    create_loader(&l, &two, 8, 5);
+    check(epoch_complete(&l, &two) && l.sequences.count == 1, "two tokens are data enough");
+}
+
+/* Documents of 5, 1, 2, 20 and 3 tokens, <|endoftext|> (id 99) first, in shards that end in the middle of
+ * one and right after one; the text before the first mark is a document, too. */
+static void test_documents(void)
+{
+    enum { EOT = 99 };
+    const int lengths[] = {4, 5, 1, 2, 20, 3}, shards[] = {7, 5, 12, 11};
+    uint16_t text[35];
+    int n = 0, at = 0;
+    for (int d = 0; d < 6; d++)
+        for (int i = 0; i < lengths[d]; i++, n++) text[n] = i == 0 && d > 0 ? EOT : n;
+    for (int i = 0; i < 4; at += shards[i++]) {
+        char *name = text_of("d%d.bin", i);
+        write_tokens_shard(name, text + at, shards[i], shards[i], LLMC_MAGIC, 1);
+        free(name);
+    }
+    struct Data d = open_data("data", path_of("d?.bin"), 100);
+    const struct Tokenizer tokenizer = {.eot = EOT};
+    bool complete = true, alone = true, whole = true;
+    for (int T = 1; T <= 40; T++) {
+        struct Sequences s;
+        struct Loader l;
+        int seen[35] = {0};
+        cut(&s, &d, T, "documents", &tokenizer);
+        loader_create(&l, s, 7);
+        for (int i = 0; i < s.count; i++) {
+            int64_t begin;
+            const int length = next_sequence(&l, &begin);
+            complete &= length >= 1 && length <= T;
+            for (int k = 0; k < length; k++) {
+                seen[begin + k]++;
+                alone &= k == 0 || text[begin + k] != EOT;
+            }
+            whole &= begin == 0 || text[begin] == EOT || T < 20;
+        }
+        for (int i = 0; i < 35; i++) complete &= seen[i] == (i < 34);
+        whole &= T < 20 || s.count == 6;
+        free(s.starts);
+        free(l.order);
+    }
+    check(complete, "cut by documents: every token but the last is an input once, for T = 1 .. 40");
+    check(alone, "cut by documents: <|endoftext|> is nowhere but at the beginning of a sequence");
+    check(whole, "cut by documents: one sequence for each document that fits");
 }
 
 /* A run on the place data, with a random model of context 12. */
@@ -202,12 +270,14 @@ static void test_evaluation(void)
     tiny_run(&r, 5, 1);
     int bytes[137];
     for (int i = 0; i < 137; i++) bytes[i] = 2;
-    struct Minibatch *m = &r.minibatches[0];
-    struct Score all = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 5, 0, false);
-    struct Score alone = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 1, 0, false);
-    struct Score some = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 5, 40, false);
+    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(1, 12), two = minibatch_create(2, 12);
+    struct Sequences s;
+    cut(&s, &r.data, 12, "length", NULL);
+    struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
+    struct Score alone = evaluate(&r.model, &r.ws, &one, &s, bytes, 0, false);
+    struct Score some = evaluate(&r.model, &r.ws, m, &s, bytes, 40, false);
     const bool spread = m->batch.sequences == 4 && m->tokens[12] == 36 && m->tokens[36] == 108;
-    struct Score again = evaluate(&r.model, &r.ws, m, &r.data, bytes, 12, 2, 40, false);
+    struct Score again = evaluate(&r.model, &r.ws, &two, &s, bytes, 40, false);
     check(spread, "evaluation: a budget of 4 of 12 sequences is spread over the data");
     check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6,
           "evaluation: all targets, in batches of any size");
@@ -351,6 +421,7 @@ int main(void)
     if (!mkdtemp(directory)) return 1;
     test_shards();
     test_epochs();
+    test_documents();
     test_accumulation();
     test_measuring();
     test_evaluation();
