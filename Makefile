@@ -29,7 +29,7 @@ out/test/%: test/%.c model.h tokenizer.c train_gpt.c finetune_cls.c test/check.h
 	$(BUILD)
 
 test: all $(TESTS)
-	@OMP_WAIT_POLICY=passive sh test/run.sh $(TESTS) $(wildcard test/test_*.sh)
+	@sh test/run.sh $(TESTS) $(wildcard test/test_*.sh)
 
 demo: all
 	@sh data/demo.sh

@@ -3,6 +3,7 @@
 # "N passed, N failed". A test that ends without having printed a check, or whose status is not the
 # number of its failures, counts as a failure itself.
 
+export OMP_WAIT_POLICY=passive      # more threads than cores, in some tests
 passed=0
 failed=0
 for name in "$@"; do

@@ -650,8 +650,10 @@ static void test_gpt2(const char *path)
     tokenizer_free(t);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    (void)argc;
+    begin_program("test_tokenizer", argv);      /* here, so that tokenizer_main does not start it anew */
     if (!mkdtemp(directory)) die("%s: cannot be made.", directory);
     write_plain("text", SAMPLE, strlen(SAMPLE));
     check(run(NULL, "train --vocab 557 --min-frequency 1 --out tok text") == 0, "train runs");
