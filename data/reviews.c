@@ -27,19 +27,22 @@
 /* ============================================================================================= */
 
 /* Before its first word, a review has one value of each facet. Values have weights; productions may
- * ask for some of them. The sign is the side that a phrase takes: for, against, of two minds. */
-enum { SIGN, GENRE, TITLE, DIRECTOR, LEAD, FACETS, MAX_VALUES = 6 };
+ * ask for some of them. The sign is the side that a phrase takes: for, against, of two minds. A plain
+ * review says what it means, a roundabout one mostly denies the contrary. */
+enum { SIGN, STYLE, GENRE, TITLE, DIRECTOR, LEAD, FACETS, MAX_VALUES = 6 };
 enum { FOR = 1, AGAINST = 2, MIXED = 4, SIGNS = 3 };     /* the sign's bits in a state */
+typedef uint64_t State;
 
 struct Value { const char *name; double weight; };
 
 static const struct Value facets[FACETS][MAX_VALUES] = {
     [SIGN]     = {{"+", 47.5}, {"-", 47.5}, {"~", 5}},
+    [STYLE]    = {{"plain", 5}, {"roundabout", 1}},
     [GENRE]    = {{"comedy", 2}, {"horror", 2}, {"thriller", 2},
                   {"romance", 2}, {"western", 1}, {"space", 1}},
-    [TITLE]    = {{"untitled", 1}, {"titled", 1}},
-    [DIRECTOR] = {{"unnamed", 2}, {"director-he", 1}, {"director-she", 1}},
-    [LEAD]     = {{"no-lead", 4}, {"lead-he", 1}, {"lead-she", 1}},
+    [TITLE]    = {{"untitled", 3}, {"titled", 1}},
+    [DIRECTOR] = {{"unnamed", 6}, {"director-he", 1}, {"director-she", 1}},
+    [LEAD]     = {{"no-lead", 6}, {"lead-he", 1}, {"lead-she", 1}},
 };
 static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
 
@@ -49,7 +52,8 @@ static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
  * <name-> for one on that side. A symbol with $ keeps its first choice for the whole review.
  *
  * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text
- * is that of the derivation. The words of both sides start with consonants, to go with "a". */
+ * is that of the derivation. Hence the first sentence, or the last one of a review of two minds, is
+ * such as only one of the styles has. The words of both sides start with consonants, to go with "a". */
 struct Production { const char *symbol, *guard, *alternatives; };
 
 static const struct Production productions[] = {
@@ -61,35 +65,40 @@ static const struct Production productions[] = {
 {"cast",   "no-lead", ""},
 {"cast",   "lead-he lead-she", " <acting>"},
 {"points", "",
-    "2  <claim>|1  <contrast>|6  <claim> <reaction>|5  <reaction> <claim>|1  <contrast> <claim>|"
-    "2  <claim> <contrast>|1  <contrast> <reaction>|1  <reaction> <contrast>|1  <claim> <wry>|"
-    "1  <wry> <claim>|3  <claim> <reaction> <claim>|2  <claim> <reaction> <contrast>|"
-    "1  <reaction> <contrast> <claim>|2  <claim> <contrast> <reaction>|"
-    "1  <reaction> <claim> <wry>"},
-{"end",    "", "4 |6  <verdict>"},
+    "1  <claim>|1  <contrast>|3  <claim> <reaction>|3  <reaction> <claim>|2  <claim> <contrast>|"
+    "1  <contrast> <claim>|1  <contrast> <reaction>|1  <reaction> <contrast>|1  <claim> <wry>|"
+    "1  <wry> <claim>|6  <claim> <reaction> <claim>|6  <claim> <claim> <reaction>|"
+    "6  <reaction> <claim> <claim>|2  <claim> <claim> <contrast>|3  <claim> <contrast> <reaction>|"
+    "1  <reaction> <claim> <wry>|12  <claim> <reaction> <claim> <claim>|"
+    "3  <claim> <claim> <reaction> <contrast>|3  <contrast> <claim> <claim> <reaction>"},
+{"end",    "", "2 |8  <verdict>"},
 
 /* --- The first sentence names what there is to name --- */
 {"opening", "untitled unnamed",
-    "4 This is <what>.|2 I went to see this <film> <when>, and it is <quality>.|"
-    "2 A <film> again, and <what> at that.|2 The new <film> at our cinema is <quality>.|"
+    "4 This is <what>.|2 I went to see this <film> <when>, and it is <first>.|"
+    "2 A <film> again, and <what> at that.|2 The new <film> at our cinema is <first>.|"
     "Here comes <what>."},
 {"opening", "titled unnamed",
     "4 <title> is <what>.|2 I saw <title> <when>: <what>.|"
-    "2 <title> calls itself a <film>, and it is <quality>.|The <film> <title> is <quality>."},
+    "2 <title> calls itself a <film>, and it is <first>.|The <film> <title> is <first>."},
 {"opening", "untitled director-he director-she",
-    "3 <director> has made <what>.|2 The new <film> by <director> is <quality>.|"
+    "3 <director> has made <what>.|2 The new <film> by <director> is <first>.|"
     "2 <director> gives us <what>.|"
-    "I saw the latest <film> by <director> <when>, and it is <quality>."},
+    "I saw the latest <film> by <director> <when>, and it is <first>."},
 {"opening", "titled director-he director-she",
     "3 <title>, by <director>, is <what>.|2 With <title>, <director> has made <what>.|"
-    "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <quality>."},
-{"what", "+ -",
-    "20 a <adj> <film>|10 a <general> and <special> <film>|2 anything but a <adj!> <film>|"
-    "nothing like a <adj!> <film>|4 a <film> that is <quality>|a <film> without a <adj!> minute"},
+    "2 <director> is back with <title>, <what>.|In <title>, a <film>, <director> is <first>."},
+{"what", "+ - plain",
+    "20 a <adj> <film>|16 a <general> and <special> <film>|6 a <film> that is <first>"},
+{"what", "+ - roundabout",
+    "5 anything but a <adj!> <film>|4 nothing like a <adj!> <film>|6 a <film> that is <first>|"
+    "3 a <film> without a <adj!> minute"},
 {"what", "~",
     "3 a curious <film>|2 a <film> of two halves|2 a <film> that divides people|"
     "a strange kind of <film>"},
-{"quality", "~", "hard to judge|2 neither one thing nor the other|a puzzle|a mixed bag"},
+{"first", "+ - plain", "<plainly>"},
+{"first", "+ - roundabout", "<denial>"},
+{"first", "~", "hard to judge|2 neither one thing nor the other|a puzzle|a mixed bag"},
 {"when", "",
     "last night|last week|on Friday|on Sunday|with my sister|with a friend|after work|"
     "on a rainy day|in a full house|at a festival"},
@@ -197,12 +206,15 @@ static const struct Production productions[] = {
     "2 <lead> plays the <role>.|The lead is <lead>, as so often.|"
     "2 <lead> is in nearly every scene."},
 
-{"claim", "",
-    "12 The <craft> is <quality>.|"
-    "3 The <craft> is <quality>, and the <detail> is much the same.|"
-    "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
+{"claim", "plain",
+    "7 The <craft> is <quality>.|10 The <craft> is <quality>, and the <detail> is <adj>.|"
     "5 I found one <adj> <moment> after another.|4 Scene after scene is <quality>.|"
-    "Hardly a scene is <adj!>.|2 It has <amount>.|What you get is <amount>."},
+    "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
+    "Hardly a scene is <adj!>.|3 It has <amount>.|What you get is <amount>."},
+{"claim", "roundabout",
+    "8 The <craft> is <quality>.|6 There is not a <adj!> <moment> in it.|"
+    "4 I did not find a single <adj!> <moment>.|4 Hardly a scene is <adj!>.|"
+    "2 Scene after scene is <quality>.|3 It has <amount>.|What you get is <amount>."},
 {"claim", "director-he director-she",
     "3 Under <$director.last>, the <craft> is <quality>.|"
     "2 <$director.last> directs with <amount>, as <director.he> always does.|"
@@ -222,14 +234,16 @@ static const struct Production productions[] = {
     "What starts as a <adj!> <film> turns into a <adj> one.|"
     "For all its <stuff!>, it is <quality>."},
 
-{"reaction", "",
-    "16 It made me <react>.|2 It never made me <react!>.|2 Not once did I <react!>.|"
-    "5 I could only <react>.|4 For two hours I did nothing but <react>.|"
-    "There was no reason to <react!>.|3 There was every reason to <react>.|"
-    "I wanted to <react!>, but all I did was <react>."},
+{"reaction", "plain",
+    "20 It made me <react>.|6 I could only <react>.|5 For two hours I did nothing but <react>.|"
+    "3 There was every reason to <react>.|It never made me <react!>.|"
+    "There was no reason to <react!>."},
+{"reaction", "roundabout",
+    "5 It never made me <react!>.|5 Not once did I <react!>.|4 There was no reason to <react!>.|"
+    "3 I wanted to <react!>, but all I did was <react>.|3 It made me <react>."},
 {"reaction", "titled",
     "2 While I watched The <$title.a> <$title.b>, I did not <react!> once.|"
-    "The <$title.a> <$title.b> will make you <react>."},
+    "2 The <$title.a> <$title.b> will make you <react>."},
 
 {"wry", "-",
     "2 It is fine, if you have nothing better to do.|"
@@ -245,29 +259,39 @@ static const struct Production productions[] = {
     "It would be worth a long flight.|A nap would have been a bad idea.|"
     "I tried to hate it, and failed."},
 
-{"verdict", "",
-    "8 My advice: <act>.|3 Do not <act!>.|6 You should <act>.|Nobody should <act!>.|"
-    "There is no need to <act!>.|8 I am <glad> that I went.|I cannot say that I am <glad!>.|"
-    "2 I would tell anyone to <act>.|You could <act!>, but you had better <act>."},
+{"verdict", "plain",
+    "8 My advice: <act>.|6 You should <act>.|8 I am <glad> that I went.|"
+    "2 I would tell anyone to <act>.|There is no need to <act!>."},
+{"verdict", "roundabout",
+    "5 Do not <act!>.|4 Nobody should <act!>.|3 There is no need to <act!>.|"
+    "5 I cannot say that I am <glad!>.|2 You could <act!>, but you had better <act>.|"
+    "3 My advice: <act>."},
 {"verdict", "titled", "If you must choose tonight, do not choose to <act!>."},
 {"verdict", "lead-he lead-she", "Even without <$lead.last>, I would <act>."},
 
 {"doubts", "",
     "<claim+> <claim->|<claim-> <claim+>|<contrast+> <claim->|<contrast-> <claim+>|"
     "<reaction+> <claim->|<claim-> <reaction+>"},
-{"shrug", "",
+{"shrug", "plain",
     "I am still in two minds.|See it and decide for yourself.|Half of the room clapped.|"
-    "Ask me again in a year.|Call it a draw."},
+    "Call it a draw."},
+{"shrug", "roundabout",
+    "Do not ask me for a verdict.|I would call it neither good nor bad.|"
+    "Nobody can decide that for you."},
 
 /* --- Phrases: the word of one's own side, or a denial of one of the other side --- */
-{"quality", "+ -",
-    "30 <adj>|16 <very> <adj>|12 both <general> and <special>|4 never <adj!>|"
-    "2 not <adj!> at all|far from <adj!>|anything but <adj!>|neither <general!> nor <special!>|"
-    "not <adj!> but <adj>|less <adj!> than <adj>"},
+{"quality", "plain", "9 <plainly>|1 <denial>"},
+{"quality", "roundabout", "1 <plainly>|3 <denial>"},
+{"plainly", "", "40 <adj>|20 <very> <adj>|40 both <general> and <special>"},
+{"denial", "",
+    "6 never <adj!>|5 not <adj!> at all|4 far from <adj!>|4 anything but <adj!>|"
+    "3 neither <general!> nor <special!>|3 not <adj!> but <adj>|2 less <adj!> than <adj>"},
 {"very", "", "3 very|2 really|truly|deeply|utterly|quite|simply|remarkably|so"},
-{"amount", "",
-    "4 plenty of <stuff>|2 no lack of <stuff>|2 not a trace of <stuff!>|"
-    "more <stuff> than <stuff!>|no <stuff!>|little <stuff!> and much <stuff>"},
+{"amount", "plain",
+    "6 plenty of <stuff>|3 no lack of <stuff>|more <stuff> than <stuff!>|no <stuff!>"},
+{"amount", "roundabout",
+    "3 no <stuff!>|3 not a trace of <stuff!>|2 more <stuff> than <stuff!>|"
+    "2 little <stuff!> and much <stuff>|no lack of <stuff>"},
 {"moment", "", "3 moment|scene|2 minute|line|idea|shot"},
 {"craft", "",
     "3 script|3 story|2 plot|2 dialogue|2 direction|pacing|ending|beginning|premise|tone"},
@@ -287,13 +311,11 @@ static const struct Production productions[] = {
 
 {"adj", "", "4 <general>|1 <special>"},
 {"general", "+",
-    "3 wonderful|3 brilliant|3 gripping|3 clever|2 moving|2 charming|2 great|2 fresh|2 sharp|"
-    "2 superb|2 beautiful|2 delightful|2 memorable|2 convincing|lively|graceful|bold|vivid|splendid|"
-    "satisfying|rewarding|subtle|rich|perfect|polished"},
+    "8 wonderful|6 brilliant|5 gripping|4 clever|3 moving|3 charming|2 great|2 fresh|2 sharp|"
+    "superb|beautiful|delightful|memorable|convincing|lively|vivid"},
 {"general", "-",
-    "3 dull|3 terrible|3 boring|3 clumsy|2 weak|2 tedious|2 bad|2 stale|2 bland|2 dreadful|"
-    "2 flat|2 silly|2 predictable|2 pointless|lifeless|shallow|lazy|sloppy|tiresome|wooden|muddled|"
-    "painful|forgettable|feeble|careless"},
+    "8 dull|6 terrible|5 boring|4 clumsy|3 weak|3 tedious|2 bad|2 stale|2 bland|"
+    "dreadful|flat|silly|predictable|pointless|lifeless|shallow"},
 {"special", "comedy +", "4 funny|2 witty|hilarious|playful"},
 {"special", "comedy -", "2 corny|2 humourless|laboured|juvenile"},
 {"special", "horror +", "2 frightening|2 scary|terrifying|sinister"},
@@ -308,7 +330,7 @@ static const struct Production productions[] = {
 {"special", "space -", "2 clunky|2 cheap|garbled|derivative"},
 {"stuff", "+", "5 style|4 imagination|3 warmth|2 wit|courage|feeling|taste|skill"},
 {"stuff", "-", "5 nonsense|4 vanity|3 padding|2 noise|self-pity|pretence|waffle|kitsch"},
-{"react", "+", "3 <delight>|<thrill>"},
+{"react", "+", "6 <delight>|<thrill>"},
 {"react", "-",
     "9 yawn|5 look at my watch|2 think of the exit|count the minutes|check my phone|doze off|"
     "groan|lose interest|shake my head"},
@@ -336,7 +358,7 @@ static const struct Production productions[] = {
  * allows, so it holds when all of the state's bits are among them. */
 struct Item { int symbol; char side; const char *text; size_t length; };   /* symbol -1: the text */
 
-struct Alternative { double weight; unsigned guard; struct Item *items; int count; };
+struct Alternative { double weight; State guard; struct Item *items; int count; };
 
 struct Symbol {
     const char *name;
@@ -349,18 +371,18 @@ enum { MAX_SYMBOLS = 100, MAX_KEPT = 8 };
 
 struct Grammar { struct Symbol symbols[MAX_SYMBOLS]; int count, kept; };
 
-static unsigned facet_bits(int facet) { return ((1u << MAX_VALUES) - 1) << MAX_VALUES * facet; }
+static State facet_bits(int facet) { return (((State)1 << MAX_VALUES) - 1) << MAX_VALUES * facet; }
 
 /* "comedy +" -> the bits of these two values and all bits of the facets that it does not name. */
-static unsigned parse_guard(const char *guard)
+static State parse_guard(const char *guard)
 {
-    unsigned bits = 0;
+    State bits = 0;
     for (const char *s = guard; *s; s += strcspn(s, " "), s += *s == ' ') {
-        unsigned before = bits;
+        State before = bits;
         for (int i = 0; i < FACETS * MAX_VALUES; i++) {
             const char *name = facets[i / MAX_VALUES][i % MAX_VALUES].name;
             size_t length = strcspn(s, " ");
-            if (name && strlen(name) == length && !memcmp(s, name, length)) bits |= 1u << i;
+            if (name && strlen(name) == length && !memcmp(s, name, length)) bits |= (State)1 << i;
         }
         if (bits == before) die("the grammar's guard \"%s\" names no value of a facet.", guard);
     }
@@ -436,25 +458,25 @@ static void grammar_free(struct Grammar *g)
     free(g);
 }
 
-static bool holds(const struct Alternative *a, unsigned state)
+static bool holds(const struct Alternative *a, State state)
 {
     return (state & a->guard) == state;
 }
 
 /* The weight of all alternatives that hold; each has the probability weight / total. */
-static double total_weight(const struct Symbol *s, unsigned state)
+static double total_weight(const struct Symbol *s, State state)
 {
     double total = 0;
     for (int i = 0; i < s->count; i++)
         if (holds(&s->alternatives[i], state)) total += s->alternatives[i].weight;
-    if (total == 0) die("the grammar has no <%s> for the state %08x.", s->name, state);
+    if (total == 0) die("the grammar has no <%s> for the state %09llx.", s->name, (unsigned long long)state);
     return total;
 }
 
 /* The state in which an item's symbol is expanded. */
-static unsigned item_state(const struct Item *item, unsigned state)
+static State item_state(const struct Item *item, State state)
 {
-    unsigned sign = state & facet_bits(SIGN), rest = state & ~facet_bits(SIGN);
+    State sign = state & facet_bits(SIGN), rest = state & ~facet_bits(SIGN);
     switch (item->side) {
         case '+': return rest | FOR;
         case '-': return rest | AGAINST;
@@ -465,34 +487,34 @@ static unsigned item_state(const struct Item *item, unsigned state)
 
 /* Number `index` < COMBINATIONS of the ways to give each facet a value: its state, and its
  * probability as the result, which is 0 where a facet has fewer values. */
-enum { COMBINATIONS = MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES };
+enum { COMBINATIONS = MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES * MAX_VALUES };
 
-static double combination(int index, unsigned *state)
+static double combination(int index, State *state)
 {
     double probability = 1;
     *state = 0;
     for (int f = 0; f < FACETS; f++, index /= MAX_VALUES) {
         double total = 0;
         for (int v = 0; v < MAX_VALUES; v++) total += facets[f][v].weight;
-        *state |= 1u << (MAX_VALUES * f + index % MAX_VALUES);
+        *state |= (State)1 << (MAX_VALUES * f + index % MAX_VALUES);
         probability *= facets[f][index % MAX_VALUES].weight / total;
     }
     return probability;
 }
 
-static int sign_of(unsigned state) { return state & FOR ? 0 : state & AGAINST ? 1 : 2; }
+static int sign_of(State state) { return state & FOR ? 0 : state & AGAINST ? 1 : 2; }
 
 /* ============================================================================================= */
 /* 3. Writing                                                                                    */
 /* ============================================================================================= */
 
 /* A review while it is written or read. kept[k] is the alternative chosen for $-symbol k, or -1. */
-struct Review { struct Buffer text; int kept[MAX_KEPT]; unsigned state; double bits; };
+struct Review { struct Buffer text; int kept[MAX_KEPT]; State state; double bits; };
 
 static void forget(struct Review *r) { for (int k = 0; k < MAX_KEPT; k++) r->kept[k] = -1; }
 
 static void write_symbol(const struct Grammar *g, struct Review *r, struct Random *random,
-                         int symbol, unsigned state)
+                         int symbol, State state)
 {
     const struct Symbol *s = &g->symbols[symbol];
     int chosen = s->kept < 0 ? -1 : r->kept[s->kept];
@@ -519,7 +541,7 @@ static void write_review(const struct Grammar *g, struct Review *r, struct Rando
 {
     double left = random_uniform(random);
     for (int i = 0; i < COMBINATIONS; i++) {
-        unsigned state;
+        State state;
         double p = combination(i, &state);
         if (p == 0) continue;
         r->state = state;
@@ -547,7 +569,7 @@ typedef struct Expectation Memo[MAX_SYMBOLS][SIGNS];
  * A $-symbol has the bytes of its average choice. The memo, zero at first, is for states that
  * differ in nothing but the sign. */
 static const struct Expectation *expect(const struct Grammar *g, Memo memo, int symbol,
-                                        unsigned state)
+                                        State state)
 {
     const struct Symbol *s = &g->symbols[symbol];
     struct Expectation *e = &memo[symbol][sign_of(state)];
@@ -563,7 +585,7 @@ static const struct Expectation *expect(const struct Grammar *g, Memo memo, int 
         for (int j = 0; j < a->count; j++) {
             const struct Item *item = &a->items[j];
             if (item->symbol < 0) { e->bytes += p * item->length; continue; }
-            unsigned inner = item_state(item, state);
+            State inner = item_state(item, state);
             const struct Expectation *part = expect(g, memo, item->symbol, inner);
             e->bits += p * part->bits;
             e->bytes += p * part->bytes;
@@ -575,7 +597,7 @@ static const struct Expectation *expect(const struct Grammar *g, Memo memo, int 
 }
 
 /* The entropy of the choice of an alternative. */
-static double choice_bits(const struct Symbol *s, unsigned state)
+static double choice_bits(const struct Symbol *s, State state)
 {
     double bits = 0, total = total_weight(s, state);
     for (int i = 0; i < s->count; i++) {
@@ -588,7 +610,7 @@ static double choice_bits(const struct Symbol *s, unsigned state)
 struct Limits { double bits, bytes, accuracy; };
 
 /* For reviews of these facets. The bits of a $-symbol count when it is mentioned. */
-static struct Limits state_limits(const struct Grammar *g, unsigned state)
+static struct Limits state_limits(const struct Grammar *g, State state)
 {
     static Memo memo;
     memset(memo, 0, sizeof memo);
@@ -607,7 +629,7 @@ static struct Limits find_limits(const struct Grammar *g)
 {
     struct Limits sum = {0};
     for (int i = 0; i < COMBINATIONS; i++) {
-        unsigned state;
+        State state;
         double p = combination(i, &state);
         if (p == 0) continue;
         struct Limits limits = state_limits(g, state);
@@ -623,7 +645,7 @@ static struct Limits find_limits(const struct Grammar *g)
 /* ============================================================================================= */
 
 /* What is still to be read: items of `a` from `next` on, in a state, and then what comes after. */
-struct Todo { const struct Alternative *a; int next; unsigned state; const struct Todo *after; };
+struct Todo { const struct Alternative *a; int next; State state; const struct Todo *after; };
 
 static double read_rest(const struct Grammar *g, struct Review *r, const char *text,
                         const struct Todo *todo);
@@ -631,7 +653,7 @@ static double read_rest(const struct Grammar *g, struct Review *r, const char *t
 /* The probability that the symbol and then `after` give exactly this text. Only here are $-symbols
  * bound: to the one that was chosen, or to each in turn, of which all but a few fail at once. */
 static double read_symbol(const struct Grammar *g, struct Review *r, const char *text, int symbol,
-                          unsigned state, const struct Todo *after)
+                          State state, const struct Todo *after)
 {
     const struct Symbol *s = &g->symbols[symbol];
     int *kept = s->kept < 0 ? NULL : &r->kept[s->kept];
@@ -669,7 +691,7 @@ static double read_review(const struct Grammar *g, const char *text, double p[SI
     forget(&r);
     memset(p, 0, SIGNS * sizeof *p);
     for (int i = 0; i < COMBINATIONS; i++) {
-        unsigned state;
+        State state;
         double prior = combination(i, &state);
         if (prior > 0) p[sign_of(state)] += prior * read_symbol(g, &r, text, 0, state, NULL);
     }

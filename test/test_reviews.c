@@ -76,7 +76,7 @@ static void check_states(const struct Grammar *g)
     bool used[MAX_SYMBOLS] = {0};
     int states = 0, unused = 0;
     for (int i = 0; i < COMBINATIONS; i++) {
-        unsigned state;
+        State state;
         if (combination(i, &state) == 0) continue;
         states++;
         memset(memo, 0, sizeof memo);
@@ -115,7 +115,7 @@ static void check_small_grammar(void)
     struct Grammar *g = grammar_create(small, sizeof small / sizeof *small);
     double wrong_sum = 0, worst = 0;
     for (int i = 0; i < COMBINATIONS; i++) {
-        unsigned state;
+        State state;
         double sum = 0, bits = 0, bytes = 0;
         if (combination(i, &state) == 0) continue;
         for (int k = 0; k < SMALL_TEXTS; k++) {
