@@ -46,10 +46,10 @@ for tune in scratch probe last:2 full; do
 done
 printf '%-10s %9s\n' "possible" "$possible" | tee -a "$dir/table"
 
-say "6. Sentences that it has not seen"
+say "6. Three sentences, two of them with more words of the other side than of their own"
 ./finetune_cls predict --model "$dir/full" \
     "This is a wonderful comedy. The script is both gripping and witty." \
-    "This is a boring western. The story is very weak. It made me yawn." \
-    "There is not a dull moment in it." 2>/dev/null
+    "The new comedy at our cinema is never dull. There is not a boring moment in it." \
+    "It is gripping at first, but dull by the end." 2>/dev/null
 
 say "Done in $(($(date +%s) - began)) seconds; everything is in $dir."
