@@ -27,8 +27,8 @@
 /* ============================================================================================= */
 
 /* Before its first word, a review has one value of each facet. Values have weights; productions may
- * ask for some of them. The sign is the side that a phrase takes: for, against, of two minds. A plain
- * review says what it means, a roundabout one mostly denies the contrary. */
+ * ask for some of them. The sign is the side that a phrase takes: for, against, of two minds. A
+ * plain review says what it means, a roundabout one mostly denies the contrary. */
 enum { SIGN, STYLE, GENRE, TITLE, DIRECTOR, LEAD, FACETS, MAX_VALUES = 6 };
 enum { FOR = 1, AGAINST = 2, MIXED = 4, SIGNS = 3 };     /* the sign's bits in a state */
 typedef uint64_t State;
@@ -53,7 +53,8 @@ static const double positive_given_sign[SIGNS] = {1, 0, 0.5};
  *
  * Every derivation gives another text (test/test_reviews.c checks that), so the entropy of the text
  * is that of the derivation. Hence the first sentence, or the last one of a review of two minds, is
- * such as only one of the styles has. The words of both sides start with consonants, to go with "a". */
+ * such as only one of the styles has. The words of both sides start with consonants, to go with
+ * "a". */
 struct Production { const char *symbol, *guard, *alternatives; };
 
 static const struct Production productions[] = {
@@ -469,7 +470,8 @@ static double total_weight(const struct Symbol *s, State state)
     double total = 0;
     for (int i = 0; i < s->count; i++)
         if (holds(&s->alternatives[i], state)) total += s->alternatives[i].weight;
-    if (total == 0) die("the grammar has no <%s> for the state %09llx.", s->name, (unsigned long long)state);
+    if (total == 0)
+        die("the grammar has no <%s> for the state %09llx.", s->name, (unsigned long long)state);
     return total;
 }
 
