@@ -965,31 +965,33 @@ static enum Split split_of(const char *name)
 
 /* Threads work on chunks: parts of files that no piece crosses. */
 struct Chunk {
-    const uint8_t *at, *end, *readable;     /* readable: the end of the file */
-    const uint8_t *file;                    /* its beginning */
+    const uint8_t *at, *end, *readable;     /* readable: as far as the file is in memory */
     int file_number;
+    int64_t file_bytes;                     /* of the file, up to there */
     bool fresh;                             /* a document begins at `at` */
     enum Split split;
 };
 
-/* Whether the character that ends at p > file is white space. */
-static bool space_before(const uint8_t *file, const uint8_t *p)
+/* The class of the character that ends at p > text. */
+static int class_before(const uint8_t *text, const uint8_t *p)
 {
-    for (int n = 1; n <= 3 && n <= p - file; n++) {
+    for (int n = 1; n <= 4 && n <= p - text; n++) {
         int length, class = class_at(p - n, p, &length);
-        if (length == n && (n > 1 || p[-1] < 128)) return class == SPACE;
+        if (length == n && (n > 1 || p[-1] < 128)) return class;
     }
-    return false;
+    return OTHER;
 }
 
-/* The first place from p on where a text can be cut without changing its pieces: before ASCII
- * white space that follows something else. No piece holds such a place in its inside, and what
- * stands left of it is cut the same way whether the text ends there or not. */
-static const uint8_t *next_cut(const uint8_t *file, const uint8_t *p, const uint8_t *end)
+/* Whether the text can be cut at p, text < p < end, without changing its pieces: between two
+ * characters of different classes, the left one no white space, the right one no letter. No
+ * piece has such a place inside it, and what stands left of it has the same pieces whether the
+ * text ends there or not. With | on the right, it might be the middle of <|endoftext|>. */
+static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
 {
-    if (p == file) p++;
-    while (p < end && !(byte_class[*p] == SPACE && !space_before(file, p))) p++;
-    return p < end ? p : end;
+    int length;
+    const int class = class_at(p, end, &length), before = class_before(text, p);
+    const bool whole = length > 1 || *p < 128;      /* else perhaps p is inside a character */
+    return whole && class != LETTER && before != SPACE && before != class && *p != '|';
 }
 
 static bool mark_at(const uint8_t *p, const uint8_t *end)
@@ -1032,16 +1034,20 @@ static bool next_part(struct Chunk *c, const uint8_t **begin, const uint8_t **en
     return false;
 }
 
-/* The input files, one after the other, as chunks. */
+/* The input files, read one after the other into a window of memory, and cut into chunks there.
+ * Files and pipes of any size pass through it; only a run without a place to cut makes it
+ * larger. */
 struct Source {
     char **paths;
     int count, number;          /* number: of files opened */
     enum Split split;
-    int64_t chunk_bytes, total, done;
-    struct Bytes file;          /* the one being cut, up to `at` */
-    const uint8_t *at;
-    struct Bytes *finished;     /* those that the last chunks were cut from */
-    int finished_count;
+    int64_t chunk_bytes, done, total;   /* total: 0 if not known, for there is a pipe */
+    int file;                   /* the descriptor of the open one, or -1 */
+    bool ended;                 /* the window holds it to its end */
+    bool fresh;                 /* a document begins at `at` */
+    int64_t file_bytes;         /* of it that were read */
+    uint8_t *window;
+    size_t room, size, at;      /* what stands before `at` was handed out */
     double start, shown;        /* seconds: for the progress line */
 };
 
@@ -1050,54 +1056,91 @@ enum { BATCH = 64 };            /* chunks that are handed out at a time */
 static struct Source source_open(char **paths, int count, const char *split, int64_t chunk_bytes)
 {
     struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes,
-                       .start = seconds()};
+                       .file = -1, .room = (size_t)(BATCH * chunk_bytes), .start = seconds()};
+    bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
-        if (!strcmp(paths[i], "-")) paths[i] = "/dev/stdin";
-        if (stat(paths[i], &status))
+        const bool standard = !strcmp(paths[i], "-");
+        if (standard ? fstat(0, &status) : stat(paths[i], &status) || access(paths[i], R_OK))
             die("%s: cannot be read (%s). Check the name.", paths[i], strerror(errno));
-        if (S_ISREG(status.st_mode)) s.total += status.st_size;
+        if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name files.", paths[i]);
+        sized = sized && S_ISREG(status.st_mode);
+        s.total += status.st_size;
     }
-    s.finished = resize(NULL, BATCH * sizeof *s.finished);
+    if (!sized) s.total = 0;
+    s.window = allocate_zeroed(s.room);
     prepare_classes();
     prepare_bytes();
     return s;
 }
 
-/* Lets go of what the last chunks were cut from, so that memory stays small whatever the files'
- * size. */
-static void release_chunks(struct Source *s)
+static void source_close(struct Source *s) { release(s->window, s->room); }
+
+/* Makes the window twice as large. */
+static void grow_window(struct Source *s)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), used = s->at - (const uint8_t *)s->file.data;
-    for (int i = 0; i < s->finished_count; i++) unmap_file(s->finished[i]);
-    if (s->at && used >= page) madvise((void *)s->file.data, used / page * page, MADV_DONTNEED);
-    s->finished_count = 0;
+    uint8_t *larger = allocate_zeroed(2 * s->room);
+    memcpy(larger, s->window, s->size);
+    release(s->window, s->room);
+    s->window = larger;
+    s->room *= 2;
+}
+
+/* Fills the window with the open file, or the next one, as far as there is room. */
+static void fill_window(struct Source *s)
+{
+    if (s->file < 0) {
+        const char *path = s->paths[s->number++];
+        s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
+        s->file_bytes = 0;
+        s->ended = false;
+        s->fresh = true;
+    }
+    while (!s->ended && s->size < s->room) {
+        const ssize_t n = s->file < 0 ? -1 : read(s->file, s->window + s->size, s->room - s->size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) die("%s: cannot be read (%s).", s->paths[s->number - 1], strerror(errno));
+        s->ended = n == 0;
+        s->size += (size_t)n;
+        s->file_bytes += n;
+    }
+}
+
+/* Takes the next chunk off the window; false if a place to cut must be read first. */
+static bool take_chunk(struct Source *s, struct Chunk *c)
+{
+    const uint8_t *at = s->window + s->at, *end = s->window + s->size, *stop = end;
+    if (end - at > s->chunk_bytes) {
+        stop = at + s->chunk_bytes;
+        while (stop < end && !can_cut(at, stop, end)) stop++;
+    }
+    if (stop == end && !s->ended) return false;
+    const bool after_mark = s->fresh && end - at < s->file_bytes;
+    *c = (struct Chunk){after_mark ? skip_line_end(at, stop) : at, stop, end, s->number - 1,
+                        s->file_bytes, s->fresh, s->split};
+    s->fresh = s->split == SPLIT_EOT && stop - at >= END_OF_TEXT_BYTES
+               && mark_at(stop - END_OF_TEXT_BYTES, stop);
+    s->at += (size_t)(stop - at);
+    s->done += stop - at;
+    if (stop == end) {          /* the file is done */
+        close(s->file);
+        s->file = -1;
+    }
+    return true;
 }
 
 /* Cuts at most BATCH chunks; 0 at the end. Those of the call before must be done with. */
 static int next_chunks(struct Source *s, struct Chunk *chunks)
 {
     int n = 0;
-    release_chunks(s);
-    while (n < BATCH && (s->at || s->number < s->count)) {
-        if (!s->at) {
-            s->file = map_file(s->paths[s->number++]);
-            s->at = (const uint8_t *)s->file.data;
-        }
-        const uint8_t *file = (const uint8_t *)s->file.data, *end = file + s->file.size;
-        const uint8_t *at = s->at, *stop = end;
-        if (end - at > s->chunk_bytes) stop = next_cut(file, at + s->chunk_bytes, end);
-        bool fresh = at == file;
-        if (s->split == SPLIT_EOT && at - file >= END_OF_TEXT_BYTES
-            && mark_at(at - END_OF_TEXT_BYTES, at)) {
-            at = skip_line_end(at, stop);
-            fresh = true;
-        }
-        chunks[n++] = (struct Chunk){at, stop, end, file, s->number - 1, fresh, s->split};
-        s->done += stop - s->at;
-        s->at = stop < end ? stop : NULL;
-        if (!s->at) s->finished[s->finished_count++] = s->file;
+    memmove(s->window, s->window + s->at, s->size -= s->at);
+    s->at = 0;
+    while (n < BATCH && (s->file >= 0 || s->number < s->count)) {
+        fill_window(s);
+        if (take_chunk(s, &chunks[n])) n++;
+        else if (n) break;      /* chunks point into the window, so it must stay */
+        else grow_window(s);
     }
     return n;
 }
@@ -1109,14 +1152,10 @@ static void show_progress(struct Source *s, const char *doing)
     const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
     if (now - (s->shown > 0 ? s->shown : s->start) < (live() ? 0.1 : 10)) return;
     s->shown = now;
-    progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6, s->total / 1e6,
-             rate / 1e6, duration((s->total - s->done) / rate));
-}
-
-static void source_close(struct Source *s)
-{
-    release_chunks(s);
-    free(s->finished);
+    if (s->total)
+        progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6,
+                 s->total / 1e6, rate / 1e6, duration((s->total - s->done) / rate));
+    else progress(false, "%s %.0f MB  %.1f MB/s", doing, s->done / 1e6, rate / 1e6);
 }
 
 /* ============================================================================================= */
@@ -1512,7 +1551,7 @@ static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *c
 #define COUNT(array) ((int)(sizeof (array) / sizeof *(array)))
 #define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .most = 1024}
 #define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
-                      LONG, &chunk_bytes, .least = 1, .most = 1e9}
+                      LONG, &chunk_bytes, .least = 1, .most = 1 << 24}
 #define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
@@ -1639,7 +1678,7 @@ static void encoded_free(struct Encoded *e, int count)
 static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fraction, int64_t seed)
 {
     struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
-                                    (uint64_t)(begin - c->file));
+                                    (uint64_t)(c->file_bytes - (c->readable - begin)));
     return random_uniform(&r) < val_fraction;
 }
 

@@ -453,6 +453,45 @@ static void test_documents(void)
     free(out.data);
 }
 
+/* Several files and a pipe pass through the window as one file does: the windows of the later
+ * runs are 64 to 640 bytes, so the long word at the end makes them larger. */
+static void test_windows(void)
+{
+    static uint8_t text[40000];
+    static const char *const splits[] = {"file", "lines", "eot"};
+    struct Random r = random_stream(6, 0);
+    size_t n = random_text(&r, text, 3000, false);
+    memset(text + n, 'a', 2000);
+    n += 2000;
+    write_plain("doc", text, n);
+    write_plain("none", "", 0);
+    n = random_text(&r, text, 2000, true);
+    for (size_t i = 0; i < n; i++) if (byte_class[text[i]] == SPACE) text[i] = '1';
+    write_plain("no_space", text, n);
+    if (mkfifo(in_directory("pipe"), 0600)) die("%s: cannot be made.", in_directory("pipe"));
+    int files = 0, pipes = 0;
+    for (int s = 0; s < 3; s++) {
+        char *feed = text_of("cat %s >%s &", in_directory("doc"), in_directory("pipe"));
+        run(NULL, "encode --tokenizer tok --split %s --val-fraction 0.3 --seed 8 --overwrite --out a "
+            "none doc no_space none text doc", splits[s]);
+        for (int chunk = 1; chunk <= 9; chunk += 8) {
+            files += run(NULL, "encode --tokenizer tok --split %s --val-fraction 0.3 --seed 8 "
+                         "--overwrite --chunk-bytes %d --out b none doc no_space none text doc",
+                         splits[s], chunk) != 0;
+            files += !same_files("a_000000.bin", "b_000000.bin");
+            files += !same_files("a_val_000000.bin", "b_val_000000.bin");
+        }
+        pipes += run(NULL, "encode --tokenizer tok --split %s --overwrite --out a doc", splits[s]);
+        pipes += system(feed) != 0;
+        pipes += run(in_directory("pipe"), "encode --tokenizer tok --split %s --overwrite "
+                     "--chunk-bytes 10 --out b -", splits[s]);
+        pipes += !same_files("a_000000.bin", "b_000000.bin");
+        free(feed);
+    }
+    check(!files, "several files in small windows give the same shards (%d differ)", files);
+    check(!pipes, "a pipe gives the same shard as the file (%d differ)", pipes);
+}
+
 static void test_shards(void)
 {
     struct Buffer lines = {0}, sides = {0}, whole;
@@ -664,6 +703,7 @@ int main(int argc, char **argv)
     test_files(t);
     test_training(t);
     test_documents();
+    test_windows();
     test_shards();
     test_lossless();
     test_looking(t);
