@@ -1618,7 +1618,7 @@ static void command_train(int argc, char **argv)
     trainer_start(&trainer, &words);
     learn_merges(t, &trainer, merges, min_frequency, max_bytes);
     if (t->merges < merges)
-        warn("the text holds only %d pairs to merge, so the vocabulary has %d tokens, not %d.",
+        warn("only %d merges occur often enough, so the vocabulary has %d tokens, not %d.",
              t->merges, vocabulary - merges + t->merges, vocabulary);
     add_specials(t, specials);
     tokenizer_save(t, out);

@@ -3,7 +3,7 @@
 #
 #    dev/bench_tokenizer.sh TEXT VOCAB_DIR [ROUNDS]
 #
-# TEXT is a large UTF-8 file (IMDb's 100 MB, say); VOCAB_DIR holds GPT-2's vocab.bpe and encoder.json.
+# TEXT is a large UTF-8 file (IMDb's 100 MB, say); VOCAB_DIR holds GPT-2's merges.txt (or vocab.bpe) and encoder.json.
 # Every figure is the best of ROUNDS (3) runs of the whole program, file to file, seconds by the clock;
 # "cpu" is the time that the processor spent, which tells more on a machine that is shared. The Python
 # tools read the same text, as lines; reading the vocabulary and the file is not counted for them.
@@ -11,7 +11,8 @@ set -e
 
 if [ $# -lt 2 ]; then sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; fi
 text=$1
-vocab=$2/vocab.bpe
+vocab=$2/merges.txt
+[ -f "$vocab" ] || vocab=$2/vocab.bpe
 rounds=${3:-3}
 here=$(cd "$(dirname "$0")/.." && pwd)
 tokenizer=${TOKENIZER:-$here/tokenizer}
@@ -19,12 +20,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 kilobytes=$(($(wc -c <"$text") / 1000))
 
-# best NAME KILOBYTES COMMAND...: the best clock and processor time, and MB/s of both
+# best NAME KILOBYTES COMMAND...: the best clock and processor time, and MB/s of both. What the run
+# before wrote is removed first: to replace a file is slower than to make one.
 TIMEFORMAT='%R %U %S'
 best() {
     local name=$1 size=$2 i
     shift 2
     for ((i = 0; i < rounds; i++)); do
+        rm -rf "$work"/shard_* "$work/trained"
         { time "$@" >/dev/null 2>&1; } 2>>"$work/times"
     done
     awk -v name="$name" -v size="$size" '
@@ -44,8 +47,10 @@ for threads in 1 2; do
     cp "$work/shard_000000.bin" "$work/threads_$threads.bin"
 done
 cmp "$work/threads_1.bin" "$work/threads_2.bin" && echo "    the same bytes for both"
-best "decode" "$kilobytes" "$tokenizer" decode --tokenizer "$vocab" "$work/shard_000000.bin"
-"$tokenizer" decode --tokenizer "$vocab" "$work"/shard_0*.bin | cmp - "$text" && echo "    the text comes back"
+mkdir "$work/kept"
+mv "$work"/shard_*.bin "$work/kept"
+best "decode" "$kilobytes" "$tokenizer" decode --tokenizer "$vocab" "$work"/kept/*.bin
+"$tokenizer" decode --tokenizer "$vocab" "$work"/kept/*.bin | cmp - "$text" && echo "    the text comes back"
 for threads in 1 2; do
     best "train 32,000 tokens, $threads thread(s)" "$kilobytes" "$tokenizer" train --overwrite \
         --threads $threads --vocab 32000 --out "$work/trained" "$text"
@@ -58,10 +63,10 @@ printf x >"$work/run"
 best "load the vocabulary, encode one byte" 0 "$tokenizer" encode --overwrite --threads 1 --tokenizer "$vocab" \
     --out "$work/run" "$work/run"
 
-python3 - "$text" "$2" <<'PYTHON' || echo "(no Python with tiktoken or tokenizers to compare with)"
+${PYTHON:-python3} - "$text" "$2" "$vocab" <<'PYTHON' || echo "(no Python with tiktoken or tokenizers to compare with)"
 import json, os, sys, time
 
-text_path, folder = sys.argv[1:]
+text_path, folder, merges = sys.argv[1:]
 size = 20_000_000       # of the text, from its beginning: these are slow
 text = open(text_path, "rb").read(size).decode("utf-8", "ignore")
 lines = text.splitlines(keepends=True)
@@ -93,7 +98,7 @@ try:
     os.environ["RAYON_NUM_THREADS"] = "2"
     import tokenizers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    hf = Tokenizer(models.BPE.from_file(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe")))
+    hf = Tokenizer(models.BPE.from_file(os.path.join(folder, "encoder.json"), merges))
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     show(f"Hugging Face tokenizers {tokenizers.__version__}, 1 thread", lambda: [hf.encode(line).ids for line in lines])
     show("Hugging Face tokenizers, 2 threads", lambda: hf.encode_batch(lines))

@@ -3,8 +3,8 @@
     pip install tiktoken
     python3 dev/check_tiktoken.py --vocab DIR [--fixture LINES.jsonl IDS.txt] [--strings 100000] [--seed 1]
 
-DIR holds vocab.bpe and encoder.json, as `data/get_data.sh gpt2-vocab` fetches them. Compared are: every
-code point alone and after a letter, random strings over an alphabet that mixes all classes of
+DIR holds merges.txt (or vocab.bpe) and encoder.json, as `data/get_data.sh gpt2-vocab` fetches them. Compared are: every
+code point alone, before and after a letter and between spaces, random strings over an alphabet that mixes all classes of
 characters, edge cases, and the lines of a fixture (one JSON string a line, its ids on the same line of
 the other file), if there is one. Exit status 1 if anything differs.
 """
@@ -30,11 +30,13 @@ ALPHABET = (list("aaaeinorstLMSTDVRE      \n\n\t\r\x0b\x0c'''0123456789!?.,-_<|>
              "\ufffd", "\u0410", "\u0431", "\u05d0", "\u0627", "\uac00", "\U0001f600", "\U0001f468",
              "\U0001f1fa", "\U00010330", "\U00020000", "\U0001d7ce", "\U0010ffff", "\u1c89", "\U00011db0"])
 
-EDGES = ["a", " ", "  ", "   a", "a   ", "a  \n b", "\n\n\nx", "\r\nx", "\t\tx", "I'm we'LL I'Ll 's", "''s", "'", "x'",
+EDGES = ["a", "\n", " ", "  ", "   a", "a   ", "a  \n b", "\n\n\nx", "\r\nx", "\t\tx", "I'm we'LL I'Ll 's", "''s", "'", "x'",
          "don\u2019t", "123456 7", "x\u00b2 \u2167 \u0663", "\u00a0x", " \u00a0x", "x\u0085y", "x\u2028y", "\u3000x",
          "a\u200bb", "a\x1cb", "\ufeffHi", "a\0b", "\u4f60\u597d\u4e16\u754c", "e\u0301", "!!!???", "a_b", "\ufffd",
          "a  <|endoftext|>  b", "<|endoftext|", "a\u1c89", "a\U00011db0", "a" * 32, "a" * 10000, "^" * 10000,
-         " " * 10000, "\u4e2d" * 10000, "ab" * 5000, "abcdefghij" * 1000]
+         " " * 10000, "\u4e2d" * 10000, "ab" * 5000, "abcdefghij" * 1000, "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+         "\U0001f1fa\U0001f1f8", " \ufffd", "".join(chr(i) for i in range(256)),
+         "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[i * i * 7 % 61] for i in range(10000))]
 
 
 def oracle(folder):
@@ -46,6 +48,11 @@ def oracle(folder):
     return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={MARK: ids[MARK]})
 
 
+def merges_file(folder):
+    path = os.path.join(folder, "merges.txt")
+    return path if os.path.exists(path) else os.path.join(folder, "vocab.bpe")
+
+
 def ours(program, folder, texts, work):
     """The ids of every text. Texts are documents between marks, so they must not hold the mark."""
     path, prefix = os.path.join(work, "texts"), os.path.join(work, "shard")
@@ -53,7 +60,7 @@ def ours(program, folder, texts, work):
         for text in texts:
             f.write(MARK.encode() + b"\n" + text.encode("utf-8"))
     subprocess.run([program, "encode", "--overwrite", "--split", "eot", "--tokenizer",
-                    os.path.join(folder, "vocab.bpe"), "--out", prefix, path], check=True, stderr=subprocess.DEVNULL)
+                    merges_file(folder), "--out", prefix, path], check=True, stderr=subprocess.DEVNULL)
     data = open(prefix + "_000000.bin", "rb").read()
     count = struct.unpack("<3i", data[:12])[2]
     documents = []
@@ -63,7 +70,7 @@ def ours(program, folder, texts, work):
 
 
 def ids_command(program, folder, text, *options):
-    done = subprocess.run([program, "ids", "--tokenizer", os.path.join(folder, "vocab.bpe"), *options],
+    done = subprocess.run([program, "ids", "--tokenizer", merges_file(folder), *options],
                           input=text.encode(), stdout=subprocess.PIPE, check=True)
     return [int(word) for word in done.stdout.split()]
 
@@ -91,9 +98,10 @@ def main():
         return compare(name, texts, ours(a.program, a.vocab, texts, work), want)
 
     with tempfile.TemporaryDirectory() as work:
-        points = [chr(c) for c in range(1, 0x110000) if not 0xD800 <= c < 0xE000]
+        points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+        bad += check("code points alone", [c for c in points if c != "\n"])
         bad += check("code points after a letter", ["a" + c for c in points])
-        bad += check("code points alone, before a letter", [c + "a" for c in points])
+        bad += check("code points before a letter", [c + "a" for c in points])
         bad += check("code points between spaces", ["  " + c + "  b" for c in points])
         rng = random.Random(a.seed)
         texts = ["".join(rng.choices(ALPHABET, k=rng.randint(1, 40))) for _ in range(a.strings)]
