@@ -775,7 +775,7 @@ static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, u
 /* A long piece is a doubly linked list of tokens, with the places of every possible merge in a
  * list of its own. A merge makes only pairs that come later in the list of merges, for they hold
  * the new token; so one sweep over the merges, in order, does them all, in time that grows only
- * with the length. */
+ * with the length. It takes about 30 bytes of memory for each byte of the piece. */
 struct Sweep {
     const struct Tokenizer *tokenizer;
     uint16_t *ids;              /* (n) the token that begins at each byte */
@@ -1241,7 +1241,8 @@ static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t 
 }
 
 /* The words of all documents. Each thread has a table of its own; at the end their counts are
- * added. */
+ * added. Memory grows with the number of different words, 64 to 128 bytes for each of them and
+ * thread, not with the length of the texts. */
 static struct WordTable count_words(struct Source *source)
 {
     const int threads = thread_count();
