@@ -856,14 +856,14 @@ static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
 }
 
 /* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many k
- * are done. Where width is no multiple of FLOATS, what a store writes too much lies in k + 1, which is
- * stored later; so the last k are left over. */
+ * are done. Where width is no multiple of FLOATS, the last square of a k stores too much: it goes first,
+ * since what it spoils, the beginning of k + 1, is then stored later. So the last k are left over. */
 static inline __attribute__((always_inline))
 int pack_squares(float *panel, const float *x, size_t line, int width, int K)
 {
     int k = 0;
     for (; k + FLOATS < K; k += FLOATS)
-        for (int i0 = 0; i0 < width; i0 += FLOATS) {
+        for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
             floats square[FLOATS];
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
