@@ -744,10 +744,10 @@ enum { TILE_ROWS = 12 };                            /* 32 registers: 24 sums, 2 
 enum { TILE_ROWS = 6 };                             /* 16 registers: 12 sums, 2 of b, 1 of a */
 #elif defined(__aarch64__)
 #define VECTOR_BYTES 16
-enum { TILE_ROWS = 12 };
+enum { TILE_ROWS = 10 };                            /* 32 registers: 20 sums, 2 of b, 10 of a */
 #else
 #define VECTOR_BYTES 16
-enum { TILE_ROWS = 6 };
+enum { TILE_ROWS = 6 };                             /* as with AVX, at half the width */
 #endif
 enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
@@ -761,12 +761,11 @@ static double fma_peak(void)
         double start = seconds();
         #pragma omp parallel
         {
-            vec x[CHAINS], factor = {0}, term = {0};
-            factor += (real)0.999;
-            term += (real)(1e-3 * (1 + thread_index()));
-            for (int c = 0; c < CHAINS; c++) x[c] = term * (real)c;     /* no two chains alike */
+            vec x[CHAINS], factor = {0};
+            factor += (real)(1e-7 * (1 + thread_index()));
+            for (int c = 0; c < CHAINS; c++) x[c] = factor * (real)c;   /* no two chains alike */
             for (int i = 0; i < STEPS; i++)
-                for (int c = 0; c < CHAINS; c++) x[c] = x[c] * factor + term;
+                for (int c = 0; c < CHAINS; c++) x[c] += x[c] * factor;
             vec sum = x[0];
             for (int c = 1; c < CHAINS; c++) sum += x[c];
             __asm__ volatile("" : : "m"(sum));  /* the compiler must assume that it is wanted */
