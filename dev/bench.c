@@ -2,10 +2,12 @@
  *
  * First the limits: multiply-adds on registers, and memory bandwidth. Then, for each shape, whole
  * training steps (forward, backward, clipping, AdamW) on random tokens. FLOPs of a step are counted
- * by the usual formula, (6 (12 L C^2 + V C) + 12 L C T) B T, causality not subtracted. dev/bench_torch.py
- * prints the same rows for PyTorch. */
+ * by the usual formula, (6 (12 L C^2 + V C) + 12 L C T) B T, causality not subtracted. Memory is the
+ * peak resident size of the row. dev/bench_torch.py prints the same rows for PyTorch. */
 
 #include "../model.h"
+
+#include <sys/resource.h>
 
 struct Shape { const char *name; int layers, heads, channels, context, vocabulary, batch; };
 
@@ -17,6 +19,23 @@ static const struct Shape shapes[] = {
 static int compare_doubles(const void *a, const void *b)
 {
     return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
+
+/* only: names of rows, "ACgeneration", or NULL, which wants all. */
+static bool wanted(const char *only, const char *row) { return !only || strstr(only, row); }
+
+/* Linux forgets the peak of resident memory when a 5 is written here; elsewhere it is the run's so far. */
+static void reset_peak_memory(void)
+{
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (f) { fputc('5', f); fclose(f); }
+}
+
+static double peak_memory(void)             /* in bytes */
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return 1024.0 * usage.ru_maxrss;
 }
 
 /* Median time of a training step; at least 3 steps and a second, after one that is not counted. */
@@ -49,12 +68,14 @@ static double time_training(struct Model *model, const struct Shape *s)
     return times[steps / 2];
 }
 
-static void bench_training(double peak)
+static void bench_training(double peak, const char *only)
 {
-    printf("\n%-42s %9s %9s %9s %7s\n", "training step", "ms", "tokens/s", "GFLOP/s", "% peak");
+    printf("\n%-42s %9s %9s %9s %7s %8s %8s\n", "training step", "ms", "tokens/s", "GFLOP/s", "% peak", "MB", "B/param");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const struct Shape *s = &shapes[i];
         struct Model model;
+        if (!wanted(only, s->name)) continue;
+        reset_peak_memory();
         model_create(&model, (struct Config){s->layers, s->heads, s->channels, s->context, s->vocabulary, 0, NULL});
         model_init(&model, 1);
         model_train_from(&model, 0);
@@ -63,7 +84,8 @@ static void bench_training(double peak)
         char name[64];
         snprintf(name, sizeof name, "%s  L%d H%d C%d T%d V%d B%d", s->name, s->layers, s->heads, s->channels,
                  s->context, s->vocabulary, s->batch);
-        printf("%-42s %9.1f %9.0f %9.1f %6.1f%%\n", name, 1e3 * time, N / time, flops / time / 1e9, 100 * flops / time / peak);
+        printf("%-42s %9.1f %9.0f %9.1f %6.1f%% %8.0f %8.1f\n", name, 1e3 * time, N / time, flops / time / 1e9,
+               100 * flops / time / peak, peak_memory() / 1e6, peak_memory() / model.size);
         fflush(stdout);
         model_free(&model);
     }
@@ -129,16 +151,20 @@ static void bench_classification(double peak)
 int main(int argc, char **argv)
 {
     int threads = 0;
-    struct Option options[] = {{"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096}};
+    const char *only = NULL;
+    struct Option options[] = {
+        {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096},
+        {"only", "these rows: letters of shapes, generation, classification", TEXT, &only},
+    };
     begin_program("bench", argv);
-    if (parse_options(argc - 1, argv + 1, options, 1, "bench [options]: training, generation, classification"))
+    if (parse_options(argc - 1, argv + 1, options, 2, "bench [options]: training, generation, classification"))
         die_usage("%s: not an option. --help lists them.", argv[1]);
     set_threads(threads);
     const double peak = fma_peak(), bandwidth = memory_bandwidth();
     printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n", thread_count(),
            thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
-    bench_training(peak);
-    bench_generation(bandwidth);
-    bench_classification(peak);
+    bench_training(peak, only);
+    if (wanted(only, "generation")) bench_generation(bandwidth);
+    if (wanted(only, "classification")) bench_classification(peak);
     return 0;
 }
