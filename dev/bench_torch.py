@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""The rows of `make bench`, for PyTorch: the same shapes, whole training steps, generation and
+"""The rows of `make bench` beside PyTorch's: the same shapes, whole training steps, generation and
 classification with transformers' GPT-2.
 
-    python3 dev/bench_torch.py [--threads 2] [--seconds 12] [--shapes ABCDEF] [--no-compile]
+    make out/bench && python3 dev/bench_torch.py [--rows A,C,generation] [--rounds 2] [--threads 2]
 
 Needs torch and transformers. A training step is forward, backward, clipping to norm 1 and AdamW
-(fused, with decay on matrices only), in float32, on random tokens. Each shape is timed in eager mode and
-with torch.compile (the default backend, which needs a C++ compiler); the median of the steps is printed,
-after the first ones. FLOPs are counted as in dev/bench.c. With `--ours FILE`, the output of out/bench, a
-column with the ratio of tokens/s is added: run the two one after the other, since machines differ.
+(fused, with decay on matrices only), in float32, on random tokens; the median of the steps is taken.
+Machines are shared and differ from minute to minute, so the programs take turns: of each row out/bench
+first, then PyTorch in eager mode, then with torch.compile (the default backend, which needs a C++
+compiler), and so on for as many rounds as are asked for; the best round of each counts. The ratio is
+that of tokens/s to the better of PyTorch's two modes. FLOPs are counted as in dev/bench.c.
 """
 import argparse
+import os
 import re
 import statistics
+import subprocess
 import time
 
 import torch
@@ -32,7 +35,8 @@ def config(layers, heads, channels, context, vocabulary, **more):
 
 
 def time_training(shape, compiled, budget):
-    """Median seconds of a step; at least three, then as many as the budget allows."""
+    """Median seconds of a step; at least two, then as many as the budget allows, after one that
+    compiles and touches new memory."""
     layers, heads, channels, context, vocabulary, batch = shape
     torch.manual_seed(1)
     model = GPT2LMHeadModel(config(layers, heads, channels, context, vocabulary)).train()
@@ -48,17 +52,18 @@ def time_training(shape, compiled, budget):
 
     forward = torch.compile(loss_of) if compiled else loss_of
     times, begin = [], None
-    while len(times) < 5 or (time.time() - begin < budget and len(times) < 200):
+    while len(times) < 2 or (time.time() - begin < budget and len(times) < 200):
         start = time.time()
         optimizer.zero_grad(set_to_none=True)
         forward(tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if begin is None:
-            begin = time.time()                 # the first step compiles and touches new memory
+            begin = time.time()
         else:
             times.append(time.time() - start)
-    return statistics.median(times[1:])
+    torch._dynamo.reset()
+    return statistics.median(times)
 
 
 def flops(layers, heads, channels, context, vocabulary, batch):
@@ -98,56 +103,65 @@ def classification(budget):
         while count < 20 and time.time() - start < budget:
             model(tokens, attention_mask=mask)
             count += 1
-    return 93 * count / (time.time() - start)
+    return (93 * count / (time.time() - start),)
+
+
+def ours(bench, row, threads):
+    """Two figures of one row of out/bench: tokens/s and ms of training, tokens/s of generation and of
+    reading the prompt, or sentences/s; NaN where there is no such program."""
+    if not os.path.exists(bench):
+        return float("nan"), float("nan")
+    printed = subprocess.run([bench, "--only", row, "--threads", str(threads)], check=True,
+                             capture_output=True, text=True).stdout
+    found = re.search({"generation": r"batch 1: ([\d.]+) tokens/s.*prompt (\d+)",
+                       "classification": r"tokens: (\d+) sentences/s, (\d+)"}
+                      .get(row, row + r"  L.*B\d+\s+([\d.]+)\s+(\d+)"), printed)
+    return float(found[1]), float(found[2])
+
+
+def training_row(name, options):
+    shape, best = SHAPES[name], {}
+    for _ in range(options.rounds):
+        times = {"ours": ours(options.bench, name, options.threads)[0] / 1e3,
+                 "eager": time_training(shape, False, options.seconds)}
+        if not options.no_compile:
+            try:
+                times["compiled"] = time_training(shape, True, options.seconds)
+            except Exception as error:          # without a C++ compiler, say
+                print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}")
+        best = {mode: min(t, best.get(mode, t)) for mode, t in times.items()}
+    mine, eager, compiled = (best.get(mode, float("nan")) for mode in ("ours", "eager", "compiled"))
+    theirs, tokens = min(best[mode] for mode in best if mode != "ours"), shape[3] * shape[5]
+    title = "%s  L%d H%d C%d T%d V%d B%d" % (name, *shape)
+    print(f"{title:40} {1e3 * mine:9.1f} {1e3 * eager:9.1f} {1e3 * compiled:9.1f} {tokens / mine:9.0f} "
+          f"{tokens / theirs:9.0f} {flops(*shape) / theirs / 1e9:9.1f} {theirs / mine:6.2f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bench", default="out/bench", help="our program")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=12, help="for each row")
-    parser.add_argument("--shapes", default="ABCDEF")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=8, help="for each of PyTorch's figures")
+    parser.add_argument("--rows", default="A,B,C,D,E,F,generation,classification")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--ours", help="what out/bench printed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.threads} threads")
-    ours = {}
-    for line in open(options.ours) if options.ours else []:
-        row = re.match(r"([A-F])  L.*B\d+\s+[\d.]+\s+(\d+)", line)
-        if row:
-            ours[row[1]] = float(row[2])
-        generated = re.search(r"batch 1: ([\d.]+) tokens/s.*prompt (\d+)", line)
-        if generated:
-            ours["generation"], ours["prompt"] = float(generated[1]), float(generated[2])
-        classified = re.search(r"tokens: (\d+) sentences/s", line)
-        if classified:
-            ours["classification"] = float(classified[1])
-
-    def ratio(key, theirs):
-        return f"{ours[key] / theirs:9.2f}" if key in ours else ""
-
-    print(f"{'training step':42} {'eager ms':>9} {'compiled':>9} {'tokens/s':>9} {'GFLOP/s':>9}"
-          + (f" {'ours / it':>8}" if ours else ""))
-    for name in options.shapes:
-        shape = SHAPES[name]
-        eager = time_training(shape, False, options.seconds)
-        compiled = float("nan")
-        if not options.no_compile:
-            try:
-                compiled = time_training(shape, True, options.seconds)
-            except Exception as error:          # without a C++ compiler, say
-                print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}")
-            torch._dynamo.reset()
-        best = min(eager, compiled) if compiled == compiled else eager
-        rate = shape[3] * shape[5] / best
-        title = "%s  L%d H%d C%d T%d V%d B%d" % (name, *shape)
-        print(f"{title:42} {1e3 * eager:9.1f} {1e3 * compiled:9.1f} {rate:9.0f} {flops(*shape) / best / 1e9:9.1f}"
-              + ratio(name, rate), flush=True)
-    rate, reading = generation(options.seconds)
-    print(f"generation, shape A, batch 1: {rate:.1f} tokens/s {ratio('generation', rate)}; "
-          f"prompt {reading:.0f} tokens/s {ratio('prompt', reading)}")
-    rate = classification(options.seconds)
-    print(f"classification, L6 H4 C256, 4 to 40 tokens: {rate:.0f} sentences/s {ratio('classification', rate)}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.threads} threads, "
+          f"best of {options.rounds}")
+    print(f"{'training step':40} {'ours ms':>9} {'eager ms':>9} {'compiled':>9} {'tokens/s':>9} {'PyTorch':>9} "
+          f"{'GFLOP/s':>9} {'ratio':>6}")
+    others = {"generation": generation, "classification": classification}
+    for row in options.rows.split(","):
+        if row in SHAPES:
+            training_row(row, options)
+            continue
+        rounds = [(ours(options.bench, row, options.threads), others[row](options.seconds)) for _ in range(options.rounds)]
+        names = {"generation": ("tokens/s, shape A, batch 1", "prompt tokens/s"),
+                 "classification": ("sentences/s, L6 H4 C256, 4 to 40 tokens",)}[row]
+        for i, name in enumerate(names):
+            mine, theirs = max(r[0][i] for r in rounds), max(r[1][i] for r in rounds)
+            print(f"{row}, {name}: {mine:.1f}, PyTorch {theirs:.1f}, ratio {mine / theirs:.2f}", flush=True)
 
 
 if __name__ == "__main__":
