@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the test programs and scripts named as arguments, shows what fails, and closes with
 # "N passed, N failed". A test that ends without having printed a check, or whose status is not the
-# number of its failures, counts as a failure itself.
+# number of its failures, counts as a failure itself. RUN, if set, is put before each program: an
+# emulator for programs of another machine.
 
 export OMP_WAIT_POLICY=passive      # more threads than cores, in some tests
 passed=0
@@ -11,7 +12,7 @@ for name in "$@"; do
     start=$(date +%s)
     case $name in
         *.sh) sh "$name" >"$log" 2>&1 ;;
-        *)    "$name" >"$log" 2>&1 ;;
+        *)    $RUN "$name" >"$log" 2>&1 ;;
     esac
     status=$?
     good=$(grep -c '^ok ' "$log")
