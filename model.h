@@ -2285,6 +2285,14 @@ static void convert_values(real *out, const char *bytes, size_t n, int dtype)
     }
 }
 
+static bool all_finite(const real *x, size_t n)
+{
+    int others = 0;
+    #pragma omp parallel for simd reduction(|: others) schedule(static)
+    for (size_t i = 0; i < n; i++) others |= !isfinite(x[i]);
+    return !others;
+}
+
 static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix, const char *name)
 {
     char full[128];
@@ -2307,6 +2315,8 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
         if (!t) die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path, prefix, p->name);
         const char *bytes = tensor_bytes(s, t, p->rows, p->columns, &dtype);
         convert_values(array + p->offset, bytes, p->size, dtype);
+        if (!all_finite(array + p->offset, p->size))
+            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.", s->path, prefix, p->name);
     }
 }
 

@@ -343,6 +343,23 @@ static void test_half_values(void)
           "half precision: zeros, subnormal numbers, the largest, infinities, NaN");
 }
 
+/* --- Values that are no numbers, under a checksum that is right --- */
+
+static void test_not_finite(void)
+{
+    static const double values[] = {NAN, INFINITY, -INFINITY};
+    real *last = &original.weights[original.size - 1];
+    const real before = *last;
+    for (int i = 0; i < 3; i++) {
+        char what[64];
+        *last = (real)values[i];
+        save_original();
+        snprintf(what, sizeof what, "a weight that is %g", values[i]);
+        expect(open_directory, "score.weight holds values that are not finite", what);
+    }
+    *last = before;
+}
+
 /* --- Directories and states --- */
 
 static int open_state(void)
@@ -422,6 +439,7 @@ int main(void)
     test_half_values();
     test_half("F16", to_half);
     test_half("BF16", to_bfloat);
+    test_not_finite();
     test_state();
     unlink(model_path());
     unlink(config_path());
