@@ -54,6 +54,8 @@ static const char *program = "gpt";     /* what messages start with; begin_progr
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
+static bool failed;         /* a message has said why the program ends */
+
 static void complain(const char *format, va_list arguments)
 {
     if (isatty(2)) fprintf(stderr, "\r\033[K");
@@ -69,6 +71,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *form
     va_start(arguments, format);
     complain(format, arguments);
     va_end(arguments);
+    failed = true;
     exit(STATUS_FAILED);
 }
 
@@ -79,6 +82,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die_usage(const char
     va_start(arguments, format);
     complain(format, arguments);
     va_end(arguments);
+    failed = true;
     exit(STATUS_USAGE);
 }
 
@@ -268,10 +272,20 @@ static void remove_unfinished_on_signal(int signal_number)
     raise(signal_number);
 }
 
-/* First in main. A program that fails or is stopped leaves no half-written file behind. And threads
- * that wait for others spin for some microseconds and then give their core away, where by default they
- * spin for milliseconds: two trainings on the same two cores then take 30 times as long as one, instead
- * of twice. OpenMP reads its settings before main, so the program starts itself once more with them. */
+/* At exit. Results that did not reach the standard output are a failure, too. */
+static void end_program(void)
+{
+    remove_unfinished();
+    if (failed || (!fflush(stdout) && !ferror(stdout))) return;
+    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n", program);
+    _exit(STATUS_FAILED);
+}
+
+/* First in main. A program that fails or is stopped leaves no half-written file behind; a file beyond
+ * the limit of the shell (ulimit -f) is an error, as a full disk is. And threads that wait for others
+ * spin for some microseconds and then give their core away, where by default they spin for
+ * milliseconds: two trainings on the same two cores then take 30 times as long as one, instead of twice.
+ * OpenMP reads its settings before main, so the program starts itself once more with them. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
@@ -282,7 +296,8 @@ static void begin_program(const char *name, char **argv)
 #else
     (void)argv;
 #endif
-    atexit(remove_unfinished);
+    atexit(end_program);
+    signal(SIGXFSZ, SIG_IGN);
     signal(SIGINT, remove_unfinished_on_signal);
     signal(SIGTERM, remove_unfinished_on_signal);
 }

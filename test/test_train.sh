@@ -207,6 +207,16 @@ fails 1 'step [0-9]*: the loss is .*before. Start again with a lower' \
     "$train" train $data $tiny --lr 1000 --clip 0 --warmup 0 --steps 50 --out diverged
 [ ! -e new ]
 check $? "nothing was written by what failed"
+if [ -c /dev/full ]; then
+    full() { "$@" >/dev/full; }
+    fails 1 'standard output: writing failed' full "$train" info --model learn
+fi
+limited() { (ulimit -f 100 && exec "$@"); }
+fails 1 'large/model.safetensors: writing failed' \
+    limited "$train" train $data $tiny --steps 2 --out large
+ls large | grep -q tmp
+[ $? -eq 1 ]
+check $? "what could not be written is gone"
 cp -r learn broken
 printf 'XXXX' | dd of=broken/model.safetensors bs=1 seek=20000 conv=notrunc 2>/dev/null
 fails 1 'damaged' "$train" eval --model broken --data val_000000.bin
