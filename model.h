@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -612,15 +613,41 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
 
 static bool live(void) { return isatty(2); }
 
+/* Makes a line fit into so many columns: its fields, which two spaces separate, move together, and those
+ * at the end go. A line that wraps cannot be replaced by the next. */
+static void fit_line(char *line, int columns)
+{
+    char *to = line;
+    int gaps = 0;
+    if ((int)strlen(line) <= columns) return;
+    for (const char *s = line; (s = strstr(s, "  ")); s += 2) gaps++;
+    for (; gaps > 0 && (int)strlen(line) - gaps > columns; gaps--) {
+        char *last = line;
+        for (char *s = line; (s = strstr(s, "  ")); s += 2) last = s;
+        *last = 0;
+    }
+    for (const char *from = line; *from; from++) if (from[0] != ' ' || from[1] != ' ') *to++ = *from;
+    *to = 0;
+    if (to - line > columns) line[columns] = 0;
+}
+
 /* On a terminal the line replaces the one before; `last` keeps it. Elsewhere every call is a line,
  * so that the caller decides how often. */
 __attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
 {
+    char line[512];
+    struct winsize terminal;
     va_list arguments;
     va_start(arguments, format);
     if (live()) fprintf(stderr, "\r\033[K");
-    vfprintf(stderr, format, arguments);
-    if (last || !live()) fputc('\n', stderr);
+    if (live() && !last) {
+        vsnprintf(line, sizeof line, format, arguments);
+        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0) fit_line(line, terminal.ws_col);
+        fputs(line, stderr);
+    } else {
+        vfprintf(stderr, format, arguments);
+        fputc('\n', stderr);
+    }
     fflush(stderr);
     va_end(arguments);
 }

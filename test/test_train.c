@@ -1,6 +1,7 @@
 /* test_train.c: what train_gpt.c itself computes: shards, the order of the data, accumulation,
- * evaluation, the choice of the next token, and text that stays valid UTF-8. */
+ * evaluation, the choice of the next token, text that stays valid UTF-8, the live line. */
 
+#define _GNU_SOURCE                 /* posix_openpt */
 #define TRAIN_GPT_NO_MAIN
 #include "../train_gpt.c"
 #include "check.h"
@@ -417,6 +418,42 @@ static void test_utf8(void)
     check(held && out.size == 3, "UTF-8: an unfinished character is held back");
 }
 
+/* --- The live line --- */
+
+/* What progress sends to a terminal of so many columns. */
+static const char *shown(int columns, const char *text)
+{
+    static char seen[2000];
+    const int terminal = posix_openpt(O_RDWR | O_NOCTTY), before = dup(2);
+    struct winsize size = {.ws_row = 24, .ws_col = (unsigned short)columns};
+    if (terminal < 0 || grantpt(terminal) || unlockpt(terminal)) return NULL;
+    const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY);
+    if (other_end < 0 || ioctl(terminal, TIOCSWINSZ, &size)) return NULL;
+    dup2(other_end, 2);
+    progress(false, "%s", text);
+    dup2(before, 2);
+    const ssize_t n = read(terminal, seen, sizeof seen - 1);
+    seen[n > 0 ? n : 0] = 0;
+    close(terminal), close(other_end), close(before);
+    return seen;
+}
+
+static void test_live_line(void)
+{
+    static const char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
+    static const struct { int columns; const char *seen; } cases[] = {
+        {0, line}, {80, line}, {41, line}, {40, "step 9/10 loss 3.2143 norm 0.84 eta 5s"},
+        {38, "step 9/10 loss 3.2143 norm 0.84 eta 5s"}, {37, "step 9/10 loss 3.2143 norm 0.84"},
+        {30, "step 9/10 loss 3.2143"}, {9, "step 9/10"}, {4, "step"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *seen = shown(cases[i].columns, line);
+        const char *text = seen ? strstr(seen, "\033[K") : NULL;
+        check(!seen || (text && !strcmp(text + 3, cases[i].seen)), "live line, %d columns%s: %s",
+              cases[i].columns, seen ? "" : " (no terminal here)", text ? text + 3 : "");
+    }
+}
+
 int main(void)
 {
     program = "test_train";
@@ -431,6 +468,7 @@ int main(void)
     test_filters();
     test_generator();
     test_utf8();
+    test_live_line();
     check(system(text_of("rm -r %s", directory)) == 0, "temporary files removed");
     return report();
 }
