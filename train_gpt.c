@@ -478,7 +478,7 @@ static int next_token(struct Generator *g, const real *hidden)
     lm_logits(g->model, hidden, 1, g->logits);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
     if (g->temperature == 0) return best;
-    const real highest = g->logits[best], scale = (real)(1 / g->temperature);
+    const real highest = g->logits[best], scale = (real)fmin(1 / g->temperature, 1e20);     /* infinity * 0 is NaN */
     for (int id = 0; id < V; id++) g->logits[id] = exp_real((g->logits[id] - highest) * scale);
     for (int id = 0; id < V; id++) g->choices[id] = (struct Choice){id, g->logits[id]};
     const int kept = keep_likely(g->choices, V, g->top_k, g->top_p);

@@ -353,6 +353,13 @@ static void test_generator(void)
         if (n + 1 - from > 12) from = n - 6;    /* the context is 12: its last half is kept */
     }
     check(farthest < 1e-3, "key-value cache: 56 tokens beyond a context of 12, as without it");
+    const double temperatures[] = {1e-3, 1e-20, 1e-40, 1e-300};
+    g.temperature = 0;
+    const int likeliest = next_token(&g, hidden);
+    for (int i = 0; i < 4; i++) {
+        g.temperature = temperatures[i];
+        check(next_token(&g, hidden) == likeliest, "temperature %g: the likeliest token", g.temperature);
+    }
     int longer[40];
     for (int i = 0; i < 40; i++) longer[i] = i;
     read_text(&g, longer, 40);
