@@ -1021,24 +1021,29 @@ static void check_finite(const struct Run *r, double loss, double norm)
         *first ? ", not finite in " : "", first, set.out);
 }
 
-/* Seconds of a step, from a few that leave no trace: with lr = 0 the weights stay, and the moments
- * and the place in the data are put back. The first is not counted: it also touches new memory. */
+/* Seconds of a step, from a few of one minibatch that leave no trace: with lr = 0 the weights stay, and
+ * the moments and the place in the data are put back. The first also touches new memory, and counts only
+ * if it took so long that there is no second. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
-    const int next = r->loader.next;
+    const int next = r->loader.next, accumulate = set.accumulate;
     const double begin = seconds();
-    double fastest = INFINITY;
-    for (int n = 0; n < 2 || (n < 20 && seconds() - begin < 2); n++) {
+    double gradient = INFINITY, rest = INFINITY;
+    set.accumulate = 1;
+    for (int n = 0; n < 20 && seconds() - begin < (n < 2 ? 10 : 2); n++) {
         const double start = seconds();
         step_gradient(r, 1, read_step(r));
+        const double middle = seconds();
         adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
-        if (n > 0) fastest = fmin(fastest, seconds() - start);
+        gradient = n > 1 ? fmin(gradient, middle - start) : middle - start;
+        rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
     }
+    set.accumulate = accumulate;
     memset(r->model.m, 0, r->model.size * sizeof(real));
     memset(r->model.v, 0, r->model.size * sizeof(real));
     loader_seek(&r->loader, epoch, next);
-    return fastest;
+    return accumulate * gradient + rest;
 }
 
 /* How many more steps, with their evaluations, fit into what is left of the time limit. */
