@@ -854,6 +854,18 @@ static void check_out(void)
                       "--out.", set.out, kept[i]);
 }
 
+/* A run that was killed while it saved leaves a temporary file as large as what it wrote. */
+static void remove_temporary(const char *path)
+{
+    glob_t found;
+    char *pattern = text_of("%s.tmp[0-9]*", path);
+    if (!glob(pattern, 0, NULL, &found)) {
+        for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
+        globfree(&found);
+    }
+    free(pattern);
+}
+
 /* A new run replaces an old one when its first step is due, not before all is known to fit. */
 static void begin_files(struct Run *r)
 {
@@ -861,7 +873,10 @@ static void begin_files(struct Run *r)
                                       "model.safetensors", "log.tsv"};
     make_directory(set.out);
     make_directory(in_out("last"));
-    for (size_t i = 0; i < sizeof old / sizeof *old && !set.resume; i++) unlink(in_out(old[i]));
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
+        remove_temporary(in_out(old[i]));
+        if (!set.resume) unlink(in_out(old[i]));
+    }
     tokenizer_save(r->tokenizer, set.out);
     tokenizer_save(r->tokenizer, in_out("last"));
     r->log = log_open(in_out("log.tsv"), r->step, &r->earlier);
@@ -1295,9 +1310,9 @@ static double fix_steps(struct Run *r)
     if (set.epochs > 0) set.steps = steps_in_epochs(r);
     const double step_seconds = measured ? measure_step(r) : assumed;
     if (r->timed) set.steps = steps_in_time(r, step_seconds);
+    if (set.eval_every == 0) set.eval_every = default_eval_every(r);
     if (set.resume) return step_seconds;
     if (!option_named("warmup")->given && set.warmup > set.steps / 10) set.warmup = set.steps / 10;
-    if (set.eval_every == 0) set.eval_every = default_eval_every(r);
     return step_seconds;
 }
 
@@ -1384,6 +1399,8 @@ static int train(int argc, char **argv)
         die_usage("--steps and --epochs: choose one of them.");
     set_threads(set.threads);
     if (set.out) check_out();
+    if (set.out && set.init && same_file(set.out, set.init))
+        die_usage("--out %s: is the model to start from. Name another directory.", set.out);
     if (set.resume) take_options();
     load_inputs(&r);
     make_model(&r);
@@ -1401,6 +1418,7 @@ static int train(int argc, char **argv)
     begin_files(&r);
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);
+    if (signal(SIGHUP, request_stop) == SIG_IGN) signal(SIGHUP, SIG_IGN);      /* nohup */
     r.first = r.step + 1;
     r.began = r.saved = seconds();
     while (train_step(&r)) continue;

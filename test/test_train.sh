@@ -103,12 +103,13 @@ run="$run --eval-every 40 --eval-tokens 500 --save-every 7"
 "$train" train $run --out whole >/dev/null 2>err.txt
 check $? "a run with dropout and accumulation"
 
+default=
 # Starts the run in the background, waits until it has saved and evaluated, and sends the signal.
 interrupt() # OUT SIGNAL [OPTIONS]
 {
     out=$1 signal=$2
     shift 2
-    "$train" train "$@" --out "$out" >out.txt 2>err.txt &
+    $default "$train" train "$@" --out "$out" >out.txt 2>err.txt &
     pid=$!
     tries=0
     while [ "$(grep -c . "$out/log.tsv" 2>/dev/null || echo 0)" -lt 60 ] && [ $tries -lt 1000 ]; do
@@ -129,12 +130,27 @@ check $? "resume without repeating the options"
 same_run whole stopped "resumed after SIGTERM = never interrupted, byte for byte"
 
 interrupt killed KILL $run
+touch killed/state.safetensors.tmp123 killed/last/model.safetensors.tmp123
 steps=$(($(wc -l <killed/log.tsv) - 1))
 [ $status -eq 137 ] && [ $steps -lt 240 ]
 check $? "kill -9 in the middle (step $steps)"
 "$train" train $run --resume --out killed >/dev/null 2>err.txt
 check $? "resume with the same options repeated"
 same_run whole killed "resumed after kill -9 = never interrupted, byte for byte"
+
+[ ! -e killed/state.safetensors.tmp123 ] && [ ! -e killed/last/model.safetensors.tmp123 ]
+check $? "what was being written when it was killed is gone"
+if env --default-signal=HUP true 2>/dev/null; then
+    default='env --default-signal=HUP'
+    interrupt hung HUP $run
+    default=
+    [ $status -eq 1 ] && [ -f hung/state.safetensors ] && grep -q 'resume' err.txt
+    check $? "SIGHUP, when the terminal goes: saves, status 1"
+fi
+cp -r stopped odd
+LC_ALL=C sed -i 's/"train.eval-every":"40"/"train.eval-every":"00"/' odd/state.safetensors
+"$train" train --resume --out odd --steps 242 --threads 1 >/dev/null 2>err.txt
+check $? "a state that leaves open how often to evaluate"
 
 short="$data $tiny --dropout 0.1 --steps 12 --eval-every 5 --eval-tokens 500"
 for threads in 1 2 3; do
@@ -195,6 +211,8 @@ fails 1 'Encode it with the tokenizer' "$train" train $data --tokenizer other --
 fails 1 'trained with another tokenizer' \
     "$train" train --data other/val_000000.bin --tokenizer other --init learn --out new
 fails 2 '--layers 7: the model in --init' "$train" train $data --init learn --layers 7 --out new
+fails 2 'learn: is the model to start from' \
+    "$train" train $data --init learn --overwrite --out ./learn/../learn
 fails 2 '--context 99: the model' "$train" train $data --init learn --context 99 --out new
 fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --out new
 fails 2 '--layers 0: out of range' "$train" train $data --layers 0 --out new
