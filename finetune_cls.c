@@ -115,20 +115,22 @@ static int name_rank(struct Bytes name, const char *wanted, const char *usual)
     }
 }
 
-__attribute__((noreturn)) static void die_no_column(const struct Table *t, bool label,
+__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, bool label,
                                                     const char *columns)
 {
     const char *wanted = label ? t->label_name : t->text_name;
     const char *usual = label ? usual_label_names : usual_text_names;
-    die("%s:%d: no column is named %s (there are: %s). The first line must name the columns; "
-        "--%s-column chooses one.", t->path, t->line - (t->format != JSON_LINES),
-        wanted ? wanted : usual, columns, label ? "label" : "text");
+    die("%s:%d: no column is named %s (there are: %s). %s--%s-column chooses one.", t->path, line,
+        wanted ? wanted : usual, columns,
+        t->format == JSON_LINES ? "" : "The first line must name the columns; ",
+        label ? "label" : "text");
 }
 
 /* The first line of a TSV or CSV file: finds the two columns. */
 static void read_header(struct Table *t)
 {
     struct Buffer names = {0};
+    const int line = t->line;
     int text_rank = INT32_MAX, label_rank = INT32_MAX;
     t->text_column = t->label_column = -1;
     for (bool more = true; more; t->columns++) {
@@ -142,8 +144,8 @@ static void read_header(struct Table *t)
                name.data);
         if (names.size > 500) names.data[names.size = 500] = 0;
     }
-    if (t->text_column < 0) die_no_column(t, false, names.data);
-    if (t->label_column < 0) die_no_column(t, true, names.data);
+    if (t->text_column < 0) die_no_column(t, line, false, names.data);
+    if (t->label_column < 0) die_no_column(t, line, true, names.data);
     if (t->text_column == t->label_column)
         die("%s: text and label are the same column. Name two.", t->path);
     free(names.data);
@@ -197,7 +199,7 @@ static const struct Json *json_column(const struct Table *t, const struct Json *
         if (rank < least) { least = rank; best = j; }
         append(&names, "%s%.60s", j == object->child ? "" : ", ", j->key);
     }
-    if (!best) die_no_column(t, label, names.data ? names.data : "none");
+    if (!best) die_no_column(t, t->line, label, names.data ? names.data : "none");
     free(names.data);
     return best;
 }
@@ -1143,7 +1145,7 @@ static void parse_tune(struct Settings *s)
     s->kind = PROBE;
     if (!strcmp(s->tune, "full")) s->kind = FULL;
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
-    else if (sscanf(s->tune, "last:%d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
+    else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
     else if (strcmp(s->tune, "probe"))
         die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
 }

@@ -112,7 +112,9 @@ static void test_refusals(void)
     REFUSED("text\tlabel\na\tb\nc\td\n",
             "data:7: label \"new\" is not known; the model's labels are: b, d");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n",
-            "data:2: no column is named label (there are: text)");
+            "data:2: no column is named label (there are: text). --label-column chooses one");
+    REFUSED("text\tname", "data:1: no column is named label (there are: text, name). The first line");
+    REFUSED("text,\"two\nlines\"\nx,y\n", "data:1: no column is named label");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\n", "data:2: not valid JSON");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n[]\n", "data:2: not a JSON object");
     REFUSED("{\"text\": 3, \"label\": 1}\n", "data:1: \"text\" is not a string");

@@ -145,6 +145,7 @@ refused 2 "tune: no such subcommand" ./finetune_cls tune
 refused 2 "--model: must be given" ./finetune_cls eval --data x
 refused 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
 refused 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
+refused 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
 refused 1 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 refused 1 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
 refused 2 "stray: not an option" train --out "$dir/new" stray
