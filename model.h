@@ -290,6 +290,8 @@ static void end_program(void)
 static void begin_program(const char *name, char **argv)
 {
     program = name;
+    for (int fd = 0; fd < 3; fd++)          /* if closed, it must not become the number of a file of ours */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) exit(STATUS_FAILED);
 #ifdef _OPENMP
     if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !setenv("OMP_WAIT_POLICY", "passive", 1)
         && !setenv("GOMP_SPINCOUNT", "2000", 1))

@@ -180,6 +180,8 @@ time=$(tail -n 1 timed/log.tsv | cut -f9)
 [ $steps -ge 1 ] && awk "BEGIN { exit !($time < 10) }" &&
     tail -n 1 timed/log.tsv | cut -f3 | grep -q .
 check $? "--time-limit 3s: $steps steps in $time s, then an evaluation"
+"$train" train $data $tiny --steps 2 --out quiet >out.txt 2>&- && [ "$(wc -l <quiet/log.tsv)" -eq 3 ]
+check $? "without a standard error, the log holds no messages"
 "$train" train $data $tiny --steps 4 --sample-every 2 --sample-tokens 5 --out sampled \
     >out.txt 2>err.txt && [ "$(wc -l <out.txt)" -ge 3 ]
 check $? "samples while training"
