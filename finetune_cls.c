@@ -1365,6 +1365,9 @@ static void train(struct Settings settings)
              "nothing was learnt. Try another --lr, more --epochs or more labels.",
              val.accuracy, majority);
     describe(&meta, &t, val);
+    char *state = text_of("%s/state.safetensors", s->out);
+    unlink(state);              /* of a run of train_gpt that is overwritten; --resume would overwrite ours */
+    free(state);
     tokenizer_save(t.tokenizer, s->out);
     save_model(s->out, &t.model, &meta);
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
