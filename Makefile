@@ -37,6 +37,7 @@ demo: all
 debug:
 	$(MAKE) clean
 	$(MAKE) all EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+	@echo "Memory is left to the end of the program: run with ASAN_OPTIONS=detect_leaks=0."
 
 data:
 	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab

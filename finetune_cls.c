@@ -1319,14 +1319,15 @@ static void check_out(const struct Settings *s)
 {
     char *model = realpath(s->model, NULL), *out = realpath(s->out, NULL);
     if (model && out && !strcmp(model, out))
-        die("--out %s: is the pretrained model. Name another directory.", s->out);
+        die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
     free(model);
     free(out);
     static const char *const files[] = {"model.safetensors", "log.tsv", "state.safetensors"};
     for (int i = 0; i < COUNT(files) && !s->overwrite; i++) {
         char *path = text_of("%s/%s", s->out, files[i]);
         if (file_exists(path))
-            die("%s: exists from an earlier run. Name another --out, or give --overwrite.", path);
+            die_usage("%s: exists from an earlier run. Name another --out, or give --overwrite.",
+                      path);
         free(path);
     }
 }
@@ -1343,11 +1344,11 @@ static void train(struct Settings settings)
     t.tokenizer = load_tokenizer_of(s->model, &base, &base_meta);
     if (s->max_tokens == 0) s->max_tokens = base.config.context;
     if (s->max_tokens > base.config.context)
-        die("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
-            base.config.context);
+        die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
+                  base.config.context);
     if (s->kind == LAST && s->last > base.config.layers)
-        die("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
-            base.config.layers);
+        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
+                  base.config.layers);
     char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
     start_model(&t, &base, names, classes);
     model_free(&base);
@@ -1366,7 +1367,7 @@ static void train(struct Settings settings)
              val.accuracy, majority);
     describe(&meta, &t, val);
     char *state = text_of("%s/state.safetensors", s->out);
-    unlink(state);              /* of a run of train_gpt that is overwritten; --resume would overwrite ours */
+    unlink(state);      /* of a run of train_gpt that is overwritten; --resume would overwrite ours */
     free(state);
     tokenizer_save(t.tokenizer, s->out);
     save_model(s->out, &t.model, &meta);

@@ -144,7 +144,7 @@ static void set_threads(int n)
 static void *resize(void *old, size_t bytes)
 {
     void *p = realloc(old, bytes ? bytes : 1);
-    if (!p) die("out of memory: %.1f MB more are needed. Use a smaller model or batch.", bytes / 1e6);
+    if (!p) die("out of memory: %.1f MB more are needed. Use a smaller model, batch or text.", bytes / 1e6);
     return p;
 }
 
@@ -154,7 +154,7 @@ static void *allocate_zeroed(size_t bytes)
     size_t rounded = (bytes + 63) / 64 * 64 + 64;
     void *p = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
-        die("out of memory: %.1f MB are needed. Use a smaller model or batch.", bytes / 1e6);
+        die("out of memory: %.1f MB are needed. Use a smaller model, batch or text.", bytes / 1e6);
 #ifdef MADV_HUGEPAGE
     if (rounded >= (size_t)2 << 20) madvise(p, rounded, MADV_HUGEPAGE);
 #endif
@@ -1666,8 +1666,8 @@ static void check_config(const struct Config *c, const char *source)
         die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels, c->heads);
 }
 
-/* Takes the memory of the weights, all 0. */
-static void model_create(struct Model *model, struct Config config)
+/* The list of parameters and their number, without memory for them. */
+static void model_describe(struct Model *model, struct Config config)
 {
     *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
     model->params = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->params);
@@ -1675,6 +1675,12 @@ static void model_create(struct Model *model, struct Config config)
     model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
     model->param_count = list_parameters(model->params, &model->w, NULL, &config);
     for (int i = 0; i < model->param_count; i++) model->size += model->params[i].size;
+}
+
+/* Takes the memory of the weights, all 0. */
+static void model_create(struct Model *model, struct Config config)
+{
+    model_describe(model, config);
     model->weights = allocate_zeroed(model->size * sizeof(real));
     list_parameters(model->params, &model->w, model->weights, &config);
 }

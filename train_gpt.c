@@ -923,6 +923,13 @@ static void init_from_directory(struct Model *model, const struct Tokenizer *tok
     metadata_free(&meta);
 }
 
+static double machine_memory(void)
+{
+    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+/* The weights to start from, and memory for their gradients and moments; of a model that is only
+ * planned and does not fit this machine, the sizes alone. */
 static void make_model(struct Run *r)
 {
     if (set.init && !set.resume) init_from_directory(&r->model, r->tokenizer);
@@ -931,6 +938,9 @@ static void make_model(struct Run *r)
                                 .context = set.context, .vocabulary = r->tokenizer->vocabulary};
         if (set.channels % set.heads)
             die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
+        model_describe(&r->model, config);
+        if (set.plan && 4 * r->model.size * sizeof(real) > machine_memory()) return;
+        model_free(&r->model);
         model_create(&r->model, config);
         if (!set.resume) model_init(&r->model, set.seed);
     }
@@ -978,11 +988,6 @@ static struct Memory memory_needed(const struct Run *r)
            + (cut->starts ? cut->count * sizeof(int64_t) : 0) + 3 * tokens_per_step() * sizeof(int);
     m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
     return m;
-}
-
-static double machine_memory(void)
-{
-    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
 /* The number of evaluations that the help text of --eval-every promises. */
@@ -1283,7 +1288,7 @@ static void load_inputs(struct Run *r)
                      r->data.shards[i].path);
 }
 
-/* All memory of the run, before its first step. */
+/* All memory of the run, before its first step; not for a plan that does not fit. */
 static void take_memory(struct Run *r)
 {
     if ((int64_t)set.batch * set.context > INT32_MAX / 8)
@@ -1293,6 +1298,7 @@ static void take_memory(struct Run *r)
     cut(&sequences, &r->data, set.context, set.cut, r->tokenizer);
     if (r->val.count) cut(&r->val_sequences, &r->val, set.context, set.cut, r->tokenizer);
     loader_create(&r->loader, sequences, set.seed);
+    if (set.plan && memory_needed(r).total > machine_memory()) return;
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
     for (int a = 0; a < set.accumulate; a++) r->minibatches[a] = minibatch_create(set.batch, set.context);
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);

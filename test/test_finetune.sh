@@ -136,8 +136,8 @@ check "a warning when nothing was learnt" eval '
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
-refused 1 "full1/model.safetensors: exists from an earlier run" train --out "$dir/full1"
-refused 1 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
+refused 2 "full1/model.safetensors: exists from an earlier run" train --out "$dir/full1"
+refused 2 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
 check "what was there is untouched" [ "$before" = "$(cksum <"$dir/full1/model.safetensors")" ]
 touch "$dir/full2/state.safetensors"
 check "--overwrite replaces it" train --tune probe --out "$dir/full2" --overwrite >/dev/null 2>&1
@@ -148,8 +148,8 @@ refused 2 "--model: must be given" ./finetune_cls eval --data x
 refused 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
 refused 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
 refused 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
-refused 1 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
-refused 1 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
+refused 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
+refused 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
 refused 2 "stray: not an option" train --out "$dir/new" stray
 refused 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
 refused 1 "no column is named stars" train --label-column stars --out "$dir/new"
