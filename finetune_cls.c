@@ -1367,7 +1367,7 @@ static void train(struct Settings settings)
              val.accuracy, majority);
     describe(&meta, &t, val);
     char *state = text_of("%s/state.safetensors", s->out);
-    unlink(state);      /* of a run of train_gpt that is overwritten; --resume would overwrite ours */
+    unlink(state);      /* of a run of train_gpt that is overwritten; --resume would use it */
     free(state);
     tokenizer_save(t.tokenizer, s->out);
     save_model(s->out, &t.model, &meta);

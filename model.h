@@ -144,7 +144,9 @@ static void set_threads(int n)
 static void *resize(void *old, size_t bytes)
 {
     void *p = realloc(old, bytes ? bytes : 1);
-    if (!p) die("out of memory: %.1f MB more are needed. Use a smaller model, batch or text.", bytes / 1e6);
+    if (!p)
+        die("out of memory: %.1f MB more are needed. Use a smaller model, batch or text.",
+            bytes / 1e6);
     return p;
 }
 
@@ -202,7 +204,8 @@ static void append(struct Buffer *b, const char *format, ...)
     va_end(arguments);
     if ((size_t)n < sizeof small) { append_bytes(b, small, n); return; }
     append_bytes(b, "", 0);
-    if (b->size + n + 1 > b->capacity) b->data = resize(b->data, b->capacity = 2 * (b->size + n + 1));
+    if (b->size + n + 1 > b->capacity)
+        b->data = resize(b->data, b->capacity = 2 * (b->size + n + 1));
     va_start(arguments, format);
     vsnprintf(b->data + b->size, (size_t)n + 1, format, arguments);
     va_end(arguments);
@@ -241,7 +244,10 @@ static struct Bytes map_file(const char *path)
     return bytes;
 }
 
-static void unmap_file(struct Bytes bytes) { if (bytes.size) munmap((void *)bytes.data, bytes.size); }
+static void unmap_file(struct Bytes bytes)
+{
+    if (bytes.size) munmap((void *)bytes.data, bytes.size);
+}
 
 static void make_directory(const char *path)
 {
@@ -278,23 +284,26 @@ static void end_program(void)
 {
     remove_unfinished();
     if (failed || (!fflush(stdout) && !ferror(stdout))) return;
-    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n", program);
+    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
+            program);
     _exit(STATUS_FAILED);
 }
 
-/* First in main. A program that fails or is stopped leaves no half-written file behind; a file beyond
- * the limit of the shell (ulimit -f) is an error, as a full disk is. And threads that wait for others
- * spin for some microseconds and then give their core away, where by default they spin for
- * milliseconds: two trainings on the same two cores then take 30 times as long as one, instead of twice.
- * OpenMP reads its settings before main, so the program starts itself once more with them. */
+/* First in main. A program that fails or is stopped leaves no half-written file behind; a file
+ * beyond the limit of the shell (ulimit -f) is an error, as a full disk is. And threads that wait
+ * for others spin for some microseconds and then give their core away, where by default they spin
+ * for milliseconds: two trainings on the same two cores then take 30 times as long as one, instead
+ * of twice. OpenMP reads its settings before main, so the program starts itself once more with
+ * them. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
-    for (int fd = 0; fd < 3; fd++)          /* if closed, it must not become the number of a file of ours */
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) exit(STATUS_FAILED);
+    for (int fd = 0; fd < 3; fd++)      /* if closed, it must not become the number of our files */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
+            exit(STATUS_FAILED);
 #ifdef _OPENMP
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !setenv("OMP_WAIT_POLICY", "passive", 1)
-        && !setenv("GOMP_SPINCOUNT", "2000", 1))
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
+        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1))
         execv("/proc/self/exe", argv);
 #else
     (void)argv;
@@ -324,7 +333,8 @@ static void output_write(struct Output *o, const void *bytes, size_t n)
 /* The file now stands under its own name, whole, even if the machine stops. */
 static void output_commit(struct Output *o)
 {
-    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file) || rename(o->temporary, o->path))
+    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file)
+        || rename(o->temporary, o->path))
         die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
     for (int i = 0; i < MAX_OUTPUTS; i++)
         if (unfinished[i] == o->temporary) unfinished[i] = NULL;
@@ -357,7 +367,8 @@ struct JsonReader { const char *at, *end, *begin, *path; int depth; };
 
 __attribute__((noreturn)) static void json_error(struct JsonReader *r, const char *what)
 {
-    die("%s: not valid JSON at byte %zu: %s. Replace the file.", r->path, (size_t)(r->at - r->begin), what);
+    die("%s: not valid JSON at byte %zu: %s. Replace the file.", r->path,
+        (size_t)(r->at - r->begin), what);
 }
 
 static int json_peek(struct JsonReader *r)
@@ -370,15 +381,19 @@ static void append_utf8(struct Buffer *b, unsigned c)
 {
     if (c < 0x80) append(b, "%c", c);
     else if (c < 0x800) append(b, "%c%c", 0xC0 | c >> 6, 0x80 | (c & 63));
-    else if (c < 0x10000) append(b, "%c%c%c", 0xE0 | c >> 12, 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
-    else append(b, "%c%c%c%c", 0xF0 | c >> 18, 0x80 | (c >> 12 & 63), 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
+    else if (c < 0x10000)
+        append(b, "%c%c%c", 0xE0 | c >> 12, 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
+    else
+        append(b, "%c%c%c%c", 0xF0 | c >> 18, 0x80 | (c >> 12 & 63), 0x80 | (c >> 6 & 63),
+               0x80 | (c & 63));
 }
 
 static unsigned json_hex4(struct JsonReader *r)
 {
     unsigned c = 0;
     for (int i = 0; i < 4; i++, r->at++) {
-        if (r->at >= r->end || !isxdigit((unsigned char)*r->at)) json_error(r, "\\u needs four hex digits");
+        if (r->at >= r->end || !isxdigit((unsigned char)*r->at))
+            json_error(r, "\\u needs four hex digits");
         c = 16 * c + (isdigit((unsigned char)*r->at) ? *r->at - '0' : (*r->at | 32) - 'a' + 10);
     }
     return c;
@@ -396,15 +411,18 @@ static char *json_string(struct JsonReader *r)
         if (r->at >= r->end) json_error(r, "a string does not end");
         if (*r->at++ == '"') return b.data;
         int c = r->at < r->end ? *r->at++ : 0;
-        const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t", *found = c ? strchr(from, c) : NULL;
+        const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t",
+                   *found = c ? strchr(from, c) : NULL;
         if (found) append_bytes(&b, to + (found - from), 1);
         else if (c == 'u') {
             unsigned u = json_hex4(r);
-            if (u >= 0xD800 && u < 0xDC00 && r->end - r->at >= 6 && r->at[0] == '\\' && r->at[1] == 'u') {
+            if (u >= 0xD800 && u < 0xDC00 && r->end - r->at >= 6 && r->at[0] == '\\'
+                && r->at[1] == 'u') {
                 const char *back = r->at;
                 r->at += 2;
                 unsigned low = json_hex4(r);
-                if (low >= 0xDC00 && low < 0xE000) u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
+                if (low >= 0xDC00 && low < 0xE000)
+                    u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
                 else r->at = back;
             }
             append_utf8(&b, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
@@ -446,9 +464,11 @@ static struct Json *json_value(struct JsonReader *r)
             word[n] = r->at[n], n++;
         word[n] = 0;
         j->number = strtod(word, &end);
-        if (!strcmp(word, "true") || !strcmp(word, "false")) j->kind = JSON_BOOL, j->number = word[0] == 't';
+        if (!strcmp(word, "true") || !strcmp(word, "false"))
+            j->kind = JSON_BOOL, j->number = word[0] == 't';
         else if (!strcmp(word, "null")) j->kind = JSON_NULL;
-        else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-')) j->kind = JSON_NUMBER;
+        else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
+            j->kind = JSON_NUMBER;
         else json_error(r, "a value is expected");
         r->at += n;
     }
@@ -537,7 +557,8 @@ static void print_options(const struct Option *options, int n)
     }
 }
 
-/* 30m is 1,800, 64k is 64,000: a number and at most one letter, which `letters` pairs with scales. */
+/* 30m is 1,800, 64k is 64,000: a number and at most one letter, which `letters` pairs with
+ * scales. */
 static bool parse_number(const char *text, const char *letters, const double *scales, double *out)
 {
     char *end;
@@ -556,7 +577,8 @@ static void set_option(struct Option *o, const char *text)
     if (o->kind == CHOICE) {
         size_t n = strlen(text);
         const char *at = o->choices;
-        while (at && (strncmp(at, text, n) || (at[n] && at[n] != '|'))) at = (at = strchr(at, '|')) ? at + 1 : NULL;
+        while (at && (strncmp(at, text, n) || (at[n] && at[n] != '|')))
+            at = (at = strchr(at, '|')) ? at + 1 : NULL;
         if (!at || !n) die_usage("--%s %s: not one of %s.", o->name, text, o->choices);
         *(const char **)o->value = text;
     }
@@ -595,7 +617,8 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
         size_t length = equals ? (size_t)(equals - arg - 2) : strlen(arg + 2);
         struct Option *o = NULL;
         for (int k = 0; k < n; k++)
-            if (strlen(options[k].name) == length && !strncmp(options[k].name, arg + 2, length)) o = &options[k];
+            if (strlen(options[k].name) == length && !strncmp(options[k].name, arg + 2, length))
+                o = &options[k];
         if (!o) die_usage("%s: no such option. --help lists them.", arg);
         o->given = true;
         if (o->kind == FLAG) {
@@ -615,8 +638,8 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
 
 static bool live(void) { return isatty(2); }
 
-/* Makes a line fit into so many columns: its fields, which two spaces separate, move together, and those
- * at the end go. A line that wraps cannot be replaced by the next. */
+/* Makes a line fit into so many columns: its fields, which two spaces separate, move together, and
+ * those at the end go. A line that wraps cannot be replaced by the next. */
 static void fit_line(char *line, int columns)
 {
     char *to = line;
@@ -628,7 +651,8 @@ static void fit_line(char *line, int columns)
         for (char *s = line; (s = strstr(s, "  ")); s += 2) last = s;
         *last = 0;
     }
-    for (const char *from = line; *from; from++) if (from[0] != ' ' || from[1] != ' ') *to++ = *from;
+    for (const char *from = line; *from; from++)
+        if (from[0] != ' ' || from[1] != ' ') *to++ = *from;
     *to = 0;
     if (to - line > columns) line[columns] = 0;
 }
@@ -644,7 +668,8 @@ __attribute__((format(printf, 2, 3))) static void progress(bool last, const char
     if (live()) fprintf(stderr, "\r\033[K");
     if (live() && !last) {
         vsnprintf(line, sizeof line, format, arguments);
-        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0) fit_line(line, terminal.ws_col);
+        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0)
+            fit_line(line, terminal.ws_col);
         fputs(line, stderr);
     } else {
         vfprintf(stderr, format, arguments);
@@ -669,8 +694,9 @@ static const char *duration(double s)
 
 /* --- Profile: where the time of a step goes --- */
 
-/* Kinds of work, each forward and backward. The steps call lap(kind, direction) after a piece of work:
- * the time since the last lap is charged to it. While the profile is off, a lap is one comparison. */
+/* Kinds of work, each forward and backward. The steps call lap(kind, direction) after a piece of
+ * work: the time since the last lap is charged to it. While the profile is off, a lap is one
+ * comparison. */
 enum { EMBEDDING, LAYERNORM, QKV, ATTENTION, PROJECTIONS, GELU, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 
@@ -695,11 +721,12 @@ static void lap(int kind, int direction)
 #endif
 typedef REAL real;
 
-/* --- Random numbers: value number `counter` of the stream `key`, so that two integers say all --- */
+/* --- Random numbers: value number `counter` of the stream `key`, two integers that say all --- */
 
 struct Random { uint64_t key, counter; };
 
-/* splitmix64's output function (Steele, Lea, Flood 2014): every bit of x reaches every bit of the result. */
+/* splitmix64's output function (Steele, Lea, Flood 2014): every bit of x reaches every bit of the
+ * result. */
 static uint64_t mix64(uint64_t x)
 {
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
@@ -748,14 +775,15 @@ static void shuffle(int *items, int n, struct Random *r)
 /* --- exp, in straight-line code that compilers turn into vectors --- */
 
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 is taken off in two parts, so
- * that r is exact; exp(r) is a polynomial of degree 6 (relative error below 2e-7). Adding 1.5 * 2^23
- * rounds to an integer and leaves n in the low bits, whence it goes into the exponent. x below -87
- * gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. The bounds are set on the bits of x, since
- * minima of integers vectorise: positive floats are ordered as signed integers, and of two negative
- * ones the lower is the larger unsigned. */
+ * that r is exact; exp(r) is a polynomial of degree 6 (relative error below 2e-7). Adding
+ * 1.5 * 2^23 rounds to an integer and leaves n in the low bits, whence it goes into the exponent.
+ * x below -87 gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. The bounds are set on the
+ * bits of x, since minima of integers vectorise: positive floats are ordered as signed integers,
+ * and of two negative ones the lower is the larger unsigned. */
 static inline float exp_float(float x)
 {
-    union { float f; int32_t i; uint32_t u; } most = {88.3f}, least = {-87.0f}, bounded = {x}, n, scale;
+    union { float f; int32_t i; uint32_t u; }
+        most = {88.3f}, least = {-87.0f}, bounded = {x}, n, scale;
     bounded.i = bounded.i < most.i ? bounded.i : most.i;
     bounded.u = bounded.u < least.u ? bounded.u : least.u;
     n.f = bounded.f * 1.44269504f + 12582912.0f;
@@ -772,7 +800,10 @@ static inline float exp_float(float x)
     return x == x ? p * scale.f : x;
 }
 
-static inline real exp_real(real x) { return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x); }
+static inline real exp_real(real x)
+{
+    return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x);
+}
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
@@ -796,8 +827,8 @@ enum { TILE_ROWS = 6 };                             /* as with AVX, at half the 
 enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-/* FLOP/s that all threads together reach in multiply-adds on registers: what GEMM is measured by. An
- * attempt is long enough for a system with other work to move each thread to a core of its own. */
+/* FLOP/s that all threads together reach in multiply-adds on registers: what GEMM is measured by.
+ * An attempt is long enough for a system with other work to move each thread to its own core. */
 static double fma_peak(void)
 {
     enum { CHAINS = 12, STEPS = 1 << 23 };
@@ -821,14 +852,14 @@ static double fma_peak(void)
     return best;
 }
 
-/* Bytes/s of a[i] = x b[i] + a[i] over two arrays that no cache holds, two reads and a write for each
- * i: what AdamW, LayerNorm and reading the weights are measured by. */
+/* Bytes/s of a[i] = x b[i] + a[i] over two arrays that no cache holds, two reads and a write for
+ * each i: what AdamW, LayerNorm and reading the weights are measured by. */
 static double memory_bandwidth(void)
 {
     const size_t n = (size_t)64 << 20, bytes = n * sizeof(float);
     float *a = allocate_zeroed(bytes), *b = allocate_zeroed(bytes);
     double best = 0;
-    #pragma omp parallel for simd schedule(static)      /* what is never written has no memory of its own */
+    #pragma omp parallel for simd schedule(static)      /* what is not written has no memory */
     for (size_t i = 0; i < n; i++) a[i] = b[i] = 1;
     for (int attempt = 0; attempt < 5; attempt++) {
         const double start = seconds();
@@ -849,17 +880,17 @@ static double memory_bandwidth(void)
 /* C (M, N) = start + A (M, K) B (K, N).
  *
  * A matrix is an address and two strides, so a transpose is a swap of strides. The work is done on
- * tiles of C, TILE_ROWS x TILE_COLUMNS, whose sums stay in registers while k runs. For that, A and B
- * are first copied ("packed") into panels, so that step k of a tile reads TILE_ROWS consecutive
+ * tiles of C, TILE_ROWS x TILE_COLUMNS, whose sums stay in registers while k runs. For that, A and
+ * B are first copied ("packed") into panels, so that step k of a tile reads TILE_ROWS consecutive
  * values of A and TILE_COLUMNS of B, from cache (Goto and van de Geijn 2008):
  *
  *     A, rows 0-5:   a00 a10 a20 a30 a40 a50 | a01 a11 a21 ...     one column after the other
  *     B, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ..  one row after the other
  *
  * K is cut into equal blocks of at most BLOCK_K that depend on K alone, and threads share out tiles
- * of C, never the terms of a sum: a row of C has the same bits for any M and any number of threads. */
+ * of C, never the terms of a sum: a row of C has the same bits for any M and number of threads. */
 enum {
-    BLOCK_K = 256,                                      /* a panel of B fits the first-level cache */
+    BLOCK_K = 256,                                  /* a panel of B fits the first-level cache */
     BLOCK_M = TILE_ROWS * 8,                            /* the panels of A of a task, the second */
     BLOCK_N = TILE_COLUMNS * 8,
     CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
@@ -882,8 +913,9 @@ enum {
 enum { FLOATS = VECTOR_BYTES / sizeof(float) };
 typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
 
-/* Element j of vector i changes places with element i of vector j. Interleaving vectors i and i + half
- * rotates the bits of every element's address (i, j) by one place; half of a turn swaps i and j. */
+/* Element j of vector i changes places with element i of vector j. Interleaving vectors i and
+ * i + half rotates the bits of every element's address (i, j) by one place; half of a turn swaps
+ * i and j. */
 static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
 {
     #pragma GCC unroll 4
@@ -899,9 +931,10 @@ static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
     }
 }
 
-/* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many k
- * are done. Where width is no multiple of FLOATS, the last square of a k stores too much: it goes first,
- * since what it spoils, the beginning of k + 1, is then stored later. So the last k are left over. */
+/* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many
+ * k are done. Where width is no multiple of FLOATS, the last square of a k stores too much: it goes
+ * first, since what it spoils, the beginning of k + 1, is then stored later. So the last k are left
+ * over. */
 static inline __attribute__((always_inline))
 int pack_squares(float *panel, const float *x, size_t line, int width, int K)
 {
@@ -911,10 +944,12 @@ int pack_squares(float *panel, const float *x, size_t line, int width, int K)
             floats square[FLOATS];
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k) : (floats){0};
+                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k)
+                                           : (floats){0};
             transpose(square);
             #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++) *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
+            for (int i = 0; i < FLOATS; i++)
+                *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
         }
     return k;
 }
@@ -927,7 +962,8 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
     if (line == 1 && count == width) {
-        for (int k = 0; k < K; k++) memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
+        for (int k = 0; k < K; k++)
+            memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
         return;
     }
     if (step == 1 && count == width && sizeof(real) == sizeof(float))
@@ -936,33 +972,36 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
         for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
 }
 
-/* Packs `lines` lines, one panel after the other; the threads of a parallel region share out the panels.
- * Lines that stand side by side in memory are read row by row, each row in one piece. */
+/* Packs `lines` lines, one panel after the other; the threads of a parallel region share out the
+ * panels. Lines that stand side by side in memory are read row by row, each row in one piece. */
 static inline __attribute__((always_inline))
 void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
 {
     const int share = ceil_div(ceil_div(lines, width), team_size());
-    const int begin = min_int(lines, thread_index() * share * width), end = min_int(lines, begin + share * width);
+    const int begin = min_int(lines, thread_index() * share * width),
+              end = min_int(lines, begin + share * width);
     const int whole = line == 1 ? begin + (end - begin) / width * width : begin;
     for (int k = 0; k < K && begin < whole; k++)
         for (int i = begin; i < whole; i += width)
-            memcpy(packed + (size_t)i * K + (size_t)k * width, x + k * step + i, width * sizeof(real));
+            memcpy(packed + (size_t)i * K + (size_t)k * width, x + k * step + i,
+                   width * sizeof(real));
     for (int i = whole; i < end; i += width)
         pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, end - i), width, K);
 }
 
 /* --- Tiles --- */
 
-/* The rows of A that a block of tiles reads: element (i, k) of the tile that begins at row t stands at
- * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}; in place: {a, a_row, 1, a_row}. */
+/* The rows of A that a block of tiles reads: element (i, k) of the tile that begins at row t is
+ * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}; in place:
+ * {a, a_row, 1, a_row}. */
 struct Rows { const real *at; size_t row, column, next; };
 
-/* One whole tile: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these are given; b is a
- * packed panel. The pragmas unroll the short loops early enough for GCC to keep `sum` in registers; c
- * is asked for at once, so that it has come from memory when the sums are done. */
+/* One whole tile: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these are given; b
+ * is a packed panel. The pragmas unroll the short loops early enough for GCC to keep `sum` in
+ * registers; c is asked for at once, so that it has come from memory when the sums are done. */
 static inline __attribute__((always_inline))
-void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b, const real *from,
-          const real *bias, int K)
+void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
+          const real *from, const real *bias, int K)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -976,7 +1015,8 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
         #pragma GCC unroll 32
         for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
         #pragma GCC unroll 32
-        for (int t = 0; t < VECTORS; t++) sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
+        for (int t = 0; t < VECTORS; t++)
+            sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
     }
     #pragma GCC unroll 32
     for (int t = 0; t < VECTORS; t++) {
@@ -988,8 +1028,8 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
 }
 
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-                         const real *from, const real *bias, int m, int n, int K)
+static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
+                         const real *b, const real *from, const real *bias, int m, int n, int K)
 {
     real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
     const bool lacks_rows = m < TILE_ROWS && a_column == 1;
@@ -1004,14 +1044,15 @@ static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_
 }
 
 /* The product of two blocks: rows 0 .. m and columns 0 .. n of c, at most BLOCK_K terms each. */
-static void tiles(real *c, size_t ldc, struct Rows a, const real *b, const real *from, const real *bias,
-                  int m, int n, int K)
+static void tiles(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+                  const real *bias, int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             real *cij = c + i * ldc + j;
             const real *ai = a.at + i * a.next, *bj = b + (size_t)j * K;
-            const real *from_ij = from ? from + i * ldc + j : NULL, *bias_j = bias ? bias + j : NULL;
+            const real *from_ij = from ? from + i * ldc + j : NULL,
+                       *bias_j = bias ? bias + j : NULL;
             if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
                 tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
                              min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
@@ -1032,14 +1073,15 @@ static real *gemm_buffer(size_t count)
 /* Few columns of B do not pay for packing A, whose rows are then read where they stand. */
 enum { FEW_COLUMNS = 24 * TILE_COLUMNS };
 
-/* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to it,
- * the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
+/* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to
+ * it, the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
  * a[i * a_row + k * a_column], of B (k, j) at b[k * b_row + j * b_column]. All threads work. */
 static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
                  const real *b, size_t b_row, size_t b_column, const real *from, const real *bias,
                  int M, int N, int K)
 {
-    real *packed_a = gemm_buffer((size_t)(CHUNK_M + CHUNK_N) * BLOCK_K), *packed_b = packed_a + CHUNK_M * BLOCK_K;
+    real *packed_a = gemm_buffer((size_t)(CHUNK_M + CHUNK_N) * BLOCK_K),
+         *packed_b = packed_a + CHUNK_M * BLOCK_K;
     const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
     const bool in_place = a_column == 1 && N <= FEW_COLUMNS;
 
@@ -1047,11 +1089,16 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
     for (int n0 = 0; n0 < N; n0 += CHUNK_N)
     for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
-        const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
-        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column, *start = k0 ? c : from;
-        const struct Rows rows = in_place ? (struct Rows){ab, a_row, 1, a_row} : (struct Rows){packed_a, 1, TILE_ROWS, k};
+        const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0),
+                  m = min_int(CHUNK_M, M - m0);
+        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column,
+                   *start = k0 ? c : from;
+        const struct Rows rows = in_place ? (struct Rows){ab, a_row, 1, a_row}
+                                          : (struct Rows){packed_a, 1, TILE_ROWS, k};
         int block_n = BLOCK_N;
-        while (block_n > TILE_COLUMNS && ceil_div(m, BLOCK_M) * ceil_div(n, block_n) < 8 * team_size()) block_n /= 2;
+        while (block_n > TILE_COLUMNS
+               && ceil_div(m, BLOCK_M) * ceil_div(n, block_n) < 8 * team_size())
+            block_n /= 2;
         if (!in_place) pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
         if (m0 == 0) pack_all(packed_b, bb, b_column, b_row, n, TILE_COLUMNS, k);
         #pragma omp barrier
@@ -1059,9 +1106,11 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
         for (int j = 0; j < n; j += block_n)
             for (int i = 0; i < m; i += BLOCK_M) {
                 const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
-                const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column, rows.next};
+                const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
+                                           rows.next};
                 tiles(c + at, ldc, block, packed_b + (size_t)j * k, start ? start + at : NULL,
-                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i), min_int(block_n, n - j), k);
+                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i),
+                      min_int(block_n, n - j), k);
             }
     }
 }
@@ -1080,11 +1129,13 @@ static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t 
     const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
     for (int k0 = 0; k0 < K; k0 += step, a += step * a_column, b += step * b_row, from = c) {
         const int k = min_int(step, K - k0);
-        real *packed_a = scratch, *packed_b = scratch + (size_t)ceil_div(M, TILE_ROWS) * TILE_ROWS * k;
+        real *packed_a = scratch,
+             *packed_b = scratch + (size_t)ceil_div(M, TILE_ROWS) * TILE_ROWS * k;
         struct Rows rows = {a, a_row, 1, a_row};
         if (a_column != 1) {
             for (int i = 0; i < M; i += TILE_ROWS)
-                pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column, min_int(TILE_ROWS, M - i), TILE_ROWS, k);
+                pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column,
+                     min_int(TILE_ROWS, M - i), TILE_ROWS, k);
             rows = (struct Rows){packed_a, 1, TILE_ROWS, k};
         }
         for (int j = 0; j < N; j += TILE_COLUMNS)
@@ -1094,9 +1145,10 @@ static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t 
     }
 }
 
-/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. Several lines of
- * B are read at a time, in long pieces, so that memory has many requests to work on. One of b_row,
- * b_column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of threads. */
+/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. Several
+ * lines of B are read at a time, in long pieces, so that memory has many requests to work on. One
+ * of b_row, b_column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of
+ * threads. */
 static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_column,
                  const real *from, const real *bias, int N, int K)
 {
@@ -1124,7 +1176,8 @@ static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_c
             for (int j = 0; j < n; j += DOTS) {         /* beyond n: the last line again */
                 const real *line[DOTS];
                 real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-                for (int i = 0; i < DOTS; i++) line[i] = b + (j0 + min_int(j + i, n - 1)) * b_column;
+                for (int i = 0; i < DOTS; i++)
+                    line[i] = b + (j0 + min_int(j + i, n - 1)) * b_column;
                 #pragma omp simd reduction(+: s0, s1, s2, s3)
                 for (int k = 0; k < K; k++) {
                     s0 += x[k] * line[0][k];
@@ -1148,13 +1201,14 @@ static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_c
  * padding. Only the embedding (positions) and attention look at the sequences. */
 struct Batch { int rows, sequences; const int *tokens, *starts; };
 
-/* Gradients of weights are added to, since a step sums over batches and, for wte, over both its uses.
- * So is the gradient of the residual stream. A gradient inside a block has one source: it is set. */
+/* Gradients of weights are added to, since a step sums over batches and, for wte, over both its
+ * uses. So is the gradient of the residual stream. A gradient inside a block has one source: it is
+ * set. */
 
 /* --- Dropout: each value is kept with probability 1 - p and divided by it --- */
 
-/* The mask is a function of (key, place, index), so backward need not remember it. lowbias32 is from
- * Chris Wellons, "Prospecting for Hash Functions" (2018). */
+/* The mask is a function of (key, place, index), so backward need not remember it. lowbias32 is
+ * from Chris Wellons, "Prospecting for Hash Functions" (2018). */
 struct Dropout { double p; uint64_t key; };
 
 static inline uint32_t lowbias32(uint32_t x)
@@ -1164,8 +1218,8 @@ static inline uint32_t lowbias32(uint32_t x)
     return x ^ x >> 16;
 }
 
-/* What value `index` of the mask at a place is multiplied by: 0 or 1 / (1 - p). The place's key comes
- * from dropout_key; the threshold is p in units of 2^-32. */
+/* What value `index` of the mask at a place is multiplied by: 0 or 1 / (1 - p). The place's key
+ * comes from dropout_key; the threshold is p in units of 2^-32. */
 static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale)
 {
     return lowbias32(lowbias32(index) ^ key) >= threshold ? scale : 0;
@@ -1181,7 +1235,8 @@ static uint32_t dropout_key(struct Dropout d, int layer, int place)
 static uint32_t dropout_threshold(struct Dropout d) { return (uint32_t)(d.p * 4294967295.0); }
 
 /* y = from + mask * x, over n values. Also its own backward, with dy as x. from may be NULL. */
-static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d, uint32_t key)
+static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d,
+                    uint32_t key)
 {
     const uint32_t threshold = dropout_threshold(d);
     const real scale = (real)(1 / (1 - d.p));
@@ -1214,7 +1269,8 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int
     for (int c0 = 0; c0 < C; c0 += CHANNELS) {
         const int c1 = min_int(C, c0 + CHANNELS);
         for (int n = 0; n < N; n++) {
-            real *dtoken = dwte + (size_t)tokens[n] * C, *dposition = dwpe + (size_t)positions[n] * C;
+            real *dtoken = dwte + (size_t)tokens[n] * C,
+                 *dposition = dwpe + (size_t)positions[n] * C;
             const real *dxn = dx + (size_t)n * C;
             for (int c = c0; c < c1; c++) dtoken[c] += dxn[c];
             for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
@@ -1231,8 +1287,8 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int
  *   x, y (N, C)    w, b (C)    mean, rstd (N): kept for the backward pass
  *   rstd = 1 / sqrt(var(x) + eps)      xhat = (x - mean) * rstd      y = w * xhat + b
  */
-static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w, const real *b,
-                              int N, int C)
+static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w,
+                              const real *b, int N, int C)
 {
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
@@ -1249,8 +1305,8 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
 }
 
 /* y again, bit for bit, from the kept mean and rstd: cheaper than keeping y itself. */
-static void layernorm_again(real *y, const real *mean, const real *rstd, const real *x, const real *w,
-                            const real *b, int N, int C)
+static void layernorm_again(real *y, const real *mean, const real *rstd, const real *x,
+                            const real *w, const real *b, int N, int C)
 {
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
@@ -1263,8 +1319,8 @@ static void layernorm_again(real *y, const real *mean, const real *rstd, const r
 /* With g = w * dy, the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
  *   dx += rstd * (g - avg(g) - xhat * avg(g * xhat))    dw += sum_n dy * xhat    db += sum_n dy
  */
-static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
-                               const real *mean, const real *rstd, int N, int C)
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
+                               const real *w, const real *mean, const real *rstd, int N, int C)
 {
     enum { CHANNELS = 32 };
     #pragma omp parallel
@@ -1279,14 +1335,16 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
                 dot += w[c] * dyn[c] * (xn[c] - m);
             }
             const real average = sum / C, slope = dot * r * r / C;
-            for (int c = 0; c < C; c++) dxn[c] += r * (w[c] * dyn[c] - average - (xn[c] - m) * slope);
+            for (int c = 0; c < C; c++)
+                dxn[c] += r * (w[c] * dyn[c] - average - (xn[c] - m) * slope);
         }
         #pragma omp for schedule(static)
         for (int c0 = 0; c0 < C; c0 += CHANNELS) {
             const int channels = min_int(CHANNELS, C - c0);
             real sum_w[CHANNELS] = {0}, sum_b[CHANNELS] = {0};
             for (int n = 0; n < N; n++) {
-                const real *xn = x + (size_t)n * C + c0, *dyn = dy + (size_t)n * C + c0, m = mean[n], r = rstd[n];
+                const real *xn = x + (size_t)n * C + c0, *dyn = dy + (size_t)n * C + c0,
+                           m = mean[n], r = rstd[n];
                 for (int c = 0; c < channels; c++) {
                     sum_w[c] += dyn[c] * ((xn[c] - m) * r);
                     sum_b[c] += dyn[c];
@@ -1313,7 +1371,8 @@ static void linear_backward_input(real *dx, const real *dy, const real *w, int N
 }
 
 /* dw += x^T dy    db += sum_n dy */
-static void linear_backward_weights(real *dw, real *db, const real *dy, const real *x, int N, int C, int OC)
+static void linear_backward_weights(real *dw, real *db, const real *dy, const real *x, int N, int C,
+                                    int OC)
 {
     enum { CHANNELS = 64 };
     gemm(dw, OC, x, 1, C, dy, OC, 1, dw, NULL, C, OC, N);
@@ -1327,8 +1386,8 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
     }
 }
 
-static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
-                            int N, int C, int OC)
+static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
+                            const real *w, int N, int C, int OC)
 {
     linear_backward_input(dx, dy, w, N, C, OC);
     linear_backward_weights(dw, db, dy, x, N, C, OC);
@@ -1366,12 +1425,12 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
 /* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) ---
  *
  *   qkv (N, 3C): the query, key and value of each row; head h has channels hD .. hD+D-1 of each
- *   S_ij = q_i . k_j / sqrt(D)  for j <= i    lse_i = log sum_j exp S_ij    P_ij = exp(S_ij - lse_i)
+ *   S_ij = q_i . k_j / sqrt(D) for j <= i   lse_i = log sum_j exp S_ij   P_ij = exp(S_ij - lse_i)
  *   y_i = sum_j P_ij v_j
  *
- * The work goes in blocks of QUERIES rows of one head of one sequence; of the keys, only those up to
- * the block's last row are touched. P exists for one block at a time; backward computes it again from
- * lse (N, H), as in FlashAttention (Dao et al. 2022). */
+ * The work goes in blocks of QUERIES rows of one head of one sequence; of the keys, only those up
+ * to the block's last row are touched. P exists for one block at a time; backward computes it again
+ * from lse (N, H), as in FlashAttention (Dao et al. 2022). */
 enum { QUERIES = 64 };
 
 struct Attention {
@@ -1386,14 +1445,17 @@ struct Attention {
 /* Two blocks of P, and what the largest of the products below packs. */
 static size_t attention_scratch(int longest, int D)
 {
-    const size_t scores = gemm_alone_size(QUERIES, longest, D), values = gemm_alone_size(QUERIES, D, longest);
-    const size_t keys = gemm_alone_size(longest, D, QUERIES), most = scores > values ? scores : values;
+    const size_t scores = gemm_alone_size(QUERIES, longest, D),
+                 values = gemm_alone_size(QUERIES, D, longest);
+    const size_t keys = gemm_alone_size(longest, D, QUERIES),
+                 most = scores > values ? scores : values;
     return (size_t)2 * QUERIES * longest + (most > keys ? most : keys);
 }
 
-/* P for queries q0 .. q0+n-1 of a sequence from its scores S (n, keys), in place. Keys after the query
- * become 0. With lse given, it is used; without, it is computed and stored. */
-static void attention_softmax(real *S, real *lse, int lse_step, bool known, real scale, int q0, int n, int keys)
+/* P for queries q0 .. q0+n-1 of a sequence from its scores S (n, keys), in place. Keys after the
+ * query become 0. With lse given, it is used; without, it is computed and stored. */
+static void attention_softmax(real *S, real *lse, int lse_step, bool known, real scale, int q0,
+                              int n, int keys)
 {
     for (int i = 0; i < n; i++) {
         real *s = S + (size_t)i * keys, *last = s + q0 + i + 1, most = -INFINITY, sum = 0;
@@ -1415,15 +1477,18 @@ static void attention_softmax(real *S, real *lse, int lse_step, bool known, real
     }
 }
 
-/* Multiplies P (n, keys), or its gradient, by the dropout mask. Row i is row `row` + i of the batch. */
-static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n, int keys)
+/* Multiplies P (n, keys), or its gradient, by the dropout mask. Row i is row `row` + i of the
+ * batch. */
+static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
+                              int keys)
 {
     const uint32_t threshold = dropout_threshold(t->dropout);
     const real scale = (real)(1 / (1 - t->dropout.p));
     for (int i = 0; i < n; i++) {
         const uint32_t key = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
         #pragma omp simd
-        for (int j = 0; j < keys; j++) P[(size_t)i * keys + j] *= dropout_factor(key, j, threshold, scale);
+        for (int j = 0; j < keys; j++)
+            P[(size_t)i * keys + j] *= dropout_factor(key, j, threshold, scale);
     }
 }
 
@@ -1437,13 +1502,16 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
         for (int h = 0; h < H; h++) {
             const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
             const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
-            real *P = t->scratch + thread_index() * t->scratch_size, *work = P + (size_t)QUERIES * T;
+            real *P = t->scratch + thread_index() * t->scratch_size,
+                 *work = P + (size_t)QUERIES * T;
             for (int q0 = 0; q0 < T; q0 += QUERIES) {
                 const int n = min_int(QUERIES, T - q0), keys = q0 + n;
                 gemm_alone(P, keys, q + (size_t)q0 * ld, ld, 1, k, 1, ld, NULL, n, keys, D, work);
-                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, false, scale, q0, n, keys);
+                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, false, scale, q0, n,
+                                  keys);
                 if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
-                gemm_alone(y + (size_t)(start + q0) * C + h * D, C, P, keys, 1, v, ld, 1, NULL, n, D, keys, work);
+                gemm_alone(y + (size_t)(start + q0) * C + h * D, C, P, keys, 1, v, ld, 1, NULL, n,
+                           D, keys, work);
             }
         }
 }
@@ -1451,8 +1519,8 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
 /* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax:
  *   dS = P (dP - delta) / sqrt(D)      dq = dS k      dk = dS^T q      dv = P^T dy
  * dqkv (N, 3C) is set. The last block reaches all keys, so it goes first and sets dk and dv. */
-static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv, real *lse,
-                               const struct Attention *t)
+static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
+                               real *lse, const struct Attention *t)
 {
     const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
     const real scale = 1 / (real)sqrt(D);
@@ -1470,13 +1538,15 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
                 const real *qb = q + (size_t)q0 * ld, *dyb = dy + (size_t)(start + q0) * C + h * D;
                 const real *yb = y + (size_t)(start + q0) * C + h * D;
                 gemm_alone(P, keys, qb, ld, 1, k, 1, ld, NULL, n, keys, D, work);
-                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, true, scale, q0, n, keys);
+                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, true, scale, q0, n,
+                                  keys);
                 gemm_alone(dP, keys, dyb, C, 1, v, 1, ld, NULL, n, keys, D, work);
                 if (t->dropout.p > 0) attention_dropout(dP, t, h, start + q0, n, keys);
                 for (int i = 0; i < n; i++) {
                     real *d = dP + (size_t)i * keys, delta = 0;
                     const real *p = P + (size_t)i * keys;
-                    for (int c = 0; c < D; c++) delta += dyb[(size_t)i * C + c] * yb[(size_t)i * C + c];
+                    for (int c = 0; c < D; c++)
+                        delta += dyb[(size_t)i * C + c] * yb[(size_t)i * C + c];
                     for (int j = 0; j < keys; j++) d[j] = scale * p[j] * (d[j] - delta);
                 }
                 if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
@@ -1487,8 +1557,8 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
         }
 }
 
-/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys). All
- * heads of a row are read together, since they stand side by side in memory. */
+/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys).
+ * All heads of a row are read together, since they stand side by side in memory. */
 static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
 {
     const int D = C / H, ld = 3 * C, heads = ceil_div(H, thread_count());
@@ -1509,11 +1579,13 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
             const int h1 = min_int(H, h0 + heads);
             real lse;
             for (int h = h0; h < h1; h++)
-                attention_softmax(scores + (size_t)h * keys, &lse, 1, false, scale, keys - 1, 1, keys);
+                attention_softmax(scores + (size_t)h * keys, &lse, 1, false, scale, keys - 1, 1,
+                                  keys);
             memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
             for (int j = 0; j < keys; j++)
                 for (int h = h0; h < h1; h++) {
-                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D, p = scores[(size_t)h * keys + j];
+                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D,
+                               p = scores[(size_t)h * keys + j];
                     real *yh = y + h * D;
                     for (int c = 0; c < D; c++) yh[c] += p * v[c];
                 }
@@ -1526,8 +1598,8 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
 /* ============================================================================================= */
 
 /* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
- * The row becomes scale * (p - onehot(target)), the gradient of scale * loss, if scale is not 0, and
- * exp(logit - max) * (1 / sum) = p otherwise. target < 0: no loss and no gradient. */
+ * The row becomes scale * (p - onehot(target)), the gradient of scale * loss, if scale is not 0,
+ * and exp(logit - max) * (1 / sum) = p otherwise. target < 0: no loss and no gradient. */
 static double cross_entropy(real *logits, int target, real scale, int V)
 {
     real most = -INFINITY, sum = 0;
@@ -1547,9 +1619,10 @@ static double cross_entropy(real *logits, int target, real scale, int V)
  *   logits = hidden wte^T (the head is tied to the embedding)      dhidden += dlogits wte
  *   dwte += dlogits^T hidden
  * hidden, dhidden (N, C)   wte, dwte (V, C)   logits: chunk x V values   losses (N): one per row
- * Returns the sum over rows with target >= 0. scale = 0: no gradients; else those of scale * the sum. */
-static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int chunk, const real *hidden,
-                      const real *wte, const int *targets, real scale, int N, int C, int V)
+ * Returns the sum over rows with target >= 0. scale 0: no gradients; else those of scale * sum. */
+static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int chunk,
+                      const real *hidden, const real *wte, const int *targets, real scale, int N,
+                      int C, int V)
 {
     for (int n0 = 0; n0 < N; n0 += chunk) {
         const int n = min_int(chunk, N - n0);
@@ -1607,7 +1680,7 @@ struct Model {
     struct Param *params;
     int param_count;
     size_t size;                            /* values in all parameters together */
-    real *weights, *grads, *m, *v;          /* each one piece of memory; the last three for training */
+    real *weights, *grads, *m, *v;      /* each one piece of memory; the last three for training */
     double *partial_sums;
     struct Weights w, dw;
     int first_layer;                        /* backward stops here; below, nothing learns */
@@ -1615,19 +1688,20 @@ struct Model {
 };
 
 /* The list itself, and the places: base + offset goes into *w. Written in the order of the file. */
-static int list_parameters(struct Param *list, struct Weights *w, real *base, const struct Config *c)
+static int list_parameters(struct Param *list, struct Weights *w, real *base,
+                           const struct Config *c)
 {
     const int C = c->channels;
     const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
     struct Param *p = list;
     size_t offset = 0;
-    #define ADD(place, lay, lines, cols, deviation, ...) do {                                       \
-        *p = (struct Param){.offset = offset, .rows = lines, .columns = cols, .init = deviation,    \
-                            .size = (size_t)(lines) * (cols), .decay = (lines) > 1, .lr_scale = 1,  \
-                            .layer = lay};                                                          \
-        snprintf(p->name, sizeof p->name, __VA_ARGS__);                                             \
-        place = base ? base + offset : NULL;                                                        \
-        offset += p++->size;                                                                        \
+    #define ADD(place, lay, lines, cols, deviation, ...) do {                                   \
+        *p = (struct Param){.offset = offset, .rows = lines, .columns = cols, .layer = lay,     \
+                            .size = (size_t)(lines) * (cols), .decay = (lines) > 1,             \
+                            .init = deviation, .lr_scale = 1};                                  \
+        snprintf(p->name, sizeof p->name, __VA_ARGS__);                                         \
+        place = base ? base + offset : NULL;                                                    \
+        offset += p++->size;                                                                    \
     } while (0)
     ADD(w->wte, -1, c->vocabulary, C, normal, "transformer.wte.weight");
     ADD(w->wpe, -1, c->context, C, normal, "transformer.wpe.weight");
@@ -1657,14 +1731,17 @@ static int list_parameters(struct Param *list, struct Weights *w, real *base, co
 static void check_config(const struct Config *c, const char *source)
 {
     const struct { const char *name; int value, most; } bounds[] = {
-        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16}, {"channels", c->channels, 1 << 16},
-        {"context", c->context, 1 << 20}, {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
+        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
+        {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
+        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
         if (bounds[i].value < 1 || bounds[i].value > bounds[i].most)
-            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value, bounds[i].name, bounds[i].most);
+            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value,
+                bounds[i].name, bounds[i].most);
     if (c->channels % c->heads)
-        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels, c->heads);
+        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels,
+            c->heads);
 }
 
 /* The list of parameters and their number, without memory for them. */
@@ -1696,7 +1773,8 @@ static void model_init(struct Model *model, uint64_t seed)
         struct Random r = random_stream(seed, i);
         real *w = model->weights + p->offset;
         for (size_t k = 0; k < p->size; k++)
-            w[k] = p->init == 0 || p->init == 1 ? (real)p->init : (real)(p->init * random_normal(&r));
+            w[k] = p->init == 0 || p->init == 1 ? (real)p->init
+                                                : (real)(p->init * random_normal(&r));
     }
 }
 
@@ -1753,7 +1831,7 @@ struct Workspace {
     struct Kept *kept;                      /* L + 1: of the last, x is what enters ln_f */
     real *ln, *gelu, *proj;                 /* (N, C) (N, 4C) (N, C): within one block */
     real *hidden, *meanf, *rstdf;           /* (N, C) (N): the trunk's output */
-    real *dhidden, *dx;                     /* (N, C): gradients at hidden; of the residual stream */
+    real *dhidden, *dx;                 /* (N, C): gradients at hidden; of the residual stream */
     real *dln, *dqkv, *dfc;                 /* (N, C) (N, 3C) (N, 4C): one block's */
     real *logits, *losses, *attention;
     int *positions;
@@ -1764,8 +1842,9 @@ struct Workspace {
     size_t bytes;
 };
 
-/* Gives every array its place from `memory` on; returns the bytes needed. memory NULL: only counts. */
-static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer, char *memory)
+/* Gives every array its place from `memory` on; returns the bytes needed. memory NULL: counts. */
+static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer,
+                              char *memory)
 {
     const size_t N = ws->max_rows, C = c->channels, L = c->layers, V = c->vocabulary;
     const bool train = ws->kind == WORK_TRAIN;
@@ -1781,8 +1860,8 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
         if (l == L) break;
         if (own || ws->kind == WORK_CACHE) PLACE(k->qkv, N * 3 * C); else k->qkv = before->qkv;
         if (!own) {
-            struct Kept same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse, before->att,
-                                before->x2, before->mean2, before->rstd2, before->fc};
+            struct Kept same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse,
+                                before->att, before->x2, before->mean2, before->rstd2, before->fc};
             *k = same;
             continue;
         }
@@ -1799,7 +1878,8 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->losses, N);
     ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
     PLACE(ws->logits, max_int(ws->chunk, 1) * V);
-    ws->attention_size = (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
+    ws->attention_size =
+        (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
     PLACE(ws->attention, ws->attention_size * thread_count() + (size_t)c->heads * c->context);
     if (train) {
         PLACE(ws->dhidden, N * C);
@@ -1812,7 +1892,8 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     return at;
 }
 
-static void workspace_create_from(struct Workspace *ws, const struct Config *c, int first_layer, int max_rows, int kind)
+static void workspace_create_from(struct Workspace *ws, const struct Config *c, int first_layer,
+                                  int max_rows, int kind)
 {
     *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
     ws->kept = resize(NULL, (c->layers + 1) * sizeof *ws->kept);
@@ -1822,7 +1903,8 @@ static void workspace_create_from(struct Workspace *ws, const struct Config *c, 
 
 /* Room for forward passes of up to max_rows rows, and for backward if kind is WORK_TRAIN. The model
  * must already know (model_train_from) which layers learn, and the number of threads be set. */
-static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows, int kind)
+static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
+                             int kind)
 {
     workspace_create_from(ws, &model->config, model->first_layer, max_rows, kind);
     ws->memory = allocate_zeroed(ws->bytes);
@@ -1849,17 +1931,19 @@ static void workspace_free(struct Workspace *ws)
 
 static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
 {
-    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size, ws->dropout,
+    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size,
+                              ws->dropout,
                               dropout_key(ws->dropout, layer, AT_ATTENTION)};
 }
 
 /* y = x + a w + b, with dropout on what is added to the residual stream. */
-static void project(real *y, const real *x, const real *a, const real *w, const real *b, int in, int C,
-                    struct Workspace *ws, int layer, int place)
+static void project(real *y, const real *x, const real *a, const real *w, const real *b, int in,
+                    int C, struct Workspace *ws, int layer, int place)
 {
     if (ws->dropout.p > 0) {
         linear_forward(ws->proj, NULL, a, w, b, ws->rows, in, C);
-        dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout, dropout_key(ws->dropout, layer, place));
+        dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout,
+                dropout_key(ws->dropout, layer, place));
     } else linear_forward(y, x, a, w, b, ws->rows, in, C);
 }
 
@@ -1888,17 +1972,19 @@ static void block_forward(real *out, const struct Block *b, struct Kept *k, stru
 }
 
 /* The gradient that reaches a projection: dx, through its dropout if there is any. */
-static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer, int place)
+static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer,
+                                   int place)
 {
     if (ws->dropout.p == 0) return dx;
-    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout, dropout_key(ws->dropout, layer, place));
+    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout,
+            dropout_key(ws->dropout, layer, place));
     return ws->proj;
 }
 
 /* From the gradient at the block's output, ws->dx, to that at its input, in place: the residual
  * stream passes it on unchanged, and the two branches add to it. */
-static void block_backward(struct Block *d, const struct Block *b, struct Kept *k, struct Workspace *ws,
-                           const struct Config *c, int layer)
+static void block_backward(struct Block *d, const struct Block *b, struct Kept *k,
+                           struct Workspace *ws, const struct Config *c, int layer)
 {
     const int N = ws->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, c, layer);
@@ -1913,7 +1999,8 @@ static void block_backward(struct Block *d, const struct Block *b, struct Kept *
     lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
     lap(PROJECTIONS, BACKWARD);
-    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N, C);
+    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N,
+                       C);
     lap(LAYERNORM, BACKWARD);
 
     dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
@@ -1925,29 +2012,34 @@ static void block_backward(struct Block *d, const struct Block *b, struct Kept *
     lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
     lap(QKV, BACKWARD);
-    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N, C);
+    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N,
+                       C);
     lap(LAYERNORM, BACKWARD);
 }
 
 /* The final hidden states (N, C) of a batch; begins a step, so dhidden is 0 afterwards. p is the
  * probability of dropout and key names the masks; p = 0 for evaluation. */
-static const real *trunk_forward(struct Model *model, struct Workspace *ws, const struct Batch *batch,
-                                 double p, uint64_t key)
+static const real *trunk_forward(struct Model *model, struct Workspace *ws,
+                                 const struct Batch *batch, double p, uint64_t key)
 {
     const struct Config *c = &model->config;
     const int N = ws->rows = batch->rows, C = c->channels, L = c->layers;
     ws->batch = *batch;
     ws->dropout = (struct Dropout){p, key};
     for (int s = 0; s < batch->sequences; s++)
-        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++) ws->positions[n] = n - batch->starts[s];
+        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++)
+            ws->positions[n] = n - batch->starts[s];
     lap(REST, FORWARD);
-    embedding_forward(ws->kept[0].x, batch->tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
+    embedding_forward(ws->kept[0].x, batch->tokens, ws->positions, model->w.wte, model->w.wpe, N,
+                      C);
     if (p > 0)
-        dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout, dropout_key(ws->dropout, -1, AT_EMBEDDING));
+        dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout,
+                dropout_key(ws->dropout, -1, AT_EMBEDDING));
     lap(EMBEDDING, FORWARD);
     for (int l = 0; l < L; l++)
         block_forward(ws->kept[l + 1].x, &model->w.blocks[l], &ws->kept[l], ws, c, l);
-    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w, model->w.lnf_b, N, C);
+    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w,
+                      model->w.lnf_b, N, C);
     lap(LAYERNORM, FORWARD);
     if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;
@@ -1960,8 +2052,8 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
     const int N = ws->rows, C = c->channels, L = c->layers;
     lap(REST, BACKWARD);
     memset(ws->dx, 0, (size_t)N * C * sizeof(real));
-    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x, model->w.lnf_w,
-                       ws->meanf, ws->rstdf, N, C);
+    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x,
+                       model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
     lap(LAYERNORM, BACKWARD);
     for (int l = L - 1; l >= model->first_layer; l--)
         block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->kept[l], ws, c, l);
@@ -1972,7 +2064,8 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 }
 
 /* One more token after trunk_forward of one sequence (WORK_CACHE): its hidden state (C). Keys and
- * values of the tokens before stand in each block's qkv. ws->rows must be below max_rows and the context. */
+ * values of the tokens before stand in each block's qkv. ws->rows must be below max_rows and the
+ * context. */
 static const real *trunk_next(struct Model *model, struct Workspace *ws, int token)
 {
     const struct Config *c = &model->config;
@@ -2002,8 +2095,9 @@ static const real *trunk_next(struct Model *model, struct Workspace *ws, int tok
  * computes the loss alone; else gradients of scale * sum are added to grads and to ws->dhidden. */
 static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
 {
-    return lm_loss(ws->dhidden, model->dw.wte, ws->losses, ws->logits, ws->chunk, ws->hidden, model->w.wte,
-                   targets, scale, ws->rows, model->config.channels, model->config.vocabulary);
+    return lm_loss(ws->dhidden, model->dw.wte, ws->losses, ws->logits, ws->chunk, ws->hidden,
+                   model->w.wte, targets, scale, ws->rows, model->config.channels,
+                   model->config.vocabulary);
 }
 
 /* logits (rows, V) of hidden states (rows, C). */
@@ -2016,10 +2110,11 @@ static void lm_logits(const struct Model *model, const real *hidden, int rows, r
 
 /* After trunk_forward: the class of each sequence is read at its last row.
  *   logits (S, labels) = hidden[last] score^T        loss_s = -weight[label_s] log p_s(label_s)
- * labels (S), or NULL: no loss. class_weights (labels), or NULL: all 1. probabilities (S, labels), or
- * NULL. Returns the sum of losses; scale as in lm_head. */
-static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch, const int *labels,
-                         const real *class_weights, real scale, real *probabilities)
+ * labels (S), or NULL: no loss. class_weights (labels), or NULL: all 1. probabilities (S, labels),
+ * or NULL. Returns the sum of losses; scale as in lm_head. */
+static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
+                         const int *labels, const real *class_weights, real scale,
+                         real *probabilities)
 {
     const int C = model->config.channels, K = model->config.labels;
     const real *score = model->w.score_w;
@@ -2042,7 +2137,10 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
         for (int k = 0; k < K; k++) {
             const real dlogit = scale * weight * (p[k] - (k == label));
             real *dh = ws->dhidden + last, *dscore = model->dw.score_w + (size_t)k * C;
-            for (int c = 0; c < C; c++) { dh[c] += dlogit * score[(size_t)k * C + c]; dscore[c] += dlogit * h[c]; }
+            for (int c = 0; c < C; c++) {
+                dh[c] += dlogit * score[(size_t)k * C + c];
+                dscore[c] += dlogit * h[c];
+            }
         }
     }
     return sum;
@@ -2052,8 +2150,8 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 /* 7. Optimizer                                                                                  */
 /* ============================================================================================= */
 
-/* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of fixed
- * size are summed by whoever is free, then added in order. */
+/* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of
+ * fixed size are summed by whoever is free, then added in order. */
 static double grad_norm(const struct Model *model)
 {
     double total = 0;
@@ -2064,7 +2162,8 @@ static double grad_norm(const struct Model *model)
         const int chunks = (int)((p->size + SUM_CHUNK - 1) / SUM_CHUNK);
         #pragma omp parallel for schedule(static)
         for (int chunk = 0; chunk < chunks; chunk++) {
-            const size_t begin = (size_t)chunk * SUM_CHUNK, end = begin + SUM_CHUNK < p->size ? begin + SUM_CHUNK : p->size;
+            const size_t begin = (size_t)chunk * SUM_CHUNK,
+                         end = begin + SUM_CHUNK < p->size ? begin + SUM_CHUNK : p->size;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
@@ -2081,7 +2180,8 @@ static double grad_norm(const struct Model *model)
  *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)            t = how far, 0 to 1; r = min_ratio
  *   wsd        lr, then in the last fifth down to lr r as 1 - sqrt(t') (Hagele et al. 2024)
  */
-static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup, double lr, double min_ratio)
+static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup,
+                            double lr, double min_ratio)
 {
     if (step <= warmup) return lr * step / warmup;
     double t = steps > warmup ? (double)(step - warmup) / (steps - warmup) : 1, height = 1;
@@ -2094,12 +2194,15 @@ static double learning_rate(const char *schedule, int64_t step, int64_t steps, i
 /* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient:
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
  *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)         t = step, from 1
- * All gradients are 0 afterwards, ready for the next step: they are at hand, and a pass of its own over
- * them would take as long as an eighth of this one. */
-static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay, int64_t step)
+ * All gradients are 0 afterwards, ready for the next step: they are at hand, and a pass of its own
+ * over them would take as long as an eighth of this one. */
+static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
+                       int64_t step)
 {
-    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8, clip = (real)grad_scale;
-    const real correct1 = (real)(1 / (1 - pow(model->beta1, step))), correct2 = (real)(1 / (1 - pow(model->beta2, step)));
+    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8,
+               clip = (real)grad_scale;
+    const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
+               correct2 = (real)(1 / (1 - pow(model->beta2, step)));
     for (int i = 0; i < model->param_count; i++) {
         const struct Param *p = &model->params[i];
         real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
@@ -2182,7 +2285,8 @@ static uint64_t checksum(const void *bytes, size_t n)
 /* Writes arrays of model->size values each, one after the other; parameter p of array `a` is named
  * prefixes[a] + p->name. F32, whatever `real` is. */
 static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
-                              const char *const *prefixes, int array_count, const struct Metadata *meta)
+                              const char *const *prefixes, int array_count,
+                              const struct Metadata *meta)
 {
     const size_t array_bytes = model->size * sizeof(float);
     struct Buffer header = {0};
@@ -2196,7 +2300,8 @@ static void write_safetensors(const char *path, const struct Model *model, real 
         } else data[a] = (const float *)arrays[a];
         sum = mix64(sum + checksum(data[a], array_bytes));
     }
-    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%016llx\"", (unsigned long long)sum);
+    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%016llx\"",
+           (unsigned long long)sum);
     for (int i = 0; i < meta->count; i++) {
         if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
         append(&header, ",");
@@ -2211,7 +2316,8 @@ static void write_safetensors(const char *path, const struct Model *model, real 
             const size_t begin = a * array_bytes + p->offset * sizeof(float);
             append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], p->name);
             if (p->rows > 1 || !strcmp(p->name, "score.weight")) append(&header, "%d,", p->rows);
-            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, begin, begin + p->size * sizeof(float));
+            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, begin,
+                   begin + p->size * sizeof(float));
         }
     append(&header, "}");
     while (header.size % 8) append(&header, " ");
@@ -2228,7 +2334,13 @@ static void write_safetensors(const char *path, const struct Model *model, real 
     free(header.data);
 }
 
-struct Safetensors { const char *path; struct Bytes file; const char *data; size_t size; struct Json *header; };
+struct Safetensors {
+    const char *path;
+    struct Bytes file;
+    const char *data;
+    size_t size;
+    struct Json *header;
+};
 
 /* Where a tensor's bytes begin or end; -1 if the header does not say. */
 static double tensor_place(const struct Json *t, bool end)
@@ -2243,7 +2355,8 @@ static bool is_redundant(const char *name)
 {
     const size_t n = strlen(name);
     return !strcmp(name, "__metadata__") || !strcmp(name, "lm_head.weight")
-        || (n > 10 && !strcmp(name + n - 10, ".attn.bias")) || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+           || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
+           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
 }
 
 /* The tensors must lie inside the file, up to its end, and no two parameters in one place. */
@@ -2254,15 +2367,18 @@ static void check_places(const struct Safetensors *s)
         if (!strcmp(t->key, "__metadata__")) continue;
         const double begin = tensor_place(t, false), end = tensor_place(t, true);
         if (!(begin >= 0 && begin <= end && end <= (double)s->size))
-            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train it again.",
+            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
+                "it again.",
                 s->path, t->key, begin, end, s->size);
         last = fmax(last, end);
         for (const struct Json *u = is_redundant(t->key) ? NULL : t->next; u; u = u->next)
-            if (!is_redundant(u->key) && tensor_place(u, false) < end && begin < tensor_place(u, true))
+            if (!is_redundant(u->key) && tensor_place(u, false) < end
+                && begin < tensor_place(u, true))
                 die("%s: tensors %s and %s overlap. Replace the file.", s->path, t->key, u->key);
     }
     if (last != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.", s->path, s->size, last);
+        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
+            s->path, s->size, last);
 }
 
 static struct Safetensors open_safetensors(const char *path)
@@ -2271,9 +2387,11 @@ static struct Safetensors open_safetensors(const char *path)
     uint64_t length = 0;
     if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
     if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
-        die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.", path, s.file.size);
+        die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
+            path, s.file.size);
     s.header = json_parse(s.file.data + 8, length, path);
-    if (s.header->kind != JSON_OBJECT) die("%s: the header is not a JSON object. Replace the file.", path);
+    if (s.header->kind != JSON_OBJECT)
+        die("%s: the header is not a JSON object. Replace the file.", path);
     s.data = s.file.data + 8 + length;
     s.size = s.file.size - 8 - length;
     check_places(&s);
@@ -2288,27 +2406,34 @@ static void close_safetensors(struct Safetensors *s)
 
 enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
 
-/* The tensor's bytes, after its dtype, shape and place have been checked. rows 1: a vector, or (1, columns). */
-static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows, int columns, int *dtype)
+/* The tensor's bytes, after its dtype, shape and place have been checked. rows 1: a vector, or (1,
+ * columns). */
+static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows,
+                                int columns, int *dtype)
 {
     const char *name = json_text(t, "dtype", "?");
     const struct Json *shape = json_get(t, "shape");
     const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
-    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16 : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
+    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16
+           : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
     if (*dtype == DTYPE_OTHER)
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key, name);
+        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
+            name);
     const bool fits = second ? !second->next && first->number == rows && second->number == columns
                              : first && rows == 1 && first->number == columns;
     if (!fits) {
         struct Buffer is = {0};
-        for (const struct Json *j = first; j; j = j->next) append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
-        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do not belong together.",
+        for (const struct Json *j = first; j; j = j->next)
+            append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
+        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do "
+            "not belong together.",
             s->path, t->key, is.data ? is.data : "", rows, columns);
     }
-    const double begin = tensor_place(t, false), bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
+    const double begin = tensor_place(t, false),
+                 bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
     if (tensor_place(t, true) - begin != bytes)
-        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path, t->key,
-            tensor_place(t, true) - begin, bytes);
+        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path,
+            t->key, tensor_place(t, true) - begin, bytes);
     return s->data + (size_t)begin;
 }
 
@@ -2316,8 +2441,9 @@ static const char *tensor_bytes(const struct Safetensors *s, const struct Json *
 static float half_to_float(uint16_t h)
 {
     const int exponent = h >> 10 & 31, fraction = h & 1023;
-    float magnitude = exponent == 0 ? ldexpf((float)fraction, -24)
-                    : exponent == 31 ? (fraction ? NAN : INFINITY) : ldexpf((float)(fraction + 1024), exponent - 25);
+    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
+                      : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                       : ldexpf((float)(fraction + 1024), exponent - 25);
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -2344,7 +2470,8 @@ static bool all_finite(const real *x, size_t n)
     return !others;
 }
 
-static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix, const char *name)
+static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix,
+                                      const char *name)
 {
     char full[128];
     snprintf(full, sizeof full, "%s%s", prefix, name);
@@ -2357,17 +2484,21 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* Reads one array (see write_safetensors) in place of the model's. */
-static void read_array(real *array, const struct Safetensors *s, const struct Model *model, const char *prefix)
+static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
+                       const char *prefix)
 {
     for (int i = 0; i < model->param_count; i++) {
         const struct Param *p = &model->params[i];
         const struct Json *t = find_tensor(s, prefix, p->name);
         int dtype;
-        if (!t) die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path, prefix, p->name);
+        if (!t)
+            die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
+                prefix, p->name);
         const char *bytes = tensor_bytes(s, t, p->rows, p->columns, &dtype);
         convert_values(array + p->offset, bytes, p->size, dtype);
         if (!all_finite(array + p->offset, p->size))
-            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.", s->path, prefix, p->name);
+            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
+                s->path, prefix, p->name);
     }
 }
 
@@ -2382,7 +2513,8 @@ static void verify_checksum(const struct Safetensors *s, int array_count)
     char now[17];
     snprintf(now, sizeof now, "%016llx", (unsigned long long)sum);
     if (strcmp(now, stored))
-        die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.", s->path, now, stored);
+        die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
+            s->path, now, stored);
 }
 
 /* Every tensor in the file must be one that GPT-2 has, or one that follows from it. */
@@ -2399,9 +2531,13 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
         }
         for (int i = 0; i < model->param_count && !known; i++) {
             const char *name = model->params[i].name;
-            known = !strcmp(t->key, name) || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
+            known = !strcmp(t->key, name)
+                    || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
         }
-        if (!known) die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not supported.", s->path, t->key);
+        if (!known)
+            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+                "supported.",
+                s->path, t->key);
     }
 }
 
@@ -2410,7 +2546,8 @@ static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
 {
     const struct Json *all = json_get(s->header, "__metadata__");
     for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
-        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum") && meta->count < 60)
+        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum")
+            && meta->count < 60)
             metadata_set(meta, j->key, "%s", j->string);
 }
 
@@ -2423,12 +2560,17 @@ static void write_config(const char *path, const struct Config *c)
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n",
            c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
     append(&b, "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n");
-    append(&b, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n",
+    append(&b,
+           "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  "
+           "\"n_ctx\": %d,\n",
            c->layers, c->heads, c->channels, c->context, c->context);
-    append(&b, "  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n  \"pad_token_id\": %d,\n",
+    append(&b,
+           "  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n  "
+           "\"pad_token_id\": %d,\n",
            c->vocabulary, eot, eot, eot);
     append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n");
-    append(&b, "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n  \"tie_word_embeddings\": true,\n");
+    append(&b, "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n  "
+               "\"tie_word_embeddings\": true,\n");
     if (c->labels) {
         append(&b, "  \"id2label\": {");
         for (int k = 0; k < c->labels; k++) {
@@ -2456,38 +2598,46 @@ static void read_label_names(struct Config *c, const struct Json *j, const char 
         char key[16];
         snprintf(key, sizeof key, "%d", k);
         const char *name = json_text(names, key, NULL);
-        if (names && !name) die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
+        if (names && !name)
+            die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
         c->label_names[k] = name ? text_of("%s", name) : text_of("LABEL_%d", k);
     }
 }
 
 /* What a GPT-2 may say in its config.json and what is supported here must agree. score: the
- * classifier's tensor, or NULL. A classifier without id2label has two classes, LABEL_0 and LABEL_1. */
+ * classifier's tensor, or NULL. Without id2label there are two classes, LABEL_0 and LABEL_1. */
 static struct Config read_config(const char *path, const struct Json *score)
 {
     struct Bytes file = map_file(path);
     struct Json *j = json_parse(file.data, file.size, path);
-    const char *type = json_text(j, "model_type", "gpt2"), *gelu = json_text(j, "activation_function", "gelu_new");
+    const char *type = json_text(j, "model_type", "gpt2"),
+               *gelu = json_text(j, "activation_function", "gelu_new");
     if (strcmp(type, "gpt2")) die("%s: model_type is %s; only gpt2 is supported.", path, type);
     if (strcmp(gelu, "gelu_new") && strcmp(gelu, "gelu_pytorch_tanh"))
         die("%s: activation_function is %s; only gelu_new is supported.", path, gelu);
     const double context = json_number(j, "n_positions", json_number(j, "n_ctx", 1024));
-    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12), json_number(j, "n_embd", 768),
-                             context, json_number(j, "vocab_size", 50257)};
+    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12),
+                             json_number(j, "n_embd", 768), context,
+                             json_number(j, "vocab_size", 50257)};
     for (int i = 0; i < 5; i++)
         if (!(values[i] >= 1 && values[i] < 1e8) || values[i] != floor(values[i]))
             die("%s: %g is no size for a model. Correct it.", path, values[i]);
-    struct Config c = {(int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
+    struct Config c = {
+        (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
     check_config(&c, path);
-    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9 || json_number(j, "scale_attn_weights", 1) != 1
-        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0 || json_number(j, "tie_word_embeddings", 1) != 1
+    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9
+        || json_number(j, "scale_attn_weights", 1) != 1
+        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0
+        || json_number(j, "tie_word_embeddings", 1) != 1
         || json_number(j, "add_cross_attention", 0) != 0
         || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
-        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, scale_attn_weights and "
-            "tie_word_embeddings true, scale_attn_by_inverse_layer_idx and add_cross_attention false, n_inner 4 n_embd.", path);
+        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, "
+            "scale_attn_weights and tie_word_embeddings true, scale_attn_by_inverse_layer_idx and "
+            "add_cross_attention false, n_inner 4 n_embd.", path);
     if (score) {
         const struct Json *names = json_get(j, "id2label");
-        for (const struct Json *name = names ? names->child : NULL; name; name = name->next) c.labels++;
+        for (const struct Json *name = names ? names->child : NULL; name; name = name->next)
+            c.labels++;
         if (!c.labels) c.labels = 2;
         read_label_names(&c, j, path);
     }
@@ -2503,7 +2653,8 @@ static void save_model(const char *dir, const struct Model *model, const struct 
     make_directory(dir);
     char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
     write_config(config, &model->config);
-    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1, meta);
+    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
+                      meta);
     free(config);
     free(file);
 }
@@ -2516,14 +2667,18 @@ static void check_fits(const struct Safetensors *s, const struct Config *c)
     if (wte) tensor_bytes(s, wte, c->vocabulary, c->channels, &dtype);
     const struct Json *wpe = find_tensor(s, "", "transformer.wpe.weight");
     if (wpe) tensor_bytes(s, wpe, c->context, c->channels, &dtype);
-    if (!wte || !wpe) die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path, wte ? "wpe" : "wte");
+    if (!wte || !wpe)
+        die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path,
+            wte ? "wpe" : "wte");
 }
 
 /* Creates the model from a directory in Hugging Face's layout, ours or another's. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
-    char *config_path = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir);
-    if (!file_exists(config_path)) die("%s: no such file. --model must name a model directory.", config_path);
+    char *config_path = text_of("%s/config.json", dir),
+         *path = text_of("%s/model.safetensors", dir);
+    if (!file_exists(config_path))
+        die("%s: no such file. --model must name a model directory.", config_path);
     if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
     struct Safetensors s = open_safetensors(path);
     const struct Config config = read_config(config_path, json_get(s.header, "score.weight"));
@@ -2544,7 +2699,8 @@ static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
 /* All that resuming needs: the weights, both moments, and the metadata. */
 static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
 {
-    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v}, STATE_PREFIXES, 3, meta);
+    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
+                      STATE_PREFIXES, 3, meta);
 }
 
 /* Only the metadata, for what must be known before the model exists. */

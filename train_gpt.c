@@ -95,21 +95,22 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
         for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
 }
 
-/* --- Sequences: the text in pieces of at most T; in each, every token predicts its successor --- */
+/* --- Sequences: the text in pieces of at most T; each token predicts its successor --- */
 
-/* Targets are x[1] .. x[n-1], so there are n - 1, and each belongs to exactly one sequence, however the
- * text is cut. By length, sequence i has the inputs x[iT - shift .. (i+1)T - shift) and as targets their
- * successors; the first and the last sequence are shorter, where the text begins and ends:
+/* Targets are x[1] .. x[n-1], so there are n - 1, and each belongs to exactly one sequence, however
+ * the text is cut. By length, sequence i has the inputs x[iT - shift .. (i+1)T - shift) and as
+ * targets their successors; the first and the last sequence are shorter, where the text begins and
+ * ends:
  *
  *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
  *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10
  *
- * By documents, a sequence also ends before each <|endoftext|>, with which the next one begins, so that
- * no token sees another document than its own. */
+ * By documents, a sequence also ends before each <|endoftext|>, with which the next one begins, so
+ * that no token sees another document than its own. */
 struct Sequences {
     const struct Data *data;
     int T, shift;
-    int64_t count, *starts;         /* starts (count + 1): the inputs of each; NULL: cut by length */
+    int64_t count, *starts;     /* starts (count + 1): the inputs of each; NULL: cut by length */
 };
 
 static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int shift)
@@ -126,16 +127,19 @@ static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, i
             const bool ends = s->count == 0 || at == d->tokens - 1 || d->shards[i].tokens[k] == eot
                            || at - s->starts[s->count - 1] == T;
             if (!ends) continue;
-            if (s->count == room) s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
+            if (s->count == room)
+                s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
             s->starts[s->count++] = at;
         }
     s->count--;                     /* the last start is the end */
 }
 
 /* how: "length" or "documents", as --cut says. */
-static void cut(struct Sequences *s, const struct Data *d, int T, const char *how, const struct Tokenizer *t)
+static void cut(struct Sequences *s, const struct Data *d, int T, const char *how,
+                const struct Tokenizer *t)
 {
-    if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot); else cut_by_length(s, d, T, 0);
+    if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot);
+    else cut_by_length(s, d, T, 0);
     if (s->count > INT32_MAX)
         die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
 }
@@ -144,13 +148,14 @@ static void cut(struct Sequences *s, const struct Data *d, int T, const char *ho
 static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
 {
     const int64_t first = s->starts ? s->starts[i] : i * s->T > s->shift ? i * s->T - s->shift : 0;
-    const int64_t end = s->starts ? s->starts[i + 1] : (i + 1) * s->T - s->shift, last = s->data->tokens - 1;
+    const int64_t end = s->starts ? s->starts[i + 1] : (i + 1) * s->T - s->shift,
+                  last = s->data->tokens - 1;
     *begin = first;
     return (int)((end < last ? end : last) - first);
 }
 
 /* Sequences in an order that seed and epoch determine. Cut by length, each epoch also cuts the text
- * elsewhere, so that a token is not always seen at the same distance from its sequence's beginning. */
+ * elsewhere, so that a token is not always at the same distance from its sequence's beginning. */
 struct Loader {
     struct Sequences sequences;
     int next;                       /* how many of this epoch's sequences are already read */
@@ -181,7 +186,7 @@ static void loader_seek(struct Loader *l, int64_t epoch, int next)
 static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t seed)
 {
     *l = (struct Loader){.sequences = sequences, .seed = seed};
-    l->order = resize(NULL, (sequences.count + 1) * sizeof *l->order);      /* a shift may add one */
+    l->order = resize(NULL, (sequences.count + 1) * sizeof *l->order);  /* a shift may add one */
     loader_seek(l, 0, 0);
 }
 
@@ -222,7 +227,8 @@ static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequ
 /* Cut by length, where all sequences but two have T rows, there are never more than rows / T. */
 static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
 {
-    return m->batch.rows + length <= m->most_rows && (s->starts || (m->batch.sequences + 1) * s->T <= m->most_rows);
+    return m->batch.rows + length <= m->most_rows
+           && (s->starts || (m->batch.sequences + 1) * s->T <= m->most_rows);
 }
 
 static void minibatch_add(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
@@ -264,8 +270,8 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
     return bytes;
 }
 
-/* The mean loss on about `budget` targets (0: all), in sequences spread evenly over the data: the same
- * ones every time. bytes: from token_bytes. ws has as much room as m. */
+/* The mean loss on about `budget` targets (0: all), in sequences spread evenly over the data: the
+ * same ones every time. bytes: from token_bytes. ws has as much room as m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
                              const struct Sequences *s, const int *bytes, int64_t budget, bool show)
 {
@@ -478,7 +484,8 @@ static int next_token(struct Generator *g, const real *hidden)
     lm_logits(g->model, hidden, 1, g->logits);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
     if (g->temperature == 0) return best;
-    const real highest = g->logits[best], scale = (real)fmin(1 / g->temperature, 1e20);     /* infinity * 0 is NaN */
+    const real highest = g->logits[best];
+    const real scale = (real)fmin(1 / g->temperature, 1e20);    /* infinity * 0 is NaN */
     for (int id = 0; id < V; id++) g->logits[id] = exp_real((g->logits[id] - highest) * scale);
     for (int id = 0; id < V; id++) g->choices[id] = (struct Choice){id, g->logits[id]};
     const int kept = keep_likely(g->choices, V, g->top_k, g->top_p);
@@ -545,9 +552,9 @@ static struct {
     bool resume, overwrite, plan, profile;
 } set = {
     .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
-    .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1, .eval_tokens = 50000,
-    .sample_prompt = "", .sample_tokens = 100,
+    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+    .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
+    .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
 };
 
 /* The rows above "tokenizer" define a run: its files keep them, and resuming takes them there. */
@@ -588,7 +595,7 @@ static struct Option train_options[] = {
     {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e4},
     {"time-limit", "stop after 90s, 30m or 8h; without --steps this also sets their number",
      SECONDS, &set.time_limit, 0, 1e9},
-    {"save-every", "steps between saves; 0: at each evaluation, and every ten minutes",
+    {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
      LONG, &set.save_every, 0, 1e12},
     {"sample-every", "steps between samples; 0: none", LONG, &set.sample_every, 0, 1e12},
     {"sample-prompt", "what samples begin with", TEXT, &set.sample_prompt},
@@ -622,6 +629,7 @@ struct Run {
     double peak;                            /* FLOP/s of the machine */
     double start, earlier;                  /* when this program began; seconds of the run before */
     double began, shown, saved, rate;       /* when the loop did, last line, last save; tokens/s */
+    double saving;                          /* seconds that the last save took */
     double working;                         /* seconds spent in steps alone */
     int64_t first;                          /* the step that the loop began with */
     bool timed;                             /* --time-limit is still to set the number of steps */
@@ -1012,7 +1020,8 @@ static int64_t read_step(struct Run *r)
     return targets;
 }
 
-/* The mean loss over all targets of a step; its gradient is added to model.grads, which AdamW left at 0. */
+/* The mean loss over all targets of a step; its gradient is added to model.grads, which AdamW left
+ * at 0. */
 static double step_gradient(struct Run *r, int64_t step, int64_t targets)
 {
     double sum = 0;
@@ -1041,9 +1050,9 @@ static void check_finite(const struct Run *r, double loss, double norm)
         *first ? ", not finite in " : "", first, set.out);
 }
 
-/* Seconds of a step, from a few of one minibatch that leave no trace: with lr = 0 the weights stay, and
- * the moments and the place in the data are put back. The first also touches new memory, and counts only
- * if it took so long that there is no second. */
+/* Seconds of a step, from a few of one minibatch that leave no trace: with lr = 0 the weights stay,
+ * and the moments and the place in the data are put back. The first also touches new memory, and
+ * counts only if it took so long that there is no second. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1081,7 +1090,8 @@ static int64_t steps_in_epochs(struct Run *r)
     struct Loader *l = &r->loader;
     const int64_t whole = (int64_t)set.epochs;
     int64_t steps = 0;
-    while (l->epoch < whole || (l->epoch == whole && l->next < (set.epochs - whole) * l->sequences.count)) {
+    while (l->epoch < whole
+           || (l->epoch == whole && l->next < (set.epochs - whole) * l->sequences.count)) {
         read_step(r);
         steps++;
     }
@@ -1092,8 +1102,8 @@ static int64_t steps_in_epochs(struct Run *r)
 /* The best model so far is what --out holds. */
 static void evaluate_run(struct Run *r)
 {
-    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->bytes,
-                                    set.eval_tokens, false);
+    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
+                                    r->bytes, set.eval_tokens, false);
     r->last = s;
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
     const bool better = s.loss < r->best.loss;
@@ -1182,6 +1192,15 @@ static void settle_steps(struct Run *r)
     if (!option_named("eval-every")->given) set.eval_every = default_eval_every(r);
 }
 
+/* When the state is saved has no influence on what a resumed run computes, so it may depend on
+ * time. */
+static bool save_is_due(const struct Run *r)
+{
+    const double since = seconds() - r->saved;
+    if (set.save_every) return r->step % set.save_every == 0;
+    return since > 100 * r->saving && (r->step % set.eval_every == 0 || since > 600);
+}
+
 /* One step and what is due after it. Returns false after the last. */
 static bool train_step(struct Run *r)
 {
@@ -1194,11 +1213,11 @@ static bool train_step(struct Run *r)
     if (evaluated) evaluate_run(r);
     log_row(r, &s, evaluated ? &r->last : NULL);
     if (set.sample_every && r->step % set.sample_every == 0) sample_run(r);
-    const bool due = set.save_every ? r->step % set.save_every == 0
-                                    : r->step % set.eval_every == 0 || seconds() - r->saved > 600;
-    if (due || over || stop_requested) {
+    if (save_is_due(r) || over || stop_requested) {
+        const double start = seconds();
         save_run(r);
         r->saved = seconds();
+        r->saving = r->saved - start;
     }
     if (late && r->step < set.steps) progress(true, "the time limit is reached");
     return !over && !stop_requested;
@@ -1300,7 +1319,8 @@ static void take_memory(struct Run *r)
     loader_create(&r->loader, sequences, set.seed);
     if (set.plan && memory_needed(r).total > machine_memory()) return;
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < set.accumulate; a++) r->minibatches[a] = minibatch_create(set.batch, set.context);
+    for (int a = 0; a < set.accumulate; a++)
+        r->minibatches[a] = minibatch_create(set.batch, set.context);
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
 }
@@ -1324,26 +1344,29 @@ static double fix_steps(struct Run *r)
 
 /* --- Profile --- */
 
-/* What a kind of work does in a step, forward and backward: FLOPs of products, or else bytes that must
- * move. FLOPs as in flops_per_token; bytes of what is read and written once, in the widest pass:
- * LayerNorm's backward reads x and dy, adds to dx, and computes y again. */
+/* What a kind of work does in a step, forward and backward: FLOPs of products, or else bytes that
+ * must move. FLOPs as in flops_per_token; bytes of what is read and written once, in the widest
+ * pass: LayerNorm's backward reads x and dy, adds to dx, and computes y again. */
 struct Work { const char *name; double flops[2], bytes[2]; };
 
 static void list_work(struct Work list[KINDS], const struct Run *r)
 {
     const struct Config *c = &r->model.config;
-    const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
-    const double F = sizeof(real), qkv = 6 * N * L * C * C, projections = 18 * N * L * C * C, head = 2 * N * V * C;
+    const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context,
+                 V = c->vocabulary;
+    const double F = sizeof(real), qkv = 6 * N * L * C * C, projections = 18 * N * L * C * C,
+                 head = 2 * N * V * C;
     const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.size;
     const struct Work work[KINDS] = {
         [EMBEDDING] = {"embedding", .bytes = {2 * F * N * C, 3 * F * N * C}},
-        [LAYERNORM] = {"LayerNorm", .bytes = {2 * F * N * C * norms, (4 * norms + 4 * L) * F * N * C}},
+        [LAYERNORM] = {"LayerNorm",
+                       .bytes = {2 * F * N * C * norms, (4 * norms + 4 * L) * F * N * C}},
         [QKV] = {"QKV", .flops = {qkv, 2 * qkv}},
         [ATTENTION] = {"attention", .flops = {attention, 2 * attention}},
         [PROJECTIONS] = {"projections", .flops = {projections, 2 * projections}},
         [GELU] = {"GELU", .bytes = {2 * F * 4 * C * N * L, 4 * F * 4 * C * N * L}},
         [HEAD] = {"head and loss", .flops = {head, 2 * head}},
-        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}},      /* the norm; then 4 in, 4 out */
+        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}}, /* the norm; then 4 in, 4 out */
         [REST] = {"rest"},
     };
     memcpy(list, work, sizeof work);
@@ -1356,18 +1379,21 @@ static void print_profile(const struct Run *r)
     struct Work work[KINDS];
     double all = 0;
     list_work(work, r);
-    for (int k = 0; k < KINDS; k++) all += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
+    for (int k = 0; k < KINDS; k++)
+        all += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
     if (steps < 1) return;
-    printf("profile of %.0f steps, %.1f ms each; limits %.1f GFLOP/s, %.1f GB/s\n", steps, 1e3 * all / steps,
-           r->peak / 1e9, bandwidth / 1e9);
+    printf("profile of %.0f steps, %.1f ms each; limits %.1f GFLOP/s, %.1f GB/s\n", steps,
+           1e3 * all / steps, r->peak / 1e9, bandwidth / 1e9);
     printf("%-24s %9s %7s %18s %9s\n", "", "ms", "share", "rate", "of limit");
     for (int k = 0; k < KINDS; k++)
         for (int d = FORWARD; d <= BACKWARD; d++) {
             const double time = profile.seconds[k][d] / steps, flops = work[k].flops[d] / time;
             const double bytes = work[k].bytes[d] / time;
             if (time == 0) continue;
-            const char *direction = k == ADAMW || k == REST ? "" : d == FORWARD ? "forward" : "backward";
-            printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time, 100 * time * steps / all);
+            const char *direction = k == ADAMW || k == REST ? ""
+                                  : d == FORWARD ? "forward" : "backward";
+            printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time,
+                   100 * time * steps / all);
             if (flops > 0) printf(" %10.1f GFLOP/s %8.0f%%", flops / 1e9, 100 * flops / r->peak);
             if (bytes > 0) printf(" %10.1f GB/s    %8.0f%%", bytes / 1e9, 100 * bytes / bandwidth);
             printf("\n");
@@ -1455,7 +1481,8 @@ static int eval(int argc, char **argv)
         {"data", "token shards", TEXT, &pattern, .required = true},
         {"context", "tokens that the model sees at once; 0: as many as it can",
          INTEGER, &context, 0, 1 << 20},
-        {"cut", "where sequences end; without: as in training", CHOICE, &how, .choices = "length|documents"},
+        {"cut", "where sequences end; without: as in training", CHOICE, &how,
+         .choices = "length|documents"},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},

@@ -2,8 +2,8 @@
  *
  * First the limits: multiply-adds on registers, and memory bandwidth. Then, for each shape, whole
  * training steps (forward, backward, clipping, AdamW) on random tokens. FLOPs of a step are counted
- * by the usual formula, (6 (12 L C^2 + V C) + 12 L C T) B T, causality not subtracted. Memory is the
- * peak resident size of the row. dev/bench_torch.py prints the same rows for PyTorch. */
+ * by the usual formula, (6 (12 L C^2 + V C) + 12 L C T) B T, causality not subtracted. Memory is
+ * the peak resident size of the row. dev/bench_torch.py prints the same rows for PyTorch. */
 
 #include "../model.h"
 
@@ -12,8 +12,9 @@
 struct Shape { const char *name; int layers, heads, channels, context, vocabulary, batch; };
 
 static const struct Shape shapes[] = {
-    {"A", 12, 12, 768, 64, 50257, 4},   {"B", 6, 6, 384, 256, 65, 16},    {"C", 6, 4, 256, 256, 8192, 16},
-    {"D", 4, 4, 128, 64, 65, 12},       {"E", 4, 4, 128, 128, 4096, 32},  {"F", 12, 12, 768, 1024, 50257, 4},
+    {"A", 12, 12, 768, 64, 50257, 4}, {"B", 6, 6, 384, 256, 65, 16},
+    {"C", 6, 4, 256, 256, 8192, 16},  {"D", 4, 4, 128, 64, 65, 12},
+    {"E", 4, 4, 128, 128, 4096, 32},  {"F", 12, 12, 768, 1024, 50257, 4},
 };
 
 static int compare_doubles(const void *a, const void *b)
@@ -24,7 +25,8 @@ static int compare_doubles(const void *a, const void *b)
 /* only: names of rows, "ACgeneration", or NULL, which wants all. */
 static bool wanted(const char *only, const char *row) { return !only || strstr(only, row); }
 
-/* Linux forgets the peak of resident memory when a 5 is written here; elsewhere it is the run's so far. */
+/* Linux forgets the peak of resident memory when a 5 is written here; elsewhere it is the run's so
+ * far. */
 static void reset_peak_memory(void)
 {
     FILE *f = fopen("/proc/self/clear_refs", "w");
@@ -43,7 +45,8 @@ static double time_training(struct Model *model, const struct Shape *s)
 {
     enum { MOST = 40 };
     const int N = s->batch * s->context;
-    int *tokens = resize(NULL, N * sizeof *tokens), *starts = resize(NULL, (s->batch + 1) * sizeof *starts);
+    int *tokens = resize(NULL, N * sizeof *tokens),
+        *starts = resize(NULL, (s->batch + 1) * sizeof *starts);
     struct Random random = random_stream(1, 1);
     struct Workspace ws;
     double times[MOST], begin = seconds();
@@ -52,7 +55,9 @@ static double time_training(struct Model *model, const struct Shape *s)
     for (int b = 0; b <= s->batch; b++) starts[b] = b * s->context;
     const struct Batch batch = {N, s->batch, tokens, starts};
     workspace_create(&ws, model, N, WORK_TRAIN);
-    for (int step = 1; step <= MOST && (steps < 3 || seconds() - begin < 4) && (steps < 1 || seconds() - begin < 30); step++) {
+    for (int step = 1; step <= MOST; step++) {
+        const double spent = step > 1 ? seconds() - begin : 0;
+        if ((steps >= 3 && spent > 4) || (steps >= 1 && spent > 30)) break;
         double start = seconds();
         trunk_forward(model, &ws, &batch, 0, 0);
         lm_head(model, &ws, tokens, (real)1 / N);
@@ -70,22 +75,27 @@ static double time_training(struct Model *model, const struct Shape *s)
 
 static void bench_training(double peak, const char *only)
 {
-    printf("\n%-42s %9s %9s %9s %7s %8s %8s\n", "training step", "ms", "tokens/s", "GFLOP/s", "% peak", "MB", "B/param");
+    printf("\n%-42s %9s %9s %9s %7s %8s %8s\n", "training step", "ms", "tokens/s", "GFLOP/s",
+           "% peak", "MB", "B/param");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const struct Shape *s = &shapes[i];
         struct Model model;
         if (!wanted(only, s->name)) continue;
         reset_peak_memory();
-        model_create(&model, (struct Config){s->layers, s->heads, s->channels, s->context, s->vocabulary, 0, NULL});
+        model_create(&model, (struct Config){s->layers, s->heads, s->channels, s->context,
+                                             s->vocabulary, 0, NULL});
         model_init(&model, 1);
         model_train_from(&model, 0);
-        const double time = time_training(&model, s), N = (double)s->batch * s->context, L = s->layers, C = s->channels;
-        const double flops = (6 * (12 * L * C * C + s->vocabulary * C) + 12 * L * C * s->context) * N;
+        const double time = time_training(&model, s), N = (double)s->batch * s->context,
+                     L = s->layers, C = s->channels;
+        const double flops =
+            (6 * (12 * L * C * C + s->vocabulary * C) + 12 * L * C * s->context) * N;
         char name[64];
-        snprintf(name, sizeof name, "%s  L%d H%d C%d T%d V%d B%d", s->name, s->layers, s->heads, s->channels,
-                 s->context, s->vocabulary, s->batch);
-        printf("%-42s %9.1f %9.0f %9.1f %6.1f%% %8.0f %8.1f\n", name, 1e3 * time, N / time, flops / time / 1e9,
-               100 * flops / time / peak, peak_memory() / 1e6, peak_memory() / model.size);
+        snprintf(name, sizeof name, "%s  L%d H%d C%d T%d V%d B%d", s->name, s->layers, s->heads,
+                 s->channels, s->context, s->vocabulary, s->batch);
+        printf("%-42s %9.1f %9.0f %9.1f %6.1f%% %8.0f %8.1f\n", name, 1e3 * time, N / time,
+               flops / time / 1e9, 100 * flops / time / peak, peak_memory() / 1e6,
+               peak_memory() / model.size);
         fflush(stdout);
         model_free(&model);
     }
@@ -111,8 +121,9 @@ static void bench_generation(double bandwidth)
     start = seconds();
     for (int n = 0; n < TOKENS; n++) lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
     const double rate = TOKENS / (seconds() - start), bytes = (double)model.size * sizeof(real);
-    printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights, %.0f%% of memory bandwidth; "
-           "prompt %.0f tokens/s\n", rate, rate * bytes / 1e9, 100 * rate * bytes / bandwidth, reading);
+    printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights, "
+           "%.0f%% of memory bandwidth; prompt %.0f tokens/s\n", rate, rate * bytes / 1e9,
+           100 * rate * bytes / bandwidth, reading);
     release(logits, (size_t)model.config.vocabulary * sizeof(real));
     workspace_free(&ws);
     model_free(&model);
@@ -142,8 +153,10 @@ static void bench_classification(double peak)
         class_head(&model, &ws, &batch, NULL, NULL, 0, probabilities);
     }
     const double time = (seconds() - start) / ROUNDS, flops = 2.0 * 12 * 6 * 256 * 256 * batch.rows;
-    printf("classification, L6 H4 C256, 4 to 40 tokens: %.0f sentences/s, %.0f tokens/s, %.1f GFLOP/s, %.0f%% of peak\n",
-           batch.sequences / time, batch.rows / time, flops / time / 1e9, 100 * flops / time / peak);
+    printf("classification, L6 H4 C256, 4 to 40 tokens: %.0f sentences/s, %.0f tokens/s, %.1f "
+           "GFLOP/s, %.0f%% of peak\n",
+           batch.sequences / time, batch.rows / time, flops / time / 1e9,
+           100 * flops / time / peak);
     workspace_free(&ws);
     model_free(&model);
 }
@@ -157,12 +170,13 @@ int main(int argc, char **argv)
         {"only", "these rows: letters of shapes, generation, classification", TEXT, &only},
     };
     begin_program("bench", argv);
-    if (parse_options(argc - 1, argv + 1, options, 2, "bench [options]: training, generation, classification"))
+    if (parse_options(argc - 1, argv + 1, options, 2,
+                      "bench [options]: training, generation, classification"))
         die_usage("%s: not an option. --help lists them.", argv[1]);
     set_threads(threads);
     const double peak = fma_peak(), bandwidth = memory_bandwidth();
-    printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n", thread_count(),
-           thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
+    printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n",
+           thread_count(), thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
     bench_training(peak, only);
     if (wanted(only, "generation")) bench_generation(bandwidth);
     if (wanted(only, "classification")) bench_classification(peak);

@@ -113,7 +113,8 @@ static void test_refusals(void)
             "data:7: label \"new\" is not known; the model's labels are: b, d");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n",
             "data:2: no column is named label (there are: text). --label-column chooses one");
-    REFUSED("text\tname", "data:1: no column is named label (there are: text, name). The first line");
+    REFUSED("text\tname",
+            "data:1: no column is named label (there are: text, name). The first line");
     REFUSED("text,\"two\nlines\"\nx,y\n", "data:1: no column is named label");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\n", "data:2: not valid JSON");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n[]\n", "data:2: not a JSON object");

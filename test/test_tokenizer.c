@@ -472,8 +472,10 @@ static void test_windows(void)
     int files = 0, pipes = 0;
     for (int s = 0; s < 3; s++) {
         char *feed = text_of("cat %s >%s &", in_directory("doc"), in_directory("pipe"));
-        run(NULL, "encode --tokenizer tok --split %s --val-fraction 0.3 --seed 8 --overwrite --out a "
-            "none doc no_space none text doc", splits[s]);
+        run(NULL,
+            "encode --tokenizer tok --split %s --val-fraction 0.3 --seed 8 --overwrite --out a "
+            "none doc no_space none text doc",
+            splits[s]);
         for (int chunk = 1; chunk <= 9; chunk += 8) {
             files += run(NULL, "encode --tokenizer tok --split %s --val-fraction 0.3 --seed 8 "
                          "--overwrite --chunk-bytes %d --out b none doc no_space none text doc",
@@ -692,7 +694,7 @@ static void test_gpt2(const char *path)
 int main(int argc, char **argv)
 {
     (void)argc;
-    begin_program("test_tokenizer", argv);      /* here, so that tokenizer_main does not start it anew */
+    begin_program("test_tokenizer", argv);  /* here, lest tokenizer_main starts it anew */
     if (!mkdtemp(directory)) die("%s: cannot be made.", directory);
     write_plain("text", SAMPLE, strlen(SAMPLE));
     check(run(NULL, "train --vocab 557 --min-frequency 1 --out tok text") == 0, "train runs");

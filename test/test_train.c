@@ -11,8 +11,8 @@ static char directory[] = "/tmp/test_train_XXXXXX";
 
 static const char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
 
-static const char *write_tokens_shard(const char *name, const uint16_t *tokens, int count, int promised,
-                                      int magic, int version)
+static const char *write_tokens_shard(const char *name, const uint16_t *tokens, int count,
+                                      int promised, int magic, int version)
 {
     int32_t header[256] = {magic, version, promised};
     struct Buffer b = {0};
@@ -129,7 +129,8 @@ static bool epoch_complete(struct Loader *l, const struct Data *d)
 
 static bool orders_differ(const struct Loader *a, const struct Loader *b)
 {
-    return a->sequences.count != b->sequences.count || memcmp(a->order, b->order, a->sequences.count * sizeof(int));
+    return a->sequences.count != b->sequences.count
+           || memcmp(a->order, b->order, a->sequences.count * sizeof(int));
 }
 
 static void test_epochs(void)
@@ -171,8 +172,8 @@ static void test_epochs(void)
     check(epoch_complete(&l, &two) && l.sequences.count == 1, "two tokens are data enough");
 }
 
-/* Documents of 5, 1, 2, 20 and 3 tokens, <|endoftext|> (id 99) first, in shards that end in the middle of
- * one and right after one; the text before the first mark is a document, too. */
+/* Documents of 5, 1, 2, 20 and 3 tokens, <|endoftext|> (id 99) first, in shards that end in the
+ * middle of one and right after one; the text before the first mark is a document, too. */
 static void test_documents(void)
 {
     enum { EOT = 99 };
@@ -275,7 +276,8 @@ static void test_evaluation(void)
     tiny_run(&r, 5, 1);
     int bytes[137];
     for (int i = 0; i < 137; i++) bytes[i] = 2;
-    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(1, 12), two = minibatch_create(2, 12);
+    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(1, 12),
+                     two = minibatch_create(2, 12);
     struct Sequences s;
     cut(&s, &r.data, 12, "length", NULL);
     struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
@@ -362,7 +364,8 @@ static void test_generator(void)
     const int likeliest = next_token(&g, hidden);
     for (int i = 0; i < 4; i++) {
         g.temperature = temperatures[i];
-        check(next_token(&g, hidden) == likeliest, "temperature %g: the likeliest token", g.temperature);
+        check(next_token(&g, hidden) == likeliest, "temperature %g: the likeliest token",
+              g.temperature);
     }
     int longer[40];
     for (int i = 0; i < 40; i++) longer[i] = i;
@@ -444,7 +447,8 @@ static const char *shown(int columns, const char *text)
     progress(false, "%s", text);
     dup2(before, 2);
     int used = 0;
-    for (ssize_t n = write(other_end, "~", 1); n > 0 && !memchr(seen, '~', used); used += n > 0 ? (int)n : 0)
+    for (ssize_t n = write(other_end, "~", 1); n > 0 && !memchr(seen, '~', used);
+         used += n > 0 ? (int)n : 0)
         n = read(terminal, seen + used, sizeof seen - 1 - used);
     seen[used > 0 ? used - 1 : 0] = 0;      /* without ~, which ends it */
     close(terminal), close(other_end), close(before);
