@@ -37,7 +37,7 @@ struct Value { const char *name; double weight; };
 
 static const struct Value facets[FACETS][MAX_VALUES] = {
     [SIGN]     = {{"+", 47.5}, {"-", 47.5}, {"~", 5}},
-    [STYLE]    = {{"plain", 5}, {"roundabout", 1}},
+    [STYLE]    = {{"plain", 8}, {"roundabout", 1}},
     [GENRE]    = {{"comedy", 2}, {"horror", 2}, {"thriller", 2},
                   {"romance", 2}, {"western", 1}, {"space", 1}},
     [TITLE]    = {{"untitled", 3}, {"titled", 1}},
@@ -208,7 +208,7 @@ static const struct Production productions[] = {
     "2 <lead> is in nearly every scene."},
 
 {"claim", "plain",
-    "7 The <craft> is <quality>.|10 The <craft> is <quality>, and the <detail> is <adj>.|"
+    "7 The <craft> is <quality>.|16 The <craft> is <quality>, and the <detail> is <adj>.|"
     "5 I found one <adj> <moment> after another.|4 Scene after scene is <quality>.|"
     "2 There is not a <adj!> <moment> in it.|I did not find a single <adj!> <moment>.|"
     "Hardly a scene is <adj!>.|3 It has <amount>.|What you get is <amount>."},
@@ -236,7 +236,7 @@ static const struct Production productions[] = {
     "For all its <stuff!>, it is <quality>."},
 
 {"reaction", "plain",
-    "20 It made me <react>.|6 I could only <react>.|5 For two hours I did nothing but <react>.|"
+    "30 It made me <react>.|6 I could only <react>.|5 For two hours I did nothing but <react>.|"
     "3 There was every reason to <react>.|It never made me <react!>.|"
     "There was no reason to <react!>."},
 {"reaction", "roundabout",
@@ -281,7 +281,7 @@ static const struct Production productions[] = {
     "Nobody can decide that for you."},
 
 /* --- Phrases: the word of one's own side, or a denial of one of the other side --- */
-{"quality", "plain", "9 <plainly>|1 <denial>"},
+{"quality", "plain", "19 <plainly>|1 <denial>"},
 {"quality", "roundabout", "1 <plainly>|3 <denial>"},
 {"plainly", "", "40 <adj>|20 <very> <adj>|40 both <general> and <special>"},
 {"denial", "",
