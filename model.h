@@ -302,8 +302,9 @@ static void begin_program(const char *name, char **argv)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
 #ifdef _OPENMP
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
-        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1))
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
+        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1)
+        && !setenv("KMP_BLOCKTIME", "1", 1))        /* clang's: 1 ms, the least above none */
         execv("/proc/self/exe", argv);
 #else
     (void)argv;
