@@ -31,7 +31,7 @@ say "3. Pretraining for about a minute: predict the next token, no labels needed
     --lr 6e-3 --steps 1100 --time-limit 100s
 
 say "4. What it writes now"
-./train_gpt sample --model "$dir/model" --prompt "" --tokens 80 --count 3 --seed 1 2>/dev/null
+./train_gpt sample --model "$dir/model" --prompt "" --tokens 120 --count 3 --seed 1 2>/dev/null
 
 say "5. A classifier from 100 labelled reviews: from nothing, and in three ways from the model"
 printf '%-10s %9s %9s\n' "" "accuracy" "seconds" | tee "$dir/table"
@@ -46,7 +46,7 @@ for tune in scratch probe last:2 full; do
 done
 printf '%-10s %9s\n' "possible" "$possible" | tee -a "$dir/table"
 
-say "6. Three sentences, two of them with more words of the other side than of their own"
+say "6. Three sentences: plain, with negations, with a turn"
 ./finetune_cls predict --model "$dir/full" \
     "This is a wonderful comedy. The script is both gripping and witty." \
     "The new comedy at our cinema is never dull. There is not a boring moment in it." \
