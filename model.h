@@ -298,7 +298,7 @@ static void end_program(void)
 static void begin_program(const char *name, char **argv)
 {
     program = name;
-    for (int fd = 0; fd < 3; fd++)      /* if closed, it must not become the number of our files */
+    for (int fd = 0; fd < 3; fd++)      /* if closed: still an error to use, never a file of ours */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
 #ifdef _OPENMP
@@ -1757,11 +1757,16 @@ static void model_describe(struct Model *model, struct Config config)
 }
 
 /* Takes the memory of the weights, all 0. */
+static void model_allocate(struct Model *model)
+{
+    model->weights = allocate_zeroed(model->size * sizeof(real));
+    list_parameters(model->params, &model->w, model->weights, &model->config);
+}
+
 static void model_create(struct Model *model, struct Config config)
 {
     model_describe(model, config);
-    model->weights = allocate_zeroed(model->size * sizeof(real));
-    list_parameters(model->params, &model->w, model->weights, &config);
+    model_allocate(model);
 }
 
 /* GPT-2's: normal with deviation 0.02; the two projections into the residual stream, of which there

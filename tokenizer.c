@@ -1134,7 +1134,8 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
 static int next_chunks(struct Source *s, struct Chunk *chunks)
 {
     int n = 0;
-    memmove(s->window, s->window + s->at, s->size -= s->at);
+    s->size -= s->at;
+    memmove(s->window, s->window + s->at, s->size);
     s->at = 0;
     while (n < BATCH && (s->file >= 0 || s->number < s->count)) {
         fill_window(s);

@@ -948,8 +948,7 @@ static void make_model(struct Run *r)
             die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
         model_describe(&r->model, config);
         if (set.plan && 4 * r->model.size * sizeof(real) > machine_memory()) return;
-        model_free(&r->model);
-        model_create(&r->model, config);
+        model_allocate(&r->model);
         if (!set.resume) model_init(&r->model, set.seed);
     }
     model_train_from(&r->model, 0);
@@ -1268,7 +1267,8 @@ static void print_plan(const struct Run *r, double step_seconds)
            (long long)tokens_per_step(), epochs_of(r));
     printf("FLOPs          %.3g for a token\n", flops);
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
-    printf("speed          %.0f tokens/s, %.0f%% of peak, %s\n", rate, 100 * rate * flops / r->peak,
+    printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
+           100 * rate * flops / r->peak,
            m.total < machine_memory() ? "measured" : "assumed, since the memory does not suffice");
     printf("duration       %s\n", duration(step_seconds * all_steps));
 }
@@ -1307,7 +1307,8 @@ static void load_inputs(struct Run *r)
                      r->data.shards[i].path);
 }
 
-/* All memory of the run, before its first step; not for a plan that does not fit. */
+/* All memory of the run, before its first step; of a plan that does not fit, what counting steps
+ * needs. */
 static void take_memory(struct Run *r)
 {
     if ((int64_t)set.batch * set.context > INT32_MAX / 8)
@@ -1317,10 +1318,10 @@ static void take_memory(struct Run *r)
     cut(&sequences, &r->data, set.context, set.cut, r->tokenizer);
     if (r->val.count) cut(&r->val_sequences, &r->val, set.context, set.cut, r->tokenizer);
     loader_create(&r->loader, sequences, set.seed);
-    if (set.plan && memory_needed(r).total > machine_memory()) return;
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
     for (int a = 0; a < set.accumulate; a++)
         r->minibatches[a] = minibatch_create(set.batch, set.context);
+    if (set.plan && memory_needed(r).total > machine_memory()) return;
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
 }
