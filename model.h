@@ -891,7 +891,7 @@ static double memory_bandwidth(void)
  * K is cut into equal blocks of at most BLOCK_K that depend on K alone, and threads share out tiles
  * of C, never the terms of a sum: a row of C has the same bits for any M and number of threads. */
 enum {
-    BLOCK_K = 256,                                  /* a panel of B fits the first-level cache */
+    BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of B fits the first-level cache */
     BLOCK_M = TILE_ROWS * 8,                            /* the panels of A of a task, the second */
     BLOCK_N = TILE_COLUMNS * 8,
     CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
@@ -962,32 +962,52 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (line == 1 && count == width) {
-        for (int k = 0; k < K; k++)
-            memcpy(panel + (size_t)k * width, x + k * step, width * sizeof(real));
-        return;
-    }
     if (step == 1 && count == width && sizeof(real) == sizeof(float))
         k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
 }
 
-/* Packs `lines` lines, one panel after the other; the threads of a parallel region share out the
- * panels. Lines that stand side by side in memory are read row by row, each row in one piece. */
+/* pack's case of lines side by side in memory (line = 1) and whole panels. Of each of the K rows, as
+ * many panels as some cache lines hold are copied at a time, and the rows to come are asked for
+ * early. Whole vectors are stored: what they spoil beyond a panel's width is stored later, but for
+ * the last row, which is copied exactly. */
+static inline __attribute__((always_inline))
+void pack_rows(real *packed, const real *x, size_t step, int lines, int width, int K)
+{
+    enum { PIECE = 64, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
+    for (int i0 = 0, piece = PIECE / width * width; i0 < lines; i0 += piece) {
+        const int n = min_int(piece, lines - i0);
+        for (int k = 0; k < K; k++) {
+            const real *row = x + k * step + i0;
+            real *to = packed + (size_t)i0 * K + (size_t)k * width;
+            for (int i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(row + AHEAD * step + i);
+            for (int i = 0; i < n; i += width, to += (size_t)width * K)
+                if (k == K - 1) memcpy(to, row + i, width * sizeof(real));
+                else for (int j = 0; j < width; j += LANES)
+                    *(vec *)(to + j) = *(const vec *)(row + i + j);
+        }
+    }
+}
+
+/* Packs `lines` lines, one panel after the other. */
+static inline __attribute__((always_inline))
+void pack_lines(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+{
+    const int whole = line == 1 ? lines / width * width : 0;
+    pack_rows(packed, x, step, whole, width, K);
+    for (int i = whole; i < lines; i += width)
+        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, lines - i), width, K);
+}
+
+/* The same, by all threads of a parallel region, which share out the panels. */
 static inline __attribute__((always_inline))
 void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
 {
-    const int share = ceil_div(ceil_div(lines, width), team_size());
-    const int begin = min_int(lines, thread_index() * share * width),
-              end = min_int(lines, begin + share * width);
-    const int whole = line == 1 ? begin + (end - begin) / width * width : begin;
-    for (int k = 0; k < K && begin < whole; k++)
-        for (int i = begin; i < whole; i += width)
-            memcpy(packed + (size_t)i * K + (size_t)k * width, x + k * step + i,
-                   width * sizeof(real));
-    for (int i = whole; i < end; i += width)
-        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, end - i), width, K);
+    const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
+              begin = min_int(lines, thread_index() * share);
+    pack_lines(packed + (size_t)begin * K, x + begin * line, line, step,
+               min_int(share, lines - begin), width, K);
 }
 
 /* --- Tiles --- */
@@ -1044,21 +1064,23 @@ static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_
         }
 }
 
-/* The product of two blocks: rows 0 .. m and columns 0 .. n of c, at most BLOCK_K terms each. */
-static void tiles(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
-                  const real *bias, int m, int n, int K)
+/* The product of two blocks: rows 0 .. m and columns 0 .. n of c. Panels of B begin b_next x
+ * TILE_COLUMNS apart: b_next is the number of terms that they hold, of which the first K are
+ * wanted. */
+static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_next,
+                  const real *from, const real *bias, int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             real *cij = c + i * ldc + j;
-            const real *ai = a.at + i * a.next, *bj = b + (size_t)j * K;
+            const real *ai = a.at + i * a.next, *bj = b + j * b_next;
             const real *from_ij = from ? from + i * ldc + j : NULL,
                        *bias_j = bias ? bias + j : NULL;
             if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
                 tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
                              min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
             else if (a.column == 1) tile(cij, ldc, ai, a.row, 1, bj, from_ij, bias_j, K);
-            else tile(cij, ldc, ai, 1, TILE_ROWS, bj, from_ij, bias_j, K);
+            else tile(cij, ldc, ai, 1, a.column, bj, from_ij, bias_j, K);
         }
 }
 
@@ -1109,40 +1131,10 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
                 const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
                 const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                            rows.next};
-                tiles(c + at, ldc, block, packed_b + (size_t)j * k, start ? start + at : NULL,
+                tiles(c + at, ldc, block, packed_b + (size_t)j * k, k, start ? start + at : NULL,
                       bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i),
                       min_int(block_n, n - j), k);
             }
-    }
-}
-
-/* The same, without bias, by the calling thread alone, for small products inside a parallel loop.
- * scratch holds gemm_alone_size(M, N, K) values; its contents do not matter. */
-static size_t gemm_alone_size(int M, int N, int K)
-{
-    return (size_t)(M + TILE_ROWS + N + TILE_COLUMNS) * min_int(K, BLOCK_K);
-}
-
-static void gemm_alone(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
-                       const real *b, size_t b_row, size_t b_column, const real *from,
-                       int M, int N, int K, real *scratch)
-{
-    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
-    for (int k0 = 0; k0 < K; k0 += step, a += step * a_column, b += step * b_row, from = c) {
-        const int k = min_int(step, K - k0);
-        real *packed_a = scratch,
-             *packed_b = scratch + (size_t)ceil_div(M, TILE_ROWS) * TILE_ROWS * k;
-        struct Rows rows = {a, a_row, 1, a_row};
-        if (a_column != 1) {
-            for (int i = 0; i < M; i += TILE_ROWS)
-                pack(packed_a + (size_t)i * k, a + i * a_row, a_row, a_column,
-                     min_int(TILE_ROWS, M - i), TILE_ROWS, k);
-            rows = (struct Rows){packed_a, 1, TILE_ROWS, k};
-        }
-        for (int j = 0; j < N; j += TILE_COLUMNS)
-            pack(packed_b + (size_t)j * k, b + j * b_column, b_column, b_row,
-                 min_int(TILE_COLUMNS, N - j), TILE_COLUMNS, k);
-        tiles(c, ldc, rows, packed_b, from, NULL, M, N, k);
     }
 }
 
@@ -1431,7 +1423,12 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
  *
  * The work goes in blocks of QUERIES rows of one head of one sequence; of the keys, only those up
  * to the block's last row are touched. P exists for one block at a time; backward computes it again
- * from lse (N, H), as in FlashAttention (Dao et al. 2022). */
+ * from lse (N, H), as in FlashAttention (Dao et al. 2022).
+ *
+ * P stands transposed, P[j * QUERIES + i]: softmax works on a vector of queries at once, and each
+ * product below reads P where it stands. Panels of TILE_COLUMNS queries compute the keys up to
+ * their own last query; of these, the ones after a query, and TILE_ROWS keys more, become 0, so
+ * that tiles that lie across the diagonal read zeros there. */
 enum { QUERIES = 64 };
 
 struct Attention {
@@ -1443,53 +1440,116 @@ struct Attention {
     uint32_t key;
 };
 
-/* Two blocks of P, and what the largest of the products below packs. */
-static size_t attention_scratch(int longest, int D)
+/* What a thread holds of a head: packed for the left side of a product (.._rows) or for the right.
+ * k_right and v_right: T terms and D columns; q and dy of a block: D terms and a column for each
+ * query; q_right and dy_right: a term for each query and D columns. */
+struct Head { real *k_rows, *v_rows, *k_right, *v_right, *q, *dy, *q_right, *dy_right, *P, *dP; };
+
+/* Sets the places in `scratch`, which may be NULL; returns how many values they take. */
+static size_t head_places(struct Head *w, real *scratch, int T, int D)
 {
-    const size_t scores = gemm_alone_size(QUERIES, longest, D),
-                 values = gemm_alone_size(QUERIES, D, longest);
-    const size_t keys = gemm_alone_size(longest, D, QUERIES),
-                 most = scores > values ? scores : values;
-    return (size_t)2 * QUERIES * longest + (most > keys ? most : keys);
+    const size_t rows = (size_t)ceil_div(T, TILE_ROWS) * TILE_ROWS * D,
+                 columns = (size_t)ceil_div(D, TILE_COLUMNS) * TILE_COLUMNS,
+                 scores = ((size_t)T + 2 * TILE_ROWS) * QUERIES;
+    real **const places[] = {&w->k_rows, &w->v_rows, &w->k_right, &w->v_right, &w->q, &w->dy,
+                             &w->q_right, &w->dy_right, &w->P, &w->dP};
+    const size_t sizes[] = {rows, rows, columns * T, columns * T, QUERIES * D, QUERIES * D,
+                            columns * QUERIES, columns * QUERIES, scores, scores};
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        *places[i] = scratch ? scratch + at : NULL;
+        at += (sizes[i] + 15) / 16 * 16;
+    }
+    return at;
 }
 
-/* P for queries q0 .. q0+n-1 of a sequence from its scores S (n, keys), in place. Keys after the
- * query become 0. With lse given, it is used; without, it is computed and stored. */
-static void attention_softmax(real *S, real *lse, int lse_step, bool known, real scale, int q0,
-                              int n, int keys)
+static size_t attention_scratch(int longest, int D)
 {
-    for (int i = 0; i < n; i++) {
-        real *s = S + (size_t)i * keys, *last = s + q0 + i + 1, most = -INFINITY, sum = 0;
-        const int valid = q0 + i + 1;
-        if (!known) {
-            #pragma omp simd reduction(max: most)
-            for (int j = 0; j < valid; j++) most = s[j] > most ? s[j] : most;
-            #pragma omp simd reduction(+: sum)
-            for (int j = 0; j < valid; j++) { s[j] = exp_real(scale * (s[j] - most)); sum += s[j]; }
-            lse[i * lse_step] = scale * most + (real)log(sum);
-            const real inverse = 1 / sum;
-            for (int j = 0; j < valid; j++) s[j] *= inverse;
-        } else {
-            const real l = lse[i * lse_step];
-            #pragma omp simd
-            for (int j = 0; j < valid; j++) s[j] = exp_real(scale * s[j] - l);
-        }
-        memset(last, 0, (keys - valid) * sizeof(real));
+    struct Head w;
+    return head_places(&w, NULL, longest, D);
+}
+
+/* S (keys, a panel of queries) = rows (keys, D) times a packed panel of D terms. */
+static void attention_scores(real *S, const real *rows, const real *panel, int keys, int D)
+{
+    const int whole = ceil_div(keys, TILE_ROWS) * TILE_ROWS;
+    tiles(S, QUERIES, (struct Rows){rows, 1, TILE_ROWS, D}, panel, D, NULL, NULL, whole,
+          TILE_COLUMNS, D);
+}
+
+/* Keys after a query, and TILE_ROWS keys more: for a panel whose first query is row `first`. */
+static void attention_mask(real *S, int first, int keys, real value)
+{
+    for (int j = first + 1; j < keys; j++) {
+        real *s = S + (size_t)j * QUERIES;
+        for (int i = 0; i < min_int(j - first, TILE_COLUMNS); i++) s[i] = value;
     }
 }
 
-/* Multiplies P (n, keys), or its gradient, by the dropout mask. Row i is row `row` + i of the
- * batch. */
+/* P of a panel of queries, of which the first is row `first` of its sequence, from their scores S
+ * with keys 0 .. keys-1, in place. With lse given, it is used. Without, it is computed, and P is
+ * yet to be multiplied by `inverse`, one value a query. */
+static void attention_softmax(real *S, real *lse, real *inverse, bool known, real scale, int first,
+                              int keys)
+{
+    real most[TILE_COLUMNS], sum[TILE_COLUMNS] = {0};
+    if (!known) {
+        for (int i = 0; i < TILE_COLUMNS; i++) most[i] = -INFINITY;
+        attention_mask(S, first, keys, -INFINITY);
+        for (int j = 0; j < keys; j++) {
+            const real *s = S + (size_t)j * QUERIES;
+            for (int i = 0; i < TILE_COLUMNS; i++) most[i] = s[i] > most[i] ? s[i] : most[i];
+        }
+    }
+    for (int i = 0; i < TILE_COLUMNS; i++) most[i] = known ? lse[i] : scale * most[i];
+    for (int j = 0; j < keys; j++) {
+        real *s = S + (size_t)j * QUERIES;
+        for (int i = 0; i < TILE_COLUMNS; i++) {
+            s[i] = exp_real(scale * s[i] - most[i]);
+            sum[i] += s[i];
+        }
+    }
+    attention_mask(S, first, keys + TILE_ROWS, 0);
+    for (int i = 0; i < TILE_COLUMNS && !known; i++) {
+        lse[i] = most[i] + (real)log(sum[i]);
+        inverse[i] = 1 / sum[i];
+    }
+}
+
+/* Multiplies P (keys, n queries), or its gradient, by the dropout mask. Query i is row `row` + i of
+ * the batch. */
 static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
                               int keys)
 {
     const uint32_t threshold = dropout_threshold(t->dropout);
     const real scale = (real)(1 / (1 - t->dropout.p));
-    for (int i = 0; i < n; i++) {
-        const uint32_t key = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
-        #pragma omp simd
-        for (int j = 0; j < keys; j++)
-            P[(size_t)i * keys + j] *= dropout_factor(key, j, threshold, scale);
+    uint32_t key[QUERIES];
+    for (int i = 0; i < n; i++) key[i] = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
+    for (int j = 0; j < keys; j++)
+        for (int i = 0; i < n; i++)
+            P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
+}
+
+/* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of T
+ * rows needs the keys up to itself. */
+static void attention_sum(real *out, size_t ld, const real *P, const real *right, int q0, int n,
+                          int T, int D)
+{
+    for (int i = 0; i < n; i += TILE_ROWS)
+        tiles(out + i * ld, ld, (struct Rows){P + i, 1, QUERIES, 0}, right, T, NULL, NULL,
+              min_int(TILE_ROWS, n - i), D, min_int(q0 + n, q0 + i + TILE_ROWS));
+}
+
+/* out (keys, D), rows ld apart, = or += P (keys, n) right (n, D packed): key j is used by the queries
+ * from itself on. */
+static void attention_spread(real *out, size_t ld, const real *P, const real *right, bool add,
+                             int q0, int n, int D)
+{
+    for (int j = 0; j < q0 + n; j += TILE_ROWS) {
+        const int first = max_int(0, j - q0);
+        tiles(out + j * ld, ld, (struct Rows){P + (size_t)j * QUERIES + first, QUERIES, 1, 0},
+              right + first * TILE_COLUMNS, n, add ? out + j * ld : NULL, NULL,
+              min_int(TILE_ROWS, q0 + n - j), D, n - first);
     }
 }
 
@@ -1503,59 +1563,114 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
         for (int h = 0; h < H; h++) {
             const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
             const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
-            real *P = t->scratch + thread_index() * t->scratch_size,
-                 *work = P + (size_t)QUERIES * T;
-            for (int q0 = 0; q0 < T; q0 += QUERIES) {
-                const int n = min_int(QUERIES, T - q0), keys = q0 + n;
-                gemm_alone(P, keys, q + (size_t)q0 * ld, ld, 1, k, 1, ld, NULL, n, keys, D, work);
-                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, false, scale, q0, n,
-                                  keys);
-                if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
-                gemm_alone(y + (size_t)(start + q0) * C + h * D, C, P, keys, 1, v, ld, 1, NULL, n,
-                           D, keys, work);
+            real *out = y + (size_t)start * C + h * D, block_lse[QUERIES], inverse[QUERIES];
+            struct Head w;
+            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
+            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
+            pack_lines(w.v_right, v, 1, ld, D, TILE_COLUMNS, T);
+            for (int q0 = 0; q0 < T; q0 += QUERIES, out += (size_t)QUERIES * C) {
+                const int n = min_int(QUERIES, T - q0);
+                pack_lines(w.q, q + (size_t)q0 * ld, ld, 1, n, TILE_COLUMNS, D);
+                for (int i = 0; i < n; i += TILE_COLUMNS) {
+                    const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+                    attention_scores(w.P + i, w.k_rows, w.q + i * D, keys, D);
+                    attention_softmax(w.P + i, block_lse + i, inverse + i, false, scale, q0 + i,
+                                      keys);
+                }
+                if (t->dropout.p > 0) attention_dropout(w.P, t, h, start + q0, n, q0 + n);
+                attention_sum(out, C, w.P, w.v_right, q0, n, T, D);
+                for (int i = 0; i < n; i++) {
+                    lse[(size_t)(start + q0 + i) * H + h] = block_lse[i];
+                    for (int c = 0; c < D; c++) out[(size_t)i * C + c] *= inverse[i];
+                }
             }
         }
 }
 
-/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax:
- *   dS = P (dP - delta) / sqrt(D)      dq = dS k      dk = dS^T q      dv = P^T dy
- * dqkv (N, 3C) is set. The last block reaches all keys, so it goes first and sets dk and dv. */
+/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax for a panel
+ * of queries, over dP in place:   dS = P (dP - delta) / sqrt(D) */
+static void attention_softmax_backward(real *dP, const real *P, const real *delta, real scale,
+                                       int keys)
+{
+    for (int j = 0; j < keys; j++)
+        for (int i = 0; i < TILE_COLUMNS; i++) {
+            const size_t at = (size_t)j * QUERIES + i;
+            dP[at] = scale * P[at] * (dP[at] - delta[i]);
+        }
+}
+
+/* dq = dS k      dk = dS^T q      dv = P^T dy      for the block of n queries that begins with row
+ * q0 of sequence s. dqkv (N, 3C) is set; the last block reaches all keys, so it goes first and sets
+ * dk and dv. w holds the packed keys and values. */
+static void attention_block_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
+                                     const real *lse, const struct Attention *t, struct Head *w,
+                                     int s, int h, int q0)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C, start = t->batch->starts[s],
+              T = t->batch->starts[s + 1] - start, n = min_int(QUERIES, T - q0), row = start + q0;
+    const bool add = q0 + n < T;
+    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)row * ld + h * D;
+    real *dq = dqkv + (size_t)row * ld + h * D, *dk = dqkv + (size_t)start * ld + C + h * D,
+         *dv = dk + C, block_lse[QUERIES] = {0}, delta[QUERIES] = {0};
+    dy += (size_t)row * C + h * D;
+    y += (size_t)row * C + h * D;
+    for (int i = 0; i < n; i++) {
+        const real *dyi = dy + (size_t)i * C, *yi = y + (size_t)i * C;
+        real dot = 0;
+        #pragma omp simd reduction(+: dot)
+        for (int c = 0; c < D; c++) dot += dyi[c] * yi[c];
+        delta[i] = dot;
+        block_lse[i] = lse[(size_t)(row + i) * H + h];
+    }
+    pack_lines(w->q, q, ld, 1, n, TILE_COLUMNS, D);
+    pack_lines(w->dy, dy, C, 1, n, TILE_COLUMNS, D);
+    pack_lines(w->q_right, q, 1, ld, D, TILE_COLUMNS, n);
+    pack_lines(w->dy_right, dy, 1, C, D, TILE_COLUMNS, n);
+    for (int i = 0; i < n; i += TILE_COLUMNS) {
+        const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+        attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
+        attention_softmax(w->P + i, block_lse + i, NULL, true, scale, q0 + i, keys);
+        attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
+        attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
+    }
+    if (t->dropout.p > 0) attention_dropout(w->dP, t, h, row, n, q0 + n);
+    for (int i = 0; i < n; i += TILE_COLUMNS)
+        attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
+                                   min_int(q0 + n, q0 + i + TILE_COLUMNS));
+    if (t->dropout.p > 0) attention_dropout(w->P, t, h, row, n, q0 + n);
+    attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
+    attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
+    attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
+}
+
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
                                real *lse, const struct Attention *t)
 {
     const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
-    const real scale = 1 / (real)sqrt(D);
     #pragma omp parallel for schedule(dynamic) collapse(2)
     for (int s = 0; s < t->batch->sequences; s++)
         for (int h = 0; h < H; h++) {
             const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-            const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
-            real *dq = dqkv + (size_t)start * ld + h * D, *dk = dq + C, *dv = dk + C;
-            real *P = t->scratch + thread_index() * t->scratch_size, *dP = P + (size_t)QUERIES * T;
-            real *work = dP + (size_t)QUERIES * T;
-            for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES) {
-                const int n = min_int(QUERIES, T - q0), keys = q0 + n;
-                const bool first = keys == T;
-                const real *qb = q + (size_t)q0 * ld, *dyb = dy + (size_t)(start + q0) * C + h * D;
-                const real *yb = y + (size_t)(start + q0) * C + h * D;
-                gemm_alone(P, keys, qb, ld, 1, k, 1, ld, NULL, n, keys, D, work);
-                attention_softmax(P, lse + (size_t)(start + q0) * H + h, H, true, scale, q0, n,
-                                  keys);
-                gemm_alone(dP, keys, dyb, C, 1, v, 1, ld, NULL, n, keys, D, work);
-                if (t->dropout.p > 0) attention_dropout(dP, t, h, start + q0, n, keys);
-                for (int i = 0; i < n; i++) {
-                    real *d = dP + (size_t)i * keys, delta = 0;
-                    const real *p = P + (size_t)i * keys;
-                    for (int c = 0; c < D; c++)
-                        delta += dyb[(size_t)i * C + c] * yb[(size_t)i * C + c];
-                    for (int j = 0; j < keys; j++) d[j] = scale * p[j] * (d[j] - delta);
-                }
-                if (t->dropout.p > 0) attention_dropout(P, t, h, start + q0, n, keys);
-                gemm_alone(dq + (size_t)q0 * ld, ld, dP, keys, 1, k, ld, 1, NULL, n, D, keys, work);
-                gemm_alone(dk, ld, dP, 1, keys, qb, ld, 1, first ? NULL : dk, keys, D, n, work);
-                gemm_alone(dv, ld, P, 1, keys, dyb, C, 1, first ? NULL : dv, keys, D, n, work);
-            }
+            const real *k = qkv + (size_t)start * ld + C + h * D, *v = k + C;
+            struct Head w;
+            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
+            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
+            pack_lines(w.v_rows, v, ld, 1, T, TILE_ROWS, D);
+            pack_lines(w.k_right, k, 1, ld, D, TILE_COLUMNS, T);
+            for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
+                attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
         }
+}
+
+/* s_j = exp(scale s_j) / sum_j exp(scale s_j) */
+static void softmax(real *s, real scale, int n)
+{
+    real most = -INFINITY, sum = 0;
+    #pragma omp simd reduction(max: most)
+    for (int j = 0; j < n; j++) most = s[j] > most ? s[j] : most;
+    #pragma omp simd reduction(+: sum)
+    for (int j = 0; j < n; j++) { s[j] = exp_real(scale * (s[j] - most)); sum += s[j]; }
+    for (int j = 0; j < n; j++) s[j] /= sum;
 }
 
 /* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys).
@@ -1578,10 +1693,7 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
         #pragma omp for schedule(static)
         for (int h0 = 0; h0 < H; h0 += heads) {
             const int h1 = min_int(H, h0 + heads);
-            real lse;
-            for (int h = h0; h < h1; h++)
-                attention_softmax(scores + (size_t)h * keys, &lse, 1, false, scale, keys - 1, 1,
-                                  keys);
+            for (int h = h0; h < h1; h++) softmax(scores + (size_t)h * keys, scale, keys);
             memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
             for (int j = 0; j < keys; j++)
                 for (int h = h0; h < h1; h++) {

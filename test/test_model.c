@@ -134,7 +134,7 @@ struct Product {
     bool a_transposed, b_transposed, bias;
     int gap;
     enum { FROM_NOTHING, FROM_ITSELF, FROM_ANOTHER } from;
-    enum { BY_GEMM, BY_GEMM_ALONE, BY_GEMV } by;
+    enum { BY_GEMM, BY_GEMV } by;
 };
 
 /* Where element (row, column) of a matrix stands. */
@@ -151,12 +151,6 @@ static void multiply(const struct Product *p, real *c, size_t ldc, const real *a
     if (p->by == BY_GEMM)
         gemm(c, ldc, a, sa.row, sa.column, b, sb.row, sb.column, from, bias, p->M, p->N, p->K);
     if (p->by == BY_GEMV) gemv(c, a, b, sb.row, sb.column, from, bias, p->N, p->K);
-    if (p->by == BY_GEMM_ALONE) {
-        real *scratch = resize(NULL, gemm_alone_size(p->M, p->N, p->K) * sizeof *scratch);
-        gemm_alone(c, ldc, a, sa.row, sa.column, b, sb.row, sb.column, from, p->M, p->N, p->K,
-                   scratch);
-        free(scratch);
-    }
 }
 
 /* The relative error against plain loops; infinite if anything beside the result was written to. */
@@ -191,7 +185,7 @@ static void test_gemm_shapes(void)
 {
     const int sizes[] = {1, 2, 3, 5, 6, 7, 8, 12, 13, 15, 16, 17, 31, 32, 33, 64, 97, 130};
     const int depths[] = {0, 1, 2, 4, 7, 16, 33, 64, 100, 255, 256, 257, 513, 600};
-    const char *const names[] = {"gemm", "gemm_alone", "gemv"};
+    const char *const names[] = {"gemm", "gemv"};
     for (int by = BY_GEMM; by <= BY_GEMV; by++) {
         double worst = 0;
         for (int i = 0; i < 200; i++) {
@@ -199,8 +193,7 @@ static void test_gemm_shapes(void)
                                 .K = depths[below(14)], .by = by, .from = below(3),
                                 .b_transposed = below(2)};
             if (by != BY_GEMV) { p.a_transposed = below(2); p.gap = 3 * below(2); }
-            if (by == BY_GEMM_ALONE && p.K == 0) p.K = 3;
-            p.bias = by != BY_GEMM_ALONE && below(2);
+            p.bias = below(2);
             worst = worse(product_error(p), worst);
         }
         check(worst < SUM_ERROR, "%s: 200 shapes, strides and starts; worst relative error %.1e",
@@ -285,7 +278,7 @@ static void test_layernorm(int N, int C)
     const double backward = worse(error_of(dx, DX, n),
                                   worse(error_of(dw, DW, C), error_of(db, DB, C)));
     check(forward < SUM_ERROR, "layernorm (%d, %d): relative error %.1e", N, C, forward);
-    check(backward < SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C,
+    check(backward < 2 * SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C,
           backward);
     check(same_bytes(y, y2, n), "layernorm again (%d, %d): the same bits", N, C);
     free(x), free(w), free(b), free(y), free(y2), free(dy), free(dx), free(dw), free(db),
