@@ -892,9 +892,10 @@ static double memory_bandwidth(void)
  * of C, never the terms of a sum: a row of C has the same bits for any M and number of threads. */
 enum {
     BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of B fits the first-level cache */
-    BLOCK_M = TILE_ROWS * 8,                            /* the panels of A of a task, the second */
-    BLOCK_N = TILE_COLUMNS * 8,
-    CHUNK_M = TILE_ROWS * 16 * 24, CHUNK_N = 4096       /* what is packed at a time, the third */
+    BLOCK_N = TILE_COLUMNS * 4,                     /* the panels of B that a thread packs and .. */
+    BLOCK_M = TILE_ROWS * 8,                        /* .. those of A they meet fit the second */
+    TASK_M = BLOCK_M * 16,                          /* rows of C for a thread at a time */
+    CHUNK_M = BLOCK_M * 48                          /* what is packed of A at a time, the third */
 };
 
 /* --- Packing --- */
@@ -935,7 +936,7 @@ static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
 /* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many
  * k are done. Where width is no multiple of FLOATS, the last square of a k stores too much: it goes
  * first, since what it spoils, the beginning of k + 1, is then stored later. So the last k are left
- * over. */
+ * over. The lines of the next panel are asked for early. */
 static inline __attribute__((always_inline))
 int pack_squares(float *panel, const float *x, size_t line, int width, int K)
 {
@@ -943,6 +944,8 @@ int pack_squares(float *panel, const float *x, size_t line, int width, int K)
     for (; k + FLOATS < K; k += FLOATS)
         for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
             floats square[FLOATS];
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++) __builtin_prefetch(x + (i0 + i + width) * line + k);
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
                 square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k)
@@ -968,8 +971,8 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
         for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
 }
 
-/* pack's case of lines side by side in memory (line = 1) and whole panels. Of each of the K rows, as
- * many panels as some cache lines hold are copied at a time, and the rows to come are asked for
+/* pack's case of lines side by side in memory (line = 1) and whole panels. Of each of the K rows,
+ * as many panels as some cache lines hold are copied at a time, and the rows to come are asked for
  * early. Whole vectors are stored: what they spoil beyond a panel's width is stored later, but for
  * the last row, which is copied exactly. */
 static inline __attribute__((always_inline))
@@ -1086,54 +1089,67 @@ static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_ne
 
 /* --- Products --- */
 
-static real *gemm_buffer(size_t count)
+static size_t gemm_buffer_size(void)
+{
+    return (CHUNK_M + (size_t)thread_count() * BLOCK_N) * BLOCK_K;
+}
+
+/* Room for A, then for B of each thread. It grows when there are more threads than before. */
+static real *gemm_buffer(void)
 {
     static real *buffer;
-    if (!buffer) buffer = allocate_zeroed(count * sizeof(real));
+    static size_t capacity;
+    if (gemm_buffer_size() > capacity) {
+        release(buffer, capacity * sizeof(real));
+        capacity = gemm_buffer_size();
+        buffer = allocate_zeroed(capacity * sizeof(real));
+    }
     return buffer;
 }
 
 /* Few columns of B do not pay for packing A, whose rows are then read where they stand. */
-enum { FEW_COLUMNS = 24 * TILE_COLUMNS };
+enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
 
 /* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to
  * it, the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
- * a[i * a_row + k * a_column], of B (k, j) at b[k * b_row + j * b_column]. All threads work. */
+ * a[i * a_row + k * a_column], of B (k, j) at b[k * b_row + j * b_column]. All threads work: they
+ * share A, but each packs the columns of B that it works on for itself, into its own cache. */
 static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
                  const real *b, size_t b_row, size_t b_column, const real *from, const real *bias,
                  int M, int N, int K)
 {
-    real *packed_a = gemm_buffer((size_t)(CHUNK_M + CHUNK_N) * BLOCK_K),
-         *packed_b = packed_a + CHUNK_M * BLOCK_K;
+    real *packed_a = gemm_buffer();
     const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
     const bool in_place = a_column == 1 && N <= FEW_COLUMNS;
 
     #pragma omp parallel
-    for (int n0 = 0; n0 < N; n0 += CHUNK_N)
     for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
-        const int n = min_int(CHUNK_N, N - n0), k = min_int(step, K - k0),
-                  m = min_int(CHUNK_M, M - m0);
-        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row + n0 * b_column,
+        const int k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
+        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row,
                    *start = k0 ? c : from;
         const struct Rows rows = in_place ? (struct Rows){ab, a_row, 1, a_row}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k};
-        int block_n = BLOCK_N;
-        while (block_n > TILE_COLUMNS
-               && ceil_div(m, BLOCK_M) * ceil_div(n, block_n) < 8 * team_size())
-            block_n /= 2;
+        real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
+        int packed_j = -1, task = TASK_M;
+        while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
+            task /= 2;
         if (!in_place) pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
-        if (m0 == 0) pack_all(packed_b, bb, b_column, b_row, n, TILE_COLUMNS, k);
         #pragma omp barrier
         #pragma omp for schedule(dynamic) collapse(2)
-        for (int j = 0; j < n; j += block_n)
-            for (int i = 0; i < m; i += BLOCK_M) {
-                const size_t at = (size_t)(m0 + i) * ldc + n0 + j;
-                const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
-                                           rows.next};
-                tiles(c + at, ldc, block, packed_b + (size_t)j * k, k, start ? start + at : NULL,
-                      bias && k0 == 0 ? bias + n0 + j : NULL, min_int(BLOCK_M, m - i),
-                      min_int(block_n, n - j), k);
+        for (int j = 0; j < N; j += BLOCK_N)
+            for (int i0 = 0; i0 < m; i0 += task) {
+                const int n = min_int(BLOCK_N, N - j);
+                if (packed_j != j)
+                    pack_lines(packed_b, bb + j * b_column, b_column, b_row, n, TILE_COLUMNS, k);
+                packed_j = j;
+                for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
+                    const size_t at = (size_t)(m0 + i) * ldc + j;
+                    const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
+                                               rows.next};
+                    tiles(c + at, ldc, block, packed_b, k, start ? start + at : NULL,
+                          bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
+                }
             }
     }
 }
@@ -1530,8 +1546,8 @@ static void attention_dropout(real *P, const struct Attention *t, int head, int 
             P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
 }
 
-/* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of T
- * rows needs the keys up to itself. */
+/* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of
+ * T rows needs the keys up to itself. */
 static void attention_sum(real *out, size_t ld, const real *P, const real *right, int q0, int n,
                           int T, int D)
 {
@@ -1540,8 +1556,8 @@ static void attention_sum(real *out, size_t ld, const real *P, const real *right
               min_int(TILE_ROWS, n - i), D, min_int(q0 + n, q0 + i + TILE_ROWS));
 }
 
-/* out (keys, D), rows ld apart, = or += P (keys, n) right (n, D packed): key j is used by the queries
- * from itself on. */
+/* out (keys, D), rows ld apart, = or += P (keys, n) right (n, D packed): key j is used by the
+ * queries from itself on. */
 static void attention_spread(real *out, size_t ld, const real *P, const real *right, bool add,
                              int q0, int n, int D)
 {

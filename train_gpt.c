@@ -991,7 +991,7 @@ static struct Memory memory_needed(const struct Run *r)
     m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
     if (set.sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
     const struct Sequences *cut = &r->loader.sequences;
-    m.rest = (double)(CHUNK_M + CHUNK_N) * BLOCK_K * sizeof(real) + cut->count * sizeof(int)
+    m.rest = (double)gemm_buffer_size() * sizeof(real) + cut->count * sizeof(int)
            + (cut->starts ? cut->count * sizeof(int64_t) : 0) + 3 * tokens_per_step() * sizeof(int);
     m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
     return m;

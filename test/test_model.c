@@ -201,9 +201,9 @@ static void test_gemm_shapes(void)
     }
     const struct Product large[] = {
         {CHUNK_M + 5, 40, 300, .bias = true, .from = FROM_ITSELF},
-        {20, CHUNK_N + 3, 300, .b_transposed = true},
+        {20, 20 * BLOCK_N + 3, 300, .b_transposed = true},
         {40, 3 * BLOCK_N + 1, 2 * BLOCK_K + 1, .a_transposed = true, .from = FROM_ITSELF},
-        {CHUNK_M + 1, CHUNK_N + 1, 2, .bias = true},
+        {CHUNK_M + 1, 8 * BLOCK_N + 1, 2, .bias = true},
         {1, 5000, 70, .b_transposed = true, .by = BY_GEMV},
     };
     for (int i = 0; i < 5; i++) {
