@@ -1149,7 +1149,7 @@ static bool out_of_time(const struct Run *r)
 static struct Step update(struct Run *r)
 {
     const double start = seconds();
-    profile.on = set.profile && r->step > r->first;     /* the first step also touches new memory */
+    profile.on = set.profile && r->step >= r->first;    /* the first step also touches new memory */
     profile.last = start;
     struct Step s = {.targets = read_step(r)};
     lap(REST, FORWARD);
@@ -1170,7 +1170,7 @@ static struct Step update(struct Run *r)
 static void show_step(struct Run *r, const struct Step *s)
 {
     const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
-    r->rate = r->rate > 0 ? 0.9 * r->rate + 0.1 * rate : rate;
+    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;    /* without the first */
     const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
     if (!due && r->step > r->first && r->step < set.steps) return;
     r->shown = now;
