@@ -1134,9 +1134,14 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
         int packed_j = -1, task = TASK_M;
         while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
             task /= 2;
-        if (!in_place) pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
-        #pragma omp barrier
-        #pragma omp for schedule(dynamic) collapse(2)
+        if (k0 || m0) {
+            #pragma omp barrier     /* all have left packed_a and these rows of C */
+        }
+        if (!in_place) {
+            pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
+            #pragma omp barrier
+        }
+        #pragma omp for schedule(dynamic) collapse(2) nowait
         for (int j = 0; j < N; j += BLOCK_N)
             for (int i0 = 0; i0 < m; i0 += task) {
                 const int n = min_int(BLOCK_N, N - j);
@@ -1928,7 +1933,7 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(model->size * sizeof(real));
     model->m = allocate_zeroed(model->size * sizeof(real));
     model->v = allocate_zeroed(model->size * sizeof(real));
-    model->partial_sums = allocate_zeroed((model->size / SUM_CHUNK + 1) * sizeof(double));
+    model->partial_sums = allocate_zeroed((model->size / SUM_CHUNK + model->param_count) * sizeof(double));
     struct Param *same = resize(NULL, model->param_count * sizeof *same);
     list_parameters(same, &model->dw, model->grads, &model->config);
     free(same);
@@ -1941,7 +1946,7 @@ static void model_free(struct Model *model)
     release(model->grads, model->size * sizeof(real));
     release(model->m, model->size * sizeof(real));
     release(model->v, model->size * sizeof(real));
-    release(model->partial_sums, (model->size / SUM_CHUNK + 1) * sizeof(double));
+    release(model->partial_sums, (model->size / SUM_CHUNK + model->param_count) * sizeof(double));
     free(model->params);
     free(model->w.blocks);
     free(model->dw.blocks);
@@ -2291,22 +2296,25 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 static double grad_norm(const struct Model *model)
 {
     double total = 0;
+    size_t count = 0;                           /* of chunks so far; every thread counts the same */
+    #pragma omp parallel reduction(max: count)
     for (int i = 0; i < model->param_count; i++) {
         const struct Param *p = &model->params[i];
         if (p->lr_scale == 0) continue;
         const real *g = model->grads + p->offset;
-        const int chunks = (int)((p->size + SUM_CHUNK - 1) / SUM_CHUNK);
-        #pragma omp parallel for schedule(static)
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            const size_t begin = (size_t)chunk * SUM_CHUNK,
+        const size_t chunks = (p->size + SUM_CHUNK - 1) / SUM_CHUNK;
+        #pragma omp for schedule(static) nowait
+        for (size_t chunk = 0; chunk < chunks; chunk++) {
+            const size_t begin = chunk * SUM_CHUNK,
                          end = begin + SUM_CHUNK < p->size ? begin + SUM_CHUNK : p->size;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
-            model->partial_sums[chunk] = sum;
+            model->partial_sums[count + chunk] = sum;
         }
-        for (int chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
+        count += chunks;
     }
+    for (size_t i = 0; i < count; i++) total += model->partial_sums[i];
     lap(ADAMW, BACKWARD);
     return sqrt(total);
 }
@@ -2339,13 +2347,18 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
                clip = (real)grad_scale;
     const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
                correct2 = (real)(1 / (1 - pow(model->beta2, step)));
+    #pragma omp parallel
     for (int i = 0; i < model->param_count; i++) {
         const struct Param *p = &model->params[i];
         real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
         real *grad = model->grads + p->offset;
         const real rate = (real)(lr * p->lr_scale), decay = p->decay ? (real)weight_decay : 0;
-        if (p->lr_scale == 0) { memset(grad, 0, p->size * sizeof(real)); continue; }
-        #pragma omp parallel for simd schedule(static)
+        if (p->lr_scale == 0) {
+            #pragma omp for simd schedule(static) nowait
+            for (size_t k = 0; k < p->size; k++) grad[k] = 0;
+            continue;
+        }
+        #pragma omp for simd schedule(static) nowait
         for (size_t k = 0; k < p->size; k++) {
             const real g = clip * grad[k];
             m[k] = b1 * m[k] + (1 - b1) * g;
