@@ -1022,7 +1022,9 @@ struct Rows { const real *at; size_t row, column, next; };
 
 /* One whole tile: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these are given; b
  * is a packed panel. The pragmas unroll the short loops early enough for GCC to keep `sum` in
- * registers; c is asked for at once, so that it has come from memory when the sums are done. */
+ * registers, and four steps of k, so that fewer instructions beside the multiply-adds compete with
+ * them where two threads share a core; c is asked for at once, so that it has come from memory
+ * when the sums are done. */
 static inline __attribute__((always_inline))
 void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
           const real *from, const real *bias, int K)
@@ -1034,6 +1036,7 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
         sum[t] = (vec){0};
         if (t % TILE_VECTORS == 0) __builtin_prefetch(c + t / TILE_VECTORS * ldc, 1);
     }
+    #pragma GCC unroll 4
     for (int k = 0; k < K; k++, a += a_column, b += TILE_COLUMNS) {
         vec bk[TILE_VECTORS];
         #pragma GCC unroll 32
@@ -1041,6 +1044,7 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
         #pragma GCC unroll 32
         for (int t = 0; t < VECTORS; t++)
             sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
+        __asm__ volatile("" : : : "memory");    /* loads of the next k would need registers */
     }
     #pragma GCC unroll 32
     for (int t = 0; t < VECTORS; t++) {
