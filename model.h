@@ -978,8 +978,10 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
 static inline __attribute__((always_inline))
 void pack_rows(real *packed, const real *x, size_t step, int lines, int width, int K)
 {
-    enum { PIECE = 64, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
-    for (int i0 = 0, piece = PIECE / width * width; i0 < lines; i0 += piece) {
+    enum { MOST = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
+    const int pieces = max_int(1, ceil_div(lines, MOST)),
+              piece = ceil_div(lines, pieces * width) * width;
+    for (int i0 = 0; i0 < lines; i0 += piece) {
         const int n = min_int(piece, lines - i0);
         for (int k = 0; k < K; k++) {
             const real *row = x + k * step + i0;
