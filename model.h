@@ -1456,7 +1456,7 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
  * product below reads P where it stands. Panels of TILE_COLUMNS queries compute the keys up to
  * their own last query; of these, the ones after a query, and TILE_ROWS keys more, become 0, so
  * that tiles that lie across the diagonal read zeros there. */
-enum { QUERIES = 64 };
+enum { QUERIES = 64 };      /* whole panels */
 
 struct Attention {
     const struct Batch *batch;
@@ -1504,7 +1504,8 @@ static void attention_scores(real *S, const real *rows, const real *panel, int k
           TILE_COLUMNS, D);
 }
 
-/* Keys after a query, and TILE_ROWS keys more: for a panel whose first query is row `first`. */
+/* Sets the scores of keys after the query, of those below `keys`, to `value`, in a panel whose
+ * first query is row `first`. */
 static void attention_mask(real *S, int first, int keys, real value)
 {
     for (int j = first + 1; j < keys; j++) {
@@ -1514,8 +1515,8 @@ static void attention_mask(real *S, int first, int keys, real value)
 }
 
 /* P of a panel of queries, of which the first is row `first` of its sequence, from their scores S
- * with keys 0 .. keys-1, in place. With lse given, it is used. Without, it is computed, and P is
- * yet to be multiplied by `inverse`, one value a query. */
+ * with keys 0 .. keys-1, in place. lse, if known, is used. Else it is computed, and P is yet to
+ * be multiplied by `inverse`, one value a query: cheaper done to y, which has fewer values. */
 static void attention_softmax(real *S, real *lse, real *inverse, bool known, real scale, int first,
                               int keys)
 {
@@ -1821,7 +1822,7 @@ struct Model {
     int param_count;
     size_t size;                            /* values in all parameters together */
     real *weights, *grads, *m, *v;      /* each one piece of memory; the last three for training */
-    struct Bytes file;                  /* if not empty: the mapped file that the weights stand in */
+    struct Bytes file;                  /* if not empty: mapped, and the weights stand in it */
     double *partial_sums;
     struct Weights w, dw;
     int first_layer;                        /* backward stops here; below, nothing learns */
@@ -1926,6 +1927,12 @@ static void model_init(struct Model *model, uint64_t seed)
 
 enum { SUM_CHUNK = 1 << 14 };               /* the norm of the gradient adds chunks of this size */
 
+/* Every parameter may end with a chunk that is not full. */
+static size_t partial_sums_bytes(const struct Model *model)
+{
+    return (model->size / SUM_CHUNK + model->param_count) * sizeof(double);
+}
+
 /* Takes the memory that learning needs. Blocks below first_layer are frozen; so are the embeddings,
  * unless it is 0. first_layer = L trains ln_f and the head alone. */
 static void model_train_from(struct Model *model, int first_layer)
@@ -1939,7 +1946,7 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(model->size * sizeof(real));
     model->m = allocate_zeroed(model->size * sizeof(real));
     model->v = allocate_zeroed(model->size * sizeof(real));
-    model->partial_sums = allocate_zeroed((model->size / SUM_CHUNK + model->param_count) * sizeof(double));
+    model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
     struct Param *same = resize(NULL, model->param_count * sizeof *same);
     list_parameters(same, &model->dw, model->grads, &model->config);
     free(same);
@@ -1952,7 +1959,7 @@ static void model_free(struct Model *model)
     release(model->grads, model->size * sizeof(real));
     release(model->m, model->size * sizeof(real));
     release(model->v, model->size * sizeof(real));
-    release(model->partial_sums, (model->size / SUM_CHUNK + model->param_count) * sizeof(double));
+    release(model->partial_sums, partial_sums_bytes(model));
     free(model->params);
     free(model->w.blocks);
     free(model->dw.blocks);

@@ -258,8 +258,10 @@ static void test_gemm_bits(void)
 /* Layers                                                                                        */
 /* ============================================================================================= */
 
+/* With draws of its own: what other tests draw must not decide how close two channels come. */
 static void test_layernorm(int N, int C)
 {
+    rng = random_stream(N, C);
     const size_t n = (size_t)N * C;
     real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1),
         *y2 = randoms(n, 1);
@@ -278,7 +280,7 @@ static void test_layernorm(int N, int C)
     const double backward = worse(error_of(dx, DX, n),
                                   worse(error_of(dw, DW, C), error_of(db, DB, C)));
     check(forward < SUM_ERROR, "layernorm (%d, %d): relative error %.1e", N, C, forward);
-    check(backward < 2 * SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C,
+    check(backward < SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C,
           backward);
     check(same_bytes(y, y2, n), "layernorm again (%d, %d): the same bits", N, C);
     free(x), free(w), free(b), free(y), free(y2), free(dy), free(dx), free(dw), free(db),

@@ -96,14 +96,14 @@ check $? "sample: temperature 0 needs no seed, also beyond the context, from an 
     grep -q 'train.lr  *0.003' info.txt
 check $? "info"
 
-# --- The same run gives the same bytes ---
-
 # The profile's time of a step is that of the log's steps, without the first.
 "$train" train $data $tiny --steps 5 --profile --out profiled >profile.txt 2>/dev/null
 ms=$(sed -n 's/^profile of 4 steps, \([0-9.]*\) ms each.*/\1/p' profile.txt)
 awk -F '\t' -v ms="$ms" 'NR > 2 { sum += ($7 - before) / $8 } { before = $7 }
     END { each = 1000 * sum / 4; exit !(ms > 0.9 * each && ms < 1.1 * each) }' profiled/log.tsv
 check $? "profile: $ms ms a step, as in the log"
+
+# --- The same run gives the same bytes ---
 
 run="$data $tiny --accumulate 2 --dropout 0.1 --steps 240 --seed 5"
 run="$run --eval-every 40 --eval-tokens 500 --save-every 7"
