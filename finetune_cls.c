@@ -967,7 +967,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
     real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
     double *w = resize(NULL, size * sizeof *w), least = INFINITY, chosen = 0, start = seconds();
     memset(w, 0, size * sizeof *w);
-    gemm(gram, C, train->x, 1, C, train->x, C, 1, NULL, NULL, C, C, train->N);
+    gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
     append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
     for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
         train->l2 = pow(10, exponent / 2.0);
@@ -1031,8 +1031,8 @@ static void choose_weights(struct Task *t)
     struct Model *model = &t->model;
     model_train_from(model, s->kind == LAST ? model->config.layers - s->last : 0);
     model->beta2 = 0.999;
-    for (int i = 0; i < model->param_count; i++) {
-        struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        struct Tensor *p = &model->tensors[i];
         if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;   /* also if K is L */
         if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
     }
@@ -1090,7 +1090,7 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
     const struct Settings *s = &t->set;
     const int every = ceil_div(s->epochs, MOST_VALIDATIONS);
     const int64_t steps = (int64_t)s->epochs * ceil_div(t->train_count, s->batch);
-    const size_t bytes = t->model.size * sizeof(real);
+    const size_t bytes = t->model.parameter_count * sizeof(real);
     double start = seconds(), norm = 0, sum = 0;
     struct Scores top = {-1, 0, INFINITY, 0};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
@@ -1159,12 +1159,12 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
     config.label_names = names;
     model_create(model, config);
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
-    for (int i = 0; i < model->param_count; i++) {      /* the head comes last in both lists */
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {      /* the head comes last in both lists */
+        const struct Tensor *p = &model->tensors[i];
         struct Random r = random_stream(t->set.seed, i);
         real *w = model->weights + p->offset;
         if (strcmp(p->name, "score.weight"))
-            memcpy(w, base->weights + base->params[i].offset, p->size * sizeof(real));
+            memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
         else
             for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
     }
@@ -1204,7 +1204,7 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
  * bears more. Few labels need updates rather than epochs. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
 {
-    const double large = sqrt(1e7 / model->size);
+    const double large = sqrt(1e7 / model->parameter_count);
     if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
@@ -1222,10 +1222,10 @@ static real *prepare(struct Task *t)
     const struct Settings *s = &t->set;
     const struct Config *c = &t->model.config;
     const bool probe = s->kind == PROBE;
-    size_t learn = 0, bytes = t->model.size * sizeof(real) * (probe ? 1 : 5);
+    size_t learn = 0, bytes = t->model.parameter_count * sizeof(real) * (probe ? 1 : 5);
     if (!probe) choose_weights(t);
-    for (int i = 0; i < t->model.param_count; i++) {
-        const struct Param *p = &t->model.params[i];
+    for (int i = 0; i < t->model.tensor_count; i++) {
+        const struct Tensor *p = &t->model.tensors[i];
         if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
     }
     runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
@@ -1242,12 +1242,12 @@ static real *prepare(struct Task *t)
              s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
              t->data.truncated, s->truncate);
     progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
-             t->model.size, bytes / 1e6);
+             t->model.parameter_count, bytes / 1e6);
     if (probe) return NULL;
     progress(true, "epochs %d of %d updates  batch %d  lr %.3g, head x%g  warmup %g  dropout %g  "
              "weight decay %g", s->epochs, ceil_div(t->train_count, s->batch), s->batch, s->lr,
              s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
-    return allocate_zeroed(t->model.size * sizeof(real));
+    return allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
 static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
@@ -1312,24 +1312,12 @@ static void check_reloaded(struct Task *t)
 /* 7. Commands                                                                                   */
 /* ============================================================================================= */
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
-
 /* Nothing of an earlier run is lost without --overwrite, and the base model never. */
 static void check_out(const struct Settings *s)
 {
-    char *model = realpath(s->model, NULL), *out = realpath(s->out, NULL);
-    if (model && out && !strcmp(model, out))
+    if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
-    free(model);
-    free(out);
-    static const char *const files[] = {"model.safetensors", "log.tsv", "state.safetensors"};
-    for (int i = 0; i < COUNT(files) && !s->overwrite; i++) {
-        char *path = text_of("%s/%s", s->out, files[i]);
-        if (file_exists(path))
-            die_usage("%s: exists from an earlier run. Name another --out, or give --overwrite.",
-                      path);
-        free(path);
-    }
+    if (!s->overwrite) refuse_run_in(s->out, "Give --overwrite or another --out.");
 }
 
 /* What training with these settings makes of the base model, in --out. */
@@ -1378,7 +1366,7 @@ static void train(struct Settings settings)
     model_free(&t.model);
 }
 
-static void command_train(int argc, char **argv)
+static int command_train(int argc, char **argv)
 {
     struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1,
                          .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1};
@@ -1417,14 +1405,14 @@ static void command_train(int argc, char **argv)
         "scratch everything from random weights. Few labels need updates rather than epochs:\n"
         "by default there are 3 epochs or 200 updates, whichever is more. The best epoch on\n"
         "validation is kept; at most 20 are looked at.";
-    if (parse_options(argc, argv, options, COUNT(options), usage))
-        die_usage("%s: not an option. --help lists them.", argv[0]);
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     if (s.dropout < 0 && s.dropout != -1)
         die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
     parse_tune(&s);
     set_threads(s.threads);
     check_out(&s);
     train(s);
+    return 0;
 }
 
 /* A classifier from its directory, and how it reads texts. */
@@ -1452,7 +1440,7 @@ static void load_classifier(struct Classifier *c, const char *dir)
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.most), WORK_EVAL);
 }
 
-static void command_eval(int argc, char **argv)
+static int command_eval(int argc, char **argv)
 {
     const char *dir = NULL, *data = NULL, *text_column = NULL, *label_column = NULL;
     int threads = 0;
@@ -1481,6 +1469,7 @@ static void command_eval(int argc, char **argv)
     printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy,
            s.macro_f1, s.loss, s.ece, d.count);
     print_confusion(confusion, c.model.config.label_names, K);
+    return 0;
 }
 
 /* Prints a line for each text. A text is printed as it came, but on one line. */
@@ -1549,7 +1538,7 @@ static void predict_stream(struct Classifier *c, struct Dataset *d)
     free(block);
 }
 
-static void command_predict(int argc, char **argv)
+static int command_predict(int argc, char **argv)
 {
     const char *dir = NULL;
     int threads = 0;
@@ -1565,28 +1554,21 @@ static void command_predict(int argc, char **argv)
     struct Classifier c;
     struct Dataset d = {0};
     load_classifier(&c, dir);
-    if (!count) { predict_stream(&c, &d); return; }
+    if (!count) { predict_stream(&c, &d); return 0; }
     struct Bytes *texts = resize(NULL, count * sizeof *texts);
     for (int i = 0; i < count; i++) texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
     predict_texts(&c, &d, texts, count);
+    return 0;
 }
 
 #ifndef FINETUNE_NO_MAIN
 int main(int argc, char **argv)
 {
-    static const char usage[] =
-        "finetune_cls train    make a classifier from a pretrained model and labelled texts\n"
-        "finetune_cls eval     accuracy, F1, loss, calibration, confusion matrix on a file\n"
-        "finetune_cls predict  the label of texts, from arguments or standard input\n"
-        "finetune_cls SUBCOMMAND --help lists the options.";
-    begin_program("finetune_cls", argv);
-    const char *command = argc > 1 ? argv[1] : "";
-    if (!strcmp(command, "--help") || !strcmp(command, "-h")) puts(usage);
-    else if (!strcmp(command, "train")) command_train(argc - 2, argv + 2);
-    else if (!strcmp(command, "eval")) command_eval(argc - 2, argv + 2);
-    else if (!strcmp(command, "predict")) command_predict(argc - 2, argv + 2);
-    else if (*command) die_usage("%s: no such subcommand. --help lists them.", command);
-    else die_usage("which subcommand? There are train, eval and predict; --help says more.");
-    return 0;
+    static const struct Command commands[] = {
+        {"train", command_train, "make a classifier from a pretrained model and labelled texts"},
+        {"eval", command_eval, "accuracy, F1, loss, calibration, confusion matrix on a file"},
+        {"predict", command_predict, "the label of texts, from arguments or standard input"},
+    };
+    return run_command("finetune_cls", argc, argv, commands, COUNT(commands));
 }
 #endif

@@ -55,6 +55,8 @@ static const char *program = "gpt";     /* what messages start with; begin_progr
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
 static bool failed;         /* a message has said why the program ends */
 
 static void complain(const char *format, va_list arguments)
@@ -166,32 +168,37 @@ static void *allocate_zeroed(size_t bytes)
 /* Gives back what allocate_zeroed gave; NULL is allowed. */
 static void release(void *p, size_t bytes) { if (p) munmap(p, (bytes + 63) / 64 * 64 + 64); }
 
-/* A string of its own, as printf would write it. */
-__attribute__((format(printf, 1, 2))) static char *text_of(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(NULL, 0, format, arguments);
-    va_end(arguments);
-    char *s = resize(NULL, (size_t)n + 1);
-    va_start(arguments, format);
-    vsnprintf(s, (size_t)n + 1, format, arguments);
-    va_end(arguments);
-    return s;
-}
-
-/* Growing text or bytes. data is always followed by a NUL that size does not count. */
+/* Text or bytes that grow. data is always followed by a NUL that size does not count. */
 struct Buffer { char *data; size_t size, capacity; };
+
+static void reserve(struct Buffer *b, size_t n)
+{
+    if (b->size + n + 1 <= b->capacity) return;
+    b->capacity = 2 * (b->size + n + 1);
+    b->data = resize(b->data, b->capacity);
+}
 
 static void append_bytes(struct Buffer *b, const void *bytes, size_t n)
 {
-    if (b->size + n + 1 > b->capacity) {
-        b->capacity = 2 * (b->size + n + 1);
-        b->data = resize(b->data, b->capacity);
-    }
+    reserve(b, n);
     if (n) memcpy(b->data + b->size, bytes, n);
     b->size += n;
     b->data[b->size] = 0;
+}
+
+/* Appends what vprintf would print. */
+static void append_arguments(struct Buffer *b, const char *format, va_list arguments)
+{
+    va_list again;
+    va_copy(again, arguments);
+    reserve(b, 64);
+    const int n = vsnprintf(b->data + b->size, b->capacity - b->size, format, arguments);
+    if (b->size + n + 1 > b->capacity) {
+        reserve(b, n);
+        vsnprintf(b->data + b->size, (size_t)n + 1, format, again);
+    }
+    b->size += n;
+    va_end(again);
 }
 
 __attribute__((format(printf, 2, 3)))
@@ -199,22 +206,41 @@ static void append(struct Buffer *b, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    char small[512];
-    int n = vsnprintf(small, sizeof small, format, arguments);
+    append_arguments(b, format, arguments);
     va_end(arguments);
-    if ((size_t)n < sizeof small) { append_bytes(b, small, n); return; }
-    append_bytes(b, "", 0);
-    if (b->size + n + 1 > b->capacity)
-        b->data = resize(b->data, b->capacity = 2 * (b->size + n + 1));
+}
+
+/* What printf would print, as a string that the caller owns. */
+__attribute__((format(printf, 1, 2))) static char *text_of(const char *format, ...)
+{
+    struct Buffer b = {0};
+    va_list arguments;
     va_start(arguments, format);
-    vsnprintf(b->data + b->size, (size_t)n + 1, format, arguments);
+    append_arguments(&b, format, arguments);
     va_end(arguments);
-    b->size += n;
+    return b.data;
+}
+
+/* A 64-bit hash as files write it; a static buffer for each of four uses in one printf. */
+static const char *hash_text(uint64_t hash)
+{
+    static char text[4][17];
+    static int next;
+    char *t = text[next++ & 3];
+    snprintf(t, 17, "%016llx", (unsigned long long)hash);
+    return t;
 }
 
 /* --- Reading files --- */
 
 static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 
 struct Bytes { const char *data; size_t size; };
 
@@ -389,6 +415,27 @@ static void append_utf8(struct Buffer *b, unsigned c)
                0x80 | (c & 63));
 }
 
+/* The character that begins at p, of which n > 0 bytes are there: returns its length and sets its
+ * code point. 0: the n bytes may be the beginning of one. -k: the first k bytes belong to none
+ * (Unicode 16, table 3-7: no overlong form, no surrogate, nothing above U+10FFFF). */
+static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_point)
+{
+    const int lead = p[0];
+    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
+                     : lead < 0xF5 ? 4 : 0;
+    uint32_t c = length < 2 ? lead : lead & 0x7F >> length;
+    if (!length) return -1;
+    for (int i = 1; i < length; i++) {
+        const int min = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+        const int max = i > 1 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+        if ((size_t)i == n) return 0;
+        if (p[i] < min || p[i] > max) return -i;
+        c = c << 6 | (p[i] & 0x3F);
+    }
+    *code_point = c;
+    return length;
+}
+
 static unsigned json_hex4(struct JsonReader *r)
 {
     unsigned c = 0;
@@ -536,7 +583,7 @@ struct Option {
     const char *name, *meaning;
     enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
     void *value;                /* bool, int, int64_t, double, double, const char *, const char * */
-    double least, most;
+    double min, max;
     const char *choices;
     bool required, given;       /* given: set when the command line names it */
 };
@@ -588,8 +635,8 @@ static void set_option(struct Option *o, const char *text)
               : !parse_number(text, o->kind == SECONDS ? "smh" : "", (double[]){1, 60, 3600}, &x))
         die_usage("--%s %s: not a %s.", o->name, text, whole ? "whole number" : o->kind == SECONDS ?
                   "time such as 90s, 30m or 2h" : "number");
-    if (x < o->least || x > o->most)
-        die_usage("--%s %s: out of range, %g to %g.", o->name, text, o->least, o->most);
+    if (x < o->min || x > o->max)
+        die_usage("--%s %s: out of range, %g to %g.", o->name, text, o->min, o->max);
     if (o->kind == INTEGER) *(int *)o->value = (int)x;
     if (o->kind == LONG) *(int64_t *)o->value = (int64_t)x;
     if (o->kind == REAL_NUMBER || o->kind == SECONDS) *(double *)o->value = x;
@@ -633,6 +680,47 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
         if (options[k].required && !*(const char **)options[k].value)
             die_usage("--%s: must be given. --help explains it.", options[k].name);
     return left;
+}
+
+static void refuse_arguments(int left, char **argv)
+{
+    if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
+}
+
+/* Refuses an --out that already holds a run. remedy: what to do, one sentence. */
+static void refuse_run_in(const char *out, const char *remedy)
+{
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv"};
+    for (int i = 0; i < COUNT(files); i++) {
+        char *path = text_of("%s/%s", out, files[i]);
+        if (file_exists(path))
+            die_usage("--out %s: already holds a run (%s). %s", out, files[i], remedy);
+        free(path);
+    }
+}
+
+/* A subcommand gets the arguments after its name and returns the exit status. */
+struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
+
+/* The whole of main: runs the subcommand that argv[1] names; --help lists all of them. */
+static int run_command(const char *name, int argc, char **argv, const struct Command *commands,
+                       int count)
+{
+    begin_program(name, argv);
+    const char *chosen = argc > 1 ? argv[1] : "";
+    for (int i = 0; i < count; i++)
+        if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
+    if (!strcmp(chosen, "--help") || !strcmp(chosen, "-h") || !strcmp(chosen, "help")) {
+        printf("%s SUBCOMMAND [options]\n", name);
+        for (int i = 0; i < count; i++)
+            printf("  %-10s %s\n", commands[i].name, commands[i].meaning);
+        printf("%s SUBCOMMAND --help lists the options.\n", name);
+        return 0;
+    }
+    struct Buffer names = {0};
+    for (int i = 0; i < count; i++) append(&names, "%s%s", i ? ", " : "", commands[i].name);
+    if (!*chosen) die_usage("a subcommand is missing: %s. --help explains them.", names.data);
+    die_usage("%s: no such subcommand. There are %s; --help explains them.", chosen, names.data);
 }
 
 /* --- Progress: one live line on a terminal, else a line now and then --- */
@@ -898,6 +986,19 @@ enum {
     CHUNK_M = BLOCK_M * 48                          /* what is packed of A at a time, the third */
 };
 
+/* Element (i, j) is at[i * row + j * column]. */
+struct Matrix { const real *at; size_t row, column; };
+
+static inline struct Matrix matrix(const real *at, size_t columns)
+{
+    return (struct Matrix){at, columns, 1};
+}
+
+static inline struct Matrix transposed(struct Matrix m)
+{
+    return (struct Matrix){m.at, m.column, m.row};
+}
+
 /* --- Packing --- */
 
 /* Low and high halves of two vectors of floats, interleaved: a0 b0 a1 b1 .. */
@@ -1095,46 +1196,44 @@ static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_ne
 
 /* --- Products --- */
 
+static real *gemm_buffer;       /* packed A, which all threads share, then a packed B of each */
+
 static size_t gemm_buffer_size(void)
 {
     return (CHUNK_M + (size_t)thread_count() * BLOCK_N) * BLOCK_K;
 }
 
-/* Room for A, then for B of each thread. It grows when there are more threads than before. */
-static real *gemm_buffer(void)
+/* Allocates the buffer, after set_threads and before the first product: workspace_create does it.
+ * It is enlarged when there are more threads than before. */
+static void gemm_reserve(void)
 {
-    static real *buffer;
     static size_t capacity;
-    if (gemm_buffer_size() > capacity) {
-        release(buffer, capacity * sizeof(real));
-        capacity = gemm_buffer_size();
-        buffer = allocate_zeroed(capacity * sizeof(real));
-    }
-    return buffer;
+    if (gemm_buffer_size() <= capacity) return;
+    release(gemm_buffer, capacity * sizeof(real));
+    capacity = gemm_buffer_size();
+    gemm_buffer = allocate_zeroed(capacity * sizeof(real));
 }
 
 /* Few columns of B do not pay for packing A, whose rows are then read where they stand. */
 enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
 
-/* c (M, N), rows ldc apart = from + bias + A B. from: a matrix laid out as c (c itself to add to
- * it, the residual stream, or NULL for 0); bias (N) or NULL. Element (i, k) of A stands at
- * a[i * a_row + k * a_column], of B (k, j) at b[k * b_row + j * b_column]. All threads work: they
- * share A, but each packs the columns of B that it works on for itself, into its own cache. */
-static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
-                 const real *b, size_t b_row, size_t b_column, const real *from, const real *bias,
+/* c (M, N) = from + bias + a b.   a (M, K)   b (K, N)   bias (N) or NULL   from (M, N): c itself to
+ * add to it, the residual stream, or NULL for 0. All threads work: they share the packed a, but
+ * each packs the columns of b that it works on for itself, into its own cache. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
                  int M, int N, int K)
 {
-    real *packed_a = gemm_buffer();
+    real *packed_a = gemm_buffer;
     const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
-    const bool in_place = a_column == 1 && N <= FEW_COLUMNS;
+    const bool in_place = a.column == 1 && N <= FEW_COLUMNS;
 
     #pragma omp parallel
     for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
         const int k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
-        const real *ab = a + m0 * a_row + k0 * a_column, *bb = b + k0 * b_row,
+        const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
                    *start = k0 ? c : from;
-        const struct Rows rows = in_place ? (struct Rows){ab, a_row, 1, a_row}
+        const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
         int packed_j = -1, task = TASK_M;
@@ -1144,7 +1243,7 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
             #pragma omp barrier     /* all have left packed_a and these rows of C */
         }
         if (!in_place) {
-            pack_all(packed_a, ab, a_row, a_column, m, TILE_ROWS, k);
+            pack_all(packed_a, ab, a.row, a.column, m, TILE_ROWS, k);
             #pragma omp barrier
         }
         #pragma omp for schedule(dynamic) collapse(2) nowait
@@ -1152,25 +1251,25 @@ static void gemm(real *c, size_t ldc, const real *a, size_t a_row, size_t a_colu
             for (int i0 = 0; i0 < m; i0 += task) {
                 const int n = min_int(BLOCK_N, N - j);
                 if (packed_j != j)
-                    pack_lines(packed_b, bb + j * b_column, b_column, b_row, n, TILE_COLUMNS, k);
+                    pack_lines(packed_b, bb + j * b.column, b.column, b.row, n, TILE_COLUMNS, k);
                 packed_j = j;
                 for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
-                    const size_t at = (size_t)(m0 + i) * ldc + j;
+                    const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                                rows.next};
-                    tiles(c + at, ldc, block, packed_b, k, start ? start + at : NULL,
+                    tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
                           bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
                 }
             }
     }
 }
 
-/* y (N) = from + bias + x (K) B (K, N): one row, so all time goes into reading B once. Several
- * lines of B are read at a time, in long pieces, so that memory has many requests to work on. One
- * of b_row, b_column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of
+/* y (N) = from + bias + x (K) b (K, N): one row, so all time goes into reading b once. Several
+ * lines of b are read at a time, in long pieces, so that memory has many requests to work on. One
+ * of b.row, b.column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of
  * threads. */
-static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_column,
-                 const real *from, const real *bias, int N, int K)
+static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+                 int N, int K)
 {
     enum { MOST = 2048, LINES = 8, DOTS = 4 };
     const int pieces = thread_count() * ceil_div(N, thread_count() * MOST);
@@ -1180,24 +1279,24 @@ static void gemv(real *y, const real *x, const real *b, size_t b_row, size_t b_c
         const int n = min_int(columns, N - j0);
         real sum[MOST + DOTS];
         for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
-        if (b_column == 1) {
-            const real *bk = b + j0;
+        if (b.column == 1) {
+            const real *bk = b.at + j0;
             int k = 0;
-            for (; k + LINES <= K; k += LINES, bk += LINES * b_row)
+            for (; k + LINES <= K; k += LINES, bk += LINES * b.row)
                 for (int j = 0; j < n; j++) {
                     real s = sum[j];
                     #pragma GCC unroll 8
-                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b_row + j];
+                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b.row + j];
                     sum[j] = s;
                 }
-            for (; k < K; k++, bk += b_row)
+            for (; k < K; k++, bk += b.row)
                 for (int j = 0; j < n; j++) sum[j] += x[k] * bk[j];
         } else
             for (int j = 0; j < n; j += DOTS) {         /* beyond n: the last line again */
                 const real *line[DOTS];
                 real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
                 for (int i = 0; i < DOTS; i++)
-                    line[i] = b + (j0 + min_int(j + i, n - 1)) * b_column;
+                    line[i] = b.at + (j0 + min_int(j + i, n - 1)) * b.column;
                 #pragma omp simd reduction(+: s0, s1, s2, s3)
                 for (int k = 0; k < K; k++) {
                     s0 += x[k] * line[0][k];
@@ -1325,7 +1424,7 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
 }
 
 /* y again, bit for bit, from the kept mean and rstd: cheaper than keeping y itself. */
-static void layernorm_again(real *y, const real *mean, const real *rstd, const real *x,
+static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
                             const real *w, const real *b, int N, int C)
 {
     #pragma omp parallel for schedule(static)
@@ -1381,13 +1480,13 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
 static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
                            int N, int C, int OC)
 {
-    gemm(y, OC, x, C, 1, w, OC, 1, from, b, N, OC, C);
+    gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
 }
 
 /* dx = dy w^T */
 static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
 {
-    gemm(dx, C, dy, OC, 1, w, 1, OC, NULL, NULL, N, C, OC);
+    gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
 }
 
 /* dw += x^T dy    db += sum_n dy */
@@ -1395,7 +1494,7 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
                                     int OC)
 {
     enum { CHANNELS = 64 };
-    gemm(dw, OC, x, 1, C, dy, OC, 1, dw, NULL, C, OC, N);
+    gemm(dw, transposed(matrix(x, C)), matrix(dy, OC), dw, NULL, C, OC, N);
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < OC; c0 += CHANNELS) {
         const int channels = min_int(CHANNELS, OC - c0);
@@ -1769,14 +1868,14 @@ static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int
         const int n = min_int(chunk, N - n0);
         const real *h = hidden + (size_t)n0 * C;
         real *dh = dhidden + (size_t)n0 * C;
-        gemm(logits, V, h, C, 1, wte, 1, C, NULL, NULL, n, V, C);
+        gemm(logits, matrix(h, C), transposed(matrix(wte, C)), NULL, NULL, n, V, C);
         #pragma omp parallel for schedule(static)
         for (int i = 0; i < n; i++)
             losses[n0 + i] = (real)cross_entropy(logits + (size_t)i * V, targets[n0 + i], scale, V);
         lap(HEAD, FORWARD);
         if (scale == 0) continue;
-        gemm(dh, C, logits, V, 1, wte, C, 1, dh, NULL, n, C, V);
-        gemm(dwte, C, logits, 1, V, h, C, 1, dwte, NULL, V, C, n);
+        gemm(dh, matrix(logits, V), matrix(wte, C), dh, NULL, n, C, V);
+        gemm(dwte, transposed(matrix(logits, V)), matrix(h, C), dwte, NULL, V, C, n);
         lap(HEAD, BACKWARD);
     }
     double sum = 0;
@@ -1798,15 +1897,15 @@ struct Config {
 };
 
 struct Block {
-    real *ln1_w, *ln1_b, *qkv_w, *qkv_b, *attn_w, *attn_b;
-    real *ln2_w, *ln2_b, *fc_w, *fc_b, *mlp_w, *mlp_b;
+    real *ln1_w, *ln1_b, *qkv_w, *qkv_b, *attn_proj_w, *attn_proj_b;
+    real *ln2_w, *ln2_b, *fc_w, *fc_b, *mlp_proj_w, *mlp_proj_b;
 };
 
 /* Places of all weights, or of all their gradients. */
 struct Weights { real *wte, *wpe, *lnf_w, *lnf_b, *score_w; struct Block *blocks; };
 
 /* One row of the list of parameters: everything that is done to each of them walks this list. */
-struct Param {
+struct Tensor {
     char name[64];              /* as Hugging Face's GPT-2 calls it */
     size_t offset, size;        /* place in weights, grads, m and v; number of values */
     int rows, columns;          /* rows 1: a vector, which the file holds with one dimension */
@@ -1818,9 +1917,9 @@ struct Param {
 
 struct Model {
     struct Config config;
-    struct Param *params;
-    int param_count;
-    size_t size;                            /* values in all parameters together */
+    struct Tensor *tensors;
+    int tensor_count;
+    size_t parameter_count;         /* values in all tensors together */
     real *weights, *grads, *m, *v;      /* each one piece of memory; the last three for training */
     struct Bytes file;                  /* if not empty: mapped, and the weights stand in it */
     double *partial_sums;
@@ -1830,15 +1929,15 @@ struct Model {
 };
 
 /* The list itself, and the places: base + offset goes into *w. Written in the order of the file. */
-static int list_parameters(struct Param *list, struct Weights *w, real *base,
+static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
                            const struct Config *c)
 {
     const int C = c->channels;
     const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
-    struct Param *p = list;
+    struct Tensor *p = list;
     size_t offset = 0;
     #define ADD(place, lay, lines, cols, deviation, ...) do {                                   \
-        *p = (struct Param){.offset = offset, .rows = lines, .columns = cols, .layer = lay,     \
+        *p = (struct Tensor){.offset = offset, .rows = lines, .columns = cols, .layer = lay,     \
                             .size = (size_t)(lines) * (cols), .decay = (lines) > 1,             \
                             .init = deviation, .lr_scale = 1};                                  \
         snprintf(p->name, sizeof p->name, __VA_ARGS__);                                         \
@@ -1853,14 +1952,14 @@ static int list_parameters(struct Param *list, struct Weights *w, real *base,
         ADD(b->ln1_b, l, 1, C, 0, "transformer.h.%d.ln_1.bias", l);
         ADD(b->qkv_w, l, C, 3 * C, normal, "transformer.h.%d.attn.c_attn.weight", l);
         ADD(b->qkv_b, l, 1, 3 * C, 0, "transformer.h.%d.attn.c_attn.bias", l);
-        ADD(b->attn_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
-        ADD(b->attn_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
+        ADD(b->attn_proj_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
+        ADD(b->attn_proj_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
         ADD(b->ln2_w, l, 1, C, 1, "transformer.h.%d.ln_2.weight", l);
         ADD(b->ln2_b, l, 1, C, 0, "transformer.h.%d.ln_2.bias", l);
         ADD(b->fc_w, l, C, 4 * C, normal, "transformer.h.%d.mlp.c_fc.weight", l);
         ADD(b->fc_b, l, 1, 4 * C, 0, "transformer.h.%d.mlp.c_fc.bias", l);
-        ADD(b->mlp_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
-        ADD(b->mlp_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
+        ADD(b->mlp_proj_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
+        ADD(b->mlp_proj_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
     }
     ADD(w->lnf_w, c->layers, 1, C, 1, "transformer.ln_f.weight");
     ADD(w->lnf_b, c->layers, 1, C, 0, "transformer.ln_f.bias");
@@ -1872,15 +1971,15 @@ static int list_parameters(struct Param *list, struct Weights *w, real *base,
 /* Dies, naming `source`, on a shape that no model has. */
 static void check_config(const struct Config *c, const char *source)
 {
-    const struct { const char *name; int value, most; } bounds[] = {
+    const struct { const char *name; int value, max; } bounds[] = {
         {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
         {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
         {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
-        if (bounds[i].value < 1 || bounds[i].value > bounds[i].most)
+        if (bounds[i].value < 1 || bounds[i].value > bounds[i].max)
             die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value,
-                bounds[i].name, bounds[i].most);
+                bounds[i].name, bounds[i].max);
     if (c->channels % c->heads)
         die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels,
             c->heads);
@@ -1890,18 +1989,18 @@ static void check_config(const struct Config *c, const char *source)
 static void model_describe(struct Model *model, struct Config config)
 {
     *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
-    model->params = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->params);
+    model->tensors = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->tensors);
     model->w.blocks = resize(NULL, config.layers * sizeof(struct Block));
     model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
-    model->param_count = list_parameters(model->params, &model->w, NULL, &config);
-    for (int i = 0; i < model->param_count; i++) model->size += model->params[i].size;
+    model->tensor_count = list_parameters(model->tensors, &model->w, NULL, &config);
+    for (int i = 0; i < model->tensor_count; i++) model->parameter_count += model->tensors[i].size;
 }
 
 /* Takes the memory of the weights, all 0. */
 static void model_allocate(struct Model *model)
 {
-    model->weights = allocate_zeroed(model->size * sizeof(real));
-    list_parameters(model->params, &model->w, model->weights, &model->config);
+    model->weights = allocate_zeroed(model->parameter_count * sizeof(real));
+    list_parameters(model->tensors, &model->w, model->weights, &model->config);
 }
 
 static void model_create(struct Model *model, struct Config config)
@@ -1915,8 +2014,8 @@ static void model_create(struct Model *model, struct Config config)
 static void model_init(struct Model *model, uint64_t seed)
 {
     #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         struct Random r = random_stream(seed, i);
         real *w = model->weights + p->offset;
         for (size_t k = 0; k < p->size; k++)
@@ -1930,7 +2029,7 @@ enum { SUM_CHUNK = 1 << 14 };               /* the norm of the gradient adds chu
 /* Every parameter may end with a chunk that is not full. */
 static size_t partial_sums_bytes(const struct Model *model)
 {
-    return (model->size / SUM_CHUNK + model->param_count) * sizeof(double);
+    return (model->parameter_count / SUM_CHUNK + model->tensor_count) * sizeof(double);
 }
 
 /* Takes the memory that learning needs. Blocks below first_layer are frozen; so are the embeddings,
@@ -1938,16 +2037,16 @@ static size_t partial_sums_bytes(const struct Model *model)
 static void model_train_from(struct Model *model, int first_layer)
 {
     model->first_layer = first_layer;
-    for (int i = 0; i < model->param_count; i++) {
-        struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        struct Tensor *p = &model->tensors[i];
         p->lr_scale = first_layer == 0 || p->layer >= first_layer;
     }
     if (model->grads) return;
-    model->grads = allocate_zeroed(model->size * sizeof(real));
-    model->m = allocate_zeroed(model->size * sizeof(real));
-    model->v = allocate_zeroed(model->size * sizeof(real));
+    model->grads = allocate_zeroed(model->parameter_count * sizeof(real));
+    model->m = allocate_zeroed(model->parameter_count * sizeof(real));
+    model->v = allocate_zeroed(model->parameter_count * sizeof(real));
     model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
-    struct Param *same = resize(NULL, model->param_count * sizeof *same);
+    struct Tensor *same = resize(NULL, model->tensor_count * sizeof *same);
     list_parameters(same, &model->dw, model->grads, &model->config);
     free(same);
 }
@@ -1955,12 +2054,12 @@ static void model_train_from(struct Model *model, int first_layer)
 static void model_free(struct Model *model)
 {
     if (model->file.size) unmap_file(model->file);
-    else release(model->weights, model->size * sizeof(real));
-    release(model->grads, model->size * sizeof(real));
-    release(model->m, model->size * sizeof(real));
-    release(model->v, model->size * sizeof(real));
+    else release(model->weights, model->parameter_count * sizeof(real));
+    release(model->grads, model->parameter_count * sizeof(real));
+    release(model->m, model->parameter_count * sizeof(real));
+    release(model->v, model->parameter_count * sizeof(real));
     release(model->partial_sums, partial_sums_bytes(model));
-    free(model->params);
+    free(model->tensors);
     free(model->w.blocks);
     free(model->dw.blocks);
     *model = (struct Model){0};
@@ -1969,7 +2068,7 @@ static void model_free(struct Model *model)
 /* --- Workspace: the activations --- */
 
 /* Kept of a block for its backward pass: 10 C values a row. What is cheap is computed again. */
-struct Kept {
+struct Activations {
     real *x, *mean1, *rstd1;    /* (N, C) (N): what enters the block */
     real *qkv, *lse, *att;      /* (N, 3C) (N, H) (N, C) */
     real *x2, *mean2, *rstd2;   /* (N, C) (N): the residual stream after attention */
@@ -1982,7 +2081,7 @@ enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
 
 struct Workspace {
     int kind, max_rows, rows, chunk;        /* rows of the last forward; rows of logits at a time */
-    struct Kept *kept;                      /* L + 1: of the last, x is what enters ln_f */
+    struct Activations *kept;                      /* L + 1: of the last, x is what enters ln_f */
     real *ln, *gelu, *proj;                 /* (N, C) (N, 4C) (N, C): within one block */
     real *hidden, *meanf, *rstdf;           /* (N, C) (N): the trunk's output */
     real *dhidden, *dx;                 /* (N, C): gradients at hidden; of the residual stream */
@@ -2008,13 +2107,13 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
         at += ((size_t)(count) * sizeof *(array) + 63) / 64 * 64;           \
     } while (0)
     for (size_t l = 0; l <= L; l++) {
-        struct Kept *k = &ws->kept[l], *before = l ? k - 1 : k;
+        struct Activations *k = &ws->kept[l], *before = l ? k - 1 : k;
         const bool own = l == 0 || (train && (int)l >= first_layer);
         if (own) PLACE(k->x, N * C); else k->x = before->x;
         if (l == L) break;
         if (own || ws->kind == WORK_CACHE) PLACE(k->qkv, N * 3 * C); else k->qkv = before->qkv;
         if (!own) {
-            struct Kept same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse,
+            struct Activations same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse,
                                 before->att, before->x2, before->mean2, before->rstd2, before->fc};
             *k = same;
             continue;
@@ -2062,6 +2161,7 @@ static void workspace_create(struct Workspace *ws, const struct Model *model, in
 {
     workspace_create_from(ws, &model->config, model->first_layer, max_rows, kind);
     ws->memory = allocate_zeroed(ws->bytes);
+    gemm_reserve();
     place_workspace(ws, &model->config, model->first_layer, ws->memory);
 }
 
@@ -2079,6 +2179,39 @@ static void workspace_free(struct Workspace *ws)
     release(ws->memory, ws->bytes);
     free(ws->kept);
     *ws = (struct Workspace){0};
+}
+
+/* --- Putting a batch together: sequences back to back --- */
+
+/* targets: of each row the next token, or of each sequence its label. */
+struct Minibatch { struct Batch batch; int max_rows, *tokens, *targets, *starts; };
+
+static struct Minibatch minibatch_create(int max_rows)
+{
+    struct Minibatch m = {.max_rows = max_rows, .tokens = resize(NULL, max_rows * sizeof(int)),
+                          .targets = resize(NULL, max_rows * sizeof(int)),
+                          .starts = resize(NULL, ((size_t)max_rows + 1) * sizeof(int))};
+    m.starts[0] = 0;
+    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
+    return m;
+}
+
+static void minibatch_free(struct Minibatch *m)
+{
+    free(m->tokens);
+    free(m->targets);
+    free(m->starts);
+}
+
+static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
+
+/* Appends a sequence of `length` rows, which must fit; returns its first row. */
+static int minibatch_add(struct Minibatch *m, int length)
+{
+    const int row = m->batch.rows;
+    m->batch.rows += length;
+    m->starts[++m->batch.sequences] = m->batch.rows;
+    return row;
 }
 
 /* --- The trunk: embedding, L blocks, ln_f --- */
@@ -2102,7 +2235,7 @@ static void project(real *y, const real *x, const real *a, const real *w, const 
 }
 
 /* One block:   x2 = x + attention(LN1(x)) W + b        out = x2 + GELU(LN2(x2) W + b) W + b */
-static void block_forward(real *out, const struct Block *b, struct Kept *k, struct Workspace *ws,
+static void block_forward(real *out, const struct Block *b, struct Activations *k, struct Workspace *ws,
                           const struct Config *c, int layer)
 {
     const int N = ws->rows, C = c->channels;
@@ -2113,7 +2246,7 @@ static void block_forward(real *out, const struct Block *b, struct Kept *k, stru
     lap(QKV, FORWARD);
     attention_forward(k->att, k->lse, k->qkv, &attention);
     lap(ATTENTION, FORWARD);
-    project(k->x2, k->x, k->att, b->attn_w, b->attn_b, C, C, ws, layer, AT_PROJECTION);
+    project(k->x2, k->x, k->att, b->attn_proj_w, b->attn_proj_b, C, C, ws, layer, AT_PROJECTION);
     lap(PROJECTIONS, FORWARD);
     layernorm_forward(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
     lap(LAYERNORM, FORWARD);
@@ -2121,7 +2254,7 @@ static void block_forward(real *out, const struct Block *b, struct Kept *k, stru
     lap(PROJECTIONS, FORWARD);
     gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
     lap(GELU, FORWARD);
-    project(out, k->x2, ws->gelu, b->mlp_w, b->mlp_b, 4 * C, C, ws, layer, AT_MLP);
+    project(out, k->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, 4 * C, C, ws, layer, AT_MLP);
     lap(PROJECTIONS, FORWARD);
 }
 
@@ -2137,19 +2270,19 @@ static const real *through_dropout(struct Workspace *ws, const real *dx, int C, 
 
 /* From the gradient at the block's output, ws->dx, to that at its input, in place: the residual
  * stream passes it on unchanged, and the two branches add to it. */
-static void block_backward(struct Block *d, const struct Block *b, struct Kept *k,
+static void block_backward(struct Block *d, const struct Block *b, struct Activations *k,
                            struct Workspace *ws, const struct Config *c, int layer)
 {
     const int N = ws->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, c, layer);
     const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP);
-    linear_backward_input(ws->dfc, dproj, b->mlp_w, N, 4 * C, C);
+    linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
     lap(PROJECTIONS, BACKWARD);
     gelu_backward(ws->dfc, ws->gelu, k->fc, (size_t)N * 4 * C);
     lap(GELU, BACKWARD);
-    linear_backward_weights(d->mlp_w, d->mlp_b, dproj, ws->gelu, N, 4 * C, C);
+    linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
     lap(PROJECTIONS, BACKWARD);
-    layernorm_again(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
+    layernorm_recompute(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
     lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
     lap(PROJECTIONS, BACKWARD);
@@ -2158,11 +2291,11 @@ static void block_backward(struct Block *d, const struct Block *b, struct Kept *
     lap(LAYERNORM, BACKWARD);
 
     dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
-    linear_backward(ws->dln, d->attn_w, d->attn_b, dproj, k->att, b->attn_w, N, C, C);
+    linear_backward(ws->dln, d->attn_proj_w, d->attn_proj_b, dproj, k->att, b->attn_proj_w, N, C, C);
     lap(PROJECTIONS, BACKWARD);
     attention_backward(ws->dqkv, ws->dln, k->att, k->qkv, k->lse, &attention);
     lap(ATTENTION, BACKWARD);
-    layernorm_again(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
+    layernorm_recompute(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
     lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
     lap(QKV, BACKWARD);
@@ -2231,13 +2364,13 @@ static const real *trunk_next(struct Model *model, struct Workspace *ws, int tok
         const struct Block *b = &model->w.blocks[l];
         real *qkv = ws->kept[l].qkv;
         layernorm_forward(ws->ln, &mean, &rstd, x, b->ln1_w, b->ln1_b, 1, C);
-        gemv(qkv + (size_t)n * 3 * C, ws->ln, b->qkv_w, 3 * C, 1, NULL, b->qkv_b, 3 * C, C);
+        gemv(qkv + (size_t)n * 3 * C, ws->ln, matrix(b->qkv_w, 3 * C), NULL, b->qkv_b, 3 * C, C);
         attention_next(att, scores, qkv, n + 1, C, c->heads);
-        gemv(x2, att, b->attn_w, C, 1, x, b->attn_b, C, C);
+        gemv(x2, att, matrix(b->attn_proj_w, C), x, b->attn_proj_b, C, C);
         layernorm_forward(ws->ln, &mean, &rstd, x2, b->ln2_w, b->ln2_b, 1, C);
-        gemv(ws->kept[0].fc, ws->ln, b->fc_w, 4 * C, 1, NULL, b->fc_b, 4 * C, C);
+        gemv(ws->kept[0].fc, ws->ln, matrix(b->fc_w, 4 * C), NULL, b->fc_b, 4 * C, C);
         gelu_forward(ws->gelu, ws->kept[0].fc, (size_t)4 * C);
-        gemv(x, ws->gelu, b->mlp_w, C, 1, x2, b->mlp_b, C, 4 * C);
+        gemv(x, ws->gelu, matrix(b->mlp_proj_w, C), x2, b->mlp_proj_b, C, 4 * C);
     }
     layernorm_forward(ws->hidden, &mean, &rstd, x, model->w.lnf_w, model->w.lnf_b, 1, C);
     return ws->hidden;
@@ -2258,8 +2391,9 @@ static double lm_head(struct Model *model, struct Workspace *ws, const int *targ
 static void lm_logits(const struct Model *model, const real *hidden, int rows, real *logits)
 {
     const int C = model->config.channels, V = model->config.vocabulary;
-    if (rows == 1) gemv(logits, hidden, model->w.wte, 1, C, NULL, NULL, V, C);
-    else gemm(logits, V, hidden, C, 1, model->w.wte, 1, C, NULL, NULL, rows, V, C);
+    const struct Matrix wte = transposed(matrix(model->w.wte, C));
+    if (rows == 1) gemv(logits, hidden, wte, NULL, NULL, V, C);
+    else gemm(logits, matrix(hidden, C), wte, NULL, NULL, rows, V, C);
 }
 
 /* After trunk_forward: the class of each sequence is read at its last row.
@@ -2311,8 +2445,8 @@ static double grad_norm(const struct Model *model)
     double total = 0;
     size_t count = 0;                           /* of chunks so far; every thread counts the same */
     #pragma omp parallel reduction(max: count)
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         if (p->lr_scale == 0) continue;
         const real *g = model->grads + p->offset;
         const size_t chunks = (p->size + SUM_CHUNK - 1) / SUM_CHUNK;
@@ -2361,8 +2495,8 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
     const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
                correct2 = (real)(1 / (1 - pow(model->beta2, step)));
     #pragma omp parallel
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
         real *grad = model->grads + p->offset;
         const real rate = (real)(lr * p->lr_scale), decay = p->decay ? (real)weight_decay : 0;
@@ -2399,19 +2533,23 @@ static const char *metadata_get(const struct Metadata *meta, const char *key)
 __attribute__((format(printf, 3, 4)))
 static void metadata_set(struct Metadata *meta, const char *key, const char *format, ...)
 {
+    struct Buffer value = {0};
+    int i = 0;
     va_list arguments;
     va_start(arguments, format);
-    int length = vsnprintf(NULL, 0, format, arguments), i = 0;
-    va_end(arguments);
-    char *value = resize(NULL, (size_t)length + 1);
-    va_start(arguments, format);
-    vsnprintf(value, (size_t)length + 1, format, arguments);
+    append_arguments(&value, format, arguments);
     va_end(arguments);
     while (i < meta->count && strcmp(meta->keys[i], key)) i++;
     if (i == 64) die("metadata: more than 64 entries.");
     if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
     else free(meta->values[i]);
-    meta->values[i] = value;
+    meta->values[i] = value.data;
+}
+
+static void metadata_free(struct Metadata *meta)
+{
+    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
+    meta->count = 0;
 }
 
 /* A hash of the tensors' bytes, fast enough to check every file that is opened: eight independent
@@ -2444,26 +2582,25 @@ static uint64_t checksum(const void *bytes, size_t n)
 
 /* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
-/* Writes arrays of model->size values each, one after the other; parameter p of array `a` is named
+/* Writes arrays of model->parameter_count values each, one after the other; parameter p of array `a` is named
  * prefixes[a] + p->name. F32, whatever `real` is. */
 static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
                               const char *const *prefixes, int array_count,
                               const struct Metadata *meta)
 {
-    const size_t array_bytes = model->size * sizeof(float);
+    const size_t array_bytes = model->parameter_count * sizeof(float);
     struct Buffer header = {0};
     const float **data = resize(NULL, array_count * sizeof *data);
     uint64_t sum = 0;
     for (int a = 0; a < array_count; a++) {
         if (sizeof(real) != sizeof(float)) {
             float *copy = resize(NULL, array_bytes);
-            for (size_t i = 0; i < model->size; i++) copy[i] = (float)arrays[a][i];
+            for (size_t i = 0; i < model->parameter_count; i++) copy[i] = (float)arrays[a][i];
             data[a] = copy;
         } else data[a] = (const float *)arrays[a];
         sum = mix64(sum + checksum(data[a], array_bytes));
     }
-    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%016llx\"",
-           (unsigned long long)sum);
+    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
     for (int i = 0; i < meta->count; i++) {
         if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
         append(&header, ",");
@@ -2473,8 +2610,8 @@ static void write_safetensors(const char *path, const struct Model *model, real 
     }
     append(&header, "}");
     for (int a = 0; a < array_count; a++)
-        for (int i = 0; i < model->param_count; i++) {
-            const struct Param *p = &model->params[i];
+        for (int i = 0; i < model->tensor_count; i++) {
+            const struct Tensor *p = &model->tensors[i];
             const size_t begin = a * array_bytes + p->offset * sizeof(float);
             append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], p->name);
             if (p->rows > 1 || !strcmp(p->name, "score.weight")) append(&header, "%d,", p->rows);
@@ -2646,7 +2783,7 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* The bytes of parameter p in an array (see write_safetensors), which must have it. */
-static const char *param_bytes(const struct Safetensors *s, const struct Param *p,
+static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
                                const char *prefix, int *dtype)
 {
     const struct Json *t = find_tensor(s, prefix, p->name);
@@ -2659,8 +2796,8 @@ static const char *param_bytes(const struct Safetensors *s, const struct Param *
 static void check_values(const struct Safetensors *s, const struct Model *model, const real *array,
                          const char *prefix)
 {
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         if (!all_finite(array + p->offset, p->size))
             die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
                 s->path, prefix, p->name);
@@ -2671,8 +2808,8 @@ static void check_values(const struct Safetensors *s, const struct Model *model,
 static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
                        const char *prefix)
 {
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         int dtype;
         const char *bytes = param_bytes(s, p, prefix, &dtype);
         convert_values(array + p->offset, bytes, p->size, dtype);
@@ -2686,10 +2823,10 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
 static bool use_file(struct Model *model, struct Safetensors *s)
 {
     int dtype;
-    const char *first = param_bytes(s, &model->params[0], "", &dtype);
+    const char *first = param_bytes(s, &model->tensors[0], "", &dtype);
     bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0;
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *p = &model->params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
         same &= param_bytes(s, p, "", &dtype) == first + p->offset * sizeof(float)
              && dtype == DTYPE_F32;
     }
@@ -2697,7 +2834,7 @@ static bool use_file(struct Model *model, struct Safetensors *s)
     model->file = s->file;              /* which is now the model's to unmap */
     s->file = (struct Bytes){"", 0};
     model->weights = (real *)first;
-    list_parameters(model->params, &model->w, model->weights, &model->config);
+    list_parameters(model->tensors, &model->w, model->weights, &model->config);
     check_values(s, model, model->weights, "");
     return true;
 }
@@ -2710,11 +2847,9 @@ static void verify_checksum(const struct Safetensors *s, int array_count)
     uint64_t sum = 0;
     for (int a = 0; a < array_count; a++)
         sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
-    char now[17];
-    snprintf(now, sizeof now, "%016llx", (unsigned long long)sum);
-    if (strcmp(now, stored))
+    if (strcmp(hash_text(sum), stored))
         die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
-            s->path, now, stored);
+            s->path, hash_text(sum), stored);
 }
 
 /* Every tensor in the file must be one that GPT-2 has, or one that follows from it. */
@@ -2729,8 +2864,8 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
             const char *head = tensor_bytes(s, t, V, C, &a), *tied = tensor_bytes(s, wte, V, C, &b);
             known = a == b && !memcmp(head, tied, (size_t)V * C * (a == DTYPE_F32 ? 4 : 2));
         }
-        for (int i = 0; i < model->param_count && !known; i++) {
-            const char *name = model->params[i].name;
+        for (int i = 0; i < model->tensor_count && !known; i++) {
+            const char *name = model->tensors[i].name;
             known = !strcmp(t->key, name)
                     || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
         }

@@ -1550,10 +1550,9 @@ static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *c
 /* 8. Commands                                                                                   */
 /* ============================================================================================= */
 
-#define COUNT(array) ((int)(sizeof (array) / sizeof *(array)))
-#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .most = 1024}
+#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .max = 1024}
 #define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
-                      LONG, &chunk_bytes, .least = 1, .most = 1 << 24}
+                      LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
@@ -1583,7 +1582,7 @@ static int check_specials(const char *specials)
     return count;
 }
 
-static void command_train(int argc, char **argv)
+static int command_train(int argc, char **argv)
 {
     int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
     int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
@@ -1591,13 +1590,13 @@ static void command_train(int argc, char **argv)
     bool overwrite = false;
     struct Option options[] = {
         {"vocab", "tokens in all: 256 bytes, merges, special tokens", INTEGER, &vocabulary,
-         .least = 257, .most = 65536},
+         .min = 257, .max = 65536},
         {"out", "directory for merges.txt and vocab.json", TEXT, &out, .required = true},
         SPLIT_OPTION,
         {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
-         .least = 1, .most = 1e15},
-        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .least = 1,
-         .most = MAX_TOKEN_BYTES},
+         .min = 1, .max = 1e15},
+        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
+         .max = MAX_TOKEN_BYTES},
         {"special", "more special tokens than <|endoftext|>, separated by spaces", TEXT, &specials},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION};
@@ -1631,6 +1630,7 @@ static void command_train(int argc, char **argv)
     source_close(&source);
     tokenizer_free(t);
     free(path);
+    return 0;
 }
 
 /* --- encode --- */
@@ -1752,7 +1752,7 @@ static void check_shards(const struct Shards *s, bool overwrite)
     free(path);
 }
 
-static void command_encode(int argc, char **argv)
+static int command_encode(int argc, char **argv)
 {
     int threads = 0;
     int64_t shard_tokens = 100000000, chunk_bytes = CHUNK_BYTES, seed = 1;
@@ -1763,10 +1763,10 @@ static void command_encode(int argc, char **argv)
         TOKENIZER_OPTION,
         {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
         SPLIT_OPTION,
-        {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .least = 1, .most = INT32_MAX},
+        {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "this part of the documents goes to TEXT_val_000000.bin, ...",
-         REAL_NUMBER, &val_fraction, .most = 1},
-        {"seed", "which documents these are", LONG, &seed, .most = 1e15},
+         REAL_NUMBER, &val_fraction, .max = 1},
+        {"seed", "which documents these are", LONG, &seed, .max = 1e15},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION};
     const int files = parse_options(
@@ -1804,6 +1804,7 @@ static void command_encode(int argc, char **argv)
              source.done / 1e6 / elapsed);
     source_close(&source);
     tokenizer_free(t);
+    return 0;
 }
 
 /* --- decode --- */
@@ -1868,7 +1869,7 @@ static void decode_shard(const struct Tokenizer *t, const char *path, bool first
     unmap_file(file);
 }
 
-static void command_decode(int argc, char **argv)
+static int command_decode(int argc, char **argv)
 {
     const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
@@ -1886,6 +1887,7 @@ static void command_decode(int argc, char **argv)
     for (int i = 0; i < shards; i++) decode_shard(t, argv[i], i == 0, marks[kind]);
     if (kind == SPLIT_LINES) write_stdout("\n", 1);
     tokenizer_free(t);
+    return 0;
 }
 
 /* --- ids, show, stats --- */
@@ -1930,7 +1932,7 @@ static int encode_special(struct Tokenizer *t, const char *text, size_t n, bool 
     return count + tokenizer_encode(t, start, end - start, ids + count);
 }
 
-static void command_ids(int argc, char **argv)
+static int command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
@@ -1955,6 +1957,7 @@ static void command_ids(int argc, char **argv)
     write_stdout(line.data, line.size);
     free(ids); free(text.data); free(line.data);
     tokenizer_free(t);
+    return 0;
 }
 
 /* A token as one can read it: control characters and broken UTF-8 as \n, \t, \xE4. */
@@ -1971,7 +1974,7 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
     }
 }
 
-static void command_show(int argc, char **argv)
+static int command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
@@ -2001,6 +2004,7 @@ static void command_show(int argc, char **argv)
            n ? table.data : "", n, text.size, n ? (double)text.size / n : 0);
     free(ids); free(text.data); free(line.data); free(table.data);
     tokenizer_free(t);
+    return 0;
 }
 
 /* How often every token occurs in the files. */
@@ -2056,14 +2060,14 @@ static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
     free(shown);
 }
 
-static void command_stats(int argc, char **argv)
+static int command_stats(int argc, char **argv)
 {
     int threads = 0, longest = 10;
     int64_t chunk_bytes = CHUNK_BYTES, pieces = 0, single = 0, tokens = 0, unused = 0;
     const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION, SPLIT_OPTION,
-        {"longest", "how many of the longest tokens to print", INTEGER, &longest, .most = 65536},
+        {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
         THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
@@ -2086,33 +2090,19 @@ static void command_stats(int argc, char **argv)
     print_longest(t, uses, longest);
     source_close(&source);
     tokenizer_free(t);
+    return 0;
 }
 
 int main(int argc, char **argv)
 {
-    static const struct { const char *name, *meaning; void (*run)(int, char **); } commands[] = {
-        {"train", "learn a vocabulary from texts", command_train},
-        {"encode", "texts to shards of token ids", command_encode},
-        {"decode", "shards back to bytes", command_decode},
-        {"ids", "the token ids of standard input", command_ids},
-        {"show", "the tokens of a text, to look at", command_show},
-        {"stats", "how well a vocabulary fits texts", command_stats}};
-    begin_program("tokenizer", argv);
-    for (int i = 0; argc > 1 && i < COUNT(commands); i++)
-        if (!strcmp(argv[1], commands[i].name)) {
-            commands[i].run(argc - 2, argv + 2);
-            if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
-            return 0;
-        }
-    const bool help = argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"));
-    FILE *out = help ? stdout : stderr;
-    fprintf(out, "tokenizer COMMAND [OPTION...], where COMMAND is one of\n");
-    for (int i = 0; i < COUNT(commands); i++)
-        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].meaning);
-    fprintf(out, "tokenizer COMMAND --help lists the options.\n");
-    if (help) return 0;
-    if (argc > 1) die_usage("%s: no such command.", argv[1]);
-    die_usage("a command is missing.");
+    static const struct Command commands[] = {
+        {"train", command_train, "learn a vocabulary from texts"},
+        {"encode", command_encode, "texts to shards of token ids"},
+        {"decode", command_decode, "shards back to bytes"},
+        {"ids", command_ids, "the token ids of standard input"},
+        {"show", command_show, "the tokens of a text, to look at"},
+        {"stats", command_stats, "how well a vocabulary fits texts"}};
+    return run_command("tokenizer", argc, argv, commands, COUNT(commands));
 }
 
 #endif

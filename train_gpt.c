@@ -201,42 +201,18 @@ static void loader_skip(struct Loader *l) { l->next++; }
 
 /* --- Minibatches: sequences of any length, back to back --- */
 
-/* As many rows as `batch` sequences of T have: these, or more that are shorter. */
-struct Minibatch { struct Batch batch; int most_rows, *tokens, *targets, *starts; };
-
-static struct Minibatch minibatch_create(int batch, int T)
-{
-    const int most = batch * T;
-    struct Minibatch m = {.most_rows = most, .tokens = resize(NULL, most * sizeof(int)),
-                          .targets = resize(NULL, most * sizeof(int)),
-                          .starts = resize(NULL, ((size_t)most + 1) * sizeof(int))};
-    m.starts[0] = 0;
-    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
-    return m;
-}
-
-static void minibatch_free(struct Minibatch *m)
-{
-    free(m->tokens);
-    free(m->targets);
-    free(m->starts);
-}
-
-static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
-
 /* Cut by length, where all sequences but two have T rows, there are never more than rows / T. */
 static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
 {
-    return m->batch.rows + length <= m->most_rows
-           && (s->starts || (m->batch.sequences + 1) * s->T <= m->most_rows);
+    return m->batch.rows + length <= m->max_rows
+           && (s->starts || (m->batch.sequences + 1) * s->T <= m->max_rows);
 }
 
-static void minibatch_add(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
+static void add_sequence(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
 {
-    read_tokens(m->tokens + m->batch.rows, d, begin, length);
-    read_tokens(m->targets + m->batch.rows, d, begin + 1, length);
-    m->batch.rows += length;
-    m->starts[++m->batch.sequences] = m->batch.rows;
+    const int row = minibatch_add(m, length);
+    read_tokens(m->tokens + row, d, begin, length);
+    read_tokens(m->targets + row, d, begin + 1, length);
 }
 
 /* As many of the loader's sequences as fit. */
@@ -246,7 +222,7 @@ static void minibatch_fill(struct Minibatch *m, struct Loader *l)
     int length;
     minibatch_clear(m);
     for (; minibatch_fits(m, &l->sequences, length = loader_peek(l, &begin)); loader_skip(l))
-        minibatch_add(m, l->sequences.data, begin, length);
+        add_sequence(m, l->sequences.data, begin, length);
 }
 
 /* ============================================================================================= */
@@ -286,7 +262,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
             int64_t begin;
             const int length = sequence_at(&begin, s, i * s->count / chosen);
             if (!minibatch_fits(m, s, length)) break;
-            minibatch_add(m, s->data, begin, length);
+            add_sequence(m, s->data, begin, length);
         }
         trunk_forward(model, ws, &m->batch, 0, 0);
         sum += lm_head(model, ws, m->targets, 0);
@@ -728,12 +704,6 @@ static int64_t entry_integer(const struct Metadata *meta, const char *key, const
     return value;
 }
 
-static void metadata_free(struct Metadata *meta)
-{
-    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
-    meta->count = 0;
-}
-
 /* --- The log: one row a step --- */
 
 struct Step { double loss, norm, lr, seconds; int64_t targets; };
@@ -850,16 +820,12 @@ static void restore_run(struct Run *r)
 /* Refuses to touch a directory in which a run already lies. */
 static void check_out(void)
 {
-    static const char *const kept[] = {"model.safetensors", "state.safetensors", "log.tsv"};
     if (set.resume && set.overwrite) die_usage("--resume and --overwrite: choose one of them.");
     if (set.resume && !file_exists(in_out("state.safetensors")))
         die("%s/state.safetensors: no such file, so there is nothing to resume. Start without "
             "--resume.", set.out);
     if (set.resume || set.overwrite || set.plan) return;
-    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
-        if (file_exists(in_out(kept[i])))
-            die_usage("--out %s: already holds a run (%s). Give --resume, --overwrite or another "
-                      "--out.", set.out, kept[i]);
+    refuse_run_in(set.out, "Give --resume, --overwrite or another --out.");
 }
 
 /* A run that was killed while it saved leaves a temporary file as large as what it wrote. */
@@ -923,8 +889,8 @@ static void init_from_directory(struct Model *model, const struct Tokenizer *tok
     config.labels = 0;
     config.label_names = NULL;
     model_create(model, config);
-    for (int i = 0; i < model->param_count; i++) {
-        const struct Param *to = &model->params[i], *from = &source.params[i];
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *to = &model->tensors[i], *from = &source.tensors[i];
         memcpy(model->weights + to->offset, source.weights + from->offset, to->size * sizeof(real));
     }
     model_free(&source);
@@ -947,7 +913,7 @@ static void make_model(struct Run *r)
         if (set.channels % set.heads)
             die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
         model_describe(&r->model, config);
-        if (set.plan && 4 * r->model.size * sizeof(real) > machine_memory()) return;
+        if (set.plan && 4 * r->model.parameter_count * sizeof(real) > machine_memory()) return;
         model_allocate(&r->model);
         if (!set.resume) model_init(&r->model, set.seed);
     }
@@ -985,7 +951,7 @@ static struct Memory memory_needed(const struct Run *r)
 {
     const struct Config *c = &r->model.config;
     const int rows = set.batch * set.context;
-    const double array = (double)r->model.size * sizeof(real);
+    const double array = (double)r->model.parameter_count * sizeof(real);
     struct Memory m = {.weights = array, .gradients = array, .moments = 2 * array};
     m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
@@ -1039,8 +1005,8 @@ static void check_finite(const struct Run *r, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
     const char *first = "";
-    for (int i = r->model.param_count - 1; i >= 0; i--) {
-        const struct Param *p = &r->model.params[i];
+    for (int i = r->model.tensor_count - 1; i >= 0; i--) {
+        const struct Tensor *p = &r->model.tensors[i];
         for (size_t k = 0; k < p->size; k++)
             if (!isfinite(r->model.grads[p->offset + k])) { first = p->name; break; }
     }
@@ -1068,8 +1034,8 @@ static double measure_step(struct Run *r)
         rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
     }
     set.accumulate = accumulate;
-    memset(r->model.m, 0, r->model.size * sizeof(real));
-    memset(r->model.v, 0, r->model.size * sizeof(real));
+    memset(r->model.m, 0, r->model.parameter_count * sizeof(real));
+    memset(r->model.v, 0, r->model.parameter_count * sizeof(real));
     loader_seek(&r->loader, epoch, next);
     return accumulate * gradient + rest;
 }
@@ -1226,11 +1192,6 @@ static bool train_step(struct Run *r)
 /* 6. Subcommands                                                                                */
 /* ============================================================================================= */
 
-static void refuse_arguments(int left, char **argv)
-{
-    if (left > 0) die_usage("%s: not an option. Options begin with --.", argv[0]);
-}
-
 /* --- train --- */
 
 static double epochs_of(const struct Run *r)
@@ -1260,7 +1221,7 @@ static void print_plan(const struct Run *r, double step_seconds)
     const double all_steps = set.steps + evaluations * evaluation_in_steps(r);
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
-    printf("parameters     %zu\n", r->model.size);
+    printf("parameters     %zu\n", r->model.parameter_count);
     print_memory(&m);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
     printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)set.steps,
@@ -1277,18 +1238,12 @@ static void print_summary(const struct Run *r)
 {
     const struct Memory m = memory_needed(r);
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
-             r->model.size / 1e6, m.total / 1e6, thread_count(), r->peak / 1e9);
+             r->model.parameter_count / 1e6, m.total / 1e6, thread_count(), r->peak / 1e9);
     progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
              (long long)set.steps, (long long)tokens_per_step(), epochs_of(r));
     if (m.total > machine_memory())
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", m.total / 1e6, machine_memory() / 1e6);
-}
-
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 static void load_inputs(struct Run *r)
@@ -1320,7 +1275,7 @@ static void take_memory(struct Run *r)
     loader_create(&r->loader, sequences, set.seed);
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
     for (int a = 0; a < set.accumulate; a++)
-        r->minibatches[a] = minibatch_create(set.batch, set.context);
+        r->minibatches[a] = minibatch_create(set.batch * set.context);
     if (set.plan && memory_needed(r).total > machine_memory()) return;
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
@@ -1357,7 +1312,7 @@ static void list_work(struct Work list[KINDS], const struct Run *r)
                  V = c->vocabulary;
     const double F = sizeof(real), qkv = 6 * N * L * C * C, projections = 18 * N * L * C * C,
                  head = 2 * N * V * C;
-    const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.size;
+    const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.parameter_count;
     const struct Work work[KINDS] = {
         [EMBEDDING] = {"embedding", .bytes = {2 * F * N * C, 3 * F * N * C}},
         [LAYERNORM] = {"LayerNorm",
@@ -1507,7 +1462,7 @@ static int eval(int argc, char **argv)
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
-    struct Minibatch m = minibatch_create(batch, T);
+    struct Minibatch m = minibatch_create(batch * T);
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
@@ -1607,7 +1562,7 @@ static int info(int argc, char **argv)
     printf("layers         %d\nheads          %d\n", c->layers, c->heads);
     printf("channels       %d\ncontext        %d\n", c->channels, c->context);
     printf("vocabulary     %d\n", c->vocabulary);
-    printf("parameters     %zu\n", model.size);
+    printf("parameters     %zu\n", model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
     char *merges = text_of("%s/merges.txt", dir);
     if (!metadata_get(&meta, "tokenizer_hash") && file_exists(merges))
@@ -1622,25 +1577,12 @@ static int info(int argc, char **argv)
 #ifndef TRAIN_GPT_NO_MAIN
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        int (*run)(int, char **);
-        const char *meaning;
-    } commands[] = {
+    static const struct Command commands[] = {
         {"train", train, "pretrain a model on token shards"},
         {"eval", eval, "loss of a model on token shards"},
         {"sample", sample, "let a model write"},
         {"info", info, "what a model directory holds"},
     };
-    enum { COMMANDS = sizeof commands / sizeof *commands };
-    begin_program("train_gpt", argv);
-    for (int i = 0; i < COMMANDS && argc > 1; i++)
-        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 2, argv + 2);
-    if (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h")))
-        die_usage("%s: name one of train, eval, sample, info. --help explains them.",
-                  argc > 1 ? argv[1] : "no subcommand");
-    printf("train_gpt SUBCOMMAND [options]; --help after a subcommand lists its options\n");
-    for (int i = 0; i < COMMANDS; i++) printf("  %-8s %s\n", commands[i].name, commands[i].meaning);
-    return 0;
+    return run_command("train_gpt", argc, argv, commands, COUNT(commands));
 }
 #endif

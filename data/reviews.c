@@ -772,12 +772,12 @@ int main(int argc, char **argv)
     bool overwrite = false;
     struct Option options[] = {
         {"out", "directory for the files", TEXT, &out, .required = true},
-        {"seed", "another seed, other reviews", LONG, &seed, .least = 0, .most = 1e18},
-        {"unlabelled", "reviews in unlabelled.txt", INTEGER, &unlabelled, .most = 1e6},
-        {"unlabelled-val", "in unlabelled_val.txt", INTEGER, &unlabelled_val, .most = 1e6},
-        {"labelled", "in train.tsv", INTEGER, &labelled, .most = 1e6},
-        {"validation", "in val.tsv", INTEGER, &validation, .most = 1e6},
-        {"test", "in test.tsv", INTEGER, &test, .most = 1e6},
+        {"seed", "another seed, other reviews", LONG, &seed, .min = 0, .max = 1e18},
+        {"unlabelled", "reviews in unlabelled.txt", INTEGER, &unlabelled, .max = 1e6},
+        {"unlabelled-val", "in unlabelled_val.txt", INTEGER, &unlabelled_val, .max = 1e6},
+        {"labelled", "in train.tsv", INTEGER, &labelled, .max = 1e6},
+        {"validation", "in val.tsv", INTEGER, &validation, .max = 1e6},
+        {"test", "in test.tsv", INTEGER, &test, .max = 1e6},
         {"overwrite", "replace the reviews in --out", FLAG, &overwrite},
     };
     struct File files[] = {

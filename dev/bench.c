@@ -103,7 +103,7 @@ static double bench_training(double peak, const char *only)
                  s->channels, s->context, s->vocabulary, s->batch);
         printf("%-42s %9.1f %9.0f %9.1f %6.1f%% %6.1f%% %8.0f %8.1f\n", name, 1e3 * time, N / time,
                flops / time / 1e9, 100 * flops / time / peak, 100 * flops / best / peak,
-               peak_memory() / 1e6, peak_memory() / model.size);
+               peak_memory() / 1e6, peak_memory() / model.parameter_count);
         fflush(stdout);
         model_free(&model);
     }
@@ -118,14 +118,14 @@ static double read_bandwidth(const struct Model *model)
     for (int attempt = 0; attempt < 3; attempt++) {
         const double start = seconds();
         #pragma omp parallel for schedule(static) reduction(+: total)
-        for (size_t i = 0; i < model->size / PIECE; i++) {
+        for (size_t i = 0; i < model->parameter_count / PIECE; i++) {
             const real *w = model->weights + i * PIECE;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (int k = 0; k < PIECE; k++) sum += w[k];
             total += sum;
         }
-        const double rate = model->size * sizeof(real) / (seconds() - start);
+        const double rate = model->parameter_count * sizeof(real) / (seconds() - start);
         if (rate > best) best = rate;
     }
     __asm__ volatile("" : : "m"(total));    /* the compiler must assume that it is wanted */
@@ -151,7 +151,7 @@ static void bench_generation(double bandwidth)
     const double reading = PROMPT / (seconds() - start);
     start = seconds();
     for (int n = 0; n < TOKENS; n++) lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
-    const double rate = TOKENS / (seconds() - start), bytes = (double)model.size * sizeof(real);
+    const double rate = TOKENS / (seconds() - start), bytes = (double)model.parameter_count * sizeof(real);
     const double read = read_bandwidth(&model);
     printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights: %.0f%% of memory "
            "bandwidth, %.0f%% of reading alone (%.1f GB/s); prompt %.0f tokens/s\n", rate,
@@ -199,7 +199,7 @@ int main(int argc, char **argv)
     int threads = 0;
     const char *only = NULL;
     struct Option options[] = {
-        {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .most = 4096},
+        {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .max = 4096},
         {"only", "these rows: letters of shapes, generation, classification", TEXT, &only},
     };
     begin_program("bench", argv);

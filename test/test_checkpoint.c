@@ -31,8 +31,8 @@ static int open_directory(void)
     struct Model m;
     struct Metadata meta;
     load_model(&m, directory, &meta);
-    if (m.size != original.size) return OTHER_WEIGHTS;
-    const size_t bytes = m.size * sizeof(real);
+    if (m.parameter_count != original.parameter_count) return OTHER_WEIGHTS;
+    const size_t bytes = m.parameter_count * sizeof(real);
     return memcmp(m.weights, original.weights, bytes) ? OTHER_WEIGHTS : SAME_WEIGHTS;
 }
 
@@ -308,15 +308,15 @@ static void test_half(const char *dtype, uint16_t (*convert)(float))
 {
     struct Buffer header = {0}, data = {0};
     save_original();
-    for (int i = 0; i < original.param_count; i++) {
-        const struct Param *p = &original.params[i];
+    for (int i = 0; i < original.tensor_count; i++) {
+        const struct Tensor *p = &original.tensors[i];
         append(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "{", p->name, dtype);
         if (p->rows > 1) append(&header, "%d,", p->rows);
         append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, 2 * p->offset,
                2 * (p->offset + p->size));
     }
     append(&header, "}");
-    for (size_t k = 0; k < original.size; k++) {
+    for (size_t k = 0; k < original.parameter_count; k++) {
         const uint16_t half = convert((float)original.weights[k]);
         append_bytes(&data, &half, 2);
     }
@@ -348,7 +348,7 @@ static void test_half_values(void)
 static void test_not_finite(void)
 {
     static const double values[] = {NAN, INFINITY, -INFINITY};
-    real *last = &original.weights[original.size - 1];
+    real *last = &original.weights[original.parameter_count - 1];
     const real before = *last;
     for (int i = 0; i < 3; i++) {
         char what[64];
@@ -369,7 +369,7 @@ static int open_state(void)
     model_create(&m, original.config);
     model_train_from(&m, 0);
     load_state(path_of("state.safetensors"), &m, &meta);
-    const size_t bytes = m.size * sizeof(real);
+    const size_t bytes = m.parameter_count * sizeof(real);
     return memcmp(m.weights, original.weights, bytes) ? OTHER_WEIGHTS : SAME_WEIGHTS;
 }
 
@@ -430,7 +430,7 @@ int main(void)
     model_create(&original, (struct Config){1, 2, 4, 6, 9, 2, names});
     model_train_from(&original, 0);
     struct Random r = random_stream(1, 1);
-    for (size_t k = 0; k < original.size; k++)
+    for (size_t k = 0; k < original.parameter_count; k++)
         original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
     test_directory();
     test_texts();

@@ -329,7 +329,8 @@ static int solve(double *w, const real *x, const int *labels, double l2, int thr
     struct Lbfgs o = lbfgs_create(K, C);
     real gram[C * C];
     set_threads(threads);
-    gemm(gram, C, x, 1, C, x, C, 1, NULL, NULL, C, C, N);
+    gemm_reserve();
+    gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
     f.l2 = l2;
     const int evaluations = logistic_solve(&f, &o, w, gram);
     lbfgs_free(&o, C);

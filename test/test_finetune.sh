@@ -136,13 +136,13 @@ check "a warning when nothing was learnt" eval '
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
-refused 2 "full1/model.safetensors: exists from an earlier run" train --out "$dir/full1"
+refused 2 "full1/already holds a run (model.safetensors)" train --out "$dir/full1"
 refused 2 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
 check "what was there is untouched" [ "$before" = "$(cksum <"$dir/full1/model.safetensors")" ]
 touch "$dir/full2/state.safetensors"
 check "--overwrite replaces it" train --tune probe --out "$dir/full2" --overwrite >/dev/null 2>&1
 check "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/state.safetensors" ]
-refused 2 "which subcommand?" ./finetune_cls
+refused 2 "a subcommand is missing" ./finetune_cls
 refused 2 "tune: no such subcommand" ./finetune_cls tune
 refused 2 "--model: must be given" ./finetune_cls eval --data x
 refused 2 "--tune some: not one of probe" train --tune some --out "$dir/new"

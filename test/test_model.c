@@ -127,8 +127,8 @@ static void test_exp(void)
 /* GEMM                                                                                          */
 /* ============================================================================================= */
 
-/* A product to try: whether A and B are stored transposed, how far rows stand apart beyond their
- * length, and what the sum starts from. */
+/* A product to try: whether A and B are stored transposed, how far their rows stand apart beyond
+ * their length, and what the sum starts from. */
 struct Product {
     int M, N, K;
     bool a_transposed, b_transposed, bias;
@@ -137,46 +137,44 @@ struct Product {
     enum { BY_GEMM, BY_GEMV } by;
 };
 
-/* Where element (row, column) of a matrix stands. */
-struct Strides { size_t row, column; };
-
-static struct Strides strides_of(int rows, int columns, bool transposed, int gap)
+static struct Matrix stored(const real *at, int rows, int columns, bool is_transposed, int gap)
 {
-    return transposed ? (struct Strides){1, rows + gap} : (struct Strides){columns + gap, 1};
+    return is_transposed ? transposed(matrix(at, rows + gap)) : matrix(at, columns + gap);
 }
 
-static void multiply(const struct Product *p, real *c, size_t ldc, const real *a, struct Strides sa,
-                     const real *b, struct Strides sb, const real *from, const real *bias)
+static void multiply(const struct Product *p, real *c, struct Matrix a, struct Matrix b,
+                     const real *from, const real *bias)
 {
-    if (p->by == BY_GEMM)
-        gemm(c, ldc, a, sa.row, sa.column, b, sb.row, sb.column, from, bias, p->M, p->N, p->K);
-    if (p->by == BY_GEMV) gemv(c, a, b, sb.row, sb.column, from, bias, p->N, p->K);
+    if (p->by == BY_GEMM) gemm(c, a, b, from, bias, p->M, p->N, p->K);
+    if (p->by == BY_GEMV) gemv(c, a.at, b, from, bias, p->N, p->K);
 }
 
 /* The relative error against plain loops; infinite if anything beside the result was written to. */
 static double product_error(struct Product p)
 {
-    const struct Strides sa = strides_of(p.M, p.K, p.a_transposed, p.gap);
-    const struct Strides sb = strides_of(p.K, p.N, p.b_transposed, p.gap);
-    const size_t ldc = p.N + p.gap, c_size = p.M * ldc;
+    enum { GUARD = 100 };
+    const size_t size = (size_t)p.M * p.N, c_size = size + 2 * GUARD;
     real *a = randoms((size_t)(p.M + p.gap) * (p.K + p.gap), 1);
     real *b = randoms((size_t)(p.K + p.gap) * (p.N + p.gap), 1);
-    real *c = randoms(c_size, 10), *other = randoms(c_size, 10), *bias = randoms(p.N, 10);
+    real *all = randoms(c_size, 10), *c = all + GUARD, *other = randoms(size, 10),
+         *bias = randoms(p.N, 10);
+    const struct Matrix ma = stored(a, p.M, p.K, p.a_transposed, p.gap),
+                        mb = stored(b, p.K, p.N, p.b_transposed, p.gap);
     const real *from = p.from == FROM_NOTHING ? NULL : p.from == FROM_ITSELF ? c : other;
-    double *want = as_doubles(c, c_size), *start = from ? as_doubles(from, c_size) : zeros(c_size);
+    double *want = as_doubles(all, c_size), *start = from ? as_doubles(from, size) : zeros(size);
     for (int i = 0; i < p.M; i++)
         for (int j = 0; j < p.N; j++) {
-            double sum = start[i * ldc + j] + (p.bias ? bias[j] : 0);
+            double sum = start[i * p.N + j] + (p.bias ? bias[j] : 0);
             for (int k = 0; k < p.K; k++)
-                sum += (double)a[i * sa.row + k * sa.column] * b[k * sb.row + j * sb.column];
-            want[i * ldc + j] = sum;
+                sum += (double)ma.at[i * ma.row + k * ma.column]
+                     * mb.at[k * mb.row + j * mb.column];
+            want[GUARD + i * p.N + j] = sum;
         }
-    multiply(&p, c, ldc, a, sa, b, sb, from, p.bias ? bias : NULL);
-    double error = error_of(c, want, c_size);
-    for (int i = 0; i < p.M; i++)
-        for (size_t j = p.N; j < ldc; j++)
-            if (c[i * ldc + j] != want[i * ldc + j]) error = INFINITY;
-    free(a), free(b), free(c), free(other), free(bias), free(want), free(start);
+    multiply(&p, c, ma, mb, from, p.bias ? bias : NULL);
+    double error = error_of(c, want + GUARD, size);
+    for (int i = 0; i < GUARD; i++)
+        if (all[i] != want[i] || c[size + i] != want[GUARD + size + i]) error = INFINITY;
+    free(a), free(b), free(all), free(other), free(bias), free(want), free(start);
     return error;
 }
 
@@ -219,13 +217,13 @@ static void test_gemm_nan(void)
     real *a = randoms(M * K, 1), *b = randoms(K * N, 1), *c = randoms(M * N, 1);
     int wrong = 0;
     a[7 * K + 3] = NAN;
-    gemm(c, N, a, K, 1, b, N, 1, NULL, NULL, M, N, K);
+    gemm(c, matrix(a, K), matrix(b, N), NULL, NULL, M, N, K);
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) wrong += isnan(c[i * N + j]) != (i == 7);
     check(wrong == 0, "gemm: NaN in a row of A makes that row NaN and no other");
     a[7 * K + 3] = 0;
     b[11 * N + 33] = INFINITY;
-    gemm(c, N, a, K, 1, b, N, 1, NULL, NULL, M, N, K);
+    gemm(c, matrix(a, K), matrix(b, N), NULL, NULL, M, N, K);
     wrong = 0;
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) wrong += isfinite(c[i * N + j]) != (j != 33);
@@ -238,16 +236,17 @@ static void test_gemm_bits(void)
     enum { M = 215, N = 190, K = 600 };
     real *a = randoms(M * K, 1), *b = randoms(K * N, 1), *bias = randoms(N, 1);
     real *c = randoms(M * N, 1), *row = randoms(N, 1), *again = randoms(M * N, 1);
-    gemm(c, N, a, K, 1, b, N, 1, NULL, bias, M, N, K);
+    gemm(c, matrix(a, K), matrix(b, N), NULL, bias, M, N, K);
     int different = 0;
     for (int i = 0; i < M; i++) {
-        gemm(row, N, a + i * K, K, 1, b, N, 1, NULL, bias, 1, N, K);
+        gemm(row, matrix(a + i * K, K), matrix(b, N), NULL, bias, 1, N, K);
         different += !same_bytes(row, c + i * N, N);
     }
     check(different == 0, "gemm: each row alone has the same bits as in a batch of %d", M);
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         set_threads(threads);
-        gemm(again, N, a, K, 1, b, N, 1, NULL, bias, M, N, K);
+        gemm_reserve();
+        gemm(again, matrix(a, K), matrix(b, N), NULL, bias, M, N, K);
         check(same_bytes(c, again, M * N), "gemm: the same bits with %d threads", threads);
     }
     set_threads(1);
@@ -274,7 +273,7 @@ static void test_layernorm(int N, int C)
     plain_layernorm(Y, X, W, B, N, C);
     plain_layernorm_backward(DX, DW, DB, DY, X, W, N, C);
     layernorm_forward(y, mean, rstd, x, w, b, N, C);
-    layernorm_again(y2, mean, rstd, x, w, b, N, C);
+    layernorm_recompute(y2, mean, rstd, x, w, b, N, C);
     layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, N, C);
     const double forward = error_of(y, Y, n);
     const double backward = worse(error_of(dx, DX, n),
@@ -597,7 +596,7 @@ static double loss_of(struct Model *m, struct Workspace *ws, const struct Case *
                       const struct Objective *o, bool gradient)
 {
     double loss = 0;
-    if (gradient) memset(m->grads, 0, m->size * sizeof(real));
+    if (gradient) memset(m->grads, 0, m->parameter_count * sizeof(real));
     trunk_forward(m, ws, &c->batch, o->dropout, o->key);
     for (int turn = 0; turn < 2; turn++) {
         const bool classes = turn != o->cls_first;
@@ -619,8 +618,8 @@ static void model_random(struct Model *m, struct Config config, int first_layer)
 {
     config.label_names = class_names;
     model_create(m, config);
-    for (int i = 0; i < m->param_count; i++) {
-        const struct Param *p = &m->params[i];
+    for (int i = 0; i < m->tensor_count; i++) {
+        const struct Tensor *p = &m->tensors[i];
         for (size_t k = 0; k < p->size; k++)
             m->weights[p->offset + k] = (real)(float)((p->init == 1) + 0.2 * random_normal(&rng));
     }
@@ -640,15 +639,15 @@ static void test_parameters(void)
 {
     struct Model m;
     model_create(&m, (struct Config){12, 12, 768, 1024, 50257, 0, NULL});
-    check(m.size == 124439808, "GPT-2 small has %zu parameters", m.size);
-    check(m.param_count == 148, "in %d tensors", m.param_count);
+    check(m.parameter_count == 124439808, "GPT-2 small has %zu parameters", m.parameter_count);
+    check(m.tensor_count == 148, "in %d tensors", m.tensor_count);
     model_free(&m);
     model_create(&m, (struct Config){3, 2, 64, 32, 500, 3, class_names});
     model_init(&m, 1);
     size_t offset = 0;
     int wrong = 0, decayed = 0;
-    for (int i = 0; i < m.param_count; i++) {
-        const struct Param *p = &m.params[i];
+    for (int i = 0; i < m.tensor_count; i++) {
+        const struct Tensor *p = &m.tensors[i];
         wrong += p->offset != offset || p->size != (size_t)p->rows * p->columns
             || p->decay != (p->rows > 1);
         offset += p->size;
@@ -661,15 +660,15 @@ static void test_parameters(void)
         const double want = gain || bias ? 0 : strstr(p->name, "c_proj") ? 0.02 / sqrt(6) : 0.02;
         wrong += fabs(mean - (gain ? 1 : 0)) > 0.003 || fabs(sqrt(square) - want) > 0.1 * want;
     }
-    check(wrong == 0 && offset == m.size, "parameters lie back to back, initialised as GPT-2's");
+    check(wrong == 0 && offset == m.parameter_count, "parameters lie back to back, initialised as GPT-2's");
     check(decayed == 2 + 4 * 3 + 1, "weight decay on %d matrices, on no vector", decayed);
     struct Model same, other;
     model_create(&same, m.config);
     model_create(&other, m.config);
     model_init(&same, 1);
     model_init(&other, 2);
-    check(same_bytes(m.weights, same.weights, m.size)
-          && !same_bytes(m.weights, other.weights, m.size),
+    check(same_bytes(m.weights, same.weights, m.parameter_count)
+          && !same_bytes(m.weights, other.weights, m.parameter_count),
           "the seed determines the initial weights");
     model_free(&m), model_free(&same), model_free(&other);
 }
@@ -686,7 +685,7 @@ static void test_against_reference(struct Objective o, const char *what)
     model_random(&m, config, 0);
     struct Case c = random_case(lengths, 4, &config);
     workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
-    double *weights = as_doubles(m.weights, m.size), *gradients = zeros(m.size), want = 0;
+    double *weights = as_doubles(m.weights, m.parameter_count), *gradients = zeros(m.parameter_count), want = 0;
     double *hidden = zeros((size_t)c.batch.rows * config.channels);
     const double loss = loss_of(&m, &ws, &c, &o, true);
     for (int s = 0; s < 4; s++) {
@@ -698,8 +697,8 @@ static void test_against_reference(struct Objective o, const char *what)
     }
     const double error = error_of(ws.hidden, hidden, (size_t)c.batch.rows * config.channels);
     double worst = 0;
-    for (int i = 0; i < m.param_count; i++) {
-        const struct Param *p = &m.params[i];
+    for (int i = 0; i < m.tensor_count; i++) {
+        const struct Tensor *p = &m.tensors[i];
         worst = worse(error_of(m.grads + p->offset, gradients + p->offset, p->size), worst);
     }
     check(fabs(loss / want - 1) < MODEL_ERROR, "%s against plain loops: loss %.9f, %.9f", what,
@@ -727,8 +726,8 @@ static void test_finite_differences(struct Objective o, const char *what)
     loss_of(&m, &ws, &c, &o, true);
     double worst = 0;
     const char *where = "";
-    for (int i = 0; i < m.param_count; i++) {
-        const struct Param *p = &m.params[i];
+    for (int i = 0; i < m.tensor_count; i++) {
+        const struct Tensor *p = &m.tensors[i];
         double difference = 0, norm = 0;
         for (int e = 0; e < ENTRIES; e++) {
             const size_t at = p->offset + below((int)p->size);
@@ -775,10 +774,10 @@ static double metadata_number(const struct Metadata *meta, const char *key)
 static double worst_tensor(const struct Model *m, const real *got, const real *want,
                            const char **where)
 {
-    double worst = 0, *all = as_doubles(want, m->size);
+    double worst = 0, *all = as_doubles(want, m->parameter_count);
     *where = "";
-    for (int i = 0; i < m->param_count; i++) {
-        const struct Param *p = &m->params[i];
+    for (int i = 0; i < m->tensor_count; i++) {
+        const struct Tensor *p = &m->tensors[i];
         const double error = error_of(got + p->offset, all + p->offset, p->size);
         if (error > worst || isnan(error)) { worst = error; *where = p->name; }
     }
@@ -791,9 +790,9 @@ static double worst_tensor(const struct Model *m, const real *got, const real *w
 static void forget_key_biases(const struct Model *m, real *array)
 {
     const int C = m->config.channels;
-    for (int i = 0; i < m->param_count; i++)
-        if (strstr(m->params[i].name, "attn.c_attn.bias"))
-            memset(array + m->params[i].offset + C, 0, C * sizeof(real));
+    for (int i = 0; i < m->tensor_count; i++)
+        if (strstr(m->tensors[i].name, "attn.c_attn.bias"))
+            memset(array + m->tensors[i].offset + C, 0, C * sizeof(real));
 }
 
 /* A Hugging Face directory, and what PyTorch computed with it in double precision. */
@@ -816,7 +815,7 @@ static void test_golden(const char *name)
     read_doubles(norms, metadata_get(&meta, "norms"), 3);
 
     struct Safetensors s = open_safetensors(file);
-    real *want = randoms(m.size, 1);
+    real *want = randoms(m.parameter_count, 1);
     const char *where;
     const struct Objective o = {m.config.labels ? 0 : (real)1 / targets_in(&c),
                                 m.config.labels ? (real)1 / sequences : 0};
@@ -891,14 +890,14 @@ static real *trained_with(int threads, const struct Model *begin, const struct C
     struct Workspace ws;
     set_threads(threads);
     model_create(&m, begin->config);
-    memcpy(m.weights, begin->weights, m.size * sizeof(real));
+    memcpy(m.weights, begin->weights, m.parameter_count * sizeof(real));
     model_train_from(&m, 0);
     workspace_create(&ws, &m, c->batch.rows, WORK_TRAIN);
     for (int step = 1; step <= 3; step++)
         train_step(&m, &ws, c, &(struct Objective){.lm = (real)0.01, .cls = (real)0.2,
                                                    .dropout = 0.1, .key = step}, 1e-3, step);
-    real *weights = randoms(m.size, 1);
-    memcpy(weights, m.weights, m.size * sizeof(real));
+    real *weights = randoms(m.parameter_count, 1);
+    memcpy(weights, m.weights, m.parameter_count * sizeof(real));
     workspace_free(&ws), model_free(&m);
     return weights;
 }
@@ -912,10 +911,10 @@ static void test_threads(void)
     model_init(&m, 3);
     struct Case c = random_case(lengths, 5, &config);
     real *one = trained_with(1, &m, &c);
-    check(!same_bytes(one, m.weights, m.size), "three training steps change the weights");
+    check(!same_bytes(one, m.weights, m.parameter_count), "three training steps change the weights");
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         real *more = trained_with(threads, &m, &c);
-        check(same_bytes(one, more, m.size), "1 = %d threads: the same weights, bit for bit",
+        check(same_bytes(one, more, m.parameter_count), "1 = %d threads: the same weights, bit for bit",
               threads);
         free(more);
     }
@@ -996,18 +995,18 @@ static void test_nan(void)
     struct Case c = random_case(&length, 1, &config);
     workspace_create(&ws, &m, length, WORK_TRAIN);
     int hidden = 0;
-    for (int i = 0; i < m.param_count; i++) {
+    for (int i = 0; i < m.tensor_count; i++) {
         const int used = i == 0 ? c.tokens[0] * config.channels : 0;
-        real *w = m.weights + m.params[i].offset + used, before = *w;
+        real *w = m.weights + m.tensors[i].offset + used, before = *w;
         *w = NAN;
         if (!isnan(loss_of(&m, &ws, &c, &o, true)) || !isnan(grad_norm(&m))) {
-            printf("     %s\n", m.params[i].name);
+            printf("     %s\n", m.tensors[i].name);
             hidden++;
         }
         *w = before;
     }
     check(hidden == 0, "a NaN in any of %d parameters makes loss and gradient norm NaN",
-          m.param_count);
+          m.tensor_count);
     check(isfinite(loss_of(&m, &ws, &c, &o, true)) && isfinite(grad_norm(&m)),
           "without it both are finite");
     case_free(&c), workspace_free(&ws), model_free(&m);
@@ -1026,26 +1025,26 @@ static void test_frozen(int first_layer)
     struct Case c = random_case(lengths, 3, &config);
     workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
     loss_of(&m, &ws, &c, &o, true);
-    real *before = randoms(m.size, 1), *gradients = randoms(m.size, 1);
-    memcpy(before, m.weights, m.size * sizeof(real));
-    memcpy(gradients, m.grads, m.size * sizeof(real));
+    real *before = randoms(m.parameter_count, 1), *gradients = randoms(m.parameter_count, 1);
+    memcpy(before, m.weights, m.parameter_count * sizeof(real));
+    memcpy(gradients, m.grads, m.parameter_count * sizeof(real));
     workspace_free(&ws);
     model_train_from(&m, first_layer);
     workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
-    memset(m.grads, 0, m.size * sizeof(real));
+    memset(m.grads, 0, m.parameter_count * sizeof(real));
     loss_of(&m, &ws, &c, &o, true);
     int moved = 0, still = 0, other = 0;
     double square = 0;
     const double norm = grad_norm(&m);
-    for (int i = 0; i < m.param_count; i++) {
-        const struct Param *p = &m.params[i];
+    for (int i = 0; i < m.tensor_count; i++) {
+        const struct Tensor *p = &m.tensors[i];
         if (first_layer > 0 && p->layer < first_layer) continue;
         other += !same_bytes(m.grads + p->offset, gradients + p->offset, p->size);
         for (size_t k = 0; k < p->size; k++) square += pow(m.grads[p->offset + k], 2);
     }
     adamw_step(&m, 0.01, 1, 0.1, 1);
-    for (int i = 0; i < m.param_count; i++) {
-        const struct Param *p = &m.params[i];
+    for (int i = 0; i < m.tensor_count; i++) {
+        const struct Tensor *p = &m.tensors[i];
         const bool same = same_bytes(m.weights + p->offset, before + p->offset, p->size);
         const bool learns = first_layer == 0 || p->layer >= first_layer;
         moved += same && learns;
@@ -1068,14 +1067,14 @@ static void test_adamw(void)
     struct Model m;
     model_random(&m, config, 0);
     m.beta2 = 0.98;
-    double *w = as_doubles(m.weights, m.size), *v = zeros(m.size), *mm = zeros(m.size), worst = 0,
+    double *w = as_doubles(m.weights, m.parameter_count), *v = zeros(m.parameter_count), *mm = zeros(m.parameter_count), worst = 0,
         total = 0;
-    for (int i = 0; i < m.param_count; i++) m.params[i].lr_scale = (float)(i % 4) / 2;
+    for (int i = 0; i < m.tensor_count; i++) m.tensors[i].lr_scale = (float)(i % 4) / 2;
     for (int step = 1; step <= 5; step++) {
         const double lr = 0.01 * step, clip = 0.5;
         total = 0;
-        for (int i = 0; i < m.param_count; i++) {
-            const struct Param *p = &m.params[i];
+        for (int i = 0; i < m.tensor_count; i++) {
+            const struct Tensor *p = &m.tensors[i];
             for (size_t k = p->offset; k < p->offset + p->size; k++) {
                 m.grads[k] = (real)(random_normal(&rng) * pow(10, below(6) - 4));
                 if (p->lr_scale == 0) continue;
@@ -1090,11 +1089,11 @@ static void test_adamw(void)
     }
     check(worst < (exact ? 1e-12 : 1e-5), "gradient norm: relative error %.1e", worst);
     worst = total = 0;
-    for (int i = 0; i < m.param_count; i++)
-        worst = worse(error_of(m.weights + m.params[i].offset, w + m.params[i].offset,
-                               m.params[i].size), worst);
+    for (int i = 0; i < m.tensor_count; i++)
+        worst = worse(error_of(m.weights + m.tensors[i].offset, w + m.tensors[i].offset,
+                               m.tensors[i].size), worst);
     check(worst < SUM_ERROR, "AdamW, five steps: worst tensor %.1e", worst);
-    for (size_t k = 0; k < m.size; k++) total += m.grads[k] != 0;
+    for (size_t k = 0; k < m.parameter_count; k++) total += m.grads[k] != 0;
     check(total == 0, "AdamW leaves no gradient, not even a frozen tensor's");
     free(w), free(v), free(mm), model_free(&m);
 }
@@ -1144,7 +1143,7 @@ static void test_save_and_load(const char *dir)
     metadata_set(&meta, "step", "%d", 42);
     save_model(dir, &m, &meta);
     load_model(&n, dir, &read);
-    check(n.size == m.size && same_bytes(m.weights, n.weights, m.size),
+    check(n.parameter_count == m.parameter_count && same_bytes(m.weights, n.weights, m.parameter_count),
           "a saved and loaded model has the same bytes");
     check(read.count == 2 && !strcmp(metadata_get(&read, "step"), "42")
           && metadata_get(&read, "nothing") == NULL
@@ -1194,8 +1193,8 @@ static void test_resume(const char *dir)
     if (exact)
         check(error < 1e-4, "resumed from floats, almost the same: %.1e (%s)", error, where);
     else
-        check(same_bytes(m.weights, n.weights, m.size) && same_bytes(m.m, n.m, m.size)
-              && same_bytes(m.v, n.v, m.size),
+        check(same_bytes(m.weights, n.weights, m.parameter_count) && same_bytes(m.m, n.m, m.parameter_count)
+              && same_bytes(m.v, n.v, m.parameter_count),
               "resumed = not interrupted: weights and both moments are the same bits");
     free(path), case_free(&c), workspace_free(&ws), model_free(&m), model_free(&n);
 }
@@ -1242,6 +1241,7 @@ int main(void)
     const real class_weights[] = {(real)0.5, 2, 1};
     program = "test_model";
     set_threads(1);
+    gemm_reserve();
     test_random();
     test_exp();
     test_gemm_shapes();

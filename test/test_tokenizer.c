@@ -650,7 +650,7 @@ static void test_errors(void)
     expect_error(2, "--vocab", "train --vocab 12 --out n text");
     expect_error(2, "ordinary token", "train --special film --out n text");
     expect_error(2, "--tokenizer", "ids");
-    expect_error(2, "no such command", "tokenise");
+    expect_error(2, "no such subcommand", "tokenise");
     expect_error(2, "not one of", "encode --tokenizer tok --out n --split words text");
     struct Buffer none = read_plain("n_000000.bin");
     check(!none.size && !file_exists(in_directory("n")),

@@ -109,13 +109,13 @@ static bool epoch_complete(struct Loader *l, const struct Data *d)
     int seen[200] = {0};
     bool good = true;
     const struct Sequences *s = &l->sequences;
-    struct Minibatch m = minibatch_create(1, s->T);
+    struct Minibatch m = minibatch_create(s->T);
     const int64_t epoch = l->epoch;
     while (l->epoch == epoch && l->next < s->count) {
         int64_t begin;
         minibatch_clear(&m);
         const int length = next_sequence(l, &begin);
-        minibatch_add(&m, d, begin, length);
+        add_sequence(&m, d, begin, length);
         good &= length >= 1 && length <= s->T;
         for (int n = 0; n < m.batch.rows; n++) {
             good &= m.targets[n] == m.tokens[n] + 1;
@@ -241,11 +241,11 @@ static void test_accumulation(void)
         const int64_t targets = read_step(&r);
         const double loss = step_gradient(&r, 1, targets);
         double **to = accumulate == 1 ? &once : &parts;
-        *to = resize(*to, r.model.size * sizeof **to);
-        for (size_t i = 0; i < r.model.size; i++) (*to)[i] = r.model.grads[i];
+        *to = resize(*to, r.model.parameter_count * sizeof **to);
+        for (size_t i = 0; i < r.model.parameter_count; i++) (*to)[i] = r.model.grads[i];
         if (accumulate == 1) loss_once = loss;
         else check(fabs(loss - loss_once) < 1e-6
-                   && relative_error(parts, once, r.model.size) < 1e-5,
+                   && relative_error(parts, once, r.model.parameter_count) < 1e-5,
                    "16 sequences, some short, in %d parts: the same mean gradient", accumulate);
     }
 }
@@ -254,13 +254,13 @@ static void test_measuring(void)
 {
     struct Run r;
     tiny_run(&r, 4, 2);
-    const size_t bytes = r.model.size * sizeof(real);
+    const size_t bytes = r.model.parameter_count * sizeof(real);
     real *before = resize(NULL, bytes);
     memcpy(before, r.model.weights, bytes);
     loader_seek(&r.loader, 1, 3);
     measure_step(&r);
     bool zero = true;
-    for (size_t i = 0; i < r.model.size; i++) zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
+    for (size_t i = 0; i < r.model.parameter_count; i++) zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
     const bool same_place = r.loader.epoch == 1 && r.loader.next == 3;
     check(zero && same_place && !memcmp(before, r.model.weights, bytes),
           "measuring the speed leaves no trace");
@@ -276,8 +276,8 @@ static void test_evaluation(void)
     tiny_run(&r, 5, 1);
     int bytes[137];
     for (int i = 0; i < 137; i++) bytes[i] = 2;
-    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(1, 12),
-                     two = minibatch_create(2, 12);
+    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(12),
+                     two = minibatch_create(24);
     struct Sequences s;
     cut(&s, &r.data, 12, "length", NULL);
     struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
@@ -347,7 +347,7 @@ static void test_generator(void)
     struct Generator g, naive;
     generator_create(&g, &r.model, &tokenizer);
     generator_create(&naive, &r.model, &tokenizer);
-    for (size_t i = 0; i < r.model.size; i++) r.model.weights[i] *= 5;      /* context matters */
+    for (size_t i = 0; i < r.model.parameter_count; i++) r.model.weights[i] *= 5;      /* context matters */
     int text[60] = {136, 5, 9, 7}, from = 0;
     double farthest = 0;
     const real *hidden = read_text(&g, text, 4);
