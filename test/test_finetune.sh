@@ -136,7 +136,7 @@ check "a warning when nothing was learnt" eval '
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
-refused 2 "full1/already holds a run (model.safetensors)" train --out "$dir/full1"
+refused 2 "full1: already holds a run (model.safetensors)" train --out "$dir/full1"
 refused 2 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
 check "what was there is untouched" [ "$before" = "$(cksum <"$dir/full1/model.safetensors")" ]
 touch "$dir/full2/state.safetensors"

@@ -231,7 +231,7 @@ fails 2 '--layers 0: out of range' "$train" train $data --layers 0 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
 fails 2 '--data: must be given' "$train" train --out new
 fails 2 '--epochs: choose one' "$train" train $data --steps 3 --epochs 2 --out new
-fails 2 'There are train' "$train"
+fails 2 'a subcommand is missing: train' "$train"
 fails 1 'config.json: no such file' "$train" sample --model tok
 fails 1 'step [0-9]*: the loss is .*before. Start again with a lower' \
     "$train" train $data $tiny --lr 1000 --clip 0 --warmup 0 --steps 50 --out diverged
