@@ -786,7 +786,7 @@ static const char *duration(double s)
 /* Kinds of work, each forward and backward. The steps call lap(kind, direction) after a piece of
  * work: the time since the last lap is charged to it. While the profile is off, a lap is one
  * comparison. */
-enum { EMBEDDING, LAYERNORM, QKV, ATTENTION, PROJECTIONS, GELU, HEAD, ADAMW, REST, KINDS };
+enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 
 static struct { bool on; double last, seconds[KINDS][2]; } profile;
@@ -1362,6 +1362,7 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct D
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++)
         y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, (uint32_t)i, threshold, scale);
+    lap(DROPOUT, FORWARD);
 }
 
 /* --- Embedding: x[n] = wte[token of n] + wpe[position of n] --- */
@@ -1376,6 +1377,7 @@ static void embedding_forward(real *x, const int *tokens, const int *positions,
         real *xn = x + (size_t)n * C;
         for (int c = 0; c < C; c++) xn[c] = token[c] + position[c];
     }
+    lap(EMBEDDING, FORWARD);
 }
 
 /* dwte[token of n] += dx[n]   dwpe[position of n] += dx[n]. Many rows may share a token, so threads
@@ -1395,6 +1397,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int
             for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
         }
     }
+    lap(EMBEDDING, BACKWARD);
 }
 
 /* --- LayerNorm (Ba, Kiros, Hinton 2016) --- */
@@ -1421,6 +1424,7 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
         const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
         for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
     }
+    lap(LAYERNORM, FORWARD);
 }
 
 /* y again, bit for bit, from the kept mean and rstd: cheaper than keeping y itself. */
@@ -1433,6 +1437,7 @@ static void layernorm_recompute(real *y, const real *mean, const real *rstd, con
         real *yn = y + (size_t)n * C;
         for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
     }
+    lap(LAYERNORM, BACKWARD);
 }
 
 /* With g = w * dy, the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
@@ -1472,6 +1477,7 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
         }
     }
+    lap(LAYERNORM, BACKWARD);
 }
 
 /* --- Linear: y (N, OC) = x (N, C) w (C, OC) + b (OC) --- */
@@ -1481,12 +1487,14 @@ static void linear_forward(real *y, const real *from, const real *x, const real 
                            int N, int C, int OC)
 {
     gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
+    lap(LINEAR, FORWARD);
 }
 
 /* dx = dy w^T */
 static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
 {
     gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
+    lap(LINEAR, BACKWARD);
 }
 
 /* dw += x^T dy    db += sum_n dy */
@@ -1503,6 +1511,7 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
             for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
         for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
     }
+    lap(LINEAR, BACKWARD);
 }
 
 static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
@@ -1527,6 +1536,7 @@ static void gelu_forward(real *y, const real *x, size_t n)
 {
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+    lap(GELU, FORWARD);
 }
 
 /* dx = dy * gelu'(x), in place over dy, and y = gelu(x) once more for the weights' gradient. */
@@ -1539,6 +1549,7 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
         y[i] = x[i] * s;
         dx[i] *= s + x[i] * s * (1 - s) * du2;
     }
+    lap(GELU, BACKWARD);
 }
 
 /* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) ---
@@ -1712,6 +1723,7 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
                 }
             }
         }
+    lap(ATTENTION, FORWARD);
 }
 
 /* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax for a panel
@@ -1787,6 +1799,7 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
             for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
                 attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
         }
+    lap(ATTENTION, BACKWARD);
 }
 
 /* s_j = exp(scale s_j) / sum_j exp(scale s_j) */
@@ -2241,21 +2254,13 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
     const int N = ws->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, c, layer);
     layernorm_forward(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
-    lap(LAYERNORM, FORWARD);
     linear_forward(k->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
-    lap(QKV, FORWARD);
     attention_forward(k->att, k->lse, k->qkv, &attention);
-    lap(ATTENTION, FORWARD);
     project(k->x2, k->x, k->att, b->attn_proj_w, b->attn_proj_b, C, C, ws, layer, AT_PROJECTION);
-    lap(PROJECTIONS, FORWARD);
     layernorm_forward(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
-    lap(LAYERNORM, FORWARD);
     linear_forward(k->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
-    lap(PROJECTIONS, FORWARD);
     gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
-    lap(GELU, FORWARD);
     project(out, k->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, 4 * C, C, ws, layer, AT_MLP);
-    lap(PROJECTIONS, FORWARD);
 }
 
 /* The gradient that reaches a projection: dx, through its dropout if there is any. */
@@ -2277,31 +2282,20 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     const struct Attention attention = attention_of(ws, c, layer);
     const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP);
     linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
-    lap(PROJECTIONS, BACKWARD);
     gelu_backward(ws->dfc, ws->gelu, k->fc, (size_t)N * 4 * C);
-    lap(GELU, BACKWARD);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
-    lap(PROJECTIONS, BACKWARD);
     layernorm_recompute(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
-    lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
-    lap(PROJECTIONS, BACKWARD);
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N,
                        C);
-    lap(LAYERNORM, BACKWARD);
 
     dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
     linear_backward(ws->dln, d->attn_proj_w, d->attn_proj_b, dproj, k->att, b->attn_proj_w, N, C, C);
-    lap(PROJECTIONS, BACKWARD);
     attention_backward(ws->dqkv, ws->dln, k->att, k->qkv, k->lse, &attention);
-    lap(ATTENTION, BACKWARD);
     layernorm_recompute(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
-    lap(LAYERNORM, BACKWARD);
     linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
-    lap(QKV, BACKWARD);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N,
                        C);
-    lap(LAYERNORM, BACKWARD);
 }
 
 /* The final hidden states (N, C) of a batch; begins a step, so dhidden is 0 afterwards. p is the
@@ -2322,12 +2316,10 @@ static const real *trunk_forward(struct Model *model, struct Workspace *ws,
     if (p > 0)
         dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout,
                 dropout_key(ws->dropout, -1, AT_EMBEDDING));
-    lap(EMBEDDING, FORWARD);
     for (int l = 0; l < L; l++)
         block_forward(ws->kept[l + 1].x, &model->w.blocks[l], &ws->kept[l], ws, c, l);
     layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w,
                       model->w.lnf_b, N, C);
-    lap(LAYERNORM, FORWARD);
     if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;
 }
@@ -2341,13 +2333,11 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
     memset(ws->dx, 0, (size_t)N * C * sizeof(real));
     layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x,
                        model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
-    lap(LAYERNORM, BACKWARD);
     for (int l = L - 1; l >= model->first_layer; l--)
         block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->kept[l], ws, c, l);
     if (model->first_layer > 0) return;
     const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
     embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
-    lap(EMBEDDING, BACKWARD);
 }
 
 /* One more token after trunk_forward of one sequence (WORK_CACHE): its hidden state (C). Keys and

@@ -1310,17 +1310,17 @@ static void list_work(struct Work list[KINDS], const struct Run *r)
     const struct Config *c = &r->model.config;
     const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context,
                  V = c->vocabulary;
-    const double F = sizeof(real), qkv = 6 * N * L * C * C, projections = 18 * N * L * C * C,
+    const double F = sizeof(real), linear = 24 * N * L * C * C,
                  head = 2 * N * V * C;
     const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.parameter_count;
     const struct Work work[KINDS] = {
         [EMBEDDING] = {"embedding", .bytes = {2 * F * N * C, 3 * F * N * C}},
         [LAYERNORM] = {"LayerNorm",
                        .bytes = {2 * F * N * C * norms, (4 * norms + 4 * L) * F * N * C}},
-        [QKV] = {"QKV", .flops = {qkv, 2 * qkv}},
+        [LINEAR] = {"linear", .flops = {linear, 2 * linear}},
         [ATTENTION] = {"attention", .flops = {attention, 2 * attention}},
-        [PROJECTIONS] = {"projections", .flops = {projections, 2 * projections}},
         [GELU] = {"GELU", .bytes = {2 * F * 4 * C * N * L, 4 * F * 4 * C * N * L}},
+        [DROPOUT] = {"dropout"},
         [HEAD] = {"head and loss", .flops = {head, 2 * head}},
         [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}}, /* the norm; then 4 in, 4 out */
         [REST] = {"rest"},
@@ -1346,7 +1346,7 @@ static void print_profile(const struct Run *r)
             const double time = profile.seconds[k][d] / steps, flops = work[k].flops[d] / time;
             const double bytes = work[k].bytes[d] / time;
             if (time == 0) continue;
-            const char *direction = k == ADAMW || k == REST ? ""
+            const char *direction = k == DROPOUT || k == ADAMW || k == REST ? ""
                                   : d == FORWARD ? "forward" : "backward";
             printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time,
                    100 * time * steps / all);
