@@ -1,18 +1,53 @@
-/* model.h: GPT-2 in C, from the embedding to AdamW. Read it from top to bottom; each section uses
- * only what stands above it.
+/* model.h: GPT-2 (Radford et al. 2019) in C. Read it from top to bottom.
  *
- *    1  Tools         errors, memory, files, JSON, options, progress: all that is not the model
- *    2  Numbers       real, the random generator, exp in a form that vectorises
- *    3  GEMM          one packed matrix product with strides; every linear map below uses it
- *    4  Layers        embedding, LayerNorm, linear, GELU, attention, dropout: forward, backward
- *    5  Heads         next-token loss over the vocabulary; class scores
- *    6  Model         the list of parameters, memory, the trunk forward and backward
- *    7  Optimizer     gradient norm, learning-rate schedules, AdamW
- *    8  Checkpoint    safetensors and config.json, as Hugging Face names them
+ *    I    The model      layers, parameters, trunk, heads and losses, AdamW: all that GPT-2 is
+ *    II   The engine     numbers, matrix products, attention kernels, memory: what makes it fast
+ *    III  The program    errors, files, JSON, checkpoint, options, progress
  *
- * Letters: B batch, T time, C channels, H heads, D = C / H, V vocabulary, L layers, N rows (one row
- * is one token), OC output channels. x is an input, y an output, dx is dLoss/dx. Every _backward
- * adds to the gradients that it is given. */
+ * A text is a sequence of tokens, numbers below V. GPT-2 turns each token into a vector of C
+ * channels, lets every vector read the vectors before it, L times, and then scores each of the V
+ * tokens as the next one. A batch of N tokens, with the parameters of GPT-2 124M (V = 50257, T =
+ * 1024, C = 768, H = 12, L = 12):
+ *
+ *    tokens (N)                                                     parameters
+ *       |
+ *    wte[token] + wpe[position]                                     V C + T C     39,383,808
+ *       |
+ *    x (N, C)                     the residual stream
+ *       |----> LayerNorm          (N, C)                            2 C                1,536
+ *       |      QKV                (N, 3C)                           3C (C + 1)     1,771,776
+ *       |      attention          (N, C)    reads earlier tokens                           0
+ *       |      projection         (N, C)                            C (C + 1)        590,592
+ *       + <------'
+ *       |                                                                  this block L times
+ *       |----> LayerNorm          (N, C)                            2 C                1,536
+ *       |      fc                 (N, 4C)                           4C (C + 1)     2,362,368
+ *       |      GELU               (N, 4C)                                                  0
+ *       |      projection         (N, C)                            C (4C + 1)     2,360,064
+ *       + <------'
+ *       |
+ *    ln_f -> hidden (N, C)                                          2 C                1,536
+ *       |----> logits (N, V) = hidden wte^T            the language model's head, tied to wte: 0
+ *       '----> scores (S, K) = last hidden score^T     a classifier's: K C
+ *                                                   12 blocks and the rest:     124,439,808
+ *
+ * Letters: B sequences, T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
+ * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
+ * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
+ * and the layer; `make lesson` prints every number of a small model on its way through them.
+ *
+ *    here                       Hugging Face               llm.c                 shape
+ *    wte, wpe                   wte, wpe                   wte, wpe              (V, C) (T, C)
+ *    ln1_w, ln1_b               h.N.ln_1                   ln1w, ln1b            (C) (C)
+ *    qkv_w, qkv_b               h.N.attn.c_attn            qkvw, qkvb            (C, 3C) (3C)
+ *    attn_proj_w, attn_proj_b   h.N.attn.c_proj            attprojw, attprojb    (C, C) (C)
+ *    ln2_w, ln2_b               h.N.ln_2                   ln2w, ln2b            (C) (C)
+ *    fc_w, fc_b                 h.N.mlp.c_fc               fcw, fcb              (C, 4C) (4C)
+ *    mlp_proj_w, mlp_proj_b     h.N.mlp.c_proj             fcprojw, fcprojb      (4C, C) (C)
+ *    lnf_w, lnf_b               ln_f                       lnfw, lnfb            (C) (C)
+ *    score_w                    score                      -                     (K, C)
+ *
+ * llm.c stores the weight of a linear layer as (OC, C), here and at Hugging Face it is (C, OC). */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -34,11 +69,11 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Each program uses a part of this header, and a table's row names only what differs from zero. */
+/* Each program uses a part of this header. The row of a table names only what differs from 0. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #ifdef __clang__
-#pragma GCC diagnostic ignored "-Wpass-failed"     /* a short loop that is not worth a vector */
+#pragma GCC diagnostic ignored "-Wpass-failed"      /* a loop too short for vectors */
 #endif
 
 #ifdef _OPENMP
@@ -48,61 +83,914 @@
 #endif
 
 /* ============================================================================================= */
-/* 1. Tools                                                                                      */
+/* I. THE MODEL                                                                                  */
 /* ============================================================================================= */
 
-static const char *program = "gpt";     /* what messages start with; begin_program sets it */
+/* --- What parts II and III lend to part I --- */
 
+#ifndef REAL
+#define REAL float
+#endif
+typedef REAL real;          /* -DREAL=double: for comparing gradients with finite differences */
+
+struct Bytes { const char *data; size_t size; };
+
+/* Element (i, j) is at[i * row + j * column]. */
+struct Matrix { const real *at; size_t row, column; };
+static inline struct Matrix matrix(const real *at, size_t columns);     /* row-major */
+static inline struct Matrix transposed(struct Matrix m);                /* the strides swapped */
+
+/* c (M, N) = from (M, N) + bias (N) + a (M, K) b (K, N). from and bias may be NULL, from may be c.
+ * A row of c has the same bits for any M and any number of threads. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+                 int M, int N, int K);
+
+/* The same for one row x (K), faster; the sums are added in another order than gemm's. */
+static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+                 int N, int K);
+
+static inline real exp_real(real x);                    /* exp, which vectorises; NaN stays NaN */
+static inline int min_int(int a, int b);
+static inline int max_int(int a, int b);
+
+/* --profile: charges the time since the last lap to a kind of work. */
+enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
+enum { FORWARD, BACKWARD };
+static void lap(int kind, int direction);
+
+/* ============================================================================================= */
+/* 1. Layers                                                                                     */
+/* ============================================================================================= */
+
+/* A batch is N rows, one for each token, and a list of sequences: sequence s is the rows
+ * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[S] = N. Sequences may differ in length,
+ * and there is no padding. Only positions and attention depend on where sequences begin.
+ *
+ * Every forward function is followed by its backward function, which applies the chain rule.
+ * Gradients of parameters are added to (+=): a step sums over batches, and wte is used twice.
+ * Gradients of the residual stream are added to, since two branches leave it at each LayerNorm.
+ * Every other gradient inside a block has one source and is set (=). */
+struct Batch {
+    int rows, sequences;        /* N, S */
+    const int *tokens;          /* (N) */
+    const int *starts;          /* (S + 1) */
+};
+
+/* --- Embedding --- */
+
+/* x[n] = wte[token of n] + wpe[position of n]: what the token is, and its place in the sequence.
+ *   x (N, C)   wte (V, C)   wpe (T, C)   tokens, positions (N) */
+static void embedding_forward(real *x, const int *tokens, const int *positions,
+                              const real *wte, const real *wpe, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *token = wte + (size_t)tokens[n] * C, *position = wpe + (size_t)positions[n] * C;
+        real *xn = x + (size_t)n * C;
+        for (int c = 0; c < C; c++) xn[c] = token[c] + position[c];
+    }
+    lap(EMBEDDING, FORWARD);
+}
+
+/* dwte[token of n] += dx[n]    dwpe[position of n] += dx[n]
+ * Rows that share a token add to the same place. Each thread therefore takes some channels of all
+ * rows, and adds the rows in their order: no two threads write to one value. */
+static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int *tokens,
+                               const int *positions, int N, int C)
+{
+    enum { CHANNELS = 64 };
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+        const int c1 = min_int(C, c0 + CHANNELS);
+        for (int n = 0; n < N; n++) {
+            real *dtoken = dwte + (size_t)tokens[n] * C,
+                 *dposition = dwpe + (size_t)positions[n] * C;
+            const real *dxn = dx + (size_t)n * C;
+            for (int c = c0; c < c1; c++) dtoken[c] += dxn[c];
+            for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
+        }
+    }
+    lap(EMBEDDING, BACKWARD);
+}
+
+/* --- LayerNorm (Ba, Kiros, Hinton 2016) --- */
+
+#define LAYERNORM_EPS ((real)1e-5)
+
+/* Each row is normalised over its channels to mean 0 and variance 1, then scaled and shifted.
+ *   x, y (N, C)   w, b (C)   mean, rstd (N): stored for the backward pass
+ *   rstd = 1 / sqrt(var(x) + eps)     xhat = (x - mean) rstd     y = w xhat + b */
+static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w,
+                              const real *b, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *xn = x + (size_t)n * C;
+        real *yn = y + (size_t)n * C, sum = 0, square = 0;
+        #pragma omp simd reduction(+: sum)
+        for (int c = 0; c < C; c++) sum += xn[c];
+        const real m = mean[n] = sum / C;
+        #pragma omp simd reduction(+: square)
+        for (int c = 0; c < C; c++) square += (xn[c] - m) * (xn[c] - m);
+        const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
+        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
+    }
+    lap(LAYERNORM, FORWARD);
+}
+
+/* y from the stored mean and rstd, with the same bits: cheaper than storing y. */
+static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
+                                const real *w, const real *b, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *xn = x + (size_t)n * C, m = mean[n], r = rstd[n];
+        real *yn = y + (size_t)n * C;
+        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
+    }
+    lap(LAYERNORM, BACKWARD);
+}
+
+/* g = w dy is the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
+ *   dx += rstd (g - avg(g) - xhat avg(g xhat))    dw += sum_n dy xhat    db += sum_n dy
+ * Threads share out rows for dx, then channels for dw and db. */
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
+                               const real *w, const real *mean, const real *rstd, int N, int C)
+{
+    enum { CHANNELS = 32 };
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static) nowait
+        for (int n = 0; n < N; n++) {
+            const real *xn = x + (size_t)n * C, *dyn = dy + (size_t)n * C, m = mean[n], r = rstd[n];
+            real *dxn = dx + (size_t)n * C, sum = 0, dot = 0;
+            #pragma omp simd reduction(+: sum, dot)
+            for (int c = 0; c < C; c++) {
+                sum += w[c] * dyn[c];
+                dot += w[c] * dyn[c] * (xn[c] - m);
+            }
+            const real average = sum / C, slope = dot * r * r / C;
+            for (int c = 0; c < C; c++)
+                dxn[c] += r * (w[c] * dyn[c] - average - (xn[c] - m) * slope);
+        }
+        #pragma omp for schedule(static)
+        for (int c0 = 0; c0 < C; c0 += CHANNELS) {
+            const int channels = min_int(CHANNELS, C - c0);
+            real sum_w[CHANNELS] = {0}, sum_b[CHANNELS] = {0};
+            for (int n = 0; n < N; n++) {
+                const real *xn = x + (size_t)n * C + c0, *dyn = dy + (size_t)n * C + c0,
+                           m = mean[n], r = rstd[n];
+                for (int c = 0; c < channels; c++) {
+                    sum_w[c] += dyn[c] * ((xn[c] - m) * r);
+                    sum_b[c] += dyn[c];
+                }
+            }
+            for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
+        }
+    }
+    lap(LAYERNORM, BACKWARD);
+}
+
+/* --- Linear --- */
+
+/* y = from + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
+ * from (N, OC): the residual stream that y adds to, or NULL for 0. */
+static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
+                           int N, int C, int OC)
+{
+    gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
+    lap(LINEAR, FORWARD);
+}
+
+/* dx = dy w^T */
+static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
+{
+    gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
+    lap(LINEAR, BACKWARD);
+}
+
+/* dw += x^T dy    db += sum_n dy */
+static void linear_backward_weights(real *dw, real *db, const real *dy, const real *x, int N, int C,
+                                    int OC)
+{
+    enum { CHANNELS = 64 };
+    gemm(dw, transposed(matrix(x, C)), matrix(dy, OC), dw, NULL, C, OC, N);
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < OC; c0 += CHANNELS) {
+        const int channels = min_int(CHANNELS, OC - c0);
+        real sum[CHANNELS] = {0};
+        for (int n = 0; n < N; n++)
+            for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
+        for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
+    }
+    lap(LINEAR, BACKWARD);
+}
+
+static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
+                            const real *w, int N, int C, int OC)
+{
+    linear_backward_input(dx, dy, w, N, C, OC);
+    linear_backward_weights(dw, db, dy, x, N, C, OC);
+}
+
+/* --- GELU, the tanh form (Hendrycks and Gimpel 2016): x times a smooth gate from 0 to 1 --- */
+
+/* y = x/2 (1 + tanh u) = x s    u = sqrt(2/pi) (x + 0.044715 x^3)    s = 1 / (1 + exp(-2u))
+ * This is s. */
+static inline real gelu_gate(real x)
+{
+    const real u2 = (real)(2 * 0.7978845608028654) * (x + (real)0.044715 * x * x * x);
+    return 1 / (1 + exp_real(-u2));
+}
+
+/* y, x (n): n = N * 4C values. */
+static void gelu_forward(real *y, const real *x, size_t n)
+{
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+    lap(GELU, FORWARD);
+}
+
+/* dx = dy dy/dx, in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
+ *   dy/dx = s + x s (1 - s) 2 du/dx      du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
+static void gelu_backward(real *dx, real *y, const real *x, size_t n)
+{
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        const real s = gelu_gate(x[i]);
+        const real du2 = (real)(2 * 0.7978845608028654) * (1 + (real)(3 * 0.044715) * x[i] * x[i]);
+        y[i] = x[i] * s;
+        dx[i] *= s + x[i] * s * (1 - s) * du2;
+    }
+    lap(GELU, BACKWARD);
+}
+
+/* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
+
+/* key names the masks of one pass. p = 0: no dropout. */
+struct Dropout { double p; uint64_t key; };
+
+enum { AT_EMBEDDING, AT_ATTENTION, AT_ATTENTION_PROJECTION, AT_MLP_PROJECTION, DROPOUT_PLACES };
+
+static uint32_t dropout_key(struct Dropout d, int layer, int place);    /* of one mask */
+static uint32_t dropout_threshold(struct Dropout d);                    /* p in units of 2^-32 */
+
+/* Factor of value `index`: 0 with probability p, otherwise scale = 1 / (1 - p), which keeps the
+ * expected value. A function of key and index, so the backward pass computes the same mask. */
+static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale);
+
+/* y = from + mask x, for n values; from may be NULL. The backward pass is dx = mask dy, so it calls
+ * the same function. */
+static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d,
+                    uint32_t key)
+{
+    const uint32_t threshold = dropout_threshold(d);
+    const real scale = (real)(1 / (1 - d.p));
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++)
+        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, (uint32_t)i, threshold, scale);
+    lap(DROPOUT, FORWARD);
+}
+
+/* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) --- */
+
+/* Row i asks with its query q_i; row j answers with its value v_j as much as its key k_j fits:
+ *
+ *   S_ij = q_i . k_j / sqrt(D)   for j <= i, rows of the same sequence (a token sees no later one)
+ *   P_ij = exp(S_ij) / sum_j exp(S_ij) = exp(S_ij - lse_i)        lse_i = log sum_j exp(S_ij)
+ *   y_i  = sum_j P_ij v_j
+ *
+ * qkv (N, 3C): q, k and v of each row; head h has the channels hD .. hD+D-1 of each of the three.
+ * y (N, C): the heads side by side. lse (N, H): stored for the backward pass.
+ * 1 / sqrt(D) keeps the variance of a dot product of D terms at 1. */
+struct Attention {
+    const struct Batch *batch;
+    int C, H;
+    real *scratch;              /* (threads, scratch_size) */
+    size_t scratch_size;        /* attention_scratch() */
+    struct Dropout dropout;     /* of P */
+    uint32_t key;
+    int cached;                 /* 0: a batch; else one more row, after so many of its sequence */
+    real *scores;               /* (H, cached + 1): scratch for that row */
+};
+
+/* With cached > 0, qkv (cached + 1, 3C) is the key-value cache and y (C) is the new row's alone. */
+static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t);
+
+/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij:
+ *   dv = P^T dy    dS = P (dP - delta)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
+ * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). */
+static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
+                               real *lse, const struct Attention *t);
+
+/* ============================================================================================= */
+/* 2. Parameters                                                                                 */
+/* ============================================================================================= */
+
+/* labels 0: a language model. Otherwise also a classifier. */
+struct Config {
+    int layers, heads, channels, context, vocabulary, labels;       /* L, H, C, T, V, K */
+    char **label_names;             /* (K) */
+};
+
+/* The weights of one block, or their gradients. */
+struct Block {
+    real *ln1_w, *ln1_b;                /* (C) (C) */
+    real *qkv_w, *qkv_b;                /* (C, 3C) (3C) */
+    real *attn_proj_w, *attn_proj_b;    /* (C, C) (C) */
+    real *ln2_w, *ln2_b;                /* (C) (C) */
+    real *fc_w, *fc_b;                  /* (C, 4C) (4C) */
+    real *mlp_proj_w, *mlp_proj_b;      /* (4C, C) (C) */
+};
+
+struct Weights {
+    real *wte, *wpe;                /* (V, C) (T, C) */
+    struct Block *blocks;           /* (L) */
+    real *lnf_w, *lnf_b;            /* (C) (C) */
+    real *score_w;                  /* (K, C) */
+};
+
+/* One row of the list of parameters. Initialisation, AdamW, checkpoint and tests walk that list. */
+struct Tensor {
+    char name[64];              /* Hugging Face's */
+    size_t offset, size;        /* its first value in weights, grads, m and v; number of values */
+    int rows, columns;          /* rows 1: a vector, which files hold with one dimension */
+    bool decay;                 /* whether weight decay pulls it towards 0 */
+    double init;                /* standard deviation of the first values; 0: all 0; 1: all 1 */
+    float lr_scale;             /* factor of its learning rate; 0: frozen */
+    int layer;                  /* -1: embeddings, 0 .. L-1: blocks, L: ln_f and score */
+};
+
+struct Model {
+    struct Config config;
+    struct Tensor *tensors;     /* (tensor_count): the list of parameters */
+    int tensor_count;
+    size_t parameter_count;     /* values in all tensors */
+    real *weights;              /* (parameter_count) */
+    real *grads, *m, *v;        /* (parameter_count) each: gradients, AdamW's two moments */
+    struct Weights w, dw;       /* places of the tensors in weights and in grads */
+    int first_layer;            /* of those that learn; the backward pass stops there */
+    double beta1, beta2;        /* AdamW's */
+    double *partial_sums;       /* of the gradient's norm */
+    struct Bytes file;          /* not empty: a mapped file, in which the weights lie */
+};
+
+/* The list of parameters, in the order of the file. Sets the places in *w to base + offset, or to
+ * NULL if base is NULL. Returns the number of tensors.
+ *
+ * Initial values: normal with standard deviation 0.02. The two projections of a block add to the
+ * residual stream, 2L terms in all, and variances of independent terms add up: 1 / sqrt(2L) keeps
+ * the stream's variance independent of depth. Weight decay is for matrices only: biases and
+ * LayerNorm's scale (whose neutral value is 1) are few and need no bound. The head of the language
+ * model is not in the list: it is wte again (tied, Press and Wolf 2017), so that a token's score is
+ * the dot product of hidden with its embedding, and V C parameters are saved. */
+static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
+                           const struct Config *c)
+{
+    const int C = c->channels;
+    const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
+    struct Tensor *t = list;
+    size_t offset = 0;
+    #define ADD(place, lay, lines, cols, deviation, ...) do {                                   \
+        *t = (struct Tensor){.offset = offset, .rows = lines, .columns = cols, .layer = lay,    \
+                             .size = (size_t)(lines) * (cols), .decay = (lines) > 1,            \
+                             .init = deviation, .lr_scale = 1};                                 \
+        snprintf(t->name, sizeof t->name, __VA_ARGS__);                                         \
+        place = base ? base + offset : NULL;                                                    \
+        offset += t++->size;                                                                    \
+    } while (0)
+    ADD(w->wte, -1, c->vocabulary, C, normal, "transformer.wte.weight");
+    ADD(w->wpe, -1, c->context, C, normal, "transformer.wpe.weight");
+    for (int l = 0; l < c->layers; l++) {
+        struct Block *b = &w->blocks[l];
+        ADD(b->ln1_w, l, 1, C, 1, "transformer.h.%d.ln_1.weight", l);
+        ADD(b->ln1_b, l, 1, C, 0, "transformer.h.%d.ln_1.bias", l);
+        ADD(b->qkv_w, l, C, 3 * C, normal, "transformer.h.%d.attn.c_attn.weight", l);
+        ADD(b->qkv_b, l, 1, 3 * C, 0, "transformer.h.%d.attn.c_attn.bias", l);
+        ADD(b->attn_proj_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
+        ADD(b->attn_proj_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
+        ADD(b->ln2_w, l, 1, C, 1, "transformer.h.%d.ln_2.weight", l);
+        ADD(b->ln2_b, l, 1, C, 0, "transformer.h.%d.ln_2.bias", l);
+        ADD(b->fc_w, l, C, 4 * C, normal, "transformer.h.%d.mlp.c_fc.weight", l);
+        ADD(b->fc_b, l, 1, 4 * C, 0, "transformer.h.%d.mlp.c_fc.bias", l);
+        ADD(b->mlp_proj_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
+        ADD(b->mlp_proj_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
+    }
+    ADD(w->lnf_w, c->layers, 1, C, 1, "transformer.ln_f.weight");
+    ADD(w->lnf_b, c->layers, 1, C, 0, "transformer.ln_f.bias");
+    if (c->labels) ADD(w->score_w, c->layers, c->labels, C, normal, "score.weight");
+    #undef ADD
+    return (int)(t - list);
+}
+
+/* ============================================================================================= */
+/* 3. The trunk: embedding, L blocks, ln_f                                                       */
+/* ============================================================================================= */
+
+/* Activations of one block that its backward pass needs, 16 C values a row, most of them of qkv,
+ * att and fc. The backward pass computes the outputs of LayerNorm and GELU again. */
+struct Activations {
+    real *x;                    /* (N, C): input of the block */
+    real *mean1, *rstd1;        /* (N) (N) */
+    real *qkv;                  /* (N, 3C); with a cache (T, 3C) */
+    real *lse;                  /* (N, H) */
+    real *att;                  /* (N, C): output of attention */
+    real *x2;                   /* (N, C): the residual stream between attention and MLP */
+    real *mean2, *rstd2;        /* (N) (N) */
+    real *fc;                   /* (N, 4C): input of GELU */
+};
+
+/* Memory of a pass. WORK_EVAL stores the activations of one block, WORK_CACHE also the qkv of every
+ * block (the key-value cache), WORK_TRAIN all activations of every block that learns. */
+enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
+
+struct Workspace {
+    int kind, max_rows;         /* WORK_...; the largest N */
+    int rows;                   /* N of the current pass */
+    int cached;                 /* rows before it whose keys and values are in the cache */
+    struct Batch batch;
+    int *positions;             /* (N): place of a row in its sequence */
+    struct Dropout dropout;
+    struct Activations *activations;    /* (L + 1); of the last one only x: the input of ln_f */
+    real *ln, *gelu, *proj;     /* (N, C) (N, 4C) (N, C): scratch within a block */
+    real *meanf, *rstdf;        /* (N) (N): of ln_f */
+    real *hidden;               /* (N, C): output of the trunk */
+    real *dhidden;              /* (N, C): its gradient, which the heads add to */
+    real *dx;                   /* (N, C): gradient of the residual stream */
+    real *dln, *dqkv, *dfc;     /* (N, C) (N, 3C) (N, 4C): gradients within a block */
+    real *logits, *losses;      /* (chunk, V) (N) */
+    int chunk;                  /* rows of logits that exist at a time */
+    real *scores;               /* (H, T): for one more token */
+    real *attention;            /* (threads, attention_size): for attention_forward and _backward */
+    size_t attention_size;
+    void *memory;               /* of all arrays above */
+    size_t bytes;
+};
+
+/* y = from + x w + b. One more token is one row, whose time goes into reading w: gemv. */
+static void block_linear(real *y, const real *from, const real *x, const real *w, const real *b,
+                         int C, int OC, const struct Workspace *ws)
+{
+    if (ws->cached) gemv(y, x, matrix(w, OC), from, b, OC, C);
+    else linear_forward(y, from, x, w, b, ws->rows, C, OC);
+}
+
+/* y = x + dropout(a w + b): a (N, in) is projected into the residual stream x (N, C). Since a block
+ * adds to x instead of replacing it, the + hands the gradient on to every earlier block. */
+static void block_residual(real *y, const real *x, const real *a, const real *w, const real *b,
+                           int in, int C, struct Workspace *ws, int layer, int place)
+{
+    const bool drop = ws->dropout.p > 0;
+    block_linear(drop ? ws->proj : y, drop ? NULL : x, a, w, b, in, C, ws);
+    if (drop) dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout,
+                      dropout_key(ws->dropout, layer, place));
+}
+
+static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
+{
+    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size,
+                              ws->dropout, dropout_key(ws->dropout, layer, AT_ATTENTION),
+                              ws->cached, ws->scores};
+}
+
+/* One block:   x2 = x + attention(LN1(x) W + b) W + b      out = x2 + GELU(LN2(x2) W + b) W + b
+ * Attention moves information between rows. The MLP works on each row by itself. */
+static void block_forward(real *out, const struct Block *b, struct Activations *a,
+                          struct Workspace *ws, const struct Config *c, int layer)
+{
+    const int N = ws->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, c, layer);
+    real *qkv = a->qkv + (size_t)ws->cached * 3 * C;        /* after the rows in the cache */
+
+    layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
+    block_linear(qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, C, 3 * C, ws);
+    attention_forward(a->att, a->lse, a->qkv, &attention);
+    block_residual(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, C, C, ws, layer,
+                   AT_ATTENTION_PROJECTION);
+
+    layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
+    block_linear(a->fc, NULL, ws->ln, b->fc_w, b->fc_b, C, 4 * C, ws);
+    gelu_forward(ws->gelu, a->fc, (size_t)N * 4 * C);
+    block_residual(out, a->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, 4 * C, C, ws, layer,
+                   AT_MLP_PROJECTION);
+}
+
+/* ws->rows tokens, at ws->positions, through embedding, blocks and ln_f: hidden (N, C). */
+static const real *trunk(struct Model *model, struct Workspace *ws, const int *tokens)
+{
+    const struct Config *c = &model->config;
+    const int N = ws->rows, C = c->channels, L = c->layers;
+    struct Activations *a = ws->activations;
+    embedding_forward(a[0].x, tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
+    if (ws->dropout.p > 0)
+        dropout(a[0].x, NULL, a[0].x, (size_t)N * C, ws->dropout,
+                dropout_key(ws->dropout, -1, AT_EMBEDDING));
+    for (int l = 0; l < L; l++) block_forward(a[l + 1].x, &model->w.blocks[l], &a[l], ws, c, l);
+    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[L].x, model->w.lnf_w, model->w.lnf_b, N,
+                      C);
+    return ws->hidden;
+}
+
+/* The final hidden states (N, C) of a batch. Begins a step: dhidden is set to 0. p: the probability
+ * of dropout, 0 for evaluation; key names the masks. */
+static const real *trunk_forward(struct Model *model, struct Workspace *ws,
+                                 const struct Batch *batch, double p, uint64_t key)
+{
+    ws->batch = *batch;
+    ws->rows = batch->rows;
+    ws->cached = 0;
+    ws->dropout = (struct Dropout){p, key};
+    for (int s = 0; s < batch->sequences; s++)
+        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++)
+            ws->positions[n] = n - batch->starts[s];
+    if (ws->kind == WORK_TRAIN)
+        memset(ws->dhidden, 0, (size_t)batch->rows * model->config.channels * sizeof(real));
+    lap(REST, FORWARD);
+    return trunk(model, ws, batch->tokens);
+}
+
+/* One more token after trunk_forward of one sequence without dropout: its hidden state (C). Needs
+ * WORK_CACHE; the rows so far must be fewer than max_rows and T. */
+static const real *trunk_next(struct Model *model, struct Workspace *ws, int token)
+{
+    ws->cached += ws->rows;
+    ws->rows = 1;
+    ws->positions[0] = ws->cached;
+    return trunk(model, ws, &token);
+}
+
+/* --- Backward: the same lines in reverse --- */
+
+/* The gradient behind a dropout of the forward pass: mask dx, or dx itself if p = 0. */
+static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer,
+                                   int place)
+{
+    if (ws->dropout.p == 0) return dx;
+    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout,
+            dropout_key(ws->dropout, layer, place));
+    return ws->proj;
+}
+
+/* ws->dx: from the gradient at the output of the block to that at its input, in place. The + of
+ * the residual stream hands it on unchanged, and each branch adds what comes through its LayerNorm.
+ * d collects the gradients of the weights b. */
+static void block_backward(struct Block *d, const struct Block *b, struct Activations *a,
+                           struct Workspace *ws, const struct Config *c, int layer)
+{
+    const int N = ws->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, c, layer);
+
+    const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP_PROJECTION);
+    linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
+    gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
+    linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
+    layernorm_recompute(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
+    linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
+    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, a->x2, b->ln2_w, a->mean2, a->rstd2,
+                       N, C);
+
+    dproj = through_dropout(ws, ws->dx, C, layer, AT_ATTENTION_PROJECTION);
+    linear_backward(ws->dln, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N, C,
+                    C);
+    attention_backward(ws->dqkv, ws->dln, a->att, a->qkv, a->lse, &attention);
+    layernorm_recompute(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
+    linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
+    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, a->x, b->ln1_w, a->mean1, a->rstd1,
+                       N, C);
+}
+
+/* From ws->dhidden, which the heads have filled, to the gradients of all weights that learn. */
+static void trunk_backward(struct Model *model, struct Workspace *ws, const struct Batch *batch)
+{
+    const struct Config *c = &model->config;
+    const int N = ws->rows, C = c->channels, L = c->layers;
+    memset(ws->dx, 0, (size_t)N * C * sizeof(real));
+    lap(REST, BACKWARD);
+    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->activations[L].x,
+                       model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
+    for (int l = L - 1; l >= model->first_layer; l--)
+        block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->activations[l], ws, c, l);
+    if (model->first_layer > 0) return;
+    const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
+    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
+}
+
+/* ============================================================================================= */
+/* 4. Heads and losses                                                                           */
+/* ============================================================================================= */
+
+/* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
+ * The row becomes the gradient of scale * loss, scale (p - onehot(target)), or p if scale is 0.
+ * Negative target: no loss and no gradient. NaN in the row comes out as NaN. */
+static double cross_entropy(real *logits, int target, real scale, int V)
+{
+    real max = -INFINITY, sum = 0;
+    const real wanted = target >= 0 ? logits[target] : 0;
+    #pragma omp simd reduction(max: max)
+    for (int v = 0; v < V; v++) max = logits[v] > max ? logits[v] : max;
+    #pragma omp simd reduction(+: sum)
+    for (int v = 0; v < V; v++) { logits[v] = exp_real(logits[v] - max); sum += logits[v]; }
+    const real factor = (scale != 0 ? (target >= 0 ? scale : 0) : 1) / sum;
+    for (int v = 0; v < V; v++) logits[v] *= factor;
+    if (target < 0) return 0;
+    if (scale != 0) logits[target] -= scale;
+    return max + log(sum) - wanted;
+}
+
+/* The language model's head, after trunk_forward: predicts the next token of each row.
+ *   logits = hidden wte^T    dhidden += dlogits wte    dwte += dlogits^T hidden
+ * targets (N): the token that follows each row; negative: does not count. Returns the sum of
+ * -log p(target). scale 0: the loss alone. Otherwise gradients of scale * sum are added. Only
+ * ws->chunk rows of logits exist at a time: for GPT-2, all of them are 200 kB a row. */
+static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
+{
+    const int C = model->config.channels, V = model->config.vocabulary;
+    const struct Matrix wte = matrix(model->w.wte, C);
+    for (int n0 = 0; n0 < ws->rows; n0 += ws->chunk) {
+        const int n = min_int(ws->chunk, ws->rows - n0);
+        const struct Matrix h = matrix(ws->hidden + (size_t)n0 * C, C),
+                            dlogits = matrix(ws->logits, V);
+        real *dh = ws->dhidden + (size_t)n0 * C;
+        gemm(ws->logits, h, transposed(wte), NULL, NULL, n, V, C);
+        #pragma omp parallel for schedule(static)
+        for (int i = 0; i < n; i++)
+            ws->losses[n0 + i] = (real)cross_entropy(ws->logits + (size_t)i * V, targets[n0 + i],
+                                                     scale, V);
+        lap(HEAD, FORWARD);
+        if (scale == 0) continue;
+        gemm(dh, dlogits, wte, dh, NULL, n, C, V);
+        gemm(model->dw.wte, transposed(dlogits), h, model->dw.wte, NULL, V, C, n);
+        lap(HEAD, BACKWARD);
+    }
+    double sum = 0;
+    for (int n = 0; n < ws->rows; n++) sum += ws->losses[n];
+    return sum;
+}
+
+/* logits (rows, V) of hidden states (rows, C). */
+static void lm_logits(const struct Model *model, const real *hidden, int rows, real *logits)
+{
+    const int C = model->config.channels, V = model->config.vocabulary;
+    const struct Matrix wte = transposed(matrix(model->w.wte, C));
+    if (rows == 1) gemv(logits, hidden, wte, NULL, NULL, V, C);
+    else gemm(logits, matrix(hidden, C), wte, NULL, NULL, rows, V, C);
+}
+
+/* The classifier's head, after trunk_forward. The class of a sequence is read at its last row, the
+ * only one that has read all others.
+ *   scores (S, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
+ * labels (S), or NULL: no loss. class_weights (K), or NULL: all 1. probabilities (S, K), or NULL.
+ * Returns the sum of losses; scale as in lm_head. */
+static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
+                         const int *labels, const real *class_weights, real scale,
+                         real *probabilities)
+{
+    const int C = model->config.channels, K = model->config.labels;
+    const real *score = model->w.score_w;
+    real p[K];
+    double sum = 0;
+    for (int s = 0; s < batch->sequences; s++) {
+        const size_t last = (size_t)(batch->starts[s + 1] - 1) * C;
+        const real *h = ws->hidden + last;
+        const int label = labels ? labels[s] : -1;
+        const real weight = label >= 0 && class_weights ? class_weights[label] : 1;
+        for (int k = 0; k < K; k++) {
+            real dot = 0;
+            #pragma omp simd reduction(+: dot)
+            for (int c = 0; c < C; c++) dot += h[c] * score[(size_t)k * C + c];
+            p[k] = dot;
+        }
+        sum += weight * cross_entropy(p, label, 0, K);
+        if (probabilities) memcpy(probabilities + (size_t)s * K, p, K * sizeof(real));
+        if (scale == 0 || label < 0) continue;
+        for (int k = 0; k < K; k++) {
+            const real dscore = scale * weight * (p[k] - (k == label));
+            real *dh = ws->dhidden + last, *dw = model->dw.score_w + (size_t)k * C;
+            for (int c = 0; c < C; c++) {
+                dh[c] += dscore * score[(size_t)k * C + c];
+                dw[c] += dscore * h[c];
+            }
+        }
+    }
+    return sum;
+}
+
+/* ============================================================================================= */
+/* 5. AdamW                                                                                      */
+/* ============================================================================================= */
+
+/* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient.
+ * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
+ *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
+ *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+ * A weight moves by about lr whatever the size of its gradient. All gradients are 0 afterwards:
+ * they are in cache here, and a pass of its own would take an eighth of the time of this one. */
+static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
+                       int64_t step)
+{
+    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8,
+               clip = (real)grad_scale;
+    const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
+               correct2 = (real)(1 / (1 - pow(model->beta2, step)));
+    #pragma omp parallel
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        real *w = model->weights + t->offset, *m = model->m + t->offset, *v = model->v + t->offset;
+        real *grad = model->grads + t->offset;
+        const real rate = (real)(lr * t->lr_scale), decay = t->decay ? (real)weight_decay : 0;
+        if (t->lr_scale == 0) {
+            #pragma omp for simd schedule(static) nowait
+            for (size_t k = 0; k < t->size; k++) grad[k] = 0;
+            continue;
+        }
+        #pragma omp for simd schedule(static) nowait
+        for (size_t k = 0; k < t->size; k++) {
+            const real g = clip * grad[k];
+            m[k] = b1 * m[k] + (1 - b1) * g;
+            v[k] = b2 * v[k] + (1 - b2) * g * g;
+            w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
+            grad[k] = 0;
+        }
+    }
+    lap(ADAMW, BACKWARD);
+}
+
+/* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
+ *   constant   lr
+ *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)            t: from 0 to 1; r = min_ratio
+ *   wsd        lr, and in the last fifth down to lr r as 1 - sqrt(t') (Hagele et al. 2024) */
+static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup,
+                            double lr, double min_ratio)
+{
+    if (step <= warmup) return lr * step / warmup;
+    double t = steps > warmup ? (double)(step - warmup) / (steps - warmup) : 1, height = 1;
+    if (t > 1) t = 1;
+    if (!strcmp(schedule, "cosine")) height = (1 + cos(M_PI * t)) / 2;
+    if (!strcmp(schedule, "wsd") && t > 0.8) height = 1 - sqrt((t - 0.8) / 0.2);
+    return lr * (min_ratio + (1 - min_ratio) * height);
+}
+
+enum { SUM_CHUNK = 1 << 14 };
+
+/* sqrt(sum of g^2) over the gradients of all weights that learn; NaN and infinity come through.
+ * Chunks of SUM_CHUNK values are summed by any thread, and their sums are added in order. */
+static double grad_norm(const struct Model *model)
+{
+    double total = 0;
+    size_t count = 0;                   /* chunks of the tensors so far, counted by every thread */
+    #pragma omp parallel reduction(max: count)
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        if (t->lr_scale == 0) continue;
+        const real *g = model->grads + t->offset;
+        const size_t chunks = (t->size + SUM_CHUNK - 1) / SUM_CHUNK;
+        #pragma omp for schedule(static) nowait
+        for (size_t chunk = 0; chunk < chunks; chunk++) {
+            const size_t begin = chunk * SUM_CHUNK,
+                         end = begin + SUM_CHUNK < t->size ? begin + SUM_CHUNK : t->size;
+            real sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
+            model->partial_sums[count + chunk] = sum;
+        }
+        count += chunks;
+    }
+    for (size_t i = 0; i < count; i++) total += model->partial_sums[i];
+    lap(ADAMW, BACKWARD);
+    return sqrt(total);
+}
+
+/* ============================================================================================= */
+/* II. THE ENGINE                                                                                */
+/* ============================================================================================= */
+
+/* What part III lends to part II. die ends the program with one sentence: what is wrong, what to
+ * do. */
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
+__attribute__((noreturn, format(printf, 2, 3)))
+static void end_with(int status, const char *format, ...);
+#define die(...) end_with(STATUS_FAILED, __VA_ARGS__)
+static double seconds(void);
+static void unmap_file(struct Bytes bytes);
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+/* ============================================================================================= */
+/* 6. Numbers                                                                                    */
+/* ============================================================================================= */
 
-static bool failed;         /* a message has said why the program ends */
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-static void complain(const char *format, va_list arguments)
+/* --- Random numbers: value `counter` of stream `key`; the two are the whole state --- */
+
+struct Random { uint64_t key, counter; };
+
+/* splitmix64's output function (Steele, Lea, Flood 2014): a hash in which every bit of x changes
+ * every bit of the result with probability 1/2. */
+static uint64_t mix64(uint64_t x)
 {
-    if (isatty(2)) fprintf(stderr, "\r\033[K");
-    fprintf(stderr, "%s: ", program);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
 }
 
-/* Ends the program with one sentence: the file, what is wrong with it, what to do. */
-__attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...)
+/* Streams of one seed are independent of each other. */
+static struct Random random_stream(uint64_t seed, uint64_t stream)
 {
-    va_list arguments;
-    va_start(arguments, format);
-    complain(format, arguments);
-    va_end(arguments);
-    failed = true;
-    exit(STATUS_FAILED);
+    return (struct Random){mix64(mix64(seed + 0x9E3779B97F4A7C15u) + stream), 0};
 }
 
-/* The same for a wrong command line. */
-__attribute__((noreturn, format(printf, 1, 2))) static void die_usage(const char *format, ...)
+static uint64_t random_bits(struct Random *r)
 {
-    va_list arguments;
-    va_start(arguments, format);
-    complain(format, arguments);
-    va_end(arguments);
-    failed = true;
-    exit(STATUS_USAGE);
+    return mix64(r->key + 0x9E3779B97F4A7C15u * ++r->counter);
 }
 
-__attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
+static double random_uniform(struct Random *r) { return (random_bits(r) >> 11) * 0x1p-53; }
+
+/* Box and Muller 1958: one coordinate of a point with random radius and angle. */
+static double random_normal(struct Random *r)
 {
-    va_list arguments;
-    va_start(arguments, format);
-    complain(format, arguments);
-    va_end(arguments);
+    double u = 1 - random_uniform(r), angle = 2 * M_PI * random_uniform(r);
+    return sqrt(-2 * log(u)) * cos(angle);
 }
 
-static double seconds(void)
+/* 0 .. n-1. Values from the largest multiple of n on are drawn again, so all are equally likely. */
+static uint64_t random_below(struct Random *r, uint64_t n)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    uint64_t x, beyond = UINT64_MAX - UINT64_MAX % n;
+    do x = random_bits(r); while (x >= beyond);
+    return x % n;
 }
+
+/* Fisher and Yates: every order is equally likely. */
+static void shuffle(int *items, int n, struct Random *r)
+{
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)random_below(r, (uint64_t)i + 1), t = items[i];
+        items[i] = items[j];
+        items[j] = t;
+    }
+}
+
+/* --- Dropout's masks --- */
+
+static uint32_t dropout_key(struct Dropout d, int layer, int place)
+{
+    return (uint32_t)mix64(d.key + mix64((uint64_t)layer * DROPOUT_PLACES + place + 1));
+}
+
+static uint32_t dropout_threshold(struct Dropout d) { return (uint32_t)(d.p * 4294967295.0); }
+
+/* A hash of 32 bits (Wellons, "Prospecting for Hash Functions", 2018), which vectorises. */
+static inline uint32_t lowbias32(uint32_t x)
+{
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+
+static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale)
+{
+    return lowbias32(lowbias32(index) ^ key) >= threshold ? scale : 0;
+}
+
+/* --- exp, without branches or calls, so that loops over it vectorise --- */
+
+/* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. Relative error below 2e-7.
+ *
+ * Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits of the sum, from where it is
+ * shifted into the exponent. ln 2 is subtracted in two parts, so that r is exact. exp(r) is a
+ * polynomial of degree 6. x below -87 gives about 1e-38, x above 88.3 about 2e38. NaN stays NaN.
+ *
+ * The bounds are applied to the bits of x, since GCC turns integer minima into vector code:
+ * positive floats are ordered like signed integers, negative floats like unsigned integers in
+ * reverse. */
+static inline float exp_float(float x)
+{
+    union { float f; int32_t i; uint32_t u; }
+        upper = {88.3f}, lower = {-87.0f}, bounded = {x}, n, scale;
+    bounded.i = bounded.i < upper.i ? bounded.i : upper.i;
+    bounded.u = bounded.u < lower.u ? bounded.u : lower.u;
+    n.f = bounded.f * 1.44269504f + 12582912.0f;
+    float whole = n.f - 12582912.0f;
+    float r = bounded.f - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    scale.u = (n.u + 127) << 23;
+    return x == x ? p * scale.f : x;
+}
+
+static inline real exp_real(real x)
+{
+    return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x);
+}
+
+/* --- Threads: 1 without OpenMP --- */
 
 static int thread_count(void)
 {
@@ -122,6 +1010,7 @@ static int thread_index(void)
 #endif
 }
 
+/* Threads of the parallel region that calls. */
 static int team_size(void)
 {
 #ifdef _OPENMP
@@ -131,18 +1020,54 @@ static int team_size(void)
 #endif
 }
 
-/* n = 0 leaves what the environment (OMP_NUM_THREADS) or the machine says. */
-static void set_threads(int n)
-{
-#ifdef _OPENMP
-    if (n > 0) omp_set_num_threads(n);
+/* --- Vectors: the types of GCC and Clang, as wide as the machine's registers --- */
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+enum { TILE_ROWS = 12 };                            /* 32 registers: 24 sums, 2 of b, 1 of a */
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+enum { TILE_ROWS = 6 };                             /* 16 registers: 12 sums, 2 of b, 1 of a */
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+enum { TILE_ROWS = 10 };                            /* 32 registers: 20 sums, 2 of b, 10 of a */
 #else
-    if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
+#define VECTOR_BYTES 16
+enum { TILE_ROWS = 6 };                             /* 16 registers, as with AVX */
 #endif
+enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+/* FLOP/s of multiply-adds on registers, all threads together: the peak that GEMM is compared with.
+ * The best of five attempts, each long enough for the system to give every thread a core. */
+static double fma_peak(void)
+{
+    enum { CHAINS = 12, STEPS = 1 << 23 };
+    double best = 0;
+    for (int attempt = 0; attempt < 5; attempt++) {
+        double start = seconds();
+        #pragma omp parallel
+        {
+            vec x[CHAINS], factor = {0};
+            factor += (real)(1e-7 * (1 + thread_index()));
+            for (int c = 0; c < CHAINS; c++) x[c] = factor * (real)c;   /* no two chains alike */
+            for (int i = 0; i < STEPS; i++)
+                for (int c = 0; c < CHAINS; c++) x[c] += x[c] * factor;
+            vec sum = x[0];
+            for (int c = 1; c < CHAINS; c++) sum += x[c];
+            __asm__ volatile("" : : "m"(sum));      /* the compiler must not drop the loop */
+        }
+        double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
 }
 
-/* --- Memory: never NULL, 64-byte aligned where vectors live --- */
+/* ============================================================================================= */
+/* 7. Memory: never NULL, zeroed, aligned to 64 bytes                                            */
+/* ============================================================================================= */
 
+/* realloc; for what is not numbers. */
 static void *resize(void *old, size_t bytes)
 {
     void *p = realloc(old, bytes ? bytes : 1);
@@ -152,21 +1077,918 @@ static void *resize(void *old, size_t bytes)
     return p;
 }
 
-/* Zeroed. The system hands out such pages on first touch, so unused parts cost nothing. */
+static size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64 + 64; }
+
+/* The system provides each page on its first use, so unused parts take no memory. */
 static void *allocate_zeroed(size_t bytes)
 {
-    size_t rounded = (bytes + 63) / 64 * 64 + 64;
-    void *p = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t size = rounded_up(bytes);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
         die("out of memory: %.1f MB are needed. Use a smaller model, batch or text.", bytes / 1e6);
 #ifdef MADV_HUGEPAGE
-    if (rounded >= (size_t)2 << 20) madvise(p, rounded, MADV_HUGEPAGE);
+    if (size >= (size_t)2 << 20) madvise(p, size, MADV_HUGEPAGE);
 #endif
     return p;
 }
 
-/* Gives back what allocate_zeroed gave; NULL is allowed. */
-static void release(void *p, size_t bytes) { if (p) munmap(p, (bytes + 63) / 64 * 64 + 64); }
+/* Frees memory of allocate_zeroed; NULL is allowed. */
+static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes)); }
+
+/* ============================================================================================= */
+/* 8. GEMM                                                                                       */
+/* ============================================================================================= */
+
+/* c = from + bias + a b, computed on tiles of c, TILE_ROWS x TILE_COLUMNS, whose sums stay in
+ * registers while k runs. First a and b are copied ("packed") into panels, so that step k of a tile
+ * reads TILE_ROWS consecutive values of a and TILE_COLUMNS of b, from cache (Goto and van de Geijn
+ * 2008). With 6 x 16 tiles:
+ *
+ *     a, rows 0-5:       a00 a10 a20 a30 a40 a50 | a01 a11 a21 ...     one column after the other
+ *     b, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ...     one row after the other
+ *
+ * A matrix is an address and two strides, so packing also transposes. K is cut into equal blocks of
+ * at most BLOCK_K, which depend on K alone. Threads share out tiles of c, never the terms of a sum:
+ * a row of c has the same bits for any M and any number of threads. */
+enum {
+    BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* one panel of b fits the first-level cache */
+    BLOCK_N = TILE_COLUMNS * 4,                     /* a thread's packed b and a block of .. */
+    BLOCK_M = TILE_ROWS * 8,                        /* .. packed a fit the second level */
+    TASK_M = BLOCK_M * 16,                          /* rows of c that a thread takes at a time */
+    CHUNK_M = BLOCK_M * 48                          /* all packed rows of a fit the third level */
+};
+
+static inline struct Matrix matrix(const real *at, size_t columns)
+{
+    return (struct Matrix){at, columns, 1};
+}
+
+static inline struct Matrix transposed(struct Matrix m)
+{
+    return (struct Matrix){m.at, m.column, m.row};
+}
+
+/* --- Packing --- */
+
+/* Low and high halves of two vectors of floats, interleaved: a0 b0 a1 b1 .. */
+#if VECTOR_BYTES == 64
+#define LOW_HALVES  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VECTOR_BYTES == 32
+#define LOW_HALVES  0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW_HALVES  0, 4, 1, 5
+#define HIGH_HALVES 2, 6, 3, 7
+#endif
+
+enum { FLOATS = VECTOR_BYTES / sizeof(float) };
+typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
+
+/* Transposes a square of FLOATS vectors. Interleaving vectors i and i + half rotates the bits of
+ * each element's address (i, j) by one place; half a turn exchanges i and j. */
+static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
+{
+    #pragma GCC unroll 4
+    for (int turned = 1; turned < FLOATS; turned *= 2) {
+        floats y[FLOATS];
+        #pragma GCC unroll 16
+        for (int i = 0; i < FLOATS / 2; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], HIGH_HALVES);
+        }
+        #pragma GCC unroll 16
+        for (int i = 0; i < FLOATS; i++) x[i] = y[i];
+    }
+}
+
+/* The case of pack() with whole lines of consecutive values, in squares of FLOATS x FLOATS. Returns
+ * how many k are done. Stores go right to left: a full-width store may spill into row k + 1, which
+ * is written later. The last rows are left to pack(). The next panel is prefetched. */
+static inline __attribute__((always_inline))
+int pack_squares(float *panel, const float *x, size_t line, int width, int K)
+{
+    int k = 0;
+    for (; k + FLOATS < K; k += FLOATS)
+        for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
+            floats square[FLOATS];
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++) __builtin_prefetch(x + (i0 + i + width) * line + k);
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++)
+                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k)
+                                           : (floats){0};
+            transpose(square);
+            #pragma GCC unroll 16
+            for (int i = 0; i < FLOATS; i++)
+                *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
+        }
+    return k;
+}
+
+/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel:
+ * panel[k * width + i] = x[i * line + k * step], and 0 for i >= count. */
+static inline __attribute__((always_inline))
+void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
+{
+    int k0 = 0;
+    if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
+    if (step == 1 && count == width && sizeof(real) == sizeof(float))
+        k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
+    for (int i = 0; i < count; i++)
+        for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+}
+
+/* The case of pack() with lines side by side in memory (line = 1) and whole panels. A few cache
+ * lines of each of the K rows are copied at a time, and the rows ahead are prefetched. Whole
+ * vectors are stored: the next row overwrites what spills beyond a panel. The last row is copied
+ * exactly. */
+static inline __attribute__((always_inline))
+void pack_rows(real *packed, const real *x, size_t step, int lines, int width, int K)
+{
+    enum { MAX_PIECE = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
+    const int pieces = max_int(1, ceil_div(lines, MAX_PIECE)),
+              piece = ceil_div(lines, pieces * width) * width;
+    for (int i0 = 0; i0 < lines; i0 += piece) {
+        const int n = min_int(piece, lines - i0);
+        for (int k = 0; k < K; k++) {
+            const real *row = x + k * step + i0;
+            real *to = packed + (size_t)i0 * K + (size_t)k * width;
+            for (int i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(row + AHEAD * step + i);
+            for (int i = 0; i < n; i += width, to += (size_t)width * K)
+                if (k == K - 1) memcpy(to, row + i, width * sizeof(real));
+                else for (int j = 0; j < width; j += LANES)
+                    *(vec *)(to + j) = *(const vec *)(row + i + j);
+        }
+    }
+}
+
+/* Packs `lines` lines into panels, one after the other. */
+static inline __attribute__((always_inline))
+void pack_lines(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+{
+    const int whole = line == 1 ? lines / width * width : 0;
+    pack_rows(packed, x, step, whole, width, K);
+    for (int i = whole; i < lines; i += width)
+        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, lines - i), width, K);
+}
+
+/* The same by all threads of a parallel region, each of which packs some of the panels. */
+static inline __attribute__((always_inline))
+void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+{
+    const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
+              begin = min_int(lines, thread_index() * share);
+    pack_lines(packed + (size_t)begin * K, x + begin * line, line, step,
+               min_int(share, lines - begin), width, K);
+}
+
+/* --- Tiles --- */
+
+/* The rows of a that a block of tiles reads: element (i, k) of the tile that begins at row t is
+ * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}. In place:
+ * {a, a.row, 1, a.row}. */
+struct Rows { const real *at; size_t row, column, next; };
+
+/* One whole tile: c = a b, + bias (TILE_COLUMNS) and + from, laid out like c, unless they are NULL.
+ * b is a packed panel. c is prefetched, to be in cache when the sums are complete.
+ *
+ * The pragmas unroll the short loops early enough for GCC to keep `sum` in registers. They also
+ * unroll four steps of k, so that loop control does not compete with the multiply-adds on a core
+ * that two threads share. The empty asm keeps loads of step k + 1 out of step k, for which there
+ * are no registers. */
+static inline __attribute__((always_inline))
+void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
+          const real *from, const real *bias, int K)
+{
+    enum { VECTORS = TILE_ROWS * TILE_VECTORS };
+    vec sum[VECTORS];
+    #pragma GCC unroll 32
+    for (int t = 0; t < VECTORS; t++) {
+        sum[t] = (vec){0};
+        if (t % TILE_VECTORS == 0) __builtin_prefetch(c + t / TILE_VECTORS * ldc, 1);
+    }
+    #pragma GCC unroll 4
+    for (int k = 0; k < K; k++, a += a_column, b += TILE_COLUMNS) {
+        vec bk[TILE_VECTORS];
+        #pragma GCC unroll 32
+        for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
+        #pragma GCC unroll 32
+        for (int t = 0; t < VECTORS; t++)
+            sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
+        __asm__ volatile("" : : : "memory");
+    }
+    #pragma GCC unroll 32
+    for (int t = 0; t < VECTORS; t++) {
+        const size_t at = t / TILE_VECTORS * ldc + t % TILE_VECTORS * LANES;
+        if (bias) sum[t] += *(const vec *)(bias + t % TILE_VECTORS * LANES);
+        if (from) sum[t] += *(const vec *)(from + at);
+        *(vec *)(c + at) = sum[t];
+    }
+}
+
+/* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
+static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
+                         const real *b, const real *from, const real *bias, int m, int n, int K)
+{
+    real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
+    const bool lacks_rows = m < TILE_ROWS && a_column == 1;
+    if (lacks_rows) pack(panel, a, a_row, a_column, m, TILE_ROWS, K);
+    if (lacks_rows) tile(sum, TILE_COLUMNS, panel, 1, TILE_ROWS, b, NULL, NULL, K);
+    else tile(sum, TILE_COLUMNS, a, a_row, a_column, b, NULL, NULL, K);
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
+            c[i * ldc + j] = with_bias + (from ? from[i * ldc + j] : 0);
+        }
+}
+
+/* c (m, n), rows ldc apart = from + bias + a b: the product of two blocks. Panels of b begin
+ * b_terms x TILE_COLUMNS apart; of their b_terms terms the first K are used. */
+static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_terms,
+                  const real *from, const real *bias, int m, int n, int K)
+{
+    for (int j = 0; j < n; j += TILE_COLUMNS)
+        for (int i = 0; i < m; i += TILE_ROWS) {
+            real *cij = c + i * ldc + j;
+            const real *ai = a.at + i * a.next, *bj = b + j * b_terms;
+            const real *from_ij = from ? from + i * ldc + j : NULL,
+                       *bias_j = bias ? bias + j : NULL;
+            if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
+                tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
+                             min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
+            else if (a.column == 1) tile(cij, ldc, ai, a.row, 1, bj, from_ij, bias_j, K);
+            else tile(cij, ldc, ai, 1, a.column, bj, from_ij, bias_j, K);
+        }
+}
+
+/* --- Products --- */
+
+/* Packed a (CHUNK_M, BLOCK_K), which all threads share, then a packed b (BLOCK_K, BLOCK_N) for each
+ * thread. */
+static real *gemm_buffer;
+
+static size_t gemm_buffer_size(void)
+{
+    return (CHUNK_M + (size_t)thread_count() * BLOCK_N) * BLOCK_K;
+}
+
+/* Must run after set_threads and before the first product: workspace_create does it. Enlarges the
+ * buffer if there are more threads than before. */
+static void gemm_reserve(void)
+{
+    static size_t capacity;
+    if (gemm_buffer_size() <= capacity) return;
+    release(gemm_buffer, capacity * sizeof(real));
+    capacity = gemm_buffer_size();
+    gemm_buffer = allocate_zeroed(capacity * sizeof(real));
+}
+
+/* With fewer columns of b, packing a costs more than it saves: its rows are read in place. */
+enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
+
+/* See part I for the contract. Threads take tasks of (at most TASK_M rows, BLOCK_N columns) of c as
+ * they become free. Each packs the columns of b that it works on for itself, into its own cache. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+                 int M, int N, int K)
+{
+    real *packed_a = gemm_buffer;
+    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
+    const bool in_place = a.column == 1 && N <= FEW_COLUMNS;
+
+    #pragma omp parallel
+    for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
+    for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
+        const int k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
+        const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
+                   *start = k0 ? c : from;
+        const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row}
+                                          : (struct Rows){packed_a, 1, TILE_ROWS, k};
+        real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
+        int packed_j = -1, task = TASK_M;
+        while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
+            task /= 2;
+        if (k0 || m0) {
+            #pragma omp barrier     /* no thread reads packed_a or writes these rows of c now */
+        }
+        if (!in_place) {
+            pack_all(packed_a, ab, a.row, a.column, m, TILE_ROWS, k);
+            #pragma omp barrier
+        }
+        #pragma omp for schedule(dynamic) collapse(2) nowait
+        for (int j = 0; j < N; j += BLOCK_N)
+            for (int i0 = 0; i0 < m; i0 += task) {
+                const int n = min_int(BLOCK_N, N - j);
+                if (packed_j != j)
+                    pack_lines(packed_b, bb + j * b.column, b.column, b.row, n, TILE_COLUMNS, k);
+                packed_j = j;
+                for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
+                    const size_t at = (size_t)(m0 + i) * N + j;
+                    const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
+                                               rows.next};
+                    tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
+                          bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
+                }
+            }
+    }
+}
+
+/* y (N) = from + bias + x (K) b (K, N). One of b.row and b.column is 1. Reading b from memory takes
+ * all the time, so several lines of b are read at once, in long pieces: memory then has many
+ * requests to answer. Pieces begin at multiples of 16, so that a sum has the same bits for any
+ * number of threads. */
+static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+                 int N, int K)
+{
+    enum { MAX_PIECE = 2048, LINES = 8, DOTS = 4 };
+    const int pieces = thread_count() * ceil_div(N, thread_count() * MAX_PIECE);
+    const int columns = ceil_div(ceil_div(N, pieces), 16) * 16;
+    #pragma omp parallel for schedule(static)
+    for (int j0 = 0; j0 < N; j0 += columns) {
+        const int n = min_int(columns, N - j0);
+        real sum[MAX_PIECE + DOTS];
+        for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
+        if (b.column == 1) {
+            const real *bk = b.at + j0;
+            int k = 0;
+            for (; k + LINES <= K; k += LINES, bk += LINES * b.row)
+                for (int j = 0; j < n; j++) {
+                    real s = sum[j];
+                    #pragma GCC unroll 8
+                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b.row + j];
+                    sum[j] = s;
+                }
+            for (; k < K; k++, bk += b.row)
+                for (int j = 0; j < n; j++) sum[j] += x[k] * bk[j];
+        } else
+            for (int j = 0; j < n; j += DOTS) {     /* a line beyond n is the last line again */
+                const real *line[DOTS];
+                real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+                for (int i = 0; i < DOTS; i++)
+                    line[i] = b.at + (j0 + min_int(j + i, n - 1)) * b.column;
+                #pragma omp simd reduction(+: s0, s1, s2, s3)
+                for (int k = 0; k < K; k++) {
+                    s0 += x[k] * line[0][k];
+                    s1 += x[k] * line[1][k];
+                    s2 += x[k] * line[2][k];
+                    s3 += x[k] * line[3][k];
+                }
+                const real dots[DOTS] = {s0, s1, s2, s3};
+                for (int i = 0; i < DOTS && j + i < n; i++) sum[j + i] += dots[i];
+            }
+        memcpy(y + j0, sum, n * sizeof(real));
+    }
+}
+
+/* ============================================================================================= */
+/* 9. Attention kernels                                                                          */
+/* ============================================================================================= */
+
+/* A thread takes one head of one sequence and works on blocks of QUERIES rows. It computes only the
+ * keys up to the last row of the block. P exists for one block at a time.
+ *
+ * P is stored transposed, P[j * QUERIES + i] for key j and query i: softmax works on a vector of
+ * queries at once, and each product below reads P in place. A panel of TILE_COLUMNS queries has the
+ * keys up to its own last query. Keys after a query, and TILE_ROWS more, are set to 0: tiles that
+ * lie across the diagonal then read zeros. Plain twin: plain_attention. */
+enum { QUERIES = 64 };          /* a multiple of TILE_COLUMNS */
+
+/* What a thread holds of a head, packed as GEMM's a (_rows) or as GEMM's b (all others but P). */
+struct Head {
+    real *k_rows, *v_rows;          /* (T, D) */
+    real *k_right, *v_right;        /* T terms, D columns */
+    real *q, *dy;                   /* of a block: D terms, a column for each query */
+    real *q_right, *dy_right;       /* of a block: a term for each query, D columns */
+    real *P, *dP;                   /* (T + 2 TILE_ROWS, QUERIES) */
+};
+
+/* Sets the places in scratch, which may be NULL. Returns the number of values. */
+static size_t head_places(struct Head *w, real *scratch, int T, int D)
+{
+    const size_t rows = (size_t)ceil_div(T, TILE_ROWS) * TILE_ROWS * D,
+                 columns = (size_t)ceil_div(D, TILE_COLUMNS) * TILE_COLUMNS,
+                 scores = ((size_t)T + 2 * TILE_ROWS) * QUERIES;
+    real **const places[] = {&w->k_rows, &w->v_rows, &w->k_right, &w->v_right, &w->q, &w->dy,
+                             &w->q_right, &w->dy_right, &w->P, &w->dP};
+    const size_t sizes[] = {rows, rows, columns * T, columns * T, QUERIES * D, QUERIES * D,
+                            columns * QUERIES, columns * QUERIES, scores, scores};
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        *places[i] = scratch ? scratch + at : NULL;
+        at += (sizes[i] + 15) / 16 * 16;
+    }
+    return at;
+}
+
+/* Values of scratch that each thread needs for sequences of up to `longest` rows. */
+static size_t attention_scratch(int longest, int D)
+{
+    struct Head w;
+    return head_places(&w, NULL, longest, D);
+}
+
+/* S (keys, one panel of queries) = rows (keys, D) times a packed panel of D terms. */
+static void attention_scores(real *S, const real *rows, const real *panel, int keys, int D)
+{
+    const int whole = ceil_div(keys, TILE_ROWS) * TILE_ROWS;
+    tiles(S, QUERIES, (struct Rows){rows, 1, TILE_ROWS, D}, panel, D, NULL, NULL, whole,
+          TILE_COLUMNS, D);
+}
+
+/* The causal mask: sets the scores of keys first + 1 .. keys - 1 that come after the query to
+ * `value`, in a panel whose first query is row `first`. */
+static void attention_mask(real *S, int first, int keys, real value)
+{
+    for (int j = first + 1; j < keys; j++) {
+        real *s = S + (size_t)j * QUERIES;
+        for (int i = 0; i < min_int(j - first, TILE_COLUMNS); i++) s[i] = value;
+    }
+}
+
+/* P of one panel of queries, from the scores S with keys 0 .. keys-1, in place. Row `first` is the
+ * first query. If lse is known, P = exp(scale S - lse). Otherwise sets lse and inverse = 1 / sum,
+ * and P still lacks the factor inverse of its query, which the caller applies to y: y has fewer
+ * values. */
+static void attention_softmax(real *S, real *lse, real *inverse, bool known, real scale, int first,
+                              int keys)
+{
+    real max[TILE_COLUMNS], sum[TILE_COLUMNS] = {0};
+    if (!known) {
+        for (int i = 0; i < TILE_COLUMNS; i++) max[i] = -INFINITY;
+        attention_mask(S, first, keys, -INFINITY);
+        for (int j = 0; j < keys; j++) {
+            const real *s = S + (size_t)j * QUERIES;
+            for (int i = 0; i < TILE_COLUMNS; i++) max[i] = s[i] > max[i] ? s[i] : max[i];
+        }
+    }
+    for (int i = 0; i < TILE_COLUMNS; i++) max[i] = known ? lse[i] : scale * max[i];
+    for (int j = 0; j < keys; j++) {
+        real *s = S + (size_t)j * QUERIES;
+        for (int i = 0; i < TILE_COLUMNS; i++) {
+            s[i] = exp_real(scale * s[i] - max[i]);
+            sum[i] += s[i];
+        }
+    }
+    attention_mask(S, first, keys + TILE_ROWS, 0);
+    for (int i = 0; i < TILE_COLUMNS && !known; i++) {
+        lse[i] = max[i] + (real)log(sum[i]);
+        inverse[i] = 1 / sum[i];
+    }
+}
+
+/* Multiplies P (keys, n queries), or its gradient, by the dropout mask. Query i is row `row` + i of
+ * the batch. */
+static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
+                              int keys)
+{
+    const uint32_t threshold = dropout_threshold(t->dropout);
+    const real scale = (real)(1 / (1 - t->dropout.p));
+    uint32_t key[QUERIES];
+    for (int i = 0; i < n; i++) key[i] = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
+    for (int j = 0; j < keys; j++)
+        for (int i = 0; i < n; i++)
+            P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
+}
+
+/* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of
+ * T rows needs the keys up to itself. */
+static void attention_sum(real *out, size_t ld, const real *P, const real *right, int q0, int n,
+                          int T, int D)
+{
+    for (int i = 0; i < n; i += TILE_ROWS)
+        tiles(out + i * ld, ld, (struct Rows){P + i, 1, QUERIES, 0}, right, T, NULL, NULL,
+              min_int(TILE_ROWS, n - i), D, min_int(q0 + n, q0 + i + TILE_ROWS));
+}
+
+/* out (keys, D), rows ld apart, = or += P (keys, n) right (n, D packed): key j is used by the
+ * queries from itself on. */
+static void attention_spread(real *out, size_t ld, const real *P, const real *right, bool add,
+                             int q0, int n, int D)
+{
+    for (int j = 0; j < q0 + n; j += TILE_ROWS) {
+        const int first = max_int(0, j - q0);
+        tiles(out + j * ld, ld, (struct Rows){P + (size_t)j * QUERIES + first, QUERIES, 1, 0},
+              right + first * TILE_COLUMNS, n, add ? out + j * ld : NULL, NULL,
+              min_int(TILE_ROWS, q0 + n - j), D, n - first);
+    }
+}
+
+/* One head of one sequence: rows 0 .. T-1 of qkv, y and lse, at this head's channels. */
+static void attention_head_forward(real *y, real *lse, const real *qkv, const struct Attention *t,
+                                   struct Head *w, int head, int start, int T)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
+    const real scale = 1 / (real)sqrt(D), *q = qkv, *k = q + C, *v = k + C;
+    real block_lse[QUERIES], inverse[QUERIES];
+    pack_lines(w->k_rows, k, ld, 1, T, TILE_ROWS, D);
+    pack_lines(w->v_right, v, 1, ld, D, TILE_COLUMNS, T);
+    for (int q0 = 0; q0 < T; q0 += QUERIES, y += (size_t)QUERIES * C) {
+        const int n = min_int(QUERIES, T - q0);
+        pack_lines(w->q, q + (size_t)q0 * ld, ld, 1, n, TILE_COLUMNS, D);
+        for (int i = 0; i < n; i += TILE_COLUMNS) {
+            const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+            attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
+            attention_softmax(w->P + i, block_lse + i, inverse + i, false, scale, q0 + i, keys);
+        }
+        if (t->dropout.p > 0) attention_dropout(w->P, t, head, start + q0, n, q0 + n);
+        attention_sum(y, C, w->P, w->v_right, q0, n, T, D);
+        for (int i = 0; i < n; i++) {
+            lse[(size_t)(q0 + i) * H] = block_lse[i];
+            for (int c = 0; c < D; c++) y[(size_t)i * C + c] *= inverse[i];
+        }
+    }
+}
+
+/* s_j = exp(scale s_j) / sum_j exp(scale s_j) */
+static void softmax(real *s, real scale, int n)
+{
+    real max = -INFINITY, sum = 0;
+    #pragma omp simd reduction(max: max)
+    for (int j = 0; j < n; j++) max = s[j] > max ? s[j] : max;
+    #pragma omp simd reduction(+: sum)
+    for (int j = 0; j < n; j++) { s[j] = exp_real(scale * (s[j] - max)); sum += s[j]; }
+    for (int j = 0; j < n; j++) s[j] /= sum;
+}
+
+/* One query, the last of `keys` rows: y (C) from qkv (keys, 3C), scores (H, keys). Threads take the
+ * keys, then some heads each: all heads of a row are adjacent in memory and are read together. */
+static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
+{
+    const int D = C / H, ld = 3 * C, heads = ceil_div(H, thread_count());
+    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)(keys - 1) * ld;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int j = 0; j < keys; j++)
+            for (int h = 0; h < H; h++) {
+                const real *k = qkv + (size_t)j * ld + C + h * D, *qh = q + h * D;
+                real dot = 0;
+                #pragma omp simd reduction(+: dot)
+                for (int c = 0; c < D; c++) dot += qh[c] * k[c];
+                scores[(size_t)h * keys + j] = dot;
+            }
+        #pragma omp for schedule(static)
+        for (int h0 = 0; h0 < H; h0 += heads) {
+            const int h1 = min_int(H, h0 + heads);
+            for (int h = h0; h < h1; h++) softmax(scores + (size_t)h * keys, scale, keys);
+            memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
+            for (int j = 0; j < keys; j++)
+                for (int h = h0; h < h1; h++) {
+                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D,
+                               p = scores[(size_t)h * keys + j];
+                    real *yh = y + h * D;
+                    for (int c = 0; c < D; c++) yh[c] += p * v[c];
+                }
+        }
+    }
+}
+
+static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
+{
+    const int C = t->C, H = t->H, D = C / H;
+    if (t->cached) attention_next(y, t->scores, qkv, t->cached + 1, C, H);
+    else {
+        #pragma omp parallel for schedule(dynamic) collapse(2)
+        for (int s = 0; s < t->batch->sequences; s++)
+            for (int h = 0; h < H; h++) {
+                const size_t start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
+                struct Head w;
+                head_places(&w, t->scratch + thread_index() * t->scratch_size, (int)T, D);
+                attention_head_forward(y + start * C + h * D, lse + start * H + h,
+                                       qkv + start * 3 * C + h * D, t, &w, h, (int)start, (int)T);
+            }
+    }
+    lap(ATTENTION, FORWARD);
+}
+
+/* The gradient of softmax for one panel of queries, over dP in place: dS = scale P (dP - delta). */
+static void attention_softmax_backward(real *dP, const real *P, const real *delta, real scale,
+                                       int keys)
+{
+    for (int j = 0; j < keys; j++)
+        for (int i = 0; i < TILE_COLUMNS; i++) {
+            const size_t at = (size_t)j * QUERIES + i;
+            dP[at] = scale * P[at] * (dP[at] - delta[i]);
+        }
+}
+
+/* The block of n queries that begins with row q0 of sequence s; w holds the packed keys and values.
+ *   dq = dS k      dk += dS^T q      dv += P^T dy      delta_i = sum_j P_ij dP_ij = dy_i . y_i
+ * The last block reaches all keys, so it comes first and sets dk and dv instead. */
+static void attention_block_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
+                                     const real *lse, const struct Attention *t, struct Head *w,
+                                     int s, int h, int q0)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C, start = t->batch->starts[s],
+              T = t->batch->starts[s + 1] - start, n = min_int(QUERIES, T - q0), row = start + q0;
+    const bool add = q0 + n < T;
+    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)row * ld + h * D;
+    real *dq = dqkv + (size_t)row * ld + h * D, *dk = dqkv + (size_t)start * ld + C + h * D,
+         *dv = dk + C, block_lse[QUERIES] = {0}, delta[QUERIES] = {0};
+    dy += (size_t)row * C + h * D;
+    y += (size_t)row * C + h * D;
+    for (int i = 0; i < n; i++) {
+        const real *dyi = dy + (size_t)i * C, *yi = y + (size_t)i * C;
+        real dot = 0;
+        #pragma omp simd reduction(+: dot)
+        for (int c = 0; c < D; c++) dot += dyi[c] * yi[c];
+        delta[i] = dot;
+        block_lse[i] = lse[(size_t)(row + i) * H + h];
+    }
+    pack_lines(w->q, q, ld, 1, n, TILE_COLUMNS, D);
+    pack_lines(w->dy, dy, C, 1, n, TILE_COLUMNS, D);
+    pack_lines(w->q_right, q, 1, ld, D, TILE_COLUMNS, n);
+    pack_lines(w->dy_right, dy, 1, C, D, TILE_COLUMNS, n);
+    for (int i = 0; i < n; i += TILE_COLUMNS) {
+        const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+        attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
+        attention_softmax(w->P + i, block_lse + i, NULL, true, scale, q0 + i, keys);
+        attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
+        attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
+    }
+    if (t->dropout.p > 0) attention_dropout(w->dP, t, h, row, n, q0 + n);
+    for (int i = 0; i < n; i += TILE_COLUMNS)
+        attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
+                                   min_int(q0 + n, q0 + i + TILE_COLUMNS));
+    if (t->dropout.p > 0) attention_dropout(w->P, t, h, row, n, q0 + n);
+    attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
+    attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
+    attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
+}
+
+/* Blocks go from the last to the first, see attention_block_backward. */
+static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
+                               real *lse, const struct Attention *t)
+{
+    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
+    #pragma omp parallel for schedule(dynamic) collapse(2)
+    for (int s = 0; s < t->batch->sequences; s++)
+        for (int h = 0; h < H; h++) {
+            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
+            const real *k = qkv + (size_t)start * ld + C + h * D, *v = k + C;
+            struct Head w;
+            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
+            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
+            pack_lines(w.v_rows, v, ld, 1, T, TILE_ROWS, D);
+            pack_lines(w.k_right, k, 1, ld, D, TILE_COLUMNS, T);
+            for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
+                attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
+        }
+    lap(ATTENTION, BACKWARD);
+}
+
+/* ============================================================================================= */
+/* 10. Memory of a model and of a pass                                                           */
+/* ============================================================================================= */
+
+/* Lists the parameters and counts them, without memory for them. */
+static void model_describe(struct Model *model, struct Config config)
+{
+    *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
+    model->tensors = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->tensors);
+    model->w.blocks = resize(NULL, config.layers * sizeof(struct Block));
+    model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
+    model->tensor_count = list_parameters(model->tensors, &model->w, NULL, &config);
+    for (int i = 0; i < model->tensor_count; i++) model->parameter_count += model->tensors[i].size;
+}
+
+/* Allocates the weights, all 0. */
+static void model_allocate(struct Model *model)
+{
+    model->weights = allocate_zeroed(model->parameter_count * sizeof(real));
+    list_parameters(model->tensors, &model->w, model->weights, &model->config);
+}
+
+static void model_create(struct Model *model, struct Config config)
+{
+    model_describe(model, config);
+    model_allocate(model);
+}
+
+/* Random weights, as list_parameters says. A tensor's values depend on the seed and on its place in
+ * the list. */
+static void model_init(struct Model *model, uint64_t seed)
+{
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        struct Random r = random_stream(seed, i);
+        real *w = model->weights + t->offset;
+        for (size_t k = 0; k < t->size; k++)
+            w[k] = t->init == 0 || t->init == 1 ? (real)t->init
+                                                : (real)(t->init * random_normal(&r));
+    }
+}
+
+/* Every tensor may end with a chunk that is not full. */
+static size_t partial_sums_bytes(const struct Model *model)
+{
+    return (model->parameter_count / SUM_CHUNK + model->tensor_count) * sizeof(double);
+}
+
+/* Allocates what training needs. Blocks below first_layer are frozen, and unless it is 0 the
+ * embeddings are, too. first_layer = L trains ln_f and the head alone. */
+static void model_train_from(struct Model *model, int first_layer)
+{
+    model->first_layer = first_layer;
+    for (int i = 0; i < model->tensor_count; i++) {
+        struct Tensor *t = &model->tensors[i];
+        t->lr_scale = first_layer == 0 || t->layer >= first_layer;
+    }
+    if (model->grads) return;
+    const size_t bytes = model->parameter_count * sizeof(real);
+    model->grads = allocate_zeroed(bytes);
+    model->m = allocate_zeroed(bytes);
+    model->v = allocate_zeroed(bytes);
+    model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
+    struct Tensor *same = resize(NULL, model->tensor_count * sizeof *same);
+    list_parameters(same, &model->dw, model->grads, &model->config);
+    free(same);
+}
+
+static void model_free(struct Model *model)
+{
+    const size_t bytes = model->parameter_count * sizeof(real);
+    if (model->file.size) unmap_file(model->file);
+    else release(model->weights, bytes);
+    release(model->grads, bytes);
+    release(model->m, bytes);
+    release(model->v, bytes);
+    release(model->partial_sums, partial_sums_bytes(model));
+    free(model->tensors);
+    free(model->w.blocks);
+    free(model->dw.blocks);
+    *model = (struct Model){0};
+}
+
+/* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
+static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
+
+/* Gives every array its place, from `memory` on. Returns the bytes needed. memory NULL only counts.
+ * A block that is not stored uses the arrays of the block before it. */
+static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer,
+                              char *memory)
+{
+    const size_t N = ws->max_rows, C = c->channels, L = c->layers, V = c->vocabulary;
+    const bool train = ws->kind == WORK_TRAIN;
+    size_t at = 0;
+    #define PLACE(array, count) do {                                        \
+        (array) = memory ? (void *)(memory + at) : NULL;                    \
+        at += ((size_t)(count) * sizeof *(array) + 63) / 64 * 64;           \
+    } while (0)
+    for (size_t l = 0; l <= L; l++) {
+        struct Activations *a = &ws->activations[l];
+        const bool own = l == 0 || (train && (int)l >= first_layer);
+        if (!own) *a = a[-1];
+        if (own) PLACE(a->x, N * C);
+        if (l == L) break;
+        if (own || ws->kind == WORK_CACHE) PLACE(a->qkv, N * 3 * C);
+        if (!own) continue;
+        PLACE(a->mean1, N); PLACE(a->rstd1, N); PLACE(a->lse, N * c->heads); PLACE(a->att, N * C);
+        PLACE(a->x2, N * C); PLACE(a->mean2, N); PLACE(a->rstd2, N); PLACE(a->fc, N * 4 * C);
+    }
+    PLACE(ws->ln, N * C);
+    PLACE(ws->gelu, N * 4 * C);
+    PLACE(ws->proj, N * C);
+    PLACE(ws->hidden, N * C);
+    PLACE(ws->meanf, N);
+    PLACE(ws->rstdf, N);
+    PLACE(ws->positions, N);
+    PLACE(ws->losses, N);
+    ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
+    PLACE(ws->logits, max_int(ws->chunk, 1) * V);
+    ws->attention_size =
+        (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
+    PLACE(ws->attention, ws->attention_size * thread_count());
+    PLACE(ws->scores, (size_t)c->heads * c->context);
+    if (train) {
+        PLACE(ws->dhidden, N * C);
+        PLACE(ws->dx, N * C);
+        PLACE(ws->dln, N * C);
+        PLACE(ws->dqkv, N * 3 * C);
+        PLACE(ws->dfc, N * 4 * C);
+    }
+    #undef PLACE
+    return at;
+}
+
+static void workspace_describe(struct Workspace *ws, const struct Config *c, int first_layer,
+                               int max_rows, int kind)
+{
+    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
+    ws->activations = resize(NULL, (c->layers + 1) * sizeof *ws->activations);
+    memset(ws->activations, 0, (c->layers + 1) * sizeof *ws->activations);
+    ws->bytes = place_workspace(ws, c, first_layer, NULL);
+}
+
+/* Memory for forward passes of up to max_rows rows, for backward passes if kind is WORK_TRAIN, and
+ * for GEMM. Before this, model_train_from must have said which layers learn, and set_threads how
+ * many threads there are. After it, a step allocates nothing. */
+static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
+                             int kind)
+{
+    workspace_describe(ws, &model->config, model->first_layer, max_rows, kind);
+    ws->memory = allocate_zeroed(ws->bytes);
+    gemm_reserve();
+    place_workspace(ws, &model->config, model->first_layer, ws->memory);
+}
+
+/* The bytes that workspace_create would allocate. */
+static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
+{
+    struct Workspace ws;
+    workspace_describe(&ws, c, 0, max_rows, kind);
+    free(ws.activations);
+    return ws.bytes;
+}
+
+static void workspace_free(struct Workspace *ws)
+{
+    release(ws->memory, ws->bytes);
+    free(ws->activations);
+    *ws = (struct Workspace){0};
+}
+
+/* --- A batch being put together: sequences back to back --- */
+
+struct Minibatch {
+    struct Batch batch;
+    int max_rows;
+    int *tokens;                /* (max_rows) */
+    int *targets;               /* (max_rows): of each row the next token, or of each sequence its
+                                   label */
+    int *starts;                /* (max_rows + 1) */
+};
+
+static struct Minibatch minibatch_create(int max_rows)
+{
+    struct Minibatch m = {.max_rows = max_rows, .tokens = resize(NULL, max_rows * sizeof(int)),
+                          .targets = resize(NULL, max_rows * sizeof(int)),
+                          .starts = resize(NULL, ((size_t)max_rows + 1) * sizeof(int))};
+    m.starts[0] = 0;
+    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
+    return m;
+}
+
+static void minibatch_free(struct Minibatch *m)
+{
+    free(m->tokens);
+    free(m->targets);
+    free(m->starts);
+}
+
+static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
+
+/* Appends a sequence of `length` rows, which must fit. Returns its first row. */
+static int minibatch_add(struct Minibatch *m, int length)
+{
+    const int row = m->batch.rows;
+    m->batch.rows += length;
+    m->starts[++m->batch.sequences] = m->batch.rows;
+    return row;
+}
+
+/* ============================================================================================= */
+/* III. THE PROGRAM                                                                              */
+/* ============================================================================================= */
+
+/* ============================================================================================= */
+/* 11. Errors and text                                                                           */
+/* ============================================================================================= */
+
+static const char *program = "gpt";     /* begin_program sets it; messages start with it */
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+static bool failed;                     /* a message has already said why the program ends */
+
+static void complain(const char *format, va_list arguments)
+{
+    if (isatty(2)) fprintf(stderr, "\r\033[K");
+    fprintf(stderr, "%s: ", program);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
+/* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
+ * for failures (status 1), die_usage for a wrong command line (status 2). */
+static void end_with(int status, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    complain(format, arguments);
+    failed = true;
+    exit(status);
+}
+#define die_usage(...) end_with(STATUS_USAGE, __VA_ARGS__)
+
+__attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    complain(format, arguments);
+    va_end(arguments);
+}
 
 /* Text or bytes that grow. data is always followed by a NUL that size does not count. */
 struct Buffer { char *data; size_t size, capacity; };
@@ -221,7 +2043,7 @@ __attribute__((format(printf, 1, 2))) static char *text_of(const char *format, .
     return b.data;
 }
 
-/* A 64-bit hash as files write it; a static buffer for each of four uses in one printf. */
+/* A 64-bit hash as files hold it: 16 hex digits. The next three calls keep the result. */
 static const char *hash_text(uint64_t hash)
 {
     static char text[4][17];
@@ -231,178 +2053,7 @@ static const char *hash_text(uint64_t hash)
     return t;
 }
 
-/* --- Reading files --- */
-
-static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
-
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-
-struct Bytes { const char *data; size_t size; };
-
-/* The file's bytes, mapped into memory and read only when they are touched. A pipe or another file
- * without a size of its own is read whole. The caller may keep them until the program ends. */
-static struct Bytes map_file(const char *path)
-{
-    int fd = open(path, O_RDONLY);
-    struct stat status;
-    if (fd < 0 || fstat(fd, &status) < 0)
-        die("%s: cannot be read (%s). Check the name.", path, strerror(errno));
-    if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
-    struct Bytes bytes = {"", (size_t)status.st_size};
-    if (S_ISREG(status.st_mode) && bytes.size > 0) {
-        void *p = mmap(NULL, bytes.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) die("%s: cannot be mapped (%s).", path, strerror(errno));
-        bytes.data = p;
-    } else if (!S_ISREG(status.st_mode)) {
-        struct Buffer b = {0};
-        char block[65536];
-        ssize_t n;
-        while ((n = read(fd, block, sizeof block)) > 0) append_bytes(&b, block, n);
-        if (n < 0) die("%s: cannot be read (%s).", path, strerror(errno));
-        if (b.size) bytes = (struct Bytes){b.data, b.size};
-    }
-    close(fd);
-    return bytes;
-}
-
-static void unmap_file(struct Bytes bytes)
-{
-    if (bytes.size) munmap((void *)bytes.data, bytes.size);
-}
-
-static void make_directory(const char *path)
-{
-    char *p = text_of("%s", path);
-    for (char *s = p + 1; *s; s++)
-        if (*s == '/') { *s = 0; mkdir(p, 0777); *s = '/'; }
-    struct stat status;
-    if (mkdir(p, 0777) < 0 && (stat(p, &status) < 0 || !S_ISDIR(status.st_mode)))
-        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(errno));
-    free(p);
-}
-
-/* --- Writing files: a temporary name in the same directory, fsync, rename --- */
-
-struct Output { FILE *file; char *path, *temporary; };
-
-enum { MAX_OUTPUTS = 16 };
-static char *volatile unfinished[MAX_OUTPUTS];      /* temporary names to remove when we fail */
-
-static void remove_unfinished(void)
-{
-    for (int i = 0; i < MAX_OUTPUTS; i++) if (unfinished[i]) unlink(unfinished[i]);
-}
-
-static void remove_unfinished_on_signal(int signal_number)
-{
-    remove_unfinished();
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
-}
-
-/* At exit. Results that did not reach the standard output are a failure, too. */
-static void end_program(void)
-{
-    remove_unfinished();
-    if (failed || (!fflush(stdout) && !ferror(stdout))) return;
-    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
-            program);
-    _exit(STATUS_FAILED);
-}
-
-/* First in main. A program that fails or is stopped leaves no half-written file behind; a file
- * beyond the limit of the shell (ulimit -f) is an error, as a full disk is. And threads that wait
- * for others spin for some microseconds and then give their core away, where by default they spin
- * for milliseconds: two trainings on the same two cores then take 30 times as long as one, instead
- * of twice. OpenMP reads its settings before main, so the program starts itself once more with
- * them. */
-static void begin_program(const char *name, char **argv)
-{
-    program = name;
-    for (int fd = 0; fd < 3; fd++)      /* if closed: still an error to use, never a file of ours */
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
-            exit(STATUS_FAILED);
-#ifdef _OPENMP
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
-        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1)
-        && !setenv("KMP_BLOCKTIME", "1", 1))        /* clang's: 1 ms, the least above none */
-        execv("/proc/self/exe", argv);
-#else
-    (void)argv;
-#endif
-    atexit(end_program);
-    signal(SIGXFSZ, SIG_IGN);
-    signal(SIGINT, remove_unfinished_on_signal);
-    signal(SIGTERM, remove_unfinished_on_signal);
-}
-
-static struct Output output_open(const char *path)
-{
-    struct Output o = {NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
-    o.file = fopen(o.temporary, "wb");
-    if (!o.file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    for (int i = 0; i < MAX_OUTPUTS; i++)
-        if (!unfinished[i]) { unfinished[i] = o.temporary; break; }
-    return o;
-}
-
-static void output_write(struct Output *o, const void *bytes, size_t n)
-{
-    if (n && fwrite(bytes, 1, n, o->file) != n)
-        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
-}
-
-/* The file now stands under its own name, whole, even if the machine stops. */
-static void output_commit(struct Output *o)
-{
-    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file)
-        || rename(o->temporary, o->path))
-        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
-    for (int i = 0; i < MAX_OUTPUTS; i++)
-        if (unfinished[i] == o->temporary) unfinished[i] = NULL;
-    char *slash = strrchr(o->path, '/');
-    char *directory = slash ? text_of("%.*s", (int)(slash - o->path + 1), o->path) : text_of(".");
-    int fd = open(directory, O_RDONLY);
-    if (fd >= 0) { fsync(fd); close(fd); }          /* the new name, too, is on disk */
-    free(directory);
-    free(o->path);
-    free(o->temporary);
-}
-
-static void write_file(const char *path, const void *bytes, size_t n)
-{
-    struct Output o = output_open(path);
-    output_write(&o, bytes, n);
-    output_commit(&o);
-}
-
-/* --- JSON: the whole text becomes a tree of nodes --- */
-
-struct Json {
-    enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
-    char *key, *string;         /* NUL-terminated UTF-8 */
-    double number;              /* of a bool: 0 or 1 */
-    struct Json *child, *next;  /* first member; next in the same array or object */
-};
-
-struct JsonReader { const char *at, *end, *begin, *path; int depth; };
-
-__attribute__((noreturn)) static void json_error(struct JsonReader *r, const char *what)
-{
-    die("%s: not valid JSON at byte %zu: %s. Replace the file.", r->path,
-        (size_t)(r->at - r->begin), what);
-}
-
-static int json_peek(struct JsonReader *r)
-{
-    while (r->at < r->end && strchr(" \t\r\n", *r->at) && *r->at) r->at++;
-    return r->at < r->end ? (unsigned char)*r->at : -1;
-}
+/* --- UTF-8 --- */
 
 static void append_utf8(struct Buffer *b, unsigned c)
 {
@@ -436,6 +2087,146 @@ static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_p
     return length;
 }
 
+/* ============================================================================================= */
+/* 12. Files                                                                                     */
+/* ============================================================================================= */
+
+static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* The bytes of a file, mapped into memory: each page is read when it is used. A pipe, or another
+ * file without a size, is read whole. */
+static struct Bytes map_file(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    if (fd < 0 || fstat(fd, &status) < 0)
+        die("%s: cannot be read (%s). Check the name.", path, strerror(errno));
+    if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
+    struct Bytes bytes = {"", (size_t)status.st_size};
+    if (S_ISREG(status.st_mode) && bytes.size > 0) {
+        void *p = mmap(NULL, bytes.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) die("%s: cannot be mapped (%s).", path, strerror(errno));
+        bytes.data = p;
+    } else if (!S_ISREG(status.st_mode)) {
+        struct Buffer b = {0};
+        char block[65536];
+        ssize_t n;
+        while ((n = read(fd, block, sizeof block)) > 0) append_bytes(&b, block, n);
+        if (n < 0) die("%s: cannot be read (%s).", path, strerror(errno));
+        if (b.size) bytes = (struct Bytes){b.data, b.size};
+    }
+    close(fd);
+    return bytes;
+}
+
+static void unmap_file(struct Bytes bytes)
+{
+    if (bytes.size) munmap((void *)bytes.data, bytes.size);
+}
+
+/* Creates a directory and those above it, unless they exist. */
+static void make_directory(const char *path)
+{
+    char *p = text_of("%s", path);
+    for (char *s = p + 1; *s; s++)
+        if (*s == '/') { *s = 0; mkdir(p, 0777); *s = '/'; }
+    struct stat status;
+    if (mkdir(p, 0777) < 0 && (stat(p, &status) < 0 || !S_ISDIR(status.st_mode)))
+        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(errno));
+    free(p);
+}
+
+/* --- Writing: to a temporary name in the same directory, fsync, rename --- */
+
+struct Output { FILE *file; char *path, *temporary; };
+
+enum { MAX_OUTPUTS = 16 };
+static char *volatile unfinished[MAX_OUTPUTS];      /* temporary files, removed on failure */
+
+static void remove_unfinished(void)
+{
+    for (int i = 0; i < MAX_OUTPUTS; i++) if (unfinished[i]) unlink(unfinished[i]);
+}
+
+static void remove_unfinished_on_signal(int signal_number)
+{
+    remove_unfinished();
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+}
+
+static struct Output output_open(const char *path)
+{
+    struct Output o = {NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
+    o.file = fopen(o.temporary, "wb");
+    if (!o.file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    for (int i = 0; i < MAX_OUTPUTS; i++)
+        if (!unfinished[i]) { unfinished[i] = o.temporary; break; }
+    return o;
+}
+
+static void output_write(struct Output *o, const void *bytes, size_t n)
+{
+    if (n && fwrite(bytes, 1, n, o->file) != n)
+        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
+}
+
+/* Gives the file its name, once it is complete on disk. A crash leaves the old file or the new. */
+static void output_commit(struct Output *o)
+{
+    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file)
+        || rename(o->temporary, o->path))
+        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
+    for (int i = 0; i < MAX_OUTPUTS; i++)
+        if (unfinished[i] == o->temporary) unfinished[i] = NULL;
+    char *slash = strrchr(o->path, '/');
+    char *directory = slash ? text_of("%.*s", (int)(slash - o->path + 1), o->path) : text_of(".");
+    int fd = open(directory, O_RDONLY);
+    if (fd >= 0) { fsync(fd); close(fd); }          /* the new name, too, is on disk */
+    free(directory);
+    free(o->path);
+    free(o->temporary);
+}
+
+static void write_file(const char *path, const void *bytes, size_t n)
+{
+    struct Output o = output_open(path);
+    output_write(&o, bytes, n);
+    output_commit(&o);
+}
+
+/* ============================================================================================= */
+/* 13. JSON: a text becomes a tree of nodes                                                      */
+/* ============================================================================================= */
+
+struct Json {
+    enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
+    char *key, *string;         /* NUL-terminated UTF-8 */
+    double number;              /* of a bool: 0 or 1 */
+    struct Json *child, *next;  /* first member; next member of the same array or object */
+};
+
+struct JsonReader { const char *at, *end, *begin, *path; int depth; };
+
+__attribute__((noreturn)) static void json_error(struct JsonReader *r, const char *what)
+{
+    die("%s: not valid JSON at byte %zu: %s. Replace the file.", r->path,
+        (size_t)(r->at - r->begin), what);
+}
+
+/* The next character that is not white space, or -1 at the end. */
+static int json_peek(struct JsonReader *r)
+{
+    while (r->at < r->end && strchr(" \t\r\n", *r->at) && *r->at) r->at++;
+    return r->at < r->end ? (unsigned char)*r->at : -1;
+}
+
 static unsigned json_hex4(struct JsonReader *r)
 {
     unsigned c = 0;
@@ -447,8 +2238,23 @@ static unsigned json_hex4(struct JsonReader *r)
     return c;
 }
 
+/* The code point after \u. Two surrogates, \uD83D\uDE00, make one; a surrogate alone is U+FFFD. */
+static unsigned json_code_point(struct JsonReader *r)
+{
+    const unsigned u = json_hex4(r);
+    if (u >= 0xD800 && u < 0xDC00 && r->end - r->at >= 6 && r->at[0] == '\\' && r->at[1] == 'u') {
+        const char *back = r->at;
+        r->at += 2;
+        const unsigned low = json_hex4(r);
+        if (low >= 0xDC00 && low < 0xE000) return 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
+        r->at = back;
+    }
+    return u >= 0xD800 && u < 0xE000 ? 0xFFFD : u;
+}
+
 static char *json_string(struct JsonReader *r)
 {
+    static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     struct Buffer b = {0};
     append_bytes(&b, "", 0);
     if (json_peek(r) != '"') json_error(r, "a string is expected");
@@ -458,72 +2264,69 @@ static char *json_string(struct JsonReader *r)
         append_bytes(&b, plain, r->at - plain);
         if (r->at >= r->end) json_error(r, "a string does not end");
         if (*r->at++ == '"') return b.data;
-        int c = r->at < r->end ? *r->at++ : 0;
-        const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t",
-                   *found = c ? strchr(from, c) : NULL;
-        if (found) append_bytes(&b, to + (found - from), 1);
-        else if (c == 'u') {
-            unsigned u = json_hex4(r);
-            if (u >= 0xD800 && u < 0xDC00 && r->end - r->at >= 6 && r->at[0] == '\\'
-                && r->at[1] == 'u') {
-                const char *back = r->at;
-                r->at += 2;
-                unsigned low = json_hex4(r);
-                if (low >= 0xDC00 && low < 0xE000)
-                    u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
-                else r->at = back;
-            }
-            append_utf8(&b, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
-        } else json_error(r, "unknown escape");
+        const int c = r->at < r->end ? *r->at++ : 0;
+        const char *found = c ? strchr(escapes, c) : NULL;
+        if (found) append_bytes(&b, meanings + (found - escapes), 1);
+        else if (c == 'u') append_utf8(&b, json_code_point(r));
+        else json_error(r, "unknown escape");
     }
+}
+
+static struct Json *json_value(struct JsonReader *r);
+
+/* The members of an array or an object, from its opening bracket to the closing one. */
+static void json_members(struct JsonReader *r, struct Json *j)
+{
+    const int close = j->kind == JSON_OBJECT ? '}' : ']';
+    if (++r->depth > 64) json_error(r, "nested too deeply");
+    r->at++;
+    for (struct Json **tail = &j->child; json_peek(r) != close; tail = &(*tail)->next) {
+        char *key = NULL;
+        if (j->child && (json_peek(r) != ',' || !r->at++)) json_error(r, "a comma is missing");
+        if (j->kind == JSON_OBJECT) {
+            key = json_string(r);
+            if (json_peek(r) != ':') json_error(r, "a colon is missing");
+            r->at++;
+        }
+        *tail = json_value(r);
+        (*tail)->key = key;
+    }
+    r->at++;
+    r->depth--;
+}
+
+/* true, false, null or a number. */
+static void json_word(struct JsonReader *r, struct Json *j)
+{
+    char word[64], *end;
+    size_t n = 0;
+    while (r->at + n < r->end && n < sizeof word - 1
+           && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))))
+        word[n] = r->at[n], n++;
+    word[n] = 0;
+    j->number = strtod(word, &end);
+    if (!strcmp(word, "true") || !strcmp(word, "false"))
+        j->kind = JSON_BOOL, j->number = word[0] == 't';
+    else if (!strcmp(word, "null")) j->kind = JSON_NULL;
+    else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
+        j->kind = JSON_NUMBER;
+    else json_error(r, "a value is expected");
+    r->at += n;
 }
 
 static struct Json *json_value(struct JsonReader *r)
 {
     struct Json *j = resize(NULL, sizeof *j);
     *j = (struct Json){0};
-    int c = json_peek(r);
-    if (c == '"') {
-        j->kind = JSON_STRING;
-        j->string = json_string(r);
-    } else if (c == '{' || c == '[') {
-        int close = c == '{' ? '}' : ']';
-        j->kind = c == '{' ? JSON_OBJECT : JSON_ARRAY;
-        if (++r->depth > 64) json_error(r, "nested too deeply");
-        r->at++;
-        for (struct Json **tail = &j->child; json_peek(r) != close; tail = &(*tail)->next) {
-            char *key = NULL;
-            if (j->child && (json_peek(r) != ',' || !r->at++)) json_error(r, "a comma is missing");
-            if (c == '{') {
-                key = json_string(r);
-                if (json_peek(r) != ':') json_error(r, "a colon is missing");
-                r->at++;
-            }
-            *tail = json_value(r);
-            (*tail)->key = key;
-        }
-        r->at++;
-        r->depth--;
-    } else {
-        char word[64], *end;
-        size_t n = 0;
-        while (r->at + n < r->end && n < sizeof word - 1
-               && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))))
-            word[n] = r->at[n], n++;
-        word[n] = 0;
-        j->number = strtod(word, &end);
-        if (!strcmp(word, "true") || !strcmp(word, "false"))
-            j->kind = JSON_BOOL, j->number = word[0] == 't';
-        else if (!strcmp(word, "null")) j->kind = JSON_NULL;
-        else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
-            j->kind = JSON_NUMBER;
-        else json_error(r, "a value is expected");
-        r->at += n;
-    }
+    const int c = json_peek(r);
+    j->kind = c == '"' ? JSON_STRING : c == '{' ? JSON_OBJECT : c == '[' ? JSON_ARRAY : JSON_NULL;
+    if (j->kind == JSON_STRING) j->string = json_string(r);
+    else if (j->kind == JSON_NULL) json_word(r, j);
+    else json_members(r, j);
     return j;
 }
 
-/* Dies on text that is not one JSON value; path is for that message. */
+/* Dies on text that is not one JSON value; path is for the message. */
 static struct Json *json_parse(const char *text, size_t n, const char *path)
 {
     struct JsonReader r = {text, text + n, text, path, 0};
@@ -575,10 +2378,626 @@ static void append_json_string(struct Buffer *b, const char *s)
     append(b, "\"");
 }
 
-/* --- Options: one table parses, checks and prints them --- */
+/* ============================================================================================= */
+/* 14. Checkpoint: safetensors and config.json                                                   */
+/* ============================================================================================= */
 
-/* INTEGER takes 64k, 100M, 2G; SECONDS takes 90, 90s, 30m, 2h; CHOICE takes one word of `choices`,
- * "a|b|c". A TEXT whose value is NULL and whose `required` is set must be given. */
+/* Dies, naming `source`, on sizes that no model has. */
+static void check_config(const struct Config *c, const char *source)
+{
+    const struct { const char *name; int value, max; } bounds[] = {
+        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
+        {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
+        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
+        if (bounds[i].value < 1 || bounds[i].value > bounds[i].max)
+            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value,
+                bounds[i].name, bounds[i].max);
+    if (c->channels % c->heads)
+        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels,
+            c->heads);
+}
+
+/* Strings in the header of a checkpoint: step, losses, options, tokenizer hash. */
+struct Metadata { int count; char *keys[64], *values[64]; };
+
+static const char *metadata_get(const struct Metadata *meta, const char *key)
+{
+    for (int i = 0; i < meta->count; i++) if (!strcmp(meta->keys[i], key)) return meta->values[i];
+    return NULL;
+}
+
+__attribute__((format(printf, 3, 4)))
+static void metadata_set(struct Metadata *meta, const char *key, const char *format, ...)
+{
+    struct Buffer value = {0};
+    int i = 0;
+    va_list arguments;
+    va_start(arguments, format);
+    append_arguments(&value, format, arguments);
+    va_end(arguments);
+    while (i < meta->count && strcmp(meta->keys[i], key)) i++;
+    if (i == 64) die("metadata: more than 64 entries.");
+    if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
+    else free(meta->values[i]);
+    meta->values[i] = value.data;
+}
+
+static void metadata_free(struct Metadata *meta)
+{
+    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
+    meta->count = 0;
+}
+
+/* A hash of n bytes, fast enough for every file that is opened: eight independent chains of
+ * multiply and xor over each megabyte, then one chain over the results of the megabytes. */
+static uint64_t checksum(const void *bytes, size_t n)
+{
+    enum { MEGABYTE = 1 << 20, CHAINS = 8 };
+    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
+    uint64_t *results = resize(NULL, blocks * sizeof *results), all = n;
+    #pragma omp parallel for schedule(static)
+    for (size_t b = 0; b < blocks; b++) {
+        const char *p = (const char *)bytes + b * MEGABYTE;
+        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
+        uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
+        for (size_t i = 0; i < length; i += sizeof word) {
+            if (length - i < sizeof word) memset(word, 0, sizeof word);
+            memcpy(word, p + i, length - i < sizeof word ? length - i : sizeof word);
+            for (int k = 0; k < CHAINS; k++) {
+                h[k] = (h[k] ^ word[k]) * 0x9E3779B97F4A7C15u;
+                h[k] ^= h[k] >> 29;
+            }
+        }
+        for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
+        results[b] = result;
+    }
+    for (size_t b = 0; b < blocks; b++) all = mix64(all ^ results[b]);
+    free(results);
+    return all;
+}
+
+/* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
+
+/* The JSON header of write_safetensors, padded to a multiple of 8 bytes. */
+static struct Buffer safetensors_header(const struct Model *model, const char *const *prefixes,
+                                        int array_count, const struct Metadata *meta,
+                                        uint64_t sum)
+{
+    const size_t array_bytes = model->parameter_count * sizeof(float);
+    struct Buffer header = {0};
+    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
+    for (int i = 0; i < meta->count; i++) {
+        if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
+        append(&header, ",");
+        append_json_string(&header, meta->keys[i]);
+        append(&header, ":");
+        append_json_string(&header, meta->values[i]);
+    }
+    append(&header, "}");
+    for (int a = 0; a < array_count; a++)
+        for (int i = 0; i < model->tensor_count; i++) {
+            const struct Tensor *t = &model->tensors[i];
+            const size_t begin = a * array_bytes + t->offset * sizeof(float);
+            append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], t->name);
+            if (t->rows > 1 || !strcmp(t->name, "score.weight")) append(&header, "%d,", t->rows);
+            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", t->columns, begin,
+                   begin + t->size * sizeof(float));
+        }
+    append(&header, "}");
+    while (header.size % 8) append(&header, " ");
+    return header;
+}
+
+/* Writes array_count arrays of model->parameter_count values each, as F32 whatever `real` is. A
+ * tensor of array `a` is named prefixes[a] + its name in the list. */
+static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
+                              const char *const *prefixes, int array_count,
+                              const struct Metadata *meta)
+{
+    const size_t array_bytes = model->parameter_count * sizeof(float);
+    const float **data = resize(NULL, array_count * sizeof *data);
+    uint64_t sum = 0;
+    for (int a = 0; a < array_count; a++) {
+        if (sizeof(real) != sizeof(float)) {
+            float *copy = resize(NULL, array_bytes);
+            for (size_t i = 0; i < model->parameter_count; i++) copy[i] = (float)arrays[a][i];
+            data[a] = copy;
+        } else data[a] = (const float *)arrays[a];
+        sum = mix64(sum + checksum(data[a], array_bytes));
+    }
+    struct Buffer header = safetensors_header(model, prefixes, array_count, meta, sum);
+    const uint64_t length = header.size;
+    struct Output o = output_open(path);
+    output_write(&o, &length, sizeof length);
+    output_write(&o, header.data, header.size);
+    for (int a = 0; a < array_count; a++) {
+        output_write(&o, data[a], array_bytes);
+        if (sizeof(real) != sizeof(float)) free((void *)data[a]);
+    }
+    output_commit(&o);
+    free(data);
+    free(header.data);
+}
+
+struct Safetensors {
+    const char *path;
+    struct Bytes file;
+    const char *data;
+    size_t size;
+    struct Json *header;
+};
+
+/* Where a tensor's bytes begin or end; -1 if the header does not say. */
+static double tensor_place(const struct Json *t, bool end)
+{
+    const struct Json *place = json_get(t, "data_offsets"), *j = place ? place->child : NULL;
+    if (j && end) j = j->next;
+    return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
+}
+
+/* Names in files from elsewhere whose values follow from the rest: masks and the tied head. */
+static bool is_redundant(const char *name)
+{
+    const size_t n = strlen(name);
+    return !strcmp(name, "__metadata__") || !strcmp(name, "lm_head.weight")
+           || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
+           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
+}
+
+/* Dies unless all tensors lie inside the file, reach its end, and no two parameters overlap. */
+static void check_places(const struct Safetensors *s)
+{
+    double last = 0;
+    for (const struct Json *t = s->header->child; t; t = t->next) {
+        if (!strcmp(t->key, "__metadata__")) continue;
+        const double begin = tensor_place(t, false), end = tensor_place(t, true);
+        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
+            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
+                "it again.",
+                s->path, t->key, begin, end, s->size);
+        last = fmax(last, end);
+        for (const struct Json *u = is_redundant(t->key) ? NULL : t->next; u; u = u->next)
+            if (!is_redundant(u->key) && tensor_place(u, false) < end
+                && begin < tensor_place(u, true))
+                die("%s: tensors %s and %s overlap. Replace the file.", s->path, t->key, u->key);
+    }
+    if (last != (double)s->size)
+        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
+            s->path, s->size, last);
+}
+
+static struct Safetensors open_safetensors(const char *path)
+{
+    struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
+    uint64_t length = 0;
+    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
+    if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
+        die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
+            path, s.file.size);
+    s.header = json_parse(s.file.data + 8, length, path);
+    if (s.header->kind != JSON_OBJECT)
+        die("%s: the header is not a JSON object. Replace the file.", path);
+    s.data = s.file.data + 8 + length;
+    s.size = s.file.size - 8 - length;
+    check_places(&s);
+    return s;
+}
+
+static void close_safetensors(struct Safetensors *s)
+{
+    json_free(s->header);
+    unmap_file(s->file);
+}
+
+enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
+
+/* The bytes of a tensor, after checks of dtype, shape and size. rows 1: a vector. */
+static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows,
+                                int columns, int *dtype)
+{
+    const char *name = json_text(t, "dtype", "?");
+    const struct Json *shape = json_get(t, "shape");
+    const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
+    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16
+           : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
+    if (*dtype == DTYPE_OTHER)
+        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
+            name);
+    const bool fits = second ? !second->next && first->number == rows && second->number == columns
+                             : first && rows == 1 && first->number == columns;
+    if (!fits) {
+        struct Buffer is = {0};
+        for (const struct Json *j = first; j; j = j->next)
+            append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
+        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do "
+            "not belong together.",
+            s->path, t->key, is.data ? is.data : "", rows, columns);
+    }
+    const double begin = tensor_place(t, false),
+                 bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
+    if (tensor_place(t, true) - begin != bytes)
+        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path,
+            t->key, tensor_place(t, true) - begin, bytes);
+    return s->data + (size_t)begin;
+}
+
+/* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
+static float half_to_float(uint16_t h)
+{
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
+                      : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                       : ldexpf((float)(fraction + 1024), exponent - 25);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+static void convert_values(real *out, const char *bytes, size_t n, int dtype)
+{
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        union { float f; uint32_t u; } x = {0};
+        uint16_t half;
+        if (dtype == DTYPE_F32) memcpy(&x.f, bytes + 4 * i, 4);
+        else {
+            memcpy(&half, bytes + 2 * i, 2);
+            if (dtype == DTYPE_F16) x.f = half_to_float(half); else x.u = (uint32_t)half << 16;
+        }
+        out[i] = x.f;
+    }
+}
+
+static bool all_finite(const real *x, size_t n)
+{
+    int others = 0;
+    #pragma omp parallel for simd reduction(|: others) schedule(static)
+    for (size_t i = 0; i < n; i++) others |= !isfinite(x[i]);
+    return !others;
+}
+
+static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix,
+                                      const char *name)
+{
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const struct Json *t = json_get(s->header, full);
+    if (!t && !strncmp(name, "transformer.", 12)) {
+        snprintf(full, sizeof full, "%s%s", prefix, name + 12);
+        t = json_get(s->header, full);
+    }
+    return t;
+}
+
+/* The bytes of tensor p in the array with this prefix (see write_safetensors). Dies without it. */
+static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
+                               const char *prefix, int *dtype)
+{
+    const struct Json *t = find_tensor(s, prefix, p->name);
+    if (!t)
+        die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
+            prefix, p->name);
+    return tensor_bytes(s, t, p->rows, p->columns, dtype);
+}
+
+static void check_values(const struct Safetensors *s, const struct Model *model, const real *array,
+                         const char *prefix)
+{
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
+        if (!all_finite(array + p->offset, p->size))
+            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
+                s->path, prefix, p->name);
+    }
+}
+
+/* Reads the array with this prefix. Dies on values that are not finite. */
+static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
+                       const char *prefix)
+{
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
+        int dtype;
+        const char *bytes = param_bytes(s, p, prefix, &dtype);
+        convert_values(array + p->offset, bytes, p->size, dtype);
+    }
+    check_values(s, model, array, prefix);
+}
+
+/* If the tensors of the file lie as they would in memory, which is so in files of ours, the mapped
+ * file becomes the weights: half the time of a copy. Changes stay in memory (MAP_PRIVATE). Returns
+ * false for any other file. */
+static bool use_file(struct Model *model, struct Safetensors *s)
+{
+    int dtype;
+    const char *first = param_bytes(s, &model->tensors[0], "", &dtype);
+    bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0;
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *p = &model->tensors[i];
+        same &= param_bytes(s, p, "", &dtype) == first + p->offset * sizeof(float)
+             && dtype == DTYPE_F32;
+    }
+    if (!same || mprotect((void *)s->file.data, s->file.size, PROT_READ | PROT_WRITE)) return false;
+    model->file = s->file;              /* model_free unmaps it */
+    s->file = (struct Bytes){"", 0};
+    model->weights = (real *)first;
+    list_parameters(model->tensors, &model->w, model->weights, &model->config);
+    check_values(s, model, model->weights, "");
+    return true;
+}
+
+/* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
+static void verify_checksum(const struct Safetensors *s, int array_count)
+{
+    const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
+    if (!stored) return;
+    uint64_t sum = 0;
+    for (int a = 0; a < array_count; a++)
+        sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
+    if (strcmp(hash_text(sum), stored))
+        die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
+            s->path, hash_text(sum), stored);
+}
+
+/* Dies if the file has a tensor that GPT-2 has not. A head equal to wte is allowed. */
+static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
+{
+    for (const struct Json *t = s->header->child; t; t = t->next) {
+        bool known = is_redundant(t->key);
+        if (!strcmp(t->key, "lm_head.weight")) {
+            int a, b;
+            const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
+            const int V = model->config.vocabulary, C = model->config.channels;
+            const char *head = tensor_bytes(s, t, V, C, &a), *tied = tensor_bytes(s, wte, V, C, &b);
+            known = a == b && !memcmp(head, tied, (size_t)V * C * (a == DTYPE_F32 ? 4 : 2));
+        }
+        for (int i = 0; i < model->tensor_count && !known; i++) {
+            const char *name = model->tensors[i].name;
+            known = !strcmp(t->key, name)
+                    || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
+        }
+        if (!known)
+            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+                "supported.",
+                s->path, t->key);
+    }
+}
+
+/* The metadata of the file, without the two entries that write_safetensors adds. */
+static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
+{
+    const struct Json *all = json_get(s->header, "__metadata__");
+    for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
+        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum")
+            && meta->count < 60)
+            metadata_set(meta, j->key, "%s", j->string);
+}
+
+/* --- config.json --- */
+
+/* config.json as transformers' GPT2Config has it. */
+static void write_config(const char *path, const struct Config *c)
+{
+    struct Buffer b = {0};
+    const int eot = c->vocabulary - 1;
+    append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
+           "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n",
+           c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
+    append(&b, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n"
+           "  \"n_ctx\": %d,\n  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n"
+           "  \"eos_token_id\": %d,\n  \"pad_token_id\": %d,\n", c->layers, c->heads, c->channels,
+           c->context, c->context, c->vocabulary, eot, eot, eot);
+    append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n"
+           "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n"
+           "  \"tie_word_embeddings\": true,\n");
+    if (c->labels) {
+        append(&b, "  \"id2label\": {");
+        for (int k = 0; k < c->labels; k++) {
+            append(&b, "%s\"%d\": ", k ? ", " : "", k);
+            append_json_string(&b, c->label_names[k]);
+        }
+        append(&b, "},\n  \"label2id\": {");
+        for (int k = 0; k < c->labels; k++) {
+            append(&b, "%s", k ? ", " : "");
+            append_json_string(&b, c->label_names[k]);
+            append(&b, ": %d", k);
+        }
+        append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
+    }
+    append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
+    write_file(path, b.data, b.size);
+    free(b.data);
+}
+
+/* The names of the classes from id2label, or LABEL_0, LABEL_1 .. without it. */
+static void read_label_names(struct Config *c, const struct Json *j, const char *path)
+{
+    const struct Json *names = json_get(j, "id2label");
+    c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
+    for (int k = 0; k < c->labels; k++) {
+        char key[16];
+        snprintf(key, sizeof key, "%d", k);
+        const char *name = json_text(names, key, NULL);
+        if (names && !name)
+            die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
+        c->label_names[k] = name ? text_of("%s", name) : text_of("LABEL_%d", k);
+    }
+}
+
+/* Reads config.json and dies on what is not supported here. score: the classifier's tensor, or NULL
+ * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. */
+static struct Config read_config(const char *path, const struct Json *score)
+{
+    struct Bytes file = map_file(path);
+    struct Json *j = json_parse(file.data, file.size, path);
+    const char *type = json_text(j, "model_type", "gpt2"),
+               *gelu = json_text(j, "activation_function", "gelu_new");
+    if (strcmp(type, "gpt2")) die("%s: model_type is %s; only gpt2 is supported.", path, type);
+    if (strcmp(gelu, "gelu_new") && strcmp(gelu, "gelu_pytorch_tanh"))
+        die("%s: activation_function is %s; only gelu_new is supported.", path, gelu);
+    const double context = json_number(j, "n_positions", json_number(j, "n_ctx", 1024));
+    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12),
+                             json_number(j, "n_embd", 768), context,
+                             json_number(j, "vocab_size", 50257)};
+    for (int i = 0; i < 5; i++)
+        if (!(values[i] >= 1 && values[i] < 1e8) || values[i] != floor(values[i]))
+            die("%s: %g is no size for a model. Correct it.", path, values[i]);
+    struct Config c = {
+        (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
+    check_config(&c, path);
+    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9
+        || json_number(j, "scale_attn_weights", 1) != 1
+        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0
+        || json_number(j, "tie_word_embeddings", 1) != 1
+        || json_number(j, "add_cross_attention", 0) != 0
+        || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
+        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, "
+            "scale_attn_weights and tie_word_embeddings true, scale_attn_by_inverse_layer_idx and "
+            "add_cross_attention false, n_inner 4 n_embd.", path);
+    if (score) {
+        const struct Json *names = json_get(j, "id2label");
+        for (const struct Json *name = names ? names->child : NULL; name; name = name->next)
+            c.labels++;
+        if (!c.labels) c.labels = 2;
+        read_label_names(&c, j, path);
+    }
+    json_free(j);
+    unmap_file(file);
+    return c;
+}
+
+/* --- Model directories and training states --- */
+
+static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta)
+{
+    make_directory(dir);
+    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
+    write_config(config, &model->config);
+    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
+                      meta);
+    free(config);
+    free(file);
+}
+
+/* Dies unless the embeddings of config.json's shape are in the file: before memory is allocated. */
+static void check_fits(const struct Safetensors *s, const struct Config *c)
+{
+    int dtype;
+    const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
+    if (wte) tensor_bytes(s, wte, c->vocabulary, c->channels, &dtype);
+    const struct Json *wpe = find_tensor(s, "", "transformer.wpe.weight");
+    if (wpe) tensor_bytes(s, wpe, c->context, c->channels, &dtype);
+    if (!wte || !wpe)
+        die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path,
+            wte ? "wpe" : "wte");
+}
+
+/* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. */
+static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
+{
+    char *config_path = text_of("%s/config.json", dir),
+         *path = text_of("%s/model.safetensors", dir);
+    if (!file_exists(config_path))
+        die("%s: no such file. --model must name a model directory.", config_path);
+    if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
+    struct Safetensors s = open_safetensors(path);
+    const struct Config config = read_config(config_path, json_get(s.header, "score.weight"));
+    check_fits(&s, &config);
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    verify_checksum(&s, 1);
+    model_describe(model, config);
+    if (!use_file(model, &s)) {
+        model_allocate(model);
+        read_array(model->weights, &s, model, "");
+    }
+    refuse_strangers(&s, model);
+    close_safetensors(&s);
+    free(config_path);
+    free(path);
+}
+
+static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
+
+/* What resuming needs: the weights, both moments, the metadata. */
+static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
+{
+    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
+                      STATE_PREFIXES, 3, meta);
+}
+
+/* The metadata alone, which are needed before the model exists. */
+static void load_state_metadata(const char *path, struct Metadata *meta)
+{
+    struct Safetensors s = open_safetensors(path);
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    close_safetensors(&s);
+}
+
+static void load_state(const char *path, struct Model *model, struct Metadata *meta)
+{
+    struct Safetensors s = open_safetensors(path);
+    real *const arrays[] = {model->weights, model->m, model->v};
+    *meta = (struct Metadata){0};
+    read_metadata(meta, &s);
+    verify_checksum(&s, 3);
+    for (int a = 0; a < 3; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    close_safetensors(&s);
+}
+
+/* ============================================================================================= */
+/* 15. Programs and options: one table parses, checks and prints them                            */
+/* ============================================================================================= */
+
+/* At exit: results that did not reach the standard output are a failure, too. */
+static void end_program(void)
+{
+    remove_unfinished();
+    if (failed || (!fflush(stdout) && !ferror(stdout))) return;
+    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
+            program);
+    _exit(STATUS_FAILED);
+}
+
+/* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
+ * limit of the shell (ulimit -f) is an error, as a full disk is.
+ *
+ * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
+ * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
+ * for microseconds (gcc) or one millisecond (clang), then sleep. */
+static void begin_program(const char *name, char **argv)
+{
+    program = name;
+    for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
+            exit(STATUS_FAILED);
+#ifdef _OPENMP
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
+        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1)
+        && !setenv("KMP_BLOCKTIME", "1", 1))
+        execv("/proc/self/exe", argv);
+#else
+    (void)argv;
+#endif
+    atexit(end_program);
+    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGINT, remove_unfinished_on_signal);
+    signal(SIGTERM, remove_unfinished_on_signal);
+}
+
+/* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) or the machine says. */
+static void set_threads(int n)
+{
+#ifdef _OPENMP
+    if (n > 0) omp_set_num_threads(n);
+#else
+    if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
+#endif
+}
+
+/* INTEGER and LONG also read 64k, 100M, 2G. SECONDS reads 90, 90s, 30m, 2h. CHOICE reads one word
+ * of `choices`, "a|b|c". A required TEXT must be given unless its value is already set. */
 struct Option {
     const char *name, *meaning;
     enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
@@ -605,8 +3024,7 @@ static void print_options(const struct Option *options, int n)
     }
 }
 
-/* 30m is 1,800, 64k is 64,000: a number and at most one letter, which `letters` pairs with
- * scales. */
+/* A number and at most one of `letters`, which scales it: 30m is 1,800, 64k is 64,000. */
 static bool parse_number(const char *text, const char *letters, const double *scales, double *out)
 {
     char *end;
@@ -617,6 +3035,7 @@ static bool parse_number(const char *text, const char *letters, const double *sc
     return !*end && isfinite(*out);
 }
 
+/* Sets the value from the text after the option, or dies on one that is out of range. */
 static void set_option(struct Option *o, const char *text)
 {
     double x = 0;
@@ -642,9 +3061,9 @@ static void set_option(struct Option *o, const char *text)
     if (o->kind == REAL_NUMBER || o->kind == SECONDS) *(double *)o->value = x;
 }
 
-/* Reads argv[0 .. argc) into the table. What is not an option moves to the front of argv, in order;
- * the number of these is returned. --help prints `usage` and the table, then exits. After "--"
- * nothing is an option. */
+/* Reads argv[0 .. argc) into the table. Other arguments move to the front of argv, in order, and
+ * their number is returned. --help prints `usage` and the table, then exits. After "--" nothing is
+ * an option. */
 static int parse_options(int argc, char **argv, struct Option *options, int n, const char *usage)
 {
     int left = 0;
@@ -723,52 +3142,18 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
     die_usage("%s: no such subcommand. There are %s; --help explains them.", chosen, names.data);
 }
 
-/* --- Progress: one live line on a terminal, else a line now and then --- */
+/* ============================================================================================= */
+/* 16. Time and progress                                                                         */
+/* ============================================================================================= */
 
-static bool live(void) { return isatty(2); }
-
-/* Makes a line fit into so many columns: its fields, which two spaces separate, move together, and
- * those at the end go. A line that wraps cannot be replaced by the next. */
-static void fit_line(char *line, int columns)
+static double seconds(void)
 {
-    char *to = line;
-    int gaps = 0;
-    if ((int)strlen(line) <= columns) return;
-    for (const char *s = line; (s = strstr(s, "  ")); s += 2) gaps++;
-    for (; gaps > 0 && (int)strlen(line) - gaps > columns; gaps--) {
-        char *last = line;
-        for (char *s = line; (s = strstr(s, "  ")); s += 2) last = s;
-        *last = 0;
-    }
-    for (const char *from = line; *from; from++)
-        if (from[0] != ' ' || from[1] != ' ') *to++ = *from;
-    *to = 0;
-    if (to - line > columns) line[columns] = 0;
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-/* On a terminal the line replaces the one before; `last` keeps it. Elsewhere every call is a line,
- * so that the caller decides how often. */
-__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
-{
-    char line[512];
-    struct winsize terminal;
-    va_list arguments;
-    va_start(arguments, format);
-    if (live()) fprintf(stderr, "\r\033[K");
-    if (live() && !last) {
-        vsnprintf(line, sizeof line, format, arguments);
-        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0)
-            fit_line(line, terminal.ws_col);
-        fputs(line, stderr);
-    } else {
-        vfprintf(stderr, format, arguments);
-        fputc('\n', stderr);
-    }
-    fflush(stderr);
-    va_end(arguments);
-}
-
-/* 75 -> "1m15s"; a static buffer for each of four uses in one printf. */
+/* 75 -> "1m15s". The next three calls keep the result. */
 static const char *duration(double s)
 {
     static char text[4][24];
@@ -781,13 +3166,33 @@ static const char *duration(double s)
     return t;
 }
 
-/* --- Profile: where the time of a step goes --- */
+/* Whether stderr is a terminal, where one line is replaced again and again. */
+static bool live(void) { return isatty(2); }
 
-/* Kinds of work, each forward and backward. The steps call lap(kind, direction) after a piece of
- * work: the time since the last lap is charged to it. While the profile is off, a lap is one
- * comparison. */
-enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
-enum { FORWARD, BACKWARD };
+/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
+ * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
+ * caller decides how often. */
+__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
+{
+    char line[512];
+    struct winsize terminal;
+    va_list arguments;
+    va_start(arguments, format);
+    if (live()) fprintf(stderr, "\r\033[K");
+    if (live() && !last) {
+        vsnprintf(line, sizeof line, format, arguments);
+        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+            && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
+        fputs(line, stderr);
+    } else {
+        vfprintf(stderr, format, arguments);
+        fputc('\n', stderr);
+    }
+    fflush(stderr);
+    va_end(arguments);
+}
+
+/* --- Profile: the time of each kind of work, forward and backward --- */
 
 static struct { bool on; double last, seconds[KINDS][2]; } profile;
 
@@ -797,2258 +3202,6 @@ static void lap(int kind, int direction)
     const double now = seconds();
     profile.seconds[kind][direction] += now - profile.last;
     profile.last = now;
-}
-
-/* ============================================================================================= */
-/* 2. Numbers                                                                                    */
-/* ============================================================================================= */
-
-/* All arithmetic of the model is in `real`: float, or double (-DREAL=double) for the tests that
- * compare gradients with finite differences. */
-#ifndef REAL
-#define REAL float
-#endif
-typedef REAL real;
-
-/* --- Random numbers: value number `counter` of the stream `key`, two integers that say all --- */
-
-struct Random { uint64_t key, counter; };
-
-/* splitmix64's output function (Steele, Lea, Flood 2014): every bit of x reaches every bit of the
- * result. */
-static uint64_t mix64(uint64_t x)
-{
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return x ^ x >> 31;
-}
-
-/* Streams of the same seed are independent of each other. */
-static struct Random random_stream(uint64_t seed, uint64_t stream)
-{
-    return (struct Random){mix64(mix64(seed + 0x9E3779B97F4A7C15u) + stream), 0};
-}
-
-static uint64_t random_bits(struct Random *r)
-{
-    return mix64(r->key + 0x9E3779B97F4A7C15u * ++r->counter);
-}
-
-static double random_uniform(struct Random *r) { return (random_bits(r) >> 11) * 0x1p-53; }
-
-/* Box and Muller 1958: radius and angle of a point, of which one coordinate is used. */
-static double random_normal(struct Random *r)
-{
-    double u = 1 - random_uniform(r), angle = 2 * M_PI * random_uniform(r);
-    return sqrt(-2 * log(u)) * cos(angle);
-}
-
-/* 0 .. n-1. Values beyond the largest multiple of n are drawn again, so none is favoured. */
-static uint64_t random_below(struct Random *r, uint64_t n)
-{
-    uint64_t x, beyond = UINT64_MAX - UINT64_MAX % n;
-    do x = random_bits(r); while (x >= beyond);
-    return x % n;
-}
-
-/* Fisher and Yates: every order is equally likely. */
-static void shuffle(int *items, int n, struct Random *r)
-{
-    for (int i = n - 1; i > 0; i--) {
-        int j = (int)random_below(r, (uint64_t)i + 1), t = items[i];
-        items[i] = items[j];
-        items[j] = t;
-    }
-}
-
-/* --- exp, in straight-line code that compilers turn into vectors --- */
-
-/* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 is taken off in two parts, so
- * that r is exact; exp(r) is a polynomial of degree 6 (relative error below 2e-7). Adding
- * 1.5 * 2^23 rounds to an integer and leaves n in the low bits, whence it goes into the exponent.
- * x below -87 gives about 1e-38, x above 88.3 gives 2e38; NaN stays NaN. The bounds are set on the
- * bits of x, since minima of integers vectorise: positive floats are ordered as signed integers,
- * and of two negative ones the lower is the larger unsigned. */
-static inline float exp_float(float x)
-{
-    union { float f; int32_t i; uint32_t u; }
-        most = {88.3f}, least = {-87.0f}, bounded = {x}, n, scale;
-    bounded.i = bounded.i < most.i ? bounded.i : most.i;
-    bounded.u = bounded.u < least.u ? bounded.u : least.u;
-    n.f = bounded.f * 1.44269504f + 12582912.0f;
-    float whole = n.f - 12582912.0f;
-    float r = bounded.f - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    scale.u = (n.u + 127) << 23;
-    return x == x ? p * scale.f : x;
-}
-
-static inline real exp_real(real x)
-{
-    return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x);
-}
-
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-/* --- Vectors: GCC's and Clang's own types; the width is the machine's --- */
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-enum { TILE_ROWS = 12 };                            /* 32 registers: 24 sums, 2 of b, 1 of a */
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-enum { TILE_ROWS = 6 };                             /* 16 registers: 12 sums, 2 of b, 1 of a */
-#elif defined(__aarch64__)
-#define VECTOR_BYTES 16
-enum { TILE_ROWS = 10 };                            /* 32 registers: 20 sums, 2 of b, 10 of a */
-#else
-#define VECTOR_BYTES 16
-enum { TILE_ROWS = 6 };                             /* as with AVX, at half the width */
-#endif
-enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
-typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-
-/* FLOP/s that all threads together reach in multiply-adds on registers: what GEMM is measured by.
- * An attempt is long enough for a system with other work to move each thread to its own core. */
-static double fma_peak(void)
-{
-    enum { CHAINS = 12, STEPS = 1 << 23 };
-    double best = 0;
-    for (int attempt = 0; attempt < 5; attempt++) {
-        double start = seconds();
-        #pragma omp parallel
-        {
-            vec x[CHAINS], factor = {0};
-            factor += (real)(1e-7 * (1 + thread_index()));
-            for (int c = 0; c < CHAINS; c++) x[c] = factor * (real)c;   /* no two chains alike */
-            for (int i = 0; i < STEPS; i++)
-                for (int c = 0; c < CHAINS; c++) x[c] += x[c] * factor;
-            vec sum = x[0];
-            for (int c = 1; c < CHAINS; c++) sum += x[c];
-            __asm__ volatile("" : : "m"(sum));  /* the compiler must assume that it is wanted */
-        }
-        double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-/* Bytes/s of a[i] = x b[i] + a[i] over two arrays that no cache holds, two reads and a write for
- * each i: what AdamW, LayerNorm and reading the weights are measured by. */
-static double memory_bandwidth(void)
-{
-    const size_t n = (size_t)64 << 20, bytes = n * sizeof(float);
-    float *a = allocate_zeroed(bytes), *b = allocate_zeroed(bytes);
-    double best = 0;
-    #pragma omp parallel for simd schedule(static)      /* what is not written has no memory */
-    for (size_t i = 0; i < n; i++) a[i] = b[i] = 1;
-    for (int attempt = 0; attempt < 5; attempt++) {
-        const double start = seconds();
-        #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < n; i++) a[i] = 0.5f * b[i] + a[i];
-        const double rate = 3.0 * bytes / (seconds() - start);
-        if (rate > best) best = rate;
-    }
-    release(a, bytes);
-    release(b, bytes);
-    return best;
-}
-
-/* ============================================================================================= */
-/* 3. GEMM                                                                                       */
-/* ============================================================================================= */
-
-/* C (M, N) = start + A (M, K) B (K, N).
- *
- * A matrix is an address and two strides, so a transpose is a swap of strides. The work is done on
- * tiles of C, TILE_ROWS x TILE_COLUMNS, whose sums stay in registers while k runs. For that, A and
- * B are first copied ("packed") into panels, so that step k of a tile reads TILE_ROWS consecutive
- * values of A and TILE_COLUMNS of B, from cache (Goto and van de Geijn 2008):
- *
- *     A, rows 0-5:   a00 a10 a20 a30 a40 a50 | a01 a11 a21 ...     one column after the other
- *     B, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ..  one row after the other
- *
- * K is cut into equal blocks of at most BLOCK_K that depend on K alone, and threads share out tiles
- * of C, never the terms of a sum: a row of C has the same bits for any M and number of threads. */
-enum {
-    BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of B fits the first-level cache */
-    BLOCK_N = TILE_COLUMNS * 4,                     /* the panels of B that a thread packs and .. */
-    BLOCK_M = TILE_ROWS * 8,                        /* .. those of A they meet fit the second */
-    TASK_M = BLOCK_M * 16,                          /* rows of C for a thread at a time */
-    CHUNK_M = BLOCK_M * 48                          /* what is packed of A at a time, the third */
-};
-
-/* Element (i, j) is at[i * row + j * column]. */
-struct Matrix { const real *at; size_t row, column; };
-
-static inline struct Matrix matrix(const real *at, size_t columns)
-{
-    return (struct Matrix){at, columns, 1};
-}
-
-static inline struct Matrix transposed(struct Matrix m)
-{
-    return (struct Matrix){m.at, m.column, m.row};
-}
-
-/* --- Packing --- */
-
-/* Low and high halves of two vectors of floats, interleaved: a0 b0 a1 b1 .. */
-#if VECTOR_BYTES == 64
-#define LOW_HALVES  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif VECTOR_BYTES == 32
-#define LOW_HALVES  0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW_HALVES  0, 4, 1, 5
-#define HIGH_HALVES 2, 6, 3, 7
-#endif
-
-enum { FLOATS = VECTOR_BYTES / sizeof(float) };
-typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
-
-/* Element j of vector i changes places with element i of vector j. Interleaving vectors i and
- * i + half rotates the bits of every element's address (i, j) by one place; half of a turn swaps
- * i and j. */
-static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
-{
-    #pragma GCC unroll 4
-    for (int turned = 1; turned < FLOATS; turned *= 2) {
-        floats y[FLOATS];
-        #pragma GCC unroll 16
-        for (int i = 0; i < FLOATS / 2; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], HIGH_HALVES);
-        }
-        #pragma GCC unroll 16
-        for (int i = 0; i < FLOATS; i++) x[i] = y[i];
-    }
-}
-
-/* pack's case of whole lines of consecutive values, in squares of FLOATS x FLOATS; returns how many
- * k are done. Where width is no multiple of FLOATS, the last square of a k stores too much: it goes
- * first, since what it spoils, the beginning of k + 1, is then stored later. So the last k are left
- * over. The lines of the next panel are asked for early. */
-static inline __attribute__((always_inline))
-int pack_squares(float *panel, const float *x, size_t line, int width, int K)
-{
-    int k = 0;
-    for (; k + FLOATS < K; k += FLOATS)
-        for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
-            floats square[FLOATS];
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++) __builtin_prefetch(x + (i0 + i + width) * line + k);
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k)
-                                           : (floats){0};
-            transpose(square);
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++)
-                *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
-        }
-    return k;
-}
-
-/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel:
- * panel[k * width + i] = x[i * line + k * step]. */
-static inline __attribute__((always_inline))
-void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
-{
-    int k0 = 0;
-    if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (step == 1 && count == width && sizeof(real) == sizeof(float))
-        k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
-    for (int i = 0; i < count; i++)
-        for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
-}
-
-/* pack's case of lines side by side in memory (line = 1) and whole panels. Of each of the K rows,
- * as many panels as some cache lines hold are copied at a time, and the rows to come are asked for
- * early. Whole vectors are stored: what they spoil beyond a panel's width is stored later, but for
- * the last row, which is copied exactly. */
-static inline __attribute__((always_inline))
-void pack_rows(real *packed, const real *x, size_t step, int lines, int width, int K)
-{
-    enum { MOST = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
-    const int pieces = max_int(1, ceil_div(lines, MOST)),
-              piece = ceil_div(lines, pieces * width) * width;
-    for (int i0 = 0; i0 < lines; i0 += piece) {
-        const int n = min_int(piece, lines - i0);
-        for (int k = 0; k < K; k++) {
-            const real *row = x + k * step + i0;
-            real *to = packed + (size_t)i0 * K + (size_t)k * width;
-            for (int i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(row + AHEAD * step + i);
-            for (int i = 0; i < n; i += width, to += (size_t)width * K)
-                if (k == K - 1) memcpy(to, row + i, width * sizeof(real));
-                else for (int j = 0; j < width; j += LANES)
-                    *(vec *)(to + j) = *(const vec *)(row + i + j);
-        }
-    }
-}
-
-/* Packs `lines` lines, one panel after the other. */
-static inline __attribute__((always_inline))
-void pack_lines(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
-{
-    const int whole = line == 1 ? lines / width * width : 0;
-    pack_rows(packed, x, step, whole, width, K);
-    for (int i = whole; i < lines; i += width)
-        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, lines - i), width, K);
-}
-
-/* The same, by all threads of a parallel region, which share out the panels. */
-static inline __attribute__((always_inline))
-void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
-{
-    const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
-              begin = min_int(lines, thread_index() * share);
-    pack_lines(packed + (size_t)begin * K, x + begin * line, line, step,
-               min_int(share, lines - begin), width, K);
-}
-
-/* --- Tiles --- */
-
-/* The rows of A that a block of tiles reads: element (i, k) of the tile that begins at row t is
- * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}; in place:
- * {a, a_row, 1, a_row}. */
-struct Rows { const real *at; size_t row, column, next; };
-
-/* One whole tile: c = A B, + bias (TILE_COLUMNS) and + from, laid out as c, if these are given; b
- * is a packed panel. The pragmas unroll the short loops early enough for GCC to keep `sum` in
- * registers, and four steps of k, so that fewer instructions beside the multiply-adds compete with
- * them where two threads share a core; c is asked for at once, so that it has come from memory
- * when the sums are done. */
-static inline __attribute__((always_inline))
-void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-          const real *from, const real *bias, int K)
-{
-    enum { VECTORS = TILE_ROWS * TILE_VECTORS };
-    vec sum[VECTORS];
-    #pragma GCC unroll 32
-    for (int t = 0; t < VECTORS; t++) {
-        sum[t] = (vec){0};
-        if (t % TILE_VECTORS == 0) __builtin_prefetch(c + t / TILE_VECTORS * ldc, 1);
-    }
-    #pragma GCC unroll 4
-    for (int k = 0; k < K; k++, a += a_column, b += TILE_COLUMNS) {
-        vec bk[TILE_VECTORS];
-        #pragma GCC unroll 32
-        for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
-        #pragma GCC unroll 32
-        for (int t = 0; t < VECTORS; t++)
-            sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
-        __asm__ volatile("" : : : "memory");    /* loads of the next k would need registers */
-    }
-    #pragma GCC unroll 32
-    for (int t = 0; t < VECTORS; t++) {
-        const size_t at = t / TILE_VECTORS * ldc + t % TILE_VECTORS * LANES;
-        if (bias) sum[t] += *(const vec *)(bias + t % TILE_VECTORS * LANES);
-        if (from) sum[t] += *(const vec *)(from + at);
-        *(vec *)(c + at) = sum[t];
-    }
-}
-
-/* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
-                         const real *b, const real *from, const real *bias, int m, int n, int K)
-{
-    real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
-    const bool lacks_rows = m < TILE_ROWS && a_column == 1;
-    if (lacks_rows) pack(panel, a, a_row, a_column, m, TILE_ROWS, K);
-    if (lacks_rows) tile(sum, TILE_COLUMNS, panel, 1, TILE_ROWS, b, NULL, NULL, K);
-    else tile(sum, TILE_COLUMNS, a, a_row, a_column, b, NULL, NULL, K);
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) {
-            const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
-            c[i * ldc + j] = with_bias + (from ? from[i * ldc + j] : 0);
-        }
-}
-
-/* The product of two blocks: rows 0 .. m and columns 0 .. n of c. Panels of B begin b_next x
- * TILE_COLUMNS apart: b_next is the number of terms that they hold, of which the first K are
- * wanted. */
-static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_next,
-                  const real *from, const real *bias, int m, int n, int K)
-{
-    for (int j = 0; j < n; j += TILE_COLUMNS)
-        for (int i = 0; i < m; i += TILE_ROWS) {
-            real *cij = c + i * ldc + j;
-            const real *ai = a.at + i * a.next, *bj = b + j * b_next;
-            const real *from_ij = from ? from + i * ldc + j : NULL,
-                       *bias_j = bias ? bias + j : NULL;
-            if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
-                tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
-                             min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
-            else if (a.column == 1) tile(cij, ldc, ai, a.row, 1, bj, from_ij, bias_j, K);
-            else tile(cij, ldc, ai, 1, a.column, bj, from_ij, bias_j, K);
-        }
-}
-
-/* --- Products --- */
-
-static real *gemm_buffer;       /* packed A, which all threads share, then a packed B of each */
-
-static size_t gemm_buffer_size(void)
-{
-    return (CHUNK_M + (size_t)thread_count() * BLOCK_N) * BLOCK_K;
-}
-
-/* Allocates the buffer, after set_threads and before the first product: workspace_create does it.
- * It is enlarged when there are more threads than before. */
-static void gemm_reserve(void)
-{
-    static size_t capacity;
-    if (gemm_buffer_size() <= capacity) return;
-    release(gemm_buffer, capacity * sizeof(real));
-    capacity = gemm_buffer_size();
-    gemm_buffer = allocate_zeroed(capacity * sizeof(real));
-}
-
-/* Few columns of B do not pay for packing A, whose rows are then read where they stand. */
-enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
-
-/* c (M, N) = from + bias + a b.   a (M, K)   b (K, N)   bias (N) or NULL   from (M, N): c itself to
- * add to it, the residual stream, or NULL for 0. All threads work: they share the packed a, but
- * each packs the columns of b that it works on for itself, into its own cache. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
-                 int M, int N, int K)
-{
-    real *packed_a = gemm_buffer;
-    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
-    const bool in_place = a.column == 1 && N <= FEW_COLUMNS;
-
-    #pragma omp parallel
-    for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
-    for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
-        const int k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
-        const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
-                   *start = k0 ? c : from;
-        const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row}
-                                          : (struct Rows){packed_a, 1, TILE_ROWS, k};
-        real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
-        int packed_j = -1, task = TASK_M;
-        while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
-            task /= 2;
-        if (k0 || m0) {
-            #pragma omp barrier     /* all have left packed_a and these rows of C */
-        }
-        if (!in_place) {
-            pack_all(packed_a, ab, a.row, a.column, m, TILE_ROWS, k);
-            #pragma omp barrier
-        }
-        #pragma omp for schedule(dynamic) collapse(2) nowait
-        for (int j = 0; j < N; j += BLOCK_N)
-            for (int i0 = 0; i0 < m; i0 += task) {
-                const int n = min_int(BLOCK_N, N - j);
-                if (packed_j != j)
-                    pack_lines(packed_b, bb + j * b.column, b.column, b.row, n, TILE_COLUMNS, k);
-                packed_j = j;
-                for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
-                    const size_t at = (size_t)(m0 + i) * N + j;
-                    const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
-                                               rows.next};
-                    tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
-                          bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
-                }
-            }
-    }
-}
-
-/* y (N) = from + bias + x (K) b (K, N): one row, so all time goes into reading b once. Several
- * lines of b are read at a time, in long pieces, so that memory has many requests to work on. One
- * of b.row, b.column is 1. Pieces begin at multiples of 16, so a sum is the same for any number of
- * threads. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
-                 int N, int K)
-{
-    enum { MOST = 2048, LINES = 8, DOTS = 4 };
-    const int pieces = thread_count() * ceil_div(N, thread_count() * MOST);
-    const int columns = ceil_div(ceil_div(N, pieces), 16) * 16;
-    #pragma omp parallel for schedule(static)
-    for (int j0 = 0; j0 < N; j0 += columns) {
-        const int n = min_int(columns, N - j0);
-        real sum[MOST + DOTS];
-        for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
-        if (b.column == 1) {
-            const real *bk = b.at + j0;
-            int k = 0;
-            for (; k + LINES <= K; k += LINES, bk += LINES * b.row)
-                for (int j = 0; j < n; j++) {
-                    real s = sum[j];
-                    #pragma GCC unroll 8
-                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b.row + j];
-                    sum[j] = s;
-                }
-            for (; k < K; k++, bk += b.row)
-                for (int j = 0; j < n; j++) sum[j] += x[k] * bk[j];
-        } else
-            for (int j = 0; j < n; j += DOTS) {         /* beyond n: the last line again */
-                const real *line[DOTS];
-                real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-                for (int i = 0; i < DOTS; i++)
-                    line[i] = b.at + (j0 + min_int(j + i, n - 1)) * b.column;
-                #pragma omp simd reduction(+: s0, s1, s2, s3)
-                for (int k = 0; k < K; k++) {
-                    s0 += x[k] * line[0][k];
-                    s1 += x[k] * line[1][k];
-                    s2 += x[k] * line[2][k];
-                    s3 += x[k] * line[3][k];
-                }
-                const real dots[DOTS] = {s0, s1, s2, s3};
-                for (int i = 0; i < DOTS && j + i < n; i++) sum[j + i] += dots[i];
-            }
-        memcpy(y + j0, sum, n * sizeof(real));
-    }
-}
-
-/* ============================================================================================= */
-/* 4. Layers                                                                                     */
-/* ============================================================================================= */
-
-/* A batch is N rows, one for each token, and a list of sequences: rows starts[s] .. starts[s+1]-1
- * are sequence s, so starts[0] = 0 and starts[S] = N. Sequences may differ in length; there is no
- * padding. Only the embedding (positions) and attention look at the sequences. */
-struct Batch { int rows, sequences; const int *tokens, *starts; };
-
-/* Gradients of weights are added to, since a step sums over batches and, for wte, over both its
- * uses. So is the gradient of the residual stream. A gradient inside a block has one source: it is
- * set. */
-
-/* --- Dropout: each value is kept with probability 1 - p and divided by it --- */
-
-/* The mask is a function of (key, place, index), so backward need not remember it. lowbias32 is
- * from Chris Wellons, "Prospecting for Hash Functions" (2018). */
-struct Dropout { double p; uint64_t key; };
-
-static inline uint32_t lowbias32(uint32_t x)
-{
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-
-/* What value `index` of the mask at a place is multiplied by: 0 or 1 / (1 - p). The place's key
- * comes from dropout_key; the threshold is p in units of 2^-32. */
-static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale)
-{
-    return lowbias32(lowbias32(index) ^ key) >= threshold ? scale : 0;
-}
-
-enum { AT_EMBEDDING, AT_ATTENTION, AT_PROJECTION, AT_MLP, PLACES };
-
-static uint32_t dropout_key(struct Dropout d, int layer, int place)
-{
-    return (uint32_t)mix64(d.key + mix64((uint64_t)layer * PLACES + place + 1));
-}
-
-static uint32_t dropout_threshold(struct Dropout d) { return (uint32_t)(d.p * 4294967295.0); }
-
-/* y = from + mask * x, over n values. Also its own backward, with dy as x. from may be NULL. */
-static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d,
-                    uint32_t key)
-{
-    const uint32_t threshold = dropout_threshold(d);
-    const real scale = (real)(1 / (1 - d.p));
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++)
-        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, (uint32_t)i, threshold, scale);
-    lap(DROPOUT, FORWARD);
-}
-
-/* --- Embedding: x[n] = wte[token of n] + wpe[position of n] --- */
-
-/* x (N, C)   wte (V, C)   wpe (T, C)   positions (N): place of the row in its sequence */
-static void embedding_forward(real *x, const int *tokens, const int *positions,
-                              const real *wte, const real *wpe, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *token = wte + (size_t)tokens[n] * C, *position = wpe + (size_t)positions[n] * C;
-        real *xn = x + (size_t)n * C;
-        for (int c = 0; c < C; c++) xn[c] = token[c] + position[c];
-    }
-    lap(EMBEDDING, FORWARD);
-}
-
-/* dwte[token of n] += dx[n]   dwpe[position of n] += dx[n]. Many rows may share a token, so threads
- * share out channels: each adds the rows in their order. */
-static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int *tokens,
-                               const int *positions, int N, int C)
-{
-    enum { CHANNELS = 64 };
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-        const int c1 = min_int(C, c0 + CHANNELS);
-        for (int n = 0; n < N; n++) {
-            real *dtoken = dwte + (size_t)tokens[n] * C,
-                 *dposition = dwpe + (size_t)positions[n] * C;
-            const real *dxn = dx + (size_t)n * C;
-            for (int c = c0; c < c1; c++) dtoken[c] += dxn[c];
-            for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
-        }
-    }
-    lap(EMBEDDING, BACKWARD);
-}
-
-/* --- LayerNorm (Ba, Kiros, Hinton 2016) --- */
-
-#define LAYERNORM_EPS ((real)1e-5)
-
-/* Each of the N rows is normalised over its C channels, then scaled and shifted.
- *
- *   x, y (N, C)    w, b (C)    mean, rstd (N): kept for the backward pass
- *   rstd = 1 / sqrt(var(x) + eps)      xhat = (x - mean) * rstd      y = w * xhat + b
- */
-static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w,
-                              const real *b, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *xn = x + (size_t)n * C;
-        real *yn = y + (size_t)n * C, sum = 0, square = 0;
-        #pragma omp simd reduction(+: sum)
-        for (int c = 0; c < C; c++) sum += xn[c];
-        const real m = mean[n] = sum / C;
-        #pragma omp simd reduction(+: square)
-        for (int c = 0; c < C; c++) square += (xn[c] - m) * (xn[c] - m);
-        const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
-        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
-    }
-    lap(LAYERNORM, FORWARD);
-}
-
-/* y again, bit for bit, from the kept mean and rstd: cheaper than keeping y itself. */
-static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
-                            const real *w, const real *b, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *xn = x + (size_t)n * C, m = mean[n], r = rstd[n];
-        real *yn = y + (size_t)n * C;
-        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
-    }
-    lap(LAYERNORM, BACKWARD);
-}
-
-/* With g = w * dy, the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
- *   dx += rstd * (g - avg(g) - xhat * avg(g * xhat))    dw += sum_n dy * xhat    db += sum_n dy
- */
-static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
-                               const real *w, const real *mean, const real *rstd, int N, int C)
-{
-    enum { CHANNELS = 32 };
-    #pragma omp parallel
-    {
-        #pragma omp for schedule(static) nowait
-        for (int n = 0; n < N; n++) {
-            const real *xn = x + (size_t)n * C, *dyn = dy + (size_t)n * C, m = mean[n], r = rstd[n];
-            real *dxn = dx + (size_t)n * C, sum = 0, dot = 0;
-            #pragma omp simd reduction(+: sum, dot)
-            for (int c = 0; c < C; c++) {
-                sum += w[c] * dyn[c];
-                dot += w[c] * dyn[c] * (xn[c] - m);
-            }
-            const real average = sum / C, slope = dot * r * r / C;
-            for (int c = 0; c < C; c++)
-                dxn[c] += r * (w[c] * dyn[c] - average - (xn[c] - m) * slope);
-        }
-        #pragma omp for schedule(static)
-        for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-            const int channels = min_int(CHANNELS, C - c0);
-            real sum_w[CHANNELS] = {0}, sum_b[CHANNELS] = {0};
-            for (int n = 0; n < N; n++) {
-                const real *xn = x + (size_t)n * C + c0, *dyn = dy + (size_t)n * C + c0,
-                           m = mean[n], r = rstd[n];
-                for (int c = 0; c < channels; c++) {
-                    sum_w[c] += dyn[c] * ((xn[c] - m) * r);
-                    sum_b[c] += dyn[c];
-                }
-            }
-            for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
-        }
-    }
-    lap(LAYERNORM, BACKWARD);
-}
-
-/* --- Linear: y (N, OC) = x (N, C) w (C, OC) + b (OC) --- */
-
-/* from: what y starts from (the residual stream), or NULL. */
-static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
-                           int N, int C, int OC)
-{
-    gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
-    lap(LINEAR, FORWARD);
-}
-
-/* dx = dy w^T */
-static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
-{
-    gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
-    lap(LINEAR, BACKWARD);
-}
-
-/* dw += x^T dy    db += sum_n dy */
-static void linear_backward_weights(real *dw, real *db, const real *dy, const real *x, int N, int C,
-                                    int OC)
-{
-    enum { CHANNELS = 64 };
-    gemm(dw, transposed(matrix(x, C)), matrix(dy, OC), dw, NULL, C, OC, N);
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < OC; c0 += CHANNELS) {
-        const int channels = min_int(CHANNELS, OC - c0);
-        real sum[CHANNELS] = {0};
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
-        for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
-    }
-    lap(LINEAR, BACKWARD);
-}
-
-static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
-                            const real *w, int N, int C, int OC)
-{
-    linear_backward_input(dx, dy, w, N, C, OC);
-    linear_backward_weights(dw, db, dy, x, N, C, OC);
-}
-
-/* --- GELU, the tanh form (Hendrycks and Gimpel 2016) ---
- *
- *   y = x/2 (1 + tanh u) = x s   with   u = sqrt(2/pi) (x + 0.044715 x^3),   s = 1 / (1 + exp(-2u))
- *   dy/dx = s + x s (1 - s) 2 du/dx                     du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2)
- */
-static inline real gelu_gate(real x)
-{
-    const real u2 = (real)(2 * 0.7978845608028654) * (x + (real)0.044715 * x * x * x);
-    return 1 / (1 + exp_real(-u2));
-}
-
-static void gelu_forward(real *y, const real *x, size_t n)
-{
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
-    lap(GELU, FORWARD);
-}
-
-/* dx = dy * gelu'(x), in place over dy, and y = gelu(x) once more for the weights' gradient. */
-static void gelu_backward(real *dx, real *y, const real *x, size_t n)
-{
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        const real s = gelu_gate(x[i]);
-        const real du2 = (real)(2 * 0.7978845608028654) * (1 + (real)(3 * 0.044715) * x[i] * x[i]);
-        y[i] = x[i] * s;
-        dx[i] *= s + x[i] * s * (1 - s) * du2;
-    }
-    lap(GELU, BACKWARD);
-}
-
-/* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) ---
- *
- *   qkv (N, 3C): the query, key and value of each row; head h has channels hD .. hD+D-1 of each
- *   S_ij = q_i . k_j / sqrt(D) for j <= i   lse_i = log sum_j exp S_ij   P_ij = exp(S_ij - lse_i)
- *   y_i = sum_j P_ij v_j
- *
- * The work goes in blocks of QUERIES rows of one head of one sequence; of the keys, only those up
- * to the block's last row are touched. P exists for one block at a time; backward computes it again
- * from lse (N, H), as in FlashAttention (Dao et al. 2022).
- *
- * P stands transposed, P[j * QUERIES + i]: softmax works on a vector of queries at once, and each
- * product below reads P where it stands. Panels of TILE_COLUMNS queries compute the keys up to
- * their own last query; of these, the ones after a query, and TILE_ROWS keys more, become 0, so
- * that tiles that lie across the diagonal read zeros there. */
-enum { QUERIES = 64 };      /* whole panels */
-
-struct Attention {
-    const struct Batch *batch;
-    int C, H;
-    real *scratch;              /* of each thread: attention_scratch values */
-    size_t scratch_size;
-    struct Dropout dropout;
-    uint32_t key;
-};
-
-/* What a thread holds of a head: packed for the left side of a product (.._rows) or for the right.
- * k_right and v_right: T terms and D columns; q and dy of a block: D terms and a column for each
- * query; q_right and dy_right: a term for each query and D columns. */
-struct Head { real *k_rows, *v_rows, *k_right, *v_right, *q, *dy, *q_right, *dy_right, *P, *dP; };
-
-/* Sets the places in `scratch`, which may be NULL; returns how many values they take. */
-static size_t head_places(struct Head *w, real *scratch, int T, int D)
-{
-    const size_t rows = (size_t)ceil_div(T, TILE_ROWS) * TILE_ROWS * D,
-                 columns = (size_t)ceil_div(D, TILE_COLUMNS) * TILE_COLUMNS,
-                 scores = ((size_t)T + 2 * TILE_ROWS) * QUERIES;
-    real **const places[] = {&w->k_rows, &w->v_rows, &w->k_right, &w->v_right, &w->q, &w->dy,
-                             &w->q_right, &w->dy_right, &w->P, &w->dP};
-    const size_t sizes[] = {rows, rows, columns * T, columns * T, QUERIES * D, QUERIES * D,
-                            columns * QUERIES, columns * QUERIES, scores, scores};
-    size_t at = 0;
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        *places[i] = scratch ? scratch + at : NULL;
-        at += (sizes[i] + 15) / 16 * 16;
-    }
-    return at;
-}
-
-static size_t attention_scratch(int longest, int D)
-{
-    struct Head w;
-    return head_places(&w, NULL, longest, D);
-}
-
-/* S (keys, a panel of queries) = rows (keys, D) times a packed panel of D terms. */
-static void attention_scores(real *S, const real *rows, const real *panel, int keys, int D)
-{
-    const int whole = ceil_div(keys, TILE_ROWS) * TILE_ROWS;
-    tiles(S, QUERIES, (struct Rows){rows, 1, TILE_ROWS, D}, panel, D, NULL, NULL, whole,
-          TILE_COLUMNS, D);
-}
-
-/* Sets the scores of keys after the query, of those below `keys`, to `value`, in a panel whose
- * first query is row `first`. */
-static void attention_mask(real *S, int first, int keys, real value)
-{
-    for (int j = first + 1; j < keys; j++) {
-        real *s = S + (size_t)j * QUERIES;
-        for (int i = 0; i < min_int(j - first, TILE_COLUMNS); i++) s[i] = value;
-    }
-}
-
-/* P of a panel of queries, of which the first is row `first` of its sequence, from their scores S
- * with keys 0 .. keys-1, in place. lse, if known, is used. Else it is computed, and P is yet to
- * be multiplied by `inverse`, one value a query: cheaper done to y, which has fewer values. */
-static void attention_softmax(real *S, real *lse, real *inverse, bool known, real scale, int first,
-                              int keys)
-{
-    real most[TILE_COLUMNS], sum[TILE_COLUMNS] = {0};
-    if (!known) {
-        for (int i = 0; i < TILE_COLUMNS; i++) most[i] = -INFINITY;
-        attention_mask(S, first, keys, -INFINITY);
-        for (int j = 0; j < keys; j++) {
-            const real *s = S + (size_t)j * QUERIES;
-            for (int i = 0; i < TILE_COLUMNS; i++) most[i] = s[i] > most[i] ? s[i] : most[i];
-        }
-    }
-    for (int i = 0; i < TILE_COLUMNS; i++) most[i] = known ? lse[i] : scale * most[i];
-    for (int j = 0; j < keys; j++) {
-        real *s = S + (size_t)j * QUERIES;
-        for (int i = 0; i < TILE_COLUMNS; i++) {
-            s[i] = exp_real(scale * s[i] - most[i]);
-            sum[i] += s[i];
-        }
-    }
-    attention_mask(S, first, keys + TILE_ROWS, 0);
-    for (int i = 0; i < TILE_COLUMNS && !known; i++) {
-        lse[i] = most[i] + (real)log(sum[i]);
-        inverse[i] = 1 / sum[i];
-    }
-}
-
-/* Multiplies P (keys, n queries), or its gradient, by the dropout mask. Query i is row `row` + i of
- * the batch. */
-static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
-                              int keys)
-{
-    const uint32_t threshold = dropout_threshold(t->dropout);
-    const real scale = (real)(1 / (1 - t->dropout.p));
-    uint32_t key[QUERIES];
-    for (int i = 0; i < n; i++) key[i] = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
-    for (int j = 0; j < keys; j++)
-        for (int i = 0; i < n; i++)
-            P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
-}
-
-/* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of
- * T rows needs the keys up to itself. */
-static void attention_sum(real *out, size_t ld, const real *P, const real *right, int q0, int n,
-                          int T, int D)
-{
-    for (int i = 0; i < n; i += TILE_ROWS)
-        tiles(out + i * ld, ld, (struct Rows){P + i, 1, QUERIES, 0}, right, T, NULL, NULL,
-              min_int(TILE_ROWS, n - i), D, min_int(q0 + n, q0 + i + TILE_ROWS));
-}
-
-/* out (keys, D), rows ld apart, = or += P (keys, n) right (n, D packed): key j is used by the
- * queries from itself on. */
-static void attention_spread(real *out, size_t ld, const real *P, const real *right, bool add,
-                             int q0, int n, int D)
-{
-    for (int j = 0; j < q0 + n; j += TILE_ROWS) {
-        const int first = max_int(0, j - q0);
-        tiles(out + j * ld, ld, (struct Rows){P + (size_t)j * QUERIES + first, QUERIES, 1, 0},
-              right + first * TILE_COLUMNS, n, add ? out + j * ld : NULL, NULL,
-              min_int(TILE_ROWS, q0 + n - j), D, n - first);
-    }
-}
-
-/* y (N, C), lse (N, H) from qkv (N, 3C). */
-static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
-{
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
-    const real scale = 1 / (real)sqrt(D);
-    #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int s = 0; s < t->batch->sequences; s++)
-        for (int h = 0; h < H; h++) {
-            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-            const real *q = qkv + (size_t)start * ld + h * D, *k = q + C, *v = k + C;
-            real *out = y + (size_t)start * C + h * D, block_lse[QUERIES], inverse[QUERIES];
-            struct Head w;
-            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
-            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
-            pack_lines(w.v_right, v, 1, ld, D, TILE_COLUMNS, T);
-            for (int q0 = 0; q0 < T; q0 += QUERIES, out += (size_t)QUERIES * C) {
-                const int n = min_int(QUERIES, T - q0);
-                pack_lines(w.q, q + (size_t)q0 * ld, ld, 1, n, TILE_COLUMNS, D);
-                for (int i = 0; i < n; i += TILE_COLUMNS) {
-                    const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
-                    attention_scores(w.P + i, w.k_rows, w.q + i * D, keys, D);
-                    attention_softmax(w.P + i, block_lse + i, inverse + i, false, scale, q0 + i,
-                                      keys);
-                }
-                if (t->dropout.p > 0) attention_dropout(w.P, t, h, start + q0, n, q0 + n);
-                attention_sum(out, C, w.P, w.v_right, q0, n, T, D);
-                for (int i = 0; i < n; i++) {
-                    lse[(size_t)(start + q0 + i) * H + h] = block_lse[i];
-                    for (int c = 0; c < D; c++) out[(size_t)i * C + c] *= inverse[i];
-                }
-            }
-        }
-    lap(ATTENTION, FORWARD);
-}
-
-/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij = dy_i . y_i, the gradient of softmax for a panel
- * of queries, over dP in place:   dS = P (dP - delta) / sqrt(D) */
-static void attention_softmax_backward(real *dP, const real *P, const real *delta, real scale,
-                                       int keys)
-{
-    for (int j = 0; j < keys; j++)
-        for (int i = 0; i < TILE_COLUMNS; i++) {
-            const size_t at = (size_t)j * QUERIES + i;
-            dP[at] = scale * P[at] * (dP[at] - delta[i]);
-        }
-}
-
-/* dq = dS k      dk = dS^T q      dv = P^T dy      for the block of n queries that begins with row
- * q0 of sequence s. dqkv (N, 3C) is set; the last block reaches all keys, so it goes first and sets
- * dk and dv. w holds the packed keys and values. */
-static void attention_block_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                                     const real *lse, const struct Attention *t, struct Head *w,
-                                     int s, int h, int q0)
-{
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C, start = t->batch->starts[s],
-              T = t->batch->starts[s + 1] - start, n = min_int(QUERIES, T - q0), row = start + q0;
-    const bool add = q0 + n < T;
-    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)row * ld + h * D;
-    real *dq = dqkv + (size_t)row * ld + h * D, *dk = dqkv + (size_t)start * ld + C + h * D,
-         *dv = dk + C, block_lse[QUERIES] = {0}, delta[QUERIES] = {0};
-    dy += (size_t)row * C + h * D;
-    y += (size_t)row * C + h * D;
-    for (int i = 0; i < n; i++) {
-        const real *dyi = dy + (size_t)i * C, *yi = y + (size_t)i * C;
-        real dot = 0;
-        #pragma omp simd reduction(+: dot)
-        for (int c = 0; c < D; c++) dot += dyi[c] * yi[c];
-        delta[i] = dot;
-        block_lse[i] = lse[(size_t)(row + i) * H + h];
-    }
-    pack_lines(w->q, q, ld, 1, n, TILE_COLUMNS, D);
-    pack_lines(w->dy, dy, C, 1, n, TILE_COLUMNS, D);
-    pack_lines(w->q_right, q, 1, ld, D, TILE_COLUMNS, n);
-    pack_lines(w->dy_right, dy, 1, C, D, TILE_COLUMNS, n);
-    for (int i = 0; i < n; i += TILE_COLUMNS) {
-        const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
-        attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
-        attention_softmax(w->P + i, block_lse + i, NULL, true, scale, q0 + i, keys);
-        attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
-        attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
-    }
-    if (t->dropout.p > 0) attention_dropout(w->dP, t, h, row, n, q0 + n);
-    for (int i = 0; i < n; i += TILE_COLUMNS)
-        attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
-                                   min_int(q0 + n, q0 + i + TILE_COLUMNS));
-    if (t->dropout.p > 0) attention_dropout(w->P, t, h, row, n, q0 + n);
-    attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
-    attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
-    attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
-}
-
-static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                               real *lse, const struct Attention *t)
-{
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
-    #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int s = 0; s < t->batch->sequences; s++)
-        for (int h = 0; h < H; h++) {
-            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-            const real *k = qkv + (size_t)start * ld + C + h * D, *v = k + C;
-            struct Head w;
-            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
-            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
-            pack_lines(w.v_rows, v, ld, 1, T, TILE_ROWS, D);
-            pack_lines(w.k_right, k, 1, ld, D, TILE_COLUMNS, T);
-            for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
-                attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
-        }
-    lap(ATTENTION, BACKWARD);
-}
-
-/* s_j = exp(scale s_j) / sum_j exp(scale s_j) */
-static void softmax(real *s, real scale, int n)
-{
-    real most = -INFINITY, sum = 0;
-    #pragma omp simd reduction(max: most)
-    for (int j = 0; j < n; j++) most = s[j] > most ? s[j] : most;
-    #pragma omp simd reduction(+: sum)
-    for (int j = 0; j < n; j++) { s[j] = exp_real(scale * (s[j] - most)); sum += s[j]; }
-    for (int j = 0; j < n; j++) s[j] /= sum;
-}
-
-/* One query, the last of `keys` rows, against all: y (C) from qkv (keys, 3C). scores: (H, keys).
- * All heads of a row are read together, since they stand side by side in memory. */
-static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
-{
-    const int D = C / H, ld = 3 * C, heads = ceil_div(H, thread_count());
-    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)(keys - 1) * ld;
-    #pragma omp parallel
-    {
-        #pragma omp for schedule(static)
-        for (int j = 0; j < keys; j++)
-            for (int h = 0; h < H; h++) {
-                const real *k = qkv + (size_t)j * ld + C + h * D, *qh = q + h * D;
-                real dot = 0;
-                #pragma omp simd reduction(+: dot)
-                for (int c = 0; c < D; c++) dot += qh[c] * k[c];
-                scores[(size_t)h * keys + j] = dot;
-            }
-        #pragma omp for schedule(static)
-        for (int h0 = 0; h0 < H; h0 += heads) {
-            const int h1 = min_int(H, h0 + heads);
-            for (int h = h0; h < h1; h++) softmax(scores + (size_t)h * keys, scale, keys);
-            memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
-            for (int j = 0; j < keys; j++)
-                for (int h = h0; h < h1; h++) {
-                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D,
-                               p = scores[(size_t)h * keys + j];
-                    real *yh = y + h * D;
-                    for (int c = 0; c < D; c++) yh[c] += p * v[c];
-                }
-        }
-    }
-}
-
-/* ============================================================================================= */
-/* 5. Heads                                                                                      */
-/* ============================================================================================= */
-
-/* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
- * The row becomes scale * (p - onehot(target)), the gradient of scale * loss, if scale is not 0,
- * and exp(logit - max) * (1 / sum) = p otherwise. target < 0: no loss and no gradient. */
-static double cross_entropy(real *logits, int target, real scale, int V)
-{
-    real most = -INFINITY, sum = 0;
-    const real wanted = target >= 0 ? logits[target] : 0;
-    #pragma omp simd reduction(max: most)
-    for (int v = 0; v < V; v++) most = logits[v] > most ? logits[v] : most;
-    #pragma omp simd reduction(+: sum)
-    for (int v = 0; v < V; v++) { logits[v] = exp_real(logits[v] - most); sum += logits[v]; }
-    const real factor = (scale != 0 ? (target >= 0 ? scale : 0) : 1) / sum;
-    for (int v = 0; v < V; v++) logits[v] *= factor;
-    if (target < 0) return 0;
-    if (scale != 0) logits[target] -= scale;
-    return most + log(sum) - wanted;
-}
-
-/* The loss over the vocabulary, in chunks of rows, so that (N, V) logits never exist as a whole:
- *   logits = hidden wte^T (the head is tied to the embedding)      dhidden += dlogits wte
- *   dwte += dlogits^T hidden
- * hidden, dhidden (N, C)   wte, dwte (V, C)   logits: chunk x V values   losses (N): one per row
- * Returns the sum over rows with target >= 0. scale 0: no gradients; else those of scale * sum. */
-static double lm_loss(real *dhidden, real *dwte, real *losses, real *logits, int chunk,
-                      const real *hidden, const real *wte, const int *targets, real scale, int N,
-                      int C, int V)
-{
-    for (int n0 = 0; n0 < N; n0 += chunk) {
-        const int n = min_int(chunk, N - n0);
-        const real *h = hidden + (size_t)n0 * C;
-        real *dh = dhidden + (size_t)n0 * C;
-        gemm(logits, matrix(h, C), transposed(matrix(wte, C)), NULL, NULL, n, V, C);
-        #pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++)
-            losses[n0 + i] = (real)cross_entropy(logits + (size_t)i * V, targets[n0 + i], scale, V);
-        lap(HEAD, FORWARD);
-        if (scale == 0) continue;
-        gemm(dh, matrix(logits, V), matrix(wte, C), dh, NULL, n, C, V);
-        gemm(dwte, transposed(matrix(logits, V)), matrix(h, C), dwte, NULL, V, C, n);
-        lap(HEAD, BACKWARD);
-    }
-    double sum = 0;
-    for (int n = 0; n < N; n++) sum += losses[n];
-    return sum;
-}
-
-/* Rows of logits at a time: about 16 MB of them, and enough to make the products efficient. */
-static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
-
-/* ============================================================================================= */
-/* 6. Model                                                                                      */
-/* ============================================================================================= */
-
-/* labels 0: a language model; else also a classifier whose classes are label_names. */
-struct Config {
-    int layers, heads, channels, context, vocabulary, labels;
-    char **label_names;
-};
-
-struct Block {
-    real *ln1_w, *ln1_b, *qkv_w, *qkv_b, *attn_proj_w, *attn_proj_b;
-    real *ln2_w, *ln2_b, *fc_w, *fc_b, *mlp_proj_w, *mlp_proj_b;
-};
-
-/* Places of all weights, or of all their gradients. */
-struct Weights { real *wte, *wpe, *lnf_w, *lnf_b, *score_w; struct Block *blocks; };
-
-/* One row of the list of parameters: everything that is done to each of them walks this list. */
-struct Tensor {
-    char name[64];              /* as Hugging Face's GPT-2 calls it */
-    size_t offset, size;        /* place in weights, grads, m and v; number of values */
-    int rows, columns;          /* rows 1: a vector, which the file holds with one dimension */
-    bool decay;                 /* weight decay: matrices only */
-    double init;                /* standard deviation of the first values; 0: all 0; 1: all 1 */
-    float lr_scale;             /* times the learning rate; 0: frozen */
-    int layer;                  /* -1 the embedding, 0 .. L-1 the blocks, L what follows */
-};
-
-struct Model {
-    struct Config config;
-    struct Tensor *tensors;
-    int tensor_count;
-    size_t parameter_count;         /* values in all tensors together */
-    real *weights, *grads, *m, *v;      /* each one piece of memory; the last three for training */
-    struct Bytes file;                  /* if not empty: mapped, and the weights stand in it */
-    double *partial_sums;
-    struct Weights w, dw;
-    int first_layer;                        /* backward stops here; below, nothing learns */
-    double beta1, beta2;
-};
-
-/* The list itself, and the places: base + offset goes into *w. Written in the order of the file. */
-static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
-                           const struct Config *c)
-{
-    const int C = c->channels;
-    const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
-    struct Tensor *p = list;
-    size_t offset = 0;
-    #define ADD(place, lay, lines, cols, deviation, ...) do {                                   \
-        *p = (struct Tensor){.offset = offset, .rows = lines, .columns = cols, .layer = lay,     \
-                            .size = (size_t)(lines) * (cols), .decay = (lines) > 1,             \
-                            .init = deviation, .lr_scale = 1};                                  \
-        snprintf(p->name, sizeof p->name, __VA_ARGS__);                                         \
-        place = base ? base + offset : NULL;                                                    \
-        offset += p++->size;                                                                    \
-    } while (0)
-    ADD(w->wte, -1, c->vocabulary, C, normal, "transformer.wte.weight");
-    ADD(w->wpe, -1, c->context, C, normal, "transformer.wpe.weight");
-    for (int l = 0; l < c->layers; l++) {
-        struct Block *b = &w->blocks[l];
-        ADD(b->ln1_w, l, 1, C, 1, "transformer.h.%d.ln_1.weight", l);
-        ADD(b->ln1_b, l, 1, C, 0, "transformer.h.%d.ln_1.bias", l);
-        ADD(b->qkv_w, l, C, 3 * C, normal, "transformer.h.%d.attn.c_attn.weight", l);
-        ADD(b->qkv_b, l, 1, 3 * C, 0, "transformer.h.%d.attn.c_attn.bias", l);
-        ADD(b->attn_proj_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
-        ADD(b->attn_proj_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
-        ADD(b->ln2_w, l, 1, C, 1, "transformer.h.%d.ln_2.weight", l);
-        ADD(b->ln2_b, l, 1, C, 0, "transformer.h.%d.ln_2.bias", l);
-        ADD(b->fc_w, l, C, 4 * C, normal, "transformer.h.%d.mlp.c_fc.weight", l);
-        ADD(b->fc_b, l, 1, 4 * C, 0, "transformer.h.%d.mlp.c_fc.bias", l);
-        ADD(b->mlp_proj_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
-        ADD(b->mlp_proj_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
-    }
-    ADD(w->lnf_w, c->layers, 1, C, 1, "transformer.ln_f.weight");
-    ADD(w->lnf_b, c->layers, 1, C, 0, "transformer.ln_f.bias");
-    if (c->labels) ADD(w->score_w, c->layers, c->labels, C, normal, "score.weight");
-    #undef ADD
-    return (int)(p - list);
-}
-
-/* Dies, naming `source`, on a shape that no model has. */
-static void check_config(const struct Config *c, const char *source)
-{
-    const struct { const char *name; int value, max; } bounds[] = {
-        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
-        {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
-        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
-    };
-    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
-        if (bounds[i].value < 1 || bounds[i].value > bounds[i].max)
-            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value,
-                bounds[i].name, bounds[i].max);
-    if (c->channels % c->heads)
-        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels,
-            c->heads);
-}
-
-/* The list of parameters and their number, without memory for them. */
-static void model_describe(struct Model *model, struct Config config)
-{
-    *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
-    model->tensors = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->tensors);
-    model->w.blocks = resize(NULL, config.layers * sizeof(struct Block));
-    model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
-    model->tensor_count = list_parameters(model->tensors, &model->w, NULL, &config);
-    for (int i = 0; i < model->tensor_count; i++) model->parameter_count += model->tensors[i].size;
-}
-
-/* Takes the memory of the weights, all 0. */
-static void model_allocate(struct Model *model)
-{
-    model->weights = allocate_zeroed(model->parameter_count * sizeof(real));
-    list_parameters(model->tensors, &model->w, model->weights, &model->config);
-}
-
-static void model_create(struct Model *model, struct Config config)
-{
-    model_describe(model, config);
-    model_allocate(model);
-}
-
-/* GPT-2's: normal with deviation 0.02; the two projections into the residual stream, of which there
- * are 2L, 0.02 / sqrt(2L). A parameter's values depend on the seed and on its place in the list. */
-static void model_init(struct Model *model, uint64_t seed)
-{
-    #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        struct Random r = random_stream(seed, i);
-        real *w = model->weights + p->offset;
-        for (size_t k = 0; k < p->size; k++)
-            w[k] = p->init == 0 || p->init == 1 ? (real)p->init
-                                                : (real)(p->init * random_normal(&r));
-    }
-}
-
-enum { SUM_CHUNK = 1 << 14 };               /* the norm of the gradient adds chunks of this size */
-
-/* Every parameter may end with a chunk that is not full. */
-static size_t partial_sums_bytes(const struct Model *model)
-{
-    return (model->parameter_count / SUM_CHUNK + model->tensor_count) * sizeof(double);
-}
-
-/* Takes the memory that learning needs. Blocks below first_layer are frozen; so are the embeddings,
- * unless it is 0. first_layer = L trains ln_f and the head alone. */
-static void model_train_from(struct Model *model, int first_layer)
-{
-    model->first_layer = first_layer;
-    for (int i = 0; i < model->tensor_count; i++) {
-        struct Tensor *p = &model->tensors[i];
-        p->lr_scale = first_layer == 0 || p->layer >= first_layer;
-    }
-    if (model->grads) return;
-    model->grads = allocate_zeroed(model->parameter_count * sizeof(real));
-    model->m = allocate_zeroed(model->parameter_count * sizeof(real));
-    model->v = allocate_zeroed(model->parameter_count * sizeof(real));
-    model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
-    struct Tensor *same = resize(NULL, model->tensor_count * sizeof *same);
-    list_parameters(same, &model->dw, model->grads, &model->config);
-    free(same);
-}
-
-static void model_free(struct Model *model)
-{
-    if (model->file.size) unmap_file(model->file);
-    else release(model->weights, model->parameter_count * sizeof(real));
-    release(model->grads, model->parameter_count * sizeof(real));
-    release(model->m, model->parameter_count * sizeof(real));
-    release(model->v, model->parameter_count * sizeof(real));
-    release(model->partial_sums, partial_sums_bytes(model));
-    free(model->tensors);
-    free(model->w.blocks);
-    free(model->dw.blocks);
-    *model = (struct Model){0};
-}
-
-/* --- Workspace: the activations --- */
-
-/* Kept of a block for its backward pass: 10 C values a row. What is cheap is computed again. */
-struct Activations {
-    real *x, *mean1, *rstd1;    /* (N, C) (N): what enters the block */
-    real *qkv, *lse, *att;      /* (N, 3C) (N, H) (N, C) */
-    real *x2, *mean2, *rstd2;   /* (N, C) (N): the residual stream after attention */
-    real *fc;                   /* (N, 4C): what enters GELU */
-};
-
-/* EVAL keeps one block's activations, CACHE the qkv of all blocks (the key-value cache), TRAIN all
- * of every block that learns. */
-enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
-
-struct Workspace {
-    int kind, max_rows, rows, chunk;        /* rows of the last forward; rows of logits at a time */
-    struct Activations *kept;                      /* L + 1: of the last, x is what enters ln_f */
-    real *ln, *gelu, *proj;                 /* (N, C) (N, 4C) (N, C): within one block */
-    real *hidden, *meanf, *rstdf;           /* (N, C) (N): the trunk's output */
-    real *dhidden, *dx;                 /* (N, C): gradients at hidden; of the residual stream */
-    real *dln, *dqkv, *dfc;                 /* (N, C) (N, 3C) (N, 4C): one block's */
-    real *logits, *losses, *attention;
-    int *positions;
-    struct Batch batch;
-    struct Dropout dropout;
-    size_t attention_size;
-    void *memory;
-    size_t bytes;
-};
-
-/* Gives every array its place from `memory` on; returns the bytes needed. memory NULL: counts. */
-static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer,
-                              char *memory)
-{
-    const size_t N = ws->max_rows, C = c->channels, L = c->layers, V = c->vocabulary;
-    const bool train = ws->kind == WORK_TRAIN;
-    size_t at = 0;
-    #define PLACE(array, count) do {                                        \
-        (array) = memory ? (void *)(memory + at) : NULL;                    \
-        at += ((size_t)(count) * sizeof *(array) + 63) / 64 * 64;           \
-    } while (0)
-    for (size_t l = 0; l <= L; l++) {
-        struct Activations *k = &ws->kept[l], *before = l ? k - 1 : k;
-        const bool own = l == 0 || (train && (int)l >= first_layer);
-        if (own) PLACE(k->x, N * C); else k->x = before->x;
-        if (l == L) break;
-        if (own || ws->kind == WORK_CACHE) PLACE(k->qkv, N * 3 * C); else k->qkv = before->qkv;
-        if (!own) {
-            struct Activations same = {k->x, before->mean1, before->rstd1, k->qkv, before->lse,
-                                before->att, before->x2, before->mean2, before->rstd2, before->fc};
-            *k = same;
-            continue;
-        }
-        PLACE(k->mean1, N); PLACE(k->rstd1, N); PLACE(k->lse, N * c->heads); PLACE(k->att, N * C);
-        PLACE(k->x2, N * C); PLACE(k->mean2, N); PLACE(k->rstd2, N); PLACE(k->fc, N * 4 * C);
-    }
-    PLACE(ws->ln, N * C);
-    PLACE(ws->gelu, N * 4 * C);
-    PLACE(ws->proj, N * C);
-    PLACE(ws->hidden, N * C);
-    PLACE(ws->meanf, N);
-    PLACE(ws->rstdf, N);
-    PLACE(ws->positions, N);
-    PLACE(ws->losses, N);
-    ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
-    PLACE(ws->logits, max_int(ws->chunk, 1) * V);
-    ws->attention_size =
-        (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
-    PLACE(ws->attention, ws->attention_size * thread_count() + (size_t)c->heads * c->context);
-    if (train) {
-        PLACE(ws->dhidden, N * C);
-        PLACE(ws->dx, N * C);
-        PLACE(ws->dln, N * C);
-        PLACE(ws->dqkv, N * 3 * C);
-        PLACE(ws->dfc, N * 4 * C);
-    }
-    #undef PLACE
-    return at;
-}
-
-static void workspace_create_from(struct Workspace *ws, const struct Config *c, int first_layer,
-                                  int max_rows, int kind)
-{
-    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
-    ws->kept = resize(NULL, (c->layers + 1) * sizeof *ws->kept);
-    memset(ws->kept, 0, (c->layers + 1) * sizeof *ws->kept);
-    ws->bytes = place_workspace(ws, c, first_layer, NULL);
-}
-
-/* Room for forward passes of up to max_rows rows, and for backward if kind is WORK_TRAIN. The model
- * must already know (model_train_from) which layers learn, and the number of threads be set. */
-static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
-                             int kind)
-{
-    workspace_create_from(ws, &model->config, model->first_layer, max_rows, kind);
-    ws->memory = allocate_zeroed(ws->bytes);
-    gemm_reserve();
-    place_workspace(ws, &model->config, model->first_layer, ws->memory);
-}
-
-/* What workspace_create would take. */
-static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
-{
-    struct Workspace ws;
-    workspace_create_from(&ws, c, 0, max_rows, kind);
-    free(ws.kept);
-    return ws.bytes;
-}
-
-static void workspace_free(struct Workspace *ws)
-{
-    release(ws->memory, ws->bytes);
-    free(ws->kept);
-    *ws = (struct Workspace){0};
-}
-
-/* --- Putting a batch together: sequences back to back --- */
-
-/* targets: of each row the next token, or of each sequence its label. */
-struct Minibatch { struct Batch batch; int max_rows, *tokens, *targets, *starts; };
-
-static struct Minibatch minibatch_create(int max_rows)
-{
-    struct Minibatch m = {.max_rows = max_rows, .tokens = resize(NULL, max_rows * sizeof(int)),
-                          .targets = resize(NULL, max_rows * sizeof(int)),
-                          .starts = resize(NULL, ((size_t)max_rows + 1) * sizeof(int))};
-    m.starts[0] = 0;
-    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
-    return m;
-}
-
-static void minibatch_free(struct Minibatch *m)
-{
-    free(m->tokens);
-    free(m->targets);
-    free(m->starts);
-}
-
-static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
-
-/* Appends a sequence of `length` rows, which must fit; returns its first row. */
-static int minibatch_add(struct Minibatch *m, int length)
-{
-    const int row = m->batch.rows;
-    m->batch.rows += length;
-    m->starts[++m->batch.sequences] = m->batch.rows;
-    return row;
-}
-
-/* --- The trunk: embedding, L blocks, ln_f --- */
-
-static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
-{
-    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size,
-                              ws->dropout,
-                              dropout_key(ws->dropout, layer, AT_ATTENTION)};
-}
-
-/* y = x + a w + b, with dropout on what is added to the residual stream. */
-static void project(real *y, const real *x, const real *a, const real *w, const real *b, int in,
-                    int C, struct Workspace *ws, int layer, int place)
-{
-    if (ws->dropout.p > 0) {
-        linear_forward(ws->proj, NULL, a, w, b, ws->rows, in, C);
-        dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout,
-                dropout_key(ws->dropout, layer, place));
-    } else linear_forward(y, x, a, w, b, ws->rows, in, C);
-}
-
-/* One block:   x2 = x + attention(LN1(x)) W + b        out = x2 + GELU(LN2(x2) W + b) W + b */
-static void block_forward(real *out, const struct Block *b, struct Activations *k, struct Workspace *ws,
-                          const struct Config *c, int layer)
-{
-    const int N = ws->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, c, layer);
-    layernorm_forward(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
-    linear_forward(k->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
-    attention_forward(k->att, k->lse, k->qkv, &attention);
-    project(k->x2, k->x, k->att, b->attn_proj_w, b->attn_proj_b, C, C, ws, layer, AT_PROJECTION);
-    layernorm_forward(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
-    linear_forward(k->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
-    gelu_forward(ws->gelu, k->fc, (size_t)N * 4 * C);
-    project(out, k->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, 4 * C, C, ws, layer, AT_MLP);
-}
-
-/* The gradient that reaches a projection: dx, through its dropout if there is any. */
-static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer,
-                                   int place)
-{
-    if (ws->dropout.p == 0) return dx;
-    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout,
-            dropout_key(ws->dropout, layer, place));
-    return ws->proj;
-}
-
-/* From the gradient at the block's output, ws->dx, to that at its input, in place: the residual
- * stream passes it on unchanged, and the two branches add to it. */
-static void block_backward(struct Block *d, const struct Block *b, struct Activations *k,
-                           struct Workspace *ws, const struct Config *c, int layer)
-{
-    const int N = ws->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, c, layer);
-    const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP);
-    linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
-    gelu_backward(ws->dfc, ws->gelu, k->fc, (size_t)N * 4 * C);
-    linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
-    layernorm_recompute(ws->ln, k->mean2, k->rstd2, k->x2, b->ln2_w, b->ln2_b, N, C);
-    linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
-    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, k->x2, b->ln2_w, k->mean2, k->rstd2, N,
-                       C);
-
-    dproj = through_dropout(ws, ws->dx, C, layer, AT_PROJECTION);
-    linear_backward(ws->dln, d->attn_proj_w, d->attn_proj_b, dproj, k->att, b->attn_proj_w, N, C, C);
-    attention_backward(ws->dqkv, ws->dln, k->att, k->qkv, k->lse, &attention);
-    layernorm_recompute(ws->ln, k->mean1, k->rstd1, k->x, b->ln1_w, b->ln1_b, N, C);
-    linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
-    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, k->x, b->ln1_w, k->mean1, k->rstd1, N,
-                       C);
-}
-
-/* The final hidden states (N, C) of a batch; begins a step, so dhidden is 0 afterwards. p is the
- * probability of dropout and key names the masks; p = 0 for evaluation. */
-static const real *trunk_forward(struct Model *model, struct Workspace *ws,
-                                 const struct Batch *batch, double p, uint64_t key)
-{
-    const struct Config *c = &model->config;
-    const int N = ws->rows = batch->rows, C = c->channels, L = c->layers;
-    ws->batch = *batch;
-    ws->dropout = (struct Dropout){p, key};
-    for (int s = 0; s < batch->sequences; s++)
-        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++)
-            ws->positions[n] = n - batch->starts[s];
-    lap(REST, FORWARD);
-    embedding_forward(ws->kept[0].x, batch->tokens, ws->positions, model->w.wte, model->w.wpe, N,
-                      C);
-    if (p > 0)
-        dropout(ws->kept[0].x, NULL, ws->kept[0].x, (size_t)N * C, ws->dropout,
-                dropout_key(ws->dropout, -1, AT_EMBEDDING));
-    for (int l = 0; l < L; l++)
-        block_forward(ws->kept[l + 1].x, &model->w.blocks[l], &ws->kept[l], ws, c, l);
-    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, ws->kept[L].x, model->w.lnf_w,
-                      model->w.lnf_b, N, C);
-    if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
-    return ws->hidden;
-}
-
-/* From ws->dhidden, which the heads have filled, to the gradients of all weights that learn. */
-static void trunk_backward(struct Model *model, struct Workspace *ws, const struct Batch *batch)
-{
-    const struct Config *c = &model->config;
-    const int N = ws->rows, C = c->channels, L = c->layers;
-    lap(REST, BACKWARD);
-    memset(ws->dx, 0, (size_t)N * C * sizeof(real));
-    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->kept[L].x,
-                       model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
-    for (int l = L - 1; l >= model->first_layer; l--)
-        block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->kept[l], ws, c, l);
-    if (model->first_layer > 0) return;
-    const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
-    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
-}
-
-/* One more token after trunk_forward of one sequence (WORK_CACHE): its hidden state (C). Keys and
- * values of the tokens before stand in each block's qkv. ws->rows must be below max_rows and the
- * context. */
-static const real *trunk_next(struct Model *model, struct Workspace *ws, int token)
-{
-    const struct Config *c = &model->config;
-    const int C = c->channels, n = ws->rows++;
-    real *x = ws->kept[0].x, *x2 = ws->proj, *att = ws->kept[0].att, mean, rstd;
-    real *scores = ws->attention + ws->attention_size * thread_count();
-    embedding_forward(x, &token, &n, model->w.wte, model->w.wpe, 1, C);
-    for (int l = 0; l < c->layers; l++) {
-        const struct Block *b = &model->w.blocks[l];
-        real *qkv = ws->kept[l].qkv;
-        layernorm_forward(ws->ln, &mean, &rstd, x, b->ln1_w, b->ln1_b, 1, C);
-        gemv(qkv + (size_t)n * 3 * C, ws->ln, matrix(b->qkv_w, 3 * C), NULL, b->qkv_b, 3 * C, C);
-        attention_next(att, scores, qkv, n + 1, C, c->heads);
-        gemv(x2, att, matrix(b->attn_proj_w, C), x, b->attn_proj_b, C, C);
-        layernorm_forward(ws->ln, &mean, &rstd, x2, b->ln2_w, b->ln2_b, 1, C);
-        gemv(ws->kept[0].fc, ws->ln, matrix(b->fc_w, 4 * C), NULL, b->fc_b, 4 * C, C);
-        gelu_forward(ws->gelu, ws->kept[0].fc, (size_t)4 * C);
-        gemv(x, ws->gelu, matrix(b->mlp_proj_w, C), x2, b->mlp_proj_b, C, 4 * C);
-    }
-    layernorm_forward(ws->hidden, &mean, &rstd, x, model->w.lnf_w, model->w.lnf_b, 1, C);
-    return ws->hidden;
-}
-
-/* --- The two heads on a workspace --- */
-
-/* After trunk_forward: the sum of -log p(target) over rows with target >= 0 (targets: N). scale = 0
- * computes the loss alone; else gradients of scale * sum are added to grads and to ws->dhidden. */
-static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
-{
-    return lm_loss(ws->dhidden, model->dw.wte, ws->losses, ws->logits, ws->chunk, ws->hidden,
-                   model->w.wte, targets, scale, ws->rows, model->config.channels,
-                   model->config.vocabulary);
-}
-
-/* logits (rows, V) of hidden states (rows, C). */
-static void lm_logits(const struct Model *model, const real *hidden, int rows, real *logits)
-{
-    const int C = model->config.channels, V = model->config.vocabulary;
-    const struct Matrix wte = transposed(matrix(model->w.wte, C));
-    if (rows == 1) gemv(logits, hidden, wte, NULL, NULL, V, C);
-    else gemm(logits, matrix(hidden, C), wte, NULL, NULL, rows, V, C);
-}
-
-/* After trunk_forward: the class of each sequence is read at its last row.
- *   logits (S, labels) = hidden[last] score^T        loss_s = -weight[label_s] log p_s(label_s)
- * labels (S), or NULL: no loss. class_weights (labels), or NULL: all 1. probabilities (S, labels),
- * or NULL. Returns the sum of losses; scale as in lm_head. */
-static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
-                         const int *labels, const real *class_weights, real scale,
-                         real *probabilities)
-{
-    const int C = model->config.channels, K = model->config.labels;
-    const real *score = model->w.score_w;
-    real p[K];
-    double sum = 0;
-    for (int s = 0; s < batch->sequences; s++) {
-        const size_t last = (size_t)(batch->starts[s + 1] - 1) * C;
-        const real *h = ws->hidden + last;
-        const int label = labels ? labels[s] : -1;
-        const real weight = label >= 0 && class_weights ? class_weights[label] : 1;
-        for (int k = 0; k < K; k++) {
-            real dot = 0;
-            #pragma omp simd reduction(+: dot)
-            for (int c = 0; c < C; c++) dot += h[c] * score[(size_t)k * C + c];
-            p[k] = dot;
-        }
-        sum += weight * cross_entropy(p, label, 0, K);
-        if (probabilities) memcpy(probabilities + (size_t)s * K, p, K * sizeof(real));
-        if (scale == 0 || label < 0) continue;
-        for (int k = 0; k < K; k++) {
-            const real dlogit = scale * weight * (p[k] - (k == label));
-            real *dh = ws->dhidden + last, *dscore = model->dw.score_w + (size_t)k * C;
-            for (int c = 0; c < C; c++) {
-                dh[c] += dlogit * score[(size_t)k * C + c];
-                dscore[c] += dlogit * h[c];
-            }
-        }
-    }
-    return sum;
-}
-
-/* ============================================================================================= */
-/* 7. Optimizer                                                                                  */
-/* ============================================================================================= */
-
-/* sqrt(sum of squares of all gradients that are used). NaN and infinity come through. Chunks of
- * fixed size are summed by whoever is free, then added in order. */
-static double grad_norm(const struct Model *model)
-{
-    double total = 0;
-    size_t count = 0;                           /* of chunks so far; every thread counts the same */
-    #pragma omp parallel reduction(max: count)
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        if (p->lr_scale == 0) continue;
-        const real *g = model->grads + p->offset;
-        const size_t chunks = (p->size + SUM_CHUNK - 1) / SUM_CHUNK;
-        #pragma omp for schedule(static) nowait
-        for (size_t chunk = 0; chunk < chunks; chunk++) {
-            const size_t begin = chunk * SUM_CHUNK,
-                         end = begin + SUM_CHUNK < p->size ? begin + SUM_CHUNK : p->size;
-            real sum = 0;
-            #pragma omp simd reduction(+: sum)
-            for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
-            model->partial_sums[count + chunk] = sum;
-        }
-        count += chunks;
-    }
-    for (size_t i = 0; i < count; i++) total += model->partial_sums[i];
-    lap(ADAMW, BACKWARD);
-    return sqrt(total);
-}
-
-/* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
- *   constant   lr
- *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)            t = how far, 0 to 1; r = min_ratio
- *   wsd        lr, then in the last fifth down to lr r as 1 - sqrt(t') (Hagele et al. 2024)
- */
-static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup,
-                            double lr, double min_ratio)
-{
-    if (step <= warmup) return lr * step / warmup;
-    double t = steps > warmup ? (double)(step - warmup) / (steps - warmup) : 1, height = 1;
-    if (t > 1) t = 1;
-    if (!strcmp(schedule, "cosine")) height = (1 + cos(M_PI * t)) / 2;
-    if (!strcmp(schedule, "wsd") && t > 0.8) height = 1 - sqrt((t - 0.8) / 0.2);
-    return lr * (min_ratio + (1 - min_ratio) * height);
-}
-
-/* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient:
- *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
- *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)         t = step, from 1
- * All gradients are 0 afterwards, ready for the next step: they are at hand, and a pass of its own
- * over them would take as long as an eighth of this one. */
-static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
-                       int64_t step)
-{
-    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8,
-               clip = (real)grad_scale;
-    const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
-               correct2 = (real)(1 / (1 - pow(model->beta2, step)));
-    #pragma omp parallel
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        real *w = model->weights + p->offset, *m = model->m + p->offset, *v = model->v + p->offset;
-        real *grad = model->grads + p->offset;
-        const real rate = (real)(lr * p->lr_scale), decay = p->decay ? (real)weight_decay : 0;
-        if (p->lr_scale == 0) {
-            #pragma omp for simd schedule(static) nowait
-            for (size_t k = 0; k < p->size; k++) grad[k] = 0;
-            continue;
-        }
-        #pragma omp for simd schedule(static) nowait
-        for (size_t k = 0; k < p->size; k++) {
-            const real g = clip * grad[k];
-            m[k] = b1 * m[k] + (1 - b1) * g;
-            v[k] = b2 * v[k] + (1 - b2) * g * g;
-            w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
-            grad[k] = 0;
-        }
-    }
-    lap(ADAMW, BACKWARD);
-}
-
-/* ============================================================================================= */
-/* 8. Checkpoint                                                                                 */
-/* ============================================================================================= */
-
-/* Strings that travel with a checkpoint: step, losses, options, tokenizer hash. */
-struct Metadata { int count; char *keys[64], *values[64]; };
-
-static const char *metadata_get(const struct Metadata *meta, const char *key)
-{
-    for (int i = 0; i < meta->count; i++) if (!strcmp(meta->keys[i], key)) return meta->values[i];
-    return NULL;
-}
-
-__attribute__((format(printf, 3, 4)))
-static void metadata_set(struct Metadata *meta, const char *key, const char *format, ...)
-{
-    struct Buffer value = {0};
-    int i = 0;
-    va_list arguments;
-    va_start(arguments, format);
-    append_arguments(&value, format, arguments);
-    va_end(arguments);
-    while (i < meta->count && strcmp(meta->keys[i], key)) i++;
-    if (i == 64) die("metadata: more than 64 entries.");
-    if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
-    else free(meta->values[i]);
-    meta->values[i] = value.data;
-}
-
-static void metadata_free(struct Metadata *meta)
-{
-    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
-    meta->count = 0;
-}
-
-/* A hash of the tensors' bytes, fast enough to check every file that is opened: eight independent
- * multiply-and-xor chains over each megabyte, then one over the megabytes' results in order. */
-static uint64_t checksum(const void *bytes, size_t n)
-{
-    enum { MEGABYTE = 1 << 20, CHAINS = 8 };
-    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
-    uint64_t *results = resize(NULL, blocks * sizeof *results), all = n;
-    #pragma omp parallel for schedule(static)
-    for (size_t b = 0; b < blocks; b++) {
-        const char *p = (const char *)bytes + b * MEGABYTE;
-        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
-        uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
-        for (size_t i = 0; i < length; i += sizeof word) {
-            if (length - i < sizeof word) memset(word, 0, sizeof word);
-            memcpy(word, p + i, length - i < sizeof word ? length - i : sizeof word);
-            for (int k = 0; k < CHAINS; k++) {
-                h[k] = (h[k] ^ word[k]) * 0x9E3779B97F4A7C15u;
-                h[k] ^= h[k] >> 29;
-            }
-        }
-        for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
-        results[b] = result;
-    }
-    for (size_t b = 0; b < blocks; b++) all = mix64(all ^ results[b]);
-    free(results);
-    return all;
-}
-
-/* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
-
-/* Writes arrays of model->parameter_count values each, one after the other; parameter p of array `a` is named
- * prefixes[a] + p->name. F32, whatever `real` is. */
-static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
-                              const char *const *prefixes, int array_count,
-                              const struct Metadata *meta)
-{
-    const size_t array_bytes = model->parameter_count * sizeof(float);
-    struct Buffer header = {0};
-    const float **data = resize(NULL, array_count * sizeof *data);
-    uint64_t sum = 0;
-    for (int a = 0; a < array_count; a++) {
-        if (sizeof(real) != sizeof(float)) {
-            float *copy = resize(NULL, array_bytes);
-            for (size_t i = 0; i < model->parameter_count; i++) copy[i] = (float)arrays[a][i];
-            data[a] = copy;
-        } else data[a] = (const float *)arrays[a];
-        sum = mix64(sum + checksum(data[a], array_bytes));
-    }
-    append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
-    for (int i = 0; i < meta->count; i++) {
-        if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
-        append(&header, ",");
-        append_json_string(&header, meta->keys[i]);
-        append(&header, ":");
-        append_json_string(&header, meta->values[i]);
-    }
-    append(&header, "}");
-    for (int a = 0; a < array_count; a++)
-        for (int i = 0; i < model->tensor_count; i++) {
-            const struct Tensor *p = &model->tensors[i];
-            const size_t begin = a * array_bytes + p->offset * sizeof(float);
-            append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], p->name);
-            if (p->rows > 1 || !strcmp(p->name, "score.weight")) append(&header, "%d,", p->rows);
-            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, begin,
-                   begin + p->size * sizeof(float));
-        }
-    append(&header, "}");
-    while (header.size % 8) append(&header, " ");
-    const uint64_t length = header.size;
-    struct Output o = output_open(path);
-    output_write(&o, &length, sizeof length);
-    output_write(&o, header.data, header.size);
-    for (int a = 0; a < array_count; a++) {
-        output_write(&o, data[a], array_bytes);
-        if (sizeof(real) != sizeof(float)) free((void *)data[a]);
-    }
-    output_commit(&o);
-    free(data);
-    free(header.data);
-}
-
-struct Safetensors {
-    const char *path;
-    struct Bytes file;
-    const char *data;
-    size_t size;
-    struct Json *header;
-};
-
-/* Where a tensor's bytes begin or end; -1 if the header does not say. */
-static double tensor_place(const struct Json *t, bool end)
-{
-    const struct Json *place = json_get(t, "data_offsets"), *j = place ? place->child : NULL;
-    if (j && end) j = j->next;
-    return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
-}
-
-/* Masks and a tied head follow from the rest of a GPT-2; files from elsewhere may hold them. */
-static bool is_redundant(const char *name)
-{
-    const size_t n = strlen(name);
-    return !strcmp(name, "__metadata__") || !strcmp(name, "lm_head.weight")
-           || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
-           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
-}
-
-/* The tensors must lie inside the file, up to its end, and no two parameters in one place. */
-static void check_places(const struct Safetensors *s)
-{
-    double last = 0;
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        if (!strcmp(t->key, "__metadata__")) continue;
-        const double begin = tensor_place(t, false), end = tensor_place(t, true);
-        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
-            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
-                "it again.",
-                s->path, t->key, begin, end, s->size);
-        last = fmax(last, end);
-        for (const struct Json *u = is_redundant(t->key) ? NULL : t->next; u; u = u->next)
-            if (!is_redundant(u->key) && tensor_place(u, false) < end
-                && begin < tensor_place(u, true))
-                die("%s: tensors %s and %s overlap. Replace the file.", s->path, t->key, u->key);
-    }
-    if (last != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
-            s->path, s->size, last);
-}
-
-static struct Safetensors open_safetensors(const char *path)
-{
-    struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
-    uint64_t length = 0;
-    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
-    if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
-        die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
-            path, s.file.size);
-    s.header = json_parse(s.file.data + 8, length, path);
-    if (s.header->kind != JSON_OBJECT)
-        die("%s: the header is not a JSON object. Replace the file.", path);
-    s.data = s.file.data + 8 + length;
-    s.size = s.file.size - 8 - length;
-    check_places(&s);
-    return s;
-}
-
-static void close_safetensors(struct Safetensors *s)
-{
-    json_free(s->header);
-    unmap_file(s->file);
-}
-
-enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
-
-/* The tensor's bytes, after its dtype, shape and place have been checked. rows 1: a vector, or (1,
- * columns). */
-static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows,
-                                int columns, int *dtype)
-{
-    const char *name = json_text(t, "dtype", "?");
-    const struct Json *shape = json_get(t, "shape");
-    const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
-    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16
-           : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
-    if (*dtype == DTYPE_OTHER)
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
-            name);
-    const bool fits = second ? !second->next && first->number == rows && second->number == columns
-                             : first && rows == 1 && first->number == columns;
-    if (!fits) {
-        struct Buffer is = {0};
-        for (const struct Json *j = first; j; j = j->next)
-            append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
-        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do "
-            "not belong together.",
-            s->path, t->key, is.data ? is.data : "", rows, columns);
-    }
-    const double begin = tensor_place(t, false),
-                 bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
-    if (tensor_place(t, true) - begin != bytes)
-        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path,
-            t->key, tensor_place(t, true) - begin, bytes);
-    return s->data + (size_t)begin;
-}
-
-/* IEEE half to float: sign, 5 bits of exponent, 10 of fraction. */
-static float half_to_float(uint16_t h)
-{
-    const int exponent = h >> 10 & 31, fraction = h & 1023;
-    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
-                      : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                       : ldexpf((float)(fraction + 1024), exponent - 25);
-    return h & 0x8000 ? -magnitude : magnitude;
-}
-
-static void convert_values(real *out, const char *bytes, size_t n, int dtype)
-{
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        union { float f; uint32_t u; } x = {0};
-        uint16_t half;
-        if (dtype == DTYPE_F32) memcpy(&x.f, bytes + 4 * i, 4);
-        else {
-            memcpy(&half, bytes + 2 * i, 2);
-            if (dtype == DTYPE_F16) x.f = half_to_float(half); else x.u = (uint32_t)half << 16;
-        }
-        out[i] = x.f;
-    }
-}
-
-static bool all_finite(const real *x, size_t n)
-{
-    int others = 0;
-    #pragma omp parallel for simd reduction(|: others) schedule(static)
-    for (size_t i = 0; i < n; i++) others |= !isfinite(x[i]);
-    return !others;
-}
-
-static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix,
-                                      const char *name)
-{
-    char full[128];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    const struct Json *t = json_get(s->header, full);
-    if (!t && !strncmp(name, "transformer.", 12)) {
-        snprintf(full, sizeof full, "%s%s", prefix, name + 12);
-        t = json_get(s->header, full);
-    }
-    return t;
-}
-
-/* The bytes of parameter p in an array (see write_safetensors), which must have it. */
-static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
-                               const char *prefix, int *dtype)
-{
-    const struct Json *t = find_tensor(s, prefix, p->name);
-    if (!t)
-        die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
-            prefix, p->name);
-    return tensor_bytes(s, t, p->rows, p->columns, dtype);
-}
-
-static void check_values(const struct Safetensors *s, const struct Model *model, const real *array,
-                         const char *prefix)
-{
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        if (!all_finite(array + p->offset, p->size))
-            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
-                s->path, prefix, p->name);
-    }
-}
-
-/* Reads one array in place of the model's. */
-static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
-                       const char *prefix)
-{
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        int dtype;
-        const char *bytes = param_bytes(s, p, prefix, &dtype);
-        convert_values(array + p->offset, bytes, p->size, dtype);
-    }
-    check_values(s, model, array, prefix);
-}
-
-/* A file whose tensors stand as they would in memory, as in those that we write, is used where it
- * is mapped, which takes half the time of a copy; what is written to it stays in memory. Returns
- * whether this is such a file. */
-static bool use_file(struct Model *model, struct Safetensors *s)
-{
-    int dtype;
-    const char *first = param_bytes(s, &model->tensors[0], "", &dtype);
-    bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0;
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        same &= param_bytes(s, p, "", &dtype) == first + p->offset * sizeof(float)
-             && dtype == DTYPE_F32;
-    }
-    if (!same || mprotect((void *)s->file.data, s->file.size, PROT_READ | PROT_WRITE)) return false;
-    model->file = s->file;              /* which is now the model's to unmap */
-    s->file = (struct Bytes){"", 0};
-    model->weights = (real *)first;
-    list_parameters(model->tensors, &model->w, model->weights, &model->config);
-    check_values(s, model, model->weights, "");
-    return true;
-}
-
-/* Compares the stored checksum, if there is one, with the bytes of array_count equal parts. */
-static void verify_checksum(const struct Safetensors *s, int array_count)
-{
-    const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
-    if (!stored) return;
-    uint64_t sum = 0;
-    for (int a = 0; a < array_count; a++)
-        sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
-    if (strcmp(hash_text(sum), stored))
-        die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
-            s->path, hash_text(sum), stored);
-}
-
-/* Every tensor in the file must be one that GPT-2 has, or one that follows from it. */
-static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
-{
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        bool known = is_redundant(t->key);
-        if (!strcmp(t->key, "lm_head.weight")) {
-            int a, b;
-            const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
-            const int V = model->config.vocabulary, C = model->config.channels;
-            const char *head = tensor_bytes(s, t, V, C, &a), *tied = tensor_bytes(s, wte, V, C, &b);
-            known = a == b && !memcmp(head, tied, (size_t)V * C * (a == DTYPE_F32 ? 4 : 2));
-        }
-        for (int i = 0; i < model->tensor_count && !known; i++) {
-            const char *name = model->tensors[i].name;
-            known = !strcmp(t->key, name)
-                    || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
-        }
-        if (!known)
-            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
-                "supported.",
-                s->path, t->key);
-    }
-}
-
-/* Metadata entries of the file, without the two that write_safetensors makes itself. */
-static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
-{
-    const struct Json *all = json_get(s->header, "__metadata__");
-    for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
-        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum")
-            && meta->count < 60)
-            metadata_set(meta, j->key, "%s", j->string);
-}
-
-/* --- config.json --- */
-
-static void write_config(const char *path, const struct Config *c)
-{
-    struct Buffer b = {0};
-    const int eot = c->vocabulary - 1;
-    append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n",
-           c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
-    append(&b, "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n");
-    append(&b,
-           "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  "
-           "\"n_ctx\": %d,\n",
-           c->layers, c->heads, c->channels, c->context, c->context);
-    append(&b,
-           "  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n  "
-           "\"pad_token_id\": %d,\n",
-           c->vocabulary, eot, eot, eot);
-    append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n");
-    append(&b, "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n  "
-               "\"tie_word_embeddings\": true,\n");
-    if (c->labels) {
-        append(&b, "  \"id2label\": {");
-        for (int k = 0; k < c->labels; k++) {
-            append(&b, "%s\"%d\": ", k ? ", " : "", k);
-            append_json_string(&b, c->label_names[k]);
-        }
-        append(&b, "},\n  \"label2id\": {");
-        for (int k = 0; k < c->labels; k++) {
-            append(&b, "%s", k ? ", " : "");
-            append_json_string(&b, c->label_names[k]);
-            append(&b, ": %d", k);
-        }
-        append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
-    }
-    append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
-    write_file(path, b.data, b.size);
-    free(b.data);
-}
-
-static void read_label_names(struct Config *c, const struct Json *j, const char *path)
-{
-    const struct Json *names = json_get(j, "id2label");
-    c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
-    for (int k = 0; k < c->labels; k++) {
-        char key[16];
-        snprintf(key, sizeof key, "%d", k);
-        const char *name = json_text(names, key, NULL);
-        if (names && !name)
-            die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
-        c->label_names[k] = name ? text_of("%s", name) : text_of("LABEL_%d", k);
-    }
-}
-
-/* What a GPT-2 may say in its config.json and what is supported here must agree. score: the
- * classifier's tensor, or NULL. Without id2label there are two classes, LABEL_0 and LABEL_1. */
-static struct Config read_config(const char *path, const struct Json *score)
-{
-    struct Bytes file = map_file(path);
-    struct Json *j = json_parse(file.data, file.size, path);
-    const char *type = json_text(j, "model_type", "gpt2"),
-               *gelu = json_text(j, "activation_function", "gelu_new");
-    if (strcmp(type, "gpt2")) die("%s: model_type is %s; only gpt2 is supported.", path, type);
-    if (strcmp(gelu, "gelu_new") && strcmp(gelu, "gelu_pytorch_tanh"))
-        die("%s: activation_function is %s; only gelu_new is supported.", path, gelu);
-    const double context = json_number(j, "n_positions", json_number(j, "n_ctx", 1024));
-    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12),
-                             json_number(j, "n_embd", 768), context,
-                             json_number(j, "vocab_size", 50257)};
-    for (int i = 0; i < 5; i++)
-        if (!(values[i] >= 1 && values[i] < 1e8) || values[i] != floor(values[i]))
-            die("%s: %g is no size for a model. Correct it.", path, values[i]);
-    struct Config c = {
-        (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
-    check_config(&c, path);
-    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9
-        || json_number(j, "scale_attn_weights", 1) != 1
-        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0
-        || json_number(j, "tie_word_embeddings", 1) != 1
-        || json_number(j, "add_cross_attention", 0) != 0
-        || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
-        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, "
-            "scale_attn_weights and tie_word_embeddings true, scale_attn_by_inverse_layer_idx and "
-            "add_cross_attention false, n_inner 4 n_embd.", path);
-    if (score) {
-        const struct Json *names = json_get(j, "id2label");
-        for (const struct Json *name = names ? names->child : NULL; name; name = name->next)
-            c.labels++;
-        if (!c.labels) c.labels = 2;
-        read_label_names(&c, j, path);
-    }
-    json_free(j);
-    unmap_file(file);
-    return c;
-}
-
-/* --- Model directories and training states --- */
-
-static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta)
-{
-    make_directory(dir);
-    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    write_config(config, &model->config);
-    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
-                      meta);
-    free(config);
-    free(file);
-}
-
-/* The largest tensors must be in the file before memory is taken for a model of that shape. */
-static void check_fits(const struct Safetensors *s, const struct Config *c)
-{
-    int dtype;
-    const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
-    if (wte) tensor_bytes(s, wte, c->vocabulary, c->channels, &dtype);
-    const struct Json *wpe = find_tensor(s, "", "transformer.wpe.weight");
-    if (wpe) tensor_bytes(s, wpe, c->context, c->channels, &dtype);
-    if (!wte || !wpe)
-        die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path,
-            wte ? "wpe" : "wte");
-}
-
-/* Creates the model from a directory in Hugging Face's layout, ours or another's. */
-static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
-{
-    char *config_path = text_of("%s/config.json", dir),
-         *path = text_of("%s/model.safetensors", dir);
-    if (!file_exists(config_path))
-        die("%s: no such file. --model must name a model directory.", config_path);
-    if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
-    struct Safetensors s = open_safetensors(path);
-    const struct Config config = read_config(config_path, json_get(s.header, "score.weight"));
-    check_fits(&s, &config);
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
-    verify_checksum(&s, 1);
-    model_describe(model, config);
-    if (!use_file(model, &s)) {
-        model_allocate(model);
-        read_array(model->weights, &s, model, "");
-    }
-    refuse_strangers(&s, model);
-    close_safetensors(&s);
-    free(config_path);
-    free(path);
-}
-
-static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
-
-/* All that resuming needs: the weights, both moments, and the metadata. */
-static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
-{
-    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
-                      STATE_PREFIXES, 3, meta);
-}
-
-/* Only the metadata, for what must be known before the model exists. */
-static void load_state_metadata(const char *path, struct Metadata *meta)
-{
-    struct Safetensors s = open_safetensors(path);
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
-    close_safetensors(&s);
-}
-
-static void load_state(const char *path, struct Model *model, struct Metadata *meta)
-{
-    struct Safetensors s = open_safetensors(path);
-    real *const arrays[] = {model->weights, model->m, model->v};
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
-    verify_checksum(&s, 3);
-    for (int a = 0; a < 3; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
-    close_safetensors(&s);
 }
 
 #endif

@@ -1300,58 +1300,46 @@ static double fix_steps(struct Run *r)
 
 /* --- Profile --- */
 
-/* What a kind of work does in a step, forward and backward: FLOPs of products, or else bytes that
- * must move. FLOPs as in flops_per_token; bytes of what is read and written once, in the widest
- * pass: LayerNorm's backward reads x and dy, adds to dx, and computes y again. */
-struct Work { const char *name; double flops[2], bytes[2]; };
+/* FLOPs of a kind of work in a step, forward; twice as many backward. 0: no matrix products. */
+struct Work { const char *name; double flops; };
 
 static void list_work(struct Work list[KINDS], const struct Run *r)
 {
     const struct Config *c = &r->model.config;
     const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context,
                  V = c->vocabulary;
-    const double F = sizeof(real), linear = 24 * N * L * C * C,
-                 head = 2 * N * V * C;
-    const double attention = 4 * N * L * T * C, norms = 2 * L + 1, parameters = r->model.parameter_count;
     const struct Work work[KINDS] = {
-        [EMBEDDING] = {"embedding", .bytes = {2 * F * N * C, 3 * F * N * C}},
-        [LAYERNORM] = {"LayerNorm",
-                       .bytes = {2 * F * N * C * norms, (4 * norms + 4 * L) * F * N * C}},
-        [LINEAR] = {"linear", .flops = {linear, 2 * linear}},
-        [ATTENTION] = {"attention", .flops = {attention, 2 * attention}},
-        [GELU] = {"GELU", .bytes = {2 * F * 4 * C * N * L, 4 * F * 4 * C * N * L}},
-        [DROPOUT] = {"dropout"},
-        [HEAD] = {"head and loss", .flops = {head, 2 * head}},
-        [ADAMW] = {"AdamW", .bytes = {0, 9 * F * parameters}}, /* the norm; then 4 in, 4 out */
-        [REST] = {"rest"},
+        [EMBEDDING] = {"embedding"}, [LAYERNORM] = {"LayerNorm"},
+        [LINEAR] = {"linear", 24 * N * L * C * C}, [ATTENTION] = {"attention", 4 * N * L * T * C},
+        [GELU] = {"GELU"}, [DROPOUT] = {"dropout"}, [HEAD] = {"head and loss", 2 * N * V * C},
+        [ADAMW] = {"AdamW"}, [REST] = {"rest"},
     };
     memcpy(list, work, sizeof work);
 }
 
-/* A row for each kind and direction; GB/s beyond the memory's are the caches'. */
+/* One row for each kind and direction. */
 static void print_profile(const struct Run *r)
 {
-    const double steps = r->step - r->first, bandwidth = memory_bandwidth();
+    const double steps = r->step - r->first;
     struct Work work[KINDS];
     double all = 0;
     list_work(work, r);
     for (int k = 0; k < KINDS; k++)
         all += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
     if (steps < 1) return;
-    printf("profile of %.0f steps, %.1f ms each; limits %.1f GFLOP/s, %.1f GB/s\n", steps,
-           1e3 * all / steps, r->peak / 1e9, bandwidth / 1e9);
-    printf("%-24s %9s %7s %18s %9s\n", "", "ms", "share", "rate", "of limit");
+    printf("profile of %.0f steps, %.1f ms each; peak %.1f GFLOP/s\n", steps, 1e3 * all / steps,
+           r->peak / 1e9);
+    printf("%-24s %9s %7s %18s %9s\n", "", "ms", "share", "rate", "of peak");
     for (int k = 0; k < KINDS; k++)
         for (int d = FORWARD; d <= BACKWARD; d++) {
-            const double time = profile.seconds[k][d] / steps, flops = work[k].flops[d] / time;
-            const double bytes = work[k].bytes[d] / time;
+            const double time = profile.seconds[k][d] / steps,
+                         flops = (d + 1) * work[k].flops / time;
             if (time == 0) continue;
             const char *direction = k == DROPOUT || k == ADAMW || k == REST ? ""
                                   : d == FORWARD ? "forward" : "backward";
             printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time,
                    100 * time * steps / all);
             if (flops > 0) printf(" %10.1f GFLOP/s %8.0f%%", flops / 1e9, 100 * flops / r->peak);
-            if (bytes > 0) printf(" %10.1f GB/s    %8.0f%%", bytes / 1e9, 100 * bytes / bandwidth);
             printf("\n");
         }
 }

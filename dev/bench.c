@@ -42,6 +42,26 @@ static double peak_memory(void)             /* in bytes */
     return 1024.0 * usage.ru_maxrss;
 }
 
+/* Bytes/s of a[i] = x b[i] + a[i] over two arrays larger than any cache: two reads and a write for
+ * each i. The best of five passes. */
+static double memory_bandwidth(void)
+{
+    const size_t n = (size_t)64 << 20, bytes = n * sizeof(float);
+    float *a = allocate_zeroed(bytes), *b = allocate_zeroed(bytes);
+    double best = 0;
+    #pragma omp parallel for simd schedule(static)      /* memory exists from its first use on */
+    for (size_t i = 0; i < n; i++) a[i] = b[i] = 1;
+    for (int attempt = 0; attempt < 5; attempt++) {
+        const double start = seconds();
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < n; i++) a[i] = 0.5f * b[i] + a[i];
+        best = fmax(best, 3.0 * bytes / (seconds() - start));
+    }
+    release(a, bytes);
+    release(b, bytes);
+    return best;
+}
+
 /* Median and least time of a training step, of at least 3 steps and 4 seconds, after one that is
  * not counted. */
 static double time_training(struct Model *model, const struct Shape *s, double *best)
@@ -151,7 +171,8 @@ static void bench_generation(double bandwidth)
     const double reading = PROMPT / (seconds() - start);
     start = seconds();
     for (int n = 0; n < TOKENS; n++) lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
-    const double rate = TOKENS / (seconds() - start), bytes = (double)model.parameter_count * sizeof(real);
+    const double rate = TOKENS / (seconds() - start),
+                 bytes = (double)model.parameter_count * sizeof(real);
     const double read = read_bandwidth(&model);
     printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights: %.0f%% of memory "
            "bandwidth, %.0f%% of reading alone (%.1f GB/s); prompt %.0f tokens/s\n", rate,

@@ -455,9 +455,9 @@ static void test_dropout(void)
         *other = randoms(COUNT, 1);
     for (int i = 0; i < COUNT; i++) ones[i] = 1;
     const struct Dropout d = {p, 42};
-    dropout(y, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP));
-    dropout(again, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP));
-    dropout(other, NULL, ones, COUNT, d, dropout_key(d, 1, AT_MLP));
+    dropout(y, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP_PROJECTION));
+    dropout(again, NULL, ones, COUNT, d, dropout_key(d, 0, AT_MLP_PROJECTION));
+    dropout(other, NULL, ones, COUNT, d, dropout_key(d, 1, AT_MLP_PROJECTION));
     int kept = 0, strange = 0, both = 0, runs = 0;
     for (int i = 0; i < COUNT; i++) {
         kept += y[i] != 0;
@@ -471,7 +471,7 @@ static void test_dropout(void)
     check(fabs(both / n - keep * keep) < 0.005 && fabs(runs / n - keep * keep) < 0.005,
           "dropout: layers and neighbours are independent (%.4f, %.4f)", both / n, runs / n);
     check(same_bytes(y, again, COUNT), "dropout: the same key gives the same mask");
-    dropout(y, ones, ones, 10, d, dropout_key(d, 0, AT_MLP));
+    dropout(y, ones, ones, 10, d, dropout_key(d, 0, AT_MLP_PROJECTION));
     check(fabs(y[0] - 1 - again[0]) < 1e-6 && fabs(y[9] - 1 - again[9]) < 1e-6,
           "dropout: adds to the residual stream");
     free(ones), free(y), free(again), free(other);
@@ -660,7 +660,8 @@ static void test_parameters(void)
         const double want = gain || bias ? 0 : strstr(p->name, "c_proj") ? 0.02 / sqrt(6) : 0.02;
         wrong += fabs(mean - (gain ? 1 : 0)) > 0.003 || fabs(sqrt(square) - want) > 0.1 * want;
     }
-    check(wrong == 0 && offset == m.parameter_count, "parameters lie back to back, initialised as GPT-2's");
+    check(wrong == 0 && offset == m.parameter_count,
+          "parameters lie back to back, initialised as GPT-2's");
     check(decayed == 2 + 4 * 3 + 1, "weight decay on %d matrices, on no vector", decayed);
     struct Model same, other;
     model_create(&same, m.config);
@@ -685,7 +686,8 @@ static void test_against_reference(struct Objective o, const char *what)
     model_random(&m, config, 0);
     struct Case c = random_case(lengths, 4, &config);
     workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
-    double *weights = as_doubles(m.weights, m.parameter_count), *gradients = zeros(m.parameter_count), want = 0;
+    double *weights = as_doubles(m.weights, m.parameter_count),
+           *gradients = zeros(m.parameter_count), want = 0;
     double *hidden = zeros((size_t)c.batch.rows * config.channels);
     const double loss = loss_of(&m, &ws, &c, &o, true);
     for (int s = 0; s < 4; s++) {
@@ -911,10 +913,12 @@ static void test_threads(void)
     model_init(&m, 3);
     struct Case c = random_case(lengths, 5, &config);
     real *one = trained_with(1, &m, &c);
-    check(!same_bytes(one, m.weights, m.parameter_count), "three training steps change the weights");
+    check(!same_bytes(one, m.weights, m.parameter_count),
+          "three training steps change the weights");
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         real *more = trained_with(threads, &m, &c);
-        check(same_bytes(one, more, m.parameter_count), "1 = %d threads: the same weights, bit for bit",
+        check(same_bytes(one, more, m.parameter_count),
+              "1 = %d threads: the same weights, bit for bit",
               threads);
         free(more);
     }
@@ -1067,8 +1071,8 @@ static void test_adamw(void)
     struct Model m;
     model_random(&m, config, 0);
     m.beta2 = 0.98;
-    double *w = as_doubles(m.weights, m.parameter_count), *v = zeros(m.parameter_count), *mm = zeros(m.parameter_count), worst = 0,
-        total = 0;
+    double *w = as_doubles(m.weights, m.parameter_count), *v = zeros(m.parameter_count),
+           *mm = zeros(m.parameter_count), worst = 0, total = 0;
     for (int i = 0; i < m.tensor_count; i++) m.tensors[i].lr_scale = (float)(i % 4) / 2;
     for (int step = 1; step <= 5; step++) {
         const double lr = 0.01 * step, clip = 0.5;
@@ -1143,7 +1147,8 @@ static void test_save_and_load(const char *dir)
     metadata_set(&meta, "step", "%d", 42);
     save_model(dir, &m, &meta);
     load_model(&n, dir, &read);
-    check(n.parameter_count == m.parameter_count && same_bytes(m.weights, n.weights, m.parameter_count),
+    check(n.parameter_count == m.parameter_count
+          && same_bytes(m.weights, n.weights, m.parameter_count),
           "a saved and loaded model has the same bytes");
     check(read.count == 2 && !strcmp(metadata_get(&read, "step"), "42")
           && metadata_get(&read, "nothing") == NULL
@@ -1193,7 +1198,8 @@ static void test_resume(const char *dir)
     if (exact)
         check(error < 1e-4, "resumed from floats, almost the same: %.1e (%s)", error, where);
     else
-        check(same_bytes(m.weights, n.weights, m.parameter_count) && same_bytes(m.m, n.m, m.parameter_count)
+        check(same_bytes(m.weights, n.weights, m.parameter_count)
+              && same_bytes(m.m, n.m, m.parameter_count)
               && same_bytes(m.v, n.v, m.parameter_count),
               "resumed = not interrupted: weights and both moments are the same bits");
     free(path), case_free(&c), workspace_free(&ws), model_free(&m), model_free(&n);

@@ -260,7 +260,8 @@ static void test_measuring(void)
     loader_seek(&r.loader, 1, 3);
     measure_step(&r);
     bool zero = true;
-    for (size_t i = 0; i < r.model.parameter_count; i++) zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
+    for (size_t i = 0; i < r.model.parameter_count; i++)
+        zero &= r.model.m[i] == 0 && r.model.v[i] == 0;
     const bool same_place = r.loader.epoch == 1 && r.loader.next == 3;
     check(zero && same_place && !memcmp(before, r.model.weights, bytes),
           "measuring the speed leaves no trace");
@@ -347,7 +348,8 @@ static void test_generator(void)
     struct Generator g, naive;
     generator_create(&g, &r.model, &tokenizer);
     generator_create(&naive, &r.model, &tokenizer);
-    for (size_t i = 0; i < r.model.parameter_count; i++) r.model.weights[i] *= 5;      /* context matters */
+    for (size_t i = 0; i < r.model.parameter_count; i++)
+        r.model.weights[i] *= 5;            /* context matters */
     int text[60] = {136, 5, 9, 7}, from = 0;
     double farthest = 0;
     const real *hidden = read_text(&g, text, 4);
@@ -459,9 +461,8 @@ static void test_live_line(void)
 {
     static const char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
     static const struct { int columns; const char *seen; } cases[] = {
-        {0, line}, {80, line}, {41, line}, {40, "step 9/10 loss 3.2143 norm 0.84 eta 5s"},
-        {38, "step 9/10 loss 3.2143 norm 0.84 eta 5s"}, {37, "step 9/10 loss 3.2143 norm 0.84"},
-        {30, "step 9/10 loss 3.2143"}, {9, "step 9/10"}, {4, "step"},
+        {0, line}, {80, line}, {41, line}, {40, "step 9/10  loss 3.2143  norm 0.84  eta 5"},
+        {30, "step 9/10  loss 3.2143  norm 0"}, {9, "step 9/10"}, {4, "step"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *seen = shown(cases[i].columns, line);
