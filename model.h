@@ -487,8 +487,8 @@ static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
 /* 3. The trunk: embedding, L blocks, ln_f                                                       */
 /* ============================================================================================= */
 
-/* Activations of one block that its backward pass needs, 16 C values a row, most of them of qkv,
- * att and fc. The backward pass computes the outputs of LayerNorm and GELU again. */
+/* The activations of one block that its backward pass needs: 10 C values a row, and a few more. The
+ * outputs of LayerNorm and GELU are cheap and are computed again. */
 struct Activations {
     real *x;                    /* (N, C): input of the block */
     real *mean1, *rstd1;        /* (N) (N) */
