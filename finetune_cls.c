@@ -1,368 +1,66 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
- *    1  Labelled data   TSV, CSV or JSON lines -> texts and names of labels
- *    2  Examples        tokens, truncation, the stratified split
- *    3  Batches         texts of true lengths back to back; class probabilities, features
- *    4  Scores          accuracy, F1, calibration error, confusion matrix
- *    5  Probe           logistic regression on frozen features, by L-BFGS
- *    6  Fine-tuning     gradient steps on the last blocks or on everything
- *    7  Commands        train, eval, predict
+ *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe
+ *    II  Files and commands   labelled files, before and after the training, train, eval, predict
  *
- * A text enters the model as <|endoftext|> and its tokens, as documents did in pretraining. Its
- * class is read at the last token, the only one that has seen all others: logits = hidden score^T.
+ *    "Not a dull moment."
+ *       |  tokenizer
+ *    <|endoftext|> Not  a  dull  moment .        tokens, as documents begin in pretraining
+ *       |  the pretrained trunk (model.h)
+ *    hidden (N, C)                               one row a token
+ *       |  the last row of each text: the only one that has read all tokens
+ *    features (S, C)
+ *       |  score_w (K, C), the new head
+ *    scores (S, K) -> softmax -> probabilities   positive 0.97, negative 0.03
  *
- * Letters: N examples, C channels, K classes. */
+ * What is trained, from the cheapest to the fullest:
+ *
+ *    probe      score_w alone. The trunk is fixed, so it reads each text once, and what remains is
+ *               logistic regression on the features, solved to convergence.
+ *    last:K     score_w, ln_f and the last K blocks, by gradient steps; the rest is frozen.
+ *    full       all weights, from the pretrained ones, at a small learning rate.
+ *    scratch    all weights, from random ones: the comparison that tells what pretraining is worth.
+ *
+ * Letters as in model.h; here N is also a number of examples. K: classes. */
 
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
 
 /* ============================================================================================= */
-/* 1. Labelled data                                                                              */
+/* I. FINE-TUNING                                                                                */
 /* ============================================================================================= */
 
-/* Text and label point into the file, or to memory that lives as long as the program. */
-struct Example { struct Bytes text, label; int line; };
-struct Examples { const char *path; struct Example *items; int count; };
-
-/* A file being read, record by record. Columns are numbered from 0. */
-struct Table {
-    const char *path, *at, *end;
-    int line;                                   /* of `at`, from 1 */
-    enum { TSV, CSV, JSON_LINES } format;
-    /* as the user names the columns; NULL: the usual names */
-    const char *text_name, *label_name;
-    int columns, text_column, label_column;
-};
-
-static const char usual_text_names[] = "text|sentence|content|review",
-    usual_label_names[] = "label";
-
-/* The first line tells the format: an object means JSON lines, a tab TSV, anything else CSV. */
-static void detect_format(struct Table *t)
-{
-    const size_t n = t->end - t->at;
-    if (n >= 2 && (!memcmp(t->at, "\xFF\xFE", 2) || !memcmp(t->at, "\xFE\xFF", 2)))
-        die("%s: the text is UTF-16. Save it as UTF-8.", t->path);
-    if (n >= 3 && !memcmp(t->at, "\xEF\xBB\xBF", 3)) t->at += 3;        /* a byte order mark */
-    while (t->at < t->end && (*t->at == '\n' || *t->at == '\r')) t->line += *t->at++ == '\n';
-    if (t->at == t->end)
-        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
-    const char *stop = memchr(t->at, '\n', t->end - t->at);
-    const size_t length = (stop ? stop : t->end) - t->at;
-    t->format = *t->at == '{' ? JSON_LINES : memchr(t->at, '\t', length) ? TSV : CSV;
-}
-
-/* After a field: true if a separator follows, so another field comes; else the record is over. */
-static bool field_follows(struct Table *t)
-{
-    if (t->at == t->end) return false;
-    if (*t->at++ != '\n') return true;
-    t->line++;
-    return false;
-}
-
-/* A CSV field in quotes (RFC 4180): it may hold commas, line ends and, doubled, quotes. */
-static bool read_quoted_field(struct Table *t, struct Bytes *field)
-{
-    struct Buffer b = {0};
-    const int first_line = t->line;
-    append_bytes(&b, "", 0);
-    for (t->at++; ; t->at++) {
-        const char *quote = memchr(t->at, '"', t->end - t->at);
-        if (!quote)
-            die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
-        for (const char *s = t->at; s < quote; s++) t->line += *s == '\n';
-        append_bytes(&b, t->at, quote - t->at);
-        t->at = quote + 1;
-        if (t->at == t->end || *t->at != '"') break;
-        append_bytes(&b, "\"", 1);
-    }
-    if (t->at < t->end && *t->at == '\r' && (t->at + 1 == t->end || t->at[1] == '\n')) t->at++;
-    if (t->at < t->end && *t->at != ',' && *t->at != '\n')
-        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.",
-            t->path, t->line);
-    *field = (struct Bytes){b.data, b.size};
-    return field_follows(t);
-}
-
-/* The next field of the record; returns whether another one follows it. */
-static bool read_field(struct Table *t, struct Bytes *field)
-{
-    const char separator = t->format == CSV ? ',' : '\t', *begin = t->at;
-    if (t->format == CSV && t->at < t->end && *t->at == '"') return read_quoted_field(t, field);
-    while (t->at < t->end && *t->at != separator && *t->at != '\n') t->at++;
-    size_t n = t->at - begin;
-    if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
-    *field = (struct Bytes){begin, n};
-    return field_follows(t);
-}
-
-/* How well a column's name fits: 0 is best, INT_MAX not at all. `wanted` must be met exactly; among
- * the usual names, in upper or lower case, the earlier ones are preferred. */
-static int name_rank(struct Bytes name, const char *wanted, const char *usual)
-{
-    if (wanted)
-        return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
-    for (int rank = 0; ; rank++) {
-        const size_t n = strcspn(usual, "|");
-        size_t same = 0;
-        while (same < n && same < name.size
-               && tolower((unsigned char)name.data[same]) == usual[same]) same++;
-        if (same == n && n == name.size) return rank;
-        if (!usual[n]) return INT32_MAX;
-        usual += n + 1;
-    }
-}
-
-__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, bool label,
-                                                    const char *columns)
-{
-    const char *wanted = label ? t->label_name : t->text_name;
-    const char *usual = label ? usual_label_names : usual_text_names;
-    die("%s:%d: no column is named %s (there are: %s). %s--%s-column chooses one.", t->path, line,
-        wanted ? wanted : usual, columns,
-        t->format == JSON_LINES ? "" : "The first line must name the columns; ",
-        label ? "label" : "text");
-}
-
-/* The first line of a TSV or CSV file: finds the two columns. */
-static void read_header(struct Table *t)
-{
-    struct Buffer names = {0};
-    const int line = t->line;
-    int text_rank = INT32_MAX, label_rank = INT32_MAX;
-    t->text_column = t->label_column = -1;
-    for (bool more = true; more; t->columns++) {
-        struct Bytes name;
-        more = read_field(t, &name);
-        int rank = name_rank(name, t->text_name, usual_text_names);
-        if (rank < text_rank) { text_rank = rank; t->text_column = t->columns; }
-        rank = name_rank(name, t->label_name, usual_label_names);
-        if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
-        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60),
-               name.data);
-        if (names.size > 500) names.data[names.size = 500] = 0;
-    }
-    if (t->text_column < 0) die_no_column(t, line, false, names.data);
-    if (t->label_column < 0) die_no_column(t, line, true, names.data);
-    if (t->text_column == t->label_column)
-        die("%s: text and label are the same column. Name two.", t->path);
-    free(names.data);
-}
-
-static bool skip_blank_lines(struct Table *t)
-{
-    while (t->at < t->end && (*t->at == '\n'
-                              || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
-        t->at += *t->at == '\n' ? 1 : 2;
-        t->line++;
-    }
-    return t->at < t->end;
-}
-
-static void read_row(struct Table *t, struct Example *e)
-{
-    int column = 0;
-    e->line = t->line;
-    for (bool more = true; more; column++) {
-        struct Bytes field;
-        more = read_field(t, &field);
-        if (column == t->text_column) e->text = field;
-        if (column == t->label_column) e->label = field;
-    }
-    if (column != t->columns)
-        die("%s:%d: %d columns where the header has %d. %s", t->path, e->line, column, t->columns,
-            t->format == CSV ? "Put texts with commas or line ends in quotes."
-                             : "Remove tabs from the texts.");
-}
-
-/* A member's value as text: numbers and truth values may be labels, too. Else NULL. */
-static char *json_as_text(const struct Json *j)
-{
-    if (j->kind == JSON_STRING) return text_of("%s", j->string);
-    if (j->kind == JSON_NUMBER) return text_of("%.15g", j->number);
-    if (j->kind == JSON_BOOL) return text_of("%s", j->number ? "true" : "false");
-    return NULL;
-}
-
-/* The member whose name fits best; dies if none does. */
-static const struct Json *json_column(const struct Table *t, const struct Json *object, bool label)
-{
-    const struct Json *best = NULL;
-    int least = INT32_MAX;
-    struct Buffer names = {0};
-    for (const struct Json *j = object->child; j; j = j->next) {
-        const struct Bytes name = {j->key, strlen(j->key)};
-        const int rank = label ? name_rank(name, t->label_name, usual_label_names)
-                               : name_rank(name, t->text_name, usual_text_names);
-        if (rank < least) { least = rank; best = j; }
-        append(&names, "%s%.60s", j == object->child ? "" : ", ", j->key);
-    }
-    if (!best) die_no_column(t, t->line, label, names.data ? names.data : "none");
-    free(names.data);
-    return best;
-}
-
-/* A NUL, as a byte or as \u0000, would end a JSON string early. */
-static bool holds_nul(const char *s, size_t n)
-{
-    if (memchr(s, 0, n)) return true;
-    for (size_t i = 0; i + 5 < n; i++)
-        if (s[i] == '\\') {
-            if (!memcmp(s + i + 1, "u0000", 5)) return true;
-            i++;
-        }
-    return false;
-}
-
-static void read_json_line(struct Table *t, struct Example *e)
-{
-    const char *stop = memchr(t->at, '\n', t->end - t->at);
-    const size_t n = (stop ? stop : t->end) - t->at;
-    char *where = text_of("%s:%d", t->path, t->line);
-    e->line = t->line;
-    if (holds_nul(t->at, n)) die("%s: holds a NUL character. Remove it.", where);
-    struct Json *j = json_parse(t->at, n, where);
-    if (j->kind != JSON_OBJECT)
-        die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.",
-            where);
-    const struct Json *text = json_column(t, j, false), *label = json_column(t, j, true);
-    if (text->kind != JSON_STRING)
-        die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-    char *name = json_as_text(label);
-    if (!name)
-        die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
-    char *copy = text_of("%s", text->string);
-    e->text = (struct Bytes){copy, strlen(copy)};
-    e->label = (struct Bytes){name, strlen(name)};
-    t->at += n + (stop != NULL);
-    t->line++;
-    json_free(j);
-    free(where);
-}
-
-static bool valid_utf8(const char *text, size_t n)
-{
-    const unsigned char *s = (const unsigned char *)text, *end = s + n;
-    while (s < end) {
-        const int more = *s < 0x80 ? 0 : *s >= 0xC2 && *s < 0xE0 ? 1 : (*s & 0xF0) == 0xE0 ? 2
-                       : *s >= 0xF0 && *s < 0xF5 ? 3 : -1;
-        if (more < 0 || end - s <= more) return false;
-        /* Longer than need be, or half of a UTF-16 pair; beyond the last character. */
-        if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xED && s[1] >= 0xA0)) return false;
-        if ((*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] >= 0x90)) return false;
-        for (int i = 1; i <= more; i++) if ((s[i] & 0xC0) != 0x80) return false;
-        s += more + 1;
-    }
-    return true;
-}
-
-/* Texts may be any bytes. Labels are printed and stored as names, so they must be clean. */
-static void check_label(const char *path, const struct Example *e)
-{
-    const struct Bytes l = e->label;
-    if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
-    if (l.size > 200)
-        die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path,
-            e->line, l.size);
-    for (size_t i = 0; i < l.size; i++)
-        if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
-            die("%s:%d: the label holds a control character. Remove it.", path, e->line);
-    if (!valid_utf8(l.data, l.size))
-        die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
-}
-
-/* All labelled texts of a file. Column names may be NULL: the usual ones. */
-static struct Examples read_examples(const char *path, const char *text_name,
-                                     const char *label_name)
-{
-    const struct Bytes file = map_file(path);
-    struct Table t = {path, file.data, file.data + file.size, 1, TSV, text_name, label_name};
-    struct Examples all = {path, NULL, 0};
-    detect_format(&t);
-    if (t.format != JSON_LINES) read_header(&t);
-    for (int capacity = 0; skip_blank_lines(&t); all.count++) {
-        if (all.count == capacity)
-            all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
-        struct Example *e = &all.items[all.count];
-        if (t.format == JSON_LINES) read_json_line(&t, e); else read_row(&t, e);
-        check_label(path, e);
-    }
-    if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
-    return all;
-}
-
-static int compare_labels(const void *a, const void *b)
-{
-    const struct Bytes x = *(const struct Bytes *)a, y = *(const struct Bytes *)b;
-    const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
-    return order ? order : (x.size > y.size) - (x.size < y.size);
-}
-
-/* Every label once, in the order of its bytes: class k is names[k]. */
-static char **class_names(const struct Examples *e, int *classes)
-{
-    enum { MOST = 1000 };
-    struct Bytes *labels = resize(NULL, e->count * sizeof *labels);
-    char **names = resize(NULL, MOST * sizeof *names);
-    for (int i = 0; i < e->count; i++) labels[i] = e->items[i].label;
-    qsort(labels, e->count, sizeof *labels, compare_labels);
-    *classes = 0;
-    for (int i = 0; i < e->count; i++) {
-        if (i > 0 && !compare_labels(&labels[i], &labels[i - 1])) continue;
-        if (*classes == MOST)
-            die("%s: more than %d different labels. Is --label-column right?", e->path, MOST);
-        names[(*classes)++] = text_of("%.*s", (int)labels[i].size, labels[i].data);
-    }
-    free(labels);
-    if (*classes == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
-    return names;
-}
-
-static char *joined(char *const *names, int n)
-{
-    struct Buffer b = {0};
-    for (int k = 0; k < n && k < 20; k++) append(&b, "%s%s", k ? ", " : "", names[k]);
-    if (n > 20) append(&b, ", ... (%d in all)", n);
-    return b.data;
-}
-
-/* The class of an example; dies on a label that is none of the names. */
-static int class_of(const char *path, const struct Example *e, char *const *names, int classes)
-{
-    for (int k = 0; k < classes; k++)
-        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size))
-            return k;
-    die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
-        (int)e->label.size, e->label.data, joined(names, classes));
-}
-
 /* ============================================================================================= */
-/* 2. Examples                                                                                   */
+/* 1. Texts as tokens                                                                            */
 /* ============================================================================================= */
 
-/* What is read of a text: `most` tokens, <|endoftext|> included, of its head, its tail or both. */
-struct Window { int most; const char *truncate; };
+/* What the model reads of a long text: at most max tokens, <|endoftext|> included, of its head, its
+ * tail, or half of each ("both"). */
+struct Window { int max; const char *truncate; };
 
-/* Texts as tokens: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
+/* N texts as tokens, back to back: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
 struct Dataset {
-    int count, longest, truncated, capacity;
-    int *tokens, *labels;
-    size_t *starts, token_capacity;
+    int count;                  /* N */
+    int *tokens;                /* (starts[N]) */
+    size_t *starts;             /* (N + 1) */
+    int *labels;                /* (N): the class of each, -1 if not known */
+    int longest, truncated;     /* tokens of the longest text; number of texts that were cut */
+    int capacity;               /* of labels and starts */
+    size_t token_capacity;
 };
 
-/* Keeps at most `most` of n ids; returns how many. both: the first and the last half. */
-static int truncate_ids(int *ids, int n, int most, const char *how)
+/* Keeps at most max of n ids, in place, and returns how many. */
+static int truncate_ids(int *ids, int n, int max, const char *how)
 {
-    if (n <= most) return n;
-    const int head = !strcmp(how, "head") ? most : !strcmp(how, "tail") ? 0 : (most + 1) / 2;
-    const int tail = most - head;
+    if (n <= max) return n;
+    const int head = !strcmp(how, "head") ? max : !strcmp(how, "tail") ? 0 : (max + 1) / 2;
+    const int tail = max - head;
     memmove(ids + head, ids + n - tail, tail * sizeof *ids);
-    return most;
+    return max;
 }
 
-/* Appends one text. label -1: unknown. */
+/* Appends one text: <|endoftext|>, then its tokens, as documents began in pretraining. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
@@ -379,7 +77,7 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     int *ids = d->tokens + start;
     ids[0] = tokenizer->eot;
     const int all = tokenizer_encode(tokenizer, text.data, text.size, ids + 1);
-    const int n = 1 + truncate_ids(ids + 1, all, w.most - 1, w.truncate);
+    const int n = 1 + truncate_ids(ids + 1, all, w.max - 1, w.truncate);
     d->truncated += n < all + 1;
     d->longest = max_int(d->longest, n);
     d->labels[d->count++] = label;
@@ -391,22 +89,14 @@ static int length_of(const struct Dataset *d, int example)
     return (int)(d->starts[example + 1] - d->starts[example]);
 }
 
-static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
-                         char *const *names, int classes, struct Window w)
-{
-    for (int i = 0; i < e->count; i++) {
-        const int label = class_of(e->path, &e->items[i], names, classes);
-        add_text(d, tokenizer, e->items[i].text, label, w);
-    }
-}
-
-/* Sets a part of each class aside: at least one example, but never the only one. list (N) receives
- * the examples to train on, in random order, then those set aside. Returns how many train. */
+/* Splits N examples into training and validation, class by class: a part of each class is set
+ * aside, at least one example, but never the only one. list (N) receives the training examples in
+ * random order, then the others. Returns the number of training examples. */
 static int split_stratified(int *list, const int *labels, int N, int classes, double part,
                             struct Random random)
 {
-    int *left = resize(NULL, classes * sizeof *left), *order = resize(NULL, N * sizeof *order);
-    int train = 0, aside = N;
+    int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
+    int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
     memset(left, 0, classes * sizeof *left);
     for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
     for (int k = 0; k < classes; k++)
@@ -420,56 +110,50 @@ static int split_stratified(int *list, const int *labels, int N, int classes, do
 }
 
 /* ============================================================================================= */
-/* 3. Batches                                                                                    */
+/* 2. Batches                                                                                    */
 /* ============================================================================================= */
 
-enum { BATCH_ROWS = 2048 };     /* tokens at a time: enough for GEMM to be efficient */
+enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient products */
 
-/* A model at work on examples: activations, and the room where a batch is put together. */
+/* A model and the memory to run it on batches of examples. */
 struct Runner {
     struct Model *model;
     struct Workspace ws;
-    int *tokens, *starts, *labels;
+    struct Minibatch minibatch;     /* its targets are the labels of the texts */
 };
 
 static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
 {
     r->model = model;
     workspace_create(&r->ws, model, max_rows, kind);
-    r->tokens = resize(NULL, max_rows * sizeof(int));
-    r->labels = resize(NULL, max_rows * sizeof(int));
-    r->starts = resize(NULL, (max_rows + 1) * sizeof(int));
+    r->minibatch = minibatch_create(max_rows);
 }
 
 static void runner_free(struct Runner *r)
 {
     workspace_free(&r->ws);
-    free(r->tokens);
-    free(r->labels);
-    free(r->starts);
+    minibatch_free(&r->minibatch);
 }
 
-/* Puts as many of the examples list[0 .. count) into one batch as fit, at least one: they stand
- * back to back. Their labels are in r->labels. */
+/* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
+ * Texts keep their true lengths and lie back to back: there is no padding. */
 static struct Batch gather(struct Runner *r, const struct Dataset *d, const int *list, int count)
 {
-    struct Batch b = {0, 0, r->tokens, r->starts};
-    r->starts[0] = 0;
-    while (b.sequences < count) {
-        const int example = list[b.sequences], n = length_of(d, example);
-        if (b.rows + n > r->ws.max_rows) break;
-        memcpy(r->tokens + b.rows, d->tokens + d->starts[example], n * sizeof(int));
-        r->labels[b.sequences] = d->labels[example];
-        r->starts[++b.sequences] = b.rows += n;
+    struct Minibatch *m = &r->minibatch;
+    for (minibatch_clear(m); m->batch.sequences < count; ) {
+        const int s = m->batch.sequences, example = list[s], n = length_of(d, example);
+        if (m->batch.rows + n > m->max_rows) break;
+        m->targets[s] = d->labels[example];
+        memcpy(m->tokens + minibatch_add(m, n), d->tokens + d->starts[example], n * sizeof(int));
     }
-    return b;
+    return m->batch;
 }
 
-/* order: positions in the list, from short texts to long ones; stable. In batches of like lengths
- * the work of attention is shared evenly. */
+/* order (count): positions in the list, from short texts to long ones, equal lengths in their order
+ * (a counting sort). Texts of similar length make batches whose work threads share evenly. */
 static void order_by_length(int *order, const struct Dataset *d, const int *list, int count)
 {
-    int *next = resize(NULL, (d->longest + 2) * sizeof *next);
+    int *next = resize(NULL, (d->longest + 2) * sizeof *next);   /* place of the next such length */
     memset(next, 0, (d->longest + 2) * sizeof *next);
     for (int i = 0; i < count; i++) next[length_of(d, list ? list[i] : i) + 1]++;
     for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
@@ -486,13 +170,12 @@ static void show_rate(const char *what, int done, int count, double start)
     else progress(true, "%s: %d texts  %.0f texts/s  %.1f s", what, done, done / spent, spent);
 }
 
-/* Runs the examples list[0 .. count), or with list NULL the first count, through the model, in
- * batches by length; results are in the order of the list. probabilities (count, K) and features
- * (count, C), the hidden states at the last tokens, may be NULL. Returns the sum of losses over
- * examples with a label. `what`: for progress, or NULL. */
+/* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
+ *   probabilities (count, K)    features (count, C): hidden at the last token; each may be NULL
+ * Results are in the order of the list. Returns the sum of losses of the examples with a label.
+ * what: for the progress line, or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features,
-                           const struct Dataset *d,
-                           const int *list, int count, const char *what)
+                           const struct Dataset *d, const int *list, int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
     int *order = resize(NULL, count * sizeof *order),
@@ -504,7 +187,8 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = trunk_forward(r->model, &r->ws, &b, 0, 0);
-        if (probabilities) loss += class_head(r->model, &r->ws, &b, r->labels, NULL, 0, p);
+        if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
+                                             0, p);
         for (int s = 0; s < b.sequences; s++) {
             const size_t to = order[done + s], last = b.starts[s + 1] - 1;
             if (probabilities) memcpy(probabilities + to * K, p + (size_t)s * K, K * sizeof *p);
@@ -523,7 +207,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
 }
 
 /* ============================================================================================= */
-/* 4. Scores                                                                                     */
+/* 3. Scores                                                                                     */
 /* ============================================================================================= */
 
 struct Scores { double accuracy, macro_f1, loss, ece; };
@@ -535,7 +219,8 @@ static int most_probable(const real *p, int K)
     return best;
 }
 
-/* confusion (K, K): row true class, column predicted class. */
+/* confusion (K, K): examples of each true class (row) and predicted class (column).
+ *   p (N, K)   truth (N) */
 static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
 {
     memset(confusion, 0, (size_t)K * K * sizeof *confusion);
@@ -561,8 +246,9 @@ static double macro_f1(const int *confusion, int K)
     return present ? sum / present : 0;
 }
 
-/* Expected calibration error (Naeini et al. 2015): over 15 bins of the predicted class's p, the
- * average of |accuracy - mean p|, weighted by the number of examples in the bin. */
+/* Expected calibration error (Naeini et al. 2015): examples are put into 15 bins by the probability
+ * of their predicted class. The average of |accuracy - mean probability| of a bin, weighted by its
+ * number of examples. 0: a probability of 0.8 is right in 80 of 100 cases. */
 static double calibration_error(const real *p, const int *truth, int N, int K)
 {
     enum { BINS = 15 };
@@ -577,7 +263,7 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
     return sum / N;
 }
 
-/* Fills confusion (K, K), too. loss: the sum over the N examples. */
+/* All scores of p (N, K), and confusion (K, K). loss: the sum over the N examples. */
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K)
 {
@@ -588,33 +274,208 @@ static struct Scores score(int *confusion, const real *p, const int *truth, doub
                            calibration_error(p, truth, N, K)};
 }
 
+/* The accuracy of always predicting the commonest label: what a classifier must beat. */
 static double majority_rate(const int *confusion, int N, int K)
 {
-    int most = 0;
+    int max = 0;
     for (int k = 0; k < K; k++) {
         int truly = 0;
         for (int j = 0; j < K; j++) truly += confusion[(size_t)k * K + j];
-        most = max_int(most, truly);
+        max = max_int(max, truly);
     }
-    return (double)most / N;
-}
-
-static void print_confusion(const int *confusion, char *const *names, int K)
-{
-    int width = 6;
-    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
-    printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
-    for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
-    printf("\n");
-    for (int k = 0; k < K; k++) {
-        printf("%*s", width, names[k]);
-        for (int j = 0; j < K; j++) printf(" %*d", width, confusion[(size_t)k * K + j]);
-        printf("\n");
-    }
+    return (double)max / N;
 }
 
 /* ============================================================================================= */
-/* 5. Probe                                                                                      */
+/* 4. Gradient steps                                                                             */
+/* ============================================================================================= */
+
+/* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
+ * --tune, on the model and on the data. */
+struct Settings {
+    const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
+    int epochs, batch, max_tokens, threads;
+    int64_t seed;
+    double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
+    bool overwrite;
+    enum { PROBE, LAST, FULL, SCRATCH } kind;
+    int last;                                   /* K of last:K */
+};
+
+/* One fine-tuning. */
+struct Task {
+    struct Settings set;
+    struct Tokenizer *tokenizer;
+    struct Model model;
+    struct Runner runner;
+    struct Dataset data;                        /* training and validation examples */
+    int *train, *val;                           /* (train_count) (val_count): which ones */
+    int *truth;                                 /* (val_count): the labels of val */
+    int train_count, val_count;
+    real *probabilities;                        /* (val_count, K): of the last validation */
+    int *confusion;                             /* (K, K) */
+    struct Random order, masks;                 /* of the training examples; of dropout */
+    struct Buffer log;                          /* log.tsv */
+};
+
+/* Random streams of the seed. model_init uses the numbers from 0. */
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
+
+enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20 };
+
+/* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
+ * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
+ * weights bear a higher rate. Few labels need a number of updates rather than of epochs. */
+static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
+{
+    const double large = sqrt(1e7 / model->parameter_count);
+    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
+    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
+    if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
+    if (s->epochs == 0)
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, ceil_div(examples, s->batch)));
+}
+
+/* The classifier before training: the weights of the pretrained model and a random head, or, for
+ * scratch, random weights throughout. */
+static void start_model(struct Task *t, const struct Model *base, char **names, int classes)
+{
+    struct Model *model = &t->model;
+    struct Config config = base->config;
+    config.labels = classes;
+    config.label_names = names;
+    model_create(model, config);
+    if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
+    for (int i = 0; i < model->tensor_count; i++) {      /* the head is last in both lists */
+        const struct Tensor *p = &model->tensors[i];
+        struct Random r = random_stream(t->set.seed, i);
+        real *w = model->weights + p->offset;
+        if (strcmp(p->name, "score.weight"))
+            memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
+        else
+            for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
+    }
+}
+
+/* The scores of the model on the validation examples. */
+static struct Scores validate(struct Task *t)
+{
+    const int K = t->model.config.labels;
+    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
+                                     t->val_count, NULL);
+    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
+}
+
+/* log.tsv is replaced as a whole, so that it can be read at any time. */
+static void write_log(const struct Task *t)
+{
+    char *path = text_of("%s/log.tsv", t->set.out);
+    write_file(path, t->log.data, t->log.size);
+    free(path);
+}
+
+/* Which weights learn, and how fast: last:K freezes the embeddings and all blocks but the last K;
+ * the new head learns head_lr_ratio times as fast as pretrained weights. */
+static void choose_weights(struct Task *t)
+{
+    const struct Settings *s = &t->set;
+    struct Model *model = &t->model;
+    model_train_from(model, s->kind == LAST ? model->config.layers - s->last : 0);
+    model->beta2 = 0.999;
+    for (int i = 0; i < model->tensor_count; i++) {
+        struct Tensor *p = &model->tensors[i];
+        if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;   /* also with K = L */
+        if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
+    }
+}
+
+/* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
+ * as memory demands, clipped to norm 1, then AdamW. Returns the mean loss. Dies, before the update,
+ * if the gradient is not finite. */
+static double train_step(struct Task *t, double *norm, const int *list, int count, double lr,
+                         int64_t step)
+{
+    struct Runner *r = &t->runner;
+    const struct Settings *s = &t->set;
+    double loss = 0;
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, &t->data, list + done, count - done);
+        trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
+        loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, (real)1 / count,
+                           NULL);
+        trunk_backward(r->model, &r->ws, &b);
+        done += b.sequences;
+    }
+    *norm = grad_norm(r->model);
+    if (!isfinite(*norm))
+        die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
+    adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
+    return loss / count;
+}
+
+/* One epoch: all training examples in random order, s->batch of them an update. Returns the mean
+ * loss. */
+static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm, double start)
+{
+    const struct Settings *s = &t->set;
+    const int updates = ceil_div(t->train_count, s->batch);
+    const int64_t warmup = (int64_t)(s->warmup * steps);
+    double sum = 0, shown = seconds();
+    shuffle(t->train, t->train_count, &t->order);
+    for (int u = 0; u < updates; u++) {
+        const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
+        const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
+        const double lr = learning_rate("cosine", step, steps, warmup, s->lr, 0);
+        const double loss = train_step(t, norm, t->train + first, count, lr, step), now = seconds();
+        sum += loss * count;
+        if (!live() || now - shown < 0.2) continue;
+        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left",
+                 epoch, s->epochs, (long long)step, (long long)steps, loss, lr, *norm,
+                 duration((now - start) * (steps - step) / step));
+        shown = now;
+    }
+    return sum / t->train_count;
+}
+
+/* The whole fine-tuning: train an epoch, validate, keep the best weights. The model ends with the
+ * weights of the epoch that was most accurate on validation, of equally accurate epochs the one
+ * with the lowest loss. Of many short epochs only MAX_VALIDATIONS are validated. */
+static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
+{
+    const struct Settings *s = &t->set;
+    const int every = ceil_div(s->epochs, MAX_VALIDATIONS);
+    const int64_t steps = (int64_t)s->epochs * ceil_div(t->train_count, s->batch);
+    const size_t bytes = t->model.parameter_count * sizeof(real);
+    double start = seconds(), norm = 0, sum = 0;
+    struct Scores top = {-1, 0, INFINITY, 0};
+    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
+    for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
+        sum += train_epoch(t, epoch, steps, &norm, start);
+        since++;
+        if (epoch % every && epoch < s->epochs) continue;
+        const struct Scores now = validate(t);
+        const bool better = now.accuracy > top.accuracy
+                         || (now.accuracy == top.accuracy && now.loss < top.loss);
+        const double spent = seconds() - start;
+        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
+               (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
+               spent);
+        write_log(t);
+        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
+                 epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
+                 better ? "  best" : "");
+        if (better) {
+            top = now;
+            memcpy(best, t->model.weights, bytes);
+            metadata_set(meta, "best_epoch", "%d", epoch);
+        }
+        sum = since = 0;
+    }
+    memcpy(t->model.weights, best, bytes);
+}
+
+/* ============================================================================================= */
+/* 5. The probe                                                                                  */
 /* ============================================================================================= */
 
 /* Multinomial logistic regression with an L2 penalty, on features x (N, C) computed once:
@@ -651,17 +512,17 @@ static double logistic_loss(struct Logistic *f, const double *w)
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < f->N; n++) {
         const real *x = f->x + (size_t)n * C;
-        double *p = f->p + (size_t)n * K, most = -INFINITY, sum = 0;
+        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
         for (int k = 0; k < K; k++) {
             const double *wk = w + (size_t)k * C;
             double dot = 0;
             #pragma omp simd reduction(+: dot)
             for (int c = 0; c < C; c++) dot += wk[c] * x[c];
             p[k] = dot;
-            most = dot > most ? dot : most;
+            max = dot > max ? dot : max;
         }
-        f->losses[n] = most - p[f->labels[n]];
-        for (int k = 0; k < K; k++) sum += p[k] = exp(p[k] - most);
+        f->losses[n] = max - p[f->labels[n]];
+        for (int k = 0; k < K; k++) sum += p[k] = exp(p[k] - max);
         for (int k = 0; k < K; k++) p[k] /= sum;
         f->losses[n] += log(sum);
     }
@@ -670,7 +531,7 @@ static double logistic_loss(struct Logistic *f, const double *w)
     return total / f->N;
 }
 
-/* F and its gradient dw at w. Threads share out channels; each sum over n is taken in order. */
+/* F and its gradient dw (K, C) at w. Threads share out channels; each sums over n in order. */
 static double logistic_objective(struct Logistic *f, double *dw, const double *w)
 {
     enum { CHANNELS = 16 };
@@ -698,9 +559,9 @@ static double logistic_objective(struct Logistic *f, double *dw, const double *w
     return loss + f->l2 / 2 * square;
 }
 
-/* a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Pivots are kept from
- * falling below `least`, so that rounding cannot make it fail. */
-static void cholesky(double *a, int C, double least)
+/* Cholesky factor: a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Squares of
+ * the diagonal are at least `min`, so that rounding cannot make them negative. */
+static void cholesky(double *a, int C, double min)
 {
     for (int i = 0; i < C; i++)
         for (int j = 0; j <= i; j++) {
@@ -709,11 +570,11 @@ static void cholesky(double *a, int C, double least)
             #pragma omp simd reduction(+: sum)
             for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
             const double rest = ai[j] - sum;
-            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > least ? rest : least);
+            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
         }
 }
 
-/* Solves L L^T x = x in place: forward through L, then back through L^T. */
+/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
 static void cholesky_solve(double *x, const double *L, int C)
 {
     for (int i = 0; i < C; i++) {
@@ -736,20 +597,21 @@ static double dot(const double *a, const double *b, size_t n)
     return sum;
 }
 
-/* L-BFGS (Nocedal 1980) keeps the last steps s and changes of the gradient y, from which it applies
- * an approximate inverse Hessian. Where that starts from decides how many steps it takes: here from
- * the Hessian at w = 0, whose block for each class is
- *   M = 1/K (X^T X / N) + l2 I
- * up to a term that moves all classes alike, which softmax does not see. X^T X is computed once. */
+/* L-BFGS (Nocedal 1980) stores the last steps s and the changes y of the gradient over these steps.
+ * From them it applies an approximate inverse Hessian, which starts from the Hessian at w = 0:
+ *   M = 1/K (X^T X / N) + l2 I     for each class
+ * up to a term that moves all classes alike, to which softmax is blind. X^T X is computed once. */
 enum { HISTORY = 10 };
 
 struct Lbfgs {
     size_t size;                /* K C */
-    int pairs;                  /* seen so far; pair i is in slot i % HISTORY */
-    double *s[HISTORY], *y[HISTORY], sy[HISTORY];
-    double *cholesky, *w, *g, *direction, *work;    /* (C, C), then (K, C) each */
+    int pairs;                  /* number so far; pair i is in slot i % HISTORY */
+    double *s[HISTORY], *y[HISTORY], sy[HISTORY];       /* (K, C) (K, C), s . y */
+    double *cholesky;                                   /* (C, C): of M */
+    double *w, *g, *direction, *work;                   /* (K, C) each */
 };
 
+/* All arrays in one piece of memory, which begins with the Cholesky factor. */
 static struct Lbfgs lbfgs_create(int K, int C)
 {
     struct Lbfgs o = {.size = (size_t)K * C};
@@ -780,7 +642,7 @@ static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const 
     cholesky(o->cholesky, C, f->l2 / 2);
 }
 
-/* direction = -H g by the two-loop recursion, newest pair to oldest and back. */
+/* direction = -H g by the two-loop recursion: from the newest pair to the oldest and back. */
 static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
 {
     double *d = o->direction, a[HISTORY] = {0}, scale = 1;
@@ -792,7 +654,7 @@ static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
         for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
     }
     for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
-    if (o->pairs > 0) {     /* the newest pair tells by how much M over-estimates the curvature */
+    if (o->pairs > 0) {     /* the factor by which M overestimates the newest curvature */
         const int slot = (o->pairs - 1) % HISTORY;
         memcpy(o->work, o->y[slot], o->size * sizeof(double));
         for (int k = 0; k < f->K; k++)
@@ -807,35 +669,37 @@ static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
     }
 }
 
+/* max |x_i|, or NaN if there is one. */
 static double largest(const double *x, size_t n)
 {
-    double most = 0;
-    for (size_t i = 0; i < n; i++) most = fabs(x[i]) > most || isnan(x[i]) ? fabs(x[i]) : most;
-    return most;
+    double max = 0;
+    for (size_t i = 0; i < n; i++) max = fabs(x[i]) > max || isnan(x[i]) ? fabs(x[i]) : max;
+    return max;
 }
 
-/* Minimises F from w (K, C) on until no component of the gradient exceeds 1e-7. The rows of w must
- * add up to 0, and then always do. gram (C, C): X^T X. Returns how often F was evaluated. */
+/* Minimises F, from w (K, C) on, until no component of the gradient exceeds 1e-7. The rows of w
+ * must add up to 0 and continue to. gram (C, C): X^T X. A step is halved until F falls by enough
+ * (Armijo 1966). Returns the number of evaluations of F. */
 static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
 {
-    enum { MOST = 500 };
+    enum { MAX_EVALUATIONS = 500 };
     const size_t n = o->size;
     int evaluations = 1;
     double F = logistic_objective(f, o->g, w);
     o->pairs = 0;
     lbfgs_precondition(o, f, gram);
-    while (largest(o->g, n) > 1e-7 && evaluations < MOST) {
+    while (largest(o->g, n) > 1e-7 && evaluations < MAX_EVALUATIONS) {
         const int slot = o->pairs % HISTORY;
         double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
         lbfgs_direction(o, f);
         const double slope = dot(o->g, o->direction, n);
-        for (; evaluations < MOST && step > 1e-9; step /= 2) {  /* until F falls enough (Armijo) */
+        for (; evaluations < MAX_EVALUATIONS && step > 1e-9; step /= 2) {
             for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
             F_new = logistic_objective(f, o->work, o->w);
             evaluations++;
             if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
         }
-        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* as low as rounding allows */
+        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* F is as low as rounding allows */
         for (size_t i = 0; i < n; i++) {
             s[i] = o->w[i] - w[i];
             y[i] = o->work[i] - o->g[i];
@@ -849,9 +713,9 @@ static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const 
     return evaluations;
 }
 
-/* deviation (C): the standard deviation of each feature of x (N, C). The features are divided by
- * it, so that one l2 suits them all. Their mean stays: taking it off needs a bias, and the head
- * has none. */
+/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by it, so
+ * that one l2 suits all of them. Their mean is not subtracted: that would need a bias, which the
+ * head of GPT2ForSequenceClassification has not. */
 static void measure_features(double *deviation, const real *x, int N, int C)
 {
     enum { CHANNELS = 16 };
@@ -869,11 +733,12 @@ static void measure_features(double *deviation, const real *x, int N, int C)
             }
         for (int c = 0; c < channels; c++) {
             const double d = sqrt(square[c] / N);
-            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant is left alone */
+            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant feature stays as it is */
         }
     }
 }
 
+/* x (N, C) /= deviation (C) */
 static void scale_features(real *x, const double *deviation, int N, int C)
 {
     #pragma omp parallel for schedule(static)
@@ -881,59 +746,9 @@ static void scale_features(real *x, const double *deviation, int N, int C)
         for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
 }
 
-/* ============================================================================================= */
-/* 6. Fine-tuning                                                                                */
-/* ============================================================================================= */
+/* --- The probe of a model --- */
 
-/* What the command line says. 0 or -1 where the default depends on --tune and the data. */
-struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
-    int epochs, batch, max_tokens, threads;
-    int64_t seed;
-    double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
-    bool overwrite;
-    enum { PROBE, LAST, FULL, SCRATCH } kind;
-    int last;                                   /* K of last:K */
-};
-
-/* One training: the model, its data, where it stands. */
-struct Task {
-    struct Settings set;
-    struct Tokenizer *tokenizer;
-    struct Model model;
-    struct Runner runner;
-    struct Dataset data;                        /* train and validation examples */
-    int *train, *val, *truth;                   /* which ones; truth: labels of the latter */
-    int train_count, val_count;
-    real *probabilities;                        /* (val_count, K): of the latest validation */
-    int *confusion;                             /* (K, K) */
-    struct Random order, masks;
-    struct Buffer log;
-};
-
-/* Streams of the seed. model_init uses the small numbers. */
-enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
-
-enum { LEAST_UPDATES = 200, LEAST_EPOCHS = 3, MOST_VALIDATIONS = 20 };
-
-static struct Scores validate(struct Task *t)
-{
-    const int K = t->model.config.labels;
-    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, NULL);
-    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
-}
-
-/* log.tsv always is a whole file, so that it can be watched. */
-static void write_log(const struct Task *t)
-{
-    char *path = text_of("%s/log.tsv", t->set.out);
-    write_file(path, t->log.data, t->log.size);
-    free(path);
-}
-
-/* --- The probe: the trunk sees every text once --- */
-
+/* features (count, C) and labels (count) of some examples. */
 static real *probe_features(struct Task *t, const int *list, int count, int **labels,
                             const char *what)
 {
@@ -944,6 +759,7 @@ static real *probe_features(struct Task *t, const int *list, int count, int **la
     return x;
 }
 
+/* The accuracy at the w of the last logistic_loss. */
 static double probe_accuracy(const struct Logistic *f)
 {
     int right = 0;
@@ -956,16 +772,16 @@ static double probe_accuracy(const struct Logistic *f)
     return (double)right / f->N;
 }
 
-/* From the strongest penalty to the weakest, each from the solution before. Leaves in `best` (K, C)
- * the weights of the lowest validation loss, which few examples tell better than accuracy does;
- * returns their l2. */
+/* Solves for 13 penalties, from the strongest to the weakest, each starting from the solution
+ * before. best (K, C) receives the weights with the lowest validation loss. With few examples the
+ * loss says more than accuracy does. Returns the chosen l2; dies if no loss is finite. */
 static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
 {
     const int C = train->C, K = train->K;
     const size_t size = (size_t)K * C;
     struct Lbfgs o = lbfgs_create(K, C);
     real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
-    double *w = resize(NULL, size * sizeof *w), least = INFINITY, chosen = 0, start = seconds();
+    double *w = resize(NULL, size * sizeof *w), lowest = INFINITY, chosen = 0, start = seconds();
     memset(w, 0, size * sizeof *w);
     gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
     append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
@@ -978,22 +794,23 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
                val_loss, accuracy, spent);
         progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
                  "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, evaluations,
-                 spent, val_loss < least ? "  best" : "");
-        if (!(val_loss < least)) continue;
-        least = val_loss;
+                 spent, val_loss < lowest ? "  best" : "");
+        if (!(val_loss < lowest)) continue;
+        lowest = val_loss;
         chosen = train->l2;
         memcpy(best, w, size * sizeof *w);
     }
     free(w);
     release(gram, (size_t)C * C * sizeof *gram);
     lbfgs_free(&o, C);
-    if (least == INFINITY)
+    if (lowest == INFINITY)
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return chosen;
 }
 
-/* Trains score.weight alone, as logistic regression on the frozen features. w . (x / deviation) =
- * (w / deviation) . x: so the scale goes into the weights. */
+/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on its
+ * features gives the weights. w . (x / deviation) = (w / deviation) . x, so the scale of the
+ * features moves into the weights. */
 static void train_probe(struct Task *t, struct Metadata *meta)
 {
     const int C = t->model.config.channels, K = t->model.config.labels;
@@ -1022,123 +839,346 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     free(w);
 }
 
-/* --- Gradient steps --- */
+/* ============================================================================================= */
+/* II. FILES AND COMMANDS                                                                        */
+/* ============================================================================================= */
 
-/* Which weights learn, and how fast: the new head faster than what is pretrained. */
-static void choose_weights(struct Task *t)
+/* ============================================================================================= */
+/* 6. Labelled files: TSV, CSV, JSON lines                                                       */
+/* ============================================================================================= */
+
+/* A labelled text; both point into the file or to memory that is never freed. line: for
+ * messages. */
+struct Example { struct Bytes text, label; int line; };
+struct Examples { const char *path; struct Example *items; int count; };
+
+/* A file being read, record by record. Columns are numbered from 0. */
+struct Table {
+    const char *path, *at, *end;
+    int line;                                   /* of `at`, from 1 */
+    enum { TSV, CSV, JSON_LINES } format;
+    /* as the user names the columns; NULL: the usual names */
+    const char *text_name, *label_name;
+    int columns, text_column, label_column;
+};
+
+static const char usual_text_names[] = "text|sentence|content|review",
+    usual_label_names[] = "label";
+
+/* The format, from the first line: an object means JSON lines, a tab TSV, anything else CSV. */
+static void detect_format(struct Table *t)
 {
-    const struct Settings *s = &t->set;
-    struct Model *model = &t->model;
-    model_train_from(model, s->kind == LAST ? model->config.layers - s->last : 0);
-    model->beta2 = 0.999;
-    for (int i = 0; i < model->tensor_count; i++) {
-        struct Tensor *p = &model->tensors[i];
-        if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;   /* also if K is L */
-        if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
+    const size_t n = t->end - t->at;
+    if (n >= 2 && (!memcmp(t->at, "\xFF\xFE", 2) || !memcmp(t->at, "\xFE\xFF", 2)))
+        die("%s: the text is UTF-16. Save it as UTF-8.", t->path);
+    if (n >= 3 && !memcmp(t->at, "\xEF\xBB\xBF", 3)) t->at += 3;        /* a byte order mark */
+    while (t->at < t->end && (*t->at == '\n' || *t->at == '\r')) t->line += *t->at++ == '\n';
+    if (t->at == t->end)
+        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
+    const char *stop = memchr(t->at, '\n', t->end - t->at);
+    const size_t length = (stop ? stop : t->end) - t->at;
+    t->format = *t->at == '{' ? JSON_LINES : memchr(t->at, '\t', length) ? TSV : CSV;
+}
+
+/* After a field: true if a separator follows, and so another field; false at the record's end. */
+static bool field_follows(struct Table *t)
+{
+    if (t->at == t->end) return false;
+    if (*t->at++ != '\n') return true;
+    t->line++;
+    return false;
+}
+
+/* A CSV field in quotes (RFC 4180), which may hold commas, line ends and doubled quotes. Returns
+ * whether another field follows. */
+static bool read_quoted_field(struct Table *t, struct Bytes *field)
+{
+    struct Buffer b = {0};
+    const int first_line = t->line;
+    append_bytes(&b, "", 0);
+    for (t->at++; ; t->at++) {
+        const char *quote = memchr(t->at, '"', t->end - t->at);
+        if (!quote)
+            die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
+        for (const char *s = t->at; s < quote; s++) t->line += *s == '\n';
+        append_bytes(&b, t->at, quote - t->at);
+        t->at = quote + 1;
+        if (t->at == t->end || *t->at != '"') break;
+        append_bytes(&b, "\"", 1);
+    }
+    if (t->at < t->end && *t->at == '\r' && (t->at + 1 == t->end || t->at[1] == '\n')) t->at++;
+    if (t->at < t->end && *t->at != ',' && *t->at != '\n')
+        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.",
+            t->path, t->line);
+    *field = (struct Bytes){b.data, b.size};
+    return field_follows(t);
+}
+
+/* The next field of the record. Returns whether another field follows. */
+static bool read_field(struct Table *t, struct Bytes *field)
+{
+    const char separator = t->format == CSV ? ',' : '\t', *begin = t->at;
+    if (t->format == CSV && t->at < t->end && *t->at == '"') return read_quoted_field(t, field);
+    while (t->at < t->end && *t->at != separator && *t->at != '\n') t->at++;
+    size_t n = t->at - begin;
+    if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
+    *field = (struct Bytes){begin, n};
+    return field_follows(t);
+}
+
+/* How well a column's name fits: 0 is best, INT32_MAX not at all. `wanted`, unless NULL, must be
+ * equal. Otherwise the rank among the usual names, "a|b|c", in upper or lower case. */
+static int name_rank(struct Bytes name, const char *wanted, const char *usual)
+{
+    if (wanted)
+        return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
+    for (int rank = 0; ; rank++) {
+        const size_t n = strcspn(usual, "|");
+        size_t same = 0;
+        while (same < n && same < name.size
+               && tolower((unsigned char)name.data[same]) == usual[same]) same++;
+        if (same == n && n == name.size) return rank;
+        if (!usual[n]) return INT32_MAX;
+        usual += n + 1;
     }
 }
 
-/* One update on the examples list[0 .. count), in as many batches as the workspace demands. Returns
- * their mean loss. */
-static double train_step(struct Task *t, double *norm, const int *list, int count, double lr,
-                         int64_t step)
+/* columns: the names that there are. */
+__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, bool label,
+                                                    const char *columns)
 {
-    struct Runner *r = &t->runner;
-    const struct Settings *s = &t->set;
-    double loss = 0;
-    for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, &t->data, list + done, count - done);
-        trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
-        loss += class_head(r->model, &r->ws, &b, r->labels, NULL, (real)1 / count, NULL);
-        trunk_backward(r->model, &r->ws, &b);
-        done += b.sequences;
-    }
-    *norm = grad_norm(r->model);
-    if (!isfinite(*norm))
-        die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
-    adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
-    return loss / count;
+    const char *wanted = label ? t->label_name : t->text_name;
+    const char *usual = label ? usual_label_names : usual_text_names;
+    die("%s:%d: no column is named %s (there are: %s). %s--%s-column chooses one.", t->path, line,
+        wanted ? wanted : usual, columns,
+        t->format == JSON_LINES ? "" : "The first line must name the columns; ",
+        label ? "label" : "text");
 }
 
-/* One epoch in random order; returns the mean loss of its steps. */
-static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm, double start)
+/* Finds the two columns in the first line of a TSV or CSV file, or dies. */
+static void read_header(struct Table *t)
 {
-    const struct Settings *s = &t->set;
-    const int updates = ceil_div(t->train_count, s->batch);
-    const int64_t warmup = (int64_t)(s->warmup * steps);
-    double sum = 0, shown = seconds();
-    shuffle(t->train, t->train_count, &t->order);
-    for (int u = 0; u < updates; u++) {
-        const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
-        const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
-        const double lr = learning_rate("cosine", step, steps, warmup, s->lr, 0);
-        const double loss = train_step(t, norm, t->train + first, count, lr, step), now = seconds();
-        sum += loss * count;
-        if (!live() || now - shown < 0.2) continue;
-        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left",
-                 epoch, s->epochs, (long long)step, (long long)steps, loss, lr, *norm,
-                 duration((now - start) * (steps - step) / step));
-        shown = now;
+    struct Buffer names = {0};
+    const int line = t->line;
+    int text_rank = INT32_MAX, label_rank = INT32_MAX;
+    t->text_column = t->label_column = -1;
+    for (bool more = true; more; t->columns++) {
+        struct Bytes name;
+        more = read_field(t, &name);
+        int rank = name_rank(name, t->text_name, usual_text_names);
+        if (rank < text_rank) { text_rank = rank; t->text_column = t->columns; }
+        rank = name_rank(name, t->label_name, usual_label_names);
+        if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
+        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60),
+               name.data);
+        if (names.size > 500) names.data[names.size = 500] = 0;
     }
-    return sum / t->train_count;
+    if (t->text_column < 0) die_no_column(t, line, false, names.data);
+    if (t->label_column < 0) die_no_column(t, line, true, names.data);
+    if (t->text_column == t->label_column)
+        die("%s: text and label are the same column. Name two.", t->path);
+    free(names.data);
 }
 
-/* All epochs; the model ends with the weights of the best one on validation: the most accurate, of
- * equals that with the lower loss. With many short epochs only some are validated. */
-static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
+static bool skip_blank_lines(struct Table *t)
 {
-    const struct Settings *s = &t->set;
-    const int every = ceil_div(s->epochs, MOST_VALIDATIONS);
-    const int64_t steps = (int64_t)s->epochs * ceil_div(t->train_count, s->batch);
-    const size_t bytes = t->model.parameter_count * sizeof(real);
-    double start = seconds(), norm = 0, sum = 0;
-    struct Scores top = {-1, 0, INFINITY, 0};
-    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
-    for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
-        sum += train_epoch(t, epoch, steps, &norm, start);
-        since++;
-        if (epoch % every && epoch < s->epochs) continue;
-        const struct Scores now = validate(t);
-        const bool better = now.accuracy > top.accuracy
-                         || (now.accuracy == top.accuracy && now.loss < top.loss);
-        const double spent = seconds() - start;
-        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
-               (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
-               spent);
-        write_log(t);
-        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
-                 epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
-                 better ? "  best" : "");
-        if (better) {
-            top = now;
-            memcpy(best, t->model.weights, bytes);
-            metadata_set(meta, "best_epoch", "%d", epoch);
+    while (t->at < t->end && (*t->at == '\n'
+                              || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
+        t->at += *t->at == '\n' ? 1 : 2;
+        t->line++;
+    }
+    return t->at < t->end;
+}
+
+/* One record of a TSV or CSV file. Dies on another number of columns than the header's. */
+static void read_row(struct Table *t, struct Example *e)
+{
+    int column = 0;
+    e->line = t->line;
+    for (bool more = true; more; column++) {
+        struct Bytes field;
+        more = read_field(t, &field);
+        if (column == t->text_column) e->text = field;
+        if (column == t->label_column) e->label = field;
+    }
+    if (column != t->columns)
+        die("%s:%d: %d columns where the header has %d. %s", t->path, e->line, column, t->columns,
+            t->format == CSV ? "Put texts with commas or line ends in quotes."
+                             : "Remove tabs from the texts.");
+}
+
+/* The value as text: numbers and truth values may be labels, too. NULL for anything else. */
+static char *json_as_text(const struct Json *j)
+{
+    if (j->kind == JSON_STRING) return text_of("%s", j->string);
+    if (j->kind == JSON_NUMBER) return text_of("%.15g", j->number);
+    if (j->kind == JSON_BOOL) return text_of("%s", j->number ? "true" : "false");
+    return NULL;
+}
+
+/* The member of a JSON object whose name fits best; dies if none does. */
+static const struct Json *json_column(const struct Table *t, const struct Json *object, bool label)
+{
+    const struct Json *best = NULL;
+    int lowest = INT32_MAX;
+    struct Buffer names = {0};
+    for (const struct Json *j = object->child; j; j = j->next) {
+        const struct Bytes name = {j->key, strlen(j->key)};
+        const int rank = label ? name_rank(name, t->label_name, usual_label_names)
+                               : name_rank(name, t->text_name, usual_text_names);
+        if (rank < lowest) { lowest = rank; best = j; }
+        append(&names, "%s%.60s", j == object->child ? "" : ", ", j->key);
+    }
+    if (!best) die_no_column(t, t->line, label, names.data ? names.data : "none");
+    free(names.data);
+    return best;
+}
+
+/* Whether n bytes of JSON hold a NUL, as a byte or as \u0000: it would end a string early. */
+static bool holds_nul(const char *s, size_t n)
+{
+    if (memchr(s, 0, n)) return true;
+    for (size_t i = 0; i + 5 < n; i++)
+        if (s[i] == '\\') {
+            if (!memcmp(s + i + 1, "u0000", 5)) return true;
+            i++;
         }
-        sum = since = 0;
-    }
-    memcpy(t->model.weights, best, bytes);
+    return false;
 }
 
-/* --- Before and after --- */
-
-/* Dies unless the tokenizer beside the model is the one that the model was trained with. */
-static struct Tokenizer *load_tokenizer_of(const char *dir, const struct Model *model,
-                                           const struct Metadata *meta)
+/* One line of a JSON lines file: an object with a text and a label. */
+static void read_json_line(struct Table *t, struct Example *e)
 {
-    struct Tokenizer *t = tokenizer_load(dir);
-    const char *wanted = metadata_get(meta, "tokenizer_hash");
-    char hash[17];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->hash);
-    if (wanted && strcmp(wanted, hash))
-        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right "
-            "merges.txt there.", dir, wanted, hash);
-    if (t->vocabulary != model->config.vocabulary)
-        die("%s: the model knows %d tokens, merges.txt %d. Put the right merges.txt there.", dir,
-            model->config.vocabulary, t->vocabulary);
-    return t;
+    const char *stop = memchr(t->at, '\n', t->end - t->at);
+    const size_t n = (stop ? stop : t->end) - t->at;
+    char *where = text_of("%s:%d", t->path, t->line);
+    e->line = t->line;
+    if (holds_nul(t->at, n)) die("%s: holds a NUL character. Remove it.", where);
+    struct Json *j = json_parse(t->at, n, where);
+    if (j->kind != JSON_OBJECT)
+        die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.",
+            where);
+    const struct Json *text = json_column(t, j, false), *label = json_column(t, j, true);
+    if (text->kind != JSON_STRING)
+        die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
+    char *name = json_as_text(label);
+    if (!name)
+        die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
+    char *copy = text_of("%s", text->string);
+    e->text = (struct Bytes){copy, strlen(copy)};
+    e->label = (struct Bytes){name, strlen(name)};
+    t->at += n + (stop != NULL);
+    t->line++;
+    json_free(j);
+    free(where);
 }
 
-/* --tune and what depends on it alone. */
+static bool valid_utf8(const char *text, size_t n)
+{
+    uint32_t c;
+    for (int length; n > 0; text += length, n -= length)
+        if ((length = utf8_decode((const unsigned char *)text, n, &c)) <= 0) return false;
+    return true;
+}
+
+/* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
+ * control characters, 1 to 200 bytes. */
+static void check_label(const char *path, const struct Example *e)
+{
+    const struct Bytes l = e->label;
+    if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
+    if (l.size > 200)
+        die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path,
+            e->line, l.size);
+    for (size_t i = 0; i < l.size; i++)
+        if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
+            die("%s:%d: the label holds a control character. Remove it.", path, e->line);
+    if (!valid_utf8(l.data, l.size))
+        die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
+}
+
+/* All labelled texts of a file. A column's name may be NULL: one of the usual names. */
+static struct Examples read_examples(const char *path, const char *text_name,
+                                     const char *label_name)
+{
+    const struct Bytes file = map_file(path);
+    struct Table t = {path, file.data, file.data + file.size, 1, TSV, text_name, label_name};
+    struct Examples all = {path, NULL, 0};
+    detect_format(&t);
+    if (t.format != JSON_LINES) read_header(&t);
+    for (int capacity = 0; skip_blank_lines(&t); all.count++) {
+        if (all.count == capacity)
+            all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
+        struct Example *e = &all.items[all.count];
+        if (t.format == JSON_LINES) read_json_line(&t, e); else read_row(&t, e);
+        check_label(path, e);
+    }
+    if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
+    return all;
+}
+
+static int compare_labels(const void *a, const void *b)
+{
+    const struct Bytes x = *(const struct Bytes *)a, y = *(const struct Bytes *)b;
+    const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
+    return order ? order : (x.size > y.size) - (x.size < y.size);
+}
+
+/* Every label once, in the order of their bytes: class k is names[k]. Dies on a single class. */
+static char **class_names(const struct Examples *e, int *classes)
+{
+    enum { MAX_CLASSES = 1000 };
+    struct Bytes *labels = resize(NULL, e->count * sizeof *labels);
+    char **names = resize(NULL, MAX_CLASSES * sizeof *names);
+    for (int i = 0; i < e->count; i++) labels[i] = e->items[i].label;
+    qsort(labels, e->count, sizeof *labels, compare_labels);
+    *classes = 0;
+    for (int i = 0; i < e->count; i++) {
+        if (i > 0 && !compare_labels(&labels[i], &labels[i - 1])) continue;
+        if (*classes == MAX_CLASSES)
+            die("%s: more than %d different labels. Is --label-column right?", e->path,
+                MAX_CLASSES);
+        names[(*classes)++] = text_of("%.*s", (int)labels[i].size, labels[i].data);
+    }
+    free(labels);
+    if (*classes == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
+    return names;
+}
+
+/* "a, b, c": at most 20 names. */
+static char *joined(char *const *names, int n)
+{
+    struct Buffer b = {0};
+    for (int k = 0; k < n && k < 20; k++) append(&b, "%s%s", k ? ", " : "", names[k]);
+    if (n > 20) append(&b, ", ... (%d in all)", n);
+    return b.data;
+}
+
+/* The class of an example; dies on a label that is none of the names. */
+static int class_of(const char *path, const struct Example *e, char *const *names, int classes)
+{
+    for (int k = 0; k < classes; k++)
+        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size))
+            return k;
+    die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
+        (int)e->label.size, e->label.data, joined(names, classes));
+}
+
+/* Appends the texts of e as tokens, with the classes of their labels. */
+static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
+                         char *const *names, int classes, struct Window w)
+{
+    for (int i = 0; i < e->count; i++) {
+        const int label = class_of(e->path, &e->items[i], names, classes);
+        add_text(d, tokenizer, e->items[i].text, label, w);
+    }
+}
+
+/* ============================================================================================= */
+/* 7. Before and after the training                                                              */
+/* ============================================================================================= */
+
+/* Reads --tune into s->kind and s->last. */
 static void parse_tune(struct Settings *s)
 {
     char rest;
@@ -1150,27 +1190,8 @@ static void parse_tune(struct Settings *s)
         die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
 }
 
-/* The classifier that starts the training: the base's weights and a new head, or all new. */
-static void start_model(struct Task *t, const struct Model *base, char **names, int classes)
-{
-    struct Model *model = &t->model;
-    struct Config config = base->config;
-    config.labels = classes;
-    config.label_names = names;
-    model_create(model, config);
-    if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
-    for (int i = 0; i < model->tensor_count; i++) {      /* the head comes last in both lists */
-        const struct Tensor *p = &model->tensors[i];
-        struct Random r = random_stream(t->set.seed, i);
-        real *w = model->weights + p->offset;
-        if (strcmp(p->name, "score.weight"))
-            memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
-        else
-            for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
-    }
-}
-
-/* Reads the labelled texts, turns them into tokens and decides which are for validation. */
+/* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
+ * names a file of its own. Returns the names of the classes. */
 static char **load_data(struct Task *t, struct Window w, int *classes)
 {
     struct Settings *s = &t->set;
@@ -1199,24 +1220,11 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     return names;
 }
 
-/* Fills in what was left to us. Rates fall with the size of the model: 3e-4 suits 10 million
- * pretrained weights, 9e-5 GPT-2's 124 million, 1e-3 the smallest; what starts from random values
- * bears more. Few labels need updates rather than epochs. */
-static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
-{
-    const double large = sqrt(1e7 / model->parameter_count);
-    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
-    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
-    if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
-    if (s->epochs == 0)
-        s->epochs = max_int(LEAST_EPOCHS, ceil_div(LEAST_UPDATES, ceil_div(examples, s->batch)));
-}
-
-/* The most rows that an update or a validation needs at a time. */
+/* The maximum number of rows of a batch: the longest text must fit. */
 static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
 
-/* Takes all the memory and says how much, and what will be done with it. Returns the room for the
- * best weights. */
+/* Allocates all memory, and prints how much and what is about to be trained. Returns memory for the
+ * best weights, which the probe does not need. */
 static real *prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
@@ -1250,6 +1258,7 @@ static real *prepare(struct Task *t)
     return allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
+/* The metadata of the classifier: what it was made from, how, and how well it does. */
 static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
 {
     const struct Settings *s = &t->set;
@@ -1286,7 +1295,7 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
     free(labels.data);
 }
 
-/* Opens what was written as a user will, and demands the same probabilities. */
+/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
 static void check_reloaded(struct Task *t)
 {
     const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
@@ -1295,7 +1304,7 @@ static void check_reloaded(struct Task *t)
     real *before = resize(NULL, bytes);
     memcpy(before, t->probabilities, bytes);
     load_model(&again, t->set.out, &meta);
-    load_tokenizer_of(t->set.out, &again, &meta);
+    tokenizer_of_model(t->set.out, again.config.vocabulary, &meta);
     t->runner.model = &again;
     validate(t);
     t->runner.model = &t->model;
@@ -1309,10 +1318,25 @@ static void check_reloaded(struct Task *t)
 }
 
 /* ============================================================================================= */
-/* 7. Commands                                                                                   */
+/* 8. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
-/* Nothing of an earlier run is lost without --overwrite, and the base model never. */
+/* A table with the names of the classes, as wide as the longest name. */
+static void print_confusion(const int *confusion, char *const *names, int K)
+{
+    int width = 6;
+    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
+    printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
+    for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
+    printf("\n");
+    for (int k = 0; k < K; k++) {
+        printf("%*s", width, names[k]);
+        for (int j = 0; j < K; j++) printf(" %*d", width, confusion[(size_t)k * K + j]);
+        printf("\n");
+    }
+}
+
+/* Refuses to replace an earlier run without --overwrite, and the pretrained model always. */
 static void check_out(const struct Settings *s)
 {
     if (same_file(s->model, s->out))
@@ -1320,7 +1344,7 @@ static void check_out(const struct Settings *s)
     if (!s->overwrite) refuse_run_in(s->out, "Give --overwrite or another --out.");
 }
 
-/* What training with these settings makes of the base model, in --out. */
+/* Everything that `train` does, from the pretrained model to the classifier in --out. */
 static void train(struct Settings settings)
 {
     struct Task t = {.set = settings};
@@ -1329,7 +1353,7 @@ static void train(struct Settings settings)
     struct Metadata base_meta, meta = {0};
     int classes;
     load_model(&base, s->model, &base_meta);
-    t.tokenizer = load_tokenizer_of(s->model, &base, &base_meta);
+    t.tokenizer = tokenizer_of_model(s->model, base.config.vocabulary, &base_meta);
     if (s->max_tokens == 0) s->max_tokens = base.config.context;
     if (s->max_tokens > base.config.context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
@@ -1355,7 +1379,7 @@ static void train(struct Settings settings)
              val.accuracy, majority);
     describe(&meta, &t, val);
     char *state = text_of("%s/state.safetensors", s->out);
-    unlink(state);      /* of a run of train_gpt that is overwritten; --resume would use it */
+    unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
     free(state);
     tokenizer_save(t.tokenizer, s->out);
     save_model(s->out, &t.model, &meta);
@@ -1366,6 +1390,7 @@ static void train(struct Settings settings)
     model_free(&t.model);
 }
 
+/* The options of `train`, checked before anything is read. */
 static int command_train(int argc, char **argv)
 {
     struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1,
@@ -1415,7 +1440,7 @@ static int command_train(int argc, char **argv)
     return 0;
 }
 
-/* A classifier from its directory, and how it reads texts. */
+/* A classifier from its directory, with the part of a text that it reads. */
 struct Classifier {
     struct Model model;
     struct Tokenizer *tokenizer;
@@ -1423,23 +1448,25 @@ struct Classifier {
     struct Runner runner;
 };
 
+/* Dies if the directory holds no classifier. */
 static void load_classifier(struct Classifier *c, const char *dir)
 {
     struct Metadata meta;
     load_model(&c->model, dir, &meta);
     if (!c->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    c->tokenizer = load_tokenizer_of(dir, &c->model, &meta);
-    const char *most = metadata_get(&meta, "max_tokens");
+    c->tokenizer = tokenizer_of_model(dir, c->model.config.vocabulary, &meta);
+    const char *max = metadata_get(&meta, "max_tokens");
     const char *truncate = metadata_get(&meta, "truncate");
-    c->window = (struct Window){most ? (int)strtol(most, NULL, 10) : c->model.config.context,
+    c->window = (struct Window){max ? (int)strtol(max, NULL, 10) : c->model.config.context,
                                 truncate ? truncate : "tail"};
-    if (c->window.most < 1 || c->window.most > c->model.config.context)
-        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, most,
+    if (c->window.max < 1 || c->window.max > c->model.config.context)
+        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
             c->model.config.context);
-    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.most), WORK_EVAL);
+    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
+/* Scores on a labelled file, one `name value` a line, then the confusion matrix. */
 static int command_eval(int argc, char **argv)
 {
     const char *dir = NULL, *data = NULL, *text_column = NULL, *label_column = NULL;
@@ -1472,7 +1499,7 @@ static int command_eval(int argc, char **argv)
     return 0;
 }
 
-/* Prints a line for each text. A text is printed as it came, but on one line. */
+/* Prints a line for each text: label, probability, and the text with its line ends as spaces. */
 static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts,
                           int count)
 {
@@ -1492,8 +1519,8 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     free(p);
 }
 
-/* Answers whole lines in text[0 .. n), and with `last` what follows the last line end. Returns how
- * many bytes are used up. */
+/* Predicts the complete lines in text[0 .. n), and if `last` also a line without an end. Returns
+ * the number of bytes that were read. */
 static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char *text, size_t n,
                             bool last)
 {
@@ -1515,8 +1542,8 @@ static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char 
     return used;
 }
 
-/* Answers the lines of standard input as they come: each read brings those that are ready, a line
- * from a terminal, thousands from a file, and these make up the batches. */
+/* Predicts the lines of standard input as they arrive. One read returns the lines that are ready,
+ * one from a terminal or thousands from a file, and they make the batches. */
 static void predict_stream(struct Classifier *c, struct Dataset *d)
 {
     enum { BLOCK = 1 << 20 };
@@ -1538,6 +1565,7 @@ static void predict_stream(struct Classifier *c, struct Dataset *d)
     free(block);
 }
 
+/* TEXTs of the command line, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
 {
     const char *dir = NULL;

@@ -947,6 +947,22 @@ static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int
     return (int)count;
 }
 
+/* The tokenizer that lies beside a model. Dies unless its hash is the one in the model's metadata, if
+ * there is one there, and it has at most `vocabulary` tokens: the model may have more, unused. */
+static struct Tokenizer *tokenizer_of_model(const char *dir, int vocabulary,
+                                            const struct Metadata *meta)
+{
+    struct Tokenizer *t = tokenizer_load(dir);
+    const char *wanted = metadata_get(meta, "tokenizer_hash");
+    if (wanted && strcmp(wanted, hash_text(t->hash)))
+        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right "
+            "merges.txt there.", dir, wanted, hash_text(t->hash));
+    if (t->vocabulary > vocabulary)
+        die("%s: merges.txt has %d tokens, the model only %d. Put the right merges.txt there.", dir,
+            t->vocabulary, vocabulary);
+    return t;
+}
+
 #ifndef TOKENIZER_NO_MAIN
 
 /* ============================================================================================= */
