@@ -1,16 +1,34 @@
-/* train_gpt.c: pretrains a GPT-2 on token shards, measures it, and writes text with it.
+/* train_gpt.c: pretrains a GPT-2 on token shards, evaluates it, and samples text from it.
  *
  *     train_gpt train  --data 'out/train_*.bin' --val out/val.bin --tokenizer out --out out/gpt
  *     train_gpt eval   --model out/gpt --data out/val.bin
  *     train_gpt sample --model out/gpt --prompt "Once upon"
  *     train_gpt info   --model out/gpt
  *
- *    1  Data          shards, the order in which an epoch is read, minibatches
- *    2  Evaluation    loss on a fixed set of tokens, in nats per token and in bits per byte
- *    3  Sampling      the next token drawn, text that is always valid UTF-8
- *    4  The run       options, memory, what is saved and how it is taken up again
- *    5  Training      one step, the loop around it
- *    6  Subcommands   train, eval, sample, info */
+ * Pretraining needs no labels: every token of the text is the label of the tokens before it.
+ *
+ *     shards         n token ids in files, read as one text x[0] .. x[n-1]            open_data
+ *       |            cut after T tokens, or also where a document ends                cut
+ *     sequences      inputs x[i] .. x[j-1], targets x[i+1] .. x[j]; each epoch in     loader_seek
+ *       |            another random order
+ *     minibatches    sequences back to back, up to B * T rows, each one token;
+ * minibatch_fill
+ *       |            a step has --accumulate minibatches
+ *     gradient       g = dLoss/dw, Loss = the mean of -log p(target) over the step    step_gradient
+ *       |
+ *     clip           g = g * min(1, clip / |g|)                                       grad_norm
+ *       |
+ *     AdamW          w moves against g by about the learning rate                     adamw_step
+ *       |
+ *     evaluate       the loss on other text, every --eval-every steps                 evaluate
+ *       |
+ *     save           the best and the last model, the state, a row of the log         save_run
+ *
+ *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
+ *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
+ *                            8 Time, plan and profile    9 Subcommands
+ *
+ * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
 #include "model.h"
 #define TOKENIZER_NO_MAIN
@@ -18,23 +36,28 @@
 #include <glob.h>
 
 /* ============================================================================================= */
+/* Part I: pretraining                                                                           */
+/* ============================================================================================= */
+
+/* ============================================================================================= */
 /* 1. Data                                                                                       */
 /* ============================================================================================= */
 
-/* A shard is llm.c's: 256 int32 (magic, version, count, 0 ...), then count uint16. All shards of a
- * glob, in the order of their names, are one long text x[0], x[1], .., x[n-1]. */
+/* A shard has llm.c's format: 256 int32 (magic, version, count, 0 ...), then count uint16. Shards
+ * are mapped into memory, not copied. */
 enum { SHARD_HEADER_BYTES = 1024, LLMC_MAGIC = 20240520, LLMC_VERSION = 1 };
 
 struct Shard { const char *path; const uint16_t *tokens; int64_t count; };
 
+/* All shards of a glob, sorted by name, are one text x[0], x[1], .., x[n-1]. */
 struct Data {
-    struct Shard *shards;
-    int count;
+    struct Shard *shards;       /* (count) */
+    int count;                  /* 0: no data, as for --val when it is not given */
     int64_t tokens;             /* n */
-    uint64_t fingerprint;       /* of all tokens: a resumed run must find the same */
+    uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
 
-/* Dies if a token is none of the tokenizer's, which happens when another one made the shard. */
+/* Dies if a token id is not below the vocabulary, as in shards of another tokenizer. */
 static void check_ids(const struct Shard *s, int vocabulary)
 {
     int largest = 0;
@@ -46,7 +69,8 @@ static void check_ids(const struct Shard *s, int vocabulary)
             "is used here.", s->path, largest, vocabulary);
 }
 
-/* Maps a shard after checking all that its header promises. */
+/* Maps a shard. Dies unless the header is right, the size is exactly what the header says, and all
+ * ids are below the vocabulary. */
 static struct Shard open_shard(const char *path, int vocabulary)
 {
     const struct Bytes file = map_file(path);
@@ -66,7 +90,8 @@ static struct Shard open_shard(const char *path, int vocabulary)
     return s;
 }
 
-/* All shards that the pattern names; `option` is for messages. */
+/* Opens all shards that match the pattern. Dies if there is none, or fewer than 2 tokens in all.
+ * `option` names the pattern in messages. */
 static struct Data open_data(const char *option, const char *pattern, int vocabulary)
 {
     glob_t found;
@@ -88,29 +113,29 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
     return d;
 }
 
-/* Copies x[at] .. x[at + n - 1], from as many shards as they lie in. */
+/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
     for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
         for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
 }
 
-/* --- Sequences: the text in pieces of at most T; each token predicts its successor --- */
+/* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
 
-/* Targets are x[1] .. x[n-1], so there are n - 1, and each belongs to exactly one sequence, however
- * the text is cut. By length, sequence i has the inputs x[iT - shift .. (i+1)T - shift) and as
- * targets their successors; the first and the last sequence are shorter, where the text begins and
- * ends:
+/* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence.
+ *
+ * Cut by length, sequence i has the inputs x[iT - shift] .. x[(i+1)T - shift - 1]. The first and
+ * the last sequence are shorter, because the text begins and ends there:
  *
  *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
  *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10
  *
- * By documents, a sequence also ends before each <|endoftext|>, with which the next one begins, so
- * that no token sees another document than its own. */
+ * Cut by documents, a sequence also ends before each <|endoftext|>, and the next one begins with
+ * it. Then attention never reaches from one document into another. */
 struct Sequences {
     const struct Data *data;
-    int T, shift;
-    int64_t count, *starts;     /* starts (count + 1): the inputs of each; NULL: cut by length */
+    int T, shift;               /* shift: 0 .. T-1 */
+    int64_t count, *starts;     /* starts (count + 1): the first input of each; NULL: by length */
 };
 
 static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int shift)
@@ -118,23 +143,25 @@ static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int 
     *s = (struct Sequences){d, T, shift, (d->tokens - 1 + shift + T - 1) / T, NULL};
 }
 
+/* Lists where sequences start. The last entry of `starts` is the end of the last sequence. */
 static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, int eot)
 {
     int64_t at = 0, room = 0;
     *s = (struct Sequences){.data = d, .T = T};
     for (int i = 0; i < d->count; i++)
         for (int64_t k = 0; k < d->shards[i].count && at < d->tokens; k++, at++) {
-            const bool ends = s->count == 0 || at == d->tokens - 1 || d->shards[i].tokens[k] == eot
-                           || at - s->starts[s->count - 1] == T;
-            if (!ends) continue;
+            const bool first = s->count == 0, document = d->shards[i].tokens[k] == eot,
+                       full = !first && at - s->starts[s->count - 1] == T;
+            if (!first && !document && !full && at < d->tokens - 1) continue;
             if (s->count == room)
                 s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
             s->starts[s->count++] = at;
         }
-    s->count--;                     /* the last start is the end */
+    s->count--;
 }
 
-/* how: "length" or "documents", as --cut says. */
+/* Cuts as --cut says: how is "length" or "documents". Dies if sequences cannot be counted in
+ * int. */
 static void cut(struct Sequences *s, const struct Data *d, int T, const char *how,
                 const struct Tokenizer *t)
 {
@@ -144,7 +171,7 @@ static void cut(struct Sequences *s, const struct Data *d, int T, const char *ho
         die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
 }
 
-/* The first input's place goes to *begin; returns the length, 1 .. T. */
+/* Returns the length of sequence i, 1 .. T, and the place of its first input in *begin. */
 static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
 {
     const int64_t first = s->starts ? s->starts[i] : i * s->T > s->shift ? i * s->T - s->shift : 0;
@@ -154,24 +181,28 @@ static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
     return (int)((end < last ? end : last) - first);
 }
 
-/* Sequences in an order that seed and epoch determine. Cut by length, each epoch also cuts the text
- * elsewhere, so that a token is not always at the same distance from its sequence's beginning. */
+/* --- Loader: the sequences of epoch 0, 1, 2, .. in random order --- */
+
+/* Seed and epoch determine the order, so (epoch, next) is all that a resumed run needs. Cut by
+ * length, each epoch has another shift, so that a token is not always equally far from the start
+ * of its sequence. */
 struct Loader {
     struct Sequences sequences;
-    int next;                       /* how many of this epoch's sequences are already read */
-    int *order;
+    int next;                   /* sequences of this epoch that have been read */
+    int *order;                 /* (count): a permutation of the sequences */
     uint64_t seed;
     int64_t epoch;
 };
 
 enum { ORDER_STREAM = 1, DROPOUT_STREAM, SAMPLE_STREAM };
 
-/* Stream `index` of a purpose; the first 2^32 streams are the model's own. */
+/* Random stream `index` of one purpose. The streams below 2^32 initialise the weights. */
 static struct Random stream_for(uint64_t seed, uint64_t purpose, uint64_t index)
 {
     return random_stream(seed, (purpose << 56) + index);
 }
 
+/* Goes to the place in the data after `next` sequences of an epoch. */
 static void loader_seek(struct Loader *l, int64_t epoch, int next)
 {
     struct Sequences *s = &l->sequences;
@@ -190,7 +221,8 @@ static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t
     loader_seek(l, 0, 0);
 }
 
-/* The next sequence of the endless row of epochs; loader_skip then goes on to the one after it. */
+/* The length and the first input of the next sequence, if need be of the next epoch. loader_skip
+ * moves on. */
 static int loader_peek(struct Loader *l, int64_t *begin)
 {
     if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
@@ -199,15 +231,17 @@ static int loader_peek(struct Loader *l, int64_t *begin)
 
 static void loader_skip(struct Loader *l) { l->next++; }
 
-/* --- Minibatches: sequences of any length, back to back --- */
+/* --- Minibatches: sequences of any length, back to back, without padding --- */
 
-/* Cut by length, where all sequences but two have T rows, there are never more than rows / T. */
+/* Whether a sequence of `length` rows still fits. Cut by length, a minibatch of B * T rows has at
+ * most B sequences, although the two short ones of an epoch may leave room for another. */
 static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
 {
     return m->batch.rows + length <= m->max_rows
            && (s->starts || (m->batch.sequences + 1) * s->T <= m->max_rows);
 }
 
+/* Appends the inputs x[begin] .. and their targets x[begin + 1] .. as `length` new rows. */
 static void add_sequence(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
 {
     const int row = minibatch_add(m, length);
@@ -215,7 +249,7 @@ static void add_sequence(struct Minibatch *m, const struct Data *d, int64_t begi
     read_tokens(m->targets + row, d, begin + 1, length);
 }
 
-/* As many of the loader's sequences as fit. */
+/* Refills a minibatch with as many of the loader's next sequences as fit. */
 static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 {
     int64_t begin;
@@ -226,15 +260,156 @@ static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 }
 
 /* ============================================================================================= */
-/* 2. Evaluation                                                                                 */
+/* 2. Training                                                                                   */
 /* ============================================================================================= */
 
-/* Nats per token depend on the tokenizer; bits per byte do not:
+/* The options of `train`. option_table explains each of them. */
+struct TrainOptions {
+    const char *data, *val, *init, *cut, *schedule, *tokenizer, *out, *sample_prompt;
+    int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
+    int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
+    double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
+    bool resume, overwrite, plan, profile;
+};
+
+/* What --out holds: the best model, the directory of the last one, the state, the log. */
+struct Paths { char *model, *last, *last_model, *state, *log; };
+
+/* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
+ * per byte of text do not:
  *   bits_per_byte = sum of losses / ln 2 / bytes of the target tokens
- * <|endoftext|> stands for no byte of the text: it counts as 0 bytes, while its loss counts. */
+ * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
 struct Score { double loss, bits_per_byte; int64_t tokens; };
 
-/* The bytes of each token (V), padded ids of a larger model: 0. */
+/* One run of training. The first group is fixed before the first step; the second is stored in the
+ * state; the third is wall-clock time, which never influences what a step computes. */
+struct Run {
+    struct TrainOptions options;
+    struct Option *table;               /* rows for `options`, which say what was given */
+    struct Paths paths;
+    struct Model model;
+    struct Workspace ws;                /* for one minibatch: B * T rows */
+    struct Tokenizer *tokenizer;
+    int *bytes;                         /* (V): the length of each token */
+    struct Data data, val;
+    struct Sequences val_sequences;
+    struct Loader loader;
+    struct Minibatch *minibatches;      /* (accumulate): those of one step */
+    struct Generator *generator;        /* for --sample-every; else NULL */
+    FILE *log;
+    double peak;                        /* FLOP/s of the machine's multiply-adds */
+
+    int64_t step, tokens, best_step;    /* steps and targets so far; step of the best score */
+    struct Score last, best;            /* on --val; best.loss starts at infinity */
+    struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
+
+    int64_t first;                      /* the first step of this process */
+    bool timed;                         /* settle_steps has yet to fix the number of steps */
+    double start, began, shown, saved;  /* times: of the process, loop, last line, last save */
+    double earlier, working, saving;    /* seconds: of the process before, in steps, last save */
+    double rate;                        /* tokens per second, smoothed */
+};
+
+/* What is known of one step. */
+struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
+
+static volatile sig_atomic_t stop_requested;    /* set by the first SIGINT, SIGTERM or SIGHUP */
+
+/* --- What the loop uses of the sections below --- */
+
+static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
+static void end_step(struct Run *r, struct Step *s);    /* stops both */
+static void check_finite(const struct Run *r, const struct Step *s);    /* dies on NaN, infinity */
+static void settle_steps(struct Run *r);        /* turns --time-limit into --steps, early on */
+static bool out_of_time(const struct Run *r);   /* no time for another step and evaluation */
+static void show_step(struct Run *r, const struct Step *s);     /* the live line */
+static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
+static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
+static void sample_run(struct Run *r);          /* prints a sample */
+static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
+static void save_run(struct Run *r);            /* the last model and the state */
+
+/* --- One step --- */
+
+/* Fills the first `count` minibatches. Returns n, the number of their targets. */
+static int64_t read_step(struct Run *r, int count)
+{
+    int64_t targets = 0;
+    for (int a = 0; a < count; a++) {
+        minibatch_fill(&r->minibatches[a], &r->loader);
+        targets += r->minibatches[a].batch.rows;
+    }
+    return targets;
+}
+
+/* Returns the mean loss over the n targets of a step, and adds its gradient to model.grads, which
+ * adamw_step has left at 0:
+ *   loss = 1/n sum over minibatches of sum_i -log p(target_i | tokens up to i)
+ * The factor 1/n is the same in every minibatch, so the gradients simply add up: `count`
+ * minibatches of B sequences give what one of count * B would give, in the memory of one. Dropout
+ * masks are a function of the seed, the step and the minibatch. */
+static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
+{
+    const struct TrainOptions *o = &r->options;
+    double sum = 0;
+    for (int a = 0; a < count; a++) {
+        struct Minibatch *m = &r->minibatches[a];
+        const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + a).key;
+        trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
+        sum += lm_head(&r->model, &r->ws, m->targets, (real)(1.0 / targets));
+        trunk_backward(&r->model, &r->ws, &m->batch);
+    }
+    return sum / targets;
+}
+
+/* --- The loop --- */
+
+/* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last step
+ * is evaluated unless a signal ended the run, and always saved. */
+static void pretrain(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    for (bool stop = false; !stop; ) {
+        struct Step s = begin_step(r);
+
+        /* Read the minibatches; the gradient of their mean loss. */
+        s.targets = read_step(r, o->accumulate);
+        s.loss = step_gradient(r, o->accumulate, r->step + 1, s.targets);
+
+        /* Clip: if the norm is above the limit, the gradient is scaled down to it. */
+        s.norm = grad_norm(&r->model);
+        check_finite(r, &s);
+        const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
+
+        /* Update. */
+        r->step++;
+        r->tokens += s.targets;
+        s.lr = learning_rate(o->schedule, r->step, o->steps, o->warmup, o->lr, o->min_lr_ratio);
+        adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step);
+        end_step(r, &s);
+
+        /* Evaluate, log, sample. */
+        if (r->timed) settle_steps(r);
+        const bool late = out_of_time(r), last = r->step >= o->steps || late;
+        const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
+        show_step(r, &s);
+        if (evaluated) evaluate_run(r);
+        log_row(r, &s, evaluated ? &r->last : NULL);
+        if (o->sample_every && r->step % o->sample_every == 0) sample_run(r);
+
+        /* Save. */
+        stop = last || stop_requested;
+        if (stop || save_is_due(r)) save_run(r);
+        if (late && r->step < o->steps) progress(true, "the time limit is reached");
+    }
+}
+
+/* ============================================================================================= */
+/* 3. Evaluation                                                                                 */
+/* ============================================================================================= */
+
+/* The bytes of each token (V). <|endoftext|> and ids beyond the tokenizer's vocabulary, which pad
+ * the matrices of some models, have 0. */
 static int *token_bytes(const struct Tokenizer *tokenizer, int V)
 {
     int *bytes = resize(NULL, V * sizeof *bytes);
@@ -246,8 +421,9 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
     return bytes;
 }
 
-/* The mean loss on about `budget` targets (0: all), in sequences spread evenly over the data: the
- * same ones every time. bytes: from token_bytes. ws has as much room as m. */
+/* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
+ * are the same in every call, so that scores can be compared. bytes (V) is from token_bytes; ws has
+ * room for the rows of m; `show` prints progress. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
                              const struct Sequences *s, const int *bytes, int64_t budget, bool show)
 {
@@ -279,7 +455,8 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     return score;
 }
 
-/* What knowing nothing, and knowing only how frequent each token is, would cost on these data. */
+/* Two losses to compare with: log V, of the uniform distribution, and -sum_v p_v log p_v, of a
+ * model that knows the frequency p_v of each token in these data and nothing of its context. */
 static void print_baselines(const struct Data *d, int V)
 {
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
@@ -296,19 +473,25 @@ static void print_baselines(const struct Data *d, int V)
 }
 
 /* ============================================================================================= */
-/* 3. Sampling                                                                                   */
+/* 4. Sampling                                                                                   */
 /* ============================================================================================= */
 
-/* --- Which tokens may come next: heap sort, but only for as long as its results are needed --- */
+/* The next token is drawn from the model's distribution, reshaped by three options:
+ *   p_v = exp(logit_v / temperature) / sum_u exp(logit_u / temperature)
+ *   top-k keeps the k most probable tokens
+ *   top-p keeps, of those, the fewest whose probabilities reach the fraction p of their sum */
 
-struct Choice { int id; real weight; };
+/* --- Choosing a token: heap sort that ends as soon as enough tokens are sorted --- */
 
+struct Choice { int id; real weight; };         /* weight: proportional to the probability */
+
+/* Equal weights are ordered by id, so that the order is the same on every machine. */
 static bool likelier(struct Choice a, struct Choice b)
 {
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
 
-/* Restores the heap c[0 .. n), where no entry is likelier than the one above it, below entry i. */
+/* Moves entry i down until c[0 .. n) is a heap again: no entry is likelier than its parent. */
 static void sift_down(struct Choice *c, int i, int n)
 {
     const struct Choice moved = c[i];
@@ -320,8 +503,8 @@ static void sift_down(struct Choice *c, int i, int n)
     c[i] = moved;
 }
 
-/* Keeps the k likeliest of n choices (k = 0: all), and of these the fewest whose weights reach the
- * fraction p of their sum. Returns how many: they stand at the end, c[n-1] the likeliest. */
+/* Applies top-k (0: all) and top-p to n choices. Returns how many are kept; they are moved to the
+ * end of c, the likeliest last. */
 static int keep_likely(struct Choice *c, int n, int k, double p)
 {
     const int most = k > 0 && k < n ? k : n;
@@ -341,7 +524,8 @@ static int keep_likely(struct Choice *c, int n, int k, double p)
     return most;
 }
 
-/* One of the last `kept` of n choices, with probability proportional to its weight. u: [0, 1). */
+/* Draws one of the last `kept` of n choices in proportion to their weights. u: uniform in [0,
+ * 1). */
 static int draw(const struct Choice *c, int n, int kept, double u)
 {
     double total = 0;
@@ -352,7 +536,8 @@ static int draw(const struct Choice *c, int n, int kept, double u)
     return c[n - kept].id;
 }
 
-/* --- Text as it grows: only whole characters leave, invalid bytes as U+FFFD --- */
+/* --- Streaming UTF-8: a token may end inside a character, which is held back until it is whole
+ * --- */
 
 struct Utf8 { unsigned char held[4]; int count; };
 
@@ -373,6 +558,8 @@ static int utf8_character(const unsigned char *p, int n)
     return length;
 }
 
+/* Appends the characters that n more bytes complete. Bytes that belong to no character become
+ * U+FFFD. */
 static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *bytes, int n)
 {
     for (int i = 0, length; i < n; i++) {
@@ -386,22 +573,24 @@ static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *b
     }
 }
 
-/* No more bytes come: a character that has only begun is invalid. */
+/* Ends the text: an unfinished character becomes U+FFFD. */
 static void utf8_end(struct Buffer *out, struct Utf8 *u)
 {
     if (u->count) append(out, "\xEF\xBF\xBD");
     u->count = 0;
 }
 
-/* --- The generator: the tokens in sight, and the key-value cache (in ws) that goes with them */
+/* --- The generator --- */
 
+/* `window` holds the tokens that the model has read. ws is their key-value cache, so that one more
+ * token costs one row instead of a forward pass over all of them. */
 struct Generator {
     struct Model *model;
     struct Workspace ws;
     const struct Tokenizer *tokenizer;
-    int *window, count;             /* tokens read, at most the context */
-    real *logits;
-    struct Choice *choices;
+    int *window, count;             /* (T), of which the first `count` are in use */
+    real *logits;                   /* (V) */
+    struct Choice *choices;         /* (V) */
     double temperature, top_p;
     int top_k;
     struct Random random;
@@ -427,19 +616,20 @@ static void generator_free(struct Generator *g)
     free(g->choices);
 }
 
-/* Reads a text at once, of a long one the last part that fits; returns the hidden state (C) after
- * its last token. */
+/* Reads n tokens in one forward pass, or the last T of a longer text. Returns the hidden state (C)
+ * of the last token. */
 static const real *read_text(struct Generator *g, const int *tokens, int n)
 {
-    const int most = min_int(n, g->model->config.context), starts[] = {0, most};
-    memmove(g->window, tokens + n - most, most * sizeof *tokens);
-    g->count = most;
-    const struct Batch batch = {most, 1, g->window, starts};
+    const int rows = min_int(n, g->model->config.context), starts[] = {0, rows};
+    memmove(g->window, tokens + n - rows, rows * sizeof *tokens);
+    g->count = rows;
+    const struct Batch batch = {rows, 1, g->window, starts};
     const real *hidden = trunk_forward(g->model, &g->ws, &batch, 0, 0);
-    return hidden + (size_t)(most - 1) * g->model->config.channels;
+    return hidden + (size_t)(rows - 1) * g->model->config.channels;
 }
 
-/* One more token. When the context is full, it begins again with the last half of what it held. */
+/* Reads one more token and returns its hidden state (C). When the window is full, its last T/2
+ * tokens are read again from position 0, since there is no position T. */
 static const real *read_next(struct Generator *g, int token)
 {
     const int context = g->model->config.context, half = context / 2;
@@ -448,28 +638,29 @@ static const real *read_next(struct Generator *g, int token)
         return trunk_next(g->model, &g->ws, token);
     }
     memmove(g->window, g->window + context - half, half * sizeof token);
-    g->window[half] = token;                /* a context of 1 has half = 0 */
+    g->window[half] = token;                /* if T = 1, half = 0 */
     return read_text(g, g->window, half + 1);
 }
 
-/* The token after a hidden state (C). Temperature 0 takes the likeliest. */
+/* Draws the token after a hidden state (C). Temperature 0 returns the likeliest one. Subtracting
+ * the highest logit changes no probability and keeps exp from overflowing. */
 static int next_token(struct Generator *g, const real *hidden)
 {
-    const int V = g->tokenizer->vocabulary;     /* a model may have more, unused, for even sizes */
+    const int V = g->tokenizer->vocabulary;     /* the ids that pad a model are never drawn */
     int best = 0;
     lm_logits(g->model, hidden, 1, g->logits);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
     if (g->temperature == 0) return best;
     const real highest = g->logits[best];
-    const real scale = (real)fmin(1 / g->temperature, 1e20);    /* infinity * 0 is NaN */
+    const real scale = (real)fmin(1 / g->temperature, 1e20);    /* infinity * 0 would be NaN */
     for (int id = 0; id < V; id++) g->logits[id] = exp_real((g->logits[id] - highest) * scale);
     for (int id = 0; id < V; id++) g->choices[id] = (struct Choice){id, g->logits[id]};
     const int kept = keep_likely(g->choices, V, g->top_k, g->top_p);
     return draw(g->choices, V, kept, random_uniform(&g->random));
 }
 
-/* Takes what b holds to the standard output. On a terminal, control characters might do anything
- * and are shown as U+FFFD. */
+/* Writes the buffer to standard output and empties it. On a terminal, control characters become
+ * U+FFFD, since they could change how the terminal works. */
 static void show_text(struct Buffer *b)
 {
     const bool terminal = isatty(1);
@@ -482,7 +673,8 @@ static void show_text(struct Buffer *b)
     b->size = 0;
 }
 
-/* The ids of <|endoftext|> and the prompt: documents begin so in training. */
+/* The ids of <|endoftext|> and the prompt, since every document of the training text begins with
+ * <|endoftext|>. The caller frees them. */
 static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *prompt)
 {
     const size_t length = strlen(prompt);
@@ -492,9 +684,10 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
     return ids;
 }
 
-/* Writes the prompt and up to `most` tokens, until <|endoftext|> comes; returns how many. */
+/* Prints the prompt, whose ids (count) encode_prompt gave, and then up to max_tokens tokens, each
+ * as soon as it is drawn. <|endoftext|> ends the text. Returns the number of tokens drawn. */
 static int write_sample(struct Generator *g, const char *prompt, const int *ids, int count,
-                        int most)
+                        int max_tokens)
 {
     struct Buffer text = {0};
     struct Utf8 utf8 = {0};
@@ -502,12 +695,12 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
     utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
     show_text(&text);
     const real *hidden = read_text(g, ids, count);
-    while (written < most && (token = next_token(g, hidden)) != g->tokenizer->eot) {
+    while (written < max_tokens && (token = next_token(g, hidden)) != g->tokenizer->eot) {
         int length;
         const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_text(&text);
-        if (++written < most) hidden = read_next(g, token);
+        if (++written < max_tokens) hidden = read_next(g, token);
     }
     utf8_end(&text, &utf8);
     append(&text, "\n");
@@ -517,114 +710,96 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
 }
 
 /* ============================================================================================= */
-/* 4. The run                                                                                    */
+/* Part II: the run                                                                              */
 /* ============================================================================================= */
 
-static struct {
-    const char *data, *val, *init, *cut, *schedule, *tokenizer, *out, *sample_prompt;
-    int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
-    int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
-    double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
-    bool resume, overwrite, plan, profile;
-} set = {
-    .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
-    .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
-    .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
-};
+/* ============================================================================================= */
+/* 5. Options                                                                                    */
+/* ============================================================================================= */
 
-/* The rows above "tokenizer" define a run: its files keep them, and resuming takes them there. */
-static struct Option train_options[] = {
-    {"data", "token shards to learn from", TEXT, &set.data},
-    {"val", "token shards to evaluate on; without them the last model is the best", TEXT, &set.val},
-    {"init", "model directory to start from, instead of random weights", TEXT, &set.init},
-    {"layers", "blocks of the model", INTEGER, &set.layers, 1, 1000},
-    {"heads", "attention heads in each block", INTEGER, &set.heads, 1, 1 << 16},
-    {"channels", "width of the model, a multiple of --heads", INTEGER, &set.channels, 1, 1 << 16},
-    {"context", "tokens that the model sees at once", INTEGER, &set.context, 1, 1 << 20},
-    {"cut", "where sequences end: after --context tokens, or also where a document does",
-     CHOICE, &set.cut, .choices = "length|documents"},
-    {"batch", "sequences of --context tokens computed together, or as many tokens of shorter ones",
-     INTEGER, &set.batch, 1, 1 << 20},
-    {"accumulate", "batches in a step: as --batch times as large, in less memory",
-     INTEGER, &set.accumulate, 1, 1 << 20},
-    {"steps", "updates of the weights; with --resume, a larger number extends the run",
-     LONG, &set.steps, 1, 1e12},
-    {"lr", "highest learning rate", REAL_NUMBER, &set.lr, 0, 1e3},
-    {"min-lr-ratio", "the last learning rate, as a part of --lr",
-     REAL_NUMBER, &set.min_lr_ratio, 0, 1},
-    {"warmup", "steps in which the learning rate rises; if not given, at most a tenth of --steps",
-     LONG, &set.warmup, 0, 1e12},
-    {"schedule", "how the learning rate falls",
-     CHOICE, &set.schedule, .choices = "cosine|wsd|constant"},
-    {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &set.beta2, 0, 0.999999},
-    {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &set.weight_decay, 0, 1e3},
-    {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &set.clip, 0, 1e9},
-    {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &set.dropout, 0, 0.99},
-    {"seed", "of weights, order of the data, dropout and samples", LONG, &set.seed, 0, 1e15},
-    {"eval-every", "steps between evaluations; 0: 20 in the run, in at most a tenth of its time",
-     LONG, &set.eval_every, 0, 1e12},
-    {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
-     LONG, &set.eval_tokens, 0, 1e15},
-    {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &set.tokenizer},
-    {"out", "directory for the model, the state and the log", TEXT, &set.out},
-    {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e4},
-    {"time-limit", "stop after 90s, 30m or 8h; without --steps this also sets their number",
-     SECONDS, &set.time_limit, 0, 1e9},
-    {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
-     LONG, &set.save_every, 0, 1e12},
-    {"sample-every", "steps between samples; 0: none", LONG, &set.sample_every, 0, 1e12},
-    {"sample-prompt", "what samples begin with", TEXT, &set.sample_prompt},
-    {"sample-tokens", "length of a sample", INTEGER, &set.sample_tokens, 1, 1e6},
-    {"threads", "0: as many as the machine has cores", INTEGER, &set.threads, 0, 1024},
-    {"resume", "go on with the run in --out; its options need not be repeated", FLAG, &set.resume},
-    {"overwrite", "replace the run in --out", FLAG, &set.overwrite},
-    {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &set.plan},
-    {"profile", "print at the end where the time of the steps went", FLAG, &set.profile},
-};
-enum { TRAIN_OPTIONS = sizeof train_options / sizeof *train_options };
-
-static struct Option *option_named(const char *name)
+/* The options before "tokenizer" define a run: the state and the models store them as train.NAME,
+ * and --resume reads them from there. Returns the rows for *o, whose values are the defaults. */
+static struct Option *option_table(struct TrainOptions *o, int *count)
 {
-    for (int i = 0; i < TRAIN_OPTIONS; i++)
-        if (!strcmp(train_options[i].name, name)) return &train_options[i];
-    die("no option is named %s.", name);
+    *o = (struct TrainOptions){
+        .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
+        .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+        .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
+        .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
+    };
+    const struct Option rows[] = {
+        {"data", "token shards to learn from", TEXT, &o->data},
+        {"val", "token shards to evaluate on; without them the last model is the best",
+         TEXT, &o->val},
+        {"init", "model directory to start from, instead of random weights", TEXT, &o->init},
+        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000},
+        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16},
+        {"channels", "width of the model, a multiple of --heads",
+         INTEGER, &o->channels, 1, 1 << 16},
+        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20},
+        {"cut", "where sequences end: after --context tokens, or also where a document does",
+         CHOICE, &o->cut, .choices = "length|documents"},
+        {"batch",
+         "sequences of --context tokens computed together, or as many tokens of shorter ones",
+         INTEGER, &o->batch, 1, 1 << 20},
+        {"accumulate", "batches in a step: as --batch times as large, in less memory",
+         INTEGER, &o->accumulate, 1, 1 << 20},
+        {"steps", "updates of the weights; with --resume, a larger number extends the run",
+         LONG, &o->steps, 1, 1e12},
+        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3},
+        {"min-lr-ratio", "the last learning rate, as a part of --lr",
+         REAL_NUMBER, &o->min_lr_ratio, 0, 1},
+        {"warmup",
+         "steps in which the learning rate rises; if not given, at most a tenth of --steps",
+         LONG, &o->warmup, 0, 1e12},
+        {"schedule", "how the learning rate falls",
+         CHOICE, &o->schedule, .choices = "cosine|wsd|constant"},
+        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
+        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},
+        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9},
+        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99},
+        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15},
+        {"eval-every",
+         "steps between evaluations; 0: 20 in the run, in at most a tenth of its time",
+         LONG, &o->eval_every, 0, 1e12},
+        {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
+         LONG, &o->eval_tokens, 0, 1e15},
+        {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
+        {"out", "directory for the model, the state and the log", TEXT, &o->out},
+        {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
+        {"time-limit", "stop after 90s, 30m or 8h; without --steps this also sets their number",
+         SECONDS, &o->time_limit, 0, 1e9},
+        {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
+         LONG, &o->save_every, 0, 1e12},
+        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12},
+        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt},
+        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6},
+        {"threads", "0: as many as the machine has cores", INTEGER, &o->threads, 0, 1024},
+        {"resume", "go on with the run in --out; its options need not be repeated",
+         FLAG, &o->resume},
+        {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
+        {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
+        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile},
+    };
+    struct Option *table = resize(NULL, sizeof rows);
+    *count = COUNT(rows);
+    return memcpy(table, rows, sizeof rows);
 }
 
-struct Run {
-    struct Model model;
-    struct Workspace ws;
-    struct Tokenizer *tokenizer;
-    int *bytes;                             /* of each token */
-    struct Data data, val;
-    struct Sequences val_sequences;
-    struct Loader loader;
-    struct Minibatch *minibatches;          /* of one step: --accumulate */
-    struct Generator generator;
-    FILE *log;
-    double peak;                            /* FLOP/s of the machine */
-    double start, earlier;                  /* when this program began; seconds of the run before */
-    double began, shown, saved, rate;       /* when the loop did, last line, last save; tokens/s */
-    double saving;                          /* seconds that the last save took */
-    double working;                         /* seconds spent in steps alone */
-    int64_t first;                          /* the step that the loop began with */
-    bool timed;                             /* --time-limit is still to set the number of steps */
-    /* What a state keeps: */
-    int64_t step, tokens, best_step;
-    struct Score last, best;
-    struct Buffer history;                  /* each evaluation's step, loss and bits per byte */
-};
-
-static const char *in_out(const char *name)
+static struct Option *option_named(const struct Run *r, const char *name)
 {
-    static char *path;
-    free(path);
-    return path = text_of("%s/%s", set.out, name);
+    for (struct Option *o = r->table; ; o++) if (!strcmp(o->name, name)) return o;
 }
 
-/* --- Metadata: the same in model.safetensors and in the state --- */
+static bool given(const struct Run *r, const char *name) { return option_named(r, name)->given; }
 
-/* As short as it can be read back without loss; NULL for a TEXT that is not given. */
+/* ============================================================================================= */
+/* 6. Metadata, log and state                                                                    */
+/* ============================================================================================= */
+
+/* --- Metadata: in the models and in the state --- */
+
+/* The value as text, as short as it can be read back exactly. NULL for a TEXT without a value. */
 static char *option_text(const struct Option *o)
 {
     if (o->kind == TEXT && !*(const char **)o->value) return NULL;
@@ -637,7 +812,7 @@ static char *option_text(const struct Option *o)
     return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
 }
 
-/* A score is three entries, whose names begin with `kind`. */
+/* Stores a score as three entries: KIND_loss, KIND_bits_per_byte, KIND_tokens. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
 {
     char key[64];
@@ -649,7 +824,7 @@ static void set_score(struct Metadata *meta, const char *kind, const struct Scor
     metadata_set(meta, key, "%lld", (long long)s->tokens);
 }
 
-/* 0 tokens and an infinite loss where there is none. */
+/* Reads such a score; 0 tokens and an infinite loss if there is none. */
 static struct Score entry_score(const struct Metadata *meta, const char *kind)
 {
     const char *values[3], *names[] = {"loss", "bits_per_byte", "tokens"};
@@ -663,7 +838,8 @@ static struct Score entry_score(const struct Metadata *meta, const char *kind)
                           strtoll(values[2], NULL, 10)};
 }
 
-/* Nothing here depends on time or threads: the same run gives the same files. */
+/* The metadata of a model. Nothing depends on time or threads: the same run gives the same
+ * files. */
 static struct Metadata describe(const struct Run *r, const struct Score *score)
 {
     struct Metadata meta = {0};
@@ -673,10 +849,10 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
     metadata_set(&meta, "position", "%d", r->loader.next);
     if (score->tokens) set_score(&meta, "val", score);
-    metadata_set(&meta, "tokenizer_hash", "%016llx", (unsigned long long)r->tokenizer->hash);
-    metadata_set(&meta, "data_fingerprint", "%016llx", (unsigned long long)r->data.fingerprint);
-    metadata_set(&meta, "val_fingerprint", "%016llx", (unsigned long long)r->val.fingerprint);
-    for (const struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
+    metadata_set(&meta, "tokenizer_hash", "%s", hash_text(r->tokenizer->hash));
+    metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
+    metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
+    for (const struct Option *o = r->table; strcmp(o->name, "tokenizer"); o++) {
         char key[64];
         snprintf(key, sizeof key, "train.%s", o->name);
         char *text = option_text(o);
@@ -687,6 +863,7 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     return meta;
 }
 
+/* The entry of that name. Dies without it, naming the file `path`. */
 static const char *entry(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *value = metadata_get(meta, key);
@@ -694,6 +871,7 @@ static const char *entry(const struct Metadata *meta, const char *key, const cha
     return value;
 }
 
+/* The entry as a whole number from 0. */
 static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *text = entry(meta, key, path);
@@ -706,13 +884,12 @@ static int64_t entry_integer(const struct Metadata *meta, const char *key, const
 
 /* --- The log: one row a step --- */
 
-struct Step { double loss, norm, lr, seconds; int64_t targets; };
-
-/* Timing comes last, so that the columns before it can be compared between runs. */
+/* The columns that depend on time come last, so that the others can be compared between runs. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
 
-/* Opens the log with its rows up to `step`, 0 for a new run; *earlier: the seconds until then. */
+/* Opens the log for appending. Keeps the rows up to `step` (0: none), and sets *earlier to the
+ * seconds that the last of them says. */
 static FILE *log_open(const char *path, int64_t step, double *earlier)
 {
     struct Buffer kept = {0};
@@ -737,6 +914,7 @@ static FILE *log_open(const char *path, int64_t step, double *earlier)
     return log;
 }
 
+/* Appends the row of step r->step; val is NULL without an evaluation. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
     fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, s->loss);
@@ -745,34 +923,37 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
     fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
             s->targets / s->seconds, r->earlier + seconds() - r->start);
     if (fflush(r->log))
-        die("%s/log.tsv: writing failed (%s). Free some space and --resume.", set.out,
+        die("%s: writing failed (%s). Free some space and --resume.", r->paths.log,
             strerror(errno));
 }
 
-/* --- Saving and taking up again --- */
+/* --- Saving and resuming --- */
 
-/* Everything that a later --resume needs. The log reaches the disk first, so that it never misses
- * a step of the state. */
+/* Saves the last model and the state. The log is flushed first: it has every step of the state.
+ * Without --val the last model is also the best. */
 static void save_run(struct Run *r)
 {
+    const double start = seconds();
     struct Metadata last = describe(r, &r->last), state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
     if (r->best.tokens) set_score(&state, "best", &r->best);
     fsync(fileno(r->log));
-    if (!r->val.count) save_model(set.out, &r->model, &last);
-    save_model(in_out("last"), &r->model, &last);
-    save_state(in_out("state.safetensors"), &r->model, &state);
+    if (!r->val.count) save_model(r->options.out, &r->model, &last);
+    save_model(r->paths.last, &r->model, &last);
+    save_state(r->paths.state, &r->model, &state);
     metadata_free(&last);
     metadata_free(&state);
+    r->saved = seconds();
+    r->saving = r->saved - start;
 }
 
-/* Options that define the run come from its state; those given again must agree. */
-static void take_options(void)
+/* --resume: options that define the run are read from its state. Those given again must agree. */
+static void take_options(struct Run *r)
 {
     struct Metadata state;
-    load_state_metadata(in_out("state.safetensors"), &state);
-    entry(&state, "train.data", in_out("state.safetensors"));
-    for (struct Option *o = train_options; strcmp(o->name, "tokenizer"); o++) {
+    load_state_metadata(r->paths.state, &state);
+    entry(&state, "train.data", r->paths.state);
+    for (struct Option *o = r->table; strcmp(o->name, "tokenizer"); o++) {
         char key[64];
         snprintf(key, sizeof key, "train.%s", o->name);
         const char *stored = metadata_get(&state, key);
@@ -781,29 +962,28 @@ static void take_options(void)
             if (stored) set_option(o, text_of("%s", stored));
         } else if (!may_change && (!stored || strcmp(stored, option_text(o))))
             die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
-                      "--out.", o->name, option_text(o), set.out, stored ? stored : "none");
+                      "--out.", o->name, option_text(o), r->options.out, stored ? stored : "none");
     }
     metadata_free(&state);
 }
 
-static void check_fingerprint(const struct Metadata *state, const char *key, uint64_t now,
-                              const char *option)
+static void check_fingerprint(const struct Run *r, const struct Metadata *state, const char *key,
+                              uint64_t now, const char *option)
 {
-    char text[17];
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)now);
-    if (strcmp(text, entry(state, key, in_out("state.safetensors"))))
-        die("--%s: not what the run in %s began with. Resume with the same.", option, set.out);
+    if (strcmp(hash_text(now), entry(state, key, r->paths.state)))
+        die("--%s: not what the run in %s began with. Resume with the same.", option,
+            r->options.out);
 }
 
-/* The weights, moments and place in the data that save_run wrote. */
+/* Reads what save_run wrote: weights, moments, the place in the data, the scores. */
 static void restore_run(struct Run *r)
 {
     struct Metadata state;
-    const char *path = text_of("%s/state.safetensors", set.out);
+    const char *path = r->paths.state;
     load_state(path, &r->model, &state);
-    check_fingerprint(&state, "tokenizer_hash", r->tokenizer->hash, "tokenizer");
-    check_fingerprint(&state, "data_fingerprint", r->data.fingerprint, "data");
-    check_fingerprint(&state, "val_fingerprint", r->val.fingerprint, "val");
+    check_fingerprint(r, &state, "tokenizer_hash", r->tokenizer->hash, "tokenizer");
+    check_fingerprint(r, &state, "data_fingerprint", r->data.fingerprint, "data");
+    check_fingerprint(r, &state, "val_fingerprint", r->val.fingerprint, "val");
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
     const int64_t position = entry_integer(&state, "position", path);
@@ -817,18 +997,19 @@ static void restore_run(struct Run *r)
     metadata_free(&state);
 }
 
-/* Refuses to touch a directory in which a run already lies. */
-static void check_out(void)
+/* Refuses an --out that holds another run, and a --resume without a state. */
+static void check_out(const struct Run *r)
 {
-    if (set.resume && set.overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (set.resume && !file_exists(in_out("state.safetensors")))
-        die("%s/state.safetensors: no such file, so there is nothing to resume. Start without "
-            "--resume.", set.out);
-    if (set.resume || set.overwrite || set.plan) return;
-    refuse_run_in(set.out, "Give --resume, --overwrite or another --out.");
+    const struct TrainOptions *o = &r->options;
+    if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    if (o->resume && !file_exists(r->paths.state))
+        die("%s: no such file, so there is nothing to resume. Start without --resume.",
+            r->paths.state);
+    if (o->resume || o->overwrite || o->plan) return;
+    refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
 }
 
-/* A run that was killed while it saved leaves a temporary file as large as what it wrote. */
+/* Removes what a run that was killed while it saved left behind: a temporary file of any size. */
 static void remove_temporary(const char *path)
 {
     glob_t found;
@@ -840,52 +1021,58 @@ static void remove_temporary(const char *path)
     free(pattern);
 }
 
-/* A new run replaces an old one when its first step is due, not before all is known to fit. */
+/* Prepares --out when the first step is due, after everything is known to fit: only then does a new
+ * run replace an old one. */
 static void begin_files(struct Run *r)
 {
-    static const char *const old[] = {"state.safetensors", "last/model.safetensors",
-                                      "model.safetensors", "log.tsv"};
-    make_directory(set.out);
-    make_directory(in_out("last"));
-    for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
-        remove_temporary(in_out(old[i]));
-        if (!set.resume) unlink(in_out(old[i]));
+    const struct Paths *p = &r->paths;
+    const char *const old[] = {p->state, p->last_model, p->model, p->log};
+    make_directory(r->options.out);
+    make_directory(p->last);
+    for (int i = 0; i < COUNT(old); i++) {
+        remove_temporary(old[i]);
+        if (!r->options.resume) unlink(old[i]);
     }
-    tokenizer_save(r->tokenizer, set.out);
-    tokenizer_save(r->tokenizer, in_out("last"));
-    r->log = log_open(in_out("log.tsv"), r->step, &r->earlier);
+    tokenizer_save(r->tokenizer, r->options.out);
+    tokenizer_save(r->tokenizer, p->last);
+    r->log = log_open(p->log, r->step, &r->earlier);
 }
 
-/* --- The model: random, from another directory, or of the shape that a state has --- */
+/* ============================================================================================= */
+/* 7. Model and memory                                                                           */
+/* ============================================================================================= */
 
-static void check_shape(const char *name, int *value, int other)
+/* Sets a size to that of --init. Dies if the command line says another. */
+static void check_shape(const struct Run *r, const char *name, int *value, int other)
 {
-    if (option_named(name)->given && *value != other)
-        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value, set.init,
-                  other);
+    if (given(r, name) && *value != other)
+        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value,
+                  r->options.init, other);
     *value = other;
 }
 
-/* Copies the trunk of a model directory; a shorter context takes the first positions. */
-static void init_from_directory(struct Model *model, const struct Tokenizer *tokenizer)
+/* Copies the trunk of the model in --init. A shorter --context takes the first positions. */
+static void init_from_directory(struct Run *r)
 {
+    struct TrainOptions *o = &r->options;
+    struct Model *model = &r->model;
     struct Model source;
     struct Metadata meta;
-    load_model(&source, set.init, &meta);
+    load_model(&source, o->init, &meta);
     const char *hash = metadata_get(&meta, "tokenizer_hash");
-    check_shape("layers", &set.layers, source.config.layers);
-    check_shape("heads", &set.heads, source.config.heads);
-    check_shape("channels", &set.channels, source.config.channels);
-    if (!option_named("context")->given) set.context = source.config.context;
-    if (set.context > source.config.context)
-        die_usage("--context %d: the model in --init %s knows only %d positions.", set.context,
-                  set.init, source.config.context);
-    const bool other_hash = hash && strtoull(hash, NULL, 16) != tokenizer->hash;
-    if (source.config.vocabulary != tokenizer->vocabulary || other_hash)
+    check_shape(r, "layers", &o->layers, source.config.layers);
+    check_shape(r, "heads", &o->heads, source.config.heads);
+    check_shape(r, "channels", &o->channels, source.config.channels);
+    if (!given(r, "context")) o->context = source.config.context;
+    if (o->context > source.config.context)
+        die_usage("--context %d: the model in --init %s knows only %d positions.", o->context,
+                  o->init, source.config.context);
+    const bool other_hash = hash && strcmp(hash, hash_text(r->tokenizer->hash));
+    if (source.config.vocabulary < r->tokenizer->vocabulary || other_hash)
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
-            set.init, set.tokenizer);
+            o->init, o->tokenizer);
     struct Config config = source.config;
-    config.context = set.context;
+    config.context = o->context;
     config.labels = 0;
     config.label_names = NULL;
     model_create(model, config);
@@ -902,173 +1089,156 @@ static double machine_memory(void)
     return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
-/* The weights to start from, and memory for their gradients and moments; of a model that is only
- * planned and does not fit this machine, the sizes alone. */
+/* The initial weights, and memory for gradients and moments. Of a planned model that does not fit
+ * into this machine's memory, the sizes alone. */
 static void make_model(struct Run *r)
 {
-    if (set.init && !set.resume) init_from_directory(&r->model, r->tokenizer);
+    const struct TrainOptions *o = &r->options;
+    if (o->init && !o->resume) init_from_directory(r);
     else {
-        struct Config config = {.layers = set.layers, .heads = set.heads, .channels = set.channels,
-                                .context = set.context, .vocabulary = r->tokenizer->vocabulary};
-        if (set.channels % set.heads)
-            die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
+        struct Config config = {.layers = o->layers, .heads = o->heads, .channels = o->channels,
+                                .context = o->context, .vocabulary = r->tokenizer->vocabulary};
+        if (o->channels % o->heads)
+            die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
         model_describe(&r->model, config);
-        if (set.plan && 4 * r->model.parameter_count * sizeof(real) > machine_memory()) return;
+        if (o->plan && 4 * r->model.parameter_count * sizeof(real) > machine_memory()) return;
         model_allocate(&r->model);
-        if (!set.resume) model_init(&r->model, set.seed);
+        if (!o->resume) model_init(&r->model, o->seed);
     }
     model_train_from(&r->model, 0);
-    r->model.beta2 = set.beta2;
+    r->model.beta2 = o->beta2;
 }
 
-/* --- Sizes --- */
-
-static int64_t tokens_per_step(void) { return (int64_t)set.batch * set.context * set.accumulate; }
+static int64_t tokens_per_step(const struct TrainOptions *o)
+{
+    return (int64_t)o->batch * o->context * o->accumulate;
+}
 
 static int64_t tokens_per_evaluation(const struct Run *r)
 {
     const int64_t all = r->val.count ? r->val.tokens - 1 : 0;
-    return set.eval_tokens > 0 && set.eval_tokens < all ? set.eval_tokens : all;
+    const int64_t some = r->options.eval_tokens;
+    return some > 0 && some < all ? some : all;
 }
 
-/* An evaluation's cost in steps: forward is a third of forward and backward. */
+/* The cost of an evaluation in steps: the forward pass is a third of a step. */
 static double evaluation_in_steps(const struct Run *r)
 {
-    return tokens_per_evaluation(r) / (3.0 * tokens_per_step());
+    return tokens_per_evaluation(r) / (3.0 * tokens_per_step(&r->options));
 }
 
-/* Forward, and twice that backward: 6 for each weight of a matrix (12 C^2 in a block, V C in the
- * head), and attention over T positions. */
+/* FLOPs of the forward pass and twice as many of the backward pass: 6 for each weight of a matrix
+ * (12 C^2 in a block, V C in the head), and attention over T positions. */
 static double flops_per_token(const struct Config *c)
 {
     const double L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
     return 6 * (12 * L * C * C + V * C) + 12 * L * C * T;
 }
 
+/* Bytes. */
 struct Memory { double weights, gradients, moments, activations, logits, sampling, rest, total; };
 
+/* What the run allocates, by kind. */
 static struct Memory memory_needed(const struct Run *r)
 {
     const struct Config *c = &r->model.config;
-    const int rows = set.batch * set.context;
+    const struct TrainOptions *o = &r->options;
+    const int rows = o->batch * o->context;
     const double array = (double)r->model.parameter_count * sizeof(real);
     struct Memory m = {.weights = array, .gradients = array, .moments = 2 * array};
     m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
-    if (set.sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
+    if (o->sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
     const struct Sequences *cut = &r->loader.sequences;
     m.rest = (double)gemm_buffer_size() * sizeof(real) + cut->count * sizeof(int)
-           + (cut->starts ? cut->count * sizeof(int64_t) : 0) + 3 * tokens_per_step() * sizeof(int);
+           + (cut->starts ? cut->count * sizeof(int64_t) : 0)
+           + 3 * tokens_per_step(o) * sizeof(int);
     m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
     return m;
 }
 
-/* The number of evaluations that the help text of --eval-every promises. */
+/* As the help text of --eval-every says: 20 evaluations, in at most a tenth of the time. */
 static int64_t default_eval_every(const struct Run *r)
 {
     const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
-    return (int64_t)fmax(1, fmax(ceil(set.steps / 20.0), for_a_tenth));
+    return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
 }
 
 /* ============================================================================================= */
-/* 5. Training                                                                                   */
+/* 8. Time, plan and profile                                                                     */
 /* ============================================================================================= */
 
-/* Reads one step's minibatches; returns the number of their targets. */
-static int64_t read_step(struct Run *r)
+/* Stops before the update if loss or norm is NaN or infinite; the saved files stay valid. */
+static void check_finite(const struct Run *r, const struct Step *s)
 {
-    int64_t targets = 0;
-    for (int a = 0; a < set.accumulate; a++) {
-        minibatch_fill(&r->minibatches[a], &r->loader);
-        targets += r->minibatches[a].batch.rows;
-    }
-    return targets;
-}
-
-/* The mean loss over all targets of a step; its gradient is added to model.grads, which AdamW left
- * at 0. */
-static double step_gradient(struct Run *r, int64_t step, int64_t targets)
-{
-    double sum = 0;
-    for (int a = 0; a < set.accumulate; a++) {
-        struct Minibatch *m = &r->minibatches[a];
-        const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * set.accumulate + a).key;
-        trunk_forward(&r->model, &r->ws, &m->batch, set.dropout, masks);
-        sum += lm_head(&r->model, &r->ws, m->targets, (real)(1.0 / targets));
-        trunk_backward(&r->model, &r->ws, &m->batch);
-    }
-    return sum / targets;
-}
-
-/* Ends the run, before the update, when its numbers are none; the files keep the last good ones. */
-static void check_finite(const struct Run *r, double loss, double norm)
-{
-    if (isfinite(loss) && isfinite(norm)) return;
+    if (isfinite(s->loss) && isfinite(s->norm)) return;
     const char *first = "";
     for (int i = r->model.tensor_count - 1; i >= 0; i--) {
-        const struct Tensor *p = &r->model.tensors[i];
-        for (size_t k = 0; k < p->size; k++)
-            if (!isfinite(r->model.grads[p->offset + k])) { first = p->name; break; }
+        const struct Tensor *t = &r->model.tensors[i];
+        for (size_t k = 0; k < t->size; k++)
+            if (!isfinite(r->model.grads[t->offset + k])) { first = t->name; break; }
     }
     die("step %lld: the loss is %g, the gradient's norm %g%s%s. %s keeps what it held before. "
-        "Start again with a lower --lr.", (long long)r->step + 1, loss, norm,
-        *first ? ", not finite in " : "", first, set.out);
+        "Start again with a lower --lr.", (long long)r->step + 1, s->loss, s->norm,
+        *first ? ", not finite in " : "", first, r->options.out);
 }
 
-/* Seconds of a step, from a few of one minibatch that leave no trace: with lr = 0 the weights stay,
- * and the moments and the place in the data are put back. The first also touches new memory, and
- * counts only if it took so long that there is no second. */
+/* Seconds of a step, measured on a few steps of one minibatch. They leave no trace: the learning
+ * rate is 0, and moments and place in the data are restored. The first step also touches new
+ * memory, so it counts only if it takes too long for a second one. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
-    const int next = r->loader.next, accumulate = set.accumulate;
+    const int next = r->loader.next;
     const double begin = seconds();
     double gradient = INFINITY, rest = INFINITY;
-    set.accumulate = 1;
     for (int n = 0; n < 20 && seconds() - begin < (n < 2 ? 10 : 2); n++) {
         const double start = seconds();
-        step_gradient(r, 1, read_step(r));
+        step_gradient(r, 1, 1, read_step(r, 1));
         const double middle = seconds();
         adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
         gradient = n > 1 ? fmin(gradient, middle - start) : middle - start;
         rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
     }
-    set.accumulate = accumulate;
     memset(r->model.m, 0, r->model.parameter_count * sizeof(real));
     memset(r->model.v, 0, r->model.parameter_count * sizeof(real));
     loader_seek(&r->loader, epoch, next);
-    return accumulate * gradient + rest;
+    return r->options.accumulate * gradient + rest;
 }
 
-/* How many more steps, with their evaluations, fit into what is left of the time limit. */
+/* The number of further steps, with their evaluations, for which the time limit leaves time. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
-    const double left = 0.96 * (set.time_limit - (seconds() - r->start)) / step_seconds;
+    const struct TrainOptions *o = &r->options;
+    const double left = 0.96 * (o->time_limit - (seconds() - r->start)) / step_seconds;
     const double cost = evaluation_in_steps(r);
-    const double share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
+    const double share = o->eval_every ? cost / o->eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
 }
 
-/* Steps that read the data --epochs times. The last one takes what it lacks from the next epoch. */
+/* The number of steps that read the data --epochs times. The last one is filled from the next
+ * epoch. */
 static int64_t steps_in_epochs(struct Run *r)
 {
     struct Loader *l = &r->loader;
-    const int64_t whole = (int64_t)set.epochs;
+    const double epochs = r->options.epochs;
+    const int64_t whole = (int64_t)epochs;
     int64_t steps = 0;
     while (l->epoch < whole
-           || (l->epoch == whole && l->next < (set.epochs - whole) * l->sequences.count)) {
-        read_step(r);
+           || (l->epoch == whole && l->next < (epochs - whole) * l->sequences.count)) {
+        read_step(r, r->options.accumulate);
         steps++;
     }
     loader_seek(l, 0, 0);
     return steps > 0 ? steps : 1;
 }
 
-/* The best model so far is what --out holds. */
+/* Evaluates, and saves the model to --out if it is the best so far. */
 static void evaluate_run(struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
     const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
-                                    r->bytes, set.eval_tokens, false);
+                                    r->bytes, o->eval_tokens, false);
     r->last = s;
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
     const bool better = s.loss < r->best.loss;
@@ -1076,25 +1246,24 @@ static void evaluate_run(struct Run *r)
         r->best = s;
         r->best_step = r->step;
         struct Metadata meta = describe(r, &s);
-        save_model(set.out, &r->model, &meta);
+        save_model(o->out, &r->model, &meta);
         metadata_free(&meta);
     }
     progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
-             (long long)set.steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
+             (long long)o->steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
 }
 
 static void sample_run(struct Run *r)
 {
-    int count, *ids = encode_prompt(&count, r->tokenizer, set.sample_prompt);
-    r->generator.random = stream_for(set.seed, SAMPLE_STREAM, r->step);
-    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)set.steps);
-    write_sample(&r->generator, set.sample_prompt, ids, count, set.sample_tokens);
+    const struct TrainOptions *o = &r->options;
+    int count, *ids = encode_prompt(&count, r->tokenizer, o->sample_prompt);
+    r->generator->random = stream_for(o->seed, SAMPLE_STREAM, r->step);
+    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)o->steps);
+    write_sample(r->generator, o->sample_prompt, ids, count, o->sample_tokens);
     free(ids);
 }
 
-static volatile sig_atomic_t stop_requested;
-
-/* The first signal ends the run after its step, the second at once. */
+/* The first signal ends the run after the current step, the second at once. */
 static void request_stop(int signal_number)
 {
     static const char note[] = "\nstopping after this step; once more stops at once\n";
@@ -1103,100 +1272,71 @@ static void request_stop(int signal_number)
     if (write(2, note, sizeof note - 1) < 0) return;
 }
 
-/* Whether there is no time for another step and the last evaluation. */
+/* Whether the time limit leaves no time for another step and the last evaluation. */
 static bool out_of_time(const struct Run *r)
 {
     const double step_seconds = r->working / (r->step - r->first + 1);
     const double rest = step_seconds * (1 + evaluation_in_steps(r));
-    return set.time_limit > 0 && seconds() - r->start + rest > set.time_limit;
+    return r->options.time_limit > 0
+           && seconds() - r->start + rest > r->options.time_limit;
 }
 
-/* One update: the gradient of --accumulate minibatches, clipped, then AdamW. */
-static struct Step update(struct Run *r)
+/* Starts the clock of a step, and the profile, which leaves out the first step: that one also
+ * touches new memory. */
+static struct Step begin_step(struct Run *r)
 {
-    const double start = seconds();
-    profile.on = set.profile && r->step >= r->first;    /* the first step also touches new memory */
-    profile.last = start;
-    struct Step s = {.targets = read_step(r)};
-    lap(REST, FORWARD);
-    s.loss = step_gradient(r, r->step + 1, s.targets);
-    s.norm = grad_norm(&r->model);
-    check_finite(r, s.loss, s.norm);
-    r->step++;
-    r->tokens += s.targets;
-    s.lr = learning_rate(set.schedule, r->step, set.steps, set.warmup, set.lr, set.min_lr_ratio);
-    const double scale = set.clip > 0 && s.norm > set.clip ? set.clip / s.norm : 1;
-    adamw_step(&r->model, s.lr, scale, set.weight_decay, r->step);
-    profile.on = false;
-    s.seconds = seconds() - start;
+    const struct Step s = {.start = seconds()};
+    profile.on = r->options.profile && r->step >= r->first;
+    profile.last = s.start;
     return s;
 }
 
-/* Elsewhere than on a terminal, lines come at intervals that grow with the run. */
+static void end_step(struct Run *r, struct Step *s)
+{
+    profile.on = false;
+    s->seconds = seconds() - s->start;
+    r->working += s->seconds;
+}
+
+/* The live line. Not on a terminal: a line at intervals that grow with the run. */
 static void show_step(struct Run *r, const struct Step *s)
 {
+    const struct TrainOptions *o = &r->options;
     const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
-    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;    /* without the first */
+    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;   /* not the first */
     const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->first && r->step < set.steps) return;
+    if (!due && r->step > r->first && r->step < o->steps) return;
     r->shown = now;
-    double eta = elapsed / (r->step - r->first + 1) * (set.steps - r->step);
-    if (set.time_limit > 0) eta = fmin(eta, set.time_limit - (now - r->start));
+    double eta = elapsed / (r->step - r->first + 1) * (o->steps - r->step);
+    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
     progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  "
-             "eta %s", (long long)r->step, (long long)set.steps, s->loss, s->lr, s->norm, r->rate,
+             "eta %s", (long long)r->step, (long long)o->steps, s->loss, s->lr, s->norm, r->rate,
              100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
-/* The number of steps was guessed from a few. Now that the learning rate has risen, which it does
- * whatever their number, and a twentieth of the time is over, it is set for good. */
+/* With --time-limit, the number of steps was estimated from a few. It is set for good after
+ * warm-up, which does not depend on it, and after a twentieth of the time. */
 static void settle_steps(struct Run *r)
 {
-    if (r->step < set.warmup || r->working < set.time_limit / 20) return;
+    struct TrainOptions *o = &r->options;
+    if (r->step < o->warmup || r->working < o->time_limit / 20) return;
     r->timed = false;
-    set.steps = r->step + steps_in_time(r, r->working / (r->step - r->first + 1));
-    if (!option_named("eval-every")->given) set.eval_every = default_eval_every(r);
+    o->steps = r->step + steps_in_time(r, r->working / (r->step - r->first + 1));
+    if (!given(r, "eval-every")) o->eval_every = default_eval_every(r);
 }
 
-/* When the state is saved has no influence on what a resumed run computes, so it may depend on
- * time. */
+/* A save changes nothing that is computed later, so it may depend on time. */
 static bool save_is_due(const struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->saved;
-    if (set.save_every) return r->step % set.save_every == 0;
-    return since > 100 * r->saving && (r->step % set.eval_every == 0 || since > 600);
+    if (o->save_every) return r->step % o->save_every == 0;
+    return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
 }
-
-/* One step and what is due after it. Returns false after the last. */
-static bool train_step(struct Run *r)
-{
-    const struct Step s = update(r);
-    r->working += s.seconds;
-    if (r->timed) settle_steps(r);
-    const bool late = out_of_time(r), over = r->step >= set.steps || late;
-    const bool evaluated = r->val.count && (over || r->step % set.eval_every == 0);
-    show_step(r, &s);
-    if (evaluated) evaluate_run(r);
-    log_row(r, &s, evaluated ? &r->last : NULL);
-    if (set.sample_every && r->step % set.sample_every == 0) sample_run(r);
-    if (save_is_due(r) || over || stop_requested) {
-        const double start = seconds();
-        save_run(r);
-        r->saved = seconds();
-        r->saving = r->saved - start;
-    }
-    if (late && r->step < set.steps) progress(true, "the time limit is reached");
-    return !over && !stop_requested;
-}
-
-/* ============================================================================================= */
-/* 6. Subcommands                                                                                */
-/* ============================================================================================= */
-
-/* --- train --- */
 
 static double epochs_of(const struct Run *r)
 {
-    return (double)set.steps * tokens_per_step() / (r->data.tokens - 1);
+    return (double)r->options.steps * tokens_per_step(&r->options) / (r->data.tokens - 1);
 }
 
 static void print_memory(const struct Memory *m)
@@ -1212,20 +1352,22 @@ static void print_memory(const struct Memory *m)
         printf("  %-12s %.1f MB\n", rows[i].kind, rows[i].bytes / 1e6);
 }
 
+/* --plan: sizes, memory and the expected duration. */
 static void print_plan(const struct Run *r, double step_seconds)
 {
+    const struct TrainOptions *o = &r->options;
     const struct Memory m = memory_needed(r);
     const struct Config *c = &r->model.config;
-    const double flops = flops_per_token(c), rate = tokens_per_step() / step_seconds;
-    const double evaluations = r->val.count ? (double)set.steps / set.eval_every + 1 : 0;
-    const double all_steps = set.steps + evaluations * evaluation_in_steps(r);
+    const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
+    const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
+    const double all_steps = o->steps + evaluations * evaluation_in_steps(r);
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
     print_memory(&m);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)set.steps,
-           (long long)tokens_per_step(), epochs_of(r));
+    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)o->steps,
+           (long long)tokens_per_step(o), epochs_of(r));
     printf("FLOPs          %.3g for a token\n", flops);
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
@@ -1234,68 +1376,18 @@ static void print_plan(const struct Run *r, double step_seconds)
     printf("duration       %s\n", duration(step_seconds * all_steps));
 }
 
+/* The same in two lines, before training. */
 static void print_summary(const struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
     const struct Memory m = memory_needed(r);
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
              r->model.parameter_count / 1e6, m.total / 1e6, thread_count(), r->peak / 1e9);
     progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
-             (long long)set.steps, (long long)tokens_per_step(), epochs_of(r));
+             (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
     if (m.total > machine_memory())
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", m.total / 1e6, machine_memory() / 1e6);
-}
-
-static void load_inputs(struct Run *r)
-{
-    if (!set.data) die_usage("--data: must be given. --help explains it.");
-    if (!set.tokenizer) set.tokenizer = set.resume ? set.out : set.init;
-    if (!set.tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
-    r->tokenizer = tokenizer_load(set.tokenizer);
-    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
-    r->data = open_data("data", set.data, r->tokenizer->vocabulary);
-    if (set.val) r->val = open_data("val", set.val, r->tokenizer->vocabulary);
-    for (int i = 0; i < r->data.count; i++)
-        for (int k = 0; k < r->val.count; k++)
-            if (same_file(r->data.shards[i].path, r->val.shards[k].path))
-                warn("%s: is in --data and in --val, so the validation loss says little.",
-                     r->data.shards[i].path);
-}
-
-/* All memory of the run, before its first step; of a plan that does not fit, what counting steps
- * needs. */
-static void take_memory(struct Run *r)
-{
-    if ((int64_t)set.batch * set.context > INT32_MAX / 8)
-        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch,
-                  set.context);
-    struct Sequences sequences;
-    cut(&sequences, &r->data, set.context, set.cut, r->tokenizer);
-    if (r->val.count) cut(&r->val_sequences, &r->val, set.context, set.cut, r->tokenizer);
-    loader_create(&r->loader, sequences, set.seed);
-    r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < set.accumulate; a++)
-        r->minibatches[a] = minibatch_create(set.batch * set.context);
-    if (set.plan && memory_needed(r).total > machine_memory()) return;
-    workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
-    if (set.sample_every) generator_create(&r->generator, &r->model, r->tokenizer);
-}
-
-/* Turns --epochs and --time-limit into steps; what is computed depends on steps, never on time.
- * Returns the seconds of a step, where they are needed. */
-static double fix_steps(struct Run *r)
-{
-    const bool given = option_named("steps")->given || set.epochs > 0;
-    r->timed = set.time_limit > 0 && !given && !set.resume;
-    const bool measured = (r->timed || set.plan) && memory_needed(r).total < machine_memory();
-    const double assumed = tokens_per_step() * flops_per_token(&r->model.config) / (0.6 * r->peak);
-    if (set.epochs > 0) set.steps = steps_in_epochs(r);
-    const double step_seconds = measured ? measure_step(r) : assumed;
-    if (r->timed) set.steps = steps_in_time(r, step_seconds);
-    if (set.eval_every == 0) set.eval_every = default_eval_every(r);
-    if (set.resume) return step_seconds;
-    if (!option_named("warmup")->given && set.warmup > set.steps / 10) set.warmup = set.steps / 10;
-    return step_seconds;
 }
 
 /* --- Profile --- */
@@ -1306,7 +1398,7 @@ struct Work { const char *name; double flops; };
 static void list_work(struct Work list[KINDS], const struct Run *r)
 {
     const struct Config *c = &r->model.config;
-    const double N = tokens_per_step(), L = c->layers, C = c->channels, T = c->context,
+    const double N = tokens_per_step(&r->options), L = c->layers, C = c->channels, T = c->context,
                  V = c->vocabulary;
     const struct Work work[KINDS] = {
         [EMBEDDING] = {"embedding"}, [LAYERNORM] = {"LayerNorm"},
@@ -1344,51 +1436,135 @@ static void print_profile(const struct Run *r)
         }
 }
 
+/* ============================================================================================= */
+/* 9. Subcommands                                                                                */
+/* ============================================================================================= */
+
+/* The tokenizer and the shards. */
+static void load_inputs(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    if (!o->data) die_usage("--data: must be given. --help explains it.");
+    if (!o->tokenizer) o->tokenizer = o->resume ? o->out : o->init;
+    if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
+    r->tokenizer = tokenizer_load(o->tokenizer);
+    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
+    r->data = open_data("data", o->data, r->tokenizer->vocabulary);
+    if (o->val) r->val = open_data("val", o->val, r->tokenizer->vocabulary);
+    for (int i = 0; i < r->data.count; i++)
+        for (int k = 0; k < r->val.count; k++)
+            if (same_file(r->data.shards[i].path, r->val.shards[k].path))
+                warn("%s: is in --data and in --val, so the validation loss says little.",
+                     r->data.shards[i].path);
+}
+
+/* Allocates all memory of the run. Of a plan that does not fit, only what counting steps needs. */
+static void take_memory(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
+                  o->context);
+    struct Sequences sequences;
+    cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
+    if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
+    loader_create(&r->loader, sequences, o->seed);
+    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
+    for (int a = 0; a < o->accumulate; a++)
+        r->minibatches[a] = minibatch_create(o->batch * o->context);
+    if (o->plan && memory_needed(r).total > machine_memory()) return;
+    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
+    if (!o->sample_every) return;
+    r->generator = resize(NULL, sizeof *r->generator);
+    generator_create(r->generator, &r->model, r->tokenizer);
+}
+
+/* Turns --epochs and --time-limit into steps: what is computed depends on steps, never on time.
+ * Sets eval_every and warmup. Returns the seconds of a step, measured if they are needed. */
+static double fix_steps(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    const bool fixed = given(r, "steps") || o->epochs > 0;
+    r->timed = o->time_limit > 0 && !fixed && !o->resume;
+    const bool measured = (r->timed || o->plan) && memory_needed(r).total < machine_memory();
+    const double assumed = tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
+    if (o->epochs > 0) o->steps = steps_in_epochs(r);
+    const double step_seconds = measured ? measure_step(r) : assumed;
+    if (r->timed) o->steps = steps_in_time(r, step_seconds);
+    if (o->eval_every == 0) o->eval_every = default_eval_every(r);
+    if (o->resume) return step_seconds;
+    if (!given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
+    return step_seconds;
+}
+
+/* The last line; returns the exit status. */
 static int finish(const struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
     const double time = r->earlier + seconds() - r->start;
-    if (stop_requested && r->step < set.steps) {
+    if (stop_requested && r->step < o->steps) {
         progress(true, "stopped after step %lld of %lld and saved. Go on with: train_gpt train "
-                 "--out %s --resume", (long long)r->step, (long long)set.steps, set.out);
+                 "--out %s --resume", (long long)r->step, (long long)o->steps, o->out);
         return STATUS_FAILED;
     }
     if (live()) fprintf(stderr, "\r\033[K");
-    printf("%s: ", set.out);
+    printf("%s: ", o->out);
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
                r->best.loss, r->best.bits_per_byte);
     printf("%lld steps, %lld tokens, %s\n", (long long)r->step, (long long)r->tokens,
            duration(time));
-    if (set.profile) print_profile(r);
+    if (o->profile) print_profile(r);
     return 0;
 }
 
+/* The files of a run. */
+static struct Paths paths_in(const char *out)
+{
+    return (struct Paths){
+        text_of("%s/model.safetensors", out), text_of("%s/last", out),
+        text_of("%s/last/model.safetensors", out), text_of("%s/state.safetensors", out),
+        text_of("%s/log.tsv", out)};
+}
+
+/* Checks the options that need no data. */
+static void check_options(const struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    if (!o->out && (o->resume || !o->plan))
+        die_usage("--out: must be given. --help explains it.");
+    if (o->epochs > 0 && given(r, "steps"))
+        die_usage("--steps and --epochs: choose one of them.");
+    if (o->out) check_out(r);
+    if (o->out && o->init && same_file(o->out, o->init))
+        die_usage("--out %s: is the model to start from. Name another directory.", o->out);
+}
+
+/* The subcommand `train`: everything before and after the loop. */
 static int train(int argc, char **argv)
 {
+    int rows;
     struct Run r = {.start = seconds(), .best.loss = INFINITY};
-    refuse_arguments(parse_options(argc, argv, train_options, TRAIN_OPTIONS,
+    struct TrainOptions *o = &r.options;
+    r.table = option_table(o, &rows);
+    refuse_arguments(parse_options(argc, argv, r.table, rows,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last."), argv);
-    if (!set.out && (set.resume || !set.plan))
-        die_usage("--out: must be given. --help explains it.");
-    if (set.epochs > 0 && option_named("steps")->given)
-        die_usage("--steps and --epochs: choose one of them.");
-    set_threads(set.threads);
-    if (set.out) check_out();
-    if (set.out && set.init && same_file(set.out, set.init))
-        die_usage("--out %s: is the model to start from. Name another directory.", set.out);
-    if (set.resume) take_options();
+    set_threads(o->threads);
+    if (o->out) r.paths = paths_in(o->out);
+    check_options(&r);
+    if (o->resume) take_options(&r);
     load_inputs(&r);
     make_model(&r);
     r.peak = fma_peak();
     take_memory(&r);
     const double step_seconds = fix_steps(&r);
-    if (set.plan) { print_plan(&r, step_seconds); return 0; }
-    if (set.resume) restore_run(&r);
+    if (o->plan) { print_plan(&r, step_seconds); return 0; }
+    if (o->resume) restore_run(&r);
     print_summary(&r);
-    if (r.step >= set.steps) {
+    if (r.step >= o->steps) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
-                 set.out, (long long)r.step, (long long)set.steps);
+                 o->out, (long long)r.step, (long long)o->steps);
         return 0;
     }
     begin_files(&r);
@@ -1397,24 +1573,13 @@ static int train(int argc, char **argv)
     if (signal(SIGHUP, request_stop) == SIG_IGN) signal(SIGHUP, SIG_IGN);      /* nohup */
     r.first = r.step + 1;
     r.began = r.saved = seconds();
-    while (train_step(&r)) continue;
+    pretrain(&r);
     return finish(&r);
 }
 
 /* --- eval, sample, info --- */
 
-/* The tokenizer that lies beside a model, after a check that they belong together. */
-static struct Tokenizer *tokenizer_of(const char *dir, const struct Model *model,
-                                      const struct Metadata *meta)
-{
-    struct Tokenizer *t = tokenizer_load(dir);
-    const char *hash = metadata_get(meta, "tokenizer_hash");
-    if (t->vocabulary > model->config.vocabulary || (hash && strtoull(hash, NULL, 16) != t->hash))
-        die("%s: merges.txt is not the tokenizer that the model was trained with. Put that there.",
-            dir);
-    return t;
-}
-
+/* The loss of a model on shards. */
 static int eval(int argc, char **argv)
 {
     const char *dir = NULL, *pattern = NULL, *how = NULL;
@@ -1431,7 +1596,7 @@ static int eval(int argc, char **argv)
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
     };
-    refuse_arguments(parse_options(argc, argv, options, sizeof options / sizeof *options,
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
     set_threads(threads);
@@ -1441,7 +1606,7 @@ static int eval(int argc, char **argv)
     const int T = context ? context : model.config.context;
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
-    struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
+    struct Tokenizer *tokenizer = tokenizer_of_model(dir, model.config.vocabulary, &meta);
     struct Data data = open_data("data", pattern, tokenizer->vocabulary);
     const char *trained = metadata_get(&meta, "train.cut");
     struct Sequences sequences;
@@ -1462,6 +1627,7 @@ static int eval(int argc, char **argv)
     return 0;
 }
 
+/* Text that a model writes. */
 static int sample(int argc, char **argv)
 {
     const char *dir = NULL, *prompt = "";
@@ -1481,7 +1647,7 @@ static int sample(int argc, char **argv)
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
         {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
     };
-    refuse_arguments(parse_options(argc, argv, options, sizeof options / sizeof *options,
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
     set_threads(threads);
@@ -1489,7 +1655,7 @@ static int sample(int argc, char **argv)
     struct Metadata meta;
     struct Generator g;
     load_model(&model, dir, &meta);
-    struct Tokenizer *tokenizer = tokenizer_of(dir, &model, &meta);
+    struct Tokenizer *tokenizer = tokenizer_of_model(dir, model.config.vocabulary, &meta);
     generator_create(&g, &model, tokenizer);
     g.temperature = temperature;
     g.top_k = top_k;
@@ -1508,7 +1674,7 @@ static int sample(int argc, char **argv)
     return 0;
 }
 
-/* The evaluations of the run, as rows; then the time, which only the log knows. */
+/* The evaluations of the run, one a row; then the time, which only the log has. */
 static void print_history(const struct Metadata *meta, const char *dir)
 {
     const char *history = metadata_get(meta, "history");
@@ -1537,6 +1703,7 @@ static void print_history(const struct Metadata *meta, const char *dir)
     free(path);
 }
 
+/* What a model directory holds. */
 static int info(int argc, char **argv)
 {
     const char *dir = NULL;
@@ -1554,7 +1721,7 @@ static int info(int argc, char **argv)
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
     char *merges = text_of("%s/merges.txt", dir);
     if (!metadata_get(&meta, "tokenizer_hash") && file_exists(merges))
-        printf("%-14s %016llx\n", "tokenizer_hash", (unsigned long long)tokenizer_load(dir)->hash);
+        printf("%-14s %s\n", "tokenizer_hash", hash_text(tokenizer_load(dir)->hash));
     for (int i = 0; i < meta.count; i++)
         if (strcmp(meta.keys[i], "history")) printf("%-14s %s\n", meta.keys[i], meta.values[i]);
     print_history(&meta, dir);
