@@ -9,14 +9,13 @@ OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /d
             && echo -fopenmp || echo -fopenmp-simd)
 BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
 
+DEPS     = model.h tokenizer.c data/unicode_classes.h
 PROGRAMS = tokenizer train_gpt finetune_cls
 TESTS    = $(patsubst test/%.c,out/test/%,$(wildcard test/test_*.c)) out/test/test_model_double
 
 all: $(PROGRAMS) data/reviews
 
-tokenizer: tokenizer.c model.h
-	$(BUILD)
-train_gpt finetune_cls: %: %.c model.h tokenizer.c
+$(PROGRAMS): %: %.c $(DEPS)
 	$(BUILD)
 data/reviews: data/reviews.c model.h
 	$(BUILD)
@@ -24,7 +23,7 @@ data/reviews: data/reviews.c model.h
 out/test/test_model_double: test/test_model.c model.h test/check.h test/reference.h
 	@mkdir -p out/test
 	$(BUILD) -DREAL=double
-out/test/%: test/%.c model.h tokenizer.c train_gpt.c finetune_cls.c test/check.h $(wildcard test/reference.h)
+out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c test/check.h $(wildcard test/reference.h)
 	@mkdir -p out/test
 	$(BUILD)
 

@@ -1,7 +1,7 @@
-"""Prints the list CLASS_RUNS of tokenizer.c from a JSON file with Unicode's character classes.
+"""Writes data/unicode_classes.h, the character classes that tokenizer.c includes, from a JSON file.
 
-    python3 dev/make_unicode_table.py unicode16_classes.json            prints the C array
-    python3 dev/make_unicode_table.py unicode16_classes.json --check    compares it with tokenizer.c
+    python3 dev/make_unicode_table.py unicode16_classes.json            writes the header
+    python3 dev/make_unicode_table.py unicode16_classes.json --check    compares it with the one that is there
 
 The JSON file holds {"L": [[first, last], ...], "N": [...], "White_Space": [...]}: the general
 categories L* and N* and the property White_Space, as DerivedGeneralCategory.txt and PropList.txt of
@@ -13,6 +13,18 @@ import json
 import os
 import re
 import sys
+
+HEADER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "unicode_classes.h")
+
+COMMENT = """\
+/* unicode_classes.h: the class of every Unicode character, for tokenizer.c. Written by
+ * dev/make_unicode_table.py from the Unicode 16.0 character database.
+ *
+ * A run of n consecutive code points of the same class is the number 4 n + class. The
+ * classes are 0 other, 1 letter (L*), 2 number (N*), 3 White_Space. The runs begin at U+0000; what
+ * follows the last run is of class 0. */
+
+"""
 
 OTHER, LETTER, NUMBER, SPACE = range(4)
 
@@ -68,13 +80,13 @@ def main():
     paths = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     if not paths:
         sys.exit(__doc__)
-    array = c_array(runs(read_classes(paths)))
+    text = COMMENT + c_array(runs(read_classes(paths)))
     if "--check" not in sys.argv:
-        print(array, end="")
+        with open(HEADER, "w", encoding="utf-8") as f:
+            f.write(text)
         return
-    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tokenizer.c")
-    same = array in open(source, encoding="utf-8").read()
-    print("tokenizer.c holds this table" if same else "tokenizer.c holds another table")
+    same = os.path.exists(HEADER) and open(HEADER, encoding="utf-8").read() == text
+    print("data/unicode_classes.h " + ("is this table" if same else "is another table"))
     sys.exit(0 if same else 1)
 
 
