@@ -1,97 +1,116 @@
-/* tokenizer.c: byte-level byte-pair encoding, GPT-2's tokenizer: train, encode, decode, look at.
+/* tokenizer.c: byte-level byte-pair encoding, GPT-2's tokenizer: train, encode, decode, show.
  *
- *    cc -O3 -march=native -fopenmp tokenizer.c -o tokenizer -lm        (-fopenmp may be left out)
+ *    cc -O3 -march=native -fopenmp tokenizer.c -o tokenizer -lm        (-fopenmp is optional)
  *
- *    1  Characters    UTF-8 and the three classes of Unicode 16 that matter
- *    2  Pieces        where GPT-2's regular expression cuts a text
- *    3  Vocabulary    merges.txt and vocab.json
- *    4  Encoding      one piece, by merges; the cache of words; whole texts
- *    5  Documents     files, cut into documents for the model and into chunks for the threads
- *    6  Training      counting words, then merging the most frequent pair again and again
- *    7  Shards        what the training program reads
- *    8  Commands      train, encode, decode, ids, show, stats
+ * A language model reads ids, not letters. A tokenizer cuts a text into tokens, short byte strings
+ * that have an id each. Every byte is a token. A merge (a, b) adds a token: the bytes of token a
+ * followed by the bytes of token b. The list of merges is learned from a text, and then encodes
+ * any text (Gage 1994; Sennrich, Haddow, Birch 2016; Radford et al. 2019).
  *
- * The idea (Gage 1994; Sennrich, Haddow, Birch 2016; Radford et al. 2019). Every byte is a
- * token; a merge (a, b) makes the token ab. A text is first cut into pieces, roughly words with
- * the space before them, and no token crosses a cut. Within a piece, the earliest merge of the
- * list that applies is applied, until none does. Training finds the list: count the pairs of
- * neighbours in all pieces, merge the most frequent pair everywhere, count again. With the
- * merges (l, o), (Ġ, lo),
+ * Pieces: a text is first cut into pieces, roughly words with the space before them. A token never
+ * crosses a cut. "low low lower" has the pieces "low", " low", " lower".
  *
- *    "so low"  ->  pieces "so", " low"  ->  s o  Ġ l o w  ->  s o  Ġ lo w  ->  s o  Ġlo w
+ * Learning: count the pairs of neighbouring tokens in all pieces, merge the most frequent pair
+ * everywhere, count again. Of equally frequent pairs, the one with the smaller ids is merged.
+ * Files write a space as Ġ:
  *
- * where Ġ is how the file writes a space. Any bytes can be encoded, and decoding gives them
- * back.
+ *    l o w | Ġ l o w | Ġ l o w e r    l o: 3   o w: 3   Ġ l: 2   w e: 1   e r: 1    256 = l o
+ *    lo w | Ġ lo w | Ġ lo w e r       lo w: 3   Ġ lo: 2   w e: 1   e r: 1           257 = lo w
+ *    low | Ġ low | Ġ low e r          Ġ low: 2   low e: 1   e r: 1                  258 = Ġ low
+ *    low | Ġlow | Ġlow e r
  *
- * Ids follow from the list alone: 256 bytes in GPT-2's order, merge number r as 256 + r, special
- * tokens last, <|endoftext|> the very last. With GPT-2's own list the ids are GPT-2's.
+ * Encoding: in each piece, merge the pair that was learned first, until no pair can be merged.
+ * "slow low" has the ids 82 257 258:
  *
- * Another program includes this file after `#define TOKENIZER_NO_MAIN` and gets sections 1 to 4:
- * tokenizer_load, tokenizer_encode, tokenizer_piece, tokenizer_save. */
+ *    s l o w | Ġ l o w  ->  s lo w | Ġ lo w  ->  s low | Ġ low  ->  s low | Ġlow
+ *
+ * Any bytes can be encoded, and decoding returns the same bytes. The ids follow from the merges
+ * alone: first the 256 bytes in GPT-2's order, then 256 + r for merge r = 0, 1, ..., and last
+ * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
+ *
+ *    Part I: what a tokenizer computes         Part II: speed, files, commands
+ *      1  Characters                             6  Tables      pairs, the heap, words
+ *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
+ *      3  Vocabulary                             8  Files       merges.txt and vocab.json
+ *      4  Merging a piece                        9  Shards      what the training program reads
+ *      5  Learning the merges                   10  Documents   texts, cut for the threads
+ *                                               11  Commands    train, encode, decode, ...
+ *
+ * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
+ * and 11. They use:
+ *    tokenizer_load, tokenizer_of_model, tokenizer_save, tokenizer_free      directories (8)
+ *    tokenizer_encode (7), tokenizer_piece (3)                               text <-> ids
+ *    open_shard (9), heap_push, heap_pop, heap_sift_down (6) */
 
 #include "model.h"
 #include "data/unicode_classes.h"
 #include <limits.h>
 
 /* ============================================================================================= */
+/* Part I: what a tokenizer computes                                                             */
+/* ============================================================================================= */
+
+/* --- Part II provides these tools --- */
+
+/* A hash table that maps a pair of tokens (see pair_of) to a number. */
+struct PairTable { uint64_t *slots; size_t count; int bits; };
+
+static struct PairTable pair_table(size_t pairs);   /* empty; it grows beyond `pairs` if needed */
+static void pair_table_free(struct PairTable *table);
+static inline int pair_find(const struct PairTable *table, uint32_t pair);  /* -1: not there */
+static void pair_add(struct PairTable *table, uint32_t pair, int number);   /* not there yet */
+
+/* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
+ * may store any number in index. */
+struct Entry { double key; uint32_t id; int index; };
+struct Heap { struct Entry *entries; size_t size, room; };
+
+static void heap_push(struct Heap *h, struct Entry entry);
+static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
+
+/* Shows on a terminal how many of the wanted merges are done, at most ten times a second. start
+ * and *shown: seconds, when the work began and when this line was last written. */
+static void show_merging(int done, int wanted, double start, double *shown);
+
+/* ============================================================================================= */
 /* 1. Characters                                                                                 */
 /* ============================================================================================= */
 
-enum { OTHER, LETTER, NUMBER, SPACE };      /* \p{L}, \p{N}, \s = White_Space, and the rest */
+/* A character is a Unicode code point, which UTF-8 writes as 1 to 4 bytes. Where a text is cut
+ * depends only on the class of each character: letter, number, white space or other. In regular
+ * expressions the first three are \p{L}, \p{N} and \s (the property White_Space). */
+enum { OTHER, LETTER, NUMBER, SPACE };
 
-/* The table that CLASS_RUNS becomes: a code point's block of 256, then two bits within the block.
- * Blocks that are alike are stored once, which leaves 133 of 4,352: 13 KB instead of 278. */
-enum { CODE_POINTS = 0x110000, BLOCKS = CODE_POINTS / 256, DISTINCT_BLOCKS = 133 };
-static uint8_t block_of[BLOCKS], block_classes[DISTINCT_BLOCKS][64];
-static uint8_t byte_class[256];             /* the class of an ASCII character; else NOT_ASCII */
-enum { NOT_ASCII = 4 };
+/* The class of each code point in 2 bits, and, as a shortcut, the class of each ASCII character.
+ * Bytes from 128 on are NOT_ASCII. */
+enum { CODE_POINTS = 0x110000, NOT_ASCII = 4 };
+static uint8_t classes[CODE_POINTS / 4], byte_class[256];
 
-static int code_point_class(uint32_t c)
-{
-    return block_classes[block_of[c >> 8]][c >> 2 & 63] >> 2 * (c & 3) & 3;
-}
+static inline int code_point_class(uint32_t c) { return classes[c / 4] >> 2 * (c % 4) & 3; }
 
-/* Must have run before any other function of sections 1, 2 and 4. */
+/* Fills the tables from CLASS_RUNS, in which a run of n code points of one class is the number
+ * 4 n + class. The first run begins at U+0000; all that follows the last run is OTHER, 0. */
 static void prepare_classes(void)
 {
-    int blocks = 0;
-    size_t run = 0;
-    const size_t runs = sizeof CLASS_RUNS / sizeof *CLASS_RUNS;
-    uint32_t left = CLASS_RUNS[0] / 4;
-    if (byte_class[255] == NOT_ASCII) return;
-    for (int b = 0; b < BLOCKS; b++) {
-        uint8_t block[64] = {0};
-        for (int i = 0; i < 256 && run < runs; i++) {
-            block[i / 4] |= (CLASS_RUNS[run] & 3) << 2 * (i & 3);
-            if (--left == 0 && ++run < runs) left = CLASS_RUNS[run] / 4;
-        }
-        int same = 0;
-        while (same < blocks && memcmp(block, block_classes[same], 64)) same++;
-        if (same == blocks) memcpy(block_classes[blocks++], block, 64);
-        block_of[b] = (uint8_t)same;
-    }
-    for (int c = 0; c < 256; c++) byte_class[c] = c < 128 ? code_point_class(c) : NOT_ASCII;
+    uint32_t c = 0;
+    if (byte_class[255] == NOT_ASCII) return;   /* the tables are filled already */
+    for (int run = 0; run < COUNT(CLASS_RUNS); run++)
+        for (uint32_t n = CLASS_RUNS[run] / 4; n > 0; n--, c++)
+            classes[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
+    for (int b = 0; b < 256; b++) byte_class[b] = b < 128 ? code_point_class(b) : NOT_ASCII;
 }
 
-/* The class of the character at p < end and its number of bytes. A byte that is not part of
- * valid UTF-8 (RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF) is one
- * character of class OTHER. */
+/* The class of the character at p < end; *length: its number of bytes. A byte that is not part of
+ * valid UTF-8 counts as one character of class OTHER. */
 static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
 {
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    const int n = *p < 0xC2 ? 1 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 1;
-    uint32_t c = *p & (0xFF >> (n + 1));
-    *length = 1;
-    if (n == 1 || end - p < n) return OTHER;
-    for (int i = 1; i < n; i++) {
-        if ((p[i] & 0xC0) != 0x80) return OTHER;
-        c = c << 6 | (p[i] & 0x3F);
-    }
-    if (c < least[n] || c >= CODE_POINTS || (c >= 0xD800 && c < 0xE000)) return OTHER;
-    *length = n;
-    return code_point_class(c);
+    uint32_t code_point;
+    const int n = utf8_decode(p, end - p, &code_point);
+    *length = n > 0 ? n : 1;
+    return n > 0 ? code_point_class(code_point) : OTHER;
 }
 
+/* The same, faster for ASCII. */
 static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
 {
     *length = 1;
@@ -102,109 +121,78 @@ static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
 /* 2. Pieces                                                                                     */
 /* ============================================================================================= */
 
-/* The end of the piece that begins at p, where the text goes on to `end`: the first match of
+/* The length of the English contraction at p < end ('s 't 'm 'd 're 've 'll), or 0. */
+static int contraction_length(const uint8_t *p, const uint8_t *end)
+{
+    if (*p != '\'' || end - p < 2) return 0;
+    if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return 2;
+    if (end - p < 3) return 0;
+    return !memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2) || !memcmp(p + 1, "ll", 2) ? 3 : 0;
+}
+
+/* The end of the piece that begins at p < end, where `end` is the end of the text. A piece is the
+ * first match of GPT-2's regular expression:
  *
  *    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *
- * A space before a word belongs to it; of several, the last one does, and the rest are a piece:
- * "a   b" gives "a", "  ", " b". At the end of the text a run of white space stays whole. */
+ * In words: a contraction; or an optional space and then a run of letters, of numbers or of other
+ * characters; or white space. \s+(?!\S) leaves the last character of white space to what follows,
+ * so "a   b" has the pieces "a", "  ", " b". White space at the end of a text is one piece. */
 static const uint8_t *plain_piece_end(const uint8_t *p, const uint8_t *end)
 {
     int n, ahead;
-    if (*p == '\'' && end - p > 1) {
-        if (p[1] == 's' || p[1] == 't' || p[1] == 'm' || p[1] == 'd') return p + 2;
-        if (end - p > 2 && (!memcmp(p + 1, "re", 2) || !memcmp(p + 1, "ve", 2)
-                            || !memcmp(p + 1, "ll", 2)))
-            return p + 3;
-    }
+    const int contraction = contraction_length(p, end);
+    if (contraction) return p + contraction;
     const uint8_t *q = p;
     int class = class_at(q, end, &n);
     if (*p == ' ' && end - p > 1 && class_at(p + 1, end, &ahead) != SPACE)
-        class = class_at(++q, end, &n);
+        class = class_at(++q, end, &n);         /* the optional space */
     if (class != SPACE) {
         do q += n; while (q < end && class_at(q, end, &n) == class);
         return q;
     }
-    const uint8_t *last = q;
+    const uint8_t *last;                        /* the last character of the white space */
     do { last = q; q += n; } while (q < end && class_at(q, end, &n) == SPACE);
     return q < end && last > p ? last : q;
-}
-
-/* The first 16 bytes at p as two numbers, the byte at p lowest. */
-struct Pair64 { uint64_t low, high; };
-
-static inline struct Pair64 load16(const uint8_t *p)
-{
-    struct Pair64 x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-/* Bit i tells whether the byte p[i] is an ASCII letter, i < 16. */
-static inline unsigned letter_mask(const uint8_t *p)
-{
-#ifdef __SSE2__
-    typedef uint8_t bytes16 __attribute__((vector_size(16)));
-    typedef char chars16 __attribute__((vector_size(16)));
-    bytes16 x;
-    memcpy(&x, p, sizeof x);
-    return (unsigned)__builtin_ia32_pmovmskb128((chars16)((x | 32) - 'a' < 26));
-#else
-    /* In each byte, adding 0x1F to a lower-case letter, or 0x05 to what lies above z, reaches
-     * the top bit and goes no further; the product gathers the eight top bits. */
-    const uint64_t each = 0x0101010101010101u, part[2] = {load16(p).low, load16(p).high};
-    unsigned mask = 0;
-    for (int i = 0; i < 2; i++) {
-        const uint64_t y = (part[i] | 0x20 * each) & 0x7F * each;
-        const uint64_t top = (y + 0x1F * each) & ~(y + 0x05 * each) & ~part[i] & 0x80 * each;
-        mask |= (unsigned)((top >> 7) * 0x0102040810204080u >> 56) << 8 * i;
-    }
-    return mask;
-#endif
-}
-
-/* The same as plain_piece_end, faster for an optional space and up to 15 ASCII letters, which
- * nine pieces in ten of English are: 16 bytes are looked at in one step, and no branch depends
- * on the length. Bytes up to `readable` may be looked at; the one at `end`, if end < readable,
- * is no letter. */
-static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end,
-                                       const uint8_t *readable)
-{
-    if (readable - p >= 16) {
-        const unsigned space = *p == ' ';
-        const unsigned n = (unsigned)__builtin_ctz(~(letter_mask(p) | space));
-        if (n > space && n < 16 && p[n] < 128) return p + n;
-    }
-    return plain_piece_end(p, end);
 }
 
 /* ============================================================================================= */
 /* 3. Vocabulary                                                                                 */
 /* ============================================================================================= */
 
+/* A shard stores an id in 16 bits, hence at most 65,536 tokens. */
 enum { BYTES = 256, MAX_VOCABULARY = 65536, MAX_TOKEN_BYTES = 65535 };
-static const char *const END_OF_TEXT = "<|endoftext|>";
-enum { END_OF_TEXT_BYTES = 13 };
-
-/* Pairs of tokens -> the token that they make. Open addressing; a slot is pair << 32 | id + 1, 0
- * when empty, and at most half of the slots are taken. */
-struct PairTable { uint64_t *slots; int bits; };
+#define END_OF_TEXT "<|endoftext|>"
+enum { END_OF_TEXT_BYTES = sizeof END_OF_TEXT - 1 };
 
 struct Tokenizer {
-    int vocabulary;             /* 256 + merges + special tokens */
-    int eot;                    /* the id of <|endoftext|>: vocabulary - 1 */
-    uint64_t hash;              /* of the merges and special tokens: equal if all ids are equal */
+    int vocabulary;             /* V = 256 + merges + 1 */
     int merges;
-    uint16_t (*parts)[2];       /* (merges): token 256 + r is these two, one after the other */
-    struct PairTable pairs;
-    uint8_t *bytes;             /* all tokens, one after the other, in the order of their ids */
-    uint32_t *offset;           /* (vocabulary + 1) into bytes, after which 16 may be read */
-    size_t room;                /* of bytes */
-    struct Encoder *encoder;    /* tokenizer_encode's own */
+    int eot;                    /* the id of <|endoftext|>: V - 1 */
+    uint64_t hash;              /* of the list of merges */
+    uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
+    struct PairTable pairs;     /* (a, b) -> the token that is made of a and b */
+    uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
+    uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
+    size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
+    struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
 };
 
-/* GPT-2 numbers the bytes by how its files write them: first those that are visible characters of
- * Latin-1, then the others, 0-32, 127-160 and 173, which stand as U+0100, U+0101, ... */
+static inline int token_length(const struct Tokenizer *t, int id)
+{
+    return (int)(t->offset[id + 1] - t->offset[id]);
+}
+
+/* The bytes of a token; *length: how many. They are valid as long as no token is added. */
+static inline const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
+{
+    *length = token_length(t, id);
+    return t->bytes + t->offset[id];
+}
+
+/* GPT-2 numbers the bytes by how its files write them. The ids 0 to 187 are the bytes that are
+ * visible characters of Latin-1: "!" has the id 0, "a" 64. The other bytes follow in order: 0 to
+ * 32, 127 to 160, 173. A space has the id 220. */
 static uint8_t byte_of_id[BYTES], id_of_byte[BYTES];
 
 static bool visible(int byte)
@@ -223,84 +211,23 @@ static void prepare_bytes(void)
             }
 }
 
-enum { VISIBLE = 188 };         /* the number of bytes that are visible */
-
-/* The code point that stands for a byte, and back (-1 if none). */
-static uint32_t symbol_of_byte(uint8_t byte)
-{
-    return visible(byte) ? byte : 0x100 + (uint32_t)id_of_byte[byte] - VISIBLE;
-}
-
-static int byte_of_symbol(uint32_t c)
-{
-    if (c < BYTES) return visible((int)c) ? (int)c : -1;
-    return c < 0x100 + BYTES - VISIBLE ? byte_of_id[c - 0x100 + VISIBLE] : -1;
-}
-
-static const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
-{
-    *length = (int)(t->offset[id + 1] - t->offset[id]);
-    return t->bytes + t->offset[id];
-}
-
-/* --- Pairs --- */
-
-static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
-{
-    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
-}
-
-/* What stands for the pair, or -1. */
-static inline int pair_find(const struct PairTable *table, uint32_t pair)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
-        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
-    return -1;
-}
-
-/* The pair must be new, and there must be room. */
-static void pair_add(struct PairTable *table, uint32_t pair, int value)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    size_t i = pair_slot(table, pair);
-    while (table->slots[i]) i = (i + 1) & mask;
-    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(value + 1);
-}
-
-static struct PairTable pair_table(int bits)
-{
-    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), bits};
-}
-
-static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint32_t)b; }
-
-static inline int merged(const struct Tokenizer *t, int a, int b)
-{
-    return pair_find(&t->pairs, pair_of(a, b));
-}
-
-/* --- Making a vocabulary --- */
-
-/* A tokenizer of the 256 bytes, with room for `merges` more tokens. */
-static struct Tokenizer *tokenizer_new(int merges)
+/* A tokenizer of the 256 bytes; `merges` is the expected number of merges. Also fills the tables of
+ * sections 1 and 3, so one tokenizer must be made before anything is cut or encoded. */
+static struct Tokenizer *tokenizer_new(size_t merges)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
-    *t = (struct Tokenizer){.vocabulary = BYTES};
-    int bits = 10;
-    while ((1 << bits) < 2 * merges) bits++;
     prepare_classes();
     prepare_bytes();
-    t->pairs = pair_table(bits);
-    t->parts = resize(NULL, (size_t)merges * sizeof *t->parts);
+    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = pair_table(merges), .room = BYTES + 16};
+    t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
-    t->bytes = resize(NULL, t->room = BYTES + 16);
+    t->bytes = resize(NULL, t->room);
     memcpy(t->bytes, byte_of_id, BYTES);
     for (int i = 0; i <= BYTES; i++) t->offset[i] = i;
     return t;
 }
 
-/* The room for the n bytes of one more token, whose id is the old t->vocabulary. */
+/* Adds a token of n bytes, whose id is the old t->vocabulary. Returns where its bytes belong. */
 static uint8_t *add_token(struct Tokenizer *t, size_t n)
 {
     const size_t size = t->offset[t->vocabulary];
@@ -309,43 +236,399 @@ static uint8_t *add_token(struct Tokenizer *t, size_t n)
     return t->bytes + size;
 }
 
-/* Appends the token that is a and b, one after the other, and returns its id. */
+static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint32_t)b; }
+
+/* The token that the merge of a and b makes, or -1 if there is no such merge. */
+static inline int merged(const struct Tokenizer *t, int a, int b)
+{
+    return pair_find(&t->pairs, pair_of(a, b));
+}
+
+/* Adds the merge (a, b) to the end of the list; returns the id of its token. */
 static int add_merge(struct Tokenizer *t, int a, int b)
 {
-    const uint32_t *at = t->offset, a_bytes = at[a + 1] - at[a], b_bytes = at[b + 1] - at[b];
-    const int id = t->vocabulary;
-    uint8_t *bytes = add_token(t, a_bytes + b_bytes);
-    memcpy(bytes, t->bytes + at[a], a_bytes);
-    memcpy(bytes + a_bytes, t->bytes + at[b], b_bytes);
+    const int id = t->vocabulary, a_bytes = token_length(t, a), b_bytes = token_length(t, b);
+    uint8_t *bytes = add_token(t, (size_t)a_bytes + b_bytes);
+    memcpy(bytes, t->bytes + t->offset[a], a_bytes);
+    memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
     pair_add(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
-/* Adds the special tokens, `specials` separated by spaces and <|endoftext|>, and closes the
- * vocabulary. */
-static void add_specials(struct Tokenizer *t, const char *specials)
+/* Completes the vocabulary: adds <|endoftext|> and computes the hash. Models store the hash, so
+ * that none is used with another tokenizer. FNV-1a (Fowler, Noll, Vo), a merge at a time. */
+static void add_end_of_text(struct Tokenizer *t)
 {
-    struct Buffer all = {0};
-    append(&all, "%s %s", specials, END_OF_TEXT);
-    t->hash = 0xCBF29CE484222325u;          /* FNV-1a (Fowler, Noll, Vo), over 32 bits at a time */
+    const uint64_t prime = 0x100000001B3u;
+    t->hash = 0xCBF29CE484222325u;
     for (int r = 0; r < t->merges; r++)
-        t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * 0x100000001B3u;
-    for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " ")) {
-        if (t->vocabulary == MAX_VOCABULARY)
-            die("more than %d tokens with the special ones. Use fewer.", MAX_VOCABULARY);
-        t->eot = t->vocabulary;
-        memcpy(add_token(t, strlen(word)), word, strlen(word));
-        for (char *s = word; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * 0x100000001B3u;
-    }
-    free(all.data);
+        t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * prime;
+    for (const char *s = END_OF_TEXT; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * prime;
+    t->eot = t->vocabulary;
+    memcpy(add_token(t, END_OF_TEXT_BYTES), END_OF_TEXT, END_OF_TEXT_BYTES);
 }
 
-/* --- Reading merges.txt: "#version: 0.2", then a merge a line, "Ġ lo" --- */
+/* ============================================================================================= */
+/* 4. Merging a piece                                                                            */
+/* ============================================================================================= */
 
-/* Byte strings -> ids, while a file is read. Open addressing over id + 1. */
-struct Names { const struct Tokenizer *tokenizer; uint32_t *slots; size_t mask; };
+enum { SHORT_PIECE = 48 };      /* bytes; merge_long (7) merges longer pieces, with equal results */
+
+/* Merges a piece of n bytes, 0 < n <= SHORT_PIECE, by the definition: of all pairs of neighbours
+ * that have a merge, merge the one that was learned first; repeat. out (n): the tokens. Returns
+ * their number.
+ *
+ *    made[i]: the token that out[i] and out[i + 1] make, or NONE
+ *
+ * The pair that was learned first makes the smallest id, so the smallest made[i] is merged. If the
+ * same pair occurs twice, the left one is merged first. A merge changes made[i] only beside it. */
+static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, uint16_t *out)
+{
+    const uint32_t NONE = (uint32_t)-1;         /* -1 of `merged`: larger than every id */
+    uint32_t made[SHORT_PIECE];
+    for (int i = 0; i < n; i++) out[i] = id_of_byte[piece[i]];
+    for (int i = 0; i + 1 < n; i++) made[i] = merged(t, out[i], out[i + 1]);
+    for (made[n - 1] = NONE; ; ) {
+        int best = 0;
+        for (int i = 1; i + 1 < n; i++) if (made[i] < made[best]) best = i;
+        if (made[best] == NONE) return n;
+        out[best] = (uint16_t)made[best];
+        n--;
+        for (int i = best + 1; i < n; i++) { out[i] = out[i + 1]; made[i - 1] = made[i]; }
+        made[n - 1] = NONE;                     /* the last token has no right neighbour */
+        if (best > 0) made[best - 1] = merged(t, out[best - 1], out[best]);
+        if (best + 1 < n) made[best] = merged(t, out[best], out[best + 1]);
+    }
+}
+
+/* ============================================================================================= */
+/* 5. Learning the merges                                                                        */
+/* ============================================================================================= */
+
+/* A text has many pieces, but far fewer different ones. Each different piece is a word here and
+ * carries the number of times that it occurs. So the time of learning depends on the number of
+ * words, not on the length of the text.
+ *
+ * A merge changes only the words that contain its pair, and in these words only the pairs beside
+ * it. Therefore all counts are computed once and then updated. */
+
+struct Word { size_t at; uint32_t length; int64_t count; };     /* ids[at .. at + length) */
+
+/* A pair of neighbouring tokens. */
+struct PairCount {
+    int64_t count;              /* how often it occurs in the texts now */
+    uint32_t pair;              /* pair_of(a, b) */
+    uint32_t *words;            /* (places): the words that contain it, or did before a merge */
+    uint32_t places, room;
+};
+
+struct Trainer {
+    uint16_t *ids;              /* the tokens of all words, back to back */
+    size_t size;                /* of ids */
+    struct Word *words;
+    uint32_t word_count;
+    struct PairCount *pairs;    /* all pairs that occur or have occurred */
+    int pair_count, pair_room;
+    struct PairTable index;     /* pair -> its index in pairs */
+    struct Heap heap;           /* key: count; id: pair; index: in pairs */
+};
+
+/* An empty trainer with room for `words` words of `bytes` bytes in all. */
+static struct Trainer trainer_new(size_t words, size_t bytes)
+{
+    struct Trainer t = {.index = pair_table(1 << 15)};
+    t.ids = resize(NULL, bytes * sizeof *t.ids);
+    t.words = resize(NULL, words * sizeof *t.words);
+    return t;
+}
+
+static void trainer_free(struct Trainer *t)
+{
+    for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
+    pair_table_free(&t->index);
+    free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
+}
+
+/* The index of the pair in t->pairs; a new pair is added with the count 0. */
+static int pair_index(struct Trainer *t, uint32_t pair)
+{
+    const int found = pair_find(&t->index, pair);
+    if (found >= 0) return found;
+    if (t->pair_count == t->pair_room)
+        t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
+    t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
+    pair_add(&t->index, pair, t->pair_count);
+    return t->pair_count++;
+}
+
+/* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
+ * often if change < 0. */
+static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
+{
+    const int index = pair_index(t, pair_of(a, b));
+    struct PairCount *p = &t->pairs[index];
+    p->count += change;
+    if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
+    if (p->places == p->room)
+        p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
+    p->words[p->places++] = word;
+}
+
+/* Adds a word of n bytes that occurs `count` times, and counts its pairs. */
+static void add_word(struct Trainer *t, const uint8_t *bytes, size_t n, int64_t count)
+{
+    uint16_t *ids = t->ids + t->size;
+    for (size_t i = 0; i < n; i++) ids[i] = id_of_byte[bytes[i]];
+    for (size_t i = 0; i + 1 < n; i++)
+        change_count(t, ids[i], ids[i + 1], count, t->word_count);
+    t->words[t->word_count++] = (struct Word){t->size, (uint32_t)n, count};
+    t->size += n;
+}
+
+/* Replaces every a b in a word by the token `made`. In x a b y, the pairs (x, a) and (b, y) go and
+ * (x, made) and (made, y) come. The word becomes shorter in place. */
+static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
+{
+    uint16_t *ids = t->ids + t->words[word].at;
+    const int64_t count = t->words[word].count;
+    const uint32_t length = t->words[word].length;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < length; i++) {
+        if (ids[i] != a || i + 1 == length || ids[i + 1] != b) {
+            ids[kept++] = ids[i];
+            continue;
+        }
+        if (kept) {                             /* x is ids[kept - 1], which may be `made` itself */
+            change_count(t, ids[kept - 1], a, -count, word);
+            change_count(t, ids[kept - 1], made, count, word);
+        }
+        if (i + 2 < length) {                   /* y is ids[i + 2] */
+            change_count(t, b, ids[i + 2], -count, word);
+            change_count(t, made, ids[i + 2], count, word);
+        }
+        ids[kept++] = (uint16_t)made;
+        i++;
+    }
+    t->words[word].length = kept;
+}
+
+/* Puts the pairs from number `first` on into the heap, unless they occur no more. */
+static void push_pairs(struct Trainer *t, int first)
+{
+    for (int i = first; i < t->pair_count; i++)
+        if (t->pairs[i].count > 0)
+            heap_push(&t->heap, (struct Entry){t->pairs[i].count, t->pairs[i].pair, i});
+}
+
+/* Merges a pair in all words that contain it. Pairs with the new token are new; they are pushed
+ * when all words are done and their counts are complete. */
+static void merge_pair(struct Trainer *t, int index, int made)
+{
+    const struct PairCount p = t->pairs[index];     /* a copy: merge_word may move t->pairs */
+    const int first = t->pair_count;
+    for (uint32_t i = 0; i < p.places; i++)
+        merge_word(t, p.words[i], (int)(p.pair >> 16), (int)(p.pair & 0xFFFF), made);
+    free(p.words);
+    t->pairs[index] = (struct PairCount){.pair = p.pair};
+    push_pairs(t, first);
+}
+
+/* Learns merges until the tokenizer has `wanted` of them: merges the most frequent pair, of equal
+ * counts the one with the smallest ids, again and again. Stops early if no pair occurs min_count
+ * times. Pairs that would make a token of more than max_bytes are passed over. A count is exact
+ * as the key of an entry, a double, below 2^53.
+ *
+ * The heap holds each pair once, with its count at the time of the push. The true count may have
+ * become smaller, but not larger: only pairs with a new token become more frequent, and they are
+ * pushed after that. Hence an entry that is popped and still right is the maximum of all pairs;
+ * one that is out of date is pushed again with its true count. */
+static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, int64_t min_count,
+                         int max_bytes)
+{
+    const double start = seconds();
+    double shown = start;
+    push_pairs(t, 0);
+    while (out->merges < wanted && t->heap.size) {
+        struct Entry top = heap_pop(&t->heap);
+        const int64_t count = t->pairs[top.index].count;
+        if (count != (int64_t)top.key) {
+            top.key = count;
+            if (count > 0) heap_push(&t->heap, top);
+            continue;
+        }
+        if (count < min_count) break;
+        const int a = (int)(top.id >> 16), b = (int)(top.id & 0xFFFF);
+        if (token_length(out, a) + token_length(out, b) > max_bytes) continue;
+        merge_pair(t, top.index, add_merge(out, a, b));
+        show_merging(out->merges, wanted, start, &shown);
+    }
+}
+
+/* ============================================================================================= */
+/* Part II: speed, files, commands                                                               */
+/* ============================================================================================= */
+
+/* ============================================================================================= */
+/* 6. Tables                                                                                     */
+/* ============================================================================================= */
+
+/* --- Pairs of tokens -> numbers. Open addressing: a slot is pair << 32 | number + 1, or 0 --- */
+
+static struct PairTable pair_table(size_t pairs)
+{
+    int bits = 10;
+    while ((size_t)1 << bits < 2 * pairs) bits++;
+    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), 0, bits};
+}
+
+static void pair_table_free(struct PairTable *table)
+{
+    release(table->slots, sizeof(uint64_t) << table->bits);
+}
+
+/* The slot at which the search for a pair begins: the top bits of a product (Fibonacci hashing). */
+static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
+{
+    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
+}
+
+static inline int pair_find(const struct PairTable *table, uint32_t pair)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
+        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
+    return -1;
+}
+
+/* At most half of the slots are used, so that a search ends after few steps. */
+static void pair_add(struct PairTable *table, uint32_t pair, int number)
+{
+    const size_t slots = (size_t)1 << table->bits;
+    if (2 * table->count >= slots) {
+        struct PairTable larger = pair_table(slots);
+        for (size_t i = 0; i < slots; i++)
+            if (table->slots[i])
+                pair_add(&larger, table->slots[i] >> 32, (int)(uint32_t)table->slots[i] - 1);
+        pair_table_free(table);
+        *table = larger;
+    }
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    size_t i = pair_slot(table, pair);
+    while (table->slots[i]) i = (i + 1) & mask;
+    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(number + 1);
+    table->count++;
+}
+
+/* --- The heap: the children of entry i are the entries 2 i + 1 and 2 i + 2 --- */
+
+static inline bool heap_before(const struct Entry *a, const struct Entry *b)
+{
+    return a->key != b->key ? a->key > b->key : a->id < b->id;
+}
+
+/* Moves entry i down until it comes before its children, which must be heaps already. */
+static void heap_sift_down(struct Heap *h, size_t i)
+{
+    struct Entry *e = h->entries;
+    const struct Entry moved = e[i];
+    for (size_t child; (child = 2 * i + 1) < h->size; i = child) {
+        if (child + 1 < h->size && heap_before(&e[child + 1], &e[child])) child++;
+        if (!heap_before(&e[child], &moved)) break;
+        e[i] = e[child];
+    }
+    e[i] = moved;
+}
+
+static void heap_push(struct Heap *h, struct Entry entry)
+{
+    if (h->size == h->room)
+        h->entries = resize(h->entries, (h->room = 2 * h->room + 1024) * sizeof *h->entries);
+    size_t i = h->size++;
+    for (; i > 0 && heap_before(&entry, &h->entries[(i - 1) / 2]); i = (i - 1) / 2)
+        h->entries[i] = h->entries[(i - 1) / 2];
+    h->entries[i] = entry;
+}
+
+/* The entry that is taken out stays in memory at entries[size], so that popping all entries of an
+ * array sorts it, the first entry of the heap last. */
+static struct Entry heap_pop(struct Heap *h)
+{
+    const struct Entry top = h->entries[0];
+    h->entries[0] = h->entries[--h->size];
+    h->entries[h->size] = top;
+    heap_sift_down(h, 0);
+    return top;
+}
+
+/* --- Words: up to 15 bytes are one number of 16 bytes, the bytes, zeros and the length --- */
+
+enum { WORD_BYTES = 15 };
+
+struct Bytes16 { uint64_t low, high; };     /* the first byte is the lowest of low */
+
+static inline struct Bytes16 load16(const uint8_t *p)
+{
+    struct Bytes16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* The key of n <= WORD_BYTES bytes at p. Memory may be read up to `readable`; if that is at least
+ * 16 bytes, one load and one mask are enough. */
+static inline struct Bytes16 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
+{
+    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255,
+                                     255, 255, 255, 255, 255, 255, 255, 255};
+    struct Bytes16 key = {0, 0};
+    if (readable - p >= 16) {
+        const struct Bytes16 keep = load16(KEEP + 16 - n), x = load16(p);
+        key = (struct Bytes16){x.low & keep.low, x.high & keep.high};
+    } else
+        memcpy(&key, p, n);
+    key.high |= (uint64_t)n << 56;
+    return key;
+}
+
+static inline bool same_key(struct Bytes16 a, struct Bytes16 b)
+{
+    return !((a.low ^ b.low) | (a.high ^ b.high));
+}
+
+/* A 128-bit product, folded to 64 bits, so that each bit of the key changes all bits of the hash
+ * (wyhash by Wang Yi). */
+static inline uint64_t key_hash(struct Bytes16 key)
+{
+    const unsigned __int128 product =
+        (unsigned __int128)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* --- Words -> numbers --- */
+
+/* The key of a longer word holds a hash and, beside LONG_WORD, the length; `bytes` is a copy. */
+struct WordSlot { struct Bytes16 key; int64_t number; uint8_t *bytes; };
+static const uint64_t LONG_WORD = 0xFFull << 56;        /* no short word has the length 255 */
+
+/* Open addressing: the number of an empty slot is 0, and at most half of the slots are used. */
+struct WordTable { struct WordSlot *slots; size_t count; int bits; };
+
+static struct WordTable word_table(int bits)
+{
+    return (struct WordTable){allocate_zeroed(sizeof(struct WordSlot) << bits), 0, bits};
+}
+
+static void word_table_free(struct WordTable *table)
+{
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
+    release(table->slots, sizeof(struct WordSlot) << table->bits);
+}
+
+static inline size_t word_length(const struct WordSlot *w)
+{
+    return w->key.high < LONG_WORD ? w->key.high >> 56 : w->key.high & ~LONG_WORD;
+}
 
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
@@ -354,167 +637,463 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
     return h;
 }
 
-/* The id of the token with these bytes, or -1. `slot` is where it is or belongs. */
-static int name_find(const struct Names *names, const uint8_t *bytes, size_t n, size_t *slot)
+/* The key of a word of any length. */
+static inline struct Bytes16 table_key(const uint8_t *p, size_t n, const uint8_t *readable)
 {
-    size_t i = hash_bytes(bytes, n) & names->mask;
-    for (; names->slots[i]; i = (i + 1) & names->mask) {
-        int length, id = (int)names->slots[i] - 1;
-        const uint8_t *token = tokenizer_piece(names->tokenizer, id, &length);
-        if ((size_t)length == n && !memcmp(token, bytes, n)) break;
+    return n <= WORD_BYTES ? word_key(p, n, readable)
+                           : (struct Bytes16){hash_bytes(p, n), n | LONG_WORD};
+}
+
+/* The slot of a word, or the empty slot where it belongs. */
+static inline struct WordSlot *word_find(const struct WordTable *table, struct Bytes16 key,
+                                         const uint8_t *bytes)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
+        struct WordSlot *w = &table->slots[i];
+        if (!w->number) return w;
+        if (same_key(w->key, key)
+            && (key.high < LONG_WORD || !memcmp(w->bytes, bytes, key.high & ~LONG_WORD))) return w;
     }
-    *slot = i;
-    return (int)names->slots[i] - 1;
 }
 
-static void name_add(struct Names *names, int id)
+static void word_table_grow(struct WordTable *table)
 {
-    int length;
-    size_t slot;
-    const uint8_t *bytes = tokenizer_piece(names->tokenizer, id, &length);
-    name_find(names, bytes, length, &slot);
-    names->slots[slot] = (uint32_t)id + 1;
+    struct WordTable larger = word_table(table->bits + 1);
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
+        const struct WordSlot *w = &table->slots[i];
+        if (w->number) *word_find(&larger, w->key, w->bytes) = *w;
+    }
+    larger.count = table->count;
+    release(table->slots, sizeof(struct WordSlot) << table->bits);
+    *table = larger;
 }
 
-/* The symbol at *at, up to `stop` or a space, as bytes; its id, -1 if it is no token, or -2 if
- * it is not written in the 256 symbols. */
-static int read_symbol(const struct Names *names, const char **at, const char *stop)
+/* Adds n > 0 to the number of a word, which is 0 for a new word. */
+static inline void word_add(struct WordTable *table, struct Bytes16 key, const uint8_t *bytes,
+                            int64_t n)
+{
+    struct WordSlot *w = word_find(table, key, bytes);
+    if (!w->number) {
+        const size_t copied = key.high >= LONG_WORD ? key.high & ~LONG_WORD : 0;
+        *w = (struct WordSlot){key, 0, copied ? memcpy(resize(NULL, copied), bytes, copied) : NULL};
+        table->count++;
+    }
+    w->number += n;
+    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
+}
+
+/* --- Progress --- */
+
+static void show_merging(int done, int wanted, double start, double *shown)
+{
+    if (!live() || seconds() - *shown <= 0.1) return;
+    *shown = seconds();
+    progress(false, "merging %d of %d  %s left", done, wanted,
+             duration((*shown - start) / done * (wanted - done)));
+}
+
+/* ============================================================================================= */
+/* 7. Speed                                                                                      */
+/* ============================================================================================= */
+
+/* --- Finding pieces, 16 bytes at a time --- */
+
+/* Bit i is set if the byte p[i], i < 16, is an ASCII letter. Eight bytes are one number: in each,
+ * bit 5 is set (lower case) and bit 7 cleared; then adding 0x1F sets bit 7 if the byte is >= 'a',
+ * adding 0x05 if it is > 'z', and no sum carries into the next byte. The product gathers the eight
+ * bits. */
+static inline unsigned letter_mask(const uint8_t *p)
+{
+    const uint64_t each = 0x0101010101010101u, part[2] = {load16(p).low, load16(p).high};
+    unsigned mask = 0;
+    for (int i = 0; i < 2; i++) {
+        const uint64_t y = (part[i] | 0x20 * each) & 0x7F * each;
+        const uint64_t top = (y + 0x1F * each) & ~(y + 0x05 * each) & ~part[i] & 0x80 * each;
+        mask |= (unsigned)((top >> 7) * 0x0102040810204080u >> 56) << 8 * i;
+    }
+    return mask;
+}
+
+/* The same as plain_piece_end. An optional space and up to 15 ASCII letters, nine pieces in ten of
+ * an English text, are found in one step without a branch on their length. Memory may be read up
+ * to `readable` >= end; if readable > end, the byte at `end` must not be a letter. */
+static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end,
+                                       const uint8_t *readable)
+{
+    if (readable - p >= 16) {
+        const unsigned space = *p == ' ';
+        const unsigned n = (unsigned)__builtin_ctz(~(letter_mask(p) | space));
+        if (n > space && n < 16 && p[n] < 128) return p + n;
+    }
+    return plain_piece_end(p, end);
+}
+
+/* --- The cache of words: most pieces have been merged before --- */
+
+/* A slot is half a cache line. A word can be in either of the two slots of one line, the newer one
+ * first; a third word replaces the older. Longer words, and those of more tokens, are not kept. */
+enum { CACHE_BITS = 18, CACHE_IDS = 7 };
+struct Slot { struct Bytes16 key; uint16_t ids[CACHE_IDS], count; };
+static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
+
+/* What one thread needs to encode. */
+struct Encoder {
+    const struct Tokenizer *tokenizer;
+    struct Slot *cache;
+    uint16_t *ids;              /* (room): of tokenizer_encode */
+    size_t room;
+    int64_t pieces, single;     /* counted for `stats`: pieces, and pieces of one token */
+};
+
+/* n encoders, one for each thread. */
+static struct Encoder *encoders_new(const struct Tokenizer *t, int n)
+{
+    struct Encoder *e = resize(NULL, n * sizeof *e);
+    for (int i = 0; i < n; i++)
+        e[i] = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(CACHE_BYTES)};
+    return e;
+}
+
+static void encoders_free(struct Encoder *e, int n)
+{
+    for (int i = 0; e && i < n; i++) {
+        release(e[i].cache, CACHE_BYTES);
+        free(e[i].ids);
+    }
+    free(e);
+}
+
+static void tokenizer_free(struct Tokenizer *t)
+{
+    encoders_free(t->encoder, 1);
+    pair_table_free(&t->pairs);
+    free(t->parts); free(t->bytes); free(t->offset);
+    free(t);
+}
+
+/* --- Long pieces: one sweep over the list of merges --- */
+
+/* The time of merge_short grows with the square of the length. Here a piece is a doubly linked
+ * list of tokens, and each merge has a list of the places where it may apply. A merge makes new
+ * pairs only with its own token, and their merges are later in the list of merges. So one sweep
+ * over the merges, in order, does all of them, in a time that grows linearly. The memory is about
+ * 36 bytes for each byte of the piece. */
+struct Sweep {
+    const struct Tokenizer *tokenizer;
+    uint32_t n;                 /* the length of the piece, in bytes */
+    struct { uint32_t next, before; uint16_t id; } *tokens;     /* (n) by their first byte */
+    struct { uint32_t at, next; } *places;      /* (3 n) linked by index; 0 ends a list */
+    uint32_t place_count;
+    uint32_t first[MAX_VOCABULARY];             /* of the list of the merge that makes this id */
+    uint64_t waiting[MAX_VOCABULARY / 64];      /* one bit for each id: the list is not empty */
+};
+
+/* If the token at `at` and the next one have a merge, adds the place to the list of that merge. */
+static void add_place(struct Sweep *s, uint32_t at)
+{
+    const uint32_t right = s->tokens[at].next;
+    if (right >= s->n) return;
+    const int made = merged(s->tokenizer, s->tokens[at].id, s->tokens[right].id);
+    if (made < 0) return;
+    const uint64_t bit = 1ull << (made & 63);
+    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
+    s->first[made] = ++s->place_count;
+    s->places[s->place_count].at = at;
+    s->places[s->place_count].next = first;
+    s->waiting[made >> 6] |= bit;
+}
+
+/* Applies the merge that makes `made` at those of its places where both parts still are. In a run
+ * of equal tokens, as in "aaa", the first two are merged first; so a run is merged from its start
+ * when the first of its places is met. */
+static void sweep_merge(struct Sweep *s, int made)
+{
+    const int a = s->tokenizer->parts[made - BYTES][0], b = s->tokenizer->parts[made - BYTES][1];
+    for (uint32_t place = s->first[made]; place; place = s->places[place].next) {
+        uint32_t at = s->places[place].at, right;
+        if (s->tokens[at].id != a) continue;
+        while (a == b && at && s->tokens[s->tokens[at].before].id == a) at = s->tokens[at].before;
+        for (; at < s->n && s->tokens[at].id == a; at = s->tokens[at].next) {
+            right = s->tokens[at].next;
+            if (right >= s->n || s->tokens[right].id != b) break;
+            const uint32_t next = s->tokens[at].next = s->tokens[right].next;
+            s->tokens[at].id = (uint16_t)made;
+            s->tokens[right].id = UINT16_MAX;       /* an id that no merge contains */
+            if (next < s->n) s->tokens[next].before = at;
+            if (at) add_place(s, s->tokens[at].before);
+            add_place(s, at);
+        }
+    }
+}
+
+/* Merges a piece of any length, with the same result as merge_short. */
+static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
+{
+    if (n >= 1u << 30)
+        die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+    struct Sweep *s = resize(NULL, sizeof *s);
+    memset(s->waiting, 0, sizeof s->waiting);
+    s->tokenizer = t;
+    s->n = (uint32_t)n;
+    s->place_count = 0;
+    s->tokens = resize(NULL, n * sizeof *s->tokens);
+    s->places = resize(NULL, 3 * n * sizeof *s->places);        /* two new ones for each merge */
+    for (uint32_t i = 0; i < n; i++) {
+        s->tokens[i].id = id_of_byte[piece[i]];
+        s->tokens[i].next = i + 1;
+        s->tokens[i].before = i - 1;
+    }
+    for (uint32_t i = s->n; i-- > 0; ) add_place(s, i);
+    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
+        while (s->waiting[word]) {
+            const int bit = __builtin_ctzll(s->waiting[word]);
+            s->waiting[word] &= s->waiting[word] - 1;
+            sweep_merge(s, word * 64 + bit);
+        }
+    size_t count = 0;
+    for (uint32_t i = 0; i < n; i = s->tokens[i].next) out[count++] = s->tokens[i].id;
+    free(s->tokens); free(s->places); free(s);
+    return count;
+}
+
+/* --- Texts --- */
+
+/* A piece that was found, and the cache line where its tokens may be. A piece that is too long for
+ * the cache has the key 0. */
+struct Piece { const uint8_t *text; size_t n; struct Bytes16 key; struct Slot *line; };
+
+/* Merges a piece that is not in the cache and stores it there. Returns the number of ids. */
+__attribute__((noinline))
+static size_t encode_piece(const struct Encoder *e, const struct Piece *piece, uint16_t *out)
+{
+    const struct Tokenizer *t = e->tokenizer;
+    const size_t n = piece->n;
+    const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, piece->text, (int)n, out)
+                                          : merge_long(t, piece->text, n, out);
+    if (piece->key.high && count <= CACHE_IDS) {
+        struct Slot *line = piece->line;
+        line[1] = line[0];
+        line[0] = (struct Slot){.key = piece->key, .count = (uint16_t)count};
+        memcpy(line[0].ids, out, count * sizeof *out);
+    }
+    return count;
+}
+
+/* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
+ * `readable` see piece_end.
+ *
+ * Up to 32 pieces are found first and their cache lines prefetched, and only then they are looked
+ * up. Waiting for each line instead would take more time than all other work. */
+static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end,
+                          const uint8_t *readable, uint16_t *out)
+{
+    enum { AHEAD = 32 };
+    struct Piece pieces[AHEAD];
+    uint16_t *o = out;
+    int64_t single = 0;
+    while (p < end) {
+        int found = 0;
+        for (const uint8_t *next; found < AHEAD && p < end; p = next) {
+            next = piece_end(p, end, readable);
+            const size_t n = next - p;
+            const struct Bytes16 none = {0, 0};
+            const struct Bytes16 key = n <= WORD_BYTES ? word_key(p, n, readable) : none;
+            struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
+            __builtin_prefetch(line);
+            pieces[found++] = (struct Piece){p, n, key, line};
+        }
+        e->pieces += found;
+        for (int i = 0; i < found; i++) {
+            const struct Bytes16 key = pieces[i].key;
+            const struct Slot *slot = pieces[i].line;
+            slot += !same_key(slot->key, key);      /* the first or the second, without a branch */
+            size_t count = slot->count;
+            if (same_key(slot->key, key) && key.high)
+                memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
+            else count = encode_piece(e, &pieces[i], o);
+            single += count == 1;
+            o += count;
+        }
+    }
+    e->single += single;
+    return o - out;
+}
+
+/* Encodes a text of n bytes; ids needs room for n. Returns their number. <|endoftext|> in the text
+ * is ordinary text. One tokenizer must not be used by two threads at once. */
+static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
+{
+    if (!t->encoder) t->encoder = encoders_new(t, 1);
+    struct Encoder *e = t->encoder;
+    if (n > INT_MAX) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+    if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
+    const uint8_t *p = (const uint8_t *)text;
+    const size_t count = encode_text(e, p, p + n, p + n, e->ids);
+    for (size_t i = 0; i < count; i++) ids[i] = e->ids[i];
+    return (int)count;
+}
+
+/* ============================================================================================= */
+/* 8. Files                                                                                      */
+/* ============================================================================================= */
+
+/* Files write each byte as a character: a visible one as itself, the others as U+0100, U+0101, ...
+ * in the order of their ids. A space is U+0120, Ġ. */
+enum { VISIBLE = 188 };         /* the number of visible bytes */
+
+static uint32_t symbol_of_byte(uint8_t byte)
+{
+    return visible(byte) ? byte : 0x100 + (uint32_t)id_of_byte[byte] - VISIBLE;
+}
+
+/* The byte that a character is written for, or -1. */
+static int byte_of_symbol(uint32_t c)
+{
+    if (c < BYTES) return visible((int)c) ? (int)c : -1;
+    return c < 0x100 + BYTES - VISIBLE ? byte_of_id[c - 0x100 + VISIBLE] : -1;
+}
+
+/* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
+
+enum { READER_SLOTS = 2 * MAX_VOCABULARY };
+
+struct MergesReader {
+    struct Tokenizer *tokenizer;
+    uint32_t *slots;            /* (READER_SLOTS): id + 1, or 0; a hash table by a token's bytes */
+    const char *path;
+    int line;                   /* its number in the file, from 1 */
+};
+
+/* The slot of the token with these bytes, or the empty slot where it belongs. */
+static uint32_t *find_token(const struct MergesReader *r, const uint8_t *bytes, size_t n)
+{
+    for (size_t i = hash_bytes(bytes, n); ; i++) {
+        uint32_t *slot = &r->slots[i % READER_SLOTS];
+        int length;
+        if (!*slot) return slot;
+        const uint8_t *token = tokenizer_piece(r->tokenizer, (int)*slot - 1, &length);
+        if ((size_t)length == n && !memcmp(token, bytes, n)) return slot;
+    }
+}
+
+/* What is shown of a long line in a message: its first 80 bytes. */
+static int shown_length(const char *text, const char *stop)
+{
+    return stop - text > 80 ? 80 : (int)(stop - text);
+}
+
+/* The id of the token that text .. stop writes. Dies if there is none. */
+static int read_token(const struct MergesReader *r, const char *text, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
-    size_t n = 0, slot;
-    while (*at < stop && **at != ' ') {
-        uint32_t c = (uint8_t)*(*at)++;
-        const bool pair = c >= 0xC2 && c < 0xC8 && *at < stop && (**at & 0xC0) == 0x80;
-        if (pair) c = (c & 0x1F) << 6 | (*(*at)++ & 0x3F);
-        const int byte = pair || c < 0x80 ? byte_of_symbol(c) : -1;
-        if (byte < 0 || n == sizeof bytes) return -2;
+    size_t n = 0;
+    for (const char *s = text; s < stop; ) {
+        uint32_t c;
+        const int length = utf8_decode((const uint8_t *)s, stop - s, &c);
+        const int byte = length > 0 ? byte_of_symbol(c) : -1;
+        if (byte < 0 || n == sizeof bytes)
+            die("%s: line %d: \"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the "
+                "file.", r->path, r->line, shown_length(text, stop), text);
         bytes[n++] = (uint8_t)byte;
+        s += length;
     }
-    return name_find(names, bytes, n, &slot);
+    const int id = (int)*find_token(r, bytes, n) - 1;
+    if (id < 0)
+        die("%s: line %d: \"%.*s\" is no token yet: a merge that makes it must come first. Replace "
+            "the file.", r->path, r->line, shown_length(text, stop), text);
+    return id;
 }
 
-__attribute__((noreturn, format(printf, 3, 4)))
-static void die_at_line(const char *path, int line, const char *format, ...)
+/* Enters a token into the slots. Returns an earlier token with the same bytes, or -1. */
+static int enter_token(struct MergesReader *r, int id)
 {
-    va_list arguments;
-    char what[512];
-    va_start(arguments, format);
-    vsnprintf(what, sizeof what, format, arguments);
-    va_end(arguments);
-    die("%s: line %d: %s", path, line, what);
+    int n;
+    const uint8_t *bytes = tokenizer_piece(r->tokenizer, id, &n);
+    uint32_t *slot = find_token(r, bytes, n);
+    const int earlier = (int)*slot - 1;
+    if (earlier < 0) *slot = (uint32_t)id + 1;
+    return earlier;
 }
 
-/* Appends the merge that the line holds, or ends the program. */
-static void read_merge(struct Tokenizer *t, struct Names *names, const char *path, int line,
-                       const char *text, const char *stop)
+/* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
+ * make a new one. */
+static void read_merge(struct MergesReader *r, const char *text, const char *stop)
 {
-    const char *at = text, *middle = memchr(text, ' ', stop - text);
-    const int shown = stop - text > 80 ? 80 : (int)(stop - text);
+    struct Tokenizer *t = r->tokenizer;
+    const char *middle = memchr(text, ' ', stop - text);
+    const int shown = shown_length(text, stop);
     if (!middle || middle == text || middle + 1 == stop
         || memchr(middle + 1, ' ', stop - middle - 1))
-        die_at_line(path, line,
-                    "\"%.*s\" is not two symbols with one space between. Replace the file.",
-                    shown, text);
-    int id[2];
-    for (int i = 0; i < 2; i++, at++) {
-        const char *symbol = at;
-        id[i] = read_symbol(names, &at, i ? stop : middle);
-        const int n = (int)((i ? stop : middle) - symbol), length = n > 80 ? 80 : n;
-        if (id[i] == -2)
-            die_at_line(path, line,
-                        "\"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
-                        length, symbol);
-        if (id[i] == -1)
-            die_at_line(path, line,
-                        "\"%.*s\" is no token yet: a merge that makes it must come first. "
-                        "Replace the file.", length, symbol);
-    }
+        die("%s: line %d: \"%.*s\" is not two symbols with one space between. Replace the file.",
+            r->path, r->line, shown, text);
+    const int a = read_token(r, text, middle), b = read_token(r, middle + 1, stop);
     if (t->vocabulary == MAX_VOCABULARY - 1)
-        die_at_line(path, line,
-                    "more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
-                    MAX_VOCABULARY);
-    int a_bytes, b_bytes;
-    tokenizer_piece(t, id[0], &a_bytes);
-    tokenizer_piece(t, id[1], &b_bytes);
-    if (a_bytes + b_bytes > MAX_TOKEN_BYTES)
-        die_at_line(path, line, "a token of more than %d bytes is not supported. Remove the line.",
-                    MAX_TOKEN_BYTES);
-    const size_t start = t->offset[t->vocabulary];
-    const int made = add_merge(t, id[0], id[1]);
-    size_t slot;
-    const int before = name_find(names, t->bytes + start, a_bytes + b_bytes, &slot);
-    if (before >= 0)
-        die_at_line(path, line, "\"%.*s\" makes a token that line %d makes. Remove one of them.",
-                    shown, text, line - (made - before));
-    names->slots[slot] = (uint32_t)made + 1;
+        die("%s: line %d: more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
+            r->path, r->line, MAX_VOCABULARY);
+    if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
+        die("%s: line %d: a token of more than %d bytes is not supported. Remove the line.",
+            r->path, r->line, MAX_TOKEN_BYTES);
+    const int made = add_merge(t, a, b), earlier = enter_token(r, made);
+    if (earlier >= 0)
+        die("%s: line %d: \"%.*s\" makes a token that line %d makes. Remove one of them.", r->path,
+            r->line, shown, text, r->line - (made - earlier));
 }
 
-/* The special tokens that the first line names: "#version: 0.2 special: <|a|> <|b|>". */
-static char *read_specials(const char *text, const char *stop)
+/* Dies if the first line, text .. stop, names special tokens, as older tokenizers could have. */
+static void check_first_line(const char *path, const char *text, const char *stop)
 {
-    char *line = text_of("%.*s", (int)(stop - text > 65536 ? 65536 : stop - text), text);
-    char *found = strstr(line, " special: ");
-    char *specials = text_of("%s", found ? found + 10 : "");
-    free(line);
-    return specials;
+    static const char names[] = " special: ";
+    for (; (text = memchr(text, ' ', stop - text)); text++)
+        if (stop - text >= 10 && !memcmp(text, names, 10))
+            die("%s: line 1 names special tokens, but only %s is supported. Train a tokenizer "
+                "without them.", path, END_OF_TEXT);
 }
 
 static struct Tokenizer *read_merges(const char *path)
 {
     const struct Bytes file = map_file(path);
     const char *at = file.data, *end = file.data + file.size;
-    int lines = 1;
-    for (const char *s = at; s < end && (s = memchr(s, '\n', end - s)); s++) lines++;
-    if (lines > MAX_VOCABULARY) lines = MAX_VOCABULARY;
-    struct Tokenizer *t = tokenizer_new(lines);
-    struct Names names = {t, NULL, 4096 - 1};
-    while (names.mask < 2 * (size_t)(lines + BYTES)) names.mask = 2 * names.mask + 1;
-    names.slots = allocate_zeroed((names.mask + 1) * sizeof *names.slots);
-    for (int i = 0; i < BYTES; i++) name_add(&names, i);
-    char *specials = text_of("%s", "");
-    for (int line = 1; at < end; line++) {
+    const size_t slot_bytes = READER_SLOTS * sizeof(uint32_t);
+    struct MergesReader r = {tokenizer_new(file.size / 9), allocate_zeroed(slot_bytes), path, 1};
+    for (int i = 0; i < BYTES; i++) enter_token(&r, i);
+    for (; at < end; r.line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
         if (stop > at && stop[-1] == '\r') stop--;
-        if (line == 1 && end - at >= 8 && !memcmp(at, "#version", 8)) {
-            free(specials);
-            specials = read_specials(at, stop);
-        } else if (stop > at || next < end)
-            read_merge(t, &names, path, line, at, stop);
+        if (r.line == 1 && end - at >= 8 && !memcmp(at, "#version", 8))
+            check_first_line(path, at, stop);
+        else if (stop > at || next < end) read_merge(&r, at, stop);
         at = next;
     }
-    if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
-    add_specials(t, specials);
-    free(specials);
-    release(names.slots, (names.mask + 1) * sizeof *names.slots);
+    if (!r.tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", path);
+    add_end_of_text(r.tokenizer);
+    release(r.slots, slot_bytes);
     unmap_file(file);
-    return t;
+    return r.tokenizer;
 }
 
-/* Ids follow from merges.txt; a vocab.json beside it that numbers tokens otherwise belongs to
- * another tokenizer. The number of <|endoftext|>, which comes last, tells. */
+/* Ids follow from merges.txt. If the vocab.json beside it has another id for <|endoftext|>, which
+ * comes last, it belongs to another tokenizer: dies. */
 static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
 {
     const struct Bytes file = map_file(path);
-    const char *at = file.data, *end = file.data + file.size;
-    char *entry = text_of("\"%s\":", END_OF_TEXT);
-    const size_t n = strlen(entry);
-    while (at && (size_t)(end - at) > n && memcmp(at, entry, n))
-        at = memchr(at + 1, '"', end - at - 1);
-    if (!at || (size_t)(end - at) <= n)
+    struct Buffer text = {0};
+    append_bytes(&text, file.data, file.size);
+    const char *entry = strstr(text.data, "\"" END_OF_TEXT "\":");
+    if (!entry)
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
-    char number[16] = "";
-    at += n;
-    memcpy(number, at, end - at < 15 ? end - at : 15);
-    if (strtol(number, NULL, 10) != t->eot)
+    const long id = strtol(strchr(entry, ':') + 1, NULL, 10);
+    if (id != t->eot)
         die("%s: %s is %ld, but by merges.txt it is %d. The two files do not belong together.",
-            path, END_OF_TEXT, strtol(number, NULL, 10), t->eot);
-    free(entry);
+            path, END_OF_TEXT, id, t->eot);
+    free(text.data);
     unmap_file(file);
 }
 
-/* From a directory with merges.txt and vocab.json, which GPT-2's authors call vocab.bpe and
- * encoder.json; or from such a list of merges alone, under any name. */
+/* Reads a directory with merges.txt and perhaps vocab.json, or vocab.bpe and encoder.json, as the
+ * authors of GPT-2 named them; or a file of merges alone, of any name. Dies on a file that does
+ * not fit. */
 static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
 {
     struct stat status;
@@ -522,15 +1101,29 @@ static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
     char *merges = text_of(directory ? "%s/merges.txt" : "%s", dir_or_merges);
     char *original = text_of("%s/vocab.bpe", dir_or_merges);
     const bool renamed = directory && !file_exists(merges) && file_exists(original);
-    char *numbers = text_of("%s/%s", dir_or_merges, renamed ? "encoder.json" : "vocab.json");
+    char *ids = text_of("%s/%s", dir_or_merges, renamed ? "encoder.json" : "vocab.json");
     const char *path = renamed ? original : merges;
     if (!file_exists(path))
         die("%s: no such file. Train a tokenizer, or name a merges.txt.", path);
     struct Tokenizer *t = read_merges(path);
-    if (directory && file_exists(numbers)) check_vocabulary_file(t, numbers);
-    free(merges);
-    free(original);
-    free(numbers);
+    if (directory && file_exists(ids)) check_vocabulary_file(t, ids);
+    free(merges); free(original); free(ids);
+    return t;
+}
+
+/* Reads the tokenizer in a model's directory. Dies unless its hash is the one in the metadata, if
+ * there is one there, and the model's vocabulary is large enough; it may be larger than needed. */
+static struct Tokenizer *tokenizer_of_model(const char *dir, int vocabulary,
+                                            const struct Metadata *meta)
+{
+    struct Tokenizer *t = tokenizer_load(dir);
+    const char *hash = metadata_get(meta, "tokenizer_hash");
+    if (hash && strcmp(hash, hash_text(t->hash)))
+        die("%s: merges.txt (hash %s) is not the tokenizer that the model was trained with (%s). "
+            "Put that one there.", dir, hash_text(t->hash), hash);
+    if (t->vocabulary > vocabulary)
+        die("%s: merges.txt has %d tokens, the model only %d. Put the merges.txt there that the "
+            "model was trained with.", dir, t->vocabulary, vocabulary);
     return t;
 }
 
@@ -543,27 +1136,18 @@ static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)
     for (int i = 0; i < n; i++) append_utf8(b, symbol_of_byte(bytes[i]));
 }
 
-/* The special tokens, in the order of their ids. */
-static int first_special(const struct Tokenizer *t) { return BYTES + t->merges; }
-
 static void append_merges(struct Buffer *b, const struct Tokenizer *t)
 {
-    append(b, "#version: 0.2");
-    for (int id = first_special(t); id < t->eot; id++) {
-        int n;
-        const uint8_t *bytes = tokenizer_piece(t, id, &n);
-        append(b, "%s %.*s", id == first_special(t) ? " special:" : "", n, (const char *)bytes);
-    }
+    append(b, "#version: 0.2\n");
     for (int r = 0; r < t->merges; r++) {
-        append(b, "\n");
         append_token(b, t, t->parts[r][0]);
         append(b, " ");
         append_token(b, t, t->parts[r][1]);
+        append(b, "\n");
     }
-    append(b, "\n");
 }
 
-/* {"!": 0, ..., "\u0120the": 262, ...}, all ASCII, as GPT-2's own file. */
+/* {"!": 0, ..., "\u0120the": 262, ...}, all in ASCII, as in GPT-2's own file. */
 static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 {
     for (int id = 0; id < t->vocabulary; id++) {
@@ -571,7 +1155,7 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
         const uint8_t *bytes = tokenizer_piece(t, id, &n);
         append(b, "%s\"", id ? ", " : "{");
         for (int i = 0; i < n; i++) {
-            const uint32_t c = id < first_special(t) ? symbol_of_byte(bytes[i]) : bytes[i];
+            const uint32_t c = symbol_of_byte(bytes[i]);
             if (c == '"' || c == '\\') append(b, "\\");
             append(b, c < 128 ? "%c" : "\\u%04x", c);
         }
@@ -580,327 +1164,140 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}");
 }
 
-/* merges.txt and vocab.json. */
+static void save_text(const char *dir, const char *name, struct Buffer text)
+{
+    char *path = text_of("%s/%s", dir, name);
+    write_file(path, text.data, text.size);
+    free(path);
+    free(text.data);
+}
+
+/* Writes merges.txt and vocab.json. merges.txt comes last: a directory that has it is complete. */
 static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
     struct Buffer merges = {0}, vocabulary = {0};
-    char *merges_path = text_of("%s/merges.txt", dir);
-    char *vocabulary_path = text_of("%s/vocab.json", dir);
     make_directory(dir);
     append_merges(&merges, t);
     append_vocabulary(&vocabulary, t);
-    write_file(vocabulary_path, vocabulary.data, vocabulary.size);
-    write_file(merges_path, merges.data, merges.size);
-    free(merges.data);
-    free(vocabulary.data);
-    free(merges_path);
-    free(vocabulary_path);
+    save_text(dir, "vocab.json", vocabulary);
+    save_text(dir, "merges.txt", merges);
 }
 
 /* ============================================================================================= */
-/* 4. Encoding                                                                                   */
+/* 9. Shards                                                                                     */
 /* ============================================================================================= */
 
-/* --- A word of up to 15 bytes is a number of 16: its bytes, then zeros, then its length --- */
+/* A shard is a file of tokens in llm.c's format: a header of 256 int32 {20240520, 1, count, 0, ...}
+ * and then count ids of 16 bits. <|endoftext|> precedes each document. A new shard begins when one
+ * is full, even inside a document. */
+enum { SHARD_HEADER = 1024, SHARD_MAGIC = 20240520, SHARD_VERSION = 1 };
 
-enum { WORD_BYTES = 15 };
-
-/* Bytes from p up to `readable` may be looked at; there, one load and one mask do it. */
-static inline struct Pair64 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
-{
-    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
-                                     255, 255, 255, 255};
-    struct Pair64 key = {0, 0};
-    if (readable - p >= 16) {
-        const struct Pair64 keep = load16(KEEP + 16 - n), x = load16(p);
-        key = (struct Pair64){x.low & keep.low, x.high & keep.high};
-    } else
-        memcpy(&key, p, n);
-    key.high |= (uint64_t)n << 56;
-    return key;
-}
-
-static inline uint64_t key_differs(struct Pair64 a, struct Pair64 b)
-{
-    return (a.low ^ b.low) | (a.high ^ b.high);
-}
-
-/* A product of 128 bits, folded (as in Wang Yi's wyhash): every bit of the key reaches every
- * bit. */
-static inline uint64_t key_hash(struct Pair64 key)
-{
-    const unsigned __int128 product =
-        (unsigned __int128)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
-/* The cache: what words became, so that most of them are merged only once. A slot fills half a
- * cache line; a word is looked for in the two slots of one line. A full line gives up its older
- * word. */
-enum { CACHE_BITS = 18, CACHE_IDS = 7 };
-struct Slot { struct Pair64 key; uint16_t ids[CACHE_IDS], count; };
-static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
-
-/* What one thread needs to encode. */
-struct Encoder {
-    const struct Tokenizer *tokenizer;
-    struct Slot *cache;
-    uint16_t *ids;              /* (room) for tokenizer_encode */
-    size_t room;
-    int64_t pieces, single;     /* for `stats`: pieces, and those that are one token */
+struct Shard {
+    const char *path;           /* the caller's, not a copy */
+    struct Bytes file;          /* mapped; unmap_file ends its use */
+    const uint16_t *tokens;     /* (count), in the file */
+    int64_t count;
 };
 
-static struct Encoder *encoder_new(const struct Tokenizer *t)
+/* Maps a shard. Dies if the header or the size of the file is wrong. The ids are not checked. */
+static struct Shard open_shard(const char *path)
 {
-    struct Encoder *e = resize(NULL, sizeof *e);
-    *e = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(CACHE_BYTES)};
-    return e;
+    const struct Bytes file = map_file(path);
+    int32_t header[3];
+    if (file.size < SHARD_HEADER)
+        die("%s: not a token shard: %zu bytes are less than its header of %d. Make one with "
+            "`tokenizer encode`.", path, file.size, SHARD_HEADER);
+    memcpy(header, file.data, sizeof header);
+    if (header[0] != SHARD_MAGIC)
+        die("%s: not a token shard: byte 0: the number %d instead of %d. Make one with "
+            "`tokenizer encode`.", path, header[0], SHARD_MAGIC);
+    if (header[1] != SHARD_VERSION)
+        die("%s: byte 4: a shard of version %d; only version %d is read. Encode it again.", path,
+            header[1], SHARD_VERSION);
+    if (header[2] < 0)
+        die("%s: byte 8: the header says %d tokens. Encode it again.", path, header[2]);
+    const int64_t surplus = (int64_t)(file.size - SHARD_HEADER) / 2 - header[2];
+    if (surplus || file.size % 2)
+        die("%s: %lld tokens %s than the %d tokens that its header says (it ends at byte %zu). "
+            "Encode it again.", path, (long long)llabs(surplus), surplus < 0 ? "fewer" : "more",
+            header[2], file.size);
+    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header[2]};
 }
 
-static void encoder_free(struct Encoder *e)
-{
-    if (!e) return;
-    release(e->cache, CACHE_BYTES);
-    free(e->ids);
-    free(e);
-}
+/* --- Writing --- */
 
-static void tokenizer_free(struct Tokenizer *t)
-{
-    encoder_free(t->encoder);
-    release(t->pairs.slots, sizeof(uint64_t) << t->pairs.bits);
-    free(t->parts);
-    free(t->bytes);
-    free(t->offset);
-    free(t);
-}
-
-/* --- One piece --- */
-
-enum { SHORT_PIECE = 48 };
-
-/* By the definition: of all pairs of neighbours, merge the one that comes first in the list;
- * repeat. next[i] is what tokens i and i + 1 make, -1 for nothing; smaller means earlier in the
- * list. */
-static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, uint16_t *out)
-{
-    int next[SHORT_PIECE];
-    for (int i = 0; i < n; i++) out[i] = id_of_byte[piece[i]];
-    for (int i = 0; i + 1 < n; i++) next[i] = merged(t, out[i], out[i + 1]);
-    for (;;) {
-        int best = -1;
-        for (int i = 0; i + 1 < n; i++)
-            if ((unsigned)next[i] < (unsigned)(best < 0 ? -1 : next[best])) best = i;
-        if (best < 0) return n;
-        out[best] = (uint16_t)next[best];
-        n--;
-        for (int i = best + 1; i < n; i++) { out[i] = out[i + 1]; next[i - 1] = next[i]; }
-        next[n - 1] = -1;
-        if (best > 0) next[best - 1] = merged(t, out[best - 1], out[best]);
-        if (best + 1 < n) next[best] = merged(t, out[best], out[best + 1]);
-    }
-}
-
-/* A long piece is a doubly linked list of tokens, with the places of every possible merge in a
- * list of its own. A merge makes only pairs that come later in the list of merges, for they hold
- * the new token; so one sweep over the merges, in order, does them all, in time that grows only
- * with the length. It takes about 30 bytes of memory for each byte of the piece. */
-struct Sweep {
-    const struct Tokenizer *tokenizer;
-    uint16_t *ids;              /* (n) the token that begins at each byte */
-    uint32_t *next, *before;    /* (n) its neighbours; n is the end */
-    uint32_t n;
-    struct Place { uint32_t at, next; } *places;    /* 1, 2, ...: 0 ends a list */
-    uint32_t place_count;
-    /* of the list of the token that a merge makes */
-    uint32_t first[MAX_VOCABULARY];
-    uint64_t waiting[MAX_VOCABULARY / 64];          /* its bit: that list is not empty */
-    uint32_t *sorted;           /* (3 n) one such list as an array */
+/* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. */
+struct ShardWriter {
+    char *prefix;
+    int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
+    int number;                         /* of the shard that is open or comes next */
+    bool open;
+    struct Output out;
 };
 
-static void add_place(struct Sweep *s, uint32_t at)
+static char *shard_path(const struct ShardWriter *w, int number)
 {
-    if (at >= s->n || s->next[at] >= s->n) return;
-    const int made = merged(s->tokenizer, s->ids[at], s->ids[s->next[at]]);
-    if (made < 0) return;
-    const uint64_t bit = 1ull << (made & 63);
-    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
-    s->places[++s->place_count] = (struct Place){at, first};
-    s->waiting[made >> 6] |= bit;
-    s->first[made] = s->place_count;
+    return text_of("%s_%06d.bin", w->prefix, number);
 }
 
-/* The places in `made`'s list as an array, from left to right, so that of "aaa" the first "aa"
- * is merged. That order counts only where both parts are one token; all such places were found
- * in one pass over the text, the one that made that token, so the list is in order already or in
- * reverse. */
-static uint32_t take_places(struct Sweep *s, int made)
+static void write_shard_header(struct ShardWriter *w)
 {
-    uint32_t count = 0;
-    for (uint32_t i = s->first[made]; i; i = s->places[i].next)
-        s->sorted[count++] = s->places[i].at;
-    if (count && s->sorted[0] > s->sorted[count - 1])
-        for (uint32_t i = 0; i < count / 2; i++) {
-            const uint32_t place = s->sorted[i];
-            s->sorted[i] = s->sorted[count - 1 - i];
-            s->sorted[count - 1 - i] = place;
+    const int32_t header[SHARD_HEADER / 4] = {SHARD_MAGIC, SHARD_VERSION, (int32_t)w->in_shard};
+    output_write(&w->out, header, sizeof header);
+}
+
+/* Completes the open shard, if there is one: its header now says how many tokens it has. */
+static void finish_shard(struct ShardWriter *w)
+{
+    if (!w->open) return;
+    if (fseek(w->out.file, 0, SEEK_SET)) die("%s: cannot seek (%s).", w->out.path, strerror(errno));
+    write_shard_header(w);
+    output_commit(&w->out);
+    w->in_shard = 0;
+    w->open = false;
+    w->number++;
+}
+
+static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
+{
+    while (n) {
+        if (!w->open) {
+            char *path = shard_path(w, w->number);
+            w->out = output_open(path);
+            w->open = true;
+            write_shard_header(w);
+            free(path);
         }
-    return count;
-}
-
-/* Does the merge that makes `made` wherever it is still possible. */
-static void sweep_merge(struct Sweep *s, int made)
-{
-    const uint16_t *parts = s->tokenizer->parts[made - BYTES];
-    const uint32_t count = take_places(s, made);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t at = s->sorted[i], right = s->next[at];
-        if (s->ids[at] != parts[0] || right >= s->n || s->ids[right] != parts[1]) continue;
-        s->ids[at] = (uint16_t)made;
-        s->ids[right] = UINT16_MAX;         /* <|endoftext|> at the highest: no part of a merge */
-        s->next[at] = s->next[right];
-        if (s->next[at] < s->n) s->before[s->next[at]] = at;
-        if (at) add_place(s, s->before[at]);
-        add_place(s, at);
+        const size_t room = (size_t)(w->limit - w->in_shard), now = n < room ? n : room;
+        output_write(&w->out, ids, now * sizeof *ids);
+        w->in_shard += now;
+        w->total += now;
+        ids += now;
+        n -= now;
+        if (w->in_shard == w->limit) finish_shard(w);
     }
 }
 
-static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
+/* Removes shards of an earlier run that have the same prefix and higher numbers. */
+static void remove_old_shards(const struct ShardWriter *w)
 {
-    if (n >= 1u << 30)
-        die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-    struct Sweep *s = resize(NULL, sizeof *s);
-    memset(s->waiting, 0, sizeof s->waiting);
-    s->tokenizer = t;
-    s->n = (uint32_t)n;
-    s->place_count = 0;
-    s->ids = resize(NULL, n * sizeof *s->ids);
-    s->next = resize(NULL, n * sizeof *s->next);
-    s->before = resize(NULL, n * sizeof *s->before);
-    s->places = resize(NULL, (3 * n + 1) * sizeof *s->places);      /* two more by each merge */
-    s->sorted = resize(NULL, 3 * n * sizeof *s->sorted);
-    for (uint32_t i = 0; i < n; i++) {
-        s->ids[i] = id_of_byte[piece[i]];
-        s->next[i] = i + 1;
-        s->before[i] = i - 1;
+    bool more = true;
+    for (int number = w->number; more; number++) {
+        char *path = shard_path(w, number);
+        more = !unlink(path);
+        free(path);
     }
-    for (uint32_t i = (uint32_t)n; i-- > 0; ) add_place(s, i);
-    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
-        while (s->waiting[word]) {
-            const int bit = __builtin_ctzll(s->waiting[word]);
-            s->waiting[word] &= s->waiting[word] - 1;
-            sweep_merge(s, word * 64 + bit);
-        }
-    size_t count = 0;
-    for (uint32_t i = 0; i < n; i = s->next[i]) out[count++] = s->ids[i];
-    free(s->ids); free(s->next); free(s->before); free(s->places); free(s->sorted);
-    free(s);
-    return count;
-}
-
-/* --- Texts --- */
-
-/* A piece that the cache does not have. Returns the number of ids. */
-__attribute__((noinline))
-static size_t encode_piece(struct Encoder *e, const uint8_t *p, size_t n, struct Slot *line,
-                           struct Pair64 key, uint16_t *out)
-{
-    const struct Tokenizer *t = e->tokenizer;
-    const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, p, (int)n, out)
-                                          : merge_long(t, p, n, out);
-    if (line && count <= CACHE_IDS) {
-        line[1] = line[0];
-        line[0] = (struct Slot){.key = key, .count = (uint16_t)count};
-        memcpy(line[0].ids, out, count * sizeof *out);
-    }
-    return count;
-}
-
-/* Encodes p .. end and returns the number of ids; `out` has room for one id a byte and 8 more.
- * Bytes up to `readable` may be looked at, and the one at `end`, if end < readable, must be no
- * letter.
- *
- * Pieces are found a few dozen at a time, and only then looked up: meanwhile the cache lines
- * that they need are on their way from memory, which otherwise takes more time than all the
- * rest. */
-static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end,
-                          const uint8_t *readable, uint16_t *out)
-{
-    enum { AHEAD = 32 };
-    struct { const uint8_t *text; size_t n; struct Pair64 key; struct Slot *line; } pieces[AHEAD];
-    uint16_t *o = out;
-    while (p < end) {
-        int found = 0;
-        for (; found < AHEAD && p < end; found++) {
-            const uint8_t *q = piece_end(p, end, readable);
-            const size_t n = q - p;
-            const struct Pair64 key = n <= WORD_BYTES ? word_key(p, n, readable)
-                                                      : (struct Pair64){0, 0};
-            struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
-            __builtin_prefetch(line);
-            pieces[found].text = p;
-            pieces[found].n = n;
-            pieces[found].key = key;
-            pieces[found].line = line;
-            p = q;
-        }
-        e->pieces += found;
-        for (int i = 0; i < found; i++) {
-            const struct Pair64 key = pieces[i].key;
-            const struct Slot *slot = pieces[i].line;
-            slot += key_differs(slot->key, key) != 0;
-            size_t count = slot->count;
-            if (!key_differs(slot->key, key) && key.high)
-                memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
-            else
-                count = encode_piece(e, pieces[i].text, pieces[i].n,
-                                     key.high ? pieces[i].line : NULL, key, o);
-            e->single += count == 1;
-            o += count;
-        }
-    }
-    return o - out;
-}
-
-/* The ids of a text of n bytes; `ids` has room for n. Special tokens in it are text. One thread
- * at a time may use a tokenizer. */
-static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
-{
-    if (!t->encoder) t->encoder = encoder_new(t);
-    struct Encoder *e = t->encoder;
-    if (n > INT_MAX) die("a text of %.1f GB is too long. Split it.", n / 1e9);
-    if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
-    const uint8_t *p = (const uint8_t *)text;
-    const size_t count = encode_text(e, p, p + n, p + n, e->ids);
-    for (size_t i = 0; i < count; i++) ids[i] = e->ids[i];
-    return (int)count;
-}
-
-/* The tokenizer that lies beside a model. Dies unless its hash is the one in the model's metadata, if
- * there is one there, and it has at most `vocabulary` tokens: the model may have more, unused. */
-static struct Tokenizer *tokenizer_of_model(const char *dir, int vocabulary,
-                                            const struct Metadata *meta)
-{
-    struct Tokenizer *t = tokenizer_load(dir);
-    const char *wanted = metadata_get(meta, "tokenizer_hash");
-    if (wanted && strcmp(wanted, hash_text(t->hash)))
-        die("%s: the model was trained with tokenizer %s, but merges.txt is %s. Put the right "
-            "merges.txt there.", dir, wanted, hash_text(t->hash));
-    if (t->vocabulary > vocabulary)
-        die("%s: merges.txt has %d tokens, the model only %d. Put the right merges.txt there.", dir,
-            t->vocabulary, vocabulary);
-    return t;
 }
 
 #ifndef TOKENIZER_NO_MAIN
 
 /* ============================================================================================= */
-/* 5. Documents                                                                                  */
+/* 10. Documents                                                                                 */
 /* ============================================================================================= */
 
-/* A document is a file; or a line, without its \n or \r\n; or what stands between <|endoftext|>,
- * of which one line end is taken off the front. Empty lines, and nothing between two marks, are
- * no documents. */
+/* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
+ * without a line end that directly follows the first. Empty lines, and marks with nothing between
+ * them, make no document. */
 enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT };
 
 static enum Split split_of(const char *name)
@@ -908,16 +1305,17 @@ static enum Split split_of(const char *name)
     return !strcmp(name, "lines") ? SPLIT_LINES : !strcmp(name, "eot") ? SPLIT_EOT : SPLIT_FILE;
 }
 
-/* Threads work on chunks: parts of files that no piece crosses. */
+/* A part of a file that one thread works on. No piece crosses the end of a chunk. */
 struct Chunk {
-    const uint8_t *at, *end, *readable;     /* readable: as far as the file is in memory */
+    const uint8_t *at, *end;
+    const uint8_t *readable;                /* the end of what is in memory, see piece_end */
     int file_number;
-    int64_t file_bytes;                     /* of the file, up to there */
+    int64_t file_bytes;                     /* the position of `readable` in the file */
     bool fresh;                             /* a document begins at `at` */
     enum Split split;
 };
 
-/* The class of the character that ends at p > text. */
+/* The class of the character that ends at p, text < p. */
 static int class_before(const uint8_t *text, const uint8_t *p)
 {
     for (int n = 1; n <= 4 && n <= p - text; n++) {
@@ -927,15 +1325,15 @@ static int class_before(const uint8_t *text, const uint8_t *p)
     return OTHER;
 }
 
-/* Whether the text can be cut at p, text < p < end, without changing its pieces: between two
- * characters of different classes, the left one no white space, the right one no letter. No
- * piece has such a place inside it, and what stands left of it has the same pieces whether the
- * text ends there or not. With | on the right, it might be the middle of <|endoftext|>. */
+/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
+ * two characters of different classes if the left one is not white space and the right one is not
+ * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
+ * follows. A | on the right may be inside <|endoftext|>, which must not be cut. */
 static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
 {
     int length;
     const int class = class_at(p, end, &length), before = class_before(text, p);
-    const bool whole = length > 1 || *p < 128;      /* else perhaps p is inside a character */
+    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
     return whole && class != LETTER && before != SPACE && before != class && *p != '|';
 }
 
@@ -944,60 +1342,61 @@ static bool mark_at(const uint8_t *p, const uint8_t *end)
     return end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES);
 }
 
-static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
-{
-    if (p < end && *p == '\n') return p + 1;
-    return end - p >= 2 && p[0] == '\r' && p[1] == '\n' ? p + 2 : p;
-}
-
+/* The next <|endoftext|> in p .. end, or NULL. */
 static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
 {
     for (; (p = memchr(p, '<', end - p)); p++) if (mark_at(p, end)) return p;
     return NULL;
 }
 
-/* Takes the next part of a document off the chunk: its bytes begin .. end; `starts` if the
- * document does so here, not in an earlier chunk. False when nothing is left. */
+static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
+{
+    if (p < end && *p == '\n') return p + 1;
+    return end - p >= 2 && p[0] == '\r' && p[1] == '\n' ? p + 2 : p;
+}
+
+/* Takes the next document, or the part of it that is in this chunk, off the chunk: *begin .. *end.
+ * *starts: the document begins here, not in an earlier chunk. Returns false if nothing is left. */
 static bool next_part(struct Chunk *c, const uint8_t **begin, const uint8_t **end, bool *starts)
 {
     while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
-        const uint8_t *stop = NULL, *next = c->end;
-        if (c->split == SPLIT_LINES) stop = memchr(c->at, '\n', c->end - c->at);
-        if (c->split == SPLIT_EOT) stop = find_mark(c->at, c->end);
-        const bool found = stop;
-        if (found && c->split == SPLIT_LINES) next = stop + 1;
-        if (found && c->split == SPLIT_EOT) next = skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
-        if (!found) stop = c->end;
+        const uint8_t *stop = c->split == SPLIT_LINES ? memchr(c->at, '\n', c->end - c->at)
+                            : c->split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
+        const bool ends = stop;                     /* the document ends in this chunk */
+        const uint8_t *next = !ends ? c->end : c->split == SPLIT_LINES ? stop + 1
+                            : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
+        if (!ends) stop = c->end;
         else if (c->split == SPLIT_LINES && stop > c->at && stop[-1] == '\r') stop--;
         *begin = c->at;
         *end = stop;
         *starts = c->fresh;
         c->at = next;
-        c->fresh = found;
+        c->fresh = ends;
         if (*end > *begin || c->split == SPLIT_FILE) return true;
     }
     return false;
 }
 
-/* The input files, read one after the other into a window of memory, and cut into chunks there.
- * Files and pipes of any size pass through it; only a run without a place to cut makes it
- * larger. */
+/* The input files. They are read one after the other into a window of memory and cut into chunks
+ * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
 struct Source {
     char **paths;
-    int count, number;          /* number: of files opened */
+    int count, number;          /* files: all, and those that were opened */
     enum Split split;
-    int64_t chunk_bytes, done, total;   /* total: 0 if not known, for there is a pipe */
-    int file;                   /* the descriptor of the open one, or -1 */
-    bool ended;                 /* the window holds it to its end */
-    bool fresh;                 /* a document begins at `at` */
-    int64_t file_bytes;         /* of it that were read */
-    uint8_t *window;
-    size_t room, size, at;      /* what stands before `at` was handed out */
-    double start, shown;        /* seconds: for the progress line */
+    int64_t chunk_bytes;
+    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
+    int file;                   /* the descriptor of the open file, or -1 */
+    bool ended;                 /* the open file has been read to its end */
+    bool fresh;                 /* a document begins at window[at] */
+    int64_t file_bytes;         /* bytes read of the open file */
+    uint8_t *window;            /* (room), filled up to `size` */
+    size_t room, size, at;      /* chunks have been cut up to `at` */
+    double start, shown;        /* seconds: for show_progress */
 };
 
-enum { BATCH = 64 };            /* chunks that are handed out at a time */
+enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
+/* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
 static struct Source source_open(char **paths, int count, const char *split, int64_t chunk_bytes)
 {
     struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes,
@@ -1015,8 +1414,6 @@ static struct Source source_open(char **paths, int count, const char *split, int
     }
     if (!sized) s.total = 0;
     s.window = allocate_zeroed(s.room);
-    prepare_classes();
-    prepare_bytes();
     return s;
 }
 
@@ -1032,7 +1429,7 @@ static void grow_window(struct Source *s)
     s->room *= 2;
 }
 
-/* Fills the window with the open file, or the next one, as far as there is room. */
+/* Opens the next file if none is open, and reads until the window is full or the file ends. */
 static void fill_window(struct Source *s)
 {
     if (s->file < 0) {
@@ -1052,7 +1449,8 @@ static void fill_window(struct Source *s)
     }
 }
 
-/* Takes the next chunk off the window; false if a place to cut must be read first. */
+/* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
+ * of the file must be read first. */
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = s->window + s->at, *end = s->window + s->size, *stop = end;
@@ -1068,14 +1466,15 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
                && mark_at(stop - END_OF_TEXT_BYTES, stop);
     s->at += (size_t)(stop - at);
     s->done += stop - at;
-    if (stop == end) {          /* the file is done */
+    if (stop == end) {                              /* all of the file is cut */
         close(s->file);
         s->file = -1;
     }
     return true;
 }
 
-/* Cuts at most BATCH chunks; 0 at the end. Those of the call before must be done with. */
+/* Cuts up to BATCH chunks and returns their number, 0 at the end. They point into the window, so
+ * the chunks of the call before are no longer valid. */
 static int next_chunks(struct Source *s, struct Chunk *chunks)
 {
     int n = 0;
@@ -1085,14 +1484,13 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     while (n < BATCH && (s->file >= 0 || s->number < s->count)) {
         fill_window(s);
         if (take_chunk(s, &chunks[n])) n++;
-        else if (n) break;      /* chunks point into the window, so it must stay */
+        else if (n) break;                          /* the window must not move under the chunks */
         else grow_window(s);
     }
     return n;
 }
 
-/* The line of progress, when it is time for one: ten a second on a terminal, else one in ten
- * seconds. */
+/* Writes a line of progress: ten a second on a terminal, else one in ten seconds. */
 static void show_progress(struct Source *s, const char *doing)
 {
     const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
@@ -1105,90 +1503,41 @@ static void show_progress(struct Source *s, const char *doing)
 }
 
 /* ============================================================================================= */
-/* 6. Training                                                                                   */
+/* 11. Commands                                                                                  */
 /* ============================================================================================= */
 
-/* --- The words of the texts, each once, with their counts --- */
+enum { CHUNK_BYTES = 1 << 19 };
 
-/* Up to 15 bytes are in the key; of a longer word it holds a hash, and `bytes` is a copy. */
-struct Word { struct Pair64 key; int64_t count; uint8_t *bytes; };
+#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .max = 1024}
+#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
+                      LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
+#define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
+#define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
+                          &tokenizer, .required = true}
+#define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
 
-/* Open addressing; an empty slot has count 0, and at most half of the slots are taken. */
-struct WordTable { struct Word *slots; size_t count; int bits; };
-
-/* stands where a short word has its length */
-static const uint64_t LONG_WORD = 0xFFull << 56;
-
-static size_t word_length(const struct Word *w)
+/* Dies if the file exists and may not be replaced. Frees the path. */
+static void refuse_existing(char *path, bool overwrite)
 {
-    return w->key.high < LONG_WORD ? w->key.high >> 56 : w->key.high & ~LONG_WORD;
+    if (file_exists(path) && !overwrite)
+        die("%s: exists. Choose another --out, or add --overwrite.", path);
+    free(path);
 }
 
-static struct WordTable word_table(int bits)
-{
-    return (struct WordTable){allocate_zeroed(sizeof(struct Word) << bits), 0, bits};
-}
-
-static void word_table_free(struct WordTable *table)
-{
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
-    release(table->slots, sizeof(struct Word) << table->bits);
-}
-
-/* The slot where the word is or belongs. */
-static inline struct Word *word_find(const struct WordTable *table, struct Pair64 key,
-                                     const uint8_t *bytes)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
-        struct Word *w = &table->slots[i];
-        if (!w->count) return w;
-        if (w->key.low == key.low && w->key.high == key.high
-            && (key.high < LONG_WORD || !memcmp(w->bytes, bytes, key.high & ~LONG_WORD))) return w;
-    }
-}
-
-static void word_table_grow(struct WordTable *table)
-{
-    struct WordTable larger = word_table(table->bits + 1);
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
-        const struct Word *w = &table->slots[i];
-        if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
-    }
-    larger.count = table->count;
-    release(table->slots, sizeof(struct Word) << table->bits);
-    *table = larger;
-}
-
-static inline void word_count(struct WordTable *table, struct Pair64 key, const uint8_t *bytes,
-                              int64_t times)
-{
-    struct Word *w = word_find(table, key, bytes);
-    if (!w->count) {
-        const size_t n = key.high >= LONG_WORD ? key.high & ~LONG_WORD : 0;
-        *w = (struct Word){key, 0, n ? memcpy(resize(NULL, n), bytes, n) : NULL};
-        table->count++;
-    }
-    w->count += times;
-    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
-}
+/* --- train --- */
 
 static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
                        const uint8_t *readable)
 {
-    while (p < end) {
-        const uint8_t *q = piece_end(p, end, readable);
-        const size_t n = q - p;
-        const struct Pair64 key = n > WORD_BYTES ? (struct Pair64){hash_bytes(p, n), n | LONG_WORD}
-                                                 : word_key(p, n, readable);
-        word_count(table, key, p, 1);
-        p = q;
+    for (const uint8_t *next; p < end; p = next) {
+        next = piece_end(p, end, readable);
+        word_add(table, table_key(p, next - p, readable), p, 1);
     }
 }
 
-/* The words of all documents. Each thread has a table of its own; at the end their counts are
- * added. Memory grows with the number of different words, 64 to 128 bytes for each of them and
- * thread, not with the length of the texts. */
+/* The words of all documents and how often each occurs. Each thread has its own table; at the end
+ * their counts are added. The memory is 64 to 128 bytes for each word of each thread and does not
+ * depend on the length of the texts. */
 static struct WordTable count_words(struct Source *source)
 {
     const int threads = thread_count();
@@ -1206,8 +1555,8 @@ static struct WordTable count_words(struct Source *source)
     }
     for (int i = 1; i < threads; i++) {
         for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
-            const struct Word *w = &tables[i].slots[k];
-            if (w->count) word_count(&tables[0], w->key, w->bytes, w->count);
+            const struct WordSlot *w = &tables[i].slots[k];
+            if (w->number) word_add(&tables[0], w->key, w->bytes, w->number);
         }
         word_table_free(&tables[i]);
     }
@@ -1216,325 +1565,35 @@ static struct WordTable count_words(struct Source *source)
     return all;
 }
 
-/* --- Merges --- */
-
-/* A pair of neighbours: how often it occurs now, and a list of the words that hold it, or did. */
-struct Neighbours { int64_t count; uint32_t pair, places, room, *words; };
-
-/* The heap's order: the larger count first, then the smaller pair of ids. */
-struct Candidate { int64_t count; uint32_t pair; int index; };
-
-struct Trainer {
-    uint16_t *ids;              /* of all words, one after the other */
-    struct { size_t at; uint32_t length; int64_t count; } *words;
-    uint32_t word_total;
-    struct Neighbours *pairs;
-    int pair_total, pair_room;
-    struct PairTable index;     /* pair -> its place in pairs */
-    struct Candidate *heap;
-    size_t heap_size, heap_room;
-};
-
-static bool comes_before(const struct Candidate *a, const struct Candidate *b)
+/* A trainer with all words that have a pair. */
+static struct Trainer trainer_of_words(const struct WordTable *table)
 {
-    return a->count != b->count ? a->count > b->count : a->pair < b->pair;
-}
-
-static void heap_push(struct Trainer *t, struct Candidate c)
-{
-    if (t->heap_size == t->heap_room)
-        t->heap = resize(t->heap, (t->heap_room = 2 * t->heap_room + 1024) * sizeof *t->heap);
-    size_t i = t->heap_size++;
-    for (; i > 0 && comes_before(&c, &t->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        t->heap[i] = t->heap[(i - 1) / 2];
-    t->heap[i] = c;
-}
-
-static struct Candidate heap_pop(struct Trainer *t)
-{
-    const struct Candidate top = t->heap[0], c = t->heap[--t->heap_size];
-    size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < t->heap_size; i = child) {
-        if (child + 1 < t->heap_size && comes_before(&t->heap[child + 1], &t->heap[child])) child++;
-        if (!comes_before(&t->heap[child], &c)) break;
-        t->heap[i] = t->heap[child];
-    }
-    t->heap[i] = c;
-    return top;
-}
-
-/* The place of the pair, made if it is new. */
-static int pair_place(struct Trainer *t, uint32_t pair)
-{
-    const int found = pair_find(&t->index, pair);
-    if (found >= 0) return found;
-    if (t->pair_total == t->pair_room)
-        t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
-    if (2 * (size_t)t->pair_total >= (size_t)1 << t->index.bits) {
-        release(t->index.slots, sizeof(uint64_t) << t->index.bits);
-        t->index = pair_table(t->index.bits + 1);
-        for (int i = 0; i < t->pair_total; i++) pair_add(&t->index, t->pairs[i].pair, i);
-    }
-    t->pairs[t->pair_total] = (struct Neighbours){.pair = pair};
-    pair_add(&t->index, pair, t->pair_total);
-    return t->pair_total++;
-}
-
-/* The pair occurs `change` times more, or less if negative, on account of this word. */
-static void pair_change(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
-{
-    const int place = pair_place(t, pair_of(a, b));
-    struct Neighbours *p = &t->pairs[place];
-    p->count += change;
-    if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
-    if (p->places == p->room)
-        p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
-    p->words[p->places++] = word;
-}
-
-/* Replaces a b by `made` in the word and keeps the counts right: of x a b y, the pairs x a and b
- * y go, and the pairs x made and made y come. */
-static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
-{
-    uint16_t *ids = t->ids + t->words[word].at;
-    const int64_t count = t->words[word].count;
-    const uint32_t length = t->words[word].length;
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < length; i++) {
-        if (ids[i] != a || i + 1 == length || ids[i + 1] != b) {
-            ids[kept++] = ids[i];
-            continue;
-        }
-        if (kept) {
-            pair_change(t, ids[kept - 1], a, -count, word);
-            pair_change(t, ids[kept - 1], made, count, word);
-        }
-        if (i + 2 < length) {
-            pair_change(t, b, ids[i + 2], -count, word);
-            pair_change(t, made, ids[i + 2], count, word);
-        }
-        ids[kept++] = (uint16_t)made;
-        i++;
-    }
-    t->words[word].length = kept;
-}
-
-/* Every word as its bytes' ids, every pair counted, and all pairs in the heap. */
-static void trainer_start(struct Trainer *t, const struct WordTable *table)
-{
-    size_t size = 0, words = 0;
-    *t = (struct Trainer){.index = pair_table(16)};
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++)
-        if (table->slots[i].count) size += word_length(&table->slots[i]);
+    const size_t slots = (size_t)1 << table->bits;
+    size_t bytes = 0;
+    for (size_t i = 0; i < slots; i++)
+        if (table->slots[i].number) bytes += word_length(&table->slots[i]);
     if (table->count >= UINT32_MAX)
         die("more than 4 billion different words are too many. Train on less text.");
-    t->ids = resize(NULL, size * sizeof *t->ids);
-    t->words = resize(NULL, table->count * sizeof *t->words);
-    size = 0;
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
-        const struct Word *w = &table->slots[i];
+    struct Trainer t = trainer_new(table->count, bytes);
+    for (size_t i = 0; i < slots; i++) {
+        const struct WordSlot *w = &table->slots[i];
         const size_t n = word_length(w);
-        if (!w->count || n < 2) continue;
+        if (!w->number || n < 2) continue;
         if (n >= UINT32_MAX)
             die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-        const uint8_t *bytes = w->bytes ? w->bytes : (const uint8_t *)&w->key;
-        for (size_t k = 0; k < n; k++) t->ids[size + k] = id_of_byte[bytes[k]];
-        t->words[words].at = size;
-        t->words[words].length = (uint32_t)n;
-        t->words[words++].count = w->count;
-        size += n;
+        add_word(&t, w->bytes ? w->bytes : (const uint8_t *)&w->key, n, w->number);
     }
-    t->word_total = (uint32_t)words;
-    for (uint32_t word = 0; word < t->word_total; word++) {
-        const uint16_t *ids = t->ids + t->words[word].at;
-        for (uint32_t i = 0; i + 1 < t->words[word].length; i++)
-            pair_change(t, ids[i], ids[i + 1], t->words[word].count, word);
-    }
-    for (int i = 0; i < t->pair_total; i++)
-        heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
-}
-
-static void trainer_free(struct Trainer *t)
-{
-    for (int i = 0; i < t->pair_total; i++) free(t->pairs[i].words);
-    release(t->index.slots, sizeof(uint64_t) << t->index.bits);
-    free(t->ids); free(t->words); free(t->pairs); free(t->heap);
-}
-
-/* Merges the most frequent pair, of equals the one with the smallest ids, until there are
- * `merges`. A count in the heap may be out of date, but only too large: pairs become more
- * frequent only through a merge that makes one of their tokens, and are pushed after it. */
-static void learn_merges(struct Tokenizer *out, struct Trainer *t, int merges,
-                         int64_t min_frequency, int max_bytes)
-{
-    const double start = seconds();
-    double shown = start;
-    while (out->merges < merges && t->heap_size) {
-        const struct Candidate c = heap_pop(t);
-        const int64_t count = t->pairs[c.index].count;
-        if (count != c.count) {
-            if (count > 0) heap_push(t, (struct Candidate){count, c.pair, c.index});
-            continue;
-        }
-        if (count < min_frequency || count < 1) break;
-        const int a = (int)(c.pair >> 16), b = (int)(c.pair & 0xFFFF);
-        const uint32_t *at = out->offset;
-        if ((int)(at[a + 1] - at[a] + at[b + 1] - at[b]) > max_bytes) continue;
-        const int made = add_merge(out, a, b), before = t->pair_total;
-        for (uint32_t i = 0; i < t->pairs[c.index].places; i++)
-            merge_word(t, t->pairs[c.index].words[i], a, b, made);
-        free(t->pairs[c.index].words);
-        t->pairs[c.index] = (struct Neighbours){.pair = c.pair};
-        for (int i = before; i < t->pair_total; i++)
-            if (t->pairs[i].count > 0)
-                heap_push(t, (struct Candidate){t->pairs[i].count, t->pairs[i].pair, i});
-        if (live() && seconds() - shown > 0.1) {
-            shown = seconds();
-            progress(false, "merging %d of %d  %s left", out->merges, merges,
-                     duration((shown - start) / out->merges * (merges - out->merges)));
-        }
-    }
-}
-
-/* ============================================================================================= */
-/* 7. Shards                                                                                     */
-/* ============================================================================================= */
-
-/* llm.c's format: 256 numbers of 32 bits, {20240520, 1, tokens, 0, ...}, then 16 bits a token.
- * Every document has <|endoftext|> before it. A shard is full at `limit` tokens, wherever in a
- * document that is; the next one goes on there. */
-enum { SHARD_MAGIC = 20240520, SHARD_VERSION = 1, SHARD_HEADER = 1024 };
-
-struct Shards {
-    char *prefix;
-    int64_t limit, in_shard, total;     /* tokens */
-    int number;                         /* of the shard being written */
-    bool open;
-    struct Output out;
-};
-
-static char *shard_path(const struct Shards *s, int number)
-{
-    return text_of("%s_%06d.bin", s->prefix, number);
-}
-
-static void write_header(struct Shards *s)
-{
-    const int32_t header[SHARD_HEADER / 4] = {SHARD_MAGIC, SHARD_VERSION, (int32_t)s->in_shard};
-    output_write(&s->out, header, sizeof header);
-}
-
-static void finish_shard(struct Shards *s)
-{
-    if (!s->open) return;
-    if (fseek(s->out.file, 0, SEEK_SET)) die("%s: cannot seek (%s).", s->out.path, strerror(errno));
-    write_header(s);
-    output_commit(&s->out);
-    s->in_shard = 0;
-    s->open = false;
-    s->number++;
-}
-
-static void write_tokens(struct Shards *s, const uint16_t *ids, size_t n)
-{
-    while (n) {
-        if (!s->open) {
-            char *path = shard_path(s, s->number);
-            s->out = output_open(path);
-            s->open = true;
-            write_header(s);
-            free(path);
-        }
-        const size_t room = (size_t)(s->limit - s->in_shard), now = n < room ? n : room;
-        output_write(&s->out, ids, now * sizeof *ids);
-        s->in_shard += now;
-        s->total += now;
-        ids += now;
-        n -= now;
-        if (s->in_shard == s->limit) finish_shard(s);
-    }
-}
-
-/* An earlier run with this prefix may have left shards that this one did not replace. */
-static void remove_old_shards(const struct Shards *s)
-{
-    for (int number = s->number; ; number++) {
-        char *path = shard_path(s, number);
-        const bool more = !unlink(path);
-        free(path);
-        if (!more) return;
-    }
-}
-
-/* The tokens of a shard, after checks of all that its header says. */
-static const uint16_t *read_shard(const char *path, struct Bytes file, size_t *count)
-{
-    int32_t header[3] = {0};
-    if (file.size < SHARD_HEADER)
-        die("%s: %zu bytes are less than a shard's header of %d. Encode it again.", path,
-            file.size, SHARD_HEADER);
-    memcpy(header, file.data, sizeof header);
-    if (header[0] != SHARD_MAGIC)
-        die("%s: byte 0: a shard begins with the number %d, this file with %d. Name a shard.",
-            path, SHARD_MAGIC, header[0]);
-    if (header[1] != SHARD_VERSION)
-        die("%s: byte 4: version %d of the format is not known, only %d.", path, header[1],
-            SHARD_VERSION);
-    if (header[2] < 0)
-        die("%s: byte 8: %d is no number of tokens. Encode it again.", path, header[2]);
-    *count = (size_t)header[2];
-    const int64_t off = (int64_t)(file.size - SHARD_HEADER) / 2 - header[2];
-    if (off || file.size % 2)
-        die("%s: %lld tokens %s than the %d that its header says (it ends at byte %zu). "
-            "Encode it again.", path, (long long)llabs(off), off < 0 ? "fewer" : "more", header[2],
-            file.size);
-    return (const uint16_t *)(file.data + SHARD_HEADER);
-}
-
-/* ============================================================================================= */
-/* 8. Commands                                                                                   */
-/* ============================================================================================= */
-
-#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .max = 1024}
-#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
-                      LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
-#define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
-#define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
-                          &tokenizer, .required = true}
-
-#define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
-
-enum { CHUNK_BYTES = 1 << 19 };
-
-/* Special tokens must not be words that the merges could make: no text would tell them apart. */
-static int check_specials(const char *specials)
-{
-    struct Buffer all = {0};
-    int count = 1;
-    append(&all, "%s", specials);
-    prepare_classes();
-    for (char *word = strtok(all.data, " "); word; word = strtok(NULL, " "), count++) {
-        const uint8_t *p = (const uint8_t *)word, *end = p + strlen(word);
-        for (const uint8_t *c = p; c < end; c++)
-            if (*c <= ' ' || *c > '~')
-                die_usage("--special %s: only visible ASCII characters can be used.", word);
-        if (plain_piece_end(p, end) == end)
-            die_usage("--special %s: could also be an ordinary token. Choose one like <|%s|>.",
-                      word, word);
-        if (!strcmp(word, END_OF_TEXT)) die_usage("--special %s: is always there.", word);
-    }
-    free(all.data);
-    return count;
+    return t;
 }
 
 static int command_train(int argc, char **argv)
 {
     int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
     int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
-    const char *out = NULL, *split = "file", *specials = "";
+    const char *out = NULL, *split = "file";
     bool overwrite = false;
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, special tokens", INTEGER, &vocabulary,
+        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &vocabulary,
          .min = 257, .max = 65536},
         {"out", "directory for merges.txt and vocab.json", TEXT, &out, .required = true},
         SPLIT_OPTION,
@@ -1542,31 +1601,25 @@ static int command_train(int argc, char **argv)
          .min = 1, .max = 1e15},
         {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
-        {"special", "more special tokens than <|endoftext|>, separated by spaces", TEXT, &specials},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
                                     "tokenizer train --out DIR [OPTION...] FILE...\n"
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
-    char *path = text_of("%s/merges.txt", out);
-    if (file_exists(path) && !overwrite)
-        die("%s: exists. Choose another --out, or add --overwrite.", path);
-    const int merges = vocabulary - BYTES - check_specials(specials);
-    if (merges < 0)
-        die_usage("--vocab %d: too few for 256 bytes and the special tokens.", vocabulary);
+    const int merges = vocabulary - BYTES - 1;
+    refuse_existing(text_of("%s/merges.txt", out), overwrite);
     set_threads(threads);
     struct Source source = source_open(argv, files, split, chunk_bytes);
+    struct Tokenizer *t = tokenizer_new(merges);
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
-    struct Tokenizer *t = tokenizer_new(merges);
-    struct Trainer trainer;
-    trainer_start(&trainer, &words);
+    struct Trainer trainer = trainer_of_words(&words);
     learn_merges(t, &trainer, merges, min_frequency, max_bytes);
     if (t->merges < merges)
         warn("only %d merges occur often enough, so the vocabulary has %d tokens, not %d.",
-             t->merges, vocabulary - merges + t->merges, vocabulary);
-    add_specials(t, specials);
+             t->merges, t->merges + BYTES + 1, vocabulary);
+    add_end_of_text(t);
     tokenizer_save(t, out);
     progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out,
              t->vocabulary, source.done / 1e6, words.count, seconds() - start);
@@ -1574,54 +1627,22 @@ static int command_train(int argc, char **argv)
     word_table_free(&words);
     source_close(&source);
     tokenizer_free(t);
-    free(path);
     return 0;
 }
 
 /* --- encode --- */
 
-/* What a chunk became. Its first `head` ids continue the document before; each later document
- * went to one of two sides: 0 to train on, 1 set aside for validation. */
+/* The ids of a chunk. The first `head` ids continue the document of the chunk before. Each later
+ * document is on one of two sides: 0 for training, 1 set aside for validation. */
 struct Encoded {
     bool ready;
     struct { uint16_t *ids; size_t count, room; } side[2];
-    size_t head, documents;
-    int last_side;              /* where the last document went; -1 if none began */
+    size_t head, documents;     /* head: on side 0; documents: that begin in the chunk */
+    int last_side;              /* of the last document that begins here, or -1 */
 };
 
-/* One encoder for each thread. */
-static struct Encoder **encoders_new(const struct Tokenizer *t, int threads)
-{
-    struct Encoder **e = resize(NULL, threads * sizeof *e);
-    for (int i = 0; i < threads; i++) e[i] = encoder_new(t);
-    return e;
-}
-
-static void encoders_free(struct Encoder **e, int threads)
-{
-    for (int i = 0; i < threads; i++) encoder_free(e[i]);
-    free(e);
-}
-
-/* Room for what `count` chunks become; it grows as needed. */
-static struct Encoded *encoded_new(int count)
-{
-    struct Encoded *e = resize(NULL, count * sizeof *e);
-    memset(e, 0, count * sizeof *e);
-    return e;
-}
-
-static void encoded_free(struct Encoded *e, int count)
-{
-    for (int i = 0; i < count; i++) {
-        free(e[i].side[0].ids);
-        free(e[i].side[1].ids);
-    }
-    free(e);
-}
-
-/* Whether the document that begins at this byte of this file is set aside. Neither threads nor
- * chunks change it. */
+/* Draws the side of the document that begins at `begin`. The draw depends on the seed, the number
+ * of the file and the position in it, not on threads or chunks. */
 static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fraction, int64_t seed)
 {
     struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
@@ -1638,9 +1659,11 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     e->last_side = -1;
     while (next_part(&c, &begin, &end, &starts)) {
         const int side = starts ? side_of(&c, begin, val_fraction, seed) : 0;
-        const size_t most = e->side[side].count + (end - begin) + 16;
-        if (most > e->side[side].room)
-            e->side[side].ids = resize(e->side[side].ids, 2 * (e->side[side].room = 2 * most));
+        const size_t max_count = e->side[side].count + (end - begin) + 16;
+        if (max_count > e->side[side].room) {
+            e->side[side].room = 2 * max_count;
+            e->side[side].ids = resize(e->side[side].ids, 2 * max_count * sizeof(uint16_t));
+        }
         uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
         if (starts) *at++ = (uint16_t)encoder->tokenizer->eot;
         at += encode_text(encoder, begin, end, c.readable, at);
@@ -1651,50 +1674,74 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     }
 }
 
-/* Writes it. Called in the order of the chunks; *side is where the document that is going on
- * belongs. */
-static void write_encoded(struct Shards *shards, const struct Encoded *e, int *side)
+/* Where the ids of all chunks go, in order: into shards, or only into counts. */
+struct Sink {
+    struct ShardWriter *writers;    /* (2): one for each side; NULL: none */
+    int side;                       /* of the document that the next chunk continues */
+    int64_t *uses;                  /* (V): how often each id occurs; NULL: not counted */
+    int64_t documents, pieces, single;
+};
+
+static void take_encoded(struct Sink *s, const struct Encoded *e)
 {
-    write_tokens(&shards[*side], e->side[0].ids, e->head);
-    write_tokens(&shards[0], e->side[0].ids + e->head, e->side[0].count - e->head);
-    write_tokens(&shards[1], e->side[1].ids, e->side[1].count);
-    if (e->last_side >= 0) *side = e->last_side;
+    const uint16_t *ids = e->side[0].ids;
+    s->documents += e->documents;
+    for (size_t i = 0; s->uses && i < e->side[0].count; i++) s->uses[ids[i]]++;
+    if (!s->writers) return;
+    write_tokens(&s->writers[s->side], ids, e->head);
+    write_tokens(&s->writers[0], ids + e->head, e->side[0].count - e->head);
+    write_tokens(&s->writers[1], e->side[1].ids, e->side[1].count);
+    if (e->last_side >= 0) s->side = e->last_side;
 }
 
-/* Threads encode chunks, one after the other; whoever completes the chunk that is to be written
- * next writes it, and those after it that are ready, so nobody waits for another's chunk. */
-static size_t encode_files(struct Shards *shards, const struct Tokenizer *t, struct Source *source,
-                           double val_fraction, int64_t seed)
+/* Encodes all files. Each thread encodes one chunk after the other. The thread that completes the
+ * next chunk in order hands it to the sink, and those behind it that are ready, so that no thread
+ * waits for another's chunk. */
+static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source,
+                         double val_fraction, int64_t seed)
 {
+    const int threads = thread_count();
+    struct Encoder *encoders = encoders_new(t, threads);
+    struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
-    struct Encoded *encoded = encoded_new(BATCH);
-    struct Encoder **encoders = encoders_new(t, thread_count());
-    size_t documents = 0;
-    int side = 0;
     for (int n; (n = next_chunks(source, chunks)); show_progress(source, "encoding")) {
-        int written = 0;
+        int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            encode_chunk(&encoded[i], encoders[thread_index()], chunks[i], val_fraction, seed);
+            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i], val_fraction, seed);
             #pragma omp critical
-            for (encoded[i].ready = true; written < n && encoded[written].ready; written++) {
-                write_encoded(shards, &encoded[written], &side);
-                documents += encoded[written].documents;
-            }
+            for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
+                take_encoded(s, &encoded[taken]);
         }
     }
-    encoded_free(encoded, BATCH);
-    encoders_free(encoders, thread_count());
-    return documents;
+    for (int i = 0; i < threads; i++) {
+        s->pieces += encoders[i].pieces;
+        s->single += encoders[i].single;
+    }
+    for (int i = 0; i < 2 * BATCH; i++) free(encoded[i / 2].side[i % 2].ids);
+    encoders_free(encoders, threads);
 }
 
-static void check_shards(const struct Shards *s, bool overwrite)
+/* Completes the last shard, removes older ones if asked, and says what was written. */
+static void finish_shards(struct ShardWriter *w, bool overwrite)
 {
-    char *path = shard_path(s, 0);
-    if (file_exists(path) && !overwrite)
-        die("%s: exists. Choose another --out, or add --overwrite.", path);
-    free(path);
+    finish_shard(w);
+    if (overwrite) remove_old_shards(w);
+    if (w->total)
+        progress(true, "%s_%06d.bin%s: %lld tokens", w->prefix, 0, w->number > 1 ? " ..." : "",
+                 (long long)w->total);
+    free(w->prefix);
+}
+
+/* Makes the directory in which the shards will be. */
+static void make_directory_of(const char *prefix)
+{
+    const char *slash = strrchr(prefix, '/');
+    if (!slash || slash == prefix) return;
+    char *directory = text_of("%.*s", (int)(slash - prefix), prefix);
+    make_directory(directory);
+    free(directory);
 }
 
 static int command_encode(int argc, char **argv)
@@ -1718,34 +1765,24 @@ static int command_encode(int argc, char **argv)
         argc, argv, options, COUNT(options),
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
-    struct Shards shards[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
-                               {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
-    for (int i = 0; i < 2; i++) check_shards(&shards[i], overwrite);
+    struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
+                                     {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
+    for (int i = 0; i < 2; i++) refuse_existing(shard_path(&writers[i], 0), overwrite);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, chunk_bytes);
-    char *slash = strrchr(shards[0].prefix, '/');
-    if (slash && slash > shards[0].prefix) {
-        *slash = 0;
-        make_directory(shards[0].prefix);
-        *slash = '/';
-    }
-    const size_t documents = encode_files(shards, t, &source, val_fraction, seed);
-    if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
-    if (!shards[0].total || (val_fraction > 0 && !shards[1].total))
-        die("--val-fraction %g: of %zu documents, %s. Change it, --seed or --split.", val_fraction,
-            documents, shards[0].total ? "none is set aside" : "none is left to train on");
-    for (int i = 0; i < 2; i++) {
-        finish_shard(&shards[i]);
-        if (overwrite) remove_old_shards(&shards[i]);
-        if (shards[i].total)
-            progress(true, "%s_%06d.bin%s: %lld tokens", shards[i].prefix, 0,
-                     shards[i].number > 1 ? " ..." : "", (long long)shards[i].total);
-        free(shards[i].prefix);
-    }
+    make_directory_of(out);
+    struct Sink sink = {.writers = writers};
+    encode_files(&sink, t, &source, val_fraction, seed);
+    const int64_t tokens = writers[0].total + writers[1].total;
+    if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
+    if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
+        die("--val-fraction %g: of %lld documents, %s. Change it, --seed or --split.", val_fraction,
+            (long long)sink.documents, writers[0].total ? "none is set aside" : "none is left to train on");
+    for (int i = 0; i < 2; i++) finish_shards(&writers[i], overwrite);
     const double elapsed = seconds() - source.start;
-    progress(true, "%zu documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s", documents,
-             source.done / 1e6, (double)source.done / (shards[0].total + shards[1].total), elapsed,
+    progress(true, "%lld documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
+             (long long)sink.documents, source.done / 1e6, (double)source.done / tokens, elapsed,
              source.done / 1e6 / elapsed);
     source_close(&source);
     tokenizer_free(t);
@@ -1756,29 +1793,24 @@ static int command_encode(int argc, char **argv)
 
 enum { DECODE_TOKENS = 1 << 16 };       /* decoded at a time */
 
-/* The bytes of n tokens, with `mark` in the place of <|endoftext|>. Returns the first token that
- * is none, or n. Short tokens are copied as 16 bytes, of which the next token overwrites what is
- * too much. */
+/* The bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. Returns n, or the
+ * index of the first id that is not in the vocabulary; then out is empty. A short token is copied
+ * as 16 bytes; the next token overwrites the surplus. */
 static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids,
                             size_t n, const char *mark)
 {
     const size_t mark_bytes = strlen(mark);
-    size_t size = 16;
+    out->size = 0;
     for (size_t i = 0; i < n; i++) {
         if (ids[i] >= t->vocabulary) { out->size = 0; return i; }
-        size += ids[i] == t->eot ? mark_bytes : t->offset[ids[i] + 1] - t->offset[ids[i]];
-    }
-    if (size > out->capacity) out->data = resize(out->data, out->capacity = 2 * size);
-    char *o = out->data;
-    for (size_t i = 0; i < n; i++) {
         const bool eot = ids[i] == t->eot;
-        const uint8_t *bytes = t->bytes + t->offset[ids[i]];
-        const size_t length = eot ? mark_bytes : t->offset[ids[i] + 1] - t->offset[ids[i]];
-        if (length <= 16 && !eot) memcpy(o, bytes, 16);
-        else memcpy(o, eot ? (const uint8_t *)mark : bytes, length);
-        o += length;
+        const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
+        const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
+        reserve(out, length + 16);
+        if (length <= 16) memcpy(out->data + out->size, bytes, 16);
+        else memcpy(out->data + out->size, bytes, length);
+        out->size += length;
     }
-    out->size = o - out->data;
     return n;
 }
 
@@ -1793,25 +1825,23 @@ static void write_stdout(const char *bytes, size_t n)
     }
 }
 
+/* Writes the text of a shard. In the first shard, no mark is written for the first document. */
 static void decode_shard(const struct Tokenizer *t, const char *path, bool first, const char *mark)
 {
-    size_t count;
-    struct Bytes file = map_file(path);
-    const uint16_t *ids = read_shard(path, file, &count);
-    if (first && count && *ids == t->eot) { ids++; count--; }       /* nothing stands before it */
+    const struct Shard s = open_shard(path);
     struct Buffer out = {0};
-    for (size_t at = 0; at < count; at += DECODE_TOKENS) {
-        const size_t n = count - at < DECODE_TOKENS ? count - at : DECODE_TOKENS;
-        const size_t good = decode_tokens(&out, t, ids + at, n, mark);
+    for (int64_t at = first && s.count && *s.tokens == t->eot; at < s.count; at += DECODE_TOKENS) {
+        const size_t n = (size_t)(s.count - at < DECODE_TOKENS ? s.count - at : DECODE_TOKENS);
+        const size_t good = decode_tokens(&out, t, s.tokens + at, n, mark);
+        const uint16_t *bad = s.tokens + at + good;
         write_stdout(out.data, out.size);
         if (good < n)
-            die("%s: byte %zu: token %d is not in the vocabulary of %d. "
-                "Name the tokenizer that made the shard.", path,
-                (size_t)((const char *)(ids + at + good) - file.data), ids[at + good],
-                    t->vocabulary);
+            die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that "
+                "made the shard.", path, (size_t)((const char *)bad - s.file.data), *bad,
+                t->vocabulary);
     }
     free(out.data);
-    unmap_file(file);
+    unmap_file(s.file);
 }
 
 static int command_decode(int argc, char **argv)
@@ -1828,7 +1858,7 @@ static int command_decode(int argc, char **argv)
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
     struct Tokenizer *t = tokenizer_load(tokenizer);
     const enum Split kind = split_of(split);
-    const char *const marks[] = {"", "\n", END_OF_TEXT};
+    static const char marks[][16] = {"", "\n", END_OF_TEXT};
     for (int i = 0; i < shards; i++) decode_shard(t, argv[i], i == 0, marks[kind]);
     if (kind == SPLIT_LINES) write_stdout("\n", 1);
     tokenizer_free(t);
@@ -1847,34 +1877,27 @@ static struct Buffer read_stdin(void)
     return b;
 }
 
-/* The longest special token that stands at p, or -1. */
-static int special_at(const struct Tokenizer *t, const char *p, const char *end)
+/* The ids of a text, which the caller frees, and their number. With `special`, <|endoftext|> in
+ * the text is the token, and the text on each side of it is encoded alone. */
+static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, int *count)
 {
-    int best = -1, best_length = 0;
-    for (int id = first_special(t); id < t->vocabulary; id++) {
-        int n;
-        const uint8_t *bytes = tokenizer_piece(t, id, &n);
-        if (n > best_length && end - p >= n && !memcmp(p, bytes, n)) best = id, best_length = n;
+    int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
+    const uint8_t *p = (const uint8_t *)text.data, *end = p + text.size, *mark;
+    *count = 0;
+    for (; special && (mark = find_mark(p, end)); p = mark + END_OF_TEXT_BYTES) {
+        *count += tokenizer_encode(t, (const char *)p, mark - p, ids + *count);
+        ids[(*count)++] = t->eot;
     }
-    return best;
+    *count += tokenizer_encode(t, (const char *)p, end - p, ids + *count);
+    return ids;
 }
 
-/* Encodes a text; with `special`, special tokens in it are themselves, and texts end there.
- * `ids` has room for n. */
-static int encode_special(struct Tokenizer *t, const char *text, size_t n, bool special, int *ids)
+static void append_id(struct Buffer *b, int id)
 {
-    if (!special) return tokenizer_encode(t, text, n, ids);
-    const char *end = text + n, *start = text;
-    int count = 0;
-    for (const char *p = text; p < end; p++) {
-        const int id = special_at(t, p, end);
-        if (id < 0) continue;
-        count += tokenizer_encode(t, start, p - start, ids + count);
-        ids[count++] = id;
-        p += t->offset[id + 1] - t->offset[id] - 1;
-        start = p + 1;
-    }
-    return count + tokenizer_encode(t, start, end - start, ids + count);
+    char digits[8];
+    int k = sizeof digits;
+    do digits[--k] = (char)('0' + id % 10); while (id /= 10);
+    append_bytes(b, digits + k, sizeof digits - k);
 }
 
 static int command_ids(int argc, char **argv)
@@ -1888,15 +1911,10 @@ static int command_ids(int argc, char **argv)
         die_usage("%s: not expected; the text is read from standard input.", argv[0]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Buffer text = read_stdin(), line = {0};
-    int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
-    const int n = encode_special(t, text.data, text.size, special, ids);
+    int n, *ids = ids_of_text(t, text, special, &n);
     for (int i = 0; i < n; i++) {
-        char digits[8];
-        int k = sizeof digits;
-        digits[--k] = ' ';
-        for (int id = ids[i]; id || k == sizeof digits - 1; id /= 10)
-            digits[--k] = (char)('0' + id % 10);
-        append_bytes(&line, digits + k, sizeof digits - k - (i + 1 == n));
+        if (i) append_bytes(&line, " ", 1);
+        append_id(&line, ids[i]);
     }
     append_bytes(&line, "\n", 1);
     write_stdout(line.data, line.size);
@@ -1905,7 +1923,8 @@ static int command_ids(int argc, char **argv)
     return 0;
 }
 
-/* A token as one can read it: control characters and broken UTF-8 as \n, \t, \xE4. */
+/* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
+ * \n, \t, \r or, for example, \xE4. */
 static void append_readable(struct Buffer *b, const uint8_t *p, int n)
 {
     for (const uint8_t *end = p + n; p < end; ) {
@@ -1933,8 +1952,7 @@ static int command_show(int argc, char **argv)
     struct Buffer text = {0}, line = {0}, table = {0};
     if (texts) append_bytes(&text, argv[0], strlen(argv[0]));
     else text = read_stdin();
-    int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
-    const int n = encode_special(t, text.data, text.size, special, ids);
+    int n, *ids = ids_of_text(t, text, special, &n);
     for (int i = 0; i < n; i++) {
         int length;
         const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
@@ -1952,63 +1970,29 @@ static int command_show(int argc, char **argv)
     return 0;
 }
 
-/* How often every token occurs in the files. */
-static int64_t *count_tokens(const struct Tokenizer *t, struct Source *source, int64_t *pieces,
-                             int64_t *single)
-{
-    const int threads = thread_count();
-    int64_t *uses = allocate_zeroed((size_t)threads * t->vocabulary * sizeof *uses);
-    struct Encoded *encoded = encoded_new(threads);
-    struct Encoder **encoders = encoders_new(t, threads);
-    struct Chunk chunks[BATCH];
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting tokens")) {
-        #pragma omp parallel for schedule(dynamic, 1)
-        for (int i = 0; i < n; i++) {
-            struct Encoded *mine = &encoded[thread_index()];
-            int64_t *own = uses + (size_t)thread_index() * t->vocabulary;
-            encode_chunk(mine, encoders[thread_index()], chunks[i], 0, 0);
-            for (size_t k = 0; k < mine->side[0].count; k++) own[mine->side[0].ids[k]]++;
-        }
-    }
-    for (int i = 0; i < threads; i++) {
-        for (int id = 0; id < t->vocabulary && i; id++)
-            uses[id] += uses[(size_t)i * t->vocabulary + id];
-        *pieces += encoders[i]->pieces;
-        *single += encoders[i]->single;
-    }
-    encoded_free(encoded, threads);
-    encoders_free(encoders, threads);
-    return uses;
-}
-
-/* The n longest tokens that are used, longest first. */
+/* Prints the n longest tokens that are used, longest first. */
 static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
 {
+    struct Heap longest = {0};
     struct Buffer b = {0};
-    bool *shown = resize(NULL, t->vocabulary);
-    memset(shown, 0, t->vocabulary);
-    for (int k = 0; k < n; k++) {
-        int best = -1, length, best_length = 0;
-        for (int id = 0; id < first_special(t); id++) {
-            tokenizer_piece(t, id, &length);
-            if (uses[id] && !shown[id] && length > best_length) best = id, best_length = length;
-        }
-        if (best < 0) break;
-        shown[best] = true;
-        append(&b, "%8d %10lld  \"", best, (long long)uses[best]);
-        const uint8_t *bytes = tokenizer_piece(t, best, &length);
+    for (int id = 0; id < t->eot; id++)
+        if (uses[id]) heap_push(&longest, (struct Entry){token_length(t, id), id, id});
+    for (; n > 0 && longest.size; n--) {
+        int length, id = heap_pop(&longest).index;
+        const uint8_t *bytes = tokenizer_piece(t, id, &length);
+        append(&b, "%8d %10lld  \"", id, (long long)uses[id]);
         append_readable(&b, bytes, length);
         append(&b, "\"\n");
     }
     printf("longest tokens (id, uses, bytes)\n%s", b.size ? b.data : "");
     free(b.data);
-    free(shown);
+    free(longest.entries);
 }
 
 static int command_stats(int argc, char **argv)
 {
     int threads = 0, longest = 10;
-    int64_t chunk_bytes = CHUNK_BYTES, pieces = 0, single = 0, tokens = 0, unused = 0;
+    int64_t tokens = 0, unused = 0;
     const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION, SPLIT_OPTION,
@@ -2019,20 +2003,21 @@ static int command_stats(int argc, char **argv)
                                     "How well the vocabulary fits texts.");
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, chunk_bytes);
-    int64_t *uses = count_tokens(t, &source, &pieces, &single);
-    for (int id = 0; id < first_special(t); id++) {
-        tokens += uses[id];
-        unused += !uses[id];
+    struct Source source = source_open(argv, files, split, CHUNK_BYTES);
+    struct Sink sink = {.uses = allocate_zeroed(t->vocabulary * sizeof *sink.uses)};
+    encode_files(&sink, t, &source, 0, 0);
+    for (int id = 0; id < t->eot; id++) {
+        tokens += sink.uses[id];
+        unused += !sink.uses[id];
     }
     printf("bytes            %lld\ntokens           %lld\n", (long long)source.done,
            (long long)tokens);
     printf("bytes_per_token  %.4f\n", tokens ? (double)source.done / tokens : 0);
-    printf("documents        %lld\nwords            %lld\n", (long long)uses[t->eot],
-           (long long)pieces);
-    printf("one_token_words  %.2f %%\n", pieces ? 100.0 * single / pieces : 0);
-    printf("unused_tokens    %lld of %d\n", (long long)unused, first_special(t));
-    print_longest(t, uses, longest);
+    printf("documents        %lld\nwords            %lld\n", (long long)sink.documents,
+           (long long)sink.pieces);
+    printf("one_token_words  %.2f %%\n", sink.pieces ? 100.0 * sink.single / sink.pieces : 0);
+    printf("unused_tokens    %lld of %d\n", (long long)unused, t->eot);
+    print_longest(t, sink.uses, longest);
     source_close(&source);
     tokenizer_free(t);
     return 0;

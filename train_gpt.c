@@ -43,12 +43,6 @@
 /* 1. Data                                                                                       */
 /* ============================================================================================= */
 
-/* A shard has llm.c's format: 256 int32 (magic, version, count, 0 ...), then count uint16. Shards
- * are mapped into memory, not copied. */
-enum { SHARD_HEADER_BYTES = 1024, LLMC_MAGIC = 20240520, LLMC_VERSION = 1 };
-
-struct Shard { const char *path; const uint16_t *tokens; int64_t count; };
-
 /* All shards of a glob, sorted by name, are one text x[0], x[1], .., x[n-1]. */
 struct Data {
     struct Shard *shards;       /* (count) */
@@ -69,27 +63,6 @@ static void check_ids(const struct Shard *s, int vocabulary)
             "is used here.", s->path, largest, vocabulary);
 }
 
-/* Maps a shard. Dies unless the header is right, the size is exactly what the header says, and all
- * ids are below the vocabulary. */
-static struct Shard open_shard(const char *path, int vocabulary)
-{
-    const struct Bytes file = map_file(path);
-    int32_t header[3] = {0};
-    if (file.size >= SHARD_HEADER_BYTES) memcpy(header, file.data, sizeof header);
-    if (header[0] != LLMC_MAGIC)
-        die("%s: not a token shard. Make one from text with `tokenizer encode`.", path);
-    if (header[1] != LLMC_VERSION)
-        die("%s: a shard of version %d; only version %d is read. Encode it again.", path, header[1],
-            LLMC_VERSION);
-    const long long promised = header[2], bytes = (long long)file.size - SHARD_HEADER_BYTES;
-    if (promised < 0 || bytes != 2 * promised)
-        die("%s: the header says %lld tokens, the file holds %.1f. Copy or encode it again.", path,
-            promised, bytes / 2.0);
-    const struct Shard s = {path, (const uint16_t *)(file.data + SHARD_HEADER_BYTES), promised};
-    check_ids(&s, vocabulary);
-    return s;
-}
-
 /* Opens all shards that match the pattern. Dies if there is none, or fewer than 2 tokens in all.
  * `option` names the pattern in messages. */
 static struct Data open_data(const char *option, const char *pattern, int vocabulary)
@@ -101,7 +74,8 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
             option, pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), vocabulary);
+        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]));
+        check_ids(&s, vocabulary);
         d.shards[d.count++] = s;
         d.tokens += s.count;
         d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
@@ -483,88 +457,45 @@ static void print_baselines(const struct Data *d, int V)
 
 /* --- Choosing a token: heap sort that ends as soon as enough tokens are sorted --- */
 
-struct Choice { int id; real weight; };         /* weight: proportional to the probability */
-
-/* Equal weights are ordered by id, so that the order is the same on every machine. */
-static bool likelier(struct Choice a, struct Choice b)
+/* Applies top-k (0: all) and top-p to n tokens, whose keys are their weights, proportional to the
+ * probabilities. Returns how many are kept: they are moved to the end of c, the likeliest last. */
+static int keep_likely(struct Entry *c, int n, int k, double p)
 {
-    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
-}
-
-/* Moves entry i down until c[0 .. n) is a heap again: no entry is likelier than its parent. */
-static void sift_down(struct Choice *c, int i, int n)
-{
-    const struct Choice moved = c[i];
-    for (int child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && likelier(c[child + 1], c[child])) child++;
-        if (!likelier(c[child], moved)) break;
-        c[i] = c[child];
-    }
-    c[i] = moved;
-}
-
-/* Applies top-k (0: all) and top-p to n choices. Returns how many are kept; they are moved to the
- * end of c, the likeliest last. */
-static int keep_likely(struct Choice *c, int n, int k, double p)
-{
-    const int most = k > 0 && k < n ? k : n;
+    const int max = k > 0 && k < n ? k : n;
+    struct Heap heap = {c, n, n};
     double total = 0, reached = 0;
-    if (most == n && p >= 1) return n;
-    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, i, n);
-    for (int i = n - 1; i >= n - most; i--) {
-        struct Choice likeliest = c[0];
-        c[0] = c[i];
-        c[i] = likeliest;
-        sift_down(c, 0, i);
-        total += likeliest.weight;
-    }
-    if (p >= 1) return most;
-    for (int kept = 1; kept <= most; kept++)
-        if ((reached += c[n - kept].weight) >= p * total) return kept;
-    return most;
+    if (max == n && p >= 1) return n;
+    for (int i = n / 2 - 1; i >= 0; i--) heap_sift_down(&heap, i);
+    for (int i = 0; i < max; i++) total += heap_pop(&heap).key;
+    if (p >= 1) return max;
+    for (int kept = 1; kept <= max; kept++)
+        if ((reached += c[n - kept].key) >= p * total) return kept;
+    return max;
 }
 
-/* Draws one of the last `kept` of n choices in proportion to their weights. u: uniform in [0,
- * 1). */
-static int draw(const struct Choice *c, int n, int kept, double u)
+/* Draws one of the last `kept` of n tokens in proportion to their weights. u: uniform in [0, 1). */
+static int draw(const struct Entry *c, int n, int kept, double u)
 {
     double total = 0;
-    for (int i = n - kept; i < n; i++) total += c[i].weight;
+    for (int i = n - kept; i < n; i++) total += c[i].key;
     double rest = u * total;
     for (int i = n - 1; i > n - kept; i--)
-        if ((rest -= c[i].weight) < 0) return c[i].id;
-    return c[n - kept].id;
+        if ((rest -= c[i].key) < 0) return (int)c[i].id;
+    return (int)c[n - kept].id;
 }
 
-/* --- Streaming UTF-8: a token may end inside a character, which is held back until it is whole
- * --- */
+/* --- Streaming UTF-8: a character that a token leaves unfinished is held back --- */
 
 struct Utf8 { unsigned char held[4]; int count; };
-
-/* The bytes of the character at p if it is whole; 0 if n bytes may be its beginning; -k if the
- * first k bytes can belong to none (Unicode 15, table 3-7). */
-static int utf8_character(const unsigned char *p, int n)
-{
-    const int lead = p[0];
-    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
-                     : lead < 0xF5 ? 4 : 0;
-    if (!length) return -1;
-    for (int i = 1; i < length; i++) {
-        const int least = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-        const int most = i > 1 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-        if (i == n) return 0;
-        if (p[i] < least || p[i] > most) return -i;
-    }
-    return length;
-}
 
 /* Appends the characters that n more bytes complete. Bytes that belong to no character become
  * U+FFFD. */
 static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *bytes, int n)
 {
+    uint32_t c;
     for (int i = 0, length; i < n; i++) {
         u->held[u->count++] = bytes[i];
-        while (u->count && (length = utf8_character(u->held, u->count))) {
+        while (u->count && (length = utf8_decode(u->held, u->count, &c))) {
             if (length > 0) append_bytes(out, u->held, length);
             else append(out, "\xEF\xBF\xBD");
             u->count -= abs(length);
@@ -590,7 +521,7 @@ struct Generator {
     const struct Tokenizer *tokenizer;
     int *window, count;             /* (T), of which the first `count` are in use */
     real *logits;                   /* (V) */
-    struct Choice *choices;         /* (V) */
+    struct Entry *choices;          /* (V): the tokens and their weights */
     double temperature, top_p;
     int top_k;
     struct Random random;
@@ -654,7 +585,7 @@ static int next_token(struct Generator *g, const real *hidden)
     const real highest = g->logits[best];
     const real scale = (real)fmin(1 / g->temperature, 1e20);    /* infinity * 0 would be NaN */
     for (int id = 0; id < V; id++) g->logits[id] = exp_real((g->logits[id] - highest) * scale);
-    for (int id = 0; id < V; id++) g->choices[id] = (struct Choice){id, g->logits[id]};
+    for (int id = 0; id < V; id++) g->choices[id] = (struct Entry){g->logits[id], id, 0};
     const int kept = keep_likely(g->choices, V, g->top_k, g->top_p);
     return draw(g->choices, V, kept, random_uniform(&g->random));
 }

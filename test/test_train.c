@@ -33,7 +33,7 @@ static const char *write_shard(const char *name, int first, int count, int promi
     return write_tokens_shard(name, tokens, count, promised, magic, version);
 }
 
-/* Runs open_shard in a child; its status, and what it wrote to stderr. */
+/* Opens and checks a shard in a child; its status, and what it wrote to stderr. */
 static int status_of_opening(const char *path, int vocabulary, char *message, int size)
 {
     int channel[2], status, used = 0;
@@ -42,7 +42,8 @@ static int status_of_opening(const char *path, int vocabulary, char *message, in
     pid_t child = fork();
     if (child == 0) {
         dup2(channel[1], 2);
-        open_shard(path, vocabulary);
+        const struct Shard s = open_shard(path);
+        check_ids(&s, vocabulary);
         _exit(0);
     }
     close(channel[1]);
@@ -59,13 +60,13 @@ static void test_shards(void)
     const char *empty = path_of("empty.bin");
     write_file(empty, "", 0);
     const struct { const char *path, *says, *what; int status; } cases[] = {
-        {write_shard("good.bin", 0, 50, 50, LLMC_MAGIC, 1), "", "a sound shard opens", 0},
+        {write_shard("good.bin", 0, 50, 50, SHARD_MAGIC, 1), "", "a sound shard opens", 0},
         {write_shard("magic.bin", 0, 50, 50, 12345, 1), "not a token shard", "wrong magic", 1},
-        {write_shard("version.bin", 0, 50, 50, LLMC_MAGIC, 7), "version 7", "wrong version", 1},
-        {write_shard("short.bin", 0, 49, 50, LLMC_MAGIC, 1), "50 tokens", "cut short", 1},
-        {write_shard("long.bin", 0, 51, 50, LLMC_MAGIC, 1), "50 tokens", "too long", 1},
-        {write_shard("negative.bin", 0, 0, -1, LLMC_MAGIC, 1), "-1 tokens", "negative count", 1},
-        {write_shard("ids.bin", 80, 50, 50, LLMC_MAGIC, 1), "token 129", "an id too large", 1},
+        {write_shard("version.bin", 0, 50, 50, SHARD_MAGIC, 7), "version 7", "wrong version", 1},
+        {write_shard("short.bin", 0, 49, 50, SHARD_MAGIC, 1), "50 tokens", "cut short", 1},
+        {write_shard("long.bin", 0, 51, 50, SHARD_MAGIC, 1), "50 tokens", "too long", 1},
+        {write_shard("negative.bin", 0, 0, -1, SHARD_MAGIC, 1), "-1 tokens", "negative count", 1},
+        {write_shard("ids.bin", 80, 50, 50, SHARD_MAGIC, 1), "token 129", "an id too large", 1},
         {empty, "not a token shard", "an empty file", 1},
         {path_of("none.bin"), "cannot be read", "no file", 1},
     };
@@ -82,9 +83,9 @@ static void test_shards(void)
 /* Three shards, one of them empty: 137 tokens, each its own place. */
 static struct Data place_data(void)
 {
-    write_shard("p0.bin", 0, 100, 100, LLMC_MAGIC, 1);
-    write_shard("p1.bin", 100, 0, 0, LLMC_MAGIC, 1);
-    write_shard("p2.bin", 100, 37, 37, LLMC_MAGIC, 1);
+    write_shard("p0.bin", 0, 100, 100, SHARD_MAGIC, 1);
+    write_shard("p1.bin", 100, 0, 0, SHARD_MAGIC, 1);
+    write_shard("p2.bin", 100, 37, 37, SHARD_MAGIC, 1);
     return open_data("data", path_of("p?.bin"), 137);
 }
 
@@ -166,7 +167,7 @@ static void test_epochs(void)
     create_loader(&again, &d, 8, 6);
     check(epochs_differ && orders_differ(&l, &again), "another epoch or seed: another order");
 
-    write_shard("two.bin", 0, 2, 2, LLMC_MAGIC, 1);
+    write_shard("two.bin", 0, 2, 2, SHARD_MAGIC, 1);
     struct Data two = open_data("data", path_of("two.bin"), 2);
     create_loader(&l, &two, 8, 5);
     check(epoch_complete(&l, &two) && l.sequences.count == 1, "two tokens are data enough");
@@ -184,7 +185,7 @@ static void test_documents(void)
         for (int i = 0; i < lengths[d]; i++, n++) text[n] = i == 0 && d > 0 ? EOT : n;
     for (int i = 0; i < 4; at += shards[i++]) {
         char *name = text_of("d%d.bin", i);
-        write_tokens_shard(name, text + at, shards[i], shards[i], LLMC_MAGIC, 1);
+        write_tokens_shard(name, text + at, shards[i], shards[i], SHARD_MAGIC, 1);
         free(name);
     }
     struct Data d = open_data("data", path_of("d?.bin"), 100);
@@ -300,7 +301,8 @@ static void test_evaluation(void)
 
 static int by_weight(const void *a, const void *b)
 {
-    return likelier(*(const struct Choice *)a, *(const struct Choice *)b) ? -1 : 1;
+    const struct Entry *x = a, *y = b;
+    return x->key > y->key || (x->key == y->key && x->id < y->id) ? -1 : 1;
 }
 
 /* keep_likely against sorting everything. */
@@ -309,18 +311,18 @@ static void test_filters(void)
     struct Random random = random_stream(1, 1);
     bool good = true;
     for (int trial = 0; trial < 2000; trial++) {
-        struct Choice c[50], sorted[50];
+        struct Entry c[50], sorted[50];
         const int n = 1 + (int)random_below(&random, 50), k = (int)random_below(&random, 60);
         const double p = random_below(&random, 3) ? random_uniform(&random) : 1;
         for (int i = 0; i < n; i++)
-            c[i] = sorted[i] = (struct Choice){i, (real)(1 + random_below(&random, 20))};
+            c[i] = sorted[i] = (struct Entry){1.0 + random_below(&random, 20), i, 0};
         qsort(sorted, n, sizeof *sorted, by_weight);
         const int most = k > 0 && k < n ? k : n;
         double total = 0, reached = 0;
-        for (int i = 0; i < most; i++) total += sorted[i].weight;
+        for (int i = 0; i < most; i++) total += sorted[i].key;
         int expected = 0;
         while (expected < most && (expected == 0 || reached < p * total))
-            reached += sorted[expected++].weight;
+            reached += sorted[expected++].key;
         if (p == 1) expected = most;
         const int kept = keep_likely(c, n, k, p);
         good &= kept == expected;
@@ -329,7 +331,7 @@ static void test_filters(void)
     }
     check(good, "top-k and top-p keep what sorting keeps, in 2,000 cases");
 
-    struct Choice c[] = {{0, 1}, {1, 2}, {2, 3}, {3, 4}};
+    struct Entry c[] = {{1, 0, 0}, {2, 1, 0}, {3, 2, 0}, {4, 3, 0}};
     int counts[4] = {0};
     for (int i = 0; i < 100000; i++) counts[draw(c, 4, 4, random_uniform(&random))]++;
     double farthest = 0;
@@ -418,7 +420,8 @@ static void test_utf8(void)
         struct Buffer out = passed(text, 40, 3), twice = passed(out.data, out.size, 7);
         valid &= out.size == twice.size && !memcmp(out.data, twice.data, out.size);
         for (size_t i = 0; i < out.size; ) {
-            const int length = utf8_character((unsigned char *)out.data + i, (int)(out.size - i));
+            uint32_t c;
+            const int length = utf8_decode((unsigned char *)out.data + i, out.size - i, &c);
             if (length <= 0) { valid = false; break; }
             i += length;
         }
