@@ -1,7 +1,7 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
  *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe
- *    II  Files and commands   labelled files, before and after the training, train, eval, predict
+ *    II  Files and commands   the probe's solver, labelled files, train, eval, predict
  *
  *    "Not a dull moment."
  *       |  tokenizer
@@ -84,6 +84,7 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     d->starts[d->count] = start + n;
 }
 
+/* The number of tokens of an example. */
 static int length_of(const struct Dataset *d, int example)
 {
     return (int)(d->starts[example + 1] - d->starts[example]);
@@ -161,6 +162,7 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
     free(next);
 }
 
+/* The progress of a pass over `count` texts, of which `done` are done. */
 static void show_rate(const char *what, int done, int count, double start)
 {
     const double spent = seconds() - start;
@@ -210,8 +212,11 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
 /* 3. Scores                                                                                     */
 /* ============================================================================================= */
 
+/* accuracy: part of the examples whose most probable class is the true one. macro_f1: see below.
+ * loss: the mean of -log p(true class), in nats. ece: expected calibration error. */
 struct Scores { double accuracy, macro_f1, loss, ece; };
 
+/* argmax over the K probabilities of one example. */
 static int most_probable(const real *p, int K)
 {
     int best = 0;
@@ -296,7 +301,8 @@ struct Settings {
     const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
     int epochs, batch, max_tokens, threads;
     int64_t seed;
-    double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
+    double lr, head_lr_ratio, dropout, weight_decay;
+    double warmup, val_part;                    /* parts of the updates, of the examples */
     bool overwrite;
     enum { PROBE, LAST, FULL, SCRATCH } kind;
     int last;                                   /* K of last:K */
@@ -406,7 +412,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
-    *norm = grad_norm(r->model);
+    *norm = grad_norm(r->model);                    /* clip: at most norm 1 */
     if (!isfinite(*norm))
         die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
@@ -450,10 +456,14 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
     struct Scores top = {-1, 0, INFINITY, 0};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
     for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
+        /* Train: every example once. */
         sum += train_epoch(t, epoch, steps, &norm, start);
         since++;
         if (epoch % every && epoch < s->epochs) continue;
+
+        /* Validate. */
         const struct Scores now = validate(t);
+        /* Keep the best weights. */
         const bool better = now.accuracy > top.accuracy
                          || (now.accuracy == top.accuracy && now.loss < top.loss);
         const double spent = seconds() - start;
@@ -559,159 +569,13 @@ static double logistic_objective(struct Logistic *f, double *dw, const double *w
     return loss + f->l2 / 2 * square;
 }
 
-/* Cholesky factor: a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Squares of
- * the diagonal are at least `min`, so that rounding cannot make them negative. */
-static void cholesky(double *a, int C, double min)
-{
-    for (int i = 0; i < C; i++)
-        for (int j = 0; j <= i; j++) {
-            const double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
-            double sum = 0;
-            #pragma omp simd reduction(+: sum)
-            for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
-            const double rest = ai[j] - sum;
-            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
-        }
-}
-
-/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
-static void cholesky_solve(double *x, const double *L, int C)
-{
-    for (int i = 0; i < C; i++) {
-        double sum = 0;
-        #pragma omp simd reduction(+: sum)
-        for (int c = 0; c < i; c++) sum += L[(size_t)i * C + c] * x[c];
-        x[i] = (x[i] - sum) / L[(size_t)i * C + i];
-    }
-    for (int i = C - 1; i >= 0; i--) {
-        x[i] /= L[(size_t)i * C + i];
-        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
-    }
-}
-
-static double dot(const double *a, const double *b, size_t n)
-{
-    double sum = 0;
-    #pragma omp simd reduction(+: sum)
-    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-/* L-BFGS (Nocedal 1980) stores the last steps s and the changes y of the gradient over these steps.
- * From them it applies an approximate inverse Hessian, which starts from the Hessian at w = 0:
- *   M = 1/K (X^T X / N) + l2 I     for each class
- * up to a term that moves all classes alike, to which softmax is blind. X^T X is computed once. */
-enum { HISTORY = 10 };
-
-struct Lbfgs {
-    size_t size;                /* K C */
-    int pairs;                  /* number so far; pair i is in slot i % HISTORY */
-    double *s[HISTORY], *y[HISTORY], sy[HISTORY];       /* (K, C) (K, C), s . y */
-    double *cholesky;                                   /* (C, C): of M */
-    double *w, *g, *direction, *work;                   /* (K, C) each */
-};
-
-/* All arrays in one piece of memory, which begins with the Cholesky factor. */
-static struct Lbfgs lbfgs_create(int K, int C)
-{
-    struct Lbfgs o = {.size = (size_t)K * C};
-    double *memory = allocate_zeroed(((size_t)C * C + (2 * HISTORY + 4) * o.size) * sizeof(double));
-    o.cholesky = memory;
-    memory += (size_t)C * C;
-    for (int i = 0; i < HISTORY; i++, memory += 2 * o.size) {
-        o.s[i] = memory;
-        o.y[i] = memory + o.size;
-    }
-    o.w = memory;
-    o.g = memory + o.size;
-    o.direction = memory + 2 * o.size;
-    o.work = memory + 3 * o.size;
-    return o;
-}
-
-static void lbfgs_free(struct Lbfgs *o, int C)
-{
-    release(o->cholesky, ((size_t)C * C + (2 * HISTORY + 4) * o->size) * sizeof(double));
-}
-
-static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const real *gram)
-{
-    const int C = f->C;
-    for (size_t i = 0; i < (size_t)C * C; i++)
-        o->cholesky[i] = gram[i] / ((double)f->N * f->K) + (i % (C + 1) == 0) * f->l2;
-    cholesky(o->cholesky, C, f->l2 / 2);
-}
-
-/* direction = -H g by the two-loop recursion: from the newest pair to the oldest and back. */
-static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
-{
-    double *d = o->direction, a[HISTORY] = {0}, scale = 1;
-    const int oldest = max_int(0, o->pairs - HISTORY);
-    for (size_t i = 0; i < o->size; i++) d[i] = -o->g[i];
-    for (int p = o->pairs - 1; p >= oldest; p--) {
-        const int slot = p % HISTORY;
-        a[slot] = dot(o->s[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
-    }
-    for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
-    if (o->pairs > 0) {     /* the factor by which M overestimates the newest curvature */
-        const int slot = (o->pairs - 1) % HISTORY;
-        memcpy(o->work, o->y[slot], o->size * sizeof(double));
-        for (int k = 0; k < f->K; k++)
-            cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
-        scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
-    }
-    for (size_t i = 0; i < o->size; i++) d[i] *= scale;
-    for (int p = oldest; p < o->pairs; p++) {
-        const int slot = p % HISTORY;
-        const double b = dot(o->y[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] += (a[slot] - b) * o->s[slot][i];
-    }
-}
-
-/* max |x_i|, or NaN if there is one. */
-static double largest(const double *x, size_t n)
-{
-    double max = 0;
-    for (size_t i = 0; i < n; i++) max = fabs(x[i]) > max || isnan(x[i]) ? fabs(x[i]) : max;
-    return max;
-}
-
-/* Minimises F, from w (K, C) on, until no component of the gradient exceeds 1e-7. The rows of w
- * must add up to 0 and continue to. gram (C, C): X^T X. A step is halved until F falls by enough
- * (Armijo 1966). Returns the number of evaluations of F. */
-static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
-{
-    enum { MAX_EVALUATIONS = 500 };
-    const size_t n = o->size;
-    int evaluations = 1;
-    double F = logistic_objective(f, o->g, w);
-    o->pairs = 0;
-    lbfgs_precondition(o, f, gram);
-    while (largest(o->g, n) > 1e-7 && evaluations < MAX_EVALUATIONS) {
-        const int slot = o->pairs % HISTORY;
-        double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
-        lbfgs_direction(o, f);
-        const double slope = dot(o->g, o->direction, n);
-        for (; evaluations < MAX_EVALUATIONS && step > 1e-9; step /= 2) {
-            for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
-            F_new = logistic_objective(f, o->work, o->w);
-            evaluations++;
-            if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
-        }
-        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* F is as low as rounding allows */
-        for (size_t i = 0; i < n; i++) {
-            s[i] = o->w[i] - w[i];
-            y[i] = o->work[i] - o->g[i];
-            w[i] = o->w[i];
-            o->g[i] = o->work[i];
-        }
-        F = F_new;
-        o->sy[slot] = dot(s, y, n);
-        if (o->sy[slot] > 0) o->pairs++;
-    }
-    return evaluations;
-}
+/* Minimises F by L-BFGS (part II), from w (K, C) on, until no component of the gradient exceeds
+ * 1e-7. The rows of w must add up to 0 and continue to. gram (C, C): X^T X. Returns the number of
+ * evaluations of F. */
+struct Lbfgs;
+static struct Lbfgs *lbfgs_create(int K, int C);
+static void lbfgs_free(struct Lbfgs *o);
+static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram);
 
 /* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by it, so
  * that one l2 suits all of them. Their mean is not subtracted: that would need a bias, which the
@@ -779,7 +643,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
 {
     const int C = train->C, K = train->K;
     const size_t size = (size_t)K * C;
-    struct Lbfgs o = lbfgs_create(K, C);
+    struct Lbfgs *o = lbfgs_create(K, C);
     real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
     double *w = resize(NULL, size * sizeof *w), lowest = INFINITY, chosen = 0, start = seconds();
     memset(w, 0, size * sizeof *w);
@@ -787,7 +651,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
     append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
     for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
         train->l2 = pow(10, exponent / 2.0);
-        const int evaluations = logistic_solve(train, &o, w, gram);
+        const int evaluations = logistic_solve(train, o, w, gram);
         const double train_loss = logistic_loss(train, w), val_loss = logistic_loss(val, w);
         const double accuracy = probe_accuracy(val), spent = seconds() - start;
         append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss,
@@ -802,7 +666,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
     }
     free(w);
     release(gram, (size_t)C * C * sizeof *gram);
-    lbfgs_free(&o, C);
+    lbfgs_free(o);
     if (lowest == INFINITY)
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return chosen;
@@ -844,7 +708,166 @@ static void train_probe(struct Task *t, struct Metadata *meta)
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Labelled files: TSV, CSV, JSON lines                                                       */
+/* 6. The probe's solver                                                                         */
+/* ============================================================================================= */
+
+/* Cholesky factor: a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Squares of
+ * the diagonal are at least `min`, so that rounding cannot make them negative. */
+static void cholesky(double *a, int C, double min)
+{
+    for (int i = 0; i < C; i++)
+        for (int j = 0; j <= i; j++) {
+            const double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
+            double sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
+            const double rest = ai[j] - sum;
+            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
+        }
+}
+
+/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
+static void cholesky_solve(double *x, const double *L, int C)
+{
+    for (int i = 0; i < C; i++) {
+        double sum = 0;
+        #pragma omp simd reduction(+: sum)
+        for (int c = 0; c < i; c++) sum += L[(size_t)i * C + c] * x[c];
+        x[i] = (x[i] - sum) / L[(size_t)i * C + i];
+    }
+    for (int i = C - 1; i >= 0; i--) {
+        x[i] /= L[(size_t)i * C + i];
+        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
+    }
+}
+
+static double dot(const double *a, const double *b, size_t n)
+{
+    double sum = 0;
+    #pragma omp simd reduction(+: sum)
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* L-BFGS (Nocedal 1980) stores the last steps s and the changes y of the gradient over these steps.
+ * From them it applies an approximate inverse Hessian, which starts from the Hessian at w = 0:
+ *   M = 1/K (X^T X / N) + l2 I     for each class
+ * up to a term that moves all classes alike, to which softmax is blind. X^T X is computed once. */
+enum { HISTORY = 10 };
+
+struct Lbfgs {
+    size_t size, bytes;         /* K C; of all arrays */
+    int pairs;                  /* number so far; pair i is in slot i % HISTORY */
+    double *s[HISTORY], *y[HISTORY], sy[HISTORY];       /* (K, C) (K, C), s . y */
+    double *cholesky;                                   /* (C, C): of M */
+    double *w, *g, *direction, *work;                   /* (K, C) each */
+};
+
+/* All arrays are in one piece of memory, which begins with the Cholesky factor. */
+static struct Lbfgs *lbfgs_create(int K, int C)
+{
+    struct Lbfgs *o = resize(NULL, sizeof *o);
+    *o = (struct Lbfgs){.size = (size_t)K * C};
+    o->bytes = ((size_t)C * C + (2 * HISTORY + 4) * o->size) * sizeof(double);
+    double *memory = o->cholesky = allocate_zeroed(o->bytes);
+    memory += (size_t)C * C;
+    for (int i = 0; i < HISTORY; i++, memory += 2 * o->size) {
+        o->s[i] = memory;
+        o->y[i] = memory + o->size;
+    }
+    o->w = memory;
+    o->g = memory + o->size;
+    o->direction = memory + 2 * o->size;
+    o->work = memory + 3 * o->size;
+    return o;
+}
+
+static void lbfgs_free(struct Lbfgs *o)
+{
+    release(o->cholesky, o->bytes);
+    free(o);
+}
+
+/* The Cholesky factor of M for this l2. */
+static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const real *gram)
+{
+    const int C = f->C;
+    for (size_t i = 0; i < (size_t)C * C; i++)
+        o->cholesky[i] = gram[i] / ((double)f->N * f->K) + (i % (C + 1) == 0) * f->l2;
+    cholesky(o->cholesky, C, f->l2 / 2);
+}
+
+/* direction = -H g by the two-loop recursion: from the newest pair to the oldest and back. */
+static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
+{
+    double *d = o->direction, a[HISTORY] = {0}, scale = 1;
+    const int oldest = max_int(0, o->pairs - HISTORY);
+    for (size_t i = 0; i < o->size; i++) d[i] = -o->g[i];
+    for (int p = o->pairs - 1; p >= oldest; p--) {
+        const int slot = p % HISTORY;
+        a[slot] = dot(o->s[slot], d, o->size) / o->sy[slot];
+        for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
+    }
+    for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
+    if (o->pairs > 0) {     /* the factor by which M overestimates the newest curvature */
+        const int slot = (o->pairs - 1) % HISTORY;
+        memcpy(o->work, o->y[slot], o->size * sizeof(double));
+        for (int k = 0; k < f->K; k++)
+            cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
+        scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
+    }
+    for (size_t i = 0; i < o->size; i++) d[i] *= scale;
+    for (int p = oldest; p < o->pairs; p++) {
+        const int slot = p % HISTORY;
+        const double b = dot(o->y[slot], d, o->size) / o->sy[slot];
+        for (size_t i = 0; i < o->size; i++) d[i] += (a[slot] - b) * o->s[slot][i];
+    }
+}
+
+/* max |x_i|, or NaN if there is one. */
+static double largest(const double *x, size_t n)
+{
+    double max = 0;
+    for (size_t i = 0; i < n; i++) max = fabs(x[i]) > max || isnan(x[i]) ? fabs(x[i]) : max;
+    return max;
+}
+
+/* A step is halved until F falls by enough (Armijo 1966). */
+static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
+{
+    enum { MAX_EVALUATIONS = 500 };
+    const size_t n = o->size;
+    int evaluations = 1;
+    double F = logistic_objective(f, o->g, w);
+    o->pairs = 0;
+    lbfgs_precondition(o, f, gram);
+    while (largest(o->g, n) > 1e-7 && evaluations < MAX_EVALUATIONS) {
+        const int slot = o->pairs % HISTORY;
+        double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
+        lbfgs_direction(o, f);
+        const double slope = dot(o->g, o->direction, n);
+        for (; evaluations < MAX_EVALUATIONS && step > 1e-9; step /= 2) {
+            for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
+            F_new = logistic_objective(f, o->work, o->w);
+            evaluations++;
+            if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
+        }
+        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* F is as low as rounding allows */
+        for (size_t i = 0; i < n; i++) {
+            s[i] = o->w[i] - w[i];
+            y[i] = o->work[i] - o->g[i];
+            w[i] = o->w[i];
+            o->g[i] = o->work[i];
+        }
+        F = F_new;
+        o->sy[slot] = dot(s, y, n);
+        if (o->sy[slot] > 0) o->pairs++;
+    }
+    return evaluations;
+}
+
+/* ============================================================================================= */
+/* 7. Labelled files: TSV, CSV, JSON lines                                                       */
 /* ============================================================================================= */
 
 /* A labelled text; both point into the file or to memory that is never freed. line: for
@@ -1175,7 +1198,7 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 }
 
 /* ============================================================================================= */
-/* 7. Before and after the training                                                              */
+/* 8. Before and after the training                                                              */
 /* ============================================================================================= */
 
 /* Reads --tune into s->kind and s->last. */
@@ -1318,7 +1341,7 @@ static void check_reloaded(struct Task *t)
 }
 
 /* ============================================================================================= */
-/* 8. Commands: train, eval, predict                                                             */
+/* 9. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
 /* A table with the names of the classes, as wide as the longest name. */

@@ -5,8 +5,8 @@
  *    III  The program    errors, files, JSON, checkpoint, options, progress
  *
  * A text is a sequence of tokens, numbers below V. GPT-2 turns each token into a vector of C
- * channels, lets every vector read the vectors before it, L times, and then scores each of the V
- * tokens as the next one. A batch of N tokens, with the parameters of GPT-2 124M (V = 50257, T =
+ * channels, lets every vector read itself and those before it, L times, and then scores each of the
+ * V tokens as the next one. A batch of N tokens, with the parameters of GPT-2 124M (V = 50257, T =
  * 1024, C = 768, H = 12, L = 12):
  *
  *    tokens (N)                                                     parameters
@@ -16,7 +16,7 @@
  *    x (N, C)                     the residual stream
  *       |----> LayerNorm          (N, C)                            2 C                1,536
  *       |      QKV                (N, 3C)                           3C (C + 1)     1,771,776
- *       |      attention          (N, C)    reads earlier tokens                           0
+ *       |      attention          (N, C)    reads rows up to here                          0
  *       |      projection         (N, C)                            C (C + 1)        590,592
  *       + <------'
  *       |                                                                  this block L times
@@ -29,9 +29,9 @@
  *    ln_f -> hidden (N, C)                                          2 C                1,536
  *       |----> logits (N, V) = hidden wte^T            the language model's head, tied to wte: 0
  *       '----> scores (S, K) = last hidden score^T     a classifier's: K C
- *                                                   12 blocks and the rest:     124,439,808
+ *                                                        in all, with 12 blocks  124,439,808
  *
- * Letters: B sequences, T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
+ * Letters: T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
  * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
  * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
  * and the layer; `make lesson` prints every number of a small model on its way through them.
@@ -47,7 +47,7 @@
  *    lnf_w, lnf_b               ln_f                       lnfw, lnfb            (C) (C)
  *    score_w                    score                      -                     (K, C)
  *
- * llm.c stores the weight of a linear layer as (OC, C), here and at Hugging Face it is (C, OC). */
+ * In llm.c a block's matrices are (OC, C); here and at Hugging Face they are (C, OC). */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -69,7 +69,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Each program uses a part of this header. The row of a table names only what differs from 0. */
+/* Each program uses a part of this header. Initialisers leave out the members that are 0. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #ifdef __clang__
@@ -126,10 +126,10 @@ static void lap(int kind, int direction);
  * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[S] = N. Sequences may differ in length,
  * and there is no padding. Only positions and attention depend on where sequences begin.
  *
- * Every forward function is followed by its backward function, which applies the chain rule.
+ * The backward function of a layer comes after its forward function and applies the chain rule.
  * Gradients of parameters are added to (+=): a step sums over batches, and wte is used twice.
- * Gradients of the residual stream are added to, since two branches leave it at each LayerNorm.
- * Every other gradient inside a block has one source and is set (=). */
+ * Gradients of the residual stream are added to, since the stream feeds a LayerNorm and also the
+ * next +. Every other gradient inside a block has one source and is set (=). */
 struct Batch {
     int rows, sequences;        /* N, S */
     const int *tokens;          /* (N) */
@@ -198,7 +198,7 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
     lap(LAYERNORM, FORWARD);
 }
 
-/* y from the stored mean and rstd, with the same bits: cheaper than storing y. */
+/* y again, from the stored mean and rstd, with the same bits: storing y would cost memory. */
 static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
                                 const real *w, const real *b, int N, int C)
 {
@@ -311,8 +311,8 @@ static void gelu_forward(real *y, const real *x, size_t n)
     lap(GELU, FORWARD);
 }
 
-/* dx = dy dy/dx, in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
- *   dy/dx = s + x s (1 - s) 2 du/dx      du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
+/* dx = dy gelu'(x), in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
+ *   gelu'(x) = s + x s (1 - s) 2 du/dx      du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2) */
 static void gelu_backward(real *dx, real *y, const real *x, size_t n)
 {
     #pragma omp parallel for simd schedule(static)
@@ -362,7 +362,8 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct D
  *
  * qkv (N, 3C): q, k and v of each row; head h has the channels hD .. hD+D-1 of each of the three.
  * y (N, C): the heads side by side. lse (N, H): stored for the backward pass.
- * 1 / sqrt(D) keeps the variance of a dot product of D terms at 1. */
+ * If q and k have independent entries of variance 1, q . k has variance D, and 1 / sqrt(D) makes it
+ * 1. With dropout, P is multiplied by a mask before it is multiplied by v. */
 struct Attention {
     const struct Batch *batch;
     int C, H;
@@ -370,18 +371,18 @@ struct Attention {
     size_t scratch_size;        /* attention_scratch() */
     struct Dropout dropout;     /* of P */
     uint32_t key;
-    int cached;                 /* 0: a batch; else one more row, after so many of its sequence */
+    int cached;                 /* 0: a batch; else one row, and the number of rows before it */
     real *scores;               /* (H, cached + 1): scratch for that row */
 };
 
 /* With cached > 0, qkv (cached + 1, 3C) is the key-value cache and y (C) is the new row's alone. */
 static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t);
 
-/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij:
- *   dv = P^T dy    dS = P (dP - delta)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
+/* With dP = dy v^T and delta_i = sum_j P_ij dP_ij, without dropout:
+ *   dv = P^T dy    dS_ij = P_ij (dP_ij - delta_i)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
  * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                               real *lse, const struct Attention *t);
+                               const real *lse, const struct Attention *t);
 
 /* ============================================================================================= */
 /* 2. Parameters                                                                                 */
@@ -415,7 +416,7 @@ struct Tensor {
     char name[64];              /* Hugging Face's */
     size_t offset, size;        /* its first value in weights, grads, m and v; number of values */
     int rows, columns;          /* rows 1: a vector, which files hold with one dimension */
-    bool decay;                 /* whether weight decay pulls it towards 0 */
+    bool decay;                 /* weight decay pulls it towards 0: if rows > 1 */
     double init;                /* standard deviation of the first values; 0: all 0; 1: all 1 */
     float lr_scale;             /* factor of its learning rate; 0: frozen */
     int layer;                  /* -1: embeddings, 0 .. L-1: blocks, L: ln_f and score */
@@ -429,7 +430,7 @@ struct Model {
     real *weights;              /* (parameter_count) */
     real *grads, *m, *v;        /* (parameter_count) each: gradients, AdamW's two moments */
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
-    int first_layer;            /* of those that learn; the backward pass stops there */
+    int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
     double *partial_sums;       /* of the gradient's norm */
     struct Bytes file;          /* not empty: a mapped file, in which the weights lie */
@@ -438,9 +439,10 @@ struct Model {
 /* The list of parameters, in the order of the file. Sets the places in *w to base + offset, or to
  * NULL if base is NULL. Returns the number of tensors.
  *
- * Initial values: normal with standard deviation 0.02. The two projections of a block add to the
- * residual stream, 2L terms in all, and variances of independent terms add up: 1 / sqrt(2L) keeps
- * the stream's variance independent of depth. Weight decay is for matrices only: biases and
+ * Initial values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
+ * two projections of a block add to the residual stream, 2L terms in all, and variances of
+ * independent terms add up: their factor 1 / sqrt(2L) keeps the stream's variance independent of
+ * depth. Weight decay is for matrices only: biases and
  * LayerNorm's scale (whose neutral value is 1) are few and need no bound. The head of the language
  * model is not in the list: it is wte again (tied, Press and Wolf 2017), so that a token's score is
  * the dot product of hidden with its embedding, and V C parameters are saved. */
@@ -500,28 +502,26 @@ struct Activations {
     real *fc;                   /* (N, 4C): input of GELU */
 };
 
-/* Memory of a pass. WORK_EVAL stores the activations of one block, WORK_CACHE also the qkv of every
- * block (the key-value cache), WORK_TRAIN all activations of every block that learns. */
+/* WORK_EVAL has the activations of one block, which all blocks share. WORK_CACHE also has the qkv
+ * of every block (the key-value cache), WORK_TRAIN all activations of every block that learns. */
 enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
 
 struct Workspace {
     int kind, max_rows;         /* WORK_...; the largest N */
-    int rows;                   /* N of the current pass */
-    int cached;                 /* rows before it whose keys and values are in the cache */
+    int rows, cached;           /* N of this pass; rows before it whose keys are in the cache */
     struct Batch batch;
     int *positions;             /* (N): place of a row in its sequence */
     struct Dropout dropout;
     struct Activations *activations;    /* (L + 1); of the last one only x: the input of ln_f */
-    real *ln, *gelu, *proj;     /* (N, C) (N, 4C) (N, C): scratch within a block */
+    real *ln, *gelu, *masked;   /* (N, C) (N, 4C) (N, C): scratch within a block */
     real *meanf, *rstdf;        /* (N) (N): of ln_f */
-    real *hidden;               /* (N, C): output of the trunk */
-    real *dhidden;              /* (N, C): its gradient, which the heads add to */
+    real *hidden, *dhidden;     /* (N, C) each: output of the trunk; its gradient, from the heads */
     real *dx;                   /* (N, C): gradient of the residual stream */
-    real *dln, *dqkv, *dfc;     /* (N, C) (N, 3C) (N, 4C): gradients within a block */
+    real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
     real *logits, *losses;      /* (chunk, V) (N) */
     int chunk;                  /* rows of logits that exist at a time */
     real *scores;               /* (H, T): for one more token */
-    real *attention;            /* (threads, attention_size): for attention_forward and _backward */
+    real *attention_scratch;    /* (threads, attention_size) */
     size_t attention_size;
     void *memory;               /* of all arrays above */
     size_t bytes;
@@ -541,19 +541,21 @@ static void block_residual(real *y, const real *x, const real *a, const real *w,
                            int in, int C, struct Workspace *ws, int layer, int place)
 {
     const bool drop = ws->dropout.p > 0;
-    block_linear(drop ? ws->proj : y, drop ? NULL : x, a, w, b, in, C, ws);
-    if (drop) dropout(y, x, ws->proj, (size_t)ws->rows * C, ws->dropout,
+    block_linear(drop ? ws->masked : y, drop ? NULL : x, a, w, b, in, C, ws);
+    if (drop) dropout(y, x, ws->masked, (size_t)ws->rows * C, ws->dropout,
                       dropout_key(ws->dropout, layer, place));
 }
 
 static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
 {
-    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention, ws->attention_size,
+    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention_scratch,
+                              ws->attention_size,
                               ws->dropout, dropout_key(ws->dropout, layer, AT_ATTENTION),
                               ws->cached, ws->scores};
 }
 
-/* One block:   x2 = x + attention(LN1(x) W + b) W + b      out = x2 + GELU(LN2(x2) W + b) W + b
+/* One block, with weights W1 to W4 and biases b1 to b4 (and dropout on both added terms):
+ *   x2 = x + attention(LN1(x) W1 + b1) W2 + b2      out = x2 + GELU(LN2(x2) W3 + b3) W4 + b4
  * Attention moves information between rows. The MLP works on each row by itself. */
 static void block_forward(real *out, const struct Block *b, struct Activations *a,
                           struct Workspace *ws, const struct Config *c, int layer)
@@ -591,8 +593,8 @@ static const real *trunk(struct Model *model, struct Workspace *ws, const int *t
     return ws->hidden;
 }
 
-/* The final hidden states (N, C) of a batch. Begins a step: dhidden is set to 0. p: the probability
- * of dropout, 0 for evaluation; key names the masks. */
+/* The final hidden states (N, C) of a batch. With WORK_TRAIN, dhidden is set to 0 for the heads. p:
+ * the probability of dropout, 0 for evaluation; key names the masks. */
 static const real *trunk_forward(struct Model *model, struct Workspace *ws,
                                  const struct Batch *batch, double p, uint64_t key)
 {
@@ -621,19 +623,19 @@ static const real *trunk_next(struct Model *model, struct Workspace *ws, int tok
 
 /* --- Backward: the same lines in reverse --- */
 
-/* The gradient behind a dropout of the forward pass: mask dx, or dx itself if p = 0. */
+/* The gradient at the input of a dropout, from dx at its output: mask dx, or dx itself if p = 0. */
 static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer,
                                    int place)
 {
     if (ws->dropout.p == 0) return dx;
-    dropout(ws->proj, NULL, dx, (size_t)ws->rows * C, ws->dropout,
+    dropout(ws->masked, NULL, dx, (size_t)ws->rows * C, ws->dropout,
             dropout_key(ws->dropout, layer, place));
-    return ws->proj;
+    return ws->masked;
 }
 
 /* ws->dx: from the gradient at the output of the block to that at its input, in place. The + of
  * the residual stream hands it on unchanged, and each branch adds what comes through its LayerNorm.
- * d collects the gradients of the weights b. */
+ * d collects the gradients of the block's weights. */
 static void block_backward(struct Block *d, const struct Block *b, struct Activations *a,
                            struct Workspace *ws, const struct Config *c, int layer)
 {
@@ -645,21 +647,22 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
     layernorm_recompute(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
-    linear_backward(ws->dln, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
-    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dln, a->x2, b->ln2_w, a->mean2, a->rstd2,
+    linear_backward(ws->dbranch, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
+    layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
 
     dproj = through_dropout(ws, ws->dx, C, layer, AT_ATTENTION_PROJECTION);
-    linear_backward(ws->dln, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N, C,
-                    C);
-    attention_backward(ws->dqkv, ws->dln, a->att, a->qkv, a->lse, &attention);
+    linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
+                    C, C);
+    attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, &attention);
     layernorm_recompute(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
-    linear_backward(ws->dln, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
-    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dln, a->x, b->ln1_w, a->mean1, a->rstd1,
+    linear_backward(ws->dbranch, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
+    layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dbranch, a->x, b->ln1_w, a->mean1, a->rstd1,
                        N, C);
 }
 
-/* From ws->dhidden, which the heads have filled, to the gradients of all weights that learn. */
+/* From ws->dhidden, which the heads have filled, to the gradients of ln_f, of the blocks from
+ * first_layer on, and, if that is 0, of the embeddings. */
 static void trunk_backward(struct Model *model, struct Workspace *ws, const struct Batch *batch)
 {
     const struct Config *c = &model->config;
@@ -681,7 +684,7 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 
 /* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
  * The row becomes the gradient of scale * loss, scale (p - onehot(target)), or p if scale is 0.
- * Negative target: no loss and no gradient. NaN in the row comes out as NaN. */
+ * Negative target: no loss, and no gradient unless the row holds a NaN, which stays visible. */
 static double cross_entropy(real *logits, int target, real scale, int V)
 {
     real max = -INFINITY, sum = 0;
@@ -701,7 +704,7 @@ static double cross_entropy(real *logits, int target, real scale, int V)
  *   logits = hidden wte^T    dhidden += dlogits wte    dwte += dlogits^T hidden
  * targets (N): the token that follows each row; negative: does not count. Returns the sum of
  * -log p(target). scale 0: the loss alone. Otherwise gradients of scale * sum are added. Only
- * ws->chunk rows of logits exist at a time: for GPT-2, all of them are 200 kB a row. */
+ * ws->chunk rows of logits exist at a time: one row of GPT-2's is 200 kB. */
 static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
 {
     const int C = model->config.channels, V = model->config.vocabulary;
@@ -782,9 +785,9 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 /* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient.
  * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
- *   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
- * A weight moves by about lr whatever the size of its gradient. All gradients are 0 afterwards:
- * they are in cache here, and a pass of its own would take an eighth of the time of this one. */
+ *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+ * While gradients are steady, a weight moves by about lr, whatever their size. All gradients are 0
+ * afterwards: they are in cache here, and a pass of its own would read and write them again. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
                        int64_t step)
 {
@@ -817,8 +820,8 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
 
 /* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
  *   constant   lr
- *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)            t: from 0 to 1; r = min_ratio
- *   wsd        lr, and in the last fifth down to lr r as 1 - sqrt(t') (Hagele et al. 2024) */
+ *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)      t: 0 to 1 after warm-up; r = min_ratio
+ *   wsd        lr; for t > 0.8 lr (r + (1 - r) (1 - sqrt((t - 0.8) / 0.2))) (Hagele et al. 2024) */
 static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup,
                             double lr, double min_ratio)
 {
@@ -1718,7 +1721,7 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
 
 /* Blocks go from the last to the first, see attention_block_backward. */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                               real *lse, const struct Attention *t)
+                               const real *lse, const struct Attention *t)
 {
     const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
     #pragma omp parallel for schedule(dynamic) collapse(2)
@@ -1849,7 +1852,7 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     }
     PLACE(ws->ln, N * C);
     PLACE(ws->gelu, N * 4 * C);
-    PLACE(ws->proj, N * C);
+    PLACE(ws->masked, N * C);
     PLACE(ws->hidden, N * C);
     PLACE(ws->meanf, N);
     PLACE(ws->rstdf, N);
@@ -1859,12 +1862,12 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->logits, max_int(ws->chunk, 1) * V);
     ws->attention_size =
         (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
-    PLACE(ws->attention, ws->attention_size * thread_count());
+    PLACE(ws->attention_scratch, ws->attention_size * thread_count());
     PLACE(ws->scores, (size_t)c->heads * c->context);
     if (train) {
         PLACE(ws->dhidden, N * C);
         PLACE(ws->dx, N * C);
-        PLACE(ws->dln, N * C);
+        PLACE(ws->dbranch, N * C);
         PLACE(ws->dqkv, N * 3 * C);
         PLACE(ws->dfc, N * 4 * C);
     }

@@ -326,14 +326,14 @@ static void test_objective(const real *x, const int *labels)
 static int solve(double *w, const real *x, const int *labels, double l2, int threads)
 {
     struct Logistic f = logistic_create(x, labels, N, C, K);
-    struct Lbfgs o = lbfgs_create(K, C);
+    struct Lbfgs *o = lbfgs_create(K, C);
     real gram[C * C];
     set_threads(threads);
     gemm_reserve();
     gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
     f.l2 = l2;
-    const int evaluations = logistic_solve(&f, &o, w, gram);
-    lbfgs_free(&o, C);
+    const int evaluations = logistic_solve(&f, o, w, gram);
+    lbfgs_free(o);
     logistic_free(&f);
     return evaluations;
 }
