@@ -1646,6 +1646,7 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
     }
 }
 
+/* Threads take heads of sequences as they become free. See part I for the contract. */
 static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
 {
     const int C = t->C, H = t->H, D = C / H;
@@ -2255,6 +2256,7 @@ static unsigned json_code_point(struct JsonReader *r)
     return u >= 0xD800 && u < 0xE000 ? 0xFFFD : u;
 }
 
+/* A string, without its quotes and with its escapes resolved. */
 static char *json_string(struct JsonReader *r)
 {
     static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
@@ -2571,6 +2573,7 @@ static void check_places(const struct Safetensors *s)
             s->path, s->size, last);
 }
 
+/* Maps the file and parses its header. Dies unless both fit together. */
 static struct Safetensors open_safetensors(const char *path)
 {
     struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
@@ -3010,6 +3013,7 @@ struct Option {
     bool required, given;       /* given: set when the command line names it */
 };
 
+/* One line for each option: name, kind of value, meaning, default. */
 static void print_options(const struct Option *options, int n)
 {
     for (int i = 0; i < n; i++) {

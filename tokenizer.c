@@ -104,7 +104,7 @@ static void prepare_classes(void)
  * valid UTF-8 counts as one character of class OTHER. */
 static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
 {
-    uint32_t code_point;
+    uint32_t code_point = 0;
     const int n = utf8_decode(p, end - p, &code_point);
     *length = n > 0 ? n : 1;
     return n > 0 ? code_point_class(code_point) : OTHER;
@@ -989,7 +989,7 @@ static int read_token(const struct MergesReader *r, const char *text, const char
     uint8_t bytes[MAX_TOKEN_BYTES];
     size_t n = 0;
     for (const char *s = text; s < stop; ) {
-        uint32_t c;
+        uint32_t c = 0;
         const int length = utf8_decode((const uint8_t *)s, stop - s, &c);
         const int byte = length > 0 ? byte_of_symbol(c) : -1;
         if (byte < 0 || n == sizeof bytes)
@@ -1050,6 +1050,7 @@ static void check_first_line(const char *path, const char *text, const char *sto
                 "without them.", path, END_OF_TEXT);
 }
 
+/* Reads merges.txt. Dies on a line that is not a merge of earlier tokens. */
 static struct Tokenizer *read_merges(const char *path)
 {
     const struct Bytes file = map_file(path);
@@ -1258,6 +1259,7 @@ static void finish_shard(struct ShardWriter *w)
     w->number++;
 }
 
+/* Appends n ids, and begins a new shard whenever one is full. */
 static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 {
     while (n) {
@@ -1586,6 +1588,7 @@ static struct Trainer trainer_of_words(const struct WordTable *table)
     return t;
 }
 
+/* Texts -> merges.txt and vocab.json. */
 static int command_train(int argc, char **argv)
 {
     int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
@@ -1650,6 +1653,7 @@ static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fract
     return random_uniform(&r) < val_fraction;
 }
 
+/* Encodes the documents of one chunk into e. */
 static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c,
                          double val_fraction, int64_t seed)
 {
@@ -1744,6 +1748,7 @@ static void make_directory_of(const char *prefix)
     free(directory);
 }
 
+/* Texts -> shards. */
 static int command_encode(int argc, char **argv)
 {
     int threads = 0;
@@ -1844,6 +1849,7 @@ static void decode_shard(const struct Tokenizer *t, const char *path, bool first
     unmap_file(s.file);
 }
 
+/* Shards -> the bytes of their tokens, on standard output. */
 static int command_decode(int argc, char **argv)
 {
     const char *tokenizer = NULL, *split = "file";
@@ -1900,6 +1906,7 @@ static void append_id(struct Buffer *b, int id)
     append_bytes(b, digits + k, sizeof digits - k);
 }
 
+/* Standard input -> its ids, on one line. */
 static int command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
@@ -1938,6 +1945,7 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
     }
 }
 
+/* A text -> its tokens, coloured on a terminal, and a table of their ids. */
 static int command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
@@ -1989,6 +1997,7 @@ static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
     free(longest.entries);
 }
 
+/* Texts -> how many tokens and bytes, and the longest tokens. */
 static int command_stats(int argc, char **argv)
 {
     int threads = 0, longest = 10;

@@ -648,16 +648,18 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
 /* 5. Options                                                                                    */
 /* ============================================================================================= */
 
+static const struct TrainOptions DEFAULTS = {
+    .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
+    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+    .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
+    .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
+};
+
 /* The options before "tokenizer" define a run: the state and the models store them as train.NAME,
  * and --resume reads them from there. Returns the rows for *o, whose values are the defaults. */
 static struct Option *option_table(struct TrainOptions *o, int *count)
 {
-    *o = (struct TrainOptions){
-        .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-        .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
-        .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
-        .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
-    };
+    *o = DEFAULTS;
     const struct Option rows[] = {
         {"data", "token shards to learn from", TEXT, &o->data},
         {"val", "token shards to evaluate on; without them the last model is the best",
