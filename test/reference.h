@@ -380,6 +380,13 @@ struct PlainWeights {
     double *score;                  /* (K, C): of a classifier with K classes */
 };
 
+/* The number of weights. */
+static size_t plain_size(const struct PlainShape *s)
+{
+    const size_t C = s->channels, block = 12 * C * C + 13 * C;
+    return (s->vocabulary + s->context + s->labels) * C + s->layers * block + 2 * C;
+}
+
 /* The next n values of an array from which all take their places in turn. */
 static double *plain_take(double **array, size_t n)
 {
