@@ -395,6 +395,7 @@ static double *plain_take(double **array, size_t n)
     return place;
 }
 
+/* The places of all tensors in an array of plain_size values. */
 static struct PlainWeights plain_weights(double *array, const struct PlainShape *s)
 {
     const size_t C = s->channels;
@@ -441,6 +442,7 @@ struct PlainValues {
 
 enum { PLAIN_VALUES_PER_ROW = 18 };         /* times C: all but scores and P */
 
+/* Their places, where n = N C and square = H N N. */
 static struct PlainBlockValues plain_block_values(double **array, size_t n, size_t square)
 {
     struct PlainBlockValues v;
