@@ -1,6 +1,7 @@
 # make            the three programs                make demo     the whole story, under three minutes
-# make test       all tests, under two minutes      make bench    how fast this machine trains
-# make data       real data sets, by download       make debug    with address and undefined sanitizers
+# make test       all tests, under two minutes      make lesson   the method on eight sentences, step by step
+# make data       real data sets, by download       make bench    how fast this machine trains
+# make debug      with address and undefined sanitizers
 # CC=clang works; ARCH=x86-64-v3 builds for another machine than this one; OPENMP= builds without it.
 
 ARCH    = native
@@ -27,7 +28,13 @@ out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c test/chec
 	@mkdir -p out/test
 	$(BUILD)
 
-test: all $(TESTS)
+out/lesson: test/lesson.c test/reference.h
+	@mkdir -p out
+	$(BUILD)
+lesson: out/lesson
+	@out/lesson
+
+test: all out/lesson $(TESTS)
 	@sh test/run.sh $(TESTS) $(wildcard test/test_*.sh)
 
 demo: all
@@ -51,6 +58,6 @@ help:
 	@sed -n 's/^# *\(make\|CC\)/\1/p' Makefile
 
 clean:
-	rm -rf $(PROGRAMS) data/reviews out/test out/bench
+	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bench
 
-.PHONY: all test demo debug data bench help clean
+.PHONY: all lesson test demo debug data bench help clean

@@ -3,13 +3,9 @@
 # data/reviews.
 # Runs from the repository root, without a network.
 set -u
-failures=0
-check() { # check STATUS TEXT
-    if [ "$1" -eq 0 ]; then echo "ok   $2"; else echo "FAIL $2"; failures=$((failures + 1)); fi
-}
+. test/lib.sh
+speaker=get_data.sh
 
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
 root=$PWD
 get=$root/data/get_data.sh
 mirror=$dir/mirror
@@ -20,18 +16,6 @@ sst2=$github/nlpaueb/nlp-optimizers/9f573468d63730ec394391837dc02d94583eec8b/dat
 imdb=$mirror/ai.stanford.edu/~amaas/data/sentiment
 gpt2=$mirror/openaipublic.blob.core.windows.net/gpt-2/encodings/main
 tab=$(printf '\t')
-
-# fails STATUS PATTERN COMMAND...: the command ends so, with one line on stderr that matches.
-fails() {
-    want=$1 pattern=$2
-    shift 2
-    "$@" >"$dir/out" 2>"$dir/err"
-    status=$?
-    grep -v '^https://' "$dir/err" | grep '^get_data.sh: ' >"$dir/message"
-    [ $status -eq "$want" ] && [ "$(wc -l <"$dir/message")" -eq 1 ] &&
-        grep -q -- "$pattern" "$dir/message"
-    check $? "status $want: $(head -n 1 "$dir/message" | sed "s,$dir,,g")"
-}
 
 # --- The mirror ---
 

@@ -2,31 +2,8 @@
 # finetune_cls from end to end, on a tiny pretrained model and short film reviews: every way to
 # tune, eval, predict, the same bytes for 1, 2 and 3 threads, and what happens to wrong input.
 
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-
-check() {       # check MESSAGE COMMAND...: ok if the command succeeds
-    message=$1
-    shift
-    if "$@"; then echo "ok   $message"; else echo "FAIL $message"; failed=$((failed + 1)); fi
-}
-
-refused() {     # refused STATUS WORDS COMMAND...: it ends so, with the words in one line on stderr
-    status=$1 words=$2
-    shift 2
-    "$@" >"$dir/stdout" 2>"$dir/stderr"
-    got=$?
-    if [ $got -eq "$status" ] && grep -qF -- "$words" "$dir/stderr" &&
-        [ "$(wc -l <"$dir/stderr")" -eq 1 ]
-    then echo "ok   refused: $words"
-    else echo "FAIL refused: $words (status $got: $(cat "$dir/stderr"))"; failed=$((failed + 1))
-    fi
-}
-
-same() {        # same DIR DIR: the two models
-    cmp -s "$1/model.safetensors" "$2/model.safetensors" && cmp -s "$1/config.json" "$2/config.json"
-}
+. test/lib.sh
+speaker=finetune_cls match=-F alone=yes
 
 at_least() {    # at_least FILE NAME VALUE: the line "NAME number" has at least that number
     awk -v name="$2" -v least="$3" '$1 == name { good = $2 >= least } END { exit !good }' "$1"
@@ -69,49 +46,49 @@ for tune in probe last:1 full scratch; do
             >"$dir/$tune$threads.log" 2>&1
     done
     out=$dir/${tune}1
-    check "$tune: 1, 2 and 3 threads write the same bytes" \
-        eval 'same "$out" "$dir/${tune}2" && same "$out" "$dir/${tune}3"'
-    check "$tune: the reloaded model predicts the same" \
+    succeeds "$tune: 1, 2 and 3 threads write the same bytes" \
+        eval 'same_model "$out" "$dir/${tune}2" && same_model "$out" "$dir/${tune}3"'
+    succeeds "$tune: the reloaded model predicts the same" \
         grep -q "^reloaded .* the same to the bit" "$out.log"
-    check "$tune: log.tsv has a header and rows" eval '
+    succeeds "$tune: log.tsv has a header and rows" eval '
         [ "$(wc -l <"$out/log.tsv")" -gt 3 ] && head -n 1 "$out/log.tsv" | grep -q val_loss'
     ./finetune_cls eval --model "$out" --data "$dir/test.tsv" >"$out.eval" 2>/dev/null
-    check "$tune: new reviews, $(sed -n 1p "$out.eval")" at_least "$out.eval" accuracy 0.75
+    succeeds "$tune: new reviews, $(sed -n 1p "$out.eval")" at_least "$out.eval" accuracy 0.75
 done
-check "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
-check "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
-check "the tokenizer is beside the classifier" \
+succeeds "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
+succeeds "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
+succeeds "the tokenizer is beside the classifier" \
     cmp -s "$dir/base/merges.txt" "$dir/full1/merges.txt"
-check "names, options and scores are in the model" eval '
+succeeds "names, options and scores are in the model" eval '
     for name in tokenizer_hash labels tune seed max_tokens val_accuracy val_loss; do
         grep -qa "\"$name\"" "$dir/full1/model.safetensors" || exit 1
     done'
 names=$(cut -d " " -f 1 "$dir/full1.eval" | head -n 6 | tr "\n" " ")
-check "eval: names and values, then the matrix" \
+succeeds "eval: names and values, then the matrix" \
     [ "$names" = "accuracy macro_f1 loss ece examples confusion " ]
 
 # predict: arguments and lines, in order, batches or not.
 predict() { ./finetune_cls predict --model "$dir/full1" "$@" 2>/dev/null; }
 tail -n +2 "$dir/test.tsv" | cut -f 2 >"$dir/texts"
 predict <"$dir/texts" >"$dir/answers"
-check "predict: a line for each line, text last" \
+succeeds "predict: a line for each line, text last" \
     eval 'cut -f 3 "$dir/answers" | cmp -s - "$dir/texts"'
 right=$(tail -n +2 "$dir/test.tsv" | cut -f 1 | paste - "$dir/answers" |
     awk -F '\t' '$1 == $2 { n++ } END { printf "%.6f", n / NR }')
-check "predict: as accurate as eval" grep -q "^accuracy $right" "$dir/full1.eval"
-check "predict: one text alone, as among others" \
+succeeds "predict: as accurate as eval" grep -q "^accuracy $right" "$dir/full1.eval"
+succeeds "predict: one text alone, as among others" \
     [ "$(predict "$(sed -n 7p "$dir/texts")")" = "$(sed -n 7p "$dir/answers")" ]
 {
     head -n 1 "$dir/texts"
     for second in 1 2 3 4 5 6 7 8 9; do [ -s "$dir/first" ] || sleep 1; done
     cp "$dir/first" "$dir/early"
 } | predict >"$dir/first"
-check "predict: answers come before the input ends" [ -s "$dir/early" ]
-check "predict: CRLF, empty lines, NUL, invalid UTF-8, no last line end" \
+succeeds "predict: answers come before the input ends" [ -s "$dir/early" ]
+succeeds "predict: CRLF, empty lines, NUL, invalid UTF-8, no last line end" \
     [ "$(printf 'good\r\n\n\000\377\nbad' | predict | wc -l)" -eq 4 ]
-check "predict: a text beyond the context is cut, not refused" \
+succeeds "predict: a text beyond the context is cut, not refused" \
     [ "$(tr '\n' ' ' <"$dir/texts" | predict | wc -l)" -eq 1 ]
-check "predict: nothing in, nothing out" [ -z "$(predict </dev/null)" ]
+succeeds "predict: nothing in, nothing out" [ -z "$(predict </dev/null)" ]
 
 # The formats give the same examples, hence the same model.
 tail -n +2 "$dir/train.tsv" >"$dir/rows"
@@ -124,48 +101,49 @@ for format in tsv csv jsonl; do
     cp "$dir/formats.$format" "$dir/formats"
     train --train "$dir/formats" --tune probe --out "$dir/$format" >/dev/null 2>&1
 done
-check "TSV, CSV and JSON lines give the same model" \
-    eval 'same "$dir/tsv" "$dir/csv" && same "$dir/tsv" "$dir/jsonl"'
-check "--val takes another file" eval '
+succeeds "TSV, CSV and JSON lines give the same model" \
+    eval 'same_model "$dir/tsv" "$dir/csv" && same_model "$dir/tsv" "$dir/jsonl"'
+succeeds "--val takes another file" eval '
     train --tune probe --val "$dir/test.tsv" --out "$dir/val" 2>&1 |
         grep -q "200 texts to train on, 300 for validation;"'
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-check "a warning when nothing was learnt" eval '
+succeeds "a warning when nothing was learnt" eval '
     train --train "$dir/hopeless.tsv" --tune full --epochs 1 --lr 1e-9 --out "$dir/hopeless" 2>&1 |
         grep -q "nothing was learnt"'
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
-refused 2 "full1: already holds a run (model.safetensors)" train --out "$dir/full1"
-refused 2 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
-check "what was there is untouched" [ "$before" = "$(cksum <"$dir/full1/model.safetensors")" ]
+fails 2 "full1: already holds a run (model.safetensors)" train --out "$dir/full1"
+fails 2 "base: is the pretrained model" train --out "$dir/base/../base" --overwrite
+succeeds "what was there is untouched" [ "$before" = "$(cksum <"$dir/full1/model.safetensors")" ]
 touch "$dir/full2/state.safetensors"
-check "--overwrite replaces it" train --tune probe --out "$dir/full2" --overwrite >/dev/null 2>&1
-check "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/state.safetensors" ]
-refused 2 "a subcommand is missing" ./finetune_cls
-refused 2 "tune: no such subcommand" ./finetune_cls tune
-refused 2 "--model: must be given" ./finetune_cls eval --data x
-refused 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
-refused 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
-refused 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
-refused 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
-refused 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
-refused 2 "stray: not an option" train --out "$dir/new" stray
-refused 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
-refused 1 "no column is named stars" train --label-column stars --out "$dir/new"
-refused 1 "base: holds a language model, not a classifier" \
+succeeds "--overwrite replaces it" \
+    eval 'train --tune probe --out "$dir/full2" --overwrite >/dev/null 2>&1'
+succeeds "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/state.safetensors" ]
+fails 2 "a subcommand is missing" ./finetune_cls
+fails 2 "tune: no such subcommand" ./finetune_cls tune
+fails 2 "--model: must be given" ./finetune_cls eval --data x
+fails 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
+fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
+fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
+fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
+fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
+fails 2 "stray: not an option" train --out "$dir/new" stray
+fails 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
+fails 1 "no column is named stars" train --label-column stars --out "$dir/new"
+fails 1 "base: holds a language model, not a classifier" \
     ./finetune_cls predict --model "$dir/base" x
 printf 'text\tlabel\nwell\tmixed\n' >"$dir/mixed.tsv"
-refused 1 "mixed.tsv:2: label \"mixed\" is not known; the model's labels are: negative, positive" \
+fails 1 "mixed.tsv:2: label \"mixed\" is not known; the model's labels are: negative, positive" \
     ./finetune_cls eval --model "$dir/full1" --data "$dir/mixed.tsv"
-refused 1 "every label is \"mixed\"" train --train "$dir/mixed.tsv" --out "$dir/new"
+fails 1 "every label is \"mixed\"" train --train "$dir/mixed.tsv" --out "$dir/new"
 printf 'text\tlabel\nwell\ta\nbad\tb\n' >"$dir/two.tsv"
-refused 1 "no class has two examples" train --train "$dir/two.tsv" --out "$dir/new"
+fails 1 "no class has two examples" train --train "$dir/two.tsv" --out "$dir/new"
 cp -r "$dir/full1" "$dir/changed"
 head -n 20 "$dir/base/merges.txt" >"$dir/changed/merges.txt"
 rm "$dir/changed/vocab.json"
-refused 1 "but merges.txt is" ./finetune_cls predict --model "$dir/changed" x
-refused 1 "cannot be made a directory" train --out "$dir/corpus"
-check "--help exits with 0" eval '
+fails 1 "but merges.txt is" ./finetune_cls predict --model "$dir/changed" x
+fails 1 "cannot be made a directory" train --out "$dir/corpus"
+succeeds "--help exits with 0" eval '
     ./finetune_cls --help >/dev/null && ./finetune_cls train --help | grep -q "last:K"'
-exit $failed
+exit $failures

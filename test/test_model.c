@@ -405,11 +405,11 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
         *dy = randoms(n, 1);
     real *dqkv = randoms(3 * n, 1);
     double *QKV = as_doubles(qkv, 3 * n), *Y = zeros(n), *DY = as_doubles(dy, n),
-        *DQKV = zeros(3 * n);
+        *DQKV = zeros(3 * n), *S = zeros((size_t)H * N * N), *P = zeros((size_t)H * N * N);
     for (int s = 0; s < sequences; s++) {
         const size_t at = (size_t)starts[s] * C;
-        plain_attention(Y + at, QKV + 3 * at, lengths[s], C, H);
-        plain_attention_backward(DQKV + 3 * at, DY + at, QKV + 3 * at, lengths[s], C, H);
+        plain_attention(Y + at, P, S, QKV + 3 * at, lengths[s], C, H);
+        plain_attention_backward(DQKV + 3 * at, DY + at, P, QKV + 3 * at, lengths[s], C, H);
     }
     attention_forward(y, lse, qkv, &t);
     attention_backward(dqkv, dy, y, qkv, lse, &t);
@@ -419,7 +419,7 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
           lengths[0], C, H, forward);
     check(backward < 3 * SUM_ERROR, "attention backward, the same: relative error %.1e", backward);
     free(starts), free(t.scratch), free(qkv), free(y), free(lse), free(dy), free(dqkv);
-    free(QKV), free(Y), free(DY), free(DQKV);
+    free(QKV), free(Y), free(DY), free(DQKV), free(S), free(P);
 }
 
 /* Each thread's scratch is exactly as large as attention_scratch says. */
@@ -689,13 +689,19 @@ static void test_against_reference(struct Objective o, const char *what)
     double *weights = as_doubles(m.weights, m.parameter_count),
            *gradients = zeros(m.parameter_count), want = 0;
     double *hidden = zeros((size_t)c.batch.rows * config.channels);
+    const struct PlainWeights w = plain_weights(weights, &shape);
+    struct PlainWeights dw = plain_weights(gradients, &shape);
     const double loss = loss_of(&m, &ws, &c, &o, true);
     for (int s = 0; s < 4; s++) {
-        const int at = c.starts[s];
+        const int at = c.starts[s], C = config.channels;
+        const struct PlainExample e = {c.tokens + at, o.lm != 0 ? c.targets + at : NULL,
+                                       o.cls != 0 ? c.labels[s] : -1, lengths[s]};
+        struct PlainValues v = plain_values(e.N, &shape), dv = plain_values(e.N, &shape);
         const double scale = o.lm + o.cls;                  /* one of them is 0 */
-        want += scale * plain_gpt2(gradients, hidden + (size_t)at * config.channels, weights,
-                                   c.tokens + at, o.lm != 0 ? c.targets + at : NULL,
-                                   o.cls != 0 ? c.labels[s] : -1, scale, lengths[s], &shape);
+        want += scale * plain_forward(&v, &w, &e, &shape);
+        plain_backward(&dw, &dv, scale, &v, &w, &e, &shape);
+        memcpy(hidden + (size_t)at * C, v.hidden, (size_t)e.N * C * sizeof *hidden);
+        free(v.memory), free(dv.memory);
     }
     const double error = error_of(ws.hidden, hidden, (size_t)c.batch.rows * config.channels);
     double worst = 0;

@@ -7,6 +7,7 @@
 #undef main
 #include <sys/wait.h>
 #include "check.h"
+#include "reference.h"
 
 static const char *const SAMPLE =
     "It was a dull film at first, but the end was good, and the actors weren't bad. I'm sure\n"
@@ -223,27 +224,24 @@ static void test_pieces(void)
 
 /* --- 3 and 4. Vocabulary and encoding --- */
 
-/* A piece's tokens by the definition: the earliest merge of the list that applies, leftmost
- * first. */
-static int plain_merge(const struct Tokenizer *t, const uint8_t *piece, int n, int *ids)
-{
-    for (int i = 0; i < n; i++) ids[i] = id_of_byte[piece[i]];
-    for (int r = 0; r < t->merges; r++)
-        for (int i = 0; i + 1 < n; i++)
-            if (ids[i] == t->parts[r][0] && ids[i + 1] == t->parts[r][1]) {
-                ids[i] = BYTES + r;
-                memmove(ids + i + 1, ids + i + 2, (size_t)(--n - i - 1) * sizeof *ids);
-            }
-    return n;
-}
-
-static int plain_encode(const struct Tokenizer *t, const uint8_t *text, size_t n, int *ids)
+/* One id for each byte, and -1 after each piece; returns their number. */
+static int plain_bytes(int *ids, const uint8_t *text, size_t n)
 {
     int count = 0;
-    for (const uint8_t *p = text, *end = text + n, *q; p < end; p = q) {
-        q = plain_piece_end(p, end);
-        count += plain_merge(t, p, (int)(q - p), ids + count);
-    }
+    for (const uint8_t *p = text, *end = text + n, *q; p < end; p = q, ids[count++] = -1)
+        for (q = plain_piece_end(p, end); p < q; p++) ids[count++] = id_of_byte[*p];
+    return count;
+}
+
+static int plain_ids(const struct Tokenizer *t, const uint8_t *text, size_t n, int *ids)
+{
+    static int merges[MAX_VOCABULARY][2];
+    for (int r = 0; r < t->merges; r++)
+        for (int k = 0; k < 2; k++) merges[r][k] = t->parts[r][k];
+    const int with_ends = plain_encode(ids, plain_bytes(ids, text, n), merges, t->merges, BYTES);
+    int count = 0;
+    for (int i = 0; i < with_ends; i++)
+        if (ids[i] >= 0) ids[count++] = ids[i];
     return count;
 }
 
@@ -263,12 +261,12 @@ static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, con
 static void test_encoding(struct Tokenizer *t)
 {
     static uint8_t text[8192];
-    static int got[8192], want[8192];
+    static int got[8192], want[2 * 8192];
     struct Random r = random_stream(2, 0);
     int bad = 0, lossy = 0;
     for (int round = 0; round < 3000; round++) {
         const size_t n = random_text(&r, text, (int)random_below(&r, 30), round % 3);
-        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_encode(t, text, n, want);
+        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_ids(t, text, n, want);
         bad += a != b || memcmp(got, want, a * sizeof *got);
         lossy += !decodes_to(t, got, a, text, n);
     }
@@ -280,7 +278,7 @@ static void test_encoding(struct Tokenizer *t)
         const size_t n = 1 + random_below(&r, round % 3 ? 100 : 2000);
         const uint64_t kinds = 1 + random_below(&r, 4);
         for (size_t i = 0; i < n; i++) text[i] = "aeht"[random_below(&r, kinds)];
-        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_encode(t, text, n, want);
+        const int a = tokenizer_encode(t, (char *)text, n, got), b = plain_ids(t, text, n, want);
         bad += a != b || memcmp(got, want, a * sizeof *got);
     }
     check(!bad, "so are those of long words (%d differ)", bad);
@@ -322,37 +320,15 @@ static void test_files(const struct Tokenizer *t)
 
 /* --- 6. Training --- */
 
-/* Counts every pair in every word again before each merge; `least` is the
- * smallest count. Fills parts and returns the number of merges. */
-static int plain_train(const char *text, size_t n, int merges, int least, uint16_t (*parts)[2])
+/* All merges by the definition, up to the first pair that occurs less often than `minimum` times.
+ * Returns their number. */
+static int plain_train(uint16_t (*parts)[2], const char *text, size_t n, int merges, int minimum)
 {
-    static int ids[400][64], lengths[400];
-    static int counts[600][600];
-    int words = 0;
-    for (const uint8_t *p = (const uint8_t *)text, *end = p + n, *q; p < end; p = q) {
-        q = plain_piece_end(p, end);
-        for (lengths[words] = 0; p + lengths[words] < q; lengths[words]++)
-            ids[words][lengths[words]] = id_of_byte[p[lengths[words]]];
-        words++;
-    }
+    static int ids[2 * 8192];
+    int count = plain_bytes(ids, (const uint8_t *)text, n), pair[2];
     for (int r = 0; r < merges; r++) {
-        memset(counts, 0, sizeof counts);
-        for (int w = 0; w < words; w++)
-            for (int i = 0; i + 1 < lengths[w]; i++) counts[ids[w][i]][ids[w][i + 1]]++;
-        int best = 0, a = 0, b = 0;
-        for (int x = 0; x < BYTES + r; x++)
-            for (int y = 0; y < BYTES + r; y++)
-                if (counts[x][y] > best) best = counts[x][y], a = x, b = y;
-        if (best < least) return r;
-        parts[r][0] = (uint16_t)a;
-        parts[r][1] = (uint16_t)b;
-        for (int w = 0; w < words; w++)
-            for (int i = 0; i + 1 < lengths[w]; i++)
-                if (ids[w][i] == a && ids[w][i + 1] == b) {
-                    ids[w][i] = BYTES + r;
-                    memmove(ids[w] + i + 1, ids[w] + i + 2,
-                            (size_t)(--lengths[w] - i - 1) * sizeof(int));
-                }
+        if (plain_learn_merge(pair, ids, &count, BYTES + r, BYTES + r) < minimum) return r;
+        for (int k = 0; k < 2; k++) parts[r][k] = (uint16_t)pair[k];
     }
     return merges;
 }
@@ -360,7 +336,7 @@ static int plain_train(const char *text, size_t n, int merges, int least, uint16
 static void test_training(const struct Tokenizer *t)
 {
     static uint16_t parts[300][2];
-    const int merges = plain_train(SAMPLE, strlen(SAMPLE), 300, 1, parts);
+    const int merges = plain_train(parts, SAMPLE, strlen(SAMPLE), 300, 1);
     check(merges == t->merges && !memcmp(parts, t->parts, merges * sizeof *parts),
           "the %d merges are those of counting all pairs again each time", merges);
     struct Random r = random_stream(3, 0);
@@ -378,7 +354,7 @@ static void test_training(const struct Tokenizer *t)
         char name[32];
         snprintf(name, sizeof name, "ties%d", round);
         struct Tokenizer *u = tokenizer_load(in_directory(name));
-        const int count = plain_train((char *)text, n, 143, 2, parts);
+        const int count = plain_train(parts, (char *)text, n, 143, 2);
         bad += count != u->merges || memcmp(parts, u->parts, count * sizeof *parts);
         tokenizer_free(u);
     }

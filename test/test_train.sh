@@ -2,36 +2,16 @@
 # test_train.sh: ./tokenizer and ./train_gpt as a user runs them, on a few kilobytes of text.
 # Run from the repository root. Prints "ok ..." or "FAIL ..."; the status is the number of failures.
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-failures=0
+. test/lib.sh
+speaker=train_gpt
 train=$PWD/train_gpt
 tokenizer=$PWD/tokenizer
-cd "$work" || exit 1
-
-check() # STATUS DESCRIPTION: 0 is good
-{
-    if [ "$1" -eq 0 ]; then echo "ok   $2"; else echo "FAIL $2"; failures=$((failures + 1)); fi
-}
-
-fails() # STATUS WORDS COMMAND...: ends with that status and one sentence that holds the words
-{
-    want=$1 words=$2
-    shift 2
-    "$@" >out.txt 2>err.txt
-    got=$?
-    [ $got -eq "$want" ] && [ "$(grep -c '^train_gpt:' err.txt)" -eq 1 ] &&
-        tail -n 1 err.txt | grep '^train_gpt: ' | grep -q -- "$words"
-    result=$?
-    check $result "status $want, \"$words\""
-    [ $result -eq 0 ] || { echo "     status $got:"; cat err.txt; }
-}
+cd "$dir" || exit 1
 
 # Everything but the timing columns of the log.
 same_run() # A B DESCRIPTION
 {
-    cmp "$1/model.safetensors" "$2/model.safetensors" &&
-        cmp "$1/last/model.safetensors" "$2/last/model.safetensors" &&
+    same_model "$1" "$2" && same_model "$1/last" "$2/last" &&
         cmp "$1/state.safetensors" "$2/state.safetensors" &&
         cut -f1-7 "$1/log.tsv" >a.txt && cut -f1-7 "$2/log.tsv" >b.txt && cmp a.txt b.txt
     check $? "$3"
