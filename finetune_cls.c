@@ -308,7 +308,7 @@ struct Settings {
     int last;                                   /* K of last:K */
 };
 
-/* One fine-tuning. */
+/* One fine-tuning: what is trained, on what, and how far it has come. */
 struct Task {
     struct Settings set;
     struct Tokenizer *tokenizer;
@@ -327,6 +327,7 @@ struct Task {
 /* Random streams of the seed. model_init uses the numbers from 0. */
 enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
 
+/* Without --epochs: as many as give MIN_UPDATES updates, but at least MIN_EPOCHS. */
 enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
@@ -404,6 +405,8 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     struct Runner *r = &t->runner;
     const struct Settings *s = &t->set;
     double loss = 0;
+
+    /* The gradient of 1/count sum_s -log p_s(label_s), added up over the batches. */
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, &t->data, list + done, count - done);
         trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
@@ -412,7 +415,9 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
-    *norm = grad_norm(r->model);                    /* clip: at most norm 1 */
+
+    /* Clip, so that one odd example cannot move the weights far, and update. */
+    *norm = grad_norm(r->model);
     if (!isfinite(*norm))
         die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
@@ -428,6 +433,8 @@ static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm
     const int64_t warmup = (int64_t)(s->warmup * steps);
     double sum = 0, shown = seconds();
     shuffle(t->train, t->train_count, &t->order);
+
+    /* The learning rate rises in the first part of all updates, then falls as a cosine to 0. */
     for (int u = 0; u < updates; u++) {
         const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
         const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
@@ -456,16 +463,17 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
     struct Scores top = {-1, 0, INFINITY, 0};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
     for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
-        /* Train: every example once. */
+        /* Train: every example once, in random order. */
         sum += train_epoch(t, epoch, steps, &norm, start);
         since++;
         if (epoch % every && epoch < s->epochs) continue;
 
-        /* Validate. */
+        /* Validate, without dropout and on examples that no gradient has seen. */
         const struct Scores now = validate(t);
-        /* Keep the best weights. */
         const bool better = now.accuracy > top.accuracy
                          || (now.accuracy == top.accuracy && now.loss < top.loss);
+
+        /* Log. train_loss is the mean since the last validation. */
         const double spent = seconds() - start;
         append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
                (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
@@ -474,6 +482,8 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
         progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
                  epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
                  better ? "  best" : "");
+
+        /* Keep the best weights. Later epochs may fit the training examples too closely. */
         if (better) {
             top = now;
             memcpy(best, t->model.weights, bytes);
@@ -495,13 +505,14 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
  *
  * F is strictly convex, so there is one solution, whatever the order or the seed. */
 struct Logistic {
-    const real *x;
-    const int *labels;
+    const real *x;              /* (N, C) */
+    const int *labels;          /* (N): 0 .. K-1 */
     int N, C, K;
-    double l2;
-    double *p, *losses;         /* (N, K) (N): of the last w */
+    double l2;                  /* the strength of the penalty */
+    double *p, *losses;         /* (N, K) (N): at the last w, set by logistic_loss */
 };
 
+/* x and labels stay the caller's. */
 static struct Logistic logistic_create(const real *x, const int *labels, int N, int C, int K)
 {
     double *p = resize(NULL, (size_t)N * K * sizeof(double));

@@ -1360,7 +1360,7 @@ static void print_profile(const struct Run *r)
             const double time = profile.seconds[k][d] / steps,
                          flops = (d + 1) * work[k].flops / time;
             if (time == 0) continue;
-            const char *direction = k == DROPOUT || k == ADAMW || k == REST ? ""
+            const char *direction = k == DROPOUT || k == ADAMW ? ""
                                   : d == FORWARD ? "forward" : "backward";
             printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time,
                    100 * time * steps / all);
