@@ -136,7 +136,7 @@ struct Batch {
     const int *starts;          /* (S + 1) */
 };
 
-/* --- Embedding --- */
+/* --- Embedding; plain twin: plain_embedding --- */
 
 /* x[n] = wte[token of n] + wpe[position of n]: what the token is, and its place in the sequence.
  *   x (N, C)   wte (V, C)   wpe (T, C)   tokens, positions (N) */
@@ -173,7 +173,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int
     lap(EMBEDDING, BACKWARD);
 }
 
-/* --- LayerNorm (Ba, Kiros, Hinton 2016) --- */
+/* --- LayerNorm (Ba, Kiros, Hinton 2016); plain twin: plain_layernorm --- */
 
 #define LAYERNORM_EPS ((real)1e-5)
 
@@ -251,7 +251,7 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
     lap(LAYERNORM, BACKWARD);
 }
 
-/* --- Linear --- */
+/* --- Linear; plain twin: plain_linear --- */
 
 /* y = from + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
  * from (N, OC): the residual stream that y adds to, or NULL for 0. */
@@ -293,7 +293,7 @@ static void linear_backward(real *dx, real *dw, real *db, const real *dy, const 
     linear_backward_weights(dw, db, dy, x, N, C, OC);
 }
 
-/* --- GELU, the tanh form (Hendrycks and Gimpel 2016): x times a smooth gate from 0 to 1 --- */
+/* --- GELU, tanh form (Hendrycks and Gimpel 2016): x times a gate; plain twin: plain_gelu --- */
 
 /* y = x/2 (1 + tanh u) = x s    u = sqrt(2/pi) (x + 0.044715 x^3)    s = 1 / (1 + exp(-2u))
  * This is s. */
@@ -352,7 +352,7 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct D
     lap(DROPOUT, FORWARD);
 }
 
-/* --- Attention: causal, H heads of D = C / H channels (Vaswani et al. 2017) --- */
+/* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
 
 /* Row i asks with its query q_i; row j answers with its value v_j as much as its key k_j fits:
  *
@@ -556,7 +556,7 @@ static struct Attention attention_of(struct Workspace *ws, const struct Config *
 
 /* One block, with weights W1 to W4 and biases b1 to b4 (and dropout on both added terms):
  *   x2 = x + attention(LN1(x) W1 + b1) W2 + b2      out = x2 + GELU(LN2(x2) W3 + b3) W4 + b4
- * Attention moves information between rows. The MLP works on each row by itself. */
+ * Attention moves information between rows. The MLP works on each row. Plain twin: plain_block. */
 static void block_forward(real *out, const struct Block *b, struct Activations *a,
                           struct Workspace *ws, const struct Config *c, int layer)
 {
@@ -684,7 +684,8 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 
 /* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
  * The row becomes the gradient of scale * loss, scale (p - onehot(target)), or p if scale is 0.
- * Negative target: no loss, and no gradient unless the row holds a NaN, which stays visible. */
+ * Negative target: no loss, and no gradient unless the row holds a NaN, which stays visible. Plain
+ * twin: plain_head. */
 static double cross_entropy(real *logits, int target, real scale, int V)
 {
     real max = -INFINITY, sum = 0;
@@ -782,7 +783,8 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 /* 5. AdamW                                                                                      */
 /* ============================================================================================= */
 
-/* AdamW (Loshchilov and Hutter 2019), for every weight that learns; g = grad_scale * gradient.
+/* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns; g = grad_scale
+ * times its gradient.
  * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
  *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
@@ -1112,7 +1114,7 @@ static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes))
  *
  * A matrix is an address and two strides, so packing also transposes. K is cut into equal blocks of
  * at most BLOCK_K, which depend on K alone. Threads share out tiles of c, never the terms of a sum:
- * a row of c has the same bits for any M and any number of threads. */
+ * a row of c has the same bits for any M and any number of threads. Plain twin: plain_linear. */
 enum {
     BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* one panel of b fits the first-level cache */
     BLOCK_N = TILE_COLUMNS * 4,                     /* a thread's packed b and a block of .. */
