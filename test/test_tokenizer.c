@@ -437,7 +437,8 @@ static void test_windows(void)
     write_plain("doc", text, n);
     write_plain("none", "", 0);
     n = random_text(&r, text, 2000, true);
-    for (size_t i = 0; i < n; i++) if (byte_class[text[i]] == SPACE) text[i] = '1';
+    for (size_t i = 0; i < n; i++)
+        if (text[i] < 128 && code_point_class(text[i]) == SPACE) text[i] = '1';
     write_plain("no_space", text, n);
     if (mkfifo(in_directory("pipe"), 0600)) die("%s: cannot be made.", in_directory("pipe"));
     int files = 0, pipes = 0;
