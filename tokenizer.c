@@ -83,9 +83,9 @@ enum { OTHER, LETTER, NUMBER, SPACE };
 
 /* The class of each code point, in 2 bits. */
 enum { CODE_POINTS = 0x110000 };
-static uint8_t classes[CODE_POINTS / 4];
+static uint8_t class_table[CODE_POINTS / 4];
 
-static inline int code_point_class(uint32_t c) { return classes[c / 4] >> 2 * (c % 4) & 3; }
+static inline int code_point_class(uint32_t c) { return class_table[c / 4] >> 2 * (c % 4) & 3; }
 
 /* Fills the table from CLASS_RUNS, in which a run of n code points of one class is the number
  * 4 n + class. The first run begins at U+0000; all that follows the last run is OTHER, 0. */
@@ -95,7 +95,7 @@ static void prepare_classes(void)
     if (code_point_class('a') == LETTER) return;        /* the table is filled already */
     for (int run = 0; run < COUNT(CLASS_RUNS); run++)
         for (uint32_t n = CLASS_RUNS[run] / 4; n > 0; n--, c++)
-            classes[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
+            class_table[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
 }
 
 /* The class of the character at p < end; *length: its number of bytes. A byte that is not part of
@@ -576,8 +576,8 @@ static void show_merging(int done, int wanted, double start, double *shown)
 
 /* --- Finding pieces, 16 bytes at a time --- */
 
-/* Bit i is set if the byte p[i], i < 16, is an ASCII letter. The comparison makes each byte -1 or 0.
- * Without SSE2, a product gathers the lowest bits of eight bytes. */
+/* Bit i is set if the byte p[i], i < 16, is an ASCII letter. The comparison makes each byte -1 or
+ * 0. Without SSE2, a product gathers the lowest bits of eight bytes. */
 static inline unsigned letter_mask(const uint8_t *p)
 {
     typedef uint8_t bytes16 __attribute__((vector_size(16)));
@@ -772,8 +772,8 @@ static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t
 
 /* --- Texts --- */
 
-/* A piece that was found, and the cache line where its tokens may be. Pieces of more than WORD_BYTES
- * bytes have the key 0 and are never there. */
+/* A piece that was found, and the cache line where its tokens may be. A piece of more than
+ * WORD_BYTES bytes has the key 0 and is never there. */
 struct Piece { const uint8_t *text; size_t n; Bytes16 key; struct Slot *line; };
 
 /* Merges a piece that is not in the cache and stores it there. Returns the number of ids. */
@@ -924,17 +924,6 @@ static int read_token(const struct MergesReader *r, const char *text, const char
     return id;
 }
 
-/* Enters a token into the slots. Returns an earlier token with the same bytes, or -1. */
-static int enter_token(struct MergesReader *r, int id)
-{
-    int n;
-    const uint8_t *bytes = tokenizer_piece(r->tokenizer, id, &n);
-    uint32_t *slot = find_token(r, bytes, n);
-    const int earlier = (int)*slot - 1;
-    if (earlier < 0) *slot = (uint32_t)id + 1;
-    return earlier;
-}
-
 /* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
  * make a new one. */
 static void read_merge(struct MergesReader *r, const char *text, const char *stop)
@@ -953,10 +942,12 @@ static void read_merge(struct MergesReader *r, const char *text, const char *sto
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
         die("%s: line %d: a token of more than %d bytes is not supported. Remove the line.",
             r->path, r->line, MAX_TOKEN_BYTES);
-    const int made = add_merge(t, a, b), earlier = enter_token(r, made);
-    if (earlier >= 0)
+    const int made = add_merge(t, a, b);
+    uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
+    if (*slot)
         die("%s: line %d: \"%.*s\" makes a token that line %d makes. Remove one of them.", r->path,
-            r->line, shown, text, r->line - (made - earlier));
+            r->line, shown, text, r->line - (made + 1 - (int)*slot));
+    *slot = (uint32_t)made + 1;
 }
 
 /* Dies if the first line, text .. stop, names special tokens, as older tokenizers could have. */
@@ -976,7 +967,7 @@ static struct Tokenizer *read_merges(const char *path)
     const char *at = file.data, *end = file.data + file.size;
     const size_t slot_bytes = READER_SLOTS * sizeof(uint32_t);
     struct MergesReader r = {tokenizer_new(file.size / 9), allocate_zeroed(slot_bytes), path, 1};
-    for (int i = 0; i < BYTES; i++) enter_token(&r, i);
+    for (int i = 0; i < BYTES; i++) *find_token(&r, &byte_of_id[i], 1) = (uint32_t)i + 1;
     for (; at < end; r.line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
@@ -1447,8 +1438,8 @@ static void refuse_existing(char *path, bool overwrite)
 
 /* --- train --- */
 
-/* A word of more than WORD_BYTES bytes has in its key a hash, its length and, in the last byte, 255;
- * `bytes` is a copy of it. */
+/* The key of a word of more than WORD_BYTES bytes is a hash, its length and, in the last byte, 255;
+ * `bytes` is a copy of the word. */
 struct WordCount { Bytes16 key; int64_t count; uint8_t *bytes; };
 static const Bytes16 LONG_WORD = (Bytes16)0xFF << 120;
 
