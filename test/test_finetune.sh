@@ -129,6 +129,15 @@ check "TSV, CSV and JSON lines give the same model" \
 check "--val takes another file" eval '
     train --tune probe --val "$dir/test.tsv" --out "$dir/val" 2>&1 |
         grep -q "200 texts to train on, 300 for validation;"'
+# A model from elsewhere names no tokenizer, and its vocabulary may have more ids than merges.txt.
+mkdir "$dir/padded"
+cp "$dir/base/config.json" "$dir/padded"
+head -n 20 "$dir/base/merges.txt" >"$dir/padded/merges.txt"
+LC_ALL=C sed 's/tokenizer_hash/another_entry_/' "$dir/base/model.safetensors" \
+    >"$dir/padded/model.safetensors"
+check "a vocabulary larger than the tokenizer's is accepted" eval '
+    train --model "$dir/padded" --tune last:1 --epochs 1 --out "$dir/from_padded" >/dev/null 2>&1 &&
+    ./finetune_cls predict --model "$dir/from_padded" fine 2>/dev/null | grep -q "fine$"'
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
 check "a warning when nothing was learnt" eval '
     train --train "$dir/hopeless.tsv" --tune full --epochs 1 --lr 1e-9 --out "$dir/hopeless" 2>&1 |
@@ -164,7 +173,8 @@ refused 1 "no class has two examples" train --train "$dir/two.tsv" --out "$dir/n
 cp -r "$dir/full1" "$dir/changed"
 head -n 20 "$dir/base/merges.txt" >"$dir/changed/merges.txt"
 rm "$dir/changed/vocab.json"
-refused 1 "but merges.txt is" ./finetune_cls predict --model "$dir/changed" x
+refused 1 "is not the tokenizer that the model was trained with" \
+    ./finetune_cls predict --model "$dir/changed" x
 refused 1 "cannot be made a directory" train --out "$dir/corpus"
 check "--help exits with 0" eval '
     ./finetune_cls --help >/dev/null && ./finetune_cls train --help | grep -q "last:K"'
