@@ -478,117 +478,74 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
 /* 5. The probe                                                                                  */
 /* ============================================================================================= */
 
-/* Multinomial logistic regression with an L2 penalty, on features x (N, C) computed once:
+/* Multinomial logistic regression with an L2 penalty, on features x that are computed once:
  *
- *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2          p_n = softmax(w x_n)        w (K, C)
+ *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)      z_n = w x_n
  *   dF/dw = 1/N sum_n (p_n - onehot(label_n)) x_n^T + l2 w
  *
  * F is strictly convex, so there is one solution, whatever the order or the seed. */
 struct Logistic {
-    const real *x;
-    const int *labels;
     int N, C, K;
+    real *x;                    /* (N, C) */
+    int *labels;                /* (N) */
     double l2;
-    double *p, *losses;         /* (N, K) (N): of the last w */
+    double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
 };
 
-static struct Logistic logistic_create(const real *x, const int *labels, int N, int C, int K)
+/* Allocates all arrays. The caller sets x, labels and l2. */
+static struct Logistic logistic_create(int N, int C, int K)
 {
-    double *p = resize(NULL, (size_t)N * K * sizeof(double));
-    double *losses = resize(NULL, N * sizeof(double));
-    return (struct Logistic){x, labels, N, C, K, 0, p, losses};
+    const size_t scores = (size_t)N * K;
+    double *z = resize(NULL, (2 * scores + N) * sizeof *z);
+    return (struct Logistic){N, C, K, allocate_zeroed((size_t)N * C * sizeof(real)),
+                             resize(NULL, N * sizeof(int)), 0, z, z + scores, z + 2 * scores};
 }
 
 static void logistic_free(struct Logistic *f)
 {
-    free(f->p);
-    free(f->losses);
+    release(f->x, (size_t)f->N * f->C * sizeof(real));
+    free(f->labels);
+    free(f->z);
 }
 
-/* Probabilities and losses at w; returns the mean loss, without the penalty. */
-static double logistic_loss(struct Logistic *f, const double *w)
+/* z (N, K) = x w^T      x (N, C)   w (K, C) */
+static void logistic_scores(double *z, const struct Logistic *f, const double *w)
 {
-    const int C = f->C, K = f->K;
     #pragma omp parallel for schedule(static)
-    for (int n = 0; n < f->N; n++) {
-        const real *x = f->x + (size_t)n * C;
-        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
-        for (int k = 0; k < K; k++) {
-            const double *wk = w + (size_t)k * C;
-            double dot = 0;
-            #pragma omp simd reduction(+: dot)
-            for (int c = 0; c < C; c++) dot += wk[c] * x[c];
-            p[k] = dot;
-            max = dot > max ? dot : max;
+    for (int n = 0; n < f->N; n++)
+        for (int k = 0; k < f->K; k++) {
+            const real *xn = f->x + (size_t)n * f->C;
+            const double *wk = w + (size_t)k * f->C;
+            double sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (int c = 0; c < f->C; c++) sum += wk[c] * xn[c];
+            z[(size_t)n * f->K + k] = sum;
         }
-        f->losses[n] = max - p[f->labels[n]];
-        for (int k = 0; k < K; k++) sum += p[k] = exp(p[k] - max);
+}
+
+/* Sets p and losses from z, and returns the mean loss without the penalty. accuracy, or NULL: the
+ * part of the examples whose own label has the highest score. */
+static double logistic_loss(struct Logistic *f, double *accuracy)
+{
+    const int K = f->K;
+    int right = 0;
+    #pragma omp parallel for schedule(static) reduction(+: right)
+    for (int n = 0; n < f->N; n++) {
+        const double *z = f->z + (size_t)n * K, own = z[f->labels[n]];
+        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
+        for (int k = 0; k < K; k++) max = z[k] > max ? z[k] : max;
+        for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
         for (int k = 0; k < K; k++) p[k] /= sum;
-        f->losses[n] += log(sum);
+        f->losses[n] = max - own + log(sum);
+        right += own == max;
     }
     double total = 0;
     for (int n = 0; n < f->N; n++) total += f->losses[n];
+    if (accuracy) *accuracy = (double)right / f->N;
     return total / f->N;
 }
 
-/* F and its gradient dw (K, C) at w. Threads share out channels; each sums over n in order. */
-static double logistic_objective(struct Logistic *f, double *dw, const double *w)
-{
-    enum { CHANNELS = 16 };
-    const int C = f->C, K = f->K;
-    const double loss = logistic_loss(f, w);
-    double square = 0;
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-        const int channels = min_int(CHANNELS, C - c0);
-        for (int k = 0; k < K; k++)
-            for (int c = c0; c < c0 + channels; c++)
-                dw[(size_t)k * C + c] = f->N * f->l2 * w[(size_t)k * C + c];
-        for (int n = 0; n < f->N; n++) {
-            const real *x = f->x + (size_t)n * C + c0;
-            for (int k = 0; k < K; k++) {
-                const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
-                double *d = dw + (size_t)k * C + c0;
-                for (int c = 0; c < channels; c++) d[c] += slope * x[c];
-            }
-        }
-        for (int k = 0; k < K; k++)
-            for (int c = c0; c < c0 + channels; c++) dw[(size_t)k * C + c] /= f->N;
-    }
-    for (size_t i = 0; i < (size_t)K * C; i++) square += w[i] * w[i];
-    return loss + f->l2 / 2 * square;
-}
-
-/* Cholesky factor: a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Squares of
- * the diagonal are at least `min`, so that rounding cannot make them negative. */
-static void cholesky(double *a, int C, double min)
-{
-    for (int i = 0; i < C; i++)
-        for (int j = 0; j <= i; j++) {
-            const double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
-            double sum = 0;
-            #pragma omp simd reduction(+: sum)
-            for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
-            const double rest = ai[j] - sum;
-            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
-        }
-}
-
-/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
-static void cholesky_solve(double *x, const double *L, int C)
-{
-    for (int i = 0; i < C; i++) {
-        double sum = 0;
-        #pragma omp simd reduction(+: sum)
-        for (int c = 0; c < i; c++) sum += L[(size_t)i * C + c] * x[c];
-        x[i] = (x[i] - sum) / L[(size_t)i * C + i];
-    }
-    for (int i = C - 1; i >= 0; i--) {
-        x[i] /= L[(size_t)i * C + i];
-        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
-    }
-}
-
+/* a . b, of n values each. */
 static double dot(const double *a, const double *b, size_t n)
 {
     double sum = 0;
@@ -597,75 +554,74 @@ static double dot(const double *a, const double *b, size_t n)
     return sum;
 }
 
-/* L-BFGS (Nocedal 1980) stores the last steps s and the changes y of the gradient over these steps.
- * From them it applies an approximate inverse Hessian, which starts from the Hessian at w = 0:
- *   M = 1/K (X^T X / N) + l2 I     for each class
- * up to a term that moves all classes alike, to which softmax is blind. X^T X is computed once. */
-enum { HISTORY = 10 };
-
-struct Lbfgs {
-    size_t size;                /* K C */
-    int pairs;                  /* number so far; pair i is in slot i % HISTORY */
-    double *s[HISTORY], *y[HISTORY], sy[HISTORY];       /* (K, C) (K, C), s . y */
-    double *cholesky;                                   /* (C, C): of M */
-    double *w, *g, *direction, *work;                   /* (K, C) each */
-};
-
-/* All arrays in one piece of memory, which begins with the Cholesky factor. */
-static struct Lbfgs lbfgs_create(int K, int C)
+/* F at w (K, C), after logistic_scores. */
+static double logistic_objective(struct Logistic *f, const double *w)
 {
-    struct Lbfgs o = {.size = (size_t)K * C};
-    double *memory = allocate_zeroed(((size_t)C * C + (2 * HISTORY + 4) * o.size) * sizeof(double));
-    o.cholesky = memory;
-    memory += (size_t)C * C;
-    for (int i = 0; i < HISTORY; i++, memory += 2 * o.size) {
-        o.s[i] = memory;
-        o.y[i] = memory + o.size;
-    }
-    o.w = memory;
-    o.g = memory + o.size;
-    o.direction = memory + 2 * o.size;
-    o.work = memory + 3 * o.size;
-    return o;
+    return logistic_loss(f, NULL) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
 }
 
-static void lbfgs_free(struct Lbfgs *o, int C)
+/* Channels c0 .. c0 + channels - 1 of sum_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
+static void gradient_of_channels(double *dw, const struct Logistic *f, int c0, int channels)
 {
-    release(o->cholesky, ((size_t)C * C + (2 * HISTORY + 4) * o->size) * sizeof(double));
+    const int C = f->C, K = f->K;
+    for (int k = 0; k < K; k++) memset(dw + (size_t)k * C + c0, 0, channels * sizeof *dw);
+    for (int n = 0; n < f->N; n++) {
+        const real *x = f->x + (size_t)n * C + c0;
+        for (int k = 0; k < K; k++) {
+            const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
+            double *d = dw + (size_t)k * C + c0;
+            for (int c = 0; c < channels; c++) d[c] += slope * x[c];
+        }
+    }
 }
 
-static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const real *gram)
+/* dw (K, C) = dF/dw at w, after logistic_objective. Threads share out channels, and each adds the
+ * examples in their order. */
+static void logistic_gradient(double *dw, const struct Logistic *f, const double *w)
 {
-    const int C = f->C;
-    for (size_t i = 0; i < (size_t)C * C; i++)
-        o->cholesky[i] = gram[i] / ((double)f->N * f->K) + (i % (C + 1) == 0) * f->l2;
-    cholesky(o->cholesky, C, f->l2 / 2);
+    enum { CHANNELS = 16 };
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < f->C; c0 += CHANNELS)
+        gradient_of_channels(dw, f, c0, min_int(CHANNELS, f->C - c0));
+    for (size_t i = 0; i < (size_t)f->K * f->C; i++) dw[i] = dw[i] / f->N + f->l2 * w[i];
 }
 
-/* direction = -H g by the two-loop recursion: from the newest pair to the oldest and back. */
-static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
+/* --- The solver: conjugate gradients, preconditioned by the Hessian at w = 0 --- */
+
+/* d^T H d, where H is the Hessian of F at the current w, and u (N, K) = x d^T:
+ *   1/N sum_n [sum_k p_nk u_nk^2 - (sum_k p_nk u_nk)^2] + l2 |d|^2 */
+static double logistic_curvature(const struct Logistic *f, const double *d, const double *u)
 {
-    double *d = o->direction, a[HISTORY] = {0}, scale = 1;
-    const int oldest = max_int(0, o->pairs - HISTORY);
-    for (size_t i = 0; i < o->size; i++) d[i] = -o->g[i];
-    for (int p = o->pairs - 1; p >= oldest; p--) {
-        const int slot = p % HISTORY;
-        a[slot] = dot(o->s[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
+    double total = 0;
+    for (int n = 0; n < f->N; n++) {
+        const double *p = f->p + (size_t)n * f->K, *un = u + (size_t)n * f->K;
+        double mean = 0, square = 0;
+        for (int k = 0; k < f->K; k++) { mean += p[k] * un[k]; square += p[k] * un[k] * un[k]; }
+        total += square - mean * mean;
     }
-    for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
-    if (o->pairs > 0) {     /* the factor by which M overestimates the newest curvature */
-        const int slot = (o->pairs - 1) % HISTORY;
-        memcpy(o->work, o->y[slot], o->size * sizeof(double));
-        for (int k = 0; k < f->K; k++)
-            cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
-        scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
-    }
-    for (size_t i = 0; i < o->size; i++) d[i] *= scale;
-    for (int p = oldest; p < o->pairs; p++) {
-        const int slot = p % HISTORY;
-        const double b = dot(o->y[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] += (a[slot] - b) * o->s[slot][i];
+    return total / f->N + f->l2 * dot(d, d, (size_t)f->K * f->C);
+}
+
+/* Cholesky's factor of a symmetric matrix a (C, C): its lower triangle becomes L with L L^T = a.
+ * Squares of the diagonal are at least min: rounding could make them negative. */
+static void cholesky(double *a, int C, double min)
+{
+    for (int i = 0; i < C; i++)
+        for (int j = 0; j <= i; j++) {
+            double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
+            const double rest = ai[j] - dot(ai, aj, j);
+            ai[j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
+        }
+}
+
+/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
+static void cholesky_solve(double *x, const double *L, int C)
+{
+    for (int i = 0; i < C; i++)
+        x[i] = (x[i] - dot(L + (size_t)i * C, x, i)) / L[(size_t)i * C + i];
+    for (int i = C - 1; i >= 0; i--) {
+        x[i] /= L[(size_t)i * C + i];
+        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
     }
 }
 
@@ -677,64 +633,80 @@ static double largest(const double *x, size_t n)
     return max;
 }
 
-/* Minimises F, from w (K, C) on, until no component of the gradient exceeds 1e-7. The rows of w
- * must add up to 0 and continue to. gram (C, C): X^T X. A step is halved until F falls by enough
- * (Armijo 1966). Returns the number of evaluations of F. */
-static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
+/* w += a d.   The scores are linear in w: z += a u. */
+static void logistic_move(struct Logistic *f, double *w, const double *d, const double *u, double a)
 {
-    enum { MAX_EVALUATIONS = 500 };
-    const size_t n = o->size;
-    int evaluations = 1;
-    double F = logistic_objective(f, o->g, w);
-    o->pairs = 0;
-    lbfgs_precondition(o, f, gram);
-    while (largest(o->g, n) > 1e-7 && evaluations < MAX_EVALUATIONS) {
-        const int slot = o->pairs % HISTORY;
-        double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
-        lbfgs_direction(o, f);
-        const double slope = dot(o->g, o->direction, n);
-        for (; evaluations < MAX_EVALUATIONS && step > 1e-9; step /= 2) {
-            for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
-            F_new = logistic_objective(f, o->work, o->w);
-            evaluations++;
-            if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
-        }
-        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* F is as low as rounding allows */
-        for (size_t i = 0; i < n; i++) {
-            s[i] = o->w[i] - w[i];
-            y[i] = o->work[i] - o->g[i];
-            w[i] = o->w[i];
-            o->g[i] = o->work[i];
-        }
-        F = F_new;
-        o->sy[slot] = dot(s, y, n);
-        if (o->sy[slot] > 0) o->pairs++;
-    }
-    return evaluations;
+    for (size_t i = 0; i < (size_t)f->K * f->C; i++) w[i] += a * d[i];
+    for (size_t i = 0; i < (size_t)f->N * f->K; i++) f->z[i] += a * u[i];
 }
 
-/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by it, so
- * that one l2 suits all of them. Their mean is not subtracted: that would need a bias, which the
- * head of GPT2ForSequenceClassification has not. */
+/* Minimises F, from w (K, C) on, until no component of the gradient g exceeds 1e-7. Returns the
+ * number of gradients. Nonlinear conjugate gradients (Polak and Ribiere 1969; see Minka, "A
+ * comparison of numerical optimizers for logistic regression", 2003):
+ *
+ *   s = M^-1 g      beta = max(0, s . (g - g_before) / (s_before . g_before))      d = beta d - s
+ *   w += a d        a = -(g . d) / (d . H d), Newton's step along d
+ *
+ * H is the Hessian at w, and M the one at 0: the same block X^T X / (K N) + l2 I for each class, up
+ * to a term that moves all classes alike. Softmax is blind to that, so the rows of w, which must add
+ * up to 0 at first, always do. Features are correlated: without M the way to the minimum would be a
+ * long narrow valley. gram (C, C): X^T X.
+ *
+ * If F rises, a is halved until F does not. H is bounded for all w (Bohning 1992), so this ends. */
+static int logistic_solve(struct Logistic *f, double *w, const real *gram)
+{
+    enum { MAX_GRADIENTS = 1000 };
+    const int C = f->C, K = f->K;
+    const size_t size = (size_t)K * C;
+    double *L = resize(NULL, (size_t)C * C * sizeof *L);
+    double *u = resize(NULL, (size_t)f->N * K * sizeof *u);
+    double *g = resize(NULL, 3 * size * sizeof *g), *s = g + size, *d = s + size;
+    memset(g, 0, 3 * size * sizeof *g);
+    for (size_t i = 0; i < (size_t)C * C; i++)
+        L[i] = gram[i] / ((double)f->N * K) + (i % (C + 1) == 0) * f->l2;
+    cholesky(L, C, f->l2 / 2);
+    logistic_scores(f->z, f, w);
+    double F = logistic_objective(f, w), sg = INFINITY;
+    int gradients = 1;
+    for (;; gradients++) {
+        logistic_gradient(g, f, w);
+        if (!(largest(g, size) > 1e-7) || gradients == MAX_GRADIENTS) break;
+        const double sg_before = sg, overlap = dot(s, g, size);     /* later s . g_before */
+        memcpy(s, g, size * sizeof *s);
+        for (int k = 0; k < K; k++) cholesky_solve(s + (size_t)k * C, L, C);
+        sg = dot(s, g, size);
+        const double beta = fmax(0, (sg - overlap) / sg_before);
+        for (size_t i = 0; i < size; i++) d[i] = beta * d[i] - s[i];
+        logistic_scores(u, f, d);
+        const double limit = F + 1e-12 * (1 + F);                   /* rounding is no rise */
+        double a = -dot(g, d, size) / logistic_curvature(f, d, u);
+        logistic_move(f, w, d, u, a);
+        for (; (F = logistic_objective(f, w)) > limit; logistic_move(f, w, d, u, -a)) a /= 2;
+    }
+    free(L);
+    free(u);
+    free(g);
+    return gradients;
+}
+
+/* --- The probe of a model --- */
+
+/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by their
+ * deviation, so that one l2 suits all of them. Their mean is not subtracted: that would need a
+ * bias, and the head of GPT2ForSequenceClassification has none. */
 static void measure_features(double *deviation, const real *x, int N, int C)
 {
-    enum { CHANNELS = 16 };
     #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-        const int channels = min_int(CHANNELS, C - c0);
-        double mean[CHANNELS] = {0}, square[CHANNELS] = {0};
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < channels; c++) mean[c] += x[(size_t)n * C + c0 + c];
-        for (int c = 0; c < channels; c++) mean[c] /= N;
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < channels; c++) {
-                const double d = x[(size_t)n * C + c0 + c] - mean[c];
-                square[c] += d * d;
-            }
-        for (int c = 0; c < channels; c++) {
-            const double d = sqrt(square[c] / N);
-            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant feature stays as it is */
+    for (int c = 0; c < C; c++) {
+        double mean = 0, square = 0;
+        for (int n = 0; n < N; n++) mean += x[(size_t)n * C + c];
+        mean /= N;
+        for (int n = 0; n < N; n++) {
+            const double d = x[(size_t)n * C + c] - mean;
+            square += d * d;
         }
+        const double d = sqrt(square / N);
+        deviation[c] = d > 1e-6 ? d : 1;        /* a constant feature stays as it is */
     }
 }
 
@@ -746,84 +718,63 @@ static void scale_features(real *x, const double *deviation, int N, int C)
         for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
 }
 
-/* --- The probe of a model --- */
-
-/* features (count, C) and labels (count) of some examples. */
-static real *probe_features(struct Task *t, const int *list, int count, int **labels,
-                            const char *what)
+/* Features and labels of some examples. what: for the progress line, or NULL. */
+static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
-    real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
-    *labels = resize(NULL, count * sizeof **labels);
-    for (int i = 0; i < count; i++) (*labels)[i] = t->data.labels[list[i]];
-    run_examples(&t->runner, NULL, x, &t->data, list, count, what);
-    return x;
+    struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
+    for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
+    run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
+    return f;
 }
 
-/* The accuracy at the w of the last logistic_loss. */
-static double probe_accuracy(const struct Logistic *f)
-{
-    int right = 0;
-    for (int n = 0; n < f->N; n++) {
-        const double *p = f->p + (size_t)n * f->K;
-        int best = 0;
-        for (int k = 1; k < f->K; k++) if (p[k] > p[best]) best = k;
-        right += best == f->labels[n];
-    }
-    return (double)right / f->N;
-}
-
-/* Solves for 13 penalties, from the strongest to the weakest, each starting from the solution
- * before. best (K, C) receives the weights with the lowest validation loss. With few examples the
- * loss says more than accuracy does. Returns the chosen l2; dies if no loss is finite. */
+/* Solves for 13 penalties, from the strongest to the weakest, each from the solution before. Under
+ * a strong penalty w is near 0; under a weak one it fits noise. Which is best depends on the number
+ * of labels, so validation decides. It compares losses: the accuracy on few examples takes few
+ * values. best (K, C) receives the best weights. Returns their l2; dies if no loss is finite. */
 static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
 {
     const int C = train->C, K = train->K;
-    const size_t size = (size_t)K * C;
-    struct Lbfgs o = lbfgs_create(K, C);
+    const size_t bytes = (size_t)K * C * sizeof(double);
     real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
-    double *w = resize(NULL, size * sizeof *w), lowest = INFINITY, chosen = 0, start = seconds();
-    memset(w, 0, size * sizeof *w);
+    double *w = allocate_zeroed(bytes), lowest = INFINITY, chosen = 0, start = seconds(), accuracy;
     gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
     append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
     for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
         train->l2 = pow(10, exponent / 2.0);
-        const int evaluations = logistic_solve(train, &o, w, gram);
-        const double train_loss = logistic_loss(train, w), val_loss = logistic_loss(val, w);
-        const double accuracy = probe_accuracy(val), spent = seconds() - start;
-        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss,
+        const int gradients = logistic_solve(train, w, gram);
+        logistic_scores(val->z, val, w);
+        const double train_loss = logistic_loss(train, NULL);
+        const double val_loss = logistic_loss(val, &accuracy), spent = seconds() - start;
+        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients, train_loss,
                val_loss, accuracy, spent);
         progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, evaluations,
+                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, gradients,
                  spent, val_loss < lowest ? "  best" : "");
         if (!(val_loss < lowest)) continue;
         lowest = val_loss;
         chosen = train->l2;
-        memcpy(best, w, size * sizeof *w);
+        memcpy(best, w, bytes);
     }
-    free(w);
+    release(w, bytes);
     release(gram, (size_t)C * C * sizeof *gram);
-    lbfgs_free(&o, C);
     if (lowest == INFINITY)
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return chosen;
 }
 
-/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on its
+/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on the
  * features gives the weights. w . (x / deviation) = (w / deviation) . x, so the scale of the
- * features moves into the weights. */
+ * features moves into the weights, and the model is used like any other. */
 static void train_probe(struct Task *t, struct Metadata *meta)
 {
-    const int C = t->model.config.channels, K = t->model.config.labels;
-    int *labels, *val_labels;
-    real *x = probe_features(t, t->train, t->train_count, &labels, "features");
-    real *val_x = probe_features(t, t->val, t->val_count, &val_labels, NULL);
+    struct Logistic train = probe_features(t, t->train, t->train_count, "features");
+    struct Logistic val = probe_features(t, t->val, t->val_count, NULL);
+    const int C = train.C, K = train.K;
     double *deviation = resize(NULL, C * sizeof *deviation);
     double *w = resize(NULL, (size_t)K * C * sizeof *w);
-    measure_features(deviation, x, t->train_count, C);
-    scale_features(x, deviation, t->train_count, C);
-    scale_features(val_x, deviation, t->val_count, C);
-    struct Logistic train = logistic_create(x, labels, t->train_count, C, K);
-    struct Logistic val = logistic_create(val_x, val_labels, t->val_count, C, K);
+    measure_features(deviation, train.x, train.N, C);
+    scale_features(train.x, deviation, train.N, C);
+    scale_features(val.x, deviation, val.N, C);
     metadata_set(meta, "l2", "%.6g", probe_path(t, w, &train, &val));
     for (int k = 0; k < K; k++)
         for (int c = 0; c < C; c++)
@@ -831,10 +782,6 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     write_log(t);
     logistic_free(&train);
     logistic_free(&val);
-    release(x, (size_t)t->train_count * C * sizeof *x);
-    release(val_x, (size_t)t->val_count * C * sizeof *val_x);
-    free(labels);
-    free(val_labels);
     free(deviation);
     free(w);
 }
@@ -1241,7 +1188,8 @@ static real *prepare(struct Task *t)
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
     bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int);
     if (probe)
-        bytes += t->data.count * (c->channels * sizeof(real) + (c->labels + 1) * sizeof(double));
+        bytes += t->data.count * (c->channels * sizeof(real)
+                                  + (3 * c->labels + 1) * sizeof(double));
     progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
              c->layers, c->heads, c->channels, c->context, c->vocabulary,
              joined(c->label_names, c->labels));
