@@ -648,9 +648,9 @@ static void logistic_move(struct Logistic *f, double *w, const double *d, const 
  *   w += a d        a = -(g . d) / (d . H d), Newton's step along d
  *
  * H is the Hessian at w, and M the one at 0: the same block X^T X / (K N) + l2 I for each class, up
- * to a term that moves all classes alike. Softmax is blind to that, so the rows of w, which must add
- * up to 0 at first, always do. Features are correlated: without M the way to the minimum would be a
- * long narrow valley. gram (C, C): X^T X.
+ * to a term that moves all classes alike. Softmax is blind to that, so the rows of w, which must
+ * add up to 0 at first, always do. Features are correlated: without M the way to the minimum would
+ * be a long narrow valley. gram (C, C): X^T X.
  *
  * If F rises, a is halved until F does not. H is bounded for all w (Bohning 1992), so this ends. */
 static int logistic_solve(struct Logistic *f, double *w, const real *gram)
