@@ -1,7 +1,7 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
  *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe
- *    II  Files and commands   the probe's solver, labelled files, train, eval, predict
+ *    II  Files and commands   labelled files, before and after the training, train, eval, predict
  *
  *    "Not a dull moment."
  *       |  tokenizer
@@ -84,7 +84,6 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     d->starts[d->count] = start + n;
 }
 
-/* The number of tokens of an example. */
 static int length_of(const struct Dataset *d, int example)
 {
     return (int)(d->starts[example + 1] - d->starts[example]);
@@ -162,7 +161,6 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
     free(next);
 }
 
-/* The progress of a pass over `count` texts, of which `done` are done. */
 static void show_rate(const char *what, int done, int count, double start)
 {
     const double spent = seconds() - start;
@@ -212,11 +210,8 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
 /* 3. Scores                                                                                     */
 /* ============================================================================================= */
 
-/* accuracy: part of the examples whose most probable class is the true one. macro_f1: see below.
- * loss: the mean of -log p(true class), in nats. ece: expected calibration error. */
 struct Scores { double accuracy, macro_f1, loss, ece; };
 
-/* argmax over the K probabilities of one example. */
 static int most_probable(const real *p, int K)
 {
     int best = 0;
@@ -301,14 +296,13 @@ struct Settings {
     const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
     int epochs, batch, max_tokens, threads;
     int64_t seed;
-    double lr, head_lr_ratio, dropout, weight_decay;
-    double warmup, val_part;                    /* parts of the updates, of the examples */
+    double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
     bool overwrite;
     enum { PROBE, LAST, FULL, SCRATCH } kind;
     int last;                                   /* K of last:K */
 };
 
-/* One fine-tuning: what is trained, on what, and how far it has come. */
+/* One fine-tuning. */
 struct Task {
     struct Settings set;
     struct Tokenizer *tokenizer;
@@ -327,7 +321,6 @@ struct Task {
 /* Random streams of the seed. model_init uses the numbers from 0. */
 enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
 
-/* Without --epochs: as many as give MIN_UPDATES updates, but at least MIN_EPOCHS. */
 enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
@@ -405,8 +398,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     struct Runner *r = &t->runner;
     const struct Settings *s = &t->set;
     double loss = 0;
-
-    /* The gradient of 1/count sum_s -log p_s(label_s), added up over the batches. */
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, &t->data, list + done, count - done);
         trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
@@ -415,8 +406,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
-
-    /* Clip, so that one odd example cannot move the weights far, and update. */
     *norm = grad_norm(r->model);
     if (!isfinite(*norm))
         die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
@@ -433,8 +422,6 @@ static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm
     const int64_t warmup = (int64_t)(s->warmup * steps);
     double sum = 0, shown = seconds();
     shuffle(t->train, t->train_count, &t->order);
-
-    /* The learning rate rises in the first part of all updates, then falls as a cosine to 0. */
     for (int u = 0; u < updates; u++) {
         const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
         const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
@@ -463,17 +450,12 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
     struct Scores top = {-1, 0, INFINITY, 0};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
     for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
-        /* Train: every example once, in random order. */
         sum += train_epoch(t, epoch, steps, &norm, start);
         since++;
         if (epoch % every && epoch < s->epochs) continue;
-
-        /* Validate, without dropout and on examples that no gradient has seen. */
         const struct Scores now = validate(t);
         const bool better = now.accuracy > top.accuracy
                          || (now.accuracy == top.accuracy && now.loss < top.loss);
-
-        /* Log. train_loss is the mean since the last validation. */
         const double spent = seconds() - start;
         append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
                (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
@@ -482,8 +464,6 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
         progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
                  epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
                  better ? "  best" : "");
-
-        /* Keep the best weights. Later epochs may fit the training examples too closely. */
         if (better) {
             top = now;
             memcpy(best, t->model.weights, bytes);
@@ -498,260 +478,74 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
 /* 5. The probe                                                                                  */
 /* ============================================================================================= */
 
-/* Multinomial logistic regression with an L2 penalty, on features x (N, C) computed once:
+/* Multinomial logistic regression with an L2 penalty, on features x that are computed once:
  *
- *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2          p_n = softmax(w x_n)        w (K, C)
+ *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)      z_n = w x_n
  *   dF/dw = 1/N sum_n (p_n - onehot(label_n)) x_n^T + l2 w
  *
  * F is strictly convex, so there is one solution, whatever the order or the seed. */
 struct Logistic {
-    const real *x;              /* (N, C) */
-    const int *labels;          /* (N): 0 .. K-1 */
     int N, C, K;
-    double l2;                  /* the strength of the penalty */
-    double *p, *losses;         /* (N, K) (N): at the last w, set by logistic_loss */
+    real *x;                    /* (N, C) */
+    int *labels;                /* (N) */
+    double l2;
+    double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
 };
 
-/* x and labels stay the caller's. */
-static struct Logistic logistic_create(const real *x, const int *labels, int N, int C, int K)
+/* Allocates all arrays. The caller sets x, labels and l2. */
+static struct Logistic logistic_create(int N, int C, int K)
 {
-    double *p = resize(NULL, (size_t)N * K * sizeof(double));
-    double *losses = resize(NULL, N * sizeof(double));
-    return (struct Logistic){x, labels, N, C, K, 0, p, losses};
+    const size_t scores = (size_t)N * K;
+    double *z = resize(NULL, (2 * scores + N) * sizeof *z);
+    return (struct Logistic){N, C, K, allocate_zeroed((size_t)N * C * sizeof(real)),
+                             resize(NULL, N * sizeof(int)), 0, z, z + scores, z + 2 * scores};
 }
 
 static void logistic_free(struct Logistic *f)
 {
-    free(f->p);
-    free(f->losses);
+    release(f->x, (size_t)f->N * f->C * sizeof(real));
+    free(f->labels);
+    free(f->z);
 }
 
-/* Probabilities and losses at w; returns the mean loss, without the penalty. */
-static double logistic_loss(struct Logistic *f, const double *w)
+/* z (N, K) = x w^T      x (N, C)   w (K, C) */
+static void logistic_scores(double *z, const struct Logistic *f, const double *w)
 {
-    const int C = f->C, K = f->K;
     #pragma omp parallel for schedule(static)
-    for (int n = 0; n < f->N; n++) {
-        const real *x = f->x + (size_t)n * C;
-        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
-        for (int k = 0; k < K; k++) {
-            const double *wk = w + (size_t)k * C;
-            double dot = 0;
-            #pragma omp simd reduction(+: dot)
-            for (int c = 0; c < C; c++) dot += wk[c] * x[c];
-            p[k] = dot;
-            max = dot > max ? dot : max;
+    for (int n = 0; n < f->N; n++)
+        for (int k = 0; k < f->K; k++) {
+            const real *xn = f->x + (size_t)n * f->C;
+            const double *wk = w + (size_t)k * f->C;
+            double sum = 0;
+            #pragma omp simd reduction(+: sum)
+            for (int c = 0; c < f->C; c++) sum += wk[c] * xn[c];
+            z[(size_t)n * f->K + k] = sum;
         }
-        f->losses[n] = max - p[f->labels[n]];
-        for (int k = 0; k < K; k++) sum += p[k] = exp(p[k] - max);
+}
+
+/* Sets p and losses from z, and returns the mean loss without the penalty. accuracy, or NULL: the
+ * part of the examples whose own label has the highest score. */
+static double logistic_loss(struct Logistic *f, double *accuracy)
+{
+    const int K = f->K;
+    int right = 0;
+    #pragma omp parallel for schedule(static) reduction(+: right)
+    for (int n = 0; n < f->N; n++) {
+        const double *z = f->z + (size_t)n * K, own = z[f->labels[n]];
+        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
+        for (int k = 0; k < K; k++) max = z[k] > max ? z[k] : max;
+        for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
         for (int k = 0; k < K; k++) p[k] /= sum;
-        f->losses[n] += log(sum);
+        f->losses[n] = max - own + log(sum);
+        right += own == max;
     }
     double total = 0;
     for (int n = 0; n < f->N; n++) total += f->losses[n];
+    if (accuracy) *accuracy = (double)right / f->N;
     return total / f->N;
 }
 
-/* F and its gradient dw (K, C) at w. Threads share out channels; each sums over n in order. */
-static double logistic_objective(struct Logistic *f, double *dw, const double *w)
-{
-    enum { CHANNELS = 16 };
-    const int C = f->C, K = f->K;
-    const double loss = logistic_loss(f, w);
-    double square = 0;
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-        const int channels = min_int(CHANNELS, C - c0);
-        for (int k = 0; k < K; k++)
-            for (int c = c0; c < c0 + channels; c++)
-                dw[(size_t)k * C + c] = f->N * f->l2 * w[(size_t)k * C + c];
-        for (int n = 0; n < f->N; n++) {
-            const real *x = f->x + (size_t)n * C + c0;
-            for (int k = 0; k < K; k++) {
-                const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
-                double *d = dw + (size_t)k * C + c0;
-                for (int c = 0; c < channels; c++) d[c] += slope * x[c];
-            }
-        }
-        for (int k = 0; k < K; k++)
-            for (int c = c0; c < c0 + channels; c++) dw[(size_t)k * C + c] /= f->N;
-    }
-    for (size_t i = 0; i < (size_t)K * C; i++) square += w[i] * w[i];
-    return loss + f->l2 / 2 * square;
-}
-
-/* Minimises F by L-BFGS (part II), from w (K, C) on, until no component of the gradient exceeds
- * 1e-7. The rows of w must add up to 0 and continue to. gram (C, C): X^T X. Returns the number of
- * evaluations of F. */
-struct Lbfgs;
-static struct Lbfgs *lbfgs_create(int K, int C);
-static void lbfgs_free(struct Lbfgs *o);
-static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram);
-
-/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by it, so
- * that one l2 suits all of them. Their mean is not subtracted: that would need a bias, which the
- * head of GPT2ForSequenceClassification has not. */
-static void measure_features(double *deviation, const real *x, int N, int C)
-{
-    enum { CHANNELS = 16 };
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += CHANNELS) {
-        const int channels = min_int(CHANNELS, C - c0);
-        double mean[CHANNELS] = {0}, square[CHANNELS] = {0};
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < channels; c++) mean[c] += x[(size_t)n * C + c0 + c];
-        for (int c = 0; c < channels; c++) mean[c] /= N;
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < channels; c++) {
-                const double d = x[(size_t)n * C + c0 + c] - mean[c];
-                square[c] += d * d;
-            }
-        for (int c = 0; c < channels; c++) {
-            const double d = sqrt(square[c] / N);
-            deviation[c0 + c] = d > 1e-6 ? d : 1;       /* a constant feature stays as it is */
-        }
-    }
-}
-
-/* x (N, C) /= deviation (C) */
-static void scale_features(real *x, const double *deviation, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++)
-        for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
-}
-
-/* --- The probe of a model --- */
-
-/* features (count, C) and labels (count) of some examples. */
-static real *probe_features(struct Task *t, const int *list, int count, int **labels,
-                            const char *what)
-{
-    real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
-    *labels = resize(NULL, count * sizeof **labels);
-    for (int i = 0; i < count; i++) (*labels)[i] = t->data.labels[list[i]];
-    run_examples(&t->runner, NULL, x, &t->data, list, count, what);
-    return x;
-}
-
-/* The accuracy at the w of the last logistic_loss. */
-static double probe_accuracy(const struct Logistic *f)
-{
-    int right = 0;
-    for (int n = 0; n < f->N; n++) {
-        const double *p = f->p + (size_t)n * f->K;
-        int best = 0;
-        for (int k = 1; k < f->K; k++) if (p[k] > p[best]) best = k;
-        right += best == f->labels[n];
-    }
-    return (double)right / f->N;
-}
-
-/* Solves for 13 penalties, from the strongest to the weakest, each starting from the solution
- * before. best (K, C) receives the weights with the lowest validation loss. With few examples the
- * loss says more than accuracy does. Returns the chosen l2; dies if no loss is finite. */
-static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
-{
-    const int C = train->C, K = train->K;
-    const size_t size = (size_t)K * C;
-    struct Lbfgs *o = lbfgs_create(K, C);
-    real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
-    double *w = resize(NULL, size * sizeof *w), lowest = INFINITY, chosen = 0, start = seconds();
-    memset(w, 0, size * sizeof *w);
-    gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
-    append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
-    for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
-        train->l2 = pow(10, exponent / 2.0);
-        const int evaluations = logistic_solve(train, o, w, gram);
-        const double train_loss = logistic_loss(train, w), val_loss = logistic_loss(val, w);
-        const double accuracy = probe_accuracy(val), spent = seconds() - start;
-        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, evaluations, train_loss,
-               val_loss, accuracy, spent);
-        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, evaluations,
-                 spent, val_loss < lowest ? "  best" : "");
-        if (!(val_loss < lowest)) continue;
-        lowest = val_loss;
-        chosen = train->l2;
-        memcpy(best, w, size * sizeof *w);
-    }
-    free(w);
-    release(gram, (size_t)C * C * sizeof *gram);
-    lbfgs_free(o);
-    if (lowest == INFINITY)
-        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
-    return chosen;
-}
-
-/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on its
- * features gives the weights. w . (x / deviation) = (w / deviation) . x, so the scale of the
- * features moves into the weights. */
-static void train_probe(struct Task *t, struct Metadata *meta)
-{
-    const int C = t->model.config.channels, K = t->model.config.labels;
-    int *labels, *val_labels;
-    real *x = probe_features(t, t->train, t->train_count, &labels, "features");
-    real *val_x = probe_features(t, t->val, t->val_count, &val_labels, NULL);
-    double *deviation = resize(NULL, C * sizeof *deviation);
-    double *w = resize(NULL, (size_t)K * C * sizeof *w);
-    measure_features(deviation, x, t->train_count, C);
-    scale_features(x, deviation, t->train_count, C);
-    scale_features(val_x, deviation, t->val_count, C);
-    struct Logistic train = logistic_create(x, labels, t->train_count, C, K);
-    struct Logistic val = logistic_create(val_x, val_labels, t->val_count, C, K);
-    metadata_set(meta, "l2", "%.6g", probe_path(t, w, &train, &val));
-    for (int k = 0; k < K; k++)
-        for (int c = 0; c < C; c++)
-            t->model.w.score_w[(size_t)k * C + c] = (real)(w[(size_t)k * C + c] / deviation[c]);
-    write_log(t);
-    logistic_free(&train);
-    logistic_free(&val);
-    release(x, (size_t)t->train_count * C * sizeof *x);
-    release(val_x, (size_t)t->val_count * C * sizeof *val_x);
-    free(labels);
-    free(val_labels);
-    free(deviation);
-    free(w);
-}
-
-/* ============================================================================================= */
-/* II. FILES AND COMMANDS                                                                        */
-/* ============================================================================================= */
-
-/* ============================================================================================= */
-/* 6. The probe's solver                                                                         */
-/* ============================================================================================= */
-
-/* Cholesky factor: a (C, C), symmetric, becomes L with L L^T = a, in its lower triangle. Squares of
- * the diagonal are at least `min`, so that rounding cannot make them negative. */
-static void cholesky(double *a, int C, double min)
-{
-    for (int i = 0; i < C; i++)
-        for (int j = 0; j <= i; j++) {
-            const double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
-            double sum = 0;
-            #pragma omp simd reduction(+: sum)
-            for (int c = 0; c < j; c++) sum += ai[c] * aj[c];
-            const double rest = ai[j] - sum;
-            a[(size_t)i * C + j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
-        }
-}
-
-/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
-static void cholesky_solve(double *x, const double *L, int C)
-{
-    for (int i = 0; i < C; i++) {
-        double sum = 0;
-        #pragma omp simd reduction(+: sum)
-        for (int c = 0; c < i; c++) sum += L[(size_t)i * C + c] * x[c];
-        x[i] = (x[i] - sum) / L[(size_t)i * C + i];
-    }
-    for (int i = C - 1; i >= 0; i--) {
-        x[i] /= L[(size_t)i * C + i];
-        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
-    }
-}
-
+/* a . b, of n values each. */
 static double dot(const double *a, const double *b, size_t n)
 {
     double sum = 0;
@@ -760,78 +554,74 @@ static double dot(const double *a, const double *b, size_t n)
     return sum;
 }
 
-/* L-BFGS (Nocedal 1980) stores the last steps s and the changes y of the gradient over these steps.
- * From them it applies an approximate inverse Hessian, which starts from the Hessian at w = 0:
- *   M = 1/K (X^T X / N) + l2 I     for each class
- * up to a term that moves all classes alike, to which softmax is blind. X^T X is computed once. */
-enum { HISTORY = 10 };
-
-struct Lbfgs {
-    size_t size, bytes;         /* K C; of all arrays */
-    int pairs;                  /* number so far; pair i is in slot i % HISTORY */
-    double *s[HISTORY], *y[HISTORY], sy[HISTORY];       /* (K, C) (K, C), s . y */
-    double *cholesky;                                   /* (C, C): of M */
-    double *w, *g, *direction, *work;                   /* (K, C) each */
-};
-
-/* All arrays are in one piece of memory, which begins with the Cholesky factor. */
-static struct Lbfgs *lbfgs_create(int K, int C)
+/* F at w (K, C), after logistic_scores. */
+static double logistic_objective(struct Logistic *f, const double *w)
 {
-    struct Lbfgs *o = resize(NULL, sizeof *o);
-    *o = (struct Lbfgs){.size = (size_t)K * C};
-    o->bytes = ((size_t)C * C + (2 * HISTORY + 4) * o->size) * sizeof(double);
-    double *memory = o->cholesky = allocate_zeroed(o->bytes);
-    memory += (size_t)C * C;
-    for (int i = 0; i < HISTORY; i++, memory += 2 * o->size) {
-        o->s[i] = memory;
-        o->y[i] = memory + o->size;
-    }
-    o->w = memory;
-    o->g = memory + o->size;
-    o->direction = memory + 2 * o->size;
-    o->work = memory + 3 * o->size;
-    return o;
+    return logistic_loss(f, NULL) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
 }
 
-static void lbfgs_free(struct Lbfgs *o)
+/* Channels c0 .. c0 + channels - 1 of sum_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
+static void gradient_of_channels(double *dw, const struct Logistic *f, int c0, int channels)
 {
-    release(o->cholesky, o->bytes);
-    free(o);
+    const int C = f->C, K = f->K;
+    for (int k = 0; k < K; k++) memset(dw + (size_t)k * C + c0, 0, channels * sizeof *dw);
+    for (int n = 0; n < f->N; n++) {
+        const real *x = f->x + (size_t)n * C + c0;
+        for (int k = 0; k < K; k++) {
+            const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
+            double *d = dw + (size_t)k * C + c0;
+            for (int c = 0; c < channels; c++) d[c] += slope * x[c];
+        }
+    }
 }
 
-/* The Cholesky factor of M for this l2. */
-static void lbfgs_precondition(struct Lbfgs *o, const struct Logistic *f, const real *gram)
+/* dw (K, C) = dF/dw at w, after logistic_objective. Threads share out channels, and each adds the
+ * examples in their order. */
+static void logistic_gradient(double *dw, const struct Logistic *f, const double *w)
 {
-    const int C = f->C;
-    for (size_t i = 0; i < (size_t)C * C; i++)
-        o->cholesky[i] = gram[i] / ((double)f->N * f->K) + (i % (C + 1) == 0) * f->l2;
-    cholesky(o->cholesky, C, f->l2 / 2);
+    enum { CHANNELS = 16 };
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < f->C; c0 += CHANNELS)
+        gradient_of_channels(dw, f, c0, min_int(CHANNELS, f->C - c0));
+    for (size_t i = 0; i < (size_t)f->K * f->C; i++) dw[i] = dw[i] / f->N + f->l2 * w[i];
 }
 
-/* direction = -H g by the two-loop recursion: from the newest pair to the oldest and back. */
-static void lbfgs_direction(struct Lbfgs *o, const struct Logistic *f)
+/* --- The solver: conjugate gradients, preconditioned by the Hessian at w = 0 --- */
+
+/* d^T H d, where H is the Hessian of F at the current w, and u (N, K) = x d^T:
+ *   1/N sum_n [sum_k p_nk u_nk^2 - (sum_k p_nk u_nk)^2] + l2 |d|^2 */
+static double logistic_curvature(const struct Logistic *f, const double *d, const double *u)
 {
-    double *d = o->direction, a[HISTORY] = {0}, scale = 1;
-    const int oldest = max_int(0, o->pairs - HISTORY);
-    for (size_t i = 0; i < o->size; i++) d[i] = -o->g[i];
-    for (int p = o->pairs - 1; p >= oldest; p--) {
-        const int slot = p % HISTORY;
-        a[slot] = dot(o->s[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] -= a[slot] * o->y[slot][i];
+    double total = 0;
+    for (int n = 0; n < f->N; n++) {
+        const double *p = f->p + (size_t)n * f->K, *un = u + (size_t)n * f->K;
+        double mean = 0, square = 0;
+        for (int k = 0; k < f->K; k++) { mean += p[k] * un[k]; square += p[k] * un[k] * un[k]; }
+        total += square - mean * mean;
     }
-    for (int k = 0; k < f->K; k++) cholesky_solve(d + (size_t)k * f->C, o->cholesky, f->C);
-    if (o->pairs > 0) {     /* the factor by which M overestimates the newest curvature */
-        const int slot = (o->pairs - 1) % HISTORY;
-        memcpy(o->work, o->y[slot], o->size * sizeof(double));
-        for (int k = 0; k < f->K; k++)
-            cholesky_solve(o->work + (size_t)k * f->C, o->cholesky, f->C);
-        scale = o->sy[slot] / dot(o->y[slot], o->work, o->size);
-    }
-    for (size_t i = 0; i < o->size; i++) d[i] *= scale;
-    for (int p = oldest; p < o->pairs; p++) {
-        const int slot = p % HISTORY;
-        const double b = dot(o->y[slot], d, o->size) / o->sy[slot];
-        for (size_t i = 0; i < o->size; i++) d[i] += (a[slot] - b) * o->s[slot][i];
+    return total / f->N + f->l2 * dot(d, d, (size_t)f->K * f->C);
+}
+
+/* Cholesky's factor of a symmetric matrix a (C, C): its lower triangle becomes L with L L^T = a.
+ * Squares of the diagonal are at least min: rounding could make them negative. */
+static void cholesky(double *a, int C, double min)
+{
+    for (int i = 0; i < C; i++)
+        for (int j = 0; j <= i; j++) {
+            double *ai = a + (size_t)i * C, *aj = a + (size_t)j * C;
+            const double rest = ai[j] - dot(ai, aj, j);
+            ai[j] = i > j ? rest / aj[j] : sqrt(rest > min ? rest : min);
+        }
+}
+
+/* x (C) becomes the solution y of L L^T y = x: forward through L, then backward through L^T. */
+static void cholesky_solve(double *x, const double *L, int C)
+{
+    for (int i = 0; i < C; i++)
+        x[i] = (x[i] - dot(L + (size_t)i * C, x, i)) / L[(size_t)i * C + i];
+    for (int i = C - 1; i >= 0; i--) {
+        x[i] /= L[(size_t)i * C + i];
+        for (int c = 0; c < i; c++) x[c] -= x[i] * L[(size_t)i * C + c];
     }
 }
 
@@ -843,42 +633,165 @@ static double largest(const double *x, size_t n)
     return max;
 }
 
-/* A step is halved until F falls by enough (Armijo 1966). */
-static int logistic_solve(struct Logistic *f, struct Lbfgs *o, double *w, const real *gram)
+/* w += a d.   The scores are linear in w: z += a u. */
+static void logistic_move(struct Logistic *f, double *w, const double *d, const double *u, double a)
 {
-    enum { MAX_EVALUATIONS = 500 };
-    const size_t n = o->size;
-    int evaluations = 1;
-    double F = logistic_objective(f, o->g, w);
-    o->pairs = 0;
-    lbfgs_precondition(o, f, gram);
-    while (largest(o->g, n) > 1e-7 && evaluations < MAX_EVALUATIONS) {
-        const int slot = o->pairs % HISTORY;
-        double *s = o->s[slot], *y = o->y[slot], step = 1, F_new = INFINITY;
-        lbfgs_direction(o, f);
-        const double slope = dot(o->g, o->direction, n);
-        for (; evaluations < MAX_EVALUATIONS && step > 1e-9; step /= 2) {
-            for (size_t i = 0; i < n; i++) o->w[i] = w[i] + step * o->direction[i];
-            F_new = logistic_objective(f, o->work, o->w);
-            evaluations++;
-            if (F_new <= F + 1e-4 * step * slope + 1e-15 * fabs(F)) break;
-        }
-        if (!(F_new <= F + 1e-15 * fabs(F))) break;         /* F is as low as rounding allows */
-        for (size_t i = 0; i < n; i++) {
-            s[i] = o->w[i] - w[i];
-            y[i] = o->work[i] - o->g[i];
-            w[i] = o->w[i];
-            o->g[i] = o->work[i];
-        }
-        F = F_new;
-        o->sy[slot] = dot(s, y, n);
-        if (o->sy[slot] > 0) o->pairs++;
+    for (size_t i = 0; i < (size_t)f->K * f->C; i++) w[i] += a * d[i];
+    for (size_t i = 0; i < (size_t)f->N * f->K; i++) f->z[i] += a * u[i];
+}
+
+/* Minimises F, from w (K, C) on, until no component of the gradient g exceeds 1e-7. Returns the
+ * number of gradients. Nonlinear conjugate gradients (Polak and Ribiere 1969; see Minka, "A
+ * comparison of numerical optimizers for logistic regression", 2003):
+ *
+ *   s = M^-1 g      beta = max(0, s . (g - g_before) / (s_before . g_before))      d = beta d - s
+ *   w += a d        a = -(g . d) / (d . H d), Newton's step along d
+ *
+ * H is the Hessian at w, and M the one at 0: the same block X^T X / (K N) + l2 I for each class, up
+ * to a term that moves all classes alike. Softmax is blind to that, so the rows of w, which must
+ * add up to 0 at first, always do. Features are correlated: without M the way to the minimum would
+ * be a long narrow valley. gram (C, C): X^T X.
+ *
+ * If F rises, a is halved until F does not. H is bounded for all w (Bohning 1992), so this ends. */
+static int logistic_solve(struct Logistic *f, double *w, const real *gram)
+{
+    enum { MAX_GRADIENTS = 1000 };
+    const int C = f->C, K = f->K;
+    const size_t size = (size_t)K * C;
+    double *L = resize(NULL, (size_t)C * C * sizeof *L);
+    double *u = resize(NULL, (size_t)f->N * K * sizeof *u);
+    double *g = resize(NULL, 3 * size * sizeof *g), *s = g + size, *d = s + size;
+    memset(g, 0, 3 * size * sizeof *g);
+    for (size_t i = 0; i < (size_t)C * C; i++)
+        L[i] = gram[i] / ((double)f->N * K) + (i % (C + 1) == 0) * f->l2;
+    cholesky(L, C, f->l2 / 2);
+    logistic_scores(f->z, f, w);
+    double F = logistic_objective(f, w), sg = INFINITY;
+    int gradients = 1;
+    for (;; gradients++) {
+        logistic_gradient(g, f, w);
+        if (!(largest(g, size) > 1e-7) || gradients == MAX_GRADIENTS) break;
+        const double sg_before = sg, overlap = dot(s, g, size);     /* later s . g_before */
+        memcpy(s, g, size * sizeof *s);
+        for (int k = 0; k < K; k++) cholesky_solve(s + (size_t)k * C, L, C);
+        sg = dot(s, g, size);
+        const double beta = fmax(0, (sg - overlap) / sg_before);
+        for (size_t i = 0; i < size; i++) d[i] = beta * d[i] - s[i];
+        logistic_scores(u, f, d);
+        const double limit = F + 1e-12 * (1 + F);                   /* rounding is no rise */
+        double a = -dot(g, d, size) / logistic_curvature(f, d, u);
+        logistic_move(f, w, d, u, a);
+        for (; (F = logistic_objective(f, w)) > limit; logistic_move(f, w, d, u, -a)) a /= 2;
     }
-    return evaluations;
+    free(L);
+    free(u);
+    free(g);
+    return gradients;
+}
+
+/* --- The probe of a model --- */
+
+/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by their
+ * deviation, so that one l2 suits all of them. Their mean is not subtracted: that would need a
+ * bias, and the head of GPT2ForSequenceClassification has none. */
+static void measure_features(double *deviation, const real *x, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int c = 0; c < C; c++) {
+        double mean = 0, square = 0;
+        for (int n = 0; n < N; n++) mean += x[(size_t)n * C + c];
+        mean /= N;
+        for (int n = 0; n < N; n++) {
+            const double d = x[(size_t)n * C + c] - mean;
+            square += d * d;
+        }
+        const double d = sqrt(square / N);
+        deviation[c] = d > 1e-6 ? d : 1;        /* a constant feature stays as it is */
+    }
+}
+
+/* x (N, C) /= deviation (C) */
+static void scale_features(real *x, const double *deviation, int N, int C)
+{
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
+}
+
+/* Features and labels of some examples. what: for the progress line, or NULL. */
+static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
+{
+    struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
+    for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
+    run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
+    return f;
+}
+
+/* Solves for 13 penalties, from the strongest to the weakest, each from the solution before. Under
+ * a strong penalty w is near 0; under a weak one it fits noise. Which is best depends on the number
+ * of labels, so validation decides. It compares losses: the accuracy on few examples takes few
+ * values. best (K, C) receives the best weights. Returns their l2; dies if no loss is finite. */
+static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
+{
+    const int C = train->C, K = train->K;
+    const size_t bytes = (size_t)K * C * sizeof(double);
+    real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
+    double *w = allocate_zeroed(bytes), lowest = INFINITY, chosen = 0, start = seconds(), accuracy;
+    gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
+    append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
+    for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
+        train->l2 = pow(10, exponent / 2.0);
+        const int gradients = logistic_solve(train, w, gram);
+        logistic_scores(val->z, val, w);
+        const double train_loss = logistic_loss(train, NULL);
+        const double val_loss = logistic_loss(val, &accuracy), spent = seconds() - start;
+        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients, train_loss,
+               val_loss, accuracy, spent);
+        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
+                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, gradients,
+                 spent, val_loss < lowest ? "  best" : "");
+        if (!(val_loss < lowest)) continue;
+        lowest = val_loss;
+        chosen = train->l2;
+        memcpy(best, w, bytes);
+    }
+    release(w, bytes);
+    release(gram, (size_t)C * C * sizeof *gram);
+    if (lowest == INFINITY)
+        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
+    return chosen;
+}
+
+/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on the
+ * features gives the weights. w . (x / deviation) = (w / deviation) . x, so the scale of the
+ * features moves into the weights, and the model is used like any other. */
+static void train_probe(struct Task *t, struct Metadata *meta)
+{
+    struct Logistic train = probe_features(t, t->train, t->train_count, "features");
+    struct Logistic val = probe_features(t, t->val, t->val_count, NULL);
+    const int C = train.C, K = train.K;
+    double *deviation = resize(NULL, C * sizeof *deviation);
+    double *w = resize(NULL, (size_t)K * C * sizeof *w);
+    measure_features(deviation, train.x, train.N, C);
+    scale_features(train.x, deviation, train.N, C);
+    scale_features(val.x, deviation, val.N, C);
+    metadata_set(meta, "l2", "%.6g", probe_path(t, w, &train, &val));
+    for (int k = 0; k < K; k++)
+        for (int c = 0; c < C; c++)
+            t->model.w.score_w[(size_t)k * C + c] = (real)(w[(size_t)k * C + c] / deviation[c]);
+    write_log(t);
+    logistic_free(&train);
+    logistic_free(&val);
+    free(deviation);
+    free(w);
 }
 
 /* ============================================================================================= */
-/* 7. Labelled files: TSV, CSV, JSON lines                                                       */
+/* II. FILES AND COMMANDS                                                                        */
+/* ============================================================================================= */
+
+/* ============================================================================================= */
+/* 6. Labelled files: TSV, CSV, JSON lines                                                       */
 /* ============================================================================================= */
 
 /* A labelled text; both point into the file or to memory that is never freed. line: for
@@ -1209,7 +1122,7 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 }
 
 /* ============================================================================================= */
-/* 8. Before and after the training                                                              */
+/* 7. Before and after the training                                                              */
 /* ============================================================================================= */
 
 /* Reads --tune into s->kind and s->last. */
@@ -1275,7 +1188,8 @@ static real *prepare(struct Task *t)
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
     bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int);
     if (probe)
-        bytes += t->data.count * (c->channels * sizeof(real) + (c->labels + 1) * sizeof(double));
+        bytes += t->data.count * (c->channels * sizeof(real)
+                                  + (3 * c->labels + 1) * sizeof(double));
     progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
              c->layers, c->heads, c->channels, c->context, c->vocabulary,
              joined(c->label_names, c->labels));
@@ -1352,7 +1266,7 @@ static void check_reloaded(struct Task *t)
 }
 
 /* ============================================================================================= */
-/* 9. Commands: train, eval, predict                                                             */
+/* 8. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
 /* A table with the names of the classes, as wide as the longest name. */

@@ -29,7 +29,7 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  Tables      pairs, the heap, words
+ *      1  Characters                             6  Tables      pairs, the heap
  *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
  *      3  Vocabulary                             8  Files       merges.txt and vocab.json
  *      4  Merging a piece                        9  Shards      what the training program reads
@@ -81,23 +81,21 @@ static void show_merging(int done, int wanted, double start, double *shown);
  * expressions the first three are \p{L}, \p{N} and \s (the property White_Space). */
 enum { OTHER, LETTER, NUMBER, SPACE };
 
-/* The class of each code point in 2 bits, and, as a shortcut, the class of each ASCII character.
- * Bytes from 128 on are NOT_ASCII. */
-enum { CODE_POINTS = 0x110000, NOT_ASCII = 4 };
-static uint8_t classes[CODE_POINTS / 4], byte_class[256];
+/* The class of each code point, in 2 bits. */
+enum { CODE_POINTS = 0x110000 };
+static uint8_t class_table[CODE_POINTS / 4];
 
-static inline int code_point_class(uint32_t c) { return classes[c / 4] >> 2 * (c % 4) & 3; }
+static inline int code_point_class(uint32_t c) { return class_table[c / 4] >> 2 * (c % 4) & 3; }
 
-/* Fills the tables from CLASS_RUNS, in which a run of n code points of one class is the number
+/* Fills the table from CLASS_RUNS, in which a run of n code points of one class is the number
  * 4 n + class. The first run begins at U+0000; all that follows the last run is OTHER, 0. */
 static void prepare_classes(void)
 {
     uint32_t c = 0;
-    if (byte_class[255] == NOT_ASCII) return;   /* the tables are filled already */
+    if (code_point_class('a') == LETTER) return;        /* the table is filled already */
     for (int run = 0; run < COUNT(CLASS_RUNS); run++)
         for (uint32_t n = CLASS_RUNS[run] / 4; n > 0; n--, c++)
-            classes[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
-    for (int b = 0; b < 256; b++) byte_class[b] = b < 128 ? code_point_class(b) : NOT_ASCII;
+            class_table[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
 }
 
 /* The class of the character at p < end; *length: its number of bytes. A byte that is not part of
@@ -114,7 +112,7 @@ static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
 static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
 {
     *length = 1;
-    return *p < 128 ? byte_class[*p] : utf8_class(p, end, length);
+    return *p < 128 ? code_point_class(*p) : utf8_class(p, end, length);
 }
 
 /* ============================================================================================= */
@@ -562,127 +560,6 @@ static struct Entry heap_pop(struct Heap *h)
     return top;
 }
 
-/* --- Words: up to 15 bytes are one number of 16 bytes, the bytes, zeros and the length --- */
-
-enum { WORD_BYTES = 15 };
-
-struct Bytes16 { uint64_t low, high; };     /* the first byte is the lowest of low */
-
-static inline struct Bytes16 load16(const uint8_t *p)
-{
-    struct Bytes16 x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-/* The key of n <= WORD_BYTES bytes at p. Memory may be read up to `readable`; if that is at least
- * 16 bytes, one load and one mask are enough. */
-static inline struct Bytes16 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
-{
-    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255,
-                                     255, 255, 255, 255, 255, 255, 255, 255};
-    struct Bytes16 key = {0, 0};
-    if (readable - p >= 16) {
-        const struct Bytes16 keep = load16(KEEP + 16 - n), x = load16(p);
-        key = (struct Bytes16){x.low & keep.low, x.high & keep.high};
-    } else
-        memcpy(&key, p, n);
-    key.high |= (uint64_t)n << 56;
-    return key;
-}
-
-static inline bool same_key(struct Bytes16 a, struct Bytes16 b)
-{
-    return !((a.low ^ b.low) | (a.high ^ b.high));
-}
-
-/* A 128-bit product, folded to 64 bits, so that each bit of the key changes all bits of the hash
- * (wyhash by Wang Yi). */
-static inline uint64_t key_hash(struct Bytes16 key)
-{
-    const unsigned __int128 product =
-        (unsigned __int128)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
-/* --- Words -> numbers --- */
-
-/* The key of a longer word holds a hash and, beside LONG_WORD, the length; `bytes` is a copy. */
-struct WordSlot { struct Bytes16 key; int64_t number; uint8_t *bytes; };
-static const uint64_t LONG_WORD = 0xFFull << 56;        /* no short word has the length 255 */
-
-/* Open addressing: the number of an empty slot is 0, and at most half of the slots are used. */
-struct WordTable { struct WordSlot *slots; size_t count; int bits; };
-
-static struct WordTable word_table(int bits)
-{
-    return (struct WordTable){allocate_zeroed(sizeof(struct WordSlot) << bits), 0, bits};
-}
-
-static void word_table_free(struct WordTable *table)
-{
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
-    release(table->slots, sizeof(struct WordSlot) << table->bits);
-}
-
-static inline size_t word_length(const struct WordSlot *w)
-{
-    return w->key.high < LONG_WORD ? w->key.high >> 56 : w->key.high & ~LONG_WORD;
-}
-
-static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
-{
-    uint64_t h = n;
-    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
-    return h;
-}
-
-/* The key of a word of any length. */
-static inline struct Bytes16 table_key(const uint8_t *p, size_t n, const uint8_t *readable)
-{
-    return n <= WORD_BYTES ? word_key(p, n, readable)
-                           : (struct Bytes16){hash_bytes(p, n), n | LONG_WORD};
-}
-
-/* The slot of a word, or the empty slot where it belongs. */
-static inline struct WordSlot *word_find(const struct WordTable *table, struct Bytes16 key,
-                                         const uint8_t *bytes)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
-        struct WordSlot *w = &table->slots[i];
-        if (!w->number) return w;
-        if (same_key(w->key, key)
-            && (key.high < LONG_WORD || !memcmp(w->bytes, bytes, key.high & ~LONG_WORD))) return w;
-    }
-}
-
-static void word_table_grow(struct WordTable *table)
-{
-    struct WordTable larger = word_table(table->bits + 1);
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
-        const struct WordSlot *w = &table->slots[i];
-        if (w->number) *word_find(&larger, w->key, w->bytes) = *w;
-    }
-    larger.count = table->count;
-    release(table->slots, sizeof(struct WordSlot) << table->bits);
-    *table = larger;
-}
-
-/* Adds n > 0 to the number of a word, which is 0 for a new word. */
-static inline void word_add(struct WordTable *table, struct Bytes16 key, const uint8_t *bytes,
-                            int64_t n)
-{
-    struct WordSlot *w = word_find(table, key, bytes);
-    if (!w->number) {
-        const size_t copied = key.high >= LONG_WORD ? key.high & ~LONG_WORD : 0;
-        *w = (struct WordSlot){key, 0, copied ? memcpy(resize(NULL, copied), bytes, copied) : NULL};
-        table->count++;
-    }
-    w->number += n;
-    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
-}
-
 /* --- Progress --- */
 
 static void show_merging(int done, int wanted, double start, double *shown)
@@ -699,20 +576,23 @@ static void show_merging(int done, int wanted, double start, double *shown)
 
 /* --- Finding pieces, 16 bytes at a time --- */
 
-/* Bit i is set if the byte p[i], i < 16, is an ASCII letter. Eight bytes are one number: in each,
- * bit 5 is set (lower case) and bit 7 cleared; then adding 0x1F sets bit 7 if the byte is >= 'a',
- * adding 0x05 if it is > 'z', and no sum carries into the next byte. The product gathers the eight
- * bits. */
+/* Bit i is set if the byte p[i], i < 16, is an ASCII letter. The comparison makes each byte -1 or
+ * 0. Without SSE2, a product gathers the lowest bits of eight bytes. */
 static inline unsigned letter_mask(const uint8_t *p)
 {
-    const uint64_t each = 0x0101010101010101u, part[2] = {load16(p).low, load16(p).high};
-    unsigned mask = 0;
-    for (int i = 0; i < 2; i++) {
-        const uint64_t y = (part[i] | 0x20 * each) & 0x7F * each;
-        const uint64_t top = (y + 0x1F * each) & ~(y + 0x05 * each) & ~part[i] & 0x80 * each;
-        mask |= (unsigned)((top >> 7) * 0x0102040810204080u >> 56) << 8 * i;
-    }
-    return mask;
+    typedef uint8_t bytes16 __attribute__((vector_size(16)));
+    typedef char chars16 __attribute__((vector_size(16)));
+    bytes16 x;
+    memcpy(&x, p, sizeof x);
+    const chars16 letters = (chars16)((x | 32) - 'a' < 26);     /* | 32: lower case */
+#ifdef __SSE2__
+    return (unsigned)__builtin_ia32_pmovmskb128(letters);
+#else
+    typedef uint64_t words2 __attribute__((vector_size(16)));
+    const words2 bits = (words2)letters & 0x0101010101010101u;
+    return (unsigned)(bits[0] * 0x0102040810204080u >> 56)
+         | (unsigned)(bits[1] * 0x0102040810204080u >> 56) << 8;
+#endif
 }
 
 /* The same as plain_piece_end. An optional space and up to 15 ASCII letters, nine pieces in ten of
@@ -729,12 +609,45 @@ static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end,
     return plain_piece_end(p, end);
 }
 
+/* --- Words: up to 15 bytes are one number of 16 bytes, the bytes, zeros and the length --- */
+
+enum { WORD_BYTES = 15 };
+typedef unsigned __int128 Bytes16;          /* the first byte is the lowest */
+
+static inline Bytes16 load16(const uint8_t *p)
+{
+    Bytes16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* The key of n <= WORD_BYTES bytes at p. Memory may be read up to `readable`; if that is at least
+ * 16 bytes, one load and one mask are enough. */
+static inline Bytes16 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
+{
+    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255,
+                                     255, 255, 255, 255, 255, 255, 255, 255};
+    Bytes16 key = 0;
+    if (readable - p >= 16) key = load16(p) & load16(KEEP + 16 - n);
+    else memcpy(&key, p, n);
+    return key | (Bytes16)n << 120;
+}
+
+/* A 128-bit product, folded to 64 bits, so that each bit of the key changes all bits of the hash
+ * (wyhash by Wang Yi). */
+static inline uint64_t key_hash(Bytes16 key)
+{
+    const Bytes16 product = (Bytes16)((uint64_t)key ^ 0xA0761D6478BD642Fu)
+                          * ((uint64_t)(key >> 64) ^ 0xE7037ED1A0B428DBu);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
 /* --- The cache of words: most pieces have been merged before --- */
 
 /* A slot is half a cache line. A word can be in either of the two slots of one line, the newer one
  * first; a third word replaces the older. Longer words, and those of more tokens, are not kept. */
 enum { CACHE_BITS = 18, CACHE_IDS = 7 };
-struct Slot { struct Bytes16 key; uint16_t ids[CACHE_IDS], count; };
+struct Slot { Bytes16 key; uint16_t ids[CACHE_IDS], count; };
 static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
 
 /* What one thread needs to encode. */
@@ -859,9 +772,9 @@ static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t
 
 /* --- Texts --- */
 
-/* A piece that was found, and the cache line where its tokens may be. A piece that is too long for
- * the cache has the key 0. */
-struct Piece { const uint8_t *text; size_t n; struct Bytes16 key; struct Slot *line; };
+/* A piece that was found, and the cache line where its tokens may be. A piece of more than
+ * WORD_BYTES bytes has the key 0 and is never there. */
+struct Piece { const uint8_t *text; size_t n; Bytes16 key; struct Slot *line; };
 
 /* Merges a piece that is not in the cache and stores it there. Returns the number of ids. */
 __attribute__((noinline))
@@ -871,7 +784,7 @@ static size_t encode_piece(const struct Encoder *e, const struct Piece *piece, u
     const size_t n = piece->n;
     const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, piece->text, (int)n, out)
                                           : merge_long(t, piece->text, n, out);
-    if (piece->key.high && count <= CACHE_IDS) {
+    if (n <= WORD_BYTES && count <= CACHE_IDS) {
         struct Slot *line = piece->line;
         line[1] = line[0];
         line[0] = (struct Slot){.key = piece->key, .count = (uint16_t)count};
@@ -897,19 +810,18 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
         for (const uint8_t *next; found < AHEAD && p < end; p = next) {
             next = piece_end(p, end, readable);
             const size_t n = next - p;
-            const struct Bytes16 none = {0, 0};
-            const struct Bytes16 key = n <= WORD_BYTES ? word_key(p, n, readable) : none;
+            const Bytes16 key = n <= WORD_BYTES ? word_key(p, n, readable) : 0;
             struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
             __builtin_prefetch(line);
             pieces[found++] = (struct Piece){p, n, key, line};
         }
         e->pieces += found;
         for (int i = 0; i < found; i++) {
-            const struct Bytes16 key = pieces[i].key;
+            const Bytes16 key = pieces[i].key;
             const struct Slot *slot = pieces[i].line;
-            slot += !same_key(slot->key, key);      /* the first or the second, without a branch */
+            slot += slot->key != key;               /* the first or the second, without a branch */
             size_t count = slot->count;
-            if (same_key(slot->key, key) && key.high)
+            if (slot->key == key && pieces[i].n <= WORD_BYTES)
                 memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
             else count = encode_piece(e, &pieces[i], o);
             single += count == 1;
@@ -965,6 +877,13 @@ struct MergesReader {
     int line;                   /* its number in the file, from 1 */
 };
 
+static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
+{
+    uint64_t h = n;
+    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    return h;
+}
+
 /* The slot of the token with these bytes, or the empty slot where it belongs. */
 static uint32_t *find_token(const struct MergesReader *r, const uint8_t *bytes, size_t n)
 {
@@ -1005,17 +924,6 @@ static int read_token(const struct MergesReader *r, const char *text, const char
     return id;
 }
 
-/* Enters a token into the slots. Returns an earlier token with the same bytes, or -1. */
-static int enter_token(struct MergesReader *r, int id)
-{
-    int n;
-    const uint8_t *bytes = tokenizer_piece(r->tokenizer, id, &n);
-    uint32_t *slot = find_token(r, bytes, n);
-    const int earlier = (int)*slot - 1;
-    if (earlier < 0) *slot = (uint32_t)id + 1;
-    return earlier;
-}
-
 /* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
  * make a new one. */
 static void read_merge(struct MergesReader *r, const char *text, const char *stop)
@@ -1034,10 +942,12 @@ static void read_merge(struct MergesReader *r, const char *text, const char *sto
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
         die("%s: line %d: a token of more than %d bytes is not supported. Remove the line.",
             r->path, r->line, MAX_TOKEN_BYTES);
-    const int made = add_merge(t, a, b), earlier = enter_token(r, made);
-    if (earlier >= 0)
+    const int made = add_merge(t, a, b);
+    uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
+    if (*slot)
         die("%s: line %d: \"%.*s\" makes a token that line %d makes. Remove one of them.", r->path,
-            r->line, shown, text, r->line - (made - earlier));
+            r->line, shown, text, r->line - (made + 1 - (int)*slot));
+    *slot = (uint32_t)made + 1;
 }
 
 /* Dies if the first line, text .. stop, names special tokens, as older tokenizers could have. */
@@ -1057,7 +967,7 @@ static struct Tokenizer *read_merges(const char *path)
     const char *at = file.data, *end = file.data + file.size;
     const size_t slot_bytes = READER_SLOTS * sizeof(uint32_t);
     struct MergesReader r = {tokenizer_new(file.size / 9), allocate_zeroed(slot_bytes), path, 1};
-    for (int i = 0; i < BYTES; i++) enter_token(&r, i);
+    for (int i = 0; i < BYTES; i++) *find_token(&r, &byte_of_id[i], 1) = (uint32_t)i + 1;
     for (; at < end; r.line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
@@ -1528,12 +1438,82 @@ static void refuse_existing(char *path, bool overwrite)
 
 /* --- train --- */
 
+/* The key of a word of more than WORD_BYTES bytes is a hash, its length and, in the last byte, 255;
+ * `bytes` is a copy of the word. */
+struct WordCount { Bytes16 key; int64_t count; uint8_t *bytes; };
+static const Bytes16 LONG_WORD = (Bytes16)0xFF << 120;
+
+/* Open addressing: the count of an empty slot is 0, and at most half of the slots are used. */
+struct WordTable { struct WordCount *slots; size_t count; int bits; };
+
+static struct WordTable word_table(int bits)
+{
+    return (struct WordTable){allocate_zeroed(sizeof(struct WordCount) << bits), 0, bits};
+}
+
+static void word_table_free(struct WordTable *table)
+{
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
+    release(table->slots, sizeof(struct WordCount) << table->bits);
+}
+
+static inline size_t word_length(Bytes16 key)
+{
+    return (size_t)(key >= LONG_WORD ? (key & ~LONG_WORD) >> 64 : key >> 120);
+}
+
+/* The key of a word of any length. */
+static inline Bytes16 table_key(const uint8_t *p, size_t n, const uint8_t *readable)
+{
+    return n <= WORD_BYTES ? word_key(p, n, readable)
+                           : LONG_WORD | (Bytes16)n << 64 | hash_bytes(p, n);
+}
+
+/* The slot of a word, or the empty slot where it belongs. */
+static inline struct WordCount *word_find(const struct WordTable *table, Bytes16 key,
+                                          const uint8_t *bytes)
+{
+    const size_t mask = ((size_t)1 << table->bits) - 1;
+    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
+        struct WordCount *w = &table->slots[i];
+        if (!w->count) return w;
+        if (w->key == key && (key < LONG_WORD || !memcmp(w->bytes, bytes, word_length(key))))
+            return w;
+    }
+}
+
+static void word_table_grow(struct WordTable *table)
+{
+    struct WordTable larger = word_table(table->bits + 1);
+    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
+        const struct WordCount *w = &table->slots[i];
+        if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
+    }
+    larger.count = table->count;
+    release(table->slots, sizeof(struct WordCount) << table->bits);
+    *table = larger;
+}
+
+/* Adds n > 0 to the count of a word. */
+static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n)
+{
+    struct WordCount *w = word_find(table, key, bytes);
+    if (!w->count) {
+        const size_t length = word_length(key);
+        *w = (struct WordCount){.key = key};
+        if (key >= LONG_WORD) w->bytes = memcpy(resize(NULL, length), bytes, length);
+        table->count++;
+    }
+    w->count += n;
+    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
+}
+
 static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
                        const uint8_t *readable)
 {
     for (const uint8_t *next; p < end; p = next) {
         next = piece_end(p, end, readable);
-        word_add(table, table_key(p, next - p, readable), p, 1);
+        count_word(table, table_key(p, next - p, readable), p, 1);
     }
 }
 
@@ -1557,8 +1537,8 @@ static struct WordTable count_words(struct Source *source)
     }
     for (int i = 1; i < threads; i++) {
         for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
-            const struct WordSlot *w = &tables[i].slots[k];
-            if (w->number) word_add(&tables[0], w->key, w->bytes, w->number);
+            const struct WordCount *w = &tables[i].slots[k];
+            if (w->count) count_word(&tables[0], w->key, w->bytes, w->count);
         }
         word_table_free(&tables[i]);
     }
@@ -1573,17 +1553,17 @@ static struct Trainer trainer_of_words(const struct WordTable *table)
     const size_t slots = (size_t)1 << table->bits;
     size_t bytes = 0;
     for (size_t i = 0; i < slots; i++)
-        if (table->slots[i].number) bytes += word_length(&table->slots[i]);
+        if (table->slots[i].count) bytes += word_length(table->slots[i].key);
     if (table->count >= UINT32_MAX)
         die("more than 4 billion different words are too many. Train on less text.");
     struct Trainer t = trainer_new(table->count, bytes);
     for (size_t i = 0; i < slots; i++) {
-        const struct WordSlot *w = &table->slots[i];
-        const size_t n = word_length(w);
-        if (!w->number || n < 2) continue;
+        const struct WordCount *w = &table->slots[i];
+        const size_t n = word_length(w->key);
+        if (!w->count || n < 2) continue;
         if (n >= UINT32_MAX)
             die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-        add_word(&t, w->bytes ? w->bytes : (const uint8_t *)&w->key, n, w->number);
+        add_word(&t, w->bytes ? w->bytes : (const uint8_t *)&w->key, n, w->count);
     }
     return t;
 }
@@ -1708,7 +1688,8 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
     struct Encoder *encoders = encoders_new(t, threads);
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "encoding")) {
+    const char *doing = s->writers ? "encoding" : "counting tokens";
+    for (int n; (n = next_chunks(source, chunks)); show_progress(source, doing)) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
@@ -1783,7 +1764,8 @@ static int command_encode(int argc, char **argv)
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
         die("--val-fraction %g: of %lld documents, %s. Change it, --seed or --split.", val_fraction,
-            (long long)sink.documents, writers[0].total ? "none is set aside" : "none is left to train on");
+            (long long)sink.documents,
+            writers[0].total ? "none is set aside" : "none is left to train on");
     for (int i = 0; i < 2; i++) finish_shards(&writers[i], overwrite);
     const double elapsed = seconds() - source.start;
     progress(true, "%lld documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",

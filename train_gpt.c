@@ -7,22 +7,21 @@
  *
  * Pretraining needs no labels: every token of the text is the label of the tokens before it.
  *
- *     shards         n token ids in files, read as one text x[0] .. x[n-1]            open_data
- *       |            cut after T tokens, or also where a document ends                cut
- *     sequences      inputs x[i] .. x[j-1], targets x[i+1] .. x[j]; each epoch in     loader_seek
- *       |            another random order
- *     minibatches    sequences back to back, up to B * T rows, each one token;
- * minibatch_fill
+ *     shards         n token ids in files, read as one text x[0] .. x[n-1]          open_data
+ *       |            cut after T tokens, or also where a document ends              cut
+ *     sequences      inputs x[i] .. x[j-1], targets x[i+1] .. x[j];                 loader_seek
+ *       |            each epoch in another random order
+ *     minibatches    sequences back to back, up to B * T rows (tokens);             minibatch_fill
  *       |            a step has --accumulate minibatches
- *     gradient       g = dLoss/dw, Loss = the mean of -log p(target) over the step    step_gradient
+ *     gradient       g = dLoss/dw, Loss = the mean of -log p(target) over the step  step_gradient
  *       |
- *     clip           g = g * min(1, clip / |g|)                                       grad_norm
+ *     clip           g = g * min(1, clip / |g|)                                     grad_norm
  *       |
- *     AdamW          w moves against g by about the learning rate                     adamw_step
+ *     AdamW          w moves against g by about the learning rate                   adamw_step
  *       |
- *     evaluate       the loss on other text, every --eval-every steps                 evaluate
+ *     evaluate       the loss on other text, every --eval-every steps               evaluate
  *       |
- *     save           the best and the last model, the state, a row of the log         save_run
+ *     save           the best and the last model, the state, a row of the log       save_run
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
@@ -519,7 +518,7 @@ struct Generator {
     struct Model *model;
     struct Workspace ws;
     const struct Tokenizer *tokenizer;
-    int *window, count;             /* (T), of which the first `count` are in use */
+    int *window, count;             /* (T): the first `count` are in use */
     real *logits;                   /* (V) */
     struct Entry *choices;          /* (V): the tokens and their weights */
     double temperature, top_p;
@@ -655,8 +654,9 @@ static const struct TrainOptions DEFAULTS = {
     .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
 };
 
-/* The options before "tokenizer" define a run: the state and the models store them as train.NAME,
- * and --resume reads them from there. Returns the rows for *o, whose values are the defaults. */
+/* Sets *o to the defaults and returns the table, a row for each member. The rows above "tokenizer"
+ * define the run: its models and state store them as train.NAME in this order, and --resume reads
+ * them from the state. */
 static struct Option *option_table(struct TrainOptions *o, int *count)
 {
     *o = DEFAULTS;
@@ -714,25 +714,22 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
         {"profile", "print at the end where the time of the steps went", FLAG, &o->profile},
     };
-    struct Option *table = resize(NULL, sizeof rows);
     *count = COUNT(rows);
-    return memcpy(table, rows, sizeof rows);
+    return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-static struct Option *option_named(const struct Run *r, const char *name)
+static bool defines_run(const struct Option *row) { return strcmp(row->name, "tokenizer") != 0; }
+
+/* Whether the command line names the option, which the table must have. */
+static bool given(const struct Run *r, const char *name)
 {
-    for (struct Option *o = r->table; ; o++) if (!strcmp(o->name, name)) return o;
+    const struct Option *row = r->table;
+    while (strcmp(row->name, name)) row++;
+    return row->given;
 }
 
-static bool given(const struct Run *r, const char *name) { return option_named(r, name)->given; }
-
-/* ============================================================================================= */
-/* 6. Metadata, log and state                                                                    */
-/* ============================================================================================= */
-
-/* --- Metadata: in the models and in the state --- */
-
-/* The value as text, as short as it can be read back exactly. NULL for a TEXT without a value. */
+/* The value as text, which the caller frees: the shortest from which the same number is read back.
+ * NULL for a TEXT without a value. */
 static char *option_text(const struct Option *o)
 {
     if (o->kind == TEXT && !*(const char **)o->value) return NULL;
@@ -745,34 +742,49 @@ static char *option_text(const struct Option *o)
     return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
 }
 
-/* Stores a score as three entries: KIND_loss, KIND_bits_per_byte, KIND_tokens. */
+static struct Paths paths_in(const char *out)
+{
+    return (struct Paths){
+        .model = text_of("%s/model.safetensors", out), .last = text_of("%s/last", out),
+        .last_model = text_of("%s/last/model.safetensors", out),
+        .state = text_of("%s/state.safetensors", out), .log = text_of("%s/log.tsv", out),
+    };
+}
+
+/* ============================================================================================= */
+/* 6. Metadata, log and state                                                                    */
+/* ============================================================================================= */
+
+/* --- Metadata of model.safetensors and of the state --- */
+
+static const char *const SCORE_NAMES[] = {"loss", "bits_per_byte", "tokens"};
+
+/* Stores a score as three entries, KIND_loss and so on. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
 {
-    char key[64];
-    snprintf(key, sizeof key, "%s_loss", kind);
-    metadata_set(meta, key, "%.17g", s->loss);
-    snprintf(key, sizeof key, "%s_bits_per_byte", kind);
-    metadata_set(meta, key, "%.17g", s->bits_per_byte);
-    snprintf(key, sizeof key, "%s_tokens", kind);
-    metadata_set(meta, key, "%lld", (long long)s->tokens);
-}
-
-/* Reads such a score; 0 tokens and an infinite loss if there is none. */
-static struct Score entry_score(const struct Metadata *meta, const char *kind)
-{
-    const char *values[3], *names[] = {"loss", "bits_per_byte", "tokens"};
-    for (int i = 0; i < 3; i++) {
-        char key[64];
-        snprintf(key, sizeof key, "%s_%s", kind, names[i]);
-        values[i] = metadata_get(meta, key);
-        if (!values[i]) return (struct Score){.loss = INFINITY};
+    const double values[] = {s->loss, s->bits_per_byte, (double)s->tokens};
+    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
+        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
+        metadata_set(meta, key, "%.17g", values[i]);
+        free(key);
     }
-    return (struct Score){strtod(values[0], NULL), strtod(values[1], NULL),
-                          strtoll(values[2], NULL, 10)};
 }
 
-/* The metadata of a model. Nothing depends on time or threads: the same run gives the same
- * files. */
+/* Reads what set_score stored. Without entries: an infinite loss on 0 tokens. */
+static struct Score get_score(const struct Metadata *meta, const char *kind)
+{
+    double values[COUNT(SCORE_NAMES)];
+    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
+        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
+        const char *text = metadata_get(meta, key);
+        free(key);
+        if (!text) return (struct Score){.loss = INFINITY};
+        values[i] = strtod(text, NULL);
+    }
+    return (struct Score){values[0], values[1], (int64_t)values[2]};
+}
+
+/* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
 static struct Metadata describe(const struct Run *r, const struct Score *score)
 {
     struct Metadata meta = {0};
@@ -785,18 +797,17 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     metadata_set(&meta, "tokenizer_hash", "%s", hash_text(r->tokenizer->hash));
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
-    for (const struct Option *o = r->table; strcmp(o->name, "tokenizer"); o++) {
-        char key[64];
-        snprintf(key, sizeof key, "train.%s", o->name);
-        char *text = option_text(o);
+    for (const struct Option *row = r->table; defines_run(row); row++) {
+        char *key = text_of("train.%s", row->name), *text = option_text(row);
         if (text) metadata_set(&meta, key, "%s", text);
+        free(key);
         free(text);
     }
     metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
     return meta;
 }
 
-/* The entry of that name. Dies without it, naming the file `path`. */
+/* An entry that every state has. Dies if it is missing. */
 static const char *entry(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *value = metadata_get(meta, key);
@@ -804,7 +815,7 @@ static const char *entry(const struct Metadata *meta, const char *key, const cha
     return value;
 }
 
-/* The entry as a whole number from 0. */
+/* The same for a whole number >= 0. Dies if the entry is anything else. */
 static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *text = entry(meta, key, path);
@@ -817,37 +828,43 @@ static int64_t entry_integer(const struct Metadata *meta, const char *key, const
 
 /* --- The log: one row a step --- */
 
-/* The columns that depend on time come last, so that the others can be compared between runs. */
+/* The columns that depend on time are the last two, so that runs can be compared by the others. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
 
-/* Opens the log for appending. Keeps the rows up to `step` (0: none), and sets *earlier to the
- * seconds that the last of them says. */
-static FILE *log_open(const char *path, int64_t step, double *earlier)
+/* Appends the rows of a log up to `step` to *rows. Returns the seconds in the last one; 0 if there
+ * is no row or no file. A last line that has no newline was cut off by a crash and is left out. */
+static double read_log(struct Buffer *rows, const char *path, int64_t step)
 {
-    struct Buffer kept = {0};
-    append(&kept, "%s", LOG_HEADER);
-    *earlier = 0;
-    if (step > 0 && file_exists(path)) {
-        struct Bytes file = map_file(path);
-        const char *at = file.data, *end = at + file.size, *newline;
-        for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
-            char row[512] = "";
-            memcpy(row, at, newline - at < 511 ? newline - at : 511);
-            if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step) continue;
-            append_bytes(&kept, at, newline + 1 - at);
-            if (strrchr(row, '\t')) *earlier = strtod(strrchr(row, '\t'), NULL);
-        }
-        unmap_file(file);
+    double last = 0;
+    if (!file_exists(path)) return last;
+    struct Bytes file = map_file(path);
+    const char *at = file.data, *end = at + file.size, *newline;
+    for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
+        char row[512] = "";
+        memcpy(row, at, newline - at < 511 ? newline - at : 511);
+        if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step) continue;
+        append_bytes(rows, at, newline + 1 - at);
+        if (strrchr(row, '\t')) last = strtod(strrchr(row, '\t'), NULL);
     }
-    write_file(path, kept.data, kept.size);
-    free(kept.data);
-    FILE *log = fopen(path, "a");
-    if (!log) die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-    return log;
+    unmap_file(file);
+    return last;
 }
 
-/* Appends the row of step r->step; val is NULL without an evaluation. */
+/* Opens the log for new rows. A resumed run keeps the rows up to its step. */
+static void open_log(struct Run *r)
+{
+    const char *path = r->paths.log;
+    struct Buffer rows = {0};
+    append(&rows, "%s", LOG_HEADER);
+    if (r->step > 0) r->earlier = read_log(&rows, path, r->step);
+    write_file(path, rows.data, rows.size);
+    free(rows.data);
+    r->log = fopen(path, "a");
+    if (!r->log) die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
+}
+
+/* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
     fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, s->loss);
@@ -860,10 +877,29 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
             strerror(errno));
 }
 
-/* --- Saving and resuming --- */
+/* --- Saving --- */
 
-/* Saves the last model and the state. The log is flushed first: it has every step of the state.
- * Without --val the last model is also the best. */
+/* Evaluates, and saves the model in --out if it is the best so far. */
+static void evaluate_run(struct Run *r)
+{
+    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
+                                    r->bytes, r->options.eval_tokens, false);
+    r->last = s;
+    append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
+    const bool better = s.loss < r->best.loss;
+    if (better) {
+        r->best = s;
+        r->best_step = r->step;
+        struct Metadata meta = describe(r, &s);
+        save_model(r->options.out, &r->model, &meta);
+        metadata_free(&meta);
+    }
+    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
+             (long long)r->options.steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
+}
+
+/* Saves everything that --resume needs. The log is flushed to disk first, so that it has every step
+ * of the state, even after a crash. Without --val, the last model is the best. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
@@ -880,57 +916,72 @@ static void save_run(struct Run *r)
     r->saving = r->saved - start;
 }
 
-/* --resume: options that define the run are read from its state. Those given again must agree. */
+/* A resumed run computes the same whenever its state was saved, so this may depend on time. */
+static bool save_is_due(const struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    const double since = seconds() - r->saved;
+    if (o->save_every) return r->step % o->save_every == 0;
+    return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
+}
+
+/* --- Resuming --- */
+
+/* Takes the options that define the run from its state. Dies if one that was given differs, unless
+ * it may: --steps extends a run, and --data and --val may have moved (restore_run checks them). */
 static void take_options(struct Run *r)
 {
     struct Metadata state;
     load_state_metadata(r->paths.state, &state);
     entry(&state, "train.data", r->paths.state);
-    for (struct Option *o = r->table; strcmp(o->name, "tokenizer"); o++) {
-        char key[64];
-        snprintf(key, sizeof key, "train.%s", o->name);
+    for (struct Option *row = r->table; defines_run(row); row++) {
+        char *key = text_of("train.%s", row->name);
         const char *stored = metadata_get(&state, key);
-        const bool may_change = strstr("steps data val", o->name);      /* data: if moved */
-        if (!o->given) {
-            if (stored) set_option(o, text_of("%s", stored));
-        } else if (!may_change && (!stored || strcmp(stored, option_text(o))))
+        const bool may_differ = strstr("steps data val", row->name);
+        if (!row->given) {
+            if (stored) set_option(row, text_of("%s", stored));
+        } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
             die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
-                      "--out.", o->name, option_text(o), r->options.out, stored ? stored : "none");
+                      "--out.", row->name, option_text(row), r->options.out,
+                      stored ? stored : "none");
+        free(key);
     }
     metadata_free(&state);
 }
 
-static void check_fingerprint(const struct Run *r, const struct Metadata *state, const char *key,
-                              uint64_t now, const char *option)
-{
-    if (strcmp(hash_text(now), entry(state, key, r->paths.state)))
-        die("--%s: not what the run in %s began with. Resume with the same.", option,
-            r->options.out);
-}
-
-/* Reads what save_run wrote: weights, moments, the place in the data, the scores. */
+/* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
+ * data or val are not the same as before. */
 static void restore_run(struct Run *r)
 {
+    const struct { const char *option, *key; uint64_t now; } same[] = {
+        {"tokenizer", "tokenizer_hash", r->tokenizer->hash},
+        {"data", "data_fingerprint", r->data.fingerprint},
+        {"val", "val_fingerprint", r->val.fingerprint},
+    };
     struct Metadata state;
     const char *path = r->paths.state;
     load_state(path, &r->model, &state);
-    check_fingerprint(r, &state, "tokenizer_hash", r->tokenizer->hash, "tokenizer");
-    check_fingerprint(r, &state, "data_fingerprint", r->data.fingerprint, "data");
-    check_fingerprint(r, &state, "val_fingerprint", r->val.fingerprint, "val");
+    for (int i = 0; i < COUNT(same); i++)
+        if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
+            die("--%s: not what the run in %s began with. Resume with the same.", same[i].option,
+                r->options.out);
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
     const int64_t position = entry_integer(&state, "position", path);
     loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)position);
     if (position > r->loader.sequences.count)
         die("%s: the place in the data is beyond its end. Start the run again.", path);
-    r->last = entry_score(&state, "val");
-    r->best = entry_score(&state, "best");
+    r->last = get_score(&state, "val");
+    r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
     append(&r->history, "%s", entry(&state, "history", path));
     metadata_free(&state);
 }
 
-/* Refuses an --out that holds another run, and a --resume without a state. */
+/* --- The directory of a run --- */
+
+/* Refuses an --out that holds a run, unless --resume, --overwrite or --plan is given, and one that
+ * is also --init. */
 static void check_out(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
@@ -938,11 +989,14 @@ static void check_out(const struct Run *r)
     if (o->resume && !file_exists(r->paths.state))
         die("%s: no such file, so there is nothing to resume. Start without --resume.",
             r->paths.state);
-    if (o->resume || o->overwrite || o->plan) return;
-    refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
+    if (!o->resume && !o->overwrite && !o->plan)
+        refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
+    if (o->init && same_file(o->out, o->init))
+        die_usage("--out %s: is the model to start from. Name another directory.", o->out);
 }
 
-/* Removes what a run that was killed while it saved left behind: a temporary file of any size. */
+/* Removes temporary files of a process that was killed while it wrote `path`: each is as large as
+ * the file itself. */
 static void remove_temporary(const char *path)
 {
     glob_t found;
@@ -954,29 +1008,31 @@ static void remove_temporary(const char *path)
     free(pattern);
 }
 
-/* Prepares --out when the first step is due, after everything is known to fit: only then does a new
- * run replace an old one. */
+/* Makes the directories, with the tokenizer in both, and opens the log. A new run removes the files
+ * of an old one only here, right before the first step, when all input has been checked. */
 static void begin_files(struct Run *r)
 {
-    const struct Paths *p = &r->paths;
-    const char *const old[] = {p->state, p->last_model, p->model, p->log};
+    const char *const files[] = {r->paths.state, r->paths.last_model, r->paths.model,
+                                 r->paths.log};
     make_directory(r->options.out);
-    make_directory(p->last);
-    for (int i = 0; i < COUNT(old); i++) {
-        remove_temporary(old[i]);
-        if (!r->options.resume) unlink(old[i]);
+    make_directory(r->paths.last);
+    for (int i = 0; i < COUNT(files); i++) {
+        remove_temporary(files[i]);
+        if (!r->options.resume) unlink(files[i]);
     }
     tokenizer_save(r->tokenizer, r->options.out);
-    tokenizer_save(r->tokenizer, p->last);
-    r->log = log_open(p->log, r->step, &r->earlier);
+    tokenizer_save(r->tokenizer, r->paths.last);
+    open_log(r);
 }
 
 /* ============================================================================================= */
 /* 7. Model and memory                                                                           */
 /* ============================================================================================= */
 
-/* Sets a size to that of --init. Dies if the command line says another. */
-static void check_shape(const struct Run *r, const char *name, int *value, int other)
+/* --- The weights to start from --- */
+
+/* Takes a size from the model of --init. Dies if the option was given and differs. */
+static void take_size(const struct Run *r, const char *name, int *value, int other)
 {
     if (given(r, name) && *value != other)
         die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value,
@@ -984,27 +1040,27 @@ static void check_shape(const struct Run *r, const char *name, int *value, int o
     *value = other;
 }
 
-/* Copies the trunk of the model in --init. A shorter --context takes the first positions. */
+/* Copies the trunk of a model directory, without a classifier's head. A shorter --context copies
+ * the first rows of wpe. Dies if sizes or tokenizer differ. */
 static void init_from_directory(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    struct Model *model = &r->model;
-    struct Model source;
+    struct Model source, *model = &r->model;
     struct Metadata meta;
     load_model(&source, o->init, &meta);
-    const char *hash = metadata_get(&meta, "tokenizer_hash");
-    check_shape(r, "layers", &o->layers, source.config.layers);
-    check_shape(r, "heads", &o->heads, source.config.heads);
-    check_shape(r, "channels", &o->channels, source.config.channels);
-    if (!given(r, "context")) o->context = source.config.context;
-    if (o->context > source.config.context)
+    struct Config config = source.config;
+    take_size(r, "layers", &o->layers, config.layers);
+    take_size(r, "heads", &o->heads, config.heads);
+    take_size(r, "channels", &o->channels, config.channels);
+    if (!given(r, "context")) o->context = config.context;
+    if (o->context > config.context)
         die_usage("--context %d: the model in --init %s knows only %d positions.", o->context,
-                  o->init, source.config.context);
+                  o->init, config.context);
+    const char *hash = metadata_get(&meta, "tokenizer_hash");
     const bool other_hash = hash && strcmp(hash, hash_text(r->tokenizer->hash));
-    if (source.config.vocabulary < r->tokenizer->vocabulary || other_hash)
+    if (config.vocabulary < r->tokenizer->vocabulary || other_hash)
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
             o->init, o->tokenizer);
-    struct Config config = source.config;
     config.context = o->context;
     config.labels = 0;
     config.label_names = NULL;
@@ -1022,11 +1078,11 @@ static double machine_memory(void)
     return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
-/* The initial weights, and memory for gradients and moments. Of a planned model that does not fit
- * into this machine's memory, the sizes alone. */
+/* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
+ * for gradients and moments. --plan allocates nothing for a model that the machine cannot hold. */
 static void make_model(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
+    struct TrainOptions *o = &r->options;
     if (o->init && !o->resume) init_from_directory(r);
     else {
         struct Config config = {.layers = o->layers, .heads = o->heads, .channels = o->channels,
@@ -1042,83 +1098,182 @@ static void make_model(struct Run *r)
     r->model.beta2 = o->beta2;
 }
 
+/* --- Sizes --- */
+
 static int64_t tokens_per_step(const struct TrainOptions *o)
 {
     return (int64_t)o->batch * o->context * o->accumulate;
 }
 
-static int64_t tokens_per_evaluation(const struct Run *r)
-{
-    const int64_t all = r->val.count ? r->val.tokens - 1 : 0;
-    const int64_t some = r->options.eval_tokens;
-    return some > 0 && some < all ? some : all;
-}
-
-/* The cost of an evaluation in steps: the forward pass is a third of a step. */
+/* An evaluation's time, in steps: forward takes a third of forward and backward. */
 static double evaluation_in_steps(const struct Run *r)
 {
-    return tokens_per_evaluation(r) / (3.0 * tokens_per_step(&r->options));
+    const int64_t all = r->val.count ? r->val.tokens - 1 : 0, budget = r->options.eval_tokens;
+    return (budget > 0 && budget < all ? budget : all) / (3.0 * tokens_per_step(&r->options));
 }
 
-/* FLOPs of the forward pass and twice as many of the backward pass: 6 for each weight of a matrix
- * (12 C^2 in a block, V C in the head), and attention over T positions. */
-static double flops_per_token(const struct Config *c)
+/* Forward FLOPs of a token in one kind of product: 2 for each weight of its matrices, 12 C^2 in a
+ * block and V C in the head; attention as if every query saw T keys. Other kinds: 0. */
+static double forward_flops(const struct Config *c, int kind)
 {
     const double L = c->layers, C = c->channels, T = c->context, V = c->vocabulary;
-    return 6 * (12 * L * C * C + V * C) + 12 * L * C * T;
+    return kind == LINEAR ? 24 * L * C * C : kind == ATTENTION ? 4 * L * T * C
+         : kind == HEAD ? 2 * V * C : 0;
 }
 
-/* Bytes. */
-struct Memory { double weights, gradients, moments, activations, logits, sampling, rest, total; };
-
-/* What the run allocates, by kind. */
-static struct Memory memory_needed(const struct Run *r)
+/* Backward computes two products for each one of forward: dx = dy w^T and dw = x^T dy. */
+static double flops_per_token(const struct Config *c)
 {
-    const struct Config *c = &r->model.config;
+    return 3 * (forward_flops(c, LINEAR) + forward_flops(c, ATTENTION) + forward_flops(c, HEAD));
+}
+
+/* The bytes that make_model and take_memory allocate; `print` shows them by kind. */
+static double memory_needed(const struct Run *r, bool print)
+{
     const struct TrainOptions *o = &r->options;
+    const struct Config *c = &r->model.config;
+    const struct Sequences *s = &r->loader.sequences;
     const int rows = o->batch * o->context;
-    const double array = (double)r->model.parameter_count * sizeof(real);
-    struct Memory m = {.weights = array, .gradients = array, .moments = 2 * array};
-    m.logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
-    m.activations = workspace_bytes(c, rows, WORK_TRAIN) - m.logits;
-    if (o->sample_every) m.sampling = workspace_bytes(c, c->context, WORK_CACHE);
-    const struct Sequences *cut = &r->loader.sequences;
-    m.rest = (double)gemm_buffer_size() * sizeof(real) + cut->count * sizeof(int)
-           + (cut->starts ? cut->count * sizeof(int64_t) : 0)
-           + 3 * tokens_per_step(o) * sizeof(int);
-    m.total = m.weights + m.gradients + m.moments + m.activations + m.logits + m.sampling + m.rest;
-    return m;
+    const double array = (double)r->model.parameter_count * sizeof(real),
+                 logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
+    const struct { const char *kind; double bytes; } kinds[] = {
+        {"weights", array}, {"gradients", array}, {"moments", 2 * array},
+        {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
+        {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
+        {"rest", (double)gemm_buffer_size() * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
+                 + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
+    };
+    double total = 0;
+    for (int i = 0; i < COUNT(kinds); i++) {
+        total += kinds[i].bytes;
+        if (print) printf("  %-12s %.1f MB\n", kinds[i].kind, kinds[i].bytes / 1e6);
+    }
+    return total;
 }
 
-/* As the help text of --eval-every says: 20 evaluations, in at most a tenth of the time. */
-static int64_t default_eval_every(const struct Run *r)
+static bool fits_machine(const struct Run *r)
 {
-    const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
-    return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
+    return memory_needed(r, false) < machine_memory();
+}
+
+/* Cuts the data and allocates all that a step needs, before the first one. --plan of a run that the
+ * machine cannot hold allocates no activations. */
+static void take_memory(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
+                  o->context);
+    struct Sequences sequences;
+    cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
+    if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
+    loader_create(&r->loader, sequences, o->seed);
+    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
+    for (int a = 0; a < o->accumulate; a++)
+        r->minibatches[a] = minibatch_create(o->batch * o->context);
+    if (o->plan && !fits_machine(r)) return;
+    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
+    if (!o->sample_every) return;
+    r->generator = resize(NULL, sizeof *r->generator);
+    generator_create(r->generator, &r->model, r->tokenizer);
+}
+
+/* Opens the tokenizer and the data. --resume and --init have a tokenizer in their directory. */
+static void load_inputs(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    if (!o->data) die_usage("--data: must be given. --help explains it.");
+    if (!o->tokenizer) o->tokenizer = o->resume ? o->out : o->init;
+    if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
+    r->tokenizer = tokenizer_load(o->tokenizer);
+    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
+    r->data = open_data("data", o->data, r->tokenizer->vocabulary);
+    if (o->val) r->val = open_data("val", o->val, r->tokenizer->vocabulary);
+    for (int i = 0; i < r->data.count; i++)
+        for (int k = 0; k < r->val.count; k++)
+            if (same_file(r->data.shards[i].path, r->val.shards[k].path))
+                warn("%s: is in --data and in --val, so the validation loss says little.",
+                     r->data.shards[i].path);
 }
 
 /* ============================================================================================= */
 /* 8. Time, plan and profile                                                                     */
 /* ============================================================================================= */
 
-/* Stops before the update if loss or norm is NaN or infinite; the saved files stay valid. */
+/* --- The clock of a step, and what depends on it --- */
+
+/* The profile leaves out the first step, which also touches new memory. */
+static struct Step begin_step(struct Run *r)
+{
+    const double now = seconds();
+    profile.on = r->options.profile && r->step >= r->first;
+    profile.last = now;
+    return (struct Step){.start = now};
+}
+
+static void end_step(struct Run *r, struct Step *s)
+{
+    profile.on = false;
+    s->seconds = seconds() - s->start;
+    r->working += s->seconds;
+}
+
+/* Stops before the update if loss or norm is NaN or infinite; the saved files stay valid. The
+ * message names the first tensor whose gradient is not finite. */
 static void check_finite(const struct Run *r, const struct Step *s)
 {
     if (isfinite(s->loss) && isfinite(s->norm)) return;
-    const char *first = "";
-    for (int i = r->model.tensor_count - 1; i >= 0; i--) {
-        const struct Tensor *t = &r->model.tensors[i];
-        for (size_t k = 0; k < t->size; k++)
-            if (!isfinite(r->model.grads[t->offset + k])) { first = t->name; break; }
+    const char *where = "";
+    for (int i = 0; i < r->model.tensor_count && !*where; i++) {
+        const struct Tensor *p = &r->model.tensors[i];
+        if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
     }
     die("step %lld: the loss is %g, the gradient's norm %g%s%s. %s keeps what it held before. "
         "Start again with a lower --lr.", (long long)r->step + 1, s->loss, s->norm,
-        *first ? ", not finite in " : "", first, r->options.out);
+        *where ? ", not finite in " : "", where, r->options.out);
 }
 
-/* Seconds of a step, measured on a few steps of one minibatch. They leave no trace: the learning
- * rate is 0, and moments and place in the data are restored. The first step also touches new
- * memory, so it counts only if it takes too long for a second one. */
+static double mean_step(const struct Run *r) { return r->working / (r->step - r->first + 1); }
+
+static bool out_of_time(const struct Run *r)
+{
+    const double rest = mean_step(r) * (1 + evaluation_in_steps(r));
+    return r->options.time_limit > 0 && seconds() - r->start + rest > r->options.time_limit;
+}
+
+/* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
+ * run. The rate leaves out the first step. */
+static void show_step(struct Run *r, const struct Step *s)
+{
+    const struct TrainOptions *o = &r->options;
+    const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
+    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;
+    const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
+    if (!due && r->step > r->first && r->step < o->steps) return;
+    r->shown = now;
+    double eta = elapsed / (r->step - r->first + 1) * (o->steps - r->step);
+    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
+    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  "
+             "eta %s", (long long)r->step, (long long)o->steps, s->loss, s->lr, s->norm, r->rate,
+             100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+}
+
+/* Samples from the model as it is. The step determines the random numbers. */
+static void sample_run(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    int count, *ids = encode_prompt(&count, r->tokenizer, o->sample_prompt);
+    r->generator->random = stream_for(o->seed, SAMPLE_STREAM, r->step);
+    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)o->steps);
+    write_sample(r->generator, o->sample_prompt, ids, count, o->sample_tokens);
+    free(ids);
+}
+
+/* --- The number of steps. What a step computes depends on this number, never on time --- */
+
+/* Seconds of a step, from up to 20 steps of one minibatch. The first also touches new memory; it
+ * counts only if it took so long that there is no third. All traces are removed: lr = 0 leaves the
+ * weights as they are; the moments become 0 and the place in the data is restored. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1139,7 +1294,7 @@ static double measure_step(struct Run *r)
     return r->options.accumulate * gradient + rest;
 }
 
-/* The number of further steps, with their evaluations, for which the time limit leaves time. */
+/* The number of steps that, with their evaluations, fit into 96% of the time that is left. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
@@ -1149,7 +1304,7 @@ static int64_t steps_in_time(const struct Run *r, double step_seconds)
     return (int64_t)fmax(1, (left - cost) / (1 + share));
 }
 
-/* The number of steps that read the data --epochs times. The last one is filled from the next
+/* The number of steps that read the data --epochs times. The last step is filled up from the next
  * epoch. */
 static int64_t steps_in_epochs(struct Run *r)
 {
@@ -1166,37 +1321,121 @@ static int64_t steps_in_epochs(struct Run *r)
     return steps > 0 ? steps : 1;
 }
 
-/* Evaluates, and saves the model to --out if it is the best so far. */
-static void evaluate_run(struct Run *r)
+/* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
+static int64_t default_eval_every(const struct Run *r)
+{
+    const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
+    return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
+}
+
+/* Turns --epochs and --time-limit into steps, and sets what depends on their number. Returns the
+ * seconds of a step: measured if they are needed, else assumed from the peak. */
+static double fix_steps(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    r->timed = o->time_limit > 0 && !given(r, "steps") && o->epochs == 0 && !o->resume;
+    if (o->epochs > 0) o->steps = steps_in_epochs(r);
+    const double step = (r->timed || o->plan) && fits_machine(r) ? measure_step(r)
+        : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
+    if (r->timed) o->steps = steps_in_time(r, step);
+    if (o->eval_every == 0) o->eval_every = default_eval_every(r);
+    if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
+    return step;
+}
+
+/* Fixes the number of steps again, from the time of real steps instead of a few measured ones. This
+ * happens once, when the warm-up, which does not depend on the number, and a twentieth of the time
+ * are over. */
+static void settle_steps(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    if (r->step < o->warmup || r->working < o->time_limit / 20) return;
+    r->timed = false;
+    o->steps = r->step + steps_in_time(r, mean_step(r));
+    if (!given(r, "eval-every")) o->eval_every = default_eval_every(r);
+}
+
+/* --- Plan, summary and profile --- */
+
+static double epochs_of(const struct Run *r)
+{
+    return (double)r->options.steps * tokens_per_step(&r->options) / (r->data.tokens - 1);
+}
+
+/* --plan: sizes, memory, and the expected duration with its evaluations. */
+static void print_plan(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
-    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
-                                    r->bytes, o->eval_tokens, false);
-    r->last = s;
-    append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
-    const bool better = s.loss < r->best.loss;
-    if (better) {
-        r->best = s;
-        r->best_step = r->step;
-        struct Metadata meta = describe(r, &s);
-        save_model(o->out, &r->model, &meta);
-        metadata_free(&meta);
+    const struct Config *c = &r->model.config;
+    const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
+    const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
+    const double all_steps = o->steps + evaluations * evaluation_in_steps(r);
+    printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
+           c->layers, c->heads, c->channels, c->context, c->vocabulary);
+    printf("parameters     %zu\n", r->model.parameter_count);
+    printf("memory         %.1f MB of this machine's %.0f\n", memory_needed(r, false) / 1e6,
+           machine_memory() / 1e6);
+    memory_needed(r, true);
+    printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
+    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)o->steps,
+           (long long)tokens_per_step(o), epochs_of(r));
+    printf("FLOPs          %.3g for a token\n", flops);
+    printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
+    printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
+           100 * rate * flops / r->peak,
+           fits_machine(r) ? "measured" : "assumed, since the memory does not suffice");
+    printf("duration       %s\n", duration(step_seconds * all_steps));
+}
+
+/* What a run shows before its first step. Warns if the machine has too little memory. */
+static void print_summary(const struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    const double needed = memory_needed(r, false);
+    progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
+             r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
+    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
+             (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
+    if (!fits_machine(r))
+        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
+             "--accumulate.", needed / 1e6, machine_memory() / 1e6);
+}
+
+/* --profile: the time of each kind of work in a step, and of products also the rate. */
+static void print_profile(const struct Run *r)
+{
+    static const char *const names[KINDS] = {
+        [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
+        [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
+        [HEAD] = "head and loss", [ADAMW] = "AdamW", [REST] = "rest"};
+    const double steps = r->step - r->first, tokens = tokens_per_step(&r->options);
+    double total = 0;
+    for (int k = 0; k < KINDS; k++)
+        total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
+    if (steps < 1) return;
+    printf("profile of %.0f steps, %.1f ms each; peak %.1f GFLOP/s\n", steps, 1e3 * total / steps,
+           r->peak / 1e9);
+    printf("%-24s %9s %7s %9s %8s\n", "", "ms", "share", "GFLOP/s", "of peak");
+    for (int i = 0; i < 2 * KINDS; i++) {
+        const int k = i / 2, direction = i % 2;
+        const double time = profile.seconds[k][direction] / steps;
+        const double rate = (1 + direction) * tokens * forward_flops(&r->model.config, k) / time;
+        if (time == 0) continue;
+        printf("%-14s %-9s %9.2f %6.1f%%", names[k], k == DROPOUT || k == ADAMW ? ""
+               : direction == FORWARD ? "forward" : "backward", 1e3 * time,
+               100 * time * steps / total);
+        if (rate > 0) printf(" %9.1f %7.0f%%", rate / 1e9, 100 * rate / r->peak);
+        printf("\n");
     }
-    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
-             (long long)o->steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
 }
 
-static void sample_run(struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    int count, *ids = encode_prompt(&count, r->tokenizer, o->sample_prompt);
-    r->generator->random = stream_for(o->seed, SAMPLE_STREAM, r->step);
-    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)o->steps);
-    write_sample(r->generator, o->sample_prompt, ids, count, o->sample_tokens);
-    free(ids);
-}
+/* ============================================================================================= */
+/* 9. Subcommands                                                                                */
+/* ============================================================================================= */
 
-/* The first signal ends the run after the current step, the second at once. */
+/* --- train --- */
+
+/* The first signal ends the run after its step, the second at once. */
 static void request_stop(int signal_number)
 {
     static const char note[] = "\nstopping after this step; once more stops at once\n";
@@ -1205,232 +1444,7 @@ static void request_stop(int signal_number)
     if (write(2, note, sizeof note - 1) < 0) return;
 }
 
-/* Whether the time limit leaves no time for another step and the last evaluation. */
-static bool out_of_time(const struct Run *r)
-{
-    const double step_seconds = r->working / (r->step - r->first + 1);
-    const double rest = step_seconds * (1 + evaluation_in_steps(r));
-    return r->options.time_limit > 0
-           && seconds() - r->start + rest > r->options.time_limit;
-}
-
-/* Starts the clock of a step, and the profile, which leaves out the first step: that one also
- * touches new memory. */
-static struct Step begin_step(struct Run *r)
-{
-    const struct Step s = {.start = seconds()};
-    profile.on = r->options.profile && r->step >= r->first;
-    profile.last = s.start;
-    return s;
-}
-
-static void end_step(struct Run *r, struct Step *s)
-{
-    profile.on = false;
-    s->seconds = seconds() - s->start;
-    r->working += s->seconds;
-}
-
-/* The live line. Not on a terminal: a line at intervals that grow with the run. */
-static void show_step(struct Run *r, const struct Step *s)
-{
-    const struct TrainOptions *o = &r->options;
-    const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
-    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;   /* not the first */
-    const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->first && r->step < o->steps) return;
-    r->shown = now;
-    double eta = elapsed / (r->step - r->first + 1) * (o->steps - r->step);
-    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
-    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  "
-             "eta %s", (long long)r->step, (long long)o->steps, s->loss, s->lr, s->norm, r->rate,
-             100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
-}
-
-/* With --time-limit, the number of steps was estimated from a few. It is set for good after
- * warm-up, which does not depend on it, and after a twentieth of the time. */
-static void settle_steps(struct Run *r)
-{
-    struct TrainOptions *o = &r->options;
-    if (r->step < o->warmup || r->working < o->time_limit / 20) return;
-    r->timed = false;
-    o->steps = r->step + steps_in_time(r, r->working / (r->step - r->first + 1));
-    if (!given(r, "eval-every")) o->eval_every = default_eval_every(r);
-}
-
-/* A save changes nothing that is computed later, so it may depend on time. */
-static bool save_is_due(const struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    const double since = seconds() - r->saved;
-    if (o->save_every) return r->step % o->save_every == 0;
-    return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
-}
-
-static double epochs_of(const struct Run *r)
-{
-    return (double)r->options.steps * tokens_per_step(&r->options) / (r->data.tokens - 1);
-}
-
-static void print_memory(const struct Memory *m)
-{
-    const struct { const char *kind; double bytes; } rows[] = {
-        {"weights", m->weights}, {"gradients", m->gradients}, {"moments", m->moments},
-        {"activations", m->activations}, {"logits", m->logits}, {"sampling", m->sampling},
-        {"rest", m->rest},
-    };
-    printf("memory         %.1f MB of this machine's %.0f\n", m->total / 1e6,
-           machine_memory() / 1e6);
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        printf("  %-12s %.1f MB\n", rows[i].kind, rows[i].bytes / 1e6);
-}
-
-/* --plan: sizes, memory and the expected duration. */
-static void print_plan(const struct Run *r, double step_seconds)
-{
-    const struct TrainOptions *o = &r->options;
-    const struct Memory m = memory_needed(r);
-    const struct Config *c = &r->model.config;
-    const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
-    const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
-    const double all_steps = o->steps + evaluations * evaluation_in_steps(r);
-    printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
-           c->layers, c->heads, c->channels, c->context, c->vocabulary);
-    printf("parameters     %zu\n", r->model.parameter_count);
-    print_memory(&m);
-    printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)o->steps,
-           (long long)tokens_per_step(o), epochs_of(r));
-    printf("FLOPs          %.3g for a token\n", flops);
-    printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
-    printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
-           100 * rate * flops / r->peak,
-           m.total < machine_memory() ? "measured" : "assumed, since the memory does not suffice");
-    printf("duration       %s\n", duration(step_seconds * all_steps));
-}
-
-/* The same in two lines, before training. */
-static void print_summary(const struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    const struct Memory m = memory_needed(r);
-    progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
-             r->model.parameter_count / 1e6, m.total / 1e6, thread_count(), r->peak / 1e9);
-    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
-             (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
-    if (m.total > machine_memory())
-        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
-             "--accumulate.", m.total / 1e6, machine_memory() / 1e6);
-}
-
-/* --- Profile --- */
-
-/* FLOPs of a kind of work in a step, forward; twice as many backward. 0: no matrix products. */
-struct Work { const char *name; double flops; };
-
-static void list_work(struct Work list[KINDS], const struct Run *r)
-{
-    const struct Config *c = &r->model.config;
-    const double N = tokens_per_step(&r->options), L = c->layers, C = c->channels, T = c->context,
-                 V = c->vocabulary;
-    const struct Work work[KINDS] = {
-        [EMBEDDING] = {"embedding"}, [LAYERNORM] = {"LayerNorm"},
-        [LINEAR] = {"linear", 24 * N * L * C * C}, [ATTENTION] = {"attention", 4 * N * L * T * C},
-        [GELU] = {"GELU"}, [DROPOUT] = {"dropout"}, [HEAD] = {"head and loss", 2 * N * V * C},
-        [ADAMW] = {"AdamW"}, [REST] = {"rest"},
-    };
-    memcpy(list, work, sizeof work);
-}
-
-/* One row for each kind and direction. */
-static void print_profile(const struct Run *r)
-{
-    const double steps = r->step - r->first;
-    struct Work work[KINDS];
-    double all = 0;
-    list_work(work, r);
-    for (int k = 0; k < KINDS; k++)
-        all += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
-    if (steps < 1) return;
-    printf("profile of %.0f steps, %.1f ms each; peak %.1f GFLOP/s\n", steps, 1e3 * all / steps,
-           r->peak / 1e9);
-    printf("%-24s %9s %7s %18s %9s\n", "", "ms", "share", "rate", "of peak");
-    for (int k = 0; k < KINDS; k++)
-        for (int d = FORWARD; d <= BACKWARD; d++) {
-            const double time = profile.seconds[k][d] / steps,
-                         flops = (d + 1) * work[k].flops / time;
-            if (time == 0) continue;
-            const char *direction = k == DROPOUT || k == ADAMW ? ""
-                                  : d == FORWARD ? "forward" : "backward";
-            printf("%-14s %-9s %9.2f %6.1f%%", work[k].name, direction, 1e3 * time,
-                   100 * time * steps / all);
-            if (flops > 0) printf(" %10.1f GFLOP/s %8.0f%%", flops / 1e9, 100 * flops / r->peak);
-            printf("\n");
-        }
-}
-
-/* ============================================================================================= */
-/* 9. Subcommands                                                                                */
-/* ============================================================================================= */
-
-/* The tokenizer and the shards. */
-static void load_inputs(struct Run *r)
-{
-    struct TrainOptions *o = &r->options;
-    if (!o->data) die_usage("--data: must be given. --help explains it.");
-    if (!o->tokenizer) o->tokenizer = o->resume ? o->out : o->init;
-    if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
-    r->tokenizer = tokenizer_load(o->tokenizer);
-    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
-    r->data = open_data("data", o->data, r->tokenizer->vocabulary);
-    if (o->val) r->val = open_data("val", o->val, r->tokenizer->vocabulary);
-    for (int i = 0; i < r->data.count; i++)
-        for (int k = 0; k < r->val.count; k++)
-            if (same_file(r->data.shards[i].path, r->val.shards[k].path))
-                warn("%s: is in --data and in --val, so the validation loss says little.",
-                     r->data.shards[i].path);
-}
-
-/* Allocates all memory of the run. Of a plan that does not fit, only what counting steps needs. */
-static void take_memory(struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
-        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
-                  o->context);
-    struct Sequences sequences;
-    cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
-    if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
-    loader_create(&r->loader, sequences, o->seed);
-    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < o->accumulate; a++)
-        r->minibatches[a] = minibatch_create(o->batch * o->context);
-    if (o->plan && memory_needed(r).total > machine_memory()) return;
-    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
-    if (!o->sample_every) return;
-    r->generator = resize(NULL, sizeof *r->generator);
-    generator_create(r->generator, &r->model, r->tokenizer);
-}
-
-/* Turns --epochs and --time-limit into steps: what is computed depends on steps, never on time.
- * Sets eval_every and warmup. Returns the seconds of a step, measured if they are needed. */
-static double fix_steps(struct Run *r)
-{
-    struct TrainOptions *o = &r->options;
-    const bool fixed = given(r, "steps") || o->epochs > 0;
-    r->timed = o->time_limit > 0 && !fixed && !o->resume;
-    const bool measured = (r->timed || o->plan) && memory_needed(r).total < machine_memory();
-    const double assumed = tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
-    if (o->epochs > 0) o->steps = steps_in_epochs(r);
-    const double step_seconds = measured ? measure_step(r) : assumed;
-    if (r->timed) o->steps = steps_in_time(r, step_seconds);
-    if (o->eval_every == 0) o->eval_every = default_eval_every(r);
-    if (o->resume) return step_seconds;
-    if (!given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
-    return step_seconds;
-}
-
-/* The last line; returns the exit status. */
+/* Prints the result, or after a signal how to go on. Returns the exit status. */
 static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
@@ -1451,30 +1465,8 @@ static int finish(const struct Run *r)
     return 0;
 }
 
-/* The files of a run. */
-static struct Paths paths_in(const char *out)
-{
-    return (struct Paths){
-        text_of("%s/model.safetensors", out), text_of("%s/last", out),
-        text_of("%s/last/model.safetensors", out), text_of("%s/state.safetensors", out),
-        text_of("%s/log.tsv", out)};
-}
-
-/* Checks the options that need no data. */
-static void check_options(const struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    if (!o->out && (o->resume || !o->plan))
-        die_usage("--out: must be given. --help explains it.");
-    if (o->epochs > 0 && given(r, "steps"))
-        die_usage("--steps and --epochs: choose one of them.");
-    if (o->out) check_out(r);
-    if (o->out && o->init && same_file(o->out, o->init))
-        die_usage("--out %s: is the model to start from. Name another directory.", o->out);
-}
-
-/* The subcommand `train`: everything before and after the loop. */
-static int train(int argc, char **argv)
+/* Everything is checked, loaded and allocated before the first step; then pretrain. */
+static int command_train(int argc, char **argv)
 {
     int rows;
     struct Run r = {.start = seconds(), .best.loss = INFINITY};
@@ -1483,16 +1475,22 @@ static int train(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, r.table, rows,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last."), argv);
+    if (!o->out && (o->resume || !o->plan))
+        die_usage("--out: must be given. --help explains it.");
+    if (o->epochs > 0 && given(&r, "steps"))
+        die_usage("--steps and --epochs: choose one of them.");
     set_threads(o->threads);
-    if (o->out) r.paths = paths_in(o->out);
-    check_options(&r);
+    if (o->out) {
+        r.paths = paths_in(o->out);
+        check_out(&r);
+    }
     if (o->resume) take_options(&r);
     load_inputs(&r);
     make_model(&r);
     r.peak = fma_peak();
     take_memory(&r);
-    const double step_seconds = fix_steps(&r);
-    if (o->plan) { print_plan(&r, step_seconds); return 0; }
+    const double step = fix_steps(&r);
+    if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
     print_summary(&r);
     if (r.step >= o->steps) {
@@ -1512,8 +1510,9 @@ static int train(int argc, char **argv)
 
 /* --- eval, sample, info --- */
 
-/* The loss of a model on shards. */
-static int eval(int argc, char **argv)
+/* The loss of a model on shards, beside what knows nothing of the context. The defaults read every
+ * token, in sequences as in training. */
+static int command_eval(int argc, char **argv)
 {
     const char *dir = NULL, *pattern = NULL, *how = NULL;
     int context = 0, batch = 8, threads = 0;
@@ -1560,8 +1559,8 @@ static int eval(int argc, char **argv)
     return 0;
 }
 
-/* Text that a model writes. */
-static int sample(int argc, char **argv)
+/* Prints texts that a model writes, each from its own stream of random numbers. */
+static int command_sample(int argc, char **argv)
 {
     const char *dir = NULL, *prompt = "";
     int tokens = 200, top_k = 40, count = 1, threads = 0;
@@ -1607,37 +1606,27 @@ static int sample(int argc, char **argv)
     return 0;
 }
 
-/* The evaluations of the run, one a row; then the time, which only the log has. */
+/* Prints a row for each evaluation of the run, and its duration, which only the log knows. */
 static void print_history(const struct Metadata *meta, const char *dir)
 {
     const char *history = metadata_get(meta, "history");
-    if (history && *history) {
+    long long step;
+    double loss, bits;
+    int used;
+    if (history && *history)
         printf("history\n  %10s %10s %14s\n", "step", "val_loss", "bits_per_byte");
-        long long step;
-        double loss, bits;
-        int used;
-        while (sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3) {
-            printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
-            history += used;
-        }
-    }
-    char *path = text_of("%s/log.tsv", dir);
-    if (file_exists(path)) {
-        struct Bytes log = map_file(path);
-        size_t end = log.size;
-        while (end > 0 && log.data[end - 1] != '\t') end--;
-        if (log.size - end < 32) {
-            char last[32] = "";
-            memcpy(last, log.data + end, log.size - end);
-            printf("seconds        %.1f (from log.tsv)\n", strtod(last, NULL));
-        }
-        unmap_file(log);
-    }
-    free(path);
+    for (; history && sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3;
+         history += used)
+        printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
+    const struct Paths paths = paths_in(dir);
+    struct Buffer rows = {0};
+    if (file_exists(paths.log))
+        printf("seconds        %.1f (from log.tsv)\n", read_log(&rows, paths.log, INT64_MAX));
+    free(rows.data);
 }
 
-/* What a model directory holds. */
-static int info(int argc, char **argv)
+/* Prints the configuration, the metadata and the history of a model directory. */
+static int command_info(int argc, char **argv)
 {
     const char *dir = NULL;
     struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}};
@@ -1666,10 +1655,10 @@ static int info(int argc, char **argv)
 int main(int argc, char **argv)
 {
     static const struct Command commands[] = {
-        {"train", train, "pretrain a model on token shards"},
-        {"eval", eval, "loss of a model on token shards"},
-        {"sample", sample, "let a model write"},
-        {"info", info, "what a model directory holds"},
+        {"train", command_train, "pretrain a model on token shards"},
+        {"eval", command_eval, "loss of a model on token shards"},
+        {"sample", command_sample, "let a model write"},
+        {"info", command_info, "what a model directory holds"},
     };
     return run_command("train_gpt", argc, argv, commands, COUNT(commands));
 }

@@ -31,11 +31,11 @@ best() {
         { time "$@" >/dev/null 2>&1; } 2>>"$work/times"
     done
     awk -v name="$name" -v size="$size" '
-        { cpu = $2 + $3; if (NR == 1 || $1 < real) real = $1; if (NR == 1 || cpu < least) least = cpu }
+        { cpu = $2 + $3; if (NR == 1 || $1 < real) real = $1; if (NR == 1 || cpu < min) min = cpu }
         END { if (real < 0.001) real = 0.001
-              if (least < 0.001) least = 0.001
+              if (min < 0.001) min = 0.001
               printf "%-44s %8.3f s  %7.1f MB/s   cpu %7.3f s  %7.1f MB/s\n", name, real, size / 1000 / real,
-                     least, size / 1000 / least }
+                     min, size / 1000 / min }
     ' "$work/times"
     rm -f "$work/times"
 }

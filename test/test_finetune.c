@@ -299,14 +299,31 @@ static double plain_objective(const real *x, const int *labels, const double *w,
     return F;
 }
 
+static struct Logistic problem_of(const real *x, const int *labels, double l2)
+{
+    struct Logistic f = logistic_create(N, C, K);
+    memcpy(f.x, x, N * C * sizeof *x);
+    memcpy(f.labels, labels, N * sizeof *labels);
+    f.l2 = l2;
+    return f;
+}
+
+/* Returns F at w and sets its gradient dw. */
+static double evaluate(struct Logistic *f, double *dw, const double *w)
+{
+    logistic_scores(f->z, f, w);
+    const double F = logistic_objective(f, w);
+    logistic_gradient(dw, f, w);
+    return F;
+}
+
 static void test_objective(const real *x, const int *labels)
 {
-    struct Logistic f = logistic_create(x, labels, N, C, K);
+    struct Logistic f = problem_of(x, labels, 0.3);
     struct Random r = random_stream(5, 0);
-    double w[K * C], dw[K * C], difference[K * C];
-    f.l2 = 0.3;
+    double w[K * C], dw[K * C], difference[K * C], far[K * C], accuracy;
     for (int i = 0; i < K * C; i++) w[i] = 0.1 * random_normal(&r);
-    const double F = logistic_objective(&f, dw, w);
+    const double F = evaluate(&f, dw, w);
     for (int i = 0; i < K * C; i++) {
         const double old = w[i], h = 1e-5;
         w[i] = old + h;
@@ -320,35 +337,86 @@ static void test_objective(const real *x, const int *labels)
     check(relative_error(dw, difference, K * C) < 1e-8,
           "logistic regression: the gradient, by finite differences: %.1e",
           relative_error(dw, difference, K * C));
+
+    double d[K * C], after[K * C], change[K * C], u[N * K];
+    for (int i = 0; i < K * C; i++) { d[i] = random_normal(&r); far[i] = w[i] + 1e-6 * d[i]; }
+    logistic_scores(u, &f, d);
+    const double curvature = logistic_curvature(&f, d, u);
+    evaluate(&f, after, far);
+    for (int i = 0; i < K * C; i++) change[i] = (after[i] - dw[i]) / 1e-6;
+    const double wanted = dot(d, change, K * C);
+    check(fabs(curvature / wanted - 1) < 1e-5,
+          "logistic regression: the curvature, by finite differences: %.1e",
+          fabs(curvature / wanted - 1));
+
+    int right = 0;
+    logistic_scores(f.z, &f, w);
+    logistic_loss(&f, &accuracy);
+    for (int n = 0; n < N; n++) {
+        int best = 0;
+        for (int k = 1; k < K; k++) if (f.p[n * K + k] > f.p[n * K + best]) best = k;
+        right += best == labels[n];
+    }
+    check(fabs(accuracy - (double)right / N) < 1e-12, "logistic regression: accuracy %.3f",
+          accuracy);
+    logistic_free(&f);
+}
+
+/* The minimum by Newton's method with the whole Hessian, solved by Gauss-Jordan elimination. */
+static void newton(double *w, const real *x, const int *labels, double l2)
+{
+    enum { SIZE = K * C };
+    static double a[SIZE][SIZE + 1];
+    struct Logistic f = problem_of(x, labels, l2);
+    memset(w, 0, SIZE * sizeof *w);
+    for (int step = 0; step < 30; step++) {
+        double dw[SIZE];
+        evaluate(&f, dw, w);
+        for (int i = 0; i < SIZE; i++) {
+            for (int j = 0; j < SIZE; j++) {
+                a[i][j] = i == j ? l2 : 0;
+                for (int n = 0; n < N; n++)
+                    a[i][j] += ((i / C == j / C) - f.p[n * K + j / C]) * f.p[n * K + i / C]
+                               * x[n * C + i % C] * x[n * C + j % C] / N;
+            }
+            a[i][SIZE] = dw[i];
+        }
+        for (int i = 0; i < SIZE; i++)
+            for (int row = 0; row < SIZE; row++) {
+                const double factor = a[row][i] / a[i][i];
+                for (int j = i; j <= SIZE && row != i; j++) a[row][j] -= factor * a[i][j];
+            }
+        for (int i = 0; i < SIZE; i++) w[i] -= a[i][SIZE] / a[i][i];
+    }
     logistic_free(&f);
 }
 
 static int solve(double *w, const real *x, const int *labels, double l2, int threads)
 {
-    struct Logistic f = logistic_create(x, labels, N, C, K);
-    struct Lbfgs *o = lbfgs_create(K, C);
+    struct Logistic f = problem_of(x, labels, l2);
     real gram[C * C];
     set_threads(threads);
     gemm_reserve();
     gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
-    f.l2 = l2;
-    const int evaluations = logistic_solve(&f, o, w, gram);
-    lbfgs_free(o);
+    const int gradients = logistic_solve(&f, w, gram);
     logistic_free(&f);
-    return evaluations;
+    return gradients;
 }
 
 static void test_solver(const real *x, const int *labels)
 {
     for (double l2 = 1e2; l2 > 5e-5; l2 /= 100) {
-        struct Logistic f = logistic_create(x, labels, N, C, K);
-        double w[K * C] = {0}, far[K * C], dw[K * C];
-        const int evaluations = solve(w, x, labels, l2, 0);
-        f.l2 = l2;
-        logistic_objective(&f, dw, w);
-        check(largest(dw, K * C) <= 1e-7 && evaluations < 60,
+        struct Logistic f = problem_of(x, labels, l2);
+        double w[K * C] = {0}, far[K * C], dw[K * C], wanted[K * C];
+        const int gradients = solve(w, x, labels, l2, 0);
+        evaluate(&f, dw, w);
+        check(largest(dw, K * C) <= 1e-7 && gradients < 60,
               "solver: l2 %g: gradient %.1e after %d evaluations", l2,
-              largest(dw, K * C), evaluations);
+              largest(dw, K * C), gradients);
+        newton(wanted, x, labels, l2);
+        check(relative_error(w, wanted, K * C) < 1e-4,
+              "solver: l2 %g: Newton's method finds the same weights: %.1e", l2,
+              relative_error(w, wanted, K * C));
         /* adds up to 0 */
         for (int i = 0; i < K * C; i++) far[i] = (i / C - 1) * (i % C % 7 - 3);
         solve(far, x, labels, l2, 0);

@@ -222,7 +222,7 @@ static void test_pieces(void)
           bad_beyond);
 }
 
-/* --- 3 and 4. Vocabulary and encoding --- */
+/* --- 3, 4, 7 and 8. Vocabulary, merging, encoding, files --- */
 
 /* One id for each byte, and -1 after each piece; returns their number. */
 static int plain_bytes(int *ids, const uint8_t *text, size_t n)
@@ -318,7 +318,7 @@ static void test_files(const struct Tokenizer *t)
     tokenizer_free(u);
 }
 
-/* --- 6. Training --- */
+/* --- 5 and 6. Learning the merges, the heap --- */
 
 /* All merges by the definition, up to the first pair that occurs less often than `minimum` times.
  * Returns their number. */
@@ -331,6 +331,33 @@ static int plain_train(uint16_t (*parts)[2], const char *text, size_t n, int mer
         for (int k = 0; k < 2; k++) parts[r][k] = (uint16_t)pair[k];
     }
     return merges;
+}
+
+/* Pushes and pops in any order, against a search through all entries. */
+static void test_heap(void)
+{
+    struct Random r = random_stream(7, 0);
+    struct Heap h = {0};
+    struct Entry all[500];
+    int count = 0, bad = 0;
+    for (int round = 0; round < 20000; round++) {
+        if (count < 500 && random_below(&r, 20) < (round % 2000 < 1000 ? 11 : 9)) {
+            const struct Entry e = {(double)random_below(&r, 30), (uint32_t)round, -round};
+            heap_push(&h, e);
+            all[count++] = e;
+        } else if (count) {
+            int best = 0;
+            for (int i = 1; i < count; i++)
+                if (all[i].key > all[best].key
+                    || (all[i].key == all[best].key && all[i].id < all[best].id)) best = i;
+            const struct Entry e = heap_pop(&h);
+            bad += e.key != all[best].key || e.id != all[best].id || e.index != all[best].index;
+            all[best] = all[--count];
+        }
+    }
+    check(!bad && (int)h.size == count,
+          "the heap pops the largest key, of equals the smallest id (%d differ)", bad);
+    free(h.entries);
 }
 
 static void test_training(const struct Tokenizer *t)
@@ -369,7 +396,7 @@ static void test_training(const struct Tokenizer *t)
     tokenizer_free(u);
 }
 
-/* --- 5, 7, 8. Documents, shards, commands --- */
+/* --- 9 to 11. Shards, documents, commands --- */
 
 /* Every split, chunk size and number of threads gives the same shard, and decoding gives the
  * text. */
@@ -437,7 +464,8 @@ static void test_windows(void)
     write_plain("doc", text, n);
     write_plain("none", "", 0);
     n = random_text(&r, text, 2000, true);
-    for (size_t i = 0; i < n; i++) if (byte_class[text[i]] == SPACE) text[i] = '1';
+    for (size_t i = 0; i < n; i++)
+        if (text[i] < 128 && code_point_class(text[i]) == SPACE) text[i] = '1';
     write_plain("no_space", text, n);
     if (mkfifo(in_directory("pipe"), 0600)) die("%s: cannot be made.", in_directory("pipe"));
     int files = 0, pipes = 0;
@@ -574,6 +602,39 @@ static void expect_error(int status, const char *part, const char *command)
     free(err.data);
 }
 
+/* Loads the tokenizer "tok" for a model, in a child. Its status, and whether it says `part`. */
+static int status_of_model(int vocabulary, const char *hash, const char *part, bool *says)
+{
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        struct Metadata meta = {0};
+        if (hash) metadata_set(&meta, "tokenizer_hash", "%s", hash);
+        if (!freopen(in_directory("err"), "wb", stderr)) _exit(99);
+        tokenizer_of_model(in_directory("tok"), vocabulary, &meta);
+        exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    struct Buffer err = read_plain("err");
+    *says = strstr(err.data, part) != NULL;
+    free(err.data);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void test_model_directory(const struct Tokenizer *t)
+{
+    const char *hash = hash_text(t->hash), *no = "is not the tokenizer that the model was trained";
+    const int V = t->vocabulary;
+    bool silent, says;
+    check(!status_of_model(V, hash, "", &silent) && !status_of_model(V + 47, NULL, "", &silent),
+          "a model's tokenizer: the same hash, or none, and a padded vocabulary are accepted");
+    check(status_of_model(V, "0123456789abcdef", no, &says) == 1 && says,
+          "another hash is refused");
+    check(status_of_model(V - 1, hash, "the model only", &says) == 1 && says,
+          "a vocabulary that is too small is refused");
+}
+
 static void test_errors(void)
 {
     static const struct { const char *merges, *says; } bad[] = {
@@ -605,13 +666,17 @@ static void test_errors(void)
     write_plain("cut.bin", shard.data, shard.size - 10);
     expect_error(1, "cut.bin: 5 tokens fewer", "decode --tokenizer tok cut.bin");
     write_plain("short.bin", shard.data, 100);
-    expect_error(1, "header", "decode --tokenizer tok short.bin");
+    expect_error(1, "not a token shard: 100 bytes", "decode --tokenizer tok short.bin");
     shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
     write_plain("id.bin", shard.data, shard.size);
     expect_error(1, "byte 1038", "decode --tokenizer tok id.bin");
     shard.data[0]++;
     write_plain("magic.bin", shard.data, shard.size);
-    expect_error(1, "byte 0", "decode --tokenizer tok magic.bin");
+    expect_error(1, "not a token shard: byte 0", "decode --tokenizer tok magic.bin");
+    shard.data[0]--;
+    shard.data[4] = 2;
+    write_plain("version.bin", shard.data, shard.size);
+    expect_error(1, "byte 4: a shard of version 2", "decode --tokenizer tok version.bin");
     free(shard.data);
 
     expect_error(1, "--overwrite", "train --vocab 300 --out tok text");
@@ -620,6 +685,7 @@ static void test_errors(void)
     expect_error(1, "nowhere", "encode --tokenizer nowhere --out n text");
     expect_error(1, "set aside", "encode --tokenizer tok --val-fraction 1e-9 --out n text");
     expect_error(2, "--vocab", "train --vocab 12 --out n text");
+    expect_error(2, "--special", "train --special <|a|> --out n text");
     expect_error(2, "--tokenizer", "ids");
     expect_error(2, "no such subcommand", "tokenise");
     expect_error(2, "not one of", "encode --tokenizer tok --out n --split words text");
@@ -629,7 +695,7 @@ static void test_errors(void)
     free(none.data);
 }
 
-/* --- GPT-2's own vocabulary, if it is at hand --- */
+/* --- GPT-2's own vocabulary, if the environment names it --- */
 
 static void test_gpt2(const char *path)
 {
@@ -674,7 +740,9 @@ int main(int argc, char **argv)
     test_pieces();
     test_encoding(t);
     test_files(t);
+    test_heap();
     test_training(t);
+    test_model_directory(t);
     test_documents();
     test_windows();
     test_shards();
