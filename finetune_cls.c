@@ -450,12 +450,17 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
     struct Scores top = {-1, 0, INFINITY, 0};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
     for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
+        /* Train: every example once, in random order. */
         sum += train_epoch(t, epoch, steps, &norm, start);
         since++;
         if (epoch % every && epoch < s->epochs) continue;
+
+        /* Validate, without dropout and on examples that no gradient has seen. */
         const struct Scores now = validate(t);
         const bool better = now.accuracy > top.accuracy
                          || (now.accuracy == top.accuracy && now.loss < top.loss);
+
+        /* Log. train_loss is the mean since the last validation. */
         const double spent = seconds() - start;
         append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
                (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
@@ -464,6 +469,8 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
         progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
                  epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
                  better ? "  best" : "");
+
+        /* Keep the best weights. Later epochs may fit the training examples too closely. */
         if (better) {
             top = now;
             memcpy(best, t->model.weights, bytes);

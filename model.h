@@ -442,10 +442,10 @@ struct Model {
  * Initial values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
  * two projections of a block add to the residual stream, 2L terms in all, and variances of
  * independent terms add up: their factor 1 / sqrt(2L) keeps the stream's variance independent of
- * depth. Weight decay is for matrices only: biases and
- * LayerNorm's scale (whose neutral value is 1) are few and need no bound. The head of the language
- * model is not in the list: it is wte again (tied, Press and Wolf 2017), so that a token's score is
- * the dot product of hidden with its embedding, and V C parameters are saved. */
+ * depth. Weight decay is for matrices only: the neutral value of LayerNorm's scale is 1, not 0, and
+ * biases are few. The head of the language model is not in the list: it is wte again (tied, Press
+ * and Wolf 2017), so that a token's score is the dot product of hidden with its embedding, and V C
+ * parameters are saved. */
 static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
                            const struct Config *c)
 {
@@ -549,9 +549,9 @@ static void block_residual(real *y, const real *x, const real *a, const real *w,
 static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
 {
     return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention_scratch,
-                              ws->attention_size,
-                              ws->dropout, dropout_key(ws->dropout, layer, AT_ATTENTION),
-                              ws->cached, ws->scores};
+                              ws->attention_size, ws->dropout,
+                              dropout_key(ws->dropout, layer, AT_ATTENTION), ws->cached,
+                              ws->scores};
 }
 
 /* One block, with weights W1 to W4 and biases b1 to b4 (and dropout on both added terms):

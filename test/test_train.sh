@@ -75,6 +75,12 @@ check $? "sample: temperature 0 needs no seed, also beyond the context, from an 
     grep -q '^tokenizer_hash' info.txt && grep -q '^history' info.txt &&
     grep -q 'train.lr  *0.003' info.txt
 check $? "info"
+# A run that is killed while it writes may leave a row without its end: the time is that of the last
+# whole row.
+cp -r learn cut && printf '151\t2.5\t\t\t0.001\t0.5\t99999\t8' >>cut/log.tsv
+want=$(grep '^seconds' info.txt)
+[ -n "$want" ] && [ "$("$train" info --model cut | grep '^seconds')" = "$want" ]
+check $? "info leaves out a row of the log that was cut off"
 
 # The profile's time of a step is that of the log's steps, without the first.
 "$train" train $data $tiny --steps 5 --profile --out profiled >profile.txt 2>/dev/null
