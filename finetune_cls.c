@@ -60,7 +60,8 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* Appends one text: <|endoftext|>, then its tokens, as documents began in pretraining. */
+/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
+ * is <|endoftext|> alone. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
@@ -76,9 +77,10 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     }
     int *ids = d->tokens + start;
     ids[0] = tokenizer->eot;
-    const int all = tokenizer_encode(tokenizer, text.data, text.size, ids + 1);
-    const int n = 1 + truncate_ids(ids + 1, all, w.max - 1, w.truncate);
-    d->truncated += n < all + 1;
+    const int first = tokenizer->begins || !text.size;
+    const int all = tokenizer_encode(tokenizer, text.data, text.size, ids + first);
+    const int n = first + truncate_ids(ids + first, all, w.max - first, w.truncate);
+    d->truncated += n < all + first;
     d->longest = max_int(d->longest, n);
     d->labels[d->count++] = label;
     d->starts[d->count] = start + n;
@@ -1259,7 +1261,7 @@ static void check_reloaded(struct Task *t)
     real *before = resize(NULL, bytes);
     memcpy(before, t->probabilities, bytes);
     load_model(&again, t->set.out, &meta);
-    tokenizer_of_model(t->set.out, again.config.vocabulary, &meta);
+    tokenizer_of_model(t->set.out, &again, &meta);
     t->runner.model = &again;
     validate(t);
     t->runner.model = &t->model;
@@ -1308,7 +1310,7 @@ static void train(struct Settings settings)
     struct Metadata base_meta, meta = {0};
     int classes;
     load_model(&base, s->model, &base_meta);
-    t.tokenizer = tokenizer_of_model(s->model, base.config.vocabulary, &base_meta);
+    t.tokenizer = tokenizer_of_model(s->model, &base, &base_meta);
     if (s->max_tokens == 0) s->max_tokens = base.config.context;
     if (s->max_tokens > base.config.context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
@@ -1336,8 +1338,13 @@ static void train(struct Settings settings)
     char *state = text_of("%s/state.safetensors", s->out);
     unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
     free(state);
+    t.tokenizer->max_length = s->max_tokens;
+    t.tokenizer->keeps_tail = strcmp(s->truncate, "head") != 0;
+    if (!strcmp(s->truncate, "both") && t.data.truncated)
+        warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
+             "longer texts is read.");
     tokenizer_save(t.tokenizer, s->out);
-    save_model(s->out, &t.model, &meta);
+    save_model(s->out, &t.model, &meta, t.tokenizer->eot);
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, majority);
     check_reloaded(&t);
@@ -1410,11 +1417,13 @@ static void load_classifier(struct Classifier *c, const char *dir)
     load_model(&c->model, dir, &meta);
     if (!c->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    c->tokenizer = tokenizer_of_model(dir, c->model.config.vocabulary, &meta);
+    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     const char *max = metadata_get(&meta, "max_tokens");
     const char *truncate = metadata_get(&meta, "truncate");
-    c->window = (struct Window){max ? (int)strtol(max, NULL, 10) : c->model.config.context,
-                                truncate ? truncate : "tail"};
+    const int context = c->model.config.context, longest = c->tokenizer->max_length;
+    c->window = (struct Window){max ? (int)strtol(max, NULL, 10)
+                                    : longest && longest < context ? longest : context,
+                                truncate ? truncate : c->tokenizer->keeps_tail ? "tail" : "head"};
     if (c->window.max < 1 || c->window.max > c->model.config.context)
         die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
             c->model.config.context);

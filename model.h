@@ -2783,18 +2783,25 @@ static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
 
 /* --- config.json --- */
 
-/* config.json as transformers' GPT2Config has it. */
-static void write_config(const char *path, const struct Config *c)
+/* The id of byte 0x14 in GPT-2's order, a control character that no text holds. Hugging Face fills
+ * rows of unequal length with it. <|endoftext|> cannot serve: transformers of 2024 reads the class
+ * before the first pad token of a row, and texts begin with <|endoftext|>. Byte 0 would do as well,
+ * but some loaders take the pad token's symbol in a text for the token, and that of byte 0 is a
+ * letter of Latvian; this one, U+0114, is hardly ever written. */
+enum { PAD_TOKEN = 208 };
+
+/* config.json as transformers' GPT2Config has it. eot: the id of <|endoftext|>. */
+static void write_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
-    const int eot = c->vocabulary - 1;
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
            "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n",
            c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
     append(&b, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n"
            "  \"n_ctx\": %d,\n  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n"
            "  \"eos_token_id\": %d,\n  \"pad_token_id\": %d,\n", c->layers, c->heads, c->channels,
-           c->context, c->context, c->vocabulary, eot, eot, eot);
+           c->context, c->context, c->vocabulary, eot, eot,
+           c->vocabulary > PAD_TOKEN ? PAD_TOKEN : eot);
     append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n"
            "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n"
            "  \"tie_word_embeddings\": true,\n");
@@ -2876,11 +2883,13 @@ static struct Config read_config(const char *path, const struct Json *score)
 
 /* --- Model directories and training states --- */
 
-static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta)
+/* eot: the id of <|endoftext|>, the last of the tokenizer, which may have less than V tokens. */
+static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta,
+                       int eot)
 {
     make_directory(dir);
     char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    write_config(config, &model->config);
+    write_config(config, &model->config, eot);
     write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
                       meta);
     free(config);

@@ -174,6 +174,11 @@ struct Tokenizer {
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
+    /* What the directory's model does to a text (tokenizer_config.json). */
+    bool begins;                /* each text begins with <|endoftext|> */
+    bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
+    int max_length;             /* tokens that are read of a text; 0: not known */
+    int *file_ids;              /* (V): how the directory numbers the tokens; NULL: as we do */
 };
 
 static inline int token_length(const struct Tokenizer *t, int id)
@@ -681,7 +686,7 @@ static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
     pair_table_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset);
+    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
     free(t);
 }
 
@@ -902,25 +907,33 @@ static int shown_length(const char *text, const char *stop)
     return stop - text > 80 ? 80 : (int)(stop - text);
 }
 
+/* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
+ * 0 if something is not a symbol. */
+static size_t bytes_of_symbols(uint8_t *bytes, const char *text, const char *stop)
+{
+    size_t n = 0;
+    for (int length; text < stop; text += length) {
+        uint32_t c = 0;
+        length = utf8_decode((const uint8_t *)text, stop - text, &c);
+        const int byte = length > 0 ? byte_of_symbol(c) : -1;
+        if (byte < 0 || n == MAX_TOKEN_BYTES) return 0;
+        bytes[n++] = (uint8_t)byte;
+    }
+    return n;
+}
+
 /* The id of the token that text .. stop writes. Dies if there is none. */
 static int read_token(const struct MergesReader *r, const char *text, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
-    size_t n = 0;
-    for (const char *s = text; s < stop; ) {
-        uint32_t c = 0;
-        const int length = utf8_decode((const uint8_t *)s, stop - s, &c);
-        const int byte = length > 0 ? byte_of_symbol(c) : -1;
-        if (byte < 0 || n == sizeof bytes)
-            die("%s: line %d: \"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the "
-                "file.", r->path, r->line, shown_length(text, stop), text);
-        bytes[n++] = (uint8_t)byte;
-        s += length;
-    }
+    const size_t n = bytes_of_symbols(bytes, text, stop);
+    if (!n)
+        die("%s: line %d: \"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
+            r->path, r->line, shown_length(text, stop), text);
     const int id = (int)*find_token(r, bytes, n) - 1;
     if (id < 0)
-        die("%s: line %d: \"%.*s\" is no token yet: a merge that makes it must come first. Replace "
-            "the file.", r->path, r->line, shown_length(text, stop), text);
+        die("%s: line %d: \"%.*s\" is no token yet: a merge that makes it must come first. "
+            "Replace the file.", r->path, r->line, shown_length(text, stop), text);
     return id;
 }
 
@@ -960,33 +973,59 @@ static void check_first_line(const char *path, const char *text, const char *sto
                 "without them.", path, END_OF_TEXT);
 }
 
-/* Reads merges.txt. Dies on a line that is not a merge of earlier tokens. */
-static struct Tokenizer *read_merges(const char *path)
+/* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
+ * tokens. The caller releases r->slots. */
+static void read_merges(struct MergesReader *r, struct Bytes text)
 {
-    const struct Bytes file = map_file(path);
-    const char *at = file.data, *end = file.data + file.size;
-    const size_t slot_bytes = READER_SLOTS * sizeof(uint32_t);
-    struct MergesReader r = {tokenizer_new(file.size / 9), allocate_zeroed(slot_bytes), path, 1};
-    for (int i = 0; i < BYTES; i++) *find_token(&r, &byte_of_id[i], 1) = (uint32_t)i + 1;
-    for (; at < end; r.line++) {
+    const char *at = text.data, *end = text.data + text.size;
+    r->tokenizer = tokenizer_new(text.size / 9);
+    r->slots = allocate_zeroed(READER_SLOTS * sizeof *r->slots);
+    for (int i = 0; i < BYTES; i++) *find_token(r, &byte_of_id[i], 1) = (uint32_t)i + 1;
+    for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
         if (stop > at && stop[-1] == '\r') stop--;
-        if (r.line == 1 && end - at >= 8 && !memcmp(at, "#version", 8))
-            check_first_line(path, at, stop);
-        else if (stop > at || next < end) read_merge(&r, at, stop);
+        if (r->line == 1 && end - at >= 8 && !memcmp(at, "#version", 8))
+            check_first_line(r->path, at, stop);
+        else if (stop > at || next < end) read_merge(r, at, stop);
         at = next;
     }
-    if (!r.tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", path);
-    add_end_of_text(r.tokenizer);
-    release(r.slots, slot_bytes);
-    unmap_file(file);
-    return r.tokenizer;
+    if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
+    add_end_of_text(r->tokenizer);
+}
+
+/* --- Reading vocab.json and tokenizer.json --- */
+
+/* Takes over the ids of a directory whose tokens are numbered otherwise than by merges.txt, as by
+ * trainers that put special tokens first. names: {"token": id, ...}. eot: its id there. Dies if a
+ * token of ours has no id. */
+static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
+{
+    struct Tokenizer *t = r->tokenizer;
+    t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
+    for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = i == t->eot ? eot : -1;
+    for (const struct Json *j = names->child; j; j = j->next) {
+        uint8_t bytes[MAX_TOKEN_BYTES];
+        const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
+        const uint32_t token = n ? *find_token(r, bytes, n) : 0;
+        if (token && j->number >= 0 && j->number < 1 << 24)
+            t->file_ids[token - 1] = (int)j->number;
+    }
+    bool same = true;
+    for (int i = 0; i < t->vocabulary; i++) {
+        int n;
+        const uint8_t *bytes = tokenizer_piece(t, i, &n);
+        if (t->file_ids[i] < 0)
+            die("%s: has no id for token %d, \"%.*s\", which a merge makes. The files do not "
+                "belong together.", r->path, i, n < 80 ? n : 80, (const char *)bytes);
+        same &= t->file_ids[i] == i;
+    }
+    if (same) { free(t->file_ids); t->file_ids = NULL; }
 }
 
 /* Ids follow from merges.txt. If the vocab.json beside it has another id for <|endoftext|>, which
- * comes last, it belongs to another tokenizer: dies. */
-static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
+ * comes last here, then the directory has an order of its own. */
+static void read_vocabulary(struct MergesReader *r, const char *path)
 {
     const struct Bytes file = map_file(path);
     struct Buffer text = {0};
@@ -995,46 +1034,183 @@ static void check_vocabulary_file(const struct Tokenizer *t, const char *path)
     if (!entry)
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
     const long id = strtol(strchr(entry, ':') + 1, NULL, 10);
-    if (id != t->eot)
-        die("%s: %s is %ld, but by merges.txt it is %d. The two files do not belong together.",
-            path, END_OF_TEXT, id, t->eot);
+    if (id != r->tokenizer->eot) {
+        struct Json *names = json_parse(file.data, file.size, path);
+        r->path = path;
+        read_ids(r, names, (int)id);
+        json_free(names);
+    }
     free(text.data);
     unmap_file(file);
 }
 
-/* Reads a directory with merges.txt and perhaps vocab.json, or vocab.bpe and encoder.json, as the
- * authors of GPT-2 named them; or a file of merges alone, of any name. Dies on a file that does
- * not fit. */
-static struct Tokenizer *tokenizer_load(const char *dir_or_merges)
+/* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
+static void check_tokenizer_json(const struct Json *j, const char *path)
 {
+    const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer");
+    const char *type = json_text(model, "type", "BPE"), *cut_type = json_text(cut, "type", "none");
+    if (strcmp(type, "BPE") || !json_get(model, "merges") || !json_get(model, "vocab"))
+        die("%s: is a tokenizer of type %s; only byte-level BPE is supported.", path, type);
+    if (strcmp(cut_type, "ByteLevel") || json_number(cut, "add_prefix_space", 1)
+        || !json_number(cut, "use_regex", 1))
+        die("%s: cuts texts into pieces by %s; only GPT-2's ByteLevel without add_prefix_space is "
+            "supported.", path, cut_type);
+    const struct Json *normalizer = json_get(j, "normalizer");
+    if (normalizer && normalizer->kind != JSON_NULL)
+        die("%s: changes texts by a normalizer (%s), which is not supported.", path,
+            json_text(normalizer, "type", "?"));
+    if (json_number(model, "ignore_merges", 0))
+        die("%s: ignore_merges is true, which is not supported.", path);
+}
+
+/* The lines of a merges.txt, from a tokenizer.json's list: ["a b", ...] or [["a", "b"], ...] */
+static struct Buffer merges_of_json(const struct Json *list, const char *path)
+{
+    struct Buffer text = {0};
+    append(&text, "#version: 0.2\n");
+    for (const struct Json *j = list->child; j; j = j->next) {
+        const struct Json *a = j->kind == JSON_ARRAY ? j->child : j, *b = a ? a->next : NULL;
+        const bool pair = j->kind == JSON_ARRAY && b && !b->next && b->kind == JSON_STRING;
+        if (!a || a->kind != JSON_STRING || (j->kind == JSON_ARRAY && !pair))
+            die("%s: a merge is neither \"a b\" nor [\"a\", \"b\"]. Replace the file.", path);
+        append(&text, pair ? "%s %s\n" : "%s\n", a->string, pair ? b->string : "");
+    }
+    return text;
+}
+
+/* A tokenizer.json, when there is no merges.txt: merges, ids, and whether its template puts
+ * <|endoftext|> before a text. */
+static void read_tokenizer_json(struct MergesReader *r)
+{
+    const struct Bytes file = map_file(r->path);
+    struct Json *j = json_parse(file.data, file.size, r->path);
+    check_tokenizer_json(j, r->path);
+    const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
+                      *added = json_get(j, "added_tokens"),
+                      *template = json_get(json_get(j, "post_processor"), "single");
+    struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
+    read_merges(r, (struct Bytes){merges.data, merges.size});
+    double eot = json_number(names, END_OF_TEXT, -1);
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
+        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
+    if (!(eot >= 0 && eot < 1 << 24))
+        die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
+    read_ids(r, names, (int)eot);
+    const struct Json *first = template ? json_get(template->child, "SpecialToken") : NULL;
+    r->tokenizer->begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
+    free(merges.data);
+    json_free(j);
+    unmap_file(file);
+}
+
+/* Reads from tokenizer_config.json, if it is there, what the directory's model does to a text. It
+ * need not say anything: then texts do not begin with <|endoftext|>, and their head is read. */
+static void read_tokenizer_config(struct Tokenizer *t, const char *path)
+{
+    if (!file_exists(path)) return;
+    const struct Bytes file = map_file(path);
+    struct Json *j = json_parse(file.data, file.size, path);
+    t->begins = json_number(j, "add_bos_token", t->begins) != 0;
+    const struct Json *bos = json_get(j, "bos_token");
+    const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
+                                                       : json_text(j, "bos_token", END_OF_TEXT);
+    if (t->begins && strcmp(name, END_OF_TEXT))
+        die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
+            END_OF_TEXT);
+    const double longest = json_number(j, "model_max_length", 0);
+    t->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
+    t->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
+    json_free(j);
+    unmap_file(file);
+}
+
+/* The file that a tokenizer is read from: `name` itself, or in a directory of that name merges.txt,
+ * or vocab.bpe, as the authors of GPT-2 named it, or tokenizer.json. NULL: there is none. */
+static char *tokenizer_file(const char *name)
+{
+    static const char *const names[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
     struct stat status;
-    const bool directory = !stat(dir_or_merges, &status) && S_ISDIR(status.st_mode);
-    char *merges = text_of(directory ? "%s/merges.txt" : "%s", dir_or_merges);
-    char *original = text_of("%s/vocab.bpe", dir_or_merges);
-    const bool renamed = directory && !file_exists(merges) && file_exists(original);
-    char *ids = text_of("%s/%s", dir_or_merges, renamed ? "encoder.json" : "vocab.json");
-    const char *path = renamed ? original : merges;
-    if (!file_exists(path))
-        die("%s: no such file. Train a tokenizer, or name a merges.txt.", path);
-    struct Tokenizer *t = read_merges(path);
-    if (directory && file_exists(ids)) check_vocabulary_file(t, ids);
-    free(merges); free(original); free(ids);
-    return t;
+    if (stat(name, &status)) return NULL;
+    if (!S_ISDIR(status.st_mode)) return text_of("%s", name);
+    for (int i = 0; i < COUNT(names); i++) {
+        char *path = text_of("%s/%s", name, names[i]);
+        if (file_exists(path)) return path;
+        free(path);
+    }
+    return NULL;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+/* Reads a tokenizer_file. Ids come from the vocab.json beside merges.txt, or encoder.json beside
+ * vocab.bpe, if it is there. Dies on files that do not fit. */
+static struct Tokenizer *tokenizer_load(const char *name)
+{
+    char *path = tokenizer_file(name);
+    if (!path)
+        die("%s: no such file, or no merges.txt or tokenizer.json in it. Train a tokenizer, or "
+            "name a merges.txt.", name);
+    const bool directory = strcmp(path, name) != 0;
+    char *config = text_of("%s/tokenizer_config.json", name);
+    char *ids = text_of("%s/%s", name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
+    struct MergesReader r = {.path = path};
+    if (ends_with(path, ".json")) read_tokenizer_json(&r);
+    else {
+        const struct Bytes file = map_file(path);
+        read_merges(&r, file);
+        unmap_file(file);
+        if (directory && file_exists(ids)) read_vocabulary(&r, ids);
+    }
+    if (directory) read_tokenizer_config(r.tokenizer, config);
+    release(r.slots, READER_SLOTS * sizeof *r.slots);
+    free(path); free(ids); free(config);
+    return r.tokenizer;
+}
+
+/* Moves the rows of wte (V, C) to where our ids expect them. Rows of tokens that we do not know,
+ * special ones and padding, come last, in their order. */
+static void renumber_tokens(struct Model *model, const int *file_ids, int known)
+{
+    const int V = model->config.vocabulary, C = model->config.channels;
+    const size_t bytes = (size_t)V * C * sizeof(real), row = C * sizeof(real);
+    real *old = resize(NULL, bytes);
+    bool *taken = resize(NULL, V * sizeof *taken);
+    memcpy(old, model->w.wte, bytes);
+    memset(taken, 0, V * sizeof *taken);
+    for (int i = 0; i < known; i++) {
+        memcpy(model->w.wte + (size_t)i * C, old + (size_t)file_ids[i] * C, row);
+        taken[file_ids[i]] = true;
+    }
+    for (int i = 0; i < V; i++)
+        if (!taken[i]) memcpy(model->w.wte + (size_t)known++ * C, old + (size_t)i * C, row);
+    free(taken);
+    free(old);
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless its hash is the one in the metadata, if
- * there is one there, and the model's vocabulary is large enough; it may be larger than needed. */
-static struct Tokenizer *tokenizer_of_model(const char *dir, int vocabulary,
+ * there is one there, and the model's vocabulary is large enough; it may be larger than needed. A
+ * model whose directory numbers its tokens in another order is renumbered. */
+static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
     struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash");
+    char *config = text_of("%s/tokenizer_config.json", dir);
+    int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: merges.txt (hash %s) is not the tokenizer that the model was trained with (%s). "
             "Put that one there.", dir, hash_text(t->hash), hash);
-    if (t->vocabulary > vocabulary)
-        die("%s: merges.txt has %d tokens, the model only %d. Put the merges.txt there that the "
-            "model was trained with.", dir, t->vocabulary, vocabulary);
+    for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
+    if (last >= model->config.vocabulary)
+        die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
+            "model was trained with.", dir, last + 1, model->config.vocabulary);
+    if (t->file_ids) renumber_tokens(model, t->file_ids, t->vocabulary);
+    if (hash && !file_exists(config)) t->begins = t->keeps_tail = true;     /* our older files */
+    free(config);
     return t;
 }
 
@@ -1058,21 +1234,97 @@ static void append_merges(struct Buffer *b, const struct Tokenizer *t)
     }
 }
 
-/* {"!": 0, ..., "\u0120the": 262, ...}, all in ASCII, as in GPT-2's own file. */
+/* As a JSON string's inside, all in ASCII: \u0120the */
+static void append_token_json(struct Buffer *b, const struct Tokenizer *t, int id)
+{
+    int n;
+    const uint8_t *bytes = tokenizer_piece(t, id, &n);
+    for (int i = 0; i < n; i++) {
+        const uint32_t c = symbol_of_byte(bytes[i]);
+        if (c == '"' || c == '\\') append(b, "\\");
+        append(b, c < 128 ? "%c" : "\\u%04x", c);
+    }
+}
+
+/* {"!": 0, ..., "\u0120the": 262, ...}, as in GPT-2's own file. */
 static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 {
     for (int id = 0; id < t->vocabulary; id++) {
-        int n;
-        const uint8_t *bytes = tokenizer_piece(t, id, &n);
         append(b, "%s\"", id ? ", " : "{");
-        for (int i = 0; i < n; i++) {
-            const uint32_t c = symbol_of_byte(bytes[i]);
-            if (c == '"' || c == '\\') append(b, "\\");
-            append(b, c < 128 ? "%c" : "\\u%04x", c);
-        }
+        append_token_json(b, t, id);
         append(b, "\": %d", id);
     }
     append(b, "}");
+}
+
+/* A token that loaders do not look for in pieces of a text. single_word: only where it stands
+ * alone. The members are the same in both files. */
+static void append_special(struct Buffer *b, const struct Tokenizer *t, int id)
+{
+    append(b, "\"content\": \"");
+    append_token_json(b, t, id);
+    append(b, "\", \"single_word\": %s, \"lstrip\": false, \"rstrip\": false, "
+           "\"normalized\": false, \"special\": true}", id == PAD_TOKEN ? "true" : "false");
+}
+
+/* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
+ * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair. */
+static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
+{
+    static const char begin[] = "{\"SpecialToken\": {\"id\": \"" END_OF_TEXT
+                                "\", \"type_id\": 0}}, ";
+    const char *first = t->begins ? begin : "";
+    append(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
+           "\"added_tokens\": [{\"id\": %d, ", PAD_TOKEN);
+    append_special(b, t, PAD_TOKEN);
+    append(b, ", {\"id\": %d, ", t->eot);
+    append_special(b, t, t->eot);
+    append(b, "],\n\"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+           "\"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
+           "\"post_processor\": {\"type\": \"TemplateProcessing\",\n"
+           "\"single\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}],\n"
+           "\"pair\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, "
+           "%s{\"Sequence\": {\"id\": \"B\", \"type_id\": 0}}],\n"
+           "\"special_tokens\": {\"" END_OF_TEXT "\": {\"id\": \"" END_OF_TEXT "\", \"ids\": [%d], "
+           "\"tokens\": [\"" END_OF_TEXT "\"]}}},\n", first, first, begin, t->eot);
+    append(b, "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+           "\"trim_offsets\": true, \"use_regex\": true},\n\"model\": {\"type\": \"BPE\", "
+           "\"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": \"\", "
+           "\"end_of_word_suffix\": \"\", \"fuse_unk\": false, \"byte_fallback\": false, "
+           "\"ignore_merges\": false,\n\"vocab\": ");
+    append_vocabulary(b, t);
+    append(b, ",\n\"merges\": [");
+    for (int r = 0; r < t->merges; r++) {
+        append(b, r ? ",\n\"" : "\n\"");
+        append_token_json(b, t, t->parts[r][0]);
+        append(b, " ");
+        append_token_json(b, t, t->parts[r][1]);
+        append(b, "\"");
+    }
+    append(b, "]}}\n");
+}
+
+/* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
+ * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
+static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
+{
+    static const char *const roles[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
+    append(b, "{\n  \"tokenizer_class\": \"GPT2Tokenizer\",\n  \"add_bos_token\": %s,\n"
+           "  \"add_prefix_space\": false,\n", t->begins ? "true" : "false");
+    for (int i = 0; i < COUNT(roles); i++) {
+        append(b, "  \"%s\": \"", roles[i]);
+        append_token_json(b, t, i < 3 ? t->eot : PAD_TOKEN);
+        append(b, "\",\n");
+    }
+    append(b, "  \"padding_side\": \"right\",\n  \"truncation_side\": \"%s\",\n",
+           t->keeps_tail ? "left" : "right");
+    if (t->max_length) append(b, "  \"model_max_length\": %d,\n", t->max_length);
+    append(b, "  \"clean_up_tokenization_spaces\": false,\n  \"split_special_tokens\": true,\n"
+           "  \"added_tokens_decoder\": {\"%d\": {", PAD_TOKEN);
+    append_special(b, t, PAD_TOKEN);
+    append(b, ", \"%d\": {", t->eot);
+    append_special(b, t, t->eot);
+    append(b, "}\n}\n");
 }
 
 static void save_text(const char *dir, const char *name, struct Buffer text)
@@ -1083,14 +1335,19 @@ static void save_text(const char *dir, const char *name, struct Buffer text)
     free(text.data);
 }
 
-/* Writes merges.txt and vocab.json. merges.txt comes last: a directory that has it is complete. */
+/* Writes the four files of a tokenizer. merges.txt comes last: a directory that has it is
+ * complete. */
 static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
-    struct Buffer merges = {0}, vocabulary = {0};
+    struct Buffer merges = {0}, vocabulary = {0}, json = {0}, config = {0};
     make_directory(dir);
     append_merges(&merges, t);
     append_vocabulary(&vocabulary, t);
+    append_tokenizer_json(&json, t);
+    append_tokenizer_config(&config, t);
     save_text(dir, "vocab.json", vocabulary);
+    save_text(dir, "tokenizer.json", json);
+    save_text(dir, "tokenizer_config.json", config);
     save_text(dir, "merges.txt", merges);
 }
 
@@ -1578,7 +1835,8 @@ static int command_train(int argc, char **argv)
     struct Option options[] = {
         {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &vocabulary,
          .min = 257, .max = 65536},
-        {"out", "directory for merges.txt and vocab.json", TEXT, &out, .required = true},
+        {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &out,
+         .required = true},
         SPLIT_OPTION,
         {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
          .min = 1, .max = 1e15},
@@ -1603,6 +1861,7 @@ static int command_train(int argc, char **argv)
         warn("only %d merges occur often enough, so the vocabulary has %d tokens, not %d.",
              t->merges, t->merges + BYTES + 1, vocabulary);
     add_end_of_text(t);
+    t->begins = t->keeps_tail = true;
     tokenizer_save(t, out);
     progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out,
              t->vocabulary, source.done / 1e6, words.count, seconds() - start);

@@ -603,14 +603,15 @@ static void show_text(struct Buffer *b)
     b->size = 0;
 }
 
-/* The ids of <|endoftext|> and the prompt, since every document of the training text begins with
- * <|endoftext|>. The caller frees them. */
+/* The ids of <|endoftext|> and the prompt, if every document of the training text began with
+ * <|endoftext|>. A model from elsewhere may read the prompt alone. The caller frees them. */
 static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *prompt)
 {
     const size_t length = strlen(prompt);
     int *ids = resize(NULL, (length + 1) * sizeof *ids);
     ids[0] = tokenizer->eot;
-    *count = 1 + tokenizer_encode(tokenizer, prompt, length, ids + 1);
+    const int first = tokenizer->begins || !length;
+    *count = first + tokenizer_encode(tokenizer, prompt, length, ids + first);
     return ids;
 }
 
@@ -891,7 +892,7 @@ static void evaluate_run(struct Run *r)
         r->best = s;
         r->best_step = r->step;
         struct Metadata meta = describe(r, &s);
-        save_model(r->options.out, &r->model, &meta);
+        save_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
         metadata_free(&meta);
     }
     progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
@@ -907,8 +908,8 @@ static void save_run(struct Run *r)
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
     if (r->best.tokens) set_score(&state, "best", &r->best);
     fsync(fileno(r->log));
-    if (!r->val.count) save_model(r->options.out, &r->model, &last);
-    save_model(r->paths.last, &r->model, &last);
+    if (!r->val.count) save_model(r->options.out, &r->model, &last, r->tokenizer->eot);
+    save_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
     save_state(r->paths.state, &r->model, &state);
     metadata_free(&last);
     metadata_free(&state);
@@ -1020,6 +1021,8 @@ static void begin_files(struct Run *r)
         remove_temporary(files[i]);
         if (!r->options.resume) unlink(files[i]);
     }
+    r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
+    r->tokenizer->max_length = r->options.context;
     tokenizer_save(r->tokenizer, r->options.out);
     tokenizer_save(r->tokenizer, r->paths.last);
     open_log(r);
@@ -1041,7 +1044,8 @@ static void take_size(const struct Run *r, const char *name, int *value, int oth
 }
 
 /* Copies the trunk of a model directory, without a classifier's head. A shorter --context copies
- * the first rows of wpe. Dies if sizes or tokenizer differ. */
+ * the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which only pad it, are
+ * left out. Dies if sizes or tokenizer differ. */
 static void init_from_directory(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
@@ -1057,10 +1061,19 @@ static void init_from_directory(struct Run *r)
         die_usage("--context %d: the model in --init %s knows only %d positions.", o->context,
                   o->init, config.context);
     const char *hash = metadata_get(&meta, "tokenizer_hash");
-    const bool other_hash = hash && strcmp(hash, hash_text(r->tokenizer->hash));
-    if (config.vocabulary < r->tokenizer->vocabulary || other_hash)
+    bool other = config.vocabulary < r->tokenizer->vocabulary
+              || (hash && strcmp(hash, hash_text(r->tokenizer->hash)));
+    char *file = tokenizer_file(o->init);
+    if (file && !other) {
+        struct Tokenizer *own = tokenizer_of_model(o->init, &source, &meta);
+        other = own->hash != r->tokenizer->hash;
+        tokenizer_free(own);
+    }
+    free(file);
+    if (other)
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
             o->init, o->tokenizer);
+    config.vocabulary = r->tokenizer->vocabulary;
     config.context = o->context;
     config.labels = 0;
     config.label_names = NULL;
@@ -1538,7 +1551,7 @@ static int command_eval(int argc, char **argv)
     const int T = context ? context : model.config.context;
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
-    struct Tokenizer *tokenizer = tokenizer_of_model(dir, model.config.vocabulary, &meta);
+    struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
     struct Data data = open_data("data", pattern, tokenizer->vocabulary);
     const char *trained = metadata_get(&meta, "train.cut");
     struct Sequences sequences;
@@ -1587,7 +1600,7 @@ static int command_sample(int argc, char **argv)
     struct Metadata meta;
     struct Generator g;
     load_model(&model, dir, &meta);
-    struct Tokenizer *tokenizer = tokenizer_of_model(dir, model.config.vocabulary, &meta);
+    struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
     generator_create(&g, &model, tokenizer);
     g.temperature = temperature;
     g.top_k = top_k;
@@ -1641,8 +1654,8 @@ static int command_info(int argc, char **argv)
     printf("vocabulary     %d\n", c->vocabulary);
     printf("parameters     %zu\n", model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
-    char *merges = text_of("%s/merges.txt", dir);
-    if (!metadata_get(&meta, "tokenizer_hash") && file_exists(merges))
+    char *merges = tokenizer_file(dir);
+    if (!metadata_get(&meta, "tokenizer_hash") && merges)
         printf("%-14s %s\n", "tokenizer_hash", hash_text(tokenizer_load(dir)->hash));
     for (int i = 0; i < meta.count; i++)
         if (strcmp(meta.keys[i], "history")) printf("%-14s %s\n", meta.keys[i], meta.values[i]);

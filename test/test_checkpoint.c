@@ -94,7 +94,7 @@ static struct Buffer read_whole(const char *path)
 static void save_original(void)
 {
     const struct Metadata none = {0};
-    save_model(directory, &original, &none);
+    save_model(directory, &original, &none, original.config.vocabulary - 1);
 }
 
 /* Every `from` in the text becomes `to`; how many there were. */

@@ -186,7 +186,9 @@ static void test_truncation(void)
 /* 256 bytes, one merge and <|endoftext|>. */
 static struct Tokenizer *small_tokenizer(void)
 {
-    return tokenizer_load(file_of("#version: 0.2\na b\n", 18));
+    struct Tokenizer *t = tokenizer_load(file_of("#version: 0.2\na b\n", 18));
+    t->begins = true;
+    return t;
 }
 
 static struct Dataset random_texts(struct Tokenizer *t, int count, int longest, struct Window w)
@@ -200,6 +202,21 @@ static struct Dataset random_texts(struct Tokenizer *t, int count, int longest, 
         add_text(&d, t, (struct Bytes){text, n}, i % 3, w);
     }
     return d;
+}
+
+/* A model from elsewhere may read texts without <|endoftext|> before them. */
+static void test_first_token(void)
+{
+    struct Tokenizer *t = small_tokenizer();
+    struct Dataset d = {0};
+    t->begins = false;
+    add_text(&d, t, (struct Bytes){"abc", 3}, 0, (struct Window){4, "tail"});
+    add_text(&d, t, (struct Bytes){"", 0}, 0, (struct Window){4, "tail"});
+    add_text(&d, t, (struct Bytes){"xyzzy", 5}, 0, (struct Window){4, "head"});
+    check(length_of(&d, 0) == 2 && d.tokens[0] == 256 && length_of(&d, 1) == 1
+          && d.tokens[2] == 257 && length_of(&d, 2) == 4 && d.tokens[3] == 87 && d.truncated == 1,
+          "without first token: the text alone; an empty one is <|endoftext|>");
+    tokenizer_free(t);
 }
 
 static void test_batches(void)
@@ -457,6 +474,7 @@ int main(void)
     test_classes();
     test_split();
     test_truncation();
+    test_first_token();
     test_batches();
     test_scores();
     test_probe();

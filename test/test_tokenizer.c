@@ -318,6 +318,117 @@ static void test_files(const struct Tokenizer *t)
     tokenizer_free(u);
 }
 
+/* Writes a text to a file of a new directory. */
+static void write_in(const char *directory, const char *name, const char *text, size_t n)
+{
+    make_directory(in_directory(directory));
+    char *path = text_of("%s/%s", in_directory(directory), name);
+    write_file(path, text, n);
+    free(path);
+}
+
+/* tokenizer.json alone gives the same tokenizer, and tokenizer_config.json says what the model
+ * does to a text. */
+static void test_json_files(const struct Tokenizer *t)
+{
+    struct Buffer b = read_plain("tok/tokenizer.json");
+    write_in("json", "tokenizer.json", b.data, b.size);
+    struct Tokenizer *u = tokenizer_load(in_directory("json"));
+    check(u->hash == t->hash && u->vocabulary == t->vocabulary && !u->file_ids && u->begins,
+          "tokenizer.json alone holds the same %d merges and ids; texts begin with <|endoftext|>",
+          u->merges);
+    struct Json *j = json_parse(b.data, b.size, "tokenizer.json");
+    const struct Json *pad = json_get(j, "added_tokens")->child, *eot = pad->next;
+    check(json_number(pad, "id", -1) == 208 && !strcmp(json_text(pad, "content", ""), "\xC4\x94")
+          && json_number(pad, "single_word", 0) == 1 && json_number(eot, "id", -1) == t->eot
+          && !strcmp(json_text(eot, "content", ""), END_OF_TEXT) && !eot->next,
+          "its special tokens: pad, byte 0x14, and <|endoftext|>");
+    json_free(j);
+    free(b.data);
+    tokenizer_free(u);
+    b = read_plain("tok/tokenizer_config.json");
+    j = json_parse(b.data, b.size, "tokenizer_config.json");
+    check(json_number(j, "add_bos_token", 0) == 1 && !json_get(j, "model_max_length")
+          && !strcmp(json_text(j, "truncation_side", ""), "left")
+          && !strcmp(json_text(j, "padding_side", ""), "right")
+          && !strcmp(json_text(j, "bos_token", ""), END_OF_TEXT)
+          && !strcmp(json_text(j, "pad_token", ""), "\xC4\x94"),
+          "tokenizer_config.json: first token, pad token, sides");
+    json_free(j);
+    free(b.data);
+}
+
+/* A directory from elsewhere says in tokenizer_config.json what happens to a text, or nothing. */
+static void test_foreign_config(void)
+{
+    static const struct { const char *text; int begins, tail, longest; } cases[] = {
+        {"{}", 0, 0, 0},
+        {"{\"add_bos_token\": false, \"model_max_length\": 1000000000000000019884624838656}",
+         0, 0, 0},
+        {"{\"add_bos_token\": true, \"bos_token\": {\"content\": \"<|endoftext|>\"}, "
+         "\"model_max_length\": 77, \"truncation_side\": \"left\"}", 1, 1, 77}};
+    struct Buffer b = read_plain("tok/merges.txt");
+    write_in("foreign", "merges.txt", b.data, b.size);
+    free(b.data);
+    for (int i = -1; i < COUNT(cases); i++) {
+        if (i >= 0)
+            write_in("foreign", "tokenizer_config.json", cases[i].text, strlen(cases[i].text));
+        struct Tokenizer *u = tokenizer_load(in_directory("foreign"));
+        const int begins = i < 0 ? 0 : cases[i].begins, tail = i < 0 ? 0 : cases[i].tail,
+                  longest = i < 0 ? 0 : cases[i].longest;
+        check(u->begins == begins && u->keeps_tail == tail && u->max_length == longest,
+              "%s: first token %d, tail %d, longest %d", i < 0 ? "no config" : cases[i].text,
+              u->begins, u->keeps_tail, u->max_length);
+        tokenizer_free(u);
+    }
+}
+
+/* Trainers often put special tokens first: their ids are read from vocab.json or tokenizer.json,
+ * and a model's embeddings are brought into our order. */
+static void test_foreign_order(const struct Tokenizer *t)
+{
+    enum { C = 2, EXTRA = 3, PADDED = 8 };
+    struct Buffer ids = {0}, json = {0}, merges = read_plain("tok/merges.txt");
+    const int V = t->vocabulary + EXTRA + PADDED;
+    append(&ids, "{\"<s>\": 0, \"" END_OF_TEXT "\": 1, \"<pad>\": 2, \"</s>\": 3");
+    for (int i = 0; i < t->eot; i++) {
+        append(&ids, ", \"");
+        append_token_json(&ids, t, i);
+        append(&ids, "\": %d", i + 1 + EXTRA);
+    }
+    append(&ids, "}");
+    write_in("order", "merges.txt", merges.data, merges.size);
+    write_in("order", "vocab.json", ids.data, ids.size);
+    append(&json, "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+           "\"model\": {\"type\": \"BPE\", \"vocab\": %s, \"merges\": [", ids.data);
+    for (int r = 0; r < t->merges; r++) {
+        append(&json, r ? ", [\"" : "[\"");
+        append_token_json(&json, t, t->parts[r][0]);
+        append(&json, "\", \"");
+        append_token_json(&json, t, t->parts[r][1]);
+        append(&json, "\"]");
+    }
+    append(&json, "]}}");
+    write_in("order_json", "tokenizer.json", json.data, json.size);
+    static const char *const directories[] = {"order", "order_json"};
+    for (int d = 0; d < 2; d++) {
+        struct Metadata none = {0};
+        real *wte = resize(NULL, (size_t)V * C * sizeof *wte);
+        struct Model model = {.config = {.vocabulary = V, .channels = C}, .w.wte = wte};
+        for (int i = 0; i < V * C; i++) wte[i] = (real)i;
+        struct Tokenizer *u = tokenizer_of_model(in_directory(directories[d]), &model, &none);
+        bool good = u->hash == t->hash && u->vocabulary == t->vocabulary;
+        for (int i = 0; i < t->eot; i++)
+            good &= wte[C * i] == C * (i + 1 + EXTRA) && wte[C * i + 1] == wte[C * i] + 1;
+        check(good && wte[C * t->eot] == C && wte[C * (t->eot + 1)] == 0
+              && wte[C * (t->eot + 2)] == 2 * C && wte[C * (V - 1)] == C * (V - 1),
+              "%s: embeddings are brought into our order, others follow", directories[d]);
+        tokenizer_free(u);
+        free(wte);
+    }
+    free(ids.data); free(json.data); free(merges.data);
+}
+
 /* --- 5 and 6. Learning the merges, the heap --- */
 
 /* All merges by the definition, up to the first pair that occurs less often than `minimum` times.
@@ -611,7 +722,8 @@ static int status_of_model(int vocabulary, const char *hash, const char *part, b
         struct Metadata meta = {0};
         if (hash) metadata_set(&meta, "tokenizer_hash", "%s", hash);
         if (!freopen(in_directory("err"), "wb", stderr)) _exit(99);
-        tokenizer_of_model(in_directory("tok"), vocabulary, &meta);
+        struct Model model = {.config.vocabulary = vocabulary};
+        tokenizer_of_model(in_directory("tok"), &model, &meta);
         exit(0);
     }
     int status = 0;
@@ -740,6 +852,9 @@ int main(int argc, char **argv)
     test_pieces();
     test_encoding(t);
     test_files(t);
+    test_json_files(t);
+    test_foreign_config();
+    test_foreign_order(t);
     test_heap();
     test_training(t);
     test_model_directory(t);
