@@ -52,22 +52,12 @@
 #ifndef MODEL_H
 #define MODEL_H
 
-#include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 /* Each program uses a part of this header. Initialisers leave out the members that are 0. */
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -868,6 +858,19 @@ static double grad_norm(const struct Model *model)
 /* ============================================================================================= */
 /* II. THE ENGINE                                                                                */
 /* ============================================================================================= */
+
+/* What only parts II and III need. */
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 /* What part III lends to part II. die ends the program with one sentence: what is wrong, what to
  * do. */
@@ -2534,6 +2537,7 @@ struct Safetensors {
     const char *data;
     size_t size;
     struct Json *header;
+    struct Safetensors *next;       /* a large model from elsewhere may be in several files */
 };
 
 /* Where a tensor's bytes begin or end; -1 if the header does not say. */
@@ -2578,7 +2582,7 @@ static void check_places(const struct Safetensors *s)
 /* Maps the file and parses its header. Dies unless both fit together. */
 static struct Safetensors open_safetensors(const char *path)
 {
-    struct Safetensors s = {path, map_file(path), NULL, 0, NULL};
+    struct Safetensors s = {text_of("%s", path), map_file(path), NULL, 0, NULL, NULL};
     uint64_t length = 0;
     if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
     if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
@@ -2595,8 +2599,39 @@ static struct Safetensors open_safetensors(const char *path)
 
 static void close_safetensors(struct Safetensors *s)
 {
+    if (s->next) { close_safetensors(s->next); free(s->next); }
+    free((char *)s->path);
     json_free(s->header);
     unmap_file(s->file);
+}
+
+/* The files that model.safetensors.index.json names: {"weight_map": {tensor: file, ...}}. */
+static struct Safetensors open_parts(const char *dir, const char *index_path)
+{
+    const struct Bytes file = map_file(index_path);
+    struct Json *index = json_parse(file.data, file.size, index_path);
+    const struct Json *map = json_get(index, "weight_map");
+    struct Safetensors first = {NULL}, *last = NULL;
+    for (const struct Json *j = map ? map->child : NULL; j; j = j->next) {
+        const char *name = j->kind == JSON_STRING ? j->string : "";
+        if (!*name || strchr(name, '/'))
+            die("%s: \"%s\" is not the name of a file beside it. Replace the file.", index_path,
+                name);
+        char *path = text_of("%s/%s", dir, name);
+        const struct Safetensors *known = last ? &first : NULL;
+        while (known && strcmp(known->path, path)) known = known->next;
+        if (!known) {
+            struct Safetensors *part = last ? resize(NULL, sizeof *part) : &first;
+            *part = open_safetensors(path);
+            if (last) last->next = part;
+            last = part;
+        }
+        free(path);
+    }
+    if (!last) die("%s: names no file. Replace it.", index_path);
+    json_free(index);
+    unmap_file(file);
+    return first;
 }
 
 enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
@@ -2615,6 +2650,10 @@ static const char *tensor_bytes(const struct Safetensors *s, const struct Json *
             name);
     const bool fits = second ? !second->next && first->number == rows && second->number == columns
                              : first && rows == 1 && first->number == columns;
+    const bool swapped = second && first->number == columns && second->number == rows;
+    if (!fits && swapped)
+        die("%s: tensor %s has shape (%d, %d), transposed, as nanoGPT saves it. Transpose the "
+            "weights of c_attn, c_proj and c_fc.", s->path, t->key, columns, rows);
     if (!fits) {
         struct Buffer is = {0};
         for (const struct Json *j = first; j; j = j->next)
@@ -2664,24 +2703,28 @@ static bool all_finite(const real *x, size_t n)
     return !others;
 }
 
-static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix,
+/* The header's entry of a tensor, and in *s the file that has it. Files from elsewhere may leave
+ * out "transformer.". NULL: no file has it. */
+static const struct Json *find_tensor(const struct Safetensors **s, const char *prefix,
                                       const char *name)
 {
-    char full[128];
+    const bool trunk = !strncmp(name, "transformer.", 12);
+    char full[128], bare[128];
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    const struct Json *t = json_get(s->header, full);
-    if (!t && !strncmp(name, "transformer.", 12)) {
-        snprintf(full, sizeof full, "%s%s", prefix, name + 12);
-        t = json_get(s->header, full);
+    snprintf(bare, sizeof bare, "%s%s", prefix, trunk ? name + 12 : name);
+    for (const struct Safetensors *file = *s; file; file = file->next) {
+        const struct Json *t = json_get(file->header, full);
+        if (!t) t = json_get(file->header, bare);
+        if (t) { *s = file; return t; }
     }
-    return t;
+    return NULL;
 }
 
 /* The bytes of tensor p in the array with this prefix (see write_safetensors). Dies without it. */
 static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
                                const char *prefix, int *dtype)
 {
-    const struct Json *t = find_tensor(s, prefix, p->name);
+    const struct Json *t = find_tensor(&s, prefix, p->name);
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
@@ -2719,7 +2762,7 @@ static bool use_file(struct Model *model, struct Safetensors *s)
 {
     int dtype;
     const char *first = param_bytes(s, &model->tensors[0], "", &dtype);
-    bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0;
+    bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0 && !s->next;
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *p = &model->tensors[i];
         same &= param_bytes(s, p, "", &dtype) == first + p->offset * sizeof(float)
@@ -2738,7 +2781,7 @@ static bool use_file(struct Model *model, struct Safetensors *s)
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
     const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
-    if (!stored) return;
+    if (!stored || s->next) return;
     uint64_t sum = 0;
     for (int a = 0; a < array_count; a++)
         sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
@@ -2747,28 +2790,33 @@ static void verify_checksum(const struct Safetensors *s, int array_count)
             s->path, hash_text(sum), stored);
 }
 
-/* Dies if the file has a tensor that GPT-2 has not. A head equal to wte is allowed. */
-static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
+/* Whether an untied head, as files from elsewhere may hold it, is equal to wte. */
+static bool head_is_tied(const struct Safetensors *s, const struct Safetensors *all,
+                         const struct Json *head, const struct Config *c)
 {
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        bool known = is_redundant(t->key);
-        if (!strcmp(t->key, "lm_head.weight")) {
-            int a, b;
-            const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
-            const int V = model->config.vocabulary, C = model->config.channels;
-            const char *head = tensor_bytes(s, t, V, C, &a), *tied = tensor_bytes(s, wte, V, C, &b);
-            known = a == b && !memcmp(head, tied, (size_t)V * C * (a == DTYPE_F32 ? 4 : 2));
+    int a, b;
+    const struct Json *wte = find_tensor(&all, "", "transformer.wte.weight");
+    const char *x = tensor_bytes(s, head, c->vocabulary, c->channels, &a),
+               *y = tensor_bytes(all, wte, c->vocabulary, c->channels, &b);
+    return a == b && !memcmp(x, y, (size_t)c->vocabulary * c->channels * (a == DTYPE_F32 ? 4 : 2));
+}
+
+/* Dies if a file has a tensor that GPT-2 has not. A head equal to wte is allowed. */
+static void refuse_strangers(const struct Safetensors *all, const struct Model *model)
+{
+    for (const struct Safetensors *s = all; s; s = s->next)
+        for (const struct Json *t = s->header->child; t; t = t->next) {
+            bool known = strcmp(t->key, "lm_head.weight")
+                       ? is_redundant(t->key) : head_is_tied(s, all, t, &model->config);
+            for (int i = 0; i < model->tensor_count && !known; i++) {
+                const char *name = model->tensors[i].name;
+                known = !strcmp(t->key, name)
+                     || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
+            }
+            if (!known)
+                die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+                    "supported.", s->path, t->key);
         }
-        for (int i = 0; i < model->tensor_count && !known; i++) {
-            const char *name = model->tensors[i].name;
-            known = !strcmp(t->key, name)
-                    || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
-        }
-        if (!known)
-            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
-                "supported.",
-                s->path, t->key);
-    }
 }
 
 /* The metadata of the file, without the two entries that write_safetensors adds. */
@@ -2839,6 +2887,28 @@ static void read_label_names(struct Config *c, const struct Json *j, const char 
     }
 }
 
+/* Dies on a variant of GPT-2 that is not supported, and names it. */
+static void refuse_variants(const struct Json *j, const struct Config *c, const char *path,
+                            bool classifier)
+{
+    const struct { const char *name; double value; } needed[] = {
+        {"layer_norm_epsilon", 1e-5}, {"n_inner", 4.0 * c->channels}, {"scale_attn_weights", 1},
+        {"tie_word_embeddings", 1}, {"scale_attn_by_inverse_layer_idx", 0},
+        {"add_cross_attention", 0}};
+    for (int i = 0; i < COUNT(needed); i++) {
+        const double is = json_number(j, needed[i].name, needed[i].value), must = needed[i].value;
+        if (!(fabs(is - must) <= 1e-4 * must) && i < 2)
+            die("%s: %s is %g; only %g is supported.", path, needed[i].name, is, must);
+        if (is != must && i >= 2)
+            die("%s: %s is %s; only %s is supported.", path, needed[i].name,
+                is ? "true" : "false", must ? "true" : "false");
+    }
+    const char *problem = json_text(j, "problem_type", "single_label_classification");
+    if (classifier && strcmp(problem, "single_label_classification"))
+        die("%s: problem_type is %s; only single_label_classification is supported.", path,
+            problem);
+}
+
 /* Reads config.json and dies on what is not supported here. score: the classifier's tensor, or NULL
  * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. */
 static struct Config read_config(const char *path, const struct Json *score)
@@ -2860,15 +2930,7 @@ static struct Config read_config(const char *path, const struct Json *score)
     struct Config c = {
         (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
     check_config(&c, path);
-    if (fabs(json_number(j, "layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9
-        || json_number(j, "scale_attn_weights", 1) != 1
-        || json_number(j, "scale_attn_by_inverse_layer_idx", 0) != 0
-        || json_number(j, "tie_word_embeddings", 1) != 1
-        || json_number(j, "add_cross_attention", 0) != 0
-        || json_number(j, "n_inner", 4 * c.channels) != 4 * c.channels)
-        die("%s: a variant of GPT-2 that is not supported: layer_norm_epsilon must be 1e-5, "
-            "scale_attn_weights and tie_word_embeddings true, scale_attn_by_inverse_layer_idx and "
-            "add_cross_attention false, n_inner 4 n_embd.", path);
+    refuse_variants(j, &c, path, score != NULL);
     if (score) {
         const struct Json *names = json_get(j, "id2label");
         for (const struct Json *name = names ? names->child : NULL; name; name = name->next)
@@ -2897,28 +2959,78 @@ static void save_model(const char *dir, const struct Model *model, const struct 
 }
 
 /* Dies unless the embeddings of config.json's shape are in the file: before memory is allocated. */
-static void check_fits(const struct Safetensors *s, const struct Config *c)
+static void check_fits(const struct Safetensors *all, const struct Config *c)
 {
-    int dtype;
-    const struct Json *wte = find_tensor(s, "", "transformer.wte.weight");
-    if (wte) tensor_bytes(s, wte, c->vocabulary, c->channels, &dtype);
-    const struct Json *wpe = find_tensor(s, "", "transformer.wpe.weight");
-    if (wpe) tensor_bytes(s, wpe, c->context, c->channels, &dtype);
-    if (!wte || !wpe)
-        die("%s: tensor transformer.%s.weight is missing. The file is not a GPT-2.", s->path,
-            wte ? "wpe" : "wte");
+    static const char *const names[] = {"transformer.wte.weight", "transformer.wpe.weight"};
+    for (int i = 0; i < 2; i++) {
+        int dtype;
+        const struct Safetensors *s = all;
+        const struct Json *t = find_tensor(&s, "", names[i]);
+        if (!t) die("%s: tensor %s is missing. The file is not a GPT-2.", s->path, names[i]);
+        tensor_bytes(s, t, i ? c->context : c->vocabulary, c->channels, &dtype);
+    }
+}
+
+/* The name of a GGUF file in the directory, or NULL. */
+static char *gguf_in(const char *dir)
+{
+    DIR *files = opendir(dir);
+    char *found = NULL;
+    for (struct dirent *f; files && !found && (f = readdir(files)); ) {
+        const size_t n = strlen(f->d_name);
+        if (n > 5 && !strcmp(f->d_name + n - 5, ".gguf")) found = text_of("%s", f->d_name);
+    }
+    if (files) closedir(files);
+    return found;
+}
+
+/* Dies because no model can be read from `name`. Names the file of another format that is there,
+ * and the command that converts it. */
+__attribute__((noreturn)) static void die_no_model(const char *name)
+{
+    struct stat status;
+    const bool file = !stat(name, &status) && !S_ISDIR(status.st_mode);
+    char *config = text_of("%s/config.json", name), *bin = text_of("%s/pytorch_model.bin", name),
+         *parts = text_of("%s/pytorch_model.bin.index.json", name), *gguf = gguf_in(name);
+    const char *slash = strrchr(name, '/');
+    if (file) gguf = text_of("%s", slash ? slash + 1 : name);
+    char *dir = !file ? text_of("%s", name)
+                      : slash ? text_of("%.*s", (int)(slash - name), name) : text_of(".");
+    if (gguf && strstr(gguf, ".gguf"))
+        die("%s/%s: GGUF is not read. Convert it by `python3 -c \"import transformers as t; "
+            "d, f, o = '%s', '%s', 'converted'; "
+            "t.AutoModelForCausalLM.from_pretrained(d, gguf_file=f).save_pretrained(o); "
+            "t.AutoTokenizer.from_pretrained(d, gguf_file=f).save_pretrained(o)\"`.",
+            dir, gguf, dir, gguf);
+    if (file) die("%s: is a file. --model must name a model directory.", name);
+    if (!file_exists(config))
+        die("%s: no such file. --model must name a model directory.", config);
+    if (file_exists(bin) || file_exists(parts))
+        die("%s: is not read, since it could run any program. Convert it by `python3 -c \"import "
+            "transformers as t; d = '%s'; getattr(t, t.AutoConfig.from_pretrained(d)"
+            ".architectures[0]).from_pretrained(d).save_pretrained(d)\"`.", bin, name);
+    die("%s/model.safetensors: no such file. --model must name a model directory.", name);
+}
+
+/* Opens the file of a model directory, or the files that it is in. */
+static struct Safetensors open_model(const char *dir)
+{
+    char *config = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir),
+         *index = text_of("%s/model.safetensors.index.json", dir);
+    const bool single = file_exists(path);
+    if (!file_exists(config) || (!single && !file_exists(index))) die_no_model(dir);
+    const struct Safetensors s = single ? open_safetensors(path) : open_parts(dir, index);
+    free(config); free(path); free(index);
+    return s;
 }
 
 /* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
-    char *config_path = text_of("%s/config.json", dir),
-         *path = text_of("%s/model.safetensors", dir);
-    if (!file_exists(config_path))
-        die("%s: no such file. --model must name a model directory.", config_path);
-    if (!file_exists(path)) die("%s: no such file. --model must name a model directory.", path);
-    struct Safetensors s = open_safetensors(path);
-    const struct Config config = read_config(config_path, json_get(s.header, "score.weight"));
+    char *config_path = text_of("%s/config.json", dir);
+    struct Safetensors s = open_model(dir);
+    const struct Safetensors *has = &s;
+    const struct Config config = read_config(config_path, find_tensor(&has, "", "score.weight"));
     check_fits(&s, &config);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
@@ -2931,7 +3043,6 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     refuse_strangers(&s, model);
     close_safetensors(&s);
     free(config_path);
-    free(path);
 }
 
 static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};

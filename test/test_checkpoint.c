@@ -176,7 +176,8 @@ static void test_texts(void)
         {HEADER, "\"transformer.ln_f.bias\"", "\"transformer.ln_f.bias2\"",
          "transformer.ln_f.bias is missing", "a tensor too few"},
         {HEADER, "\"score.weight\"", "\"score.bias\"", "score.bias", "a classifier with a bias"},
-        {HEADER, "[4,12]", "[12,4]", "c_attn.weight has shape (12, 4)", "a transposed matrix"},
+        {HEADER, "[4,12]", "[12,4]",
+         "c_attn.weight has shape (12, 4), transposed, as nanoGPT saves it", "a transposed matrix"},
         {HEADER, "[9,4]", "[36]", "wte.weight has shape (36)", "one dimension too few"},
         {HEADER, "[9,4]", "[9,4,1]", "wte.weight has shape (9, 4, 1)", "one dimension too many"},
         {HEADER, "[9,4]", "[-9,-4]", "wte.weight", "a negative shape"},
@@ -219,10 +220,17 @@ static void test_texts(void)
         {CONFIG, "\"vocab_size\": 9", "\"vocab_size\": 1e30", "config.json",
          "more tokens than integers"},
         {CONFIG, "gelu_new", "relu", "activation_function is relu", "another activation"},
-        {CONFIG, "1e-05", "1e-06", "layer_norm_epsilon", "another epsilon"},
+        {CONFIG, "1e-05", "1e-06", "layer_norm_epsilon is 1e-06; only 1e-05", "another epsilon"},
         {CONFIG, "\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false",
          "tie_word_embeddings", "an untied head"},
-        {CONFIG, "\"n_embd\"", "\"n_inner\": 8, \"n_embd\"", "n_inner", "a narrow MLP"},
+        {CONFIG, "\"n_embd\"", "\"n_inner\": 8, \"n_embd\"", "n_inner is 8; only 16",
+         "a narrow MLP"},
+        {CONFIG, "\"n_embd\"", "\"add_cross_attention\": true, \"n_embd\"",
+         "add_cross_attention is true; only false", "an encoder's attention"},
+        {CONFIG, "\"n_embd\"", "\"scale_attn_by_inverse_layer_idx\": true, \"n_embd\"",
+         "scale_attn_by_inverse_layer_idx is true", "attention scaled by layer"},
+        {CONFIG, "single_label_classification", "regression", "problem_type is regression",
+         "a head that is no classifier"},
         {CONFIG, "\"n_embd\"", "\"n_inner\": null, \"n_embd\"", NULL, "the usual MLP"},
         {CONFIG, "\"gpt2\"", "\"llama\"", "model_type is llama", "another architecture"},
         {CONFIG, "\"1\": \"good\"", "\"2\": \"good\"", "id2label", "a class without a name"},
@@ -360,6 +368,82 @@ static void test_not_finite(void)
     *last = before;
 }
 
+/* --- A model in two files --- */
+
+/* Tensors first .. end - 1 of the original, as a file of their own. */
+static void write_part(const char *name, int first, int end)
+{
+    struct Buffer file = {0}, header = {0};
+    const size_t begin = original.tensors[first].offset;
+    for (int i = first; i < end; i++) {
+        const struct Tensor *p = &original.tensors[i];
+        const size_t at = 4 * (p->offset - begin);
+        append(&header, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[", i > first ? "," : "{", p->name);
+        if (p->rows > 1) append(&header, "%d,", p->rows);
+        append(&header, "%d],\"data_offsets\":[%zu,%zu]}", p->columns, at, at + 4 * p->size);
+    }
+    append(&header, "}");
+    const uint64_t length = header.size;
+    append_bytes(&file, &length, 8);
+    append_bytes(&file, header.data, header.size);
+    for (int i = first; i < end; i++)
+        for (size_t k = 0; k < original.tensors[i].size; k++) {
+            const float x = (float)original.weights[original.tensors[i].offset + k];
+            append_bytes(&file, &x, 4);
+        }
+    write_file(path_of(name), file.data, file.size);
+    free(header.data), free(file.data);
+}
+
+static void write_index(const char *first, const char *second)
+{
+    struct Buffer b = {0};
+    append(&b, "{\"metadata\": {}, \"weight_map\": {\"transformer.wte.weight\": \"%s\", "
+           "\"transformer.ln_f.bias\": \"%s\", \"score.weight\": \"%s\"}}", first, second, second);
+    write_file(path_of("model.safetensors.index.json"), b.data, b.size);
+    free(b.data);
+}
+
+static void test_parts(void)
+{
+    const int all = original.tensor_count;
+    save_original();
+    unlink(model_path());
+    write_part("a.safetensors", 0, 7);
+    write_part("b.safetensors", 7, all);
+    write_index("a.safetensors", "b.safetensors");
+    expect(open_directory, NULL, "a model in two files");
+    write_part("b.safetensors", 8, all);
+    expect(open_directory, "is missing", "a tensor in neither file");
+    write_index("a.safetensors", "c.safetensors");
+    expect(open_directory, "c.safetensors", "a file that is missing");
+    write_index("a.safetensors", "../b.safetensors");
+    expect(open_directory, "not the name of a file", "a file outside the directory");
+    write_file(path_of("model.safetensors.index.json"), "{}", 2);
+    expect(open_directory, "names no file", "an index without files");
+    unlink(path_of("model.safetensors.index.json"));
+    unlink(path_of("a.safetensors"));
+    unlink(path_of("b.safetensors"));
+}
+
+/* Formats that are not read: the message has the command that converts them. */
+static void test_other_formats(void)
+{
+    static const struct { const char *name, *words; } cases[] = {
+        {"pytorch_model.bin", "pytorch_model.bin: is not read, since it could run any program. "
+                              "Convert it by `python3"},
+        {"pytorch_model.bin.index.json", "Convert it by `python3"},
+        {"small.gguf", "small.gguf: GGUF is not read. Convert it by `python3"}};
+    save_original();
+    unlink(model_path());
+    for (int i = 0; i < COUNT(cases); i++) {
+        write_file(path_of(cases[i].name), "x", 1);
+        expect(open_directory, cases[i].words, cases[i].name);
+        unlink(path_of(cases[i].name));
+    }
+    save_original();
+}
+
 /* --- Directories and states --- */
 
 static int open_state(void)
@@ -441,6 +525,8 @@ int main(void)
     test_half("BF16", to_bfloat);
     test_not_finite();
     test_state();
+    test_parts();
+    test_other_formats();
     unlink(model_path());
     unlink(config_path());
     check(rmdir(directory) == 0, "no other file is left behind");
