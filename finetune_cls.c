@@ -122,6 +122,7 @@ struct Runner {
     struct Model *model;
     struct Workspace ws;
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
+    double shown;                   /* when the last line of progress was shown */
 };
 
 static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
@@ -129,6 +130,7 @@ static void runner_create(struct Runner *r, struct Model *model, int max_rows, i
     r->model = model;
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = minibatch_create(max_rows);
+    r->shown = seconds();
 }
 
 static void runner_free(struct Runner *r)
@@ -175,7 +177,7 @@ static void show_rate(const char *what, int done, int count, double start)
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
  *   probabilities (count, K)    features (count, C): hidden at the last token; each may be NULL
  * Results are in the order of the list. Returns the sum of losses of the examples with a label.
- * what: for the progress line, or NULL. */
+ * what: for a line of progress now and then, or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features,
                            const struct Dataset *d, const int *list, int count, const char *what)
 {
@@ -183,7 +185,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     int *order = resize(NULL, count * sizeof *order),
         *sorted = resize(NULL, count * sizeof *sorted);
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
-    double loss = 0, start = seconds(), shown = start;
+    double loss = 0, start = seconds();
     order_by_length(order, d, list, count);
     for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
     for (int done = 0; done < count; ) {
@@ -197,10 +199,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
         }
         done += b.sequences;
-        if (what && (done == count || (live() && seconds() - shown > 0.2))) {
-            show_rate(what, done, count, start);
-            shown = seconds();
-        }
+        if (what && done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
     }
     free(order);
     free(sorted);
@@ -364,7 +363,7 @@ static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, NULL);
+                                     t->val_count, "validation");
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
@@ -415,26 +414,25 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     return loss / count;
 }
 
-/* One epoch: all training examples in random order, s->batch of them an update. Returns the mean
- * loss. */
+/* One epoch: all training examples in random order, s->batch of them an update. The rate falls so
+ * that it would be 0 one update after the last: every update counts. Returns the mean loss. */
 static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm, double start)
 {
     const struct Settings *s = &t->set;
     const int updates = ceil_div(t->train_count, s->batch);
     const int64_t warmup = (int64_t)(s->warmup * steps);
-    double sum = 0, shown = seconds();
+    double sum = 0;
     shuffle(t->train, t->train_count, &t->order);
     for (int u = 0; u < updates; u++) {
         const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
         const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
-        const double lr = learning_rate("cosine", step, steps, warmup, s->lr, 0);
-        const double loss = train_step(t, norm, t->train + first, count, lr, step), now = seconds();
+        const double lr = learning_rate("cosine", step, steps + 1, warmup, s->lr, 0);
+        const double loss = train_step(t, norm, t->train + first, count, lr, step);
         sum += loss * count;
-        if (!live() || now - shown < 0.2) continue;
+        if (!line_is_due(&t->runner.shown)) continue;
         progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left",
                  epoch, s->epochs, (long long)step, (long long)steps, loss, lr, *norm,
-                 duration((now - start) * (steps - step) / step));
-        shown = now;
+                 duration((seconds() - start) * (steps - step) / step));
     }
     return sum / t->train_count;
 }
@@ -727,12 +725,14 @@ static void scale_features(real *x, const double *deviation, int N, int C)
         for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
 }
 
-/* Features and labels of some examples. what: for the progress line, or NULL. */
+/* Features and labels of some examples. what: for the lines of progress. */
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
+    const double start = seconds();
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
     run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
+    show_rate(what, count, count, start);
     return f;
 }
 
@@ -777,7 +777,7 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
 static void train_probe(struct Task *t, struct Metadata *meta)
 {
     struct Logistic train = probe_features(t, t->train, t->train_count, "features");
-    struct Logistic val = probe_features(t, t->val, t->val_count, NULL);
+    struct Logistic val = probe_features(t, t->val, t->val_count, "validation features");
     const int C = train.C, K = train.K;
     double *deviation = resize(NULL, C * sizeof *deviation);
     double *w = resize(NULL, (size_t)K * C * sizeof *w);
@@ -1371,7 +1371,7 @@ static int command_train(int argc, char **argv)
          10},
         {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
          &s.head_lr_ratio, 0, 1e4},
-        {"warmup", "part of the updates in which the rate rises; then it falls as a cosine",
+        {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
          REAL_NUMBER, &s.warmup, 0, 1},
         {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
         {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s.dropout, -1, 0.9},
@@ -1455,7 +1455,9 @@ static int command_eval(int argc, char **argv)
     add_examples(&d, c.tokenizer, &e, c.model.config.label_names, K, c.window);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
+    const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
+    show_rate("eval", d.count, d.count, start);
     const struct Scores s = score(confusion, p, d.labels, loss, d.count, K);
     printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy,
            s.macro_f1, s.loss, s.ece, d.count);

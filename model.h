@@ -3321,6 +3321,16 @@ __attribute__((format(printf, 2, 3))) static void progress(bool last, const char
     va_end(arguments);
 }
 
+/* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
+ * of the last one, and becomes now if one is due. */
+static bool line_is_due(double *shown)
+{
+    const double now = seconds();
+    if (now - *shown < (live() ? 0.2 : 20)) return false;
+    *shown = now;
+    return true;
+}
+
 /* --- Profile: the time of each kind of work, forward and backward --- */
 
 static struct { bool on; double last, seconds[KINDS][2]; } profile;

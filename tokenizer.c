@@ -68,8 +68,8 @@ struct Heap { struct Entry *entries; size_t size, room; };
 static void heap_push(struct Heap *h, struct Entry entry);
 static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
 
-/* Shows on a terminal how many of the wanted merges are done, at most ten times a second. start
- * and *shown: seconds, when the work began and when this line was last written. */
+/* Shows now and then how many of the wanted merges are done. start and *shown: seconds, when the
+ * work began and when this line was last written. */
 static void show_merging(int done, int wanted, double start, double *shown);
 
 /* ============================================================================================= */
@@ -569,8 +569,7 @@ static struct Entry heap_pop(struct Heap *h)
 
 static void show_merging(int done, int wanted, double start, double *shown)
 {
-    if (!live() || seconds() - *shown <= 0.1) return;
-    *shown = seconds();
+    if (!line_is_due(shown)) return;
     progress(false, "merging %d of %d  %s left", done, wanted,
              duration((*shown - start) / done * (wanted - done)));
 }

@@ -335,6 +335,15 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
     return sum / targets;
 }
 
+/* The learning rate of a step when the run has `steps`. The last one has min_lr_ratio times --lr. If
+ * that is 0, the rate falls so that it would be 0 one step later: every update counts. */
+static double rate_of(const struct Run *r, int64_t step, int64_t steps)
+{
+    const struct TrainOptions *o = &r->options;
+    return learning_rate(o->schedule, step, steps + (o->min_lr_ratio == 0), o->warmup, o->lr,
+                         o->min_lr_ratio);
+}
+
 /* --- The loop --- */
 
 /* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last step
@@ -357,7 +366,7 @@ static void pretrain(struct Run *r)
         /* Update. */
         r->step++;
         r->tokens += s.targets;
-        s.lr = learning_rate(o->schedule, r->step, o->steps, o->warmup, o->lr, o->min_lr_ratio);
+        s.lr = rate_of(r, r->step, o->steps);
         adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step);
         end_step(r, &s);
 
@@ -417,8 +426,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
         sum += lm_head(model, ws, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
-        if (!show || seconds() - shown < (live() ? 0.2 : 10)) continue;
-        shown = seconds();
+        if (!show || !line_is_due(&shown)) continue;
         progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen,
                  sum / score.tokens, score.tokens / (shown - start),
                  duration((shown - start) * (chosen - i) / i));
@@ -686,7 +694,7 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"warmup",
          "steps in which the learning rate rises; if not given, at most a tenth of --steps",
          LONG, &o->warmup, 0, 1e12},
-        {"schedule", "how the learning rate falls",
+        {"schedule", "how the learning rate falls after --warmup: at once, in the last fifth, never",
          CHOICE, &o->schedule, .choices = "cosine|wsd|constant"},
         {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
         {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},

@@ -259,6 +259,45 @@ static void test_batches(void)
     model_free(&model);
 }
 
+/* --- Gradient steps --- */
+
+/* A fine-tuning of a single update, 21 s after the last line of progress, stderr being a file. */
+static void test_one_update(void)
+{
+    enum { N = 5 };
+    char *names[] = {"a", "b", "c"}, line[200] = "";
+    int list[N] = {0, 1, 2, 3, 4};
+    double norm;
+    struct Task t = {.set = {.epochs = 1, .batch = 8, .lr = 1e-3, .head_lr_ratio = 1,
+                             .warmup = 0.1, .kind = FULL}, .train = list, .train_count = N};
+    t.data = random_texts(small_tokenizer(), N, 20, (struct Window){32, "tail"});
+    model_create(&t.model, (struct Config){2, 3, 24, 32, 258, 3, names});
+    model_init(&t.model, 1);
+    choose_weights(&t);
+    runner_create(&t.runner, &t.model, 128, WORK_TRAIN);
+    real *before = resize(NULL, t.model.parameter_count * sizeof *before);
+    memcpy(before, t.model.weights, t.model.parameter_count * sizeof *before);
+    FILE *file = tmpfile();
+    const int terminal = dup(2);
+    dup2(fileno(file), 2);
+    t.runner.shown = seconds() - 21;
+    train_epoch(&t, 1, 1, &norm, seconds());
+    dup2(terminal, 2);
+    rewind(file);
+    check(fgets(line, sizeof line, file) && strstr(line, "epoch 1/1  step 1/1  loss ")
+          && !fgets(line, sizeof line, file), "training writes a line now and then, also to a file");
+    int changed = 0;
+    for (int i = 0; i < t.model.tensor_count; i++)
+        changed += memcmp(before + t.model.tensors[i].offset, t.model.weights
+                          + t.model.tensors[i].offset, t.model.tensors[i].size * sizeof(real)) != 0;
+    check(changed == t.model.tensor_count, "one update changes all %d tensors: %d",
+          t.model.tensor_count, changed);
+    fclose(file), close(terminal);
+    free(before);
+    runner_free(&t.runner);
+    model_free(&t.model);
+}
+
 /* --- Scores --- */
 
 static void test_scores(void)
@@ -476,6 +515,7 @@ int main(void)
     test_truncation();
     test_first_token();
     test_batches();
+    test_one_update();
     test_scores();
     test_probe();
     unlink(file_of("", 0));

@@ -89,6 +89,26 @@ awk -F '\t' -v ms="$ms" 'NR > 2 { sum += ($7 - before) / $8 } { before = $7 }
     END { each = 1000 * sum / 4; exit !(ms > 0.9 * each && ms < 1.1 * each) }' profiled/log.tsv
 check $? "profile: $ms ms a step, as in the log"
 
+# --- The learning rate: 20 steps, of which 4 warm up ---
+
+# The highest is 1. Expected: a rise in steps of a quarter; then by schedule, with t from 0 to 1.
+rates() # SCHEDULE RATIO LAST: LAST is the number of the step at which t is 1
+{
+    "$train" train $data $tiny --lr 1 --steps 20 --warmup 4 --schedule $1 --min-lr-ratio $2 \
+        --clip 1e-9 --overwrite --out rates >/dev/null 2>&1
+    awk -F '\t' -v schedule=$1 -v ratio=$2 -v last=$3 'NR > 1 {
+        t = ($1 - 4) / (last - 4)
+        height = schedule == "cosine" ? (1 + cos(3.14159265358979 * t)) / 2 : 1
+        if (schedule == "wsd" && t > 0.8) height = 1 - sqrt((t - 0.8) / 0.2)
+        want = $1 <= 4 ? $1 / 4 : ratio + (1 - ratio) * height
+        if ($5 - want > 1e-6 || want - $5 > 1e-6 || $5 <= 0) { print $1, $5, want; bad = 1 }
+    } END { exit bad || NR != 21 }' rates/log.tsv
+    check $? "learning rates of $1, at the end $2 of the highest"
+}
+for schedule in cosine wsd constant; do rates $schedule 0.1 20; done
+rates cosine 0 21                       # the last step, too, has a rate above 0
+rates wsd 0 21
+
 # --- The same run gives the same bytes ---
 
 run="$data $tiny --accumulate 2 --dropout 0.1 --steps 240 --seed 5"
