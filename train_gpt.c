@@ -275,11 +275,16 @@ struct Run {
     int64_t step, tokens, best_step;    /* steps and targets so far; step of the best score */
     struct Score last, best;            /* on --val; best.loss starts at infinity */
     struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
+    int64_t fall_step;                  /* fit_to_time's decision: from this step on the rate */
+    double fall_rate;                   /* falls from this one; step 0: it has not decided so */
 
     int64_t first;                      /* the first step of this process */
-    bool timed;                         /* settle_steps has yet to fix the number of steps */
+    bool fitted;                        /* fit_to_time has done its work */
+    int64_t mark;                       /* the last step in the first three fifths of the limit */
+    double marked;                      /* and its time, in seconds since start */
     double start, began, shown, saved;  /* times: of the process, loop, last line, last save */
-    double earlier, working, saving;    /* seconds: of the process before, in steps, last save */
+    double earlier, working;            /* seconds: of the process before, in steps */
+    double evaluating, saving;          /* seconds: the last evaluation, the last save */
     double rate;                        /* tokens per second, smoothed */
 };
 
@@ -293,8 +298,8 @@ static volatile sig_atomic_t stop_requested;    /* set by the first SIGINT, SIGT
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
 static void check_finite(const struct Run *r, const struct Step *s);    /* dies on NaN, infinity */
-static void settle_steps(struct Run *r);        /* turns --time-limit into --steps, early on */
-static bool out_of_time(const struct Run *r);   /* no time for another step and evaluation */
+static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
+static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
 static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
@@ -335,16 +340,30 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
     return sum / targets;
 }
 
-/* The learning rate of a step when the run has `steps`. The last one has min_lr_ratio times --lr. If
- * that is 0, the rate falls so that it would be 0 one step later: every update counts. */
+/* The learning rate of a step when the run has `steps`; 0: as many as time allows, and then the
+ * rate stays at --lr after warm-up. The last step has min_lr_ratio times --lr. If that is 0, the
+ * rate falls so that it would be 0 one step later: every update counts.
+ *
+ * After fit_to_time has decided, the rate falls from what it was, as in the last fifth of wsd:
+ * learning_rate then takes a warm-up whose end is four times as far before fall_step as the last
+ * step is behind it. */
 static double rate_of(const struct Run *r, int64_t step, int64_t steps)
 {
     const struct TrainOptions *o = &r->options;
-    return learning_rate(o->schedule, step, steps + (o->min_lr_ratio == 0), o->warmup, o->lr,
-                         o->min_lr_ratio);
+    const int64_t end = steps ? steps + (o->min_lr_ratio == 0) : INT64_MAX;
+    if (!r->fall_step || step <= r->fall_step)
+        return learning_rate(o->schedule, step, end, o->warmup, o->lr, o->min_lr_ratio);
+    return learning_rate("wsd", step, end, r->fall_step - 4 * (end - r->fall_step), r->fall_rate,
+                         fmin(1, o->min_lr_ratio * o->lr / r->fall_rate));
 }
 
 /* --- The loop --- */
+
+/* Whether all steps are done. With --steps 0 their number is not yet known. */
+static bool finished(const struct Run *r)
+{
+    return r->options.steps && r->step >= r->options.steps;
+}
 
 /* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last step
  * is evaluated unless a signal ended the run, and always saved. */
@@ -371,8 +390,8 @@ static void pretrain(struct Run *r)
         end_step(r, &s);
 
         /* Evaluate, log, sample. */
-        if (r->timed) settle_steps(r);
-        const bool late = out_of_time(r), last = r->step >= o->steps || late;
+        fit_to_time(r, &s);
+        const bool late = out_of_time(r, &s), last = finished(r) || late;
         const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
         show_step(r, &s);
         if (evaluated) evaluate_run(r);
@@ -382,7 +401,7 @@ static void pretrain(struct Run *r)
         /* Save. */
         stop = last || stop_requested;
         if (stop || save_is_due(r)) save_run(r);
-        if (late && r->step < o->steps) progress(true, "the time limit is reached");
+        if (late && !finished(r)) progress(true, "the time limit is reached");
     }
 }
 
@@ -686,15 +705,15 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
          INTEGER, &o->batch, 1, 1 << 20},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
          INTEGER, &o->accumulate, 1, 1 << 20},
-        {"steps", "updates of the weights; with --resume, a larger number extends the run",
-         LONG, &o->steps, 1, 1e12},
+        {"steps", "updates of the weights; 0: as many as --time-limit allows; with --resume, a "
+         "larger number extends the run", LONG, &o->steps, 0, 1e12},
         {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3},
         {"min-lr-ratio", "the last learning rate, as a part of --lr",
          REAL_NUMBER, &o->min_lr_ratio, 0, 1},
         {"warmup",
          "steps in which the learning rate rises; if not given, at most a tenth of --steps",
          LONG, &o->warmup, 0, 1e12},
-        {"schedule", "how the learning rate falls after --warmup: at once, in the last fifth, never",
+        {"schedule", "how the learning rate falls after --warmup: at once, in the last fifth, not",
          CHOICE, &o->schedule, .choices = "cosine|wsd|constant"},
         {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
         {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},
@@ -709,7 +728,8 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
-        {"time-limit", "stop after 90s, 30m or 8h; without --steps this also sets their number",
+        {"time-limit", "end after 90s, 30m or 8h: after four fifths of it, the learning rate falls "
+         "over the steps that still fit, unless --steps do; alone it means --steps 0",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12},
@@ -888,9 +908,20 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
 
 /* --- Saving --- */
 
+/* Where the run is, for progress: "step/steps", or only the step while their number is not known.
+ * The next call overwrites it. */
+static const char *place(const struct Run *r)
+{
+    static char text[48];
+    const long long step = r->step, steps = r->options.steps;
+    snprintf(text, sizeof text, steps ? "%lld/%lld" : "%lld", step, steps);
+    return text;
+}
+
 /* Evaluates, and saves the model in --out if it is the best so far. */
 static void evaluate_run(struct Run *r)
 {
+    const double start = seconds();
     const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
                                     r->bytes, r->options.eval_tokens, false);
     r->last = s;
@@ -903,8 +934,9 @@ static void evaluate_run(struct Run *r)
         save_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
         metadata_free(&meta);
     }
-    progress(true, "step %lld/%lld  val_loss %.4f  bits_per_byte %.4f%s", (long long)r->step,
-             (long long)r->options.steps, s.loss, s.bits_per_byte, better ? "  (best)" : "");
+    progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
+             s.bits_per_byte, better ? "  (best)" : "");
+    r->evaluating = seconds() - start;
 }
 
 /* Saves everything that --resume needs. The log is flushed to disk first, so that it has every step
@@ -915,6 +947,12 @@ static void save_run(struct Run *r)
     struct Metadata last = describe(r, &r->last), state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
     if (r->best.tokens) set_score(&state, "best", &r->best);
+    if (r->fall_step) {
+        metadata_set(&state, "fall_step", "%lld", (long long)r->fall_step);
+        metadata_set(&state, "fall_rate", "%.17g", r->fall_rate);
+    }
+    if (!r->options.steps)
+        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (start - r->start));
     fsync(fileno(r->log));
     if (!r->val.count) save_model(r->options.out, &r->model, &last, r->tokenizer->eot);
     save_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
@@ -937,9 +975,11 @@ static bool save_is_due(const struct Run *r)
 /* --- Resuming --- */
 
 /* Takes the options that define the run from its state. Dies if one that was given differs, unless
- * it may: --steps extends a run, and --data and --val may have moved (restore_run checks them). */
+ * it may: --steps extends a run, and --data and --val may have moved (restore_run checks them). A
+ * run whose number of steps is not known yet has the time that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
+    struct TrainOptions *o = &r->options;
     struct Metadata state;
     load_state_metadata(r->paths.state, &state);
     entry(&state, "train.data", r->paths.state);
@@ -955,7 +995,20 @@ static void take_options(struct Run *r)
                       stored ? stored : "none");
         free(key);
     }
+    if (!o->steps && !given(r, "time-limit"))
+        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->paths.state), NULL));
     metadata_free(&state);
+}
+
+/* Says so if a larger --steps than the run had raises the learning rate again. */
+static void note_raised_rate(const struct Run *r, int64_t steps_before)
+{
+    const struct TrainOptions *o = &r->options;
+    const double before = rate_of(r, r->step, steps_before),
+                 now = rate_of(r, r->step + 1, o->steps);
+    if (r->step > o->warmup && o->steps != steps_before && now > before)
+        progress(true, "--steps %lld instead of %lld: the learning rate goes up again, from %.1e "
+                 "to %.1e", (long long)o->steps, (long long)steps_before, before, now);
 }
 
 /* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
@@ -983,6 +1036,11 @@ static void restore_run(struct Run *r)
     r->last = get_score(&state, "val");
     r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
+    if (metadata_get(&state, "fall_step")) {
+        r->fall_step = entry_integer(&state, "fall_step", path);
+        r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
+    }
+    note_raised_rate(r, entry_integer(&state, "train.steps", path));
     append(&r->history, "%s", entry(&state, "history", path));
     metadata_free(&state);
 }
@@ -1254,12 +1312,17 @@ static void check_finite(const struct Run *r, const struct Step *s)
         *where ? ", not finite in " : "", where, r->options.out);
 }
 
-static double mean_step(const struct Run *r) { return r->working / (r->step - r->first + 1); }
-
-static bool out_of_time(const struct Run *r)
+/* Seconds of the last evaluation and save: as long as those before, or as expected. */
+static double ending(const struct Run *r)
 {
-    const double rest = mean_step(r) * (1 + evaluation_in_steps(r));
-    return r->options.time_limit > 0 && seconds() - r->start + rest > r->options.time_limit;
+    const double step = r->working / (r->step - r->first + 1);
+    return r->saving + (r->evaluating > 0 ? r->evaluating : evaluation_in_steps(r) * step);
+}
+
+static bool out_of_time(const struct Run *r, const struct Step *s)
+{
+    const double limit = r->options.time_limit;
+    return limit > 0 && seconds() - r->start + s->seconds + ending(r) > limit;
 }
 
 /* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
@@ -1270,12 +1333,12 @@ static void show_step(struct Run *r, const struct Step *s)
     const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
     r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;
     const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->first && r->step < o->steps) return;
+    if (!due && r->step > r->first && !finished(r)) return;
     r->shown = now;
-    double eta = elapsed / (r->step - r->first + 1) * (o->steps - r->step);
+    double eta = o->steps ? elapsed / (r->step - r->first + 1) * (o->steps - r->step) : INFINITY;
     if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
-    progress(false, "step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  "
-             "eta %s", (long long)r->step, (long long)o->steps, s->loss, s->lr, s->norm, r->rate,
+    progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
+             place(r), s->loss, s->lr, s->norm, r->rate,
              100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
@@ -1285,12 +1348,13 @@ static void sample_run(struct Run *r)
     const struct TrainOptions *o = &r->options;
     int count, *ids = encode_prompt(&count, r->tokenizer, o->sample_prompt);
     r->generator->random = stream_for(o->seed, SAMPLE_STREAM, r->step);
-    progress(true, "step %lld/%lld  sample:", (long long)r->step, (long long)o->steps);
+    progress(true, "step %s  sample:", place(r));
     write_sample(r->generator, o->sample_prompt, ids, count, o->sample_tokens);
     free(ids);
 }
 
-/* --- The number of steps. What a step computes depends on this number, never on time --- */
+/* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
+ * decides is recorded in the state --- */
 
 /* Seconds of a step, from up to 20 steps of one minibatch. The first also touches new memory; it
  * counts only if it took so long that there is no third. All traces are removed: lr = 0 leaves the
@@ -1315,7 +1379,7 @@ static double measure_step(struct Run *r)
     return r->options.accumulate * gradient + rest;
 }
 
-/* The number of steps that, with their evaluations, fit into 96% of the time that is left. */
+/* About how many steps, with their evaluations, fit into the time that is left. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
@@ -1349,31 +1413,46 @@ static int64_t default_eval_every(const struct Run *r)
     return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
 }
 
-/* Turns --epochs and --time-limit into steps, and sets what depends on their number. Returns the
- * seconds of a step: measured if they are needed, else assumed from the peak. */
+/* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
+ * estimate of it, which --plan shows. Returns the seconds of a step: measured if they are needed,
+ * else assumed from the peak. */
 static double fix_steps(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    r->timed = o->time_limit > 0 && !given(r, "steps") && o->epochs == 0 && !o->resume;
+    if (o->time_limit > 0 && !given(r, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
-    const double step = (r->timed || o->plan) && fits_machine(r) ? measure_step(r)
+    if (o->steps == 0 && o->time_limit == 0)
+        die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
+    const bool open = o->steps == 0;
+    const double step = ((open && !o->resume) || o->plan) && fits_machine(r) ? measure_step(r)
         : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
-    if (r->timed) o->steps = steps_in_time(r, step);
+    if (open) o->steps = steps_in_time(r, step);
     if (o->eval_every == 0) o->eval_every = default_eval_every(r);
     if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
+    if (open && !o->plan) o->steps = 0;
     return step;
 }
 
-/* Fixes the number of steps again, from the time of real steps instead of a few measured ones. This
- * happens once, when the warm-up, which does not depend on the number, and a twentieth of the time
- * are over. */
-static void settle_steps(struct Run *r)
+/* Fits the rest of the run to --time-limit, once, when four fifths of it are over. The speed since
+ * three fifths, with evaluations, saves and samples, tells how many more steps fit, so a slow start
+ * does no harm. If --steps do not fit, they become those that do. The learning rate, which until
+ * then is what it would be without a limit, falls over them to its minimum (rate_of). */
+static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    if (r->step < o->warmup || r->working < o->time_limit / 20) return;
-    r->timed = false;
-    o->steps = r->step + steps_in_time(r, mean_step(r));
-    if (!given(r, "eval-every")) o->eval_every = default_eval_every(r);
+    const double limit = o->time_limit, now = seconds() - r->start;
+    if (now < 0.6 * limit) { r->mark = r->step; r->marked = now; }
+    if (limit == 0 || r->fitted || now < 0.8 * limit) return;
+    r->fitted = true;
+    const double speed = (r->step - r->mark) / (now - r->marked);
+    const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (limit - now - ending(r)) * speed);
+    if (o->steps && o->steps <= steps) return;
+    o->steps = steps;
+    if (!strcmp(o->schedule, "constant")) return;
+    r->fall_step = r->step;
+    r->fall_rate = s->lr;
+    progress(true, "step %s  four fifths of the time are over: the learning rate falls from here "
+             "to the last step", place(r));
 }
 
 /* --- Plan, summary and profile --- */
@@ -1415,8 +1494,12 @@ static void print_summary(const struct Run *r)
     const double needed = memory_needed(r, false);
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
              r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
-    progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
-             (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
+    if (o->steps)
+        progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
+                 (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
+    else
+        progress(true, "%lld tokens; steps of %lld for %s", (long long)r->data.tokens,
+                 (long long)tokens_per_step(o), duration(o->time_limit));
     if (!fits_machine(r))
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", needed / 1e6, machine_memory() / 1e6);
@@ -1470,9 +1553,9 @@ static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double time = r->earlier + seconds() - r->start;
-    if (stop_requested && r->step < o->steps) {
-        progress(true, "stopped after step %lld of %lld and saved. Go on with: train_gpt train "
-                 "--out %s --resume", (long long)r->step, (long long)o->steps, o->out);
+    if (stop_requested && !finished(r)) {
+        progress(true, "stopped after step %s and saved. Go on with: train_gpt train --out %s "
+                 "--resume", place(r), o->out);
         return STATUS_FAILED;
     }
     if (live()) fprintf(stderr, "\r\033[K");
@@ -1514,7 +1597,7 @@ static int command_train(int argc, char **argv)
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
     print_summary(&r);
-    if (r.step >= o->steps) {
+    if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
                  o->out, (long long)r.step, (long long)o->steps);
         return 0;
@@ -1524,7 +1607,9 @@ static int command_train(int argc, char **argv)
     signal(SIGTERM, request_stop);
     if (signal(SIGHUP, request_stop) == SIG_IGN) signal(SIGHUP, SIG_IGN);      /* nohup */
     r.first = r.step + 1;
+    r.mark = r.step;
     r.began = r.saved = seconds();
+    r.marked = r.began - r.start;
     pretrain(&r);
     return finish(&r);
 }
