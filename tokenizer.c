@@ -1354,10 +1354,11 @@ static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 /* 9. Shards                                                                                     */
 /* ============================================================================================= */
 
-/* A shard is a file of tokens in llm.c's format: a header of 256 int32 {20240520, 1, count, 0, ...}
- * and then count ids of 16 bits. <|endoftext|> precedes each document. A new shard begins when one
- * is full, even inside a document. */
-enum { SHARD_HEADER = 1024, SHARD_MAGIC = 20240520, SHARD_VERSION = 1 };
+/* A shard is a file of tokens in llm.c's format: this header and then count ids of 16 bits.
+ * <|endoftext|> precedes each document. A new shard begins when one is full, even inside a
+ * document. The hash is the tokenizer's; in shards from elsewhere it is 0: not known. */
+struct ShardHeader { int32_t magic, version, count, zero; uint64_t hash; int32_t zeros[250]; };
+enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1 };
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
@@ -1366,29 +1367,33 @@ struct Shard {
     int64_t count;
 };
 
-/* Maps a shard. Dies if the header or the size of the file is wrong. The ids are not checked. */
-static struct Shard open_shard(const char *path)
+/* Maps a shard. Dies if the header or the size of the file is wrong, or if another tokenizer than
+ * the one with this hash made it; a hash of 0 fits all. The ids are not checked. */
+static struct Shard open_shard(const char *path, uint64_t hash)
 {
     const struct Bytes file = map_file(path);
-    int32_t header[3];
+    struct ShardHeader header;
     if (file.size < SHARD_HEADER)
         die("%s: not a token shard: %zu bytes are less than its header of %d. Make one with "
             "`tokenizer encode`.", path, file.size, SHARD_HEADER);
-    memcpy(header, file.data, sizeof header);
-    if (header[0] != SHARD_MAGIC)
+    memcpy(&header, file.data, sizeof header);
+    if (header.magic != SHARD_MAGIC)
         die("%s: not a token shard: byte 0: the number %d instead of %d. Make one with "
-            "`tokenizer encode`.", path, header[0], SHARD_MAGIC);
-    if (header[1] != SHARD_VERSION)
+            "`tokenizer encode`.", path, header.magic, SHARD_MAGIC);
+    if (header.version != SHARD_VERSION)
         die("%s: byte 4: a shard of version %d; only version %d is read. Encode it again.", path,
-            header[1], SHARD_VERSION);
-    if (header[2] < 0)
-        die("%s: byte 8: the header says %d tokens. Encode it again.", path, header[2]);
-    const int64_t surplus = (int64_t)(file.size - SHARD_HEADER) / 2 - header[2];
-    if (surplus || file.size % 2)
-        die("%s: %lld tokens %s than the %d tokens that its header says (it ends at byte %zu). "
-            "Encode it again.", path, (long long)llabs(surplus), surplus < 0 ? "fewer" : "more",
-            header[2], file.size);
-    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header[2]};
+            header.version, SHARD_VERSION);
+    if (header.count < 0)
+        die("%s: byte 8: the header says %d tokens. Encode it again.", path, header.count);
+    const long long surplus = (long long)file.size - SHARD_HEADER - 2ll * header.count;
+    if (surplus)
+        die("%s: %lld byte%s %s than the %d tokens that its header says. Encode it again.", path,
+            llabs(surplus), llabs(surplus) == 1 ? "" : "s", surplus < 0 ? "fewer" : "more",
+            header.count);
+    if (hash && header.hash && header.hash != hash)
+        die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
+            "encode the text again.", path, hash_text(header.hash), hash_text(hash));
+    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header.count};
 }
 
 /* --- Writing --- */
@@ -1396,6 +1401,7 @@ static struct Shard open_shard(const char *path)
 /* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. */
 struct ShardWriter {
     char *prefix;
+    uint64_t hash;                      /* of the tokenizer */
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     int number;                         /* of the shard that is open or comes next */
     bool open;
@@ -1409,8 +1415,9 @@ static char *shard_path(const struct ShardWriter *w, int number)
 
 static void write_shard_header(struct ShardWriter *w)
 {
-    const int32_t header[SHARD_HEADER / 4] = {SHARD_MAGIC, SHARD_VERSION, (int32_t)w->in_shard};
-    output_write(&w->out, header, sizeof header);
+    const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)w->in_shard,
+                                       .hash = w->hash};
+    output_write(&w->out, &header, sizeof header);
 }
 
 /* Completes the open shard, if there is one: its header now says how many tokens it has. */
@@ -2015,6 +2022,7 @@ static int command_encode(int argc, char **argv)
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, chunk_bytes);
+    writers[0].hash = writers[1].hash = t->hash;
     make_directory_of(out);
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
@@ -2073,7 +2081,7 @@ static void write_stdout(const char *bytes, size_t n)
 /* Writes the text of a shard. In the first shard, no mark is written for the first document. */
 static void decode_shard(const struct Tokenizer *t, const char *path, bool first, const char *mark)
 {
-    const struct Shard s = open_shard(path);
+    const struct Shard s = open_shard(path, t->hash);
     struct Buffer out = {0};
     for (int64_t at = first && s.count && *s.tokens == t->eot; at < s.count; at += DECODE_TOKENS) {
         const size_t n = (size_t)(s.count - at < DECODE_TOKENS ? s.count - at : DECODE_TOKENS);

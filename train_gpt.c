@@ -62,9 +62,9 @@ static void check_ids(const struct Shard *s, int vocabulary)
             "is used here.", s->path, largest, vocabulary);
 }
 
-/* Opens all shards that match the pattern. Dies if there is none, or fewer than 2 tokens in all.
- * `option` names the pattern in messages. */
-static struct Data open_data(const char *option, const char *pattern, int vocabulary)
+/* Opens all shards that match the pattern. Dies if there is none, if another tokenizer made one, or
+ * if there are fewer than 2 tokens in all. `option` names the pattern in messages. */
+static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
 {
     glob_t found;
     struct Data d = {0};
@@ -73,8 +73,8 @@ static struct Data open_data(const char *option, const char *pattern, int vocabu
             option, pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]));
-        check_ids(&s, vocabulary);
+        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
+        check_ids(&s, t->vocabulary);
         d.shards[d.count++] = s;
         d.tokens += s.count;
         d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
@@ -1266,8 +1266,8 @@ static void load_inputs(struct Run *r)
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
     r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
-    r->data = open_data("data", o->data, r->tokenizer->vocabulary);
-    if (o->val) r->val = open_data("val", o->val, r->tokenizer->vocabulary);
+    r->data = open_data("data", o->data, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1645,7 +1645,7 @@ static int command_eval(int argc, char **argv)
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, tokenizer->vocabulary);
+    struct Data data = open_data("data", pattern, tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
     struct Sequences sequences;
     cut(&sequences, &data, T, how ? how : trained ? trained : "length", tokenizer);

@@ -604,7 +604,7 @@ static void test_windows(void)
     check(!pipes, "a pipe gives the same shard as the file (%d differ)", pipes);
 }
 
-static void test_shards(void)
+static void test_shards(const struct Tokenizer *t)
 {
     struct Buffer lines = {0}, sides = {0}, whole;
     for (int i = 0; i < 300; i++) append(&lines, "line %d of the film\n", i);
@@ -618,6 +618,7 @@ static void test_shards(void)
     whole = read_plain("deep/er/many_000000.bin");
     check(same_files("lines", "out") && whole.size == 1024 + 2 * 1000,
           "shards of --shard-tokens follow one another");
+    check(!memcmp(whole.data + 16, &t->hash, 8), "words 4 and 5 of the header are the hash");
     free(whole.data);
     run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 1 --out v1 lines");
     run(NULL,
@@ -776,7 +777,10 @@ static void test_errors(void)
 
     struct Buffer shard = read_plain("r_000000.bin");
     write_plain("cut.bin", shard.data, shard.size - 10);
-    expect_error(1, "cut.bin: 5 tokens fewer", "decode --tokenizer tok cut.bin");
+    expect_error(1, "cut.bin: 10 bytes fewer", "decode --tokenizer tok cut.bin");
+    append_bytes(&shard, "", 1);
+    write_plain("long.bin", shard.data, shard.size--);
+    expect_error(1, "long.bin: 1 byte more", "decode --tokenizer tok long.bin");
     write_plain("short.bin", shard.data, 100);
     expect_error(1, "not a token shard: 100 bytes", "decode --tokenizer tok short.bin");
     shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
@@ -786,6 +790,12 @@ static void test_errors(void)
     write_plain("magic.bin", shard.data, shard.size);
     expect_error(1, "not a token shard: byte 0", "decode --tokenizer tok magic.bin");
     shard.data[0]--;
+    shard.data[16]++;
+    write_plain("other.bin", shard.data, shard.size);
+    expect_error(1, "other.bin: made by another tokenizer", "decode --tokenizer tok other.bin");
+    memset(shard.data + 16, 0, 8);
+    write_plain("unknown.bin", shard.data, shard.size);
+    expect_error(1, "unknown.bin: byte 1038", "decode --tokenizer tok unknown.bin");
     shard.data[4] = 2;
     write_plain("version.bin", shard.data, shard.size);
     expect_error(1, "byte 4: a shard of version 2", "decode --tokenizer tok version.bin");
@@ -860,7 +870,7 @@ int main(int argc, char **argv)
     test_model_directory(t);
     test_documents();
     test_windows();
-    test_shards();
+    test_shards(t);
     test_lossless();
     test_looking(t);
     test_errors();

@@ -42,7 +42,7 @@ static int status_of_opening(const char *path, int vocabulary, char *message, in
     pid_t child = fork();
     if (child == 0) {
         dup2(channel[1], 2);
-        const struct Shard s = open_shard(path);
+        const struct Shard s = open_shard(path, 7);
         check_ids(&s, vocabulary);
         _exit(0);
     }
@@ -86,7 +86,7 @@ static struct Data place_data(void)
     write_shard("p0.bin", 0, 100, 100, SHARD_MAGIC, 1);
     write_shard("p1.bin", 100, 0, 0, SHARD_MAGIC, 1);
     write_shard("p2.bin", 100, 37, 37, SHARD_MAGIC, 1);
-    return open_data("data", path_of("p?.bin"), 137);
+    return open_data("data", path_of("p?.bin"), &(struct Tokenizer){.vocabulary = 137});
 }
 
 static int next_sequence(struct Loader *l, int64_t *begin)
@@ -168,7 +168,7 @@ static void test_epochs(void)
     check(epochs_differ && orders_differ(&l, &again), "another epoch or seed: another order");
 
     write_shard("two.bin", 0, 2, 2, SHARD_MAGIC, 1);
-    struct Data two = open_data("data", path_of("two.bin"), 2);
+    struct Data two = open_data("data", path_of("two.bin"), &(struct Tokenizer){.vocabulary = 2});
     create_loader(&l, &two, 8, 5);
     check(epoch_complete(&l, &two) && l.sequences.count == 1, "two tokens are data enough");
 }
@@ -188,8 +188,8 @@ static void test_documents(void)
         write_tokens_shard(name, text + at, shards[i], shards[i], SHARD_MAGIC, 1);
         free(name);
     }
-    struct Data d = open_data("data", path_of("d?.bin"), 100);
-    const struct Tokenizer tokenizer = {.eot = EOT};
+    const struct Tokenizer tokenizer = {.vocabulary = 100, .eot = EOT};
+    struct Data d = open_data("data", path_of("d?.bin"), &tokenizer);
     bool complete = true, alone = true, whole = true;
     for (int T = 1; T <= 40; T++) {
         struct Sequences s;

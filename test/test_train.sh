@@ -281,7 +281,22 @@ fails 1 'text.txt: not a token shard' "$train" train --data text.txt --tokenizer
 head -c 2000 val_000000.bin >cut.bin
 fails 1 'cut.bin: .*its header says' "$train" eval --model learn --data cut.bin
 "$tokenizer" train --vocab 260 --out other train.txt 2>/dev/null
-fails 1 'Encode it with the tokenizer' "$train" train $data --tokenizer other --out new
+fails 1 'train_000000.bin: made by another tokenizer' \
+    "$train" train $data --tokenizer other --plan --out new
+head -c 900 val.txt >little.txt
+"$tokenizer" train --vocab 300 --min-frequency 1 --out alike little.txt 2>/dev/null &&
+    "$tokenizer" encode --tokenizer alike --out alike/val val.txt 2>/dev/null &&
+    cp val_000000.bin alike/val_000001.bin
+fails 1 'val_000001.bin: made by another tokenizer' \
+    "$train" train --data 'alike/val*' --tokenizer alike --plan --out new
+fails 1 'alike/val_000000.bin: made by another tokenizer' \
+    "$train" eval --model learn --data 'alike/val*'
+fails 1 'alike/val_000000.bin: made by another tokenizer' \
+    "$train" train --data 'train_0*.bin' --val alike/val_000000.bin --tokenizer tok --plan --out new
+{ head -c 16 val_000000.bin && head -c 8 /dev/zero && tail -c +25 val_000000.bin; } >unknown.bin
+"$train" eval --model learn --data unknown.bin 2>err.txt | grep ^loss >a.txt
+"$train" eval --model learn --data val_000000.bin 2>err.txt | grep ^loss | cmp - a.txt
+check $? "a shard without a tokenizer's hash is read"
 "$tokenizer" encode --tokenizer other --out other/val val.txt 2>/dev/null
 fails 1 'trained with another tokenizer' \
     "$train" train --data other/val_000000.bin --tokenizer other --init learn --out new
