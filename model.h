@@ -499,6 +499,7 @@ enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
 struct Workspace {
     int kind, max_rows;         /* WORK_...; the largest N */
     int rows, cached;           /* N of this pass; rows before it whose keys are in the cache */
+    int from, to;               /* blocks of a pass, 0 .. L: a frozen part can be computed once */
     struct Batch batch;
     int *positions;             /* (N): place of a row in its sequence */
     struct Dropout dropout;
@@ -567,17 +568,21 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
                    AT_MLP_PROJECTION);
 }
 
-/* ws->rows tokens, at ws->positions, through embedding, blocks and ln_f: hidden (N, C). */
+/* ws->rows tokens, at ws->positions, through embedding, blocks and ln_f: hidden (N, C). If ws->from
+ * is not 0, activations[from].x holds its input; if ws->to is not L, returns the output there. */
 static const real *trunk(struct Model *model, struct Workspace *ws, const int *tokens)
 {
     const struct Config *c = &model->config;
     const int N = ws->rows, C = c->channels, L = c->layers;
     struct Activations *a = ws->activations;
-    embedding_forward(a[0].x, tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
-    if (ws->dropout.p > 0)
+    if (ws->from == 0)
+        embedding_forward(a[0].x, tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
+    if (ws->from == 0 && ws->dropout.p > 0)
         dropout(a[0].x, NULL, a[0].x, (size_t)N * C, ws->dropout,
                 dropout_key(ws->dropout, -1, AT_EMBEDDING));
-    for (int l = 0; l < L; l++) block_forward(a[l + 1].x, &model->w.blocks[l], &a[l], ws, c, l);
+    for (int l = ws->from; l < ws->to; l++)
+        block_forward(a[l + 1].x, &model->w.blocks[l], &a[l], ws, c, l);
+    if (ws->to < L) return a[ws->to].x;
     layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[L].x, model->w.lnf_w, model->w.lnf_b, N,
                       C);
     return ws->hidden;
@@ -806,6 +811,26 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
             grad[k] = 0;
         }
+    }
+    lap(ADAMW, BACKWARD);
+}
+
+/* Proximal fine-tuning, after adamw_step: the exact minimum over w of
+ *   |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2         rate = lr lr_scale
+ * which pulls every weight but the new head's towards where it came from (L2-SP, Li et al. 2018; as
+ * a proximal map, Parikh and Boyd 2014), stable for any lambda:
+ *   w = source + (w - source) / (1 + rate lambda)
+ * source: the weights of the pretrained model, whose list is the same up to the head. */
+static void proximal_step(struct Model *model, const real *source, double lr, double lambda)
+{
+    #pragma omp parallel
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        real *w = model->weights + t->offset;
+        const real *from = source + t->offset, keep = (real)(1 / (1 + lr * t->lr_scale * lambda));
+        if (t->lr_scale == 0 || !strcmp(t->name, "score.weight")) continue;
+        #pragma omp for simd schedule(static) nowait
+        for (size_t k = 0; k < t->size; k++) w[k] = from[k] + keep * (w[k] - from[k]);
     }
     lap(ADAMW, BACKWARD);
 }
@@ -1830,6 +1855,12 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
+/* The bytes of the machine's memory. */
+static double machine_memory(void)
+{
+    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
 /* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
 
@@ -1884,7 +1915,7 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
 static void workspace_describe(struct Workspace *ws, const struct Config *c, int first_layer,
                                int max_rows, int kind)
 {
-    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
+    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows, .to = c->layers};
     ws->activations = resize(NULL, (c->layers + 1) * sizeof *ws->activations);
     memset(ws->activations, 0, (c->layers + 1) * sizeof *ws->activations);
     ws->bytes = place_workspace(ws, c, first_layer, NULL);

@@ -1152,11 +1152,6 @@ static void init_from_directory(struct Run *r)
     metadata_free(&meta);
 }
 
-static double machine_memory(void)
-{
-    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-}
-
 /* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
  * for gradients and moments. --plan allocates nothing for a model that the machine cannot hold. */
 static void make_model(struct Run *r)
