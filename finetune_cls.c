@@ -291,14 +291,21 @@ static double majority_rate(const int *confusion, int N, int K)
 /* 4. Gradient steps                                                                             */
 /* ============================================================================================= */
 
+/* What the user calls the columns of a labelled file: names, or numbers from 1; NULL: one of the
+ * usual names. A name that the model keeps from its training is only preferred: if it is not there,
+ * usual names do. texts_only: labels are not read, and plain lines are texts. */
+enum { TEXTS, LABELS };
+struct Columns { const char *names[2]; bool preferred[2], texts_only; };
+
 /* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
  * --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *text_column, *label_column;
+    const char *model, *train, *val, *out, *tune, *truncate;
+    struct Columns columns;
     int epochs, batch, max_tokens, threads;
     int64_t seed;
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
-    bool overwrite;
+    bool overwrite, dedupe;
     enum { PROBE, LAST, FULL, SCRATCH } kind;
     int last;                                   /* K of last:K */
 };
@@ -800,7 +807,7 @@ static void train_probe(struct Task *t, struct Metadata *meta)
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Labelled files: TSV, CSV, JSON lines                                                       */
+/* 6. Labelled files: TSV, CSV, JSON, fastText's format                                          */
 /* ============================================================================================= */
 
 /* A labelled text; both point into the file or to memory that is never freed. line: for
@@ -808,184 +815,338 @@ static void train_probe(struct Task *t, struct Metadata *meta)
 struct Example { struct Bytes text, label; int line; };
 struct Examples { const char *path; struct Example *items; int count; };
 
-/* A file being read, record by record. Columns are numbered from 0. */
+/* A file being read, record by record. Columns are numbered from 0; -1: there is none. */
 struct Table {
     const char *path, *at, *end;
-    int line;                                   /* of `at`, from 1 */
-    enum { TSV, CSV, JSON_LINES } format;
-    /* as the user names the columns; NULL: the usual names */
-    const char *text_name, *label_name;
-    int columns, text_column, label_column;
+    int line;                   /* of `at`, from 1 */
+    enum { ROWS, OBJECTS, FASTTEXT, LINES } format;
+    bool array;                 /* OBJECTS: members of a JSON array */
+    char separator;             /* ROWS: between columns */
+    bool strict;                /* CSV: a quote at the beginning of a field must be closed */
+    struct Columns wanted;
+    int columns, column[2];     /* of the first row; those of TEXTS and LABELS */
+    int fields;                 /* of the record, as far as it is read */
 };
 
-static const char usual_text_names[] = "text|sentence|content|review",
-    usual_label_names[] = "label";
+/* Names of columns, the preferred ones first. */
+static const char *const usual_names[2] = {
+    "text|sentence|content|review|tweet|comment|phrase|body|review_text|review_body|message",
+    "label|labels|sentiment|target|class|category|polarity"};
 
-/* The format, from the first line: an object means JSON lines, a tab TSV, anything else CSV. */
-static void detect_format(struct Table *t)
+/* --- Detection of the format --- */
+
+/* Moves on to `to`, and counts the lines. */
+static void advance(struct Table *t, const char *to)
 {
-    const size_t n = t->end - t->at;
-    if (n >= 2 && (!memcmp(t->at, "\xFF\xFE", 2) || !memcmp(t->at, "\xFE\xFF", 2)))
-        die("%s: the text is UTF-16. Save it as UTF-8.", t->path);
-    if (n >= 3 && !memcmp(t->at, "\xEF\xBB\xBF", 3)) t->at += 3;        /* a byte order mark */
-    while (t->at < t->end && (*t->at == '\n' || *t->at == '\r')) t->line += *t->at++ == '\n';
-    if (t->at == t->end)
-        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
-    const char *stop = memchr(t->at, '\n', t->end - t->at);
-    const size_t length = (stop ? stop : t->end) - t->at;
-    t->format = *t->at == '{' ? JSON_LINES : memchr(t->at, '\t', length) ? TSV : CSV;
+    for (; t->at < to; t->at++) t->line += *t->at == '\n';
 }
 
-/* After a field: true if a separator follows, and so another field; false at the record's end. */
-static bool field_follows(struct Table *t)
+/* Skips lines that hold spaces at most. Returns whether anything is left. */
+static bool skip_blank_lines(struct Table *t)
 {
+    for (const char *s = t->at; s < t->end; ) {
+        while (s < t->end && (*s == ' ' || *s == '\r')) s++;
+        if (s < t->end && *s != '\n') return true;
+        s += s < t->end;
+        advance(t, s);
+    }
+    return false;
+}
+
+static bool begins_with(struct Bytes s, const char *mark)
+{
+    return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
+}
+
+/* Dies on UTF-16. Without a byte order mark its first two characters tell it: one byte of each is
+ * 0. */
+static void refuse_utf16(const char *path, struct Bytes b)
+{
+    const char *s = b.data;
+    const bool ascii = b.size >= 4 && !s[0] + !s[1] == 1 && !s[0] == !s[2] && !s[1] == !s[3];
+    const bool little = begins_with(b, "\xFF\xFE") || (ascii && !s[1]);
+    if (little || begins_with(b, "\xFE\xFF") || ascii)
+        die("%s: the text is UTF-16. Convert it: iconv -f UTF-16%s -t UTF-8 '%s' >NEW", path,
+            little ? "LE" : "BE", path);
+}
+
+/* What separates the columns: a tab, a semicolon, a bar or a comma that the first record holds
+ * outside of quotes. Of several, those are left that the next records hold, too: a row may have
+ * commas in its text. Of several that are left, the first. '\n': one column, no separator. */
+static char find_separator(const char *at, const char *end)
+{
+    static const char candidates[] = "\t;|,";
+    int left = 0, held = 0;                     /* sets: bit i stands for candidates[i] */
+    bool quoted = false;
+    char before = '\n';
+    for (int record = 0; record < 10 && at <= end; before = *at++) {
+        const char c = at < end ? *at : '\n';
+        const char *found = c ? strchr(candidates, c) : NULL;
+        if (c == '"' && (quoted || strchr("\n\"\t;|,", before))) quoted = !quoted;
+        else if (found && !quoted) held |= 1 << (found - candidates);
+        if (at < end && (c != '\n' || quoted)) continue;
+        left = record == 0 ? held : left & held ? left & held : left;
+        held = 0;
+        record++;
+    }
+    for (int i = 0; candidates[i]; i++) if (left >> i & 1) return candidates[i];
+    return '\n';
+}
+
+/* Sets the format: an object, or an array of objects, means JSON, __label__ fastText's format,
+ * anything else rows. Dies on bytes that must be converted first. */
+static void detect_format(struct Table *t)
+{
+    refuse_utf16(t->path, (struct Bytes){t->at, t->end - t->at});
+    if (begins_with((struct Bytes){t->at, t->end - t->at}, "\xEF\xBB\xBF")) t->at += 3;
+    if (!skip_blank_lines(t))
+        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
+    const struct Bytes left = {t->at, t->end - t->at};
+    struct JsonReader r = {t->at, t->end, t->at, t->path, 0};
+    t->array = json_peek(&r) == '[' && r.at++;
+    const char *cr = memchr(left.data, '\r', left.size);
+    if (json_peek(&r) == '{') {
+        t->format = OBJECTS;
+        advance(t, r.at);
+    } else if (cr && cr + 1 < t->end && !memchr(left.data, '\n', left.size))
+        die("%s: its lines end with CR alone, as on old Macs. Convert it: "
+            "tr '\\r' '\\n' <'%s' >NEW", t->path, t->path);
+    else if (begins_with(left, "__label__")) t->format = FASTTEXT;
+    else t->separator = find_separator(t->at, t->end);
+}
+
+/* --- Fields --- */
+
+/* The line at *at, without its end. Moves *at to the next line. */
+static struct Bytes take_line(const char **at, const char *end)
+{
+    const char *line = *at, *stop = memchr(line, '\n', end - line);
+    size_t n = (stop ? stop : end) - line;
+    *at = line + n + (stop != NULL);
+    if (n && line[n - 1] == '\r') n--;
+    return (struct Bytes){line, n};
+}
+
+/* How far the closing quote may be from the opening one at t->at. In TSV a quote may be mere text,
+ * so only a line that is short of columns goes on behind its end. */
+static const char *quote_limit(const struct Table *t)
+{
+    if (t->strict) return t->end;
+    const char *next = t->at;
+    take_line(&next, t->end);
+    int columns = t->fields + 1;
+    for (const char *s = t->at; s < next; s++) columns += *s == t->separator && *s != '\n';
+    return columns < max_int(t->columns, 2) ? t->end : next;
+}
+
+/* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Returns
+ * false if the quote at t->at opens no such field, because none closes it right before a separator
+ * or line end. That is an error in CSV. In TSV it is text, as in SST-2: "Frailty" has been ... */
+static bool read_quoted(struct Table *t, struct Bytes *field)
+{
+    const char *limit = quote_limit(t), *s = t->at + 1, *quote;
+    struct Buffer b = {0};
+    for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
+        const bool doubled = quote + 1 < t->end && quote[1] == '"';
+        append_bytes(&b, s, quote - s + doubled);
+        if (!doubled) break;
+    }
+    const char *rest = quote ? quote + 1 : t->end;
+    if (rest < t->end && *rest == '\r' && (rest + 1 == t->end || rest[1] == '\n')) rest++;
+    if (quote && (rest == t->end || *rest == t->separator || *rest == '\n')) {
+        advance(t, rest);
+        *field = (struct Bytes){b.data, b.size};
+        return true;
+    }
+    free(b.data);
+    if (!t->strict) return false;
+    if (!quote) die("%s:%d: a quoted field does not end. Close it with \".", t->path, t->line);
+    advance(t, quote);
+    die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.", t->path,
+        t->line);
+}
+
+/* The next field of the record. Returns whether another field follows. */
+static bool read_field(struct Table *t, struct Bytes *field)
+{
+    const char *begin = t->at;
+    if (t->at == t->end || *t->at != '"' || !read_quoted(t, field)) {
+        while (t->at < t->end && *t->at != t->separator && *t->at != '\n') t->at++;
+        size_t n = t->at - begin;
+        if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
+        *field = (struct Bytes){begin, n};
+    }
+    t->fields++;
     if (t->at == t->end) return false;
     if (*t->at++ != '\n') return true;
     t->line++;
     return false;
 }
 
-/* A CSV field in quotes (RFC 4180), which may hold commas, line ends and doubled quotes. Returns
- * whether another field follows. */
-static bool read_quoted_field(struct Table *t, struct Bytes *field)
-{
-    struct Buffer b = {0};
-    const int first_line = t->line;
-    append_bytes(&b, "", 0);
-    for (t->at++; ; t->at++) {
-        const char *quote = memchr(t->at, '"', t->end - t->at);
-        if (!quote)
-            die("%s:%d: a quoted field does not end. Close it with \".", t->path, first_line);
-        for (const char *s = t->at; s < quote; s++) t->line += *s == '\n';
-        append_bytes(&b, t->at, quote - t->at);
-        t->at = quote + 1;
-        if (t->at == t->end || *t->at != '"') break;
-        append_bytes(&b, "\"", 1);
-    }
-    if (t->at < t->end && *t->at == '\r' && (t->at + 1 == t->end || t->at[1] == '\n')) t->at++;
-    if (t->at < t->end && *t->at != ',' && *t->at != '\n')
-        die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.",
-            t->path, t->line);
-    *field = (struct Bytes){b.data, b.size};
-    return field_follows(t);
-}
+/* --- Header --- */
 
-/* The next field of the record. Returns whether another field follows. */
-static bool read_field(struct Table *t, struct Bytes *field)
+/* How well a name fits the column `which`: 0 is best, INT32_MAX not at all. The wanted name must be
+ * equal. Where none is wanted, or only preferred, the rank among the usual names, "a|b|c", counts;
+ * capitals and blanks around the name do not matter then. */
+static int name_rank(const struct Table *t, int which, struct Bytes name)
 {
-    const char separator = t->format == CSV ? ',' : '\t', *begin = t->at;
-    if (t->format == CSV && t->at < t->end && *t->at == '"') return read_quoted_field(t, field);
-    while (t->at < t->end && *t->at != separator && *t->at != '\n') t->at++;
-    size_t n = t->at - begin;
-    if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
-    *field = (struct Bytes){begin, n};
-    return field_follows(t);
-}
-
-/* How well a column's name fits: 0 is best, INT32_MAX not at all. `wanted`, unless NULL, must be
- * equal. Otherwise the rank among the usual names, "a|b|c", in upper or lower case. */
-static int name_rank(struct Bytes name, const char *wanted, const char *usual)
-{
-    if (wanted)
-        return strlen(wanted) == name.size && !memcmp(wanted, name.data, name.size) ? 0 : INT32_MAX;
-    for (int rank = 0; ; rank++) {
+    const char *wanted = t->wanted.names[which], *usual = usual_names[which];
+    if (wanted && strlen(wanted) == name.size && begins_with(name, wanted)) return 0;
+    if (wanted && !t->wanted.preferred[which]) return INT32_MAX;
+    for (; name.size && *name.data == ' '; name.size--) name.data++;
+    while (name.size && name.data[name.size - 1] == ' ') name.size--;
+    for (int rank = 1; ; rank++) {
         const size_t n = strcspn(usual, "|");
-        size_t same = 0;
-        while (same < n && same < name.size
-               && tolower((unsigned char)name.data[same]) == usual[same]) same++;
-        if (same == n && n == name.size) return rank;
+        if (n == name.size && !strncasecmp(usual, name.data, n)) return rank;
         if (!usual[n]) return INT32_MAX;
         usual += n + 1;
     }
 }
 
-/* columns: the names that there are. */
-__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, bool label,
-                                                    const char *columns)
+/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all, and control
+ * characters as question marks. */
+static void append_name(struct Buffer *names, struct Bytes name)
 {
-    const char *wanted = label ? t->label_name : t->text_name;
-    const char *usual = label ? usual_label_names : usual_text_names;
-    die("%s:%d: no column is named %s (there are: %s). %s--%s-column chooses one.", t->path, line,
-        wanted ? wanted : usual, columns,
-        t->format == JSON_LINES ? "" : "The first line must name the columns; ",
-        label ? "label" : "text");
+    if (names->size > 500) return;
+    if (names->size) append(names, ", ");
+    for (size_t i = 0; i < name.size && i < 60; i++)
+        append(names, "%c", (unsigned char)name.data[i] < ' ' ? '?' : name.data[i]);
 }
 
-/* Finds the two columns in the first line of a TSV or CSV file, or dies. */
+/* names: the columns that there are. */
+__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, int which,
+                                                    const struct Buffer *names)
+{
+    const char *wanted = t->wanted.names[which];
+    die("%s:%d: no column is named %s (there are: %s). --%s-column chooses one%s.", t->path, line,
+        wanted ? wanted : usual_names[which], names->size ? names->data : "none",
+        which == TEXTS ? "text" : "label", t->format == OBJECTS ? ""
+        : " by its name in the first line, or by its number in a file without such a line");
+}
+
+/* Finds the two columns in the first row, or dies. A row that names neither, where numbers do, is
+ * data. Where nothing does, and texts alone are wanted, each line is a text. */
 static void read_header(struct Table *t)
 {
+    const struct Table start = *t;
+    const bool csv = t->separator != '\t' && t->separator != '\n';
     struct Buffer names = {0};
-    const int line = t->line;
-    int text_rank = INT32_MAX, label_rank = INT32_MAX;
-    t->text_column = t->label_column = -1;
-    for (bool more = true; more; t->columns++) {
+    int lowest[2] = {INT32_MAX, INT32_MAX};
+    t->column[TEXTS] = t->column[LABELS] = -1;
+    t->strict = csv && !t->wanted.texts_only;
+    for (bool more = true; more; ) {
         struct Bytes name;
         more = read_field(t, &name);
-        int rank = name_rank(name, t->text_name, usual_text_names);
-        if (rank < text_rank) { text_rank = rank; t->text_column = t->columns; }
-        rank = name_rank(name, t->label_name, usual_label_names);
-        if (rank < label_rank) { label_rank = rank; t->label_column = t->columns; }
-        append(&names, "%s%.*s", t->columns ? ", " : "", (int)(name.size < 60 ? name.size : 60),
-               name.data);
-        if (names.size > 500) names.data[names.size = 500] = 0;
+        for (int which = 0; which < 2; which++) {
+            const int rank = name_rank(t, which, name);
+            if (rank < lowest[which]) { lowest[which] = rank; t->column[which] = t->fields - 1; }
+        }
+        append_name(&names, name);
     }
-    if (t->text_column < 0) die_no_column(t, line, false, names.data);
-    if (t->label_column < 0) die_no_column(t, line, true, names.data);
-    if (t->text_column == t->label_column)
+    t->columns = t->fields;
+    const bool header = t->column[TEXTS] >= 0 || t->column[LABELS] >= 0;
+    for (int which = 0; which < 2; which++) {
+        double x;
+        const char *wanted = t->wanted.names[which];
+        if (t->column[which] < 0 && wanted && parse_number(wanted, "", NULL, &x) && x >= 1
+            && x <= t->columns && x == floor(x)) t->column[which] = (int)x - 1;
+    }
+    if (t->wanted.texts_only) t->column[LABELS] = -1;
+    if (t->wanted.texts_only && t->column[TEXTS] < 0
+        && (!t->wanted.names[TEXTS] || t->wanted.preferred[TEXTS])) t->format = LINES;
+    else if (t->column[TEXTS] < 0) die_no_column(t, start.line, TEXTS, &names);
+    else if (t->column[LABELS] < 0 && !t->wanted.texts_only)
+        die_no_column(t, start.line, LABELS, &names);
+    else if (t->column[TEXTS] == t->column[LABELS])
         die("%s: text and label are the same column. Name two.", t->path);
+    if (!header || t->format == LINES) {
+        progress(true, "%s: the first row (%s) is no header: %s", t->path, names.data,
+                 t->format == LINES ? "each line is a text" : "it is data, columns are numbered");
+        t->at = start.at;
+        t->line = start.line;
+    }
+    t->strict = csv;
     free(names.data);
 }
 
-static bool skip_blank_lines(struct Table *t)
-{
-    while (t->at < t->end && (*t->at == '\n'
-                              || (*t->at == '\r' && t->at + 1 < t->end && t->at[1] == '\n'))) {
-        t->at += *t->at == '\n' ? 1 : 2;
-        t->line++;
-    }
-    return t->at < t->end;
-}
+/* --- Rows and lines --- */
 
-/* One record of a TSV or CSV file. Dies on another number of columns than the header's. */
+/* One record of a TSV or CSV file. Dies on another number of columns than the first one's. */
 static void read_row(struct Table *t, struct Example *e)
 {
-    int column = 0;
-    e->line = t->line;
-    for (bool more = true; more; column++) {
-        struct Bytes field;
+    struct Bytes field;
+    t->fields = 0;
+    for (bool more = true; more; ) {
         more = read_field(t, &field);
-        if (column == t->text_column) e->text = field;
-        if (column == t->label_column) e->label = field;
+        if (t->fields - 1 == t->column[TEXTS]) e->text = field;
+        if (t->fields - 1 == t->column[LABELS]) e->label = field;
     }
-    if (column != t->columns)
-        die("%s:%d: %d columns where the header has %d. %s", t->path, e->line, column, t->columns,
-            t->format == CSV ? "Put texts with commas or line ends in quotes."
-                             : "Remove tabs from the texts.");
+    if (t->fields != t->columns)
+        die("%s:%d: %d columns where the first line has %d. Put texts with %s or line ends in "
+            "quotes.", t->path, e->line, t->fields, t->columns, t->separator == '\t' ? "tabs"
+            : t->separator == ';' ? "semicolons" : t->separator == '|' ? "bars" : "commas");
 }
 
-/* The value as text: numbers and truth values may be labels, too. NULL for anything else. */
+/* One line as a text, or in fastText's format: __label__NAME, a blank, and the text. */
+static void read_line(struct Table *t, struct Example *e)
+{
+    struct Bytes rest = e->text = take_line(&t->at, t->end);
+    t->line++;
+    if (t->format == LINES) return;
+    if (!begins_with(rest, "__label__"))
+        die("%s:%d: does not begin with __label__, as the first line does. Label the text.",
+            t->path, e->line);
+    size_t n = 9, gap;
+    while (n < rest.size && rest.data[n] != ' ' && rest.data[n] != '\t') n++;
+    for (gap = n; gap < rest.size && (rest.data[gap] == ' ' || rest.data[gap] == '\t'); ) gap++;
+    e->label = (struct Bytes){rest.data + 9, n - 9};
+    e->text = (struct Bytes){rest.data + gap, rest.size - gap};
+    if (begins_with(e->text, "__label__"))
+        die("%s:%d: the text has several labels. Keep one.", t->path, e->line);
+}
+
+/* --- JSON --- */
+
+/* Moves to the next value of a JSON file. Returns false at the end of the file or of its array. */
+static bool find_value(struct Table *t, bool first)
+{
+    struct JsonReader r = {t->at, t->end, t->at, t->path, 0};
+    int c = json_peek(&r);
+    if (t->array && !first) {
+        const bool last = c == ']';
+        if (!last && c != ',')
+            die("%s:%d: no comma and no ] follows an object of the array. Correct the file.",
+                t->path, t->line);
+        r.at++;
+        c = json_peek(&r);
+        if (last && c != -1) die("%s:%d: something follows the array. Remove it.", t->path,
+                                  t->line);
+    }
+    advance(t, r.at);
+    return c != -1;
+}
+
+/* The value as text: numbers and truth values may be labels, too. Integers stay as they are
+ * written, since a double holds 15 digits. NULL for anything else. */
 static char *json_as_text(const struct Json *j)
 {
-    if (j->kind == JSON_STRING) return text_of("%s", j->string);
-    if (j->kind == JSON_NUMBER) return text_of("%.15g", j->number);
-    if (j->kind == JSON_BOOL) return text_of("%s", j->number ? "true" : "false");
-    return NULL;
+    if (j->kind == JSON_NUMBER && j->string[strspn(j->string, "-0123456789")])
+        return text_of("%.15g", j->number);
+    return j->string && j->kind != JSON_NULL ? text_of("%s", j->string) : NULL;
 }
 
 /* The member of a JSON object whose name fits best; dies if none does. */
-static const struct Json *json_column(const struct Table *t, const struct Json *object, bool label)
+static const struct Json *json_column(const struct Table *t, const struct Json *object, int which)
 {
     const struct Json *best = NULL;
     int lowest = INT32_MAX;
     struct Buffer names = {0};
     for (const struct Json *j = object->child; j; j = j->next) {
-        const struct Bytes name = {j->key, strlen(j->key)};
-        const int rank = label ? name_rank(name, t->label_name, usual_label_names)
-                               : name_rank(name, t->text_name, usual_text_names);
+        const int rank = name_rank(t, which, (struct Bytes){j->key, strlen(j->key)});
         if (rank < lowest) { lowest = rank; best = j; }
-        append(&names, "%s%.60s", j == object->child ? "" : ", ", j->key);
+        append_name(&names, (struct Bytes){j->key, strlen(j->key)});
     }
-    if (!best) die_no_column(t, t->line, label, names.data ? names.data : "none");
+    if (!best) die_no_column(t, t->line, which, &names);
     free(names.data);
     return best;
 }
@@ -1002,38 +1163,39 @@ static bool holds_nul(const char *s, size_t n)
     return false;
 }
 
-/* One line of a JSON lines file: an object with a text and a label. */
-static void read_json_line(struct Table *t, struct Example *e)
+/* One value of a JSON file: an object with a text and a label, on one line or on several. */
+static void read_object(struct Table *t, struct Example *e)
 {
-    const char *stop = memchr(t->at, '\n', t->end - t->at);
-    const size_t n = (stop ? stop : t->end) - t->at;
     char *where = text_of("%s:%d", t->path, t->line);
-    e->line = t->line;
-    if (holds_nul(t->at, n)) die("%s: holds a NUL character. Remove it.", where);
-    struct Json *j = json_parse(t->at, n, where);
+    struct JsonReader r = {t->at, t->end, t->at, where, 0};
+    struct Json *j = json_value(&r);
+    if (holds_nul(t->at, r.at - t->at)) die("%s: holds a NUL character. Remove it.", where);
     if (j->kind != JSON_OBJECT)
-        die("%s: not a JSON object. Each line must be one: {\"text\": ..., \"label\": ...}.",
-            where);
-    const struct Json *text = json_column(t, j, false), *label = json_column(t, j, true);
+        die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
+    const struct Json *text = json_column(t, j, TEXTS);
     if (text->kind != JSON_STRING)
         die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-    char *name = json_as_text(label);
-    if (!name)
-        die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
-    char *copy = text_of("%s", text->string);
-    e->text = (struct Bytes){copy, strlen(copy)};
-    e->label = (struct Bytes){name, strlen(name)};
-    t->at += n + (stop != NULL);
-    t->line++;
+    e->text = (struct Bytes){text_of("%s", text->string), strlen(text->string)};
+    if (!t->wanted.texts_only) {
+        const struct Json *label = json_column(t, j, LABELS);
+        e->label.data = json_as_text(label);
+        if (!e->label.data)
+            die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
+        e->label.size = strlen(e->label.data);
+    }
+    advance(t, r.at);
     json_free(j);
     free(where);
 }
 
-static bool valid_utf8(const char *text, size_t n)
+/* --- Checks, and the whole file --- */
+
+static bool valid_utf8(struct Bytes text)
 {
     uint32_t c;
-    for (int length; n > 0; text += length, n -= length)
-        if ((length = utf8_decode((const unsigned char *)text, n, &c)) <= 0) return false;
+    for (int length; text.size > 0; text.data += length, text.size -= length)
+        if ((length = utf8_decode((const unsigned char *)text.data, text.size, &c)) <= 0)
+            return false;
     return true;
 }
 
@@ -1049,55 +1211,108 @@ static void check_label(const char *path, const struct Example *e)
     for (size_t i = 0; i < l.size; i++)
         if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
             die("%s:%d: the label holds a control character. Remove it.", path, e->line);
-    if (!valid_utf8(l.data, l.size))
-        die("%s:%d: the label is not valid UTF-8. Correct it.", path, e->line);
+    if (!valid_utf8(l))
+        die("%s:%d: the label is not valid UTF-8. If the file is Windows text, convert it: "
+            "iconv -f CP1252 -t UTF-8 '%s' >NEW", path, e->line, path);
 }
 
-/* All labelled texts of a file. A column's name may be NULL: one of the usual names. */
-static struct Examples read_examples(const char *path, const char *text_name,
-                                     const char *label_name)
+/* All texts of a file, with their labels unless texts alone are wanted. */
+static struct Examples read_examples(const char *path, struct Columns wanted)
 {
     const struct Bytes file = map_file(path);
-    struct Table t = {path, file.data, file.data + file.size, 1, TSV, text_name, label_name};
+    struct Table t = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
+                      .wanted = wanted};
     struct Examples all = {path, NULL, 0};
+    int capacity = 0, invalid = 0;
     detect_format(&t);
-    if (t.format != JSON_LINES) read_header(&t);
-    for (int capacity = 0; skip_blank_lines(&t); all.count++) {
+    if (t.format == ROWS) read_header(&t);
+    while (t.format == OBJECTS ? find_value(&t, !all.count) : skip_blank_lines(&t)) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
-        struct Example *e = &all.items[all.count];
-        if (t.format == JSON_LINES) read_json_line(&t, e); else read_row(&t, e);
-        check_label(path, e);
+        struct Example *e = &all.items[all.count++];
+        *e = (struct Example){.line = t.line};
+        if (t.format == OBJECTS) read_object(&t, e);
+        else if (t.format == ROWS) read_row(&t, e);
+        else read_line(&t, e);
+        if (!wanted.texts_only) check_label(path, e);
+        invalid += !valid_utf8(e->text);
     }
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
+    if (invalid)
+        warn("%s: %d of %d texts are not valid UTF-8. If the file is Windows text, convert it: "
+             "iconv -f CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
     return all;
 }
 
-static int compare_labels(const void *a, const void *b)
+/* --- Labels as classes --- */
+
+/* A text and the number of what it belongs to, to be sorted. */
+struct Numbered { struct Bytes text; int number; };
+
+static int compare_texts(const void *a, const void *b)
 {
-    const struct Bytes x = *(const struct Bytes *)a, y = *(const struct Bytes *)b;
+    const struct Bytes x = ((const struct Numbered *)a)->text;
+    const struct Bytes y = ((const struct Numbered *)b)->text;
     const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
     return order ? order : (x.size > y.size) - (x.size < y.size);
 }
 
-/* Every label once, in the order of their bytes: class k is names[k]. Dies on a single class. */
+/* Equal texts stay in the order of their numbers. */
+static int compare_numbered(const void *a, const void *b)
+{
+    const int x = ((const struct Numbered *)a)->number, y = ((const struct Numbered *)b)->number;
+    const int order = compare_texts(a, b);
+    return order ? order : (x > y) - (x < y);
+}
+
+/* Names that are numbers, by their values. */
+static int compare_values(const void *a, const void *b)
+{
+    const char *s = *(char *const *)a, *t = *(char *const *)b;
+    const double x = strtod(s, NULL), y = strtod(t, NULL);
+    return x != y ? (x > y) - (x < y) : strcmp(s, t);
+}
+
+/* Whether two names are equal but for blanks and upper or lower case. */
+static bool look_alike(const char *a, const char *b)
+{
+    for (;; a++, b++) {
+        while (*a == ' ') a++;
+        while (*b == ' ') b++;
+        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
+        if (!*a) return true;
+    }
+}
+
+/* Every label once, in the order of their values if all are numbers, else of their bytes: class k
+ * is names[k]. Dies on a single class; notes those that look alike. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct Bytes *labels = resize(NULL, e->count * sizeof *labels);
+    struct Numbered *labels = resize(NULL, e->count * sizeof *labels);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
-    for (int i = 0; i < e->count; i++) labels[i] = e->items[i].label;
-    qsort(labels, e->count, sizeof *labels, compare_labels);
-    *classes = 0;
+    bool numbers = true;
+    double x;
+    int K = 0;
+    for (int i = 0; i < e->count; i++) labels[i] = (struct Numbered){e->items[i].label, i};
+    qsort(labels, e->count, sizeof *labels, compare_texts);
     for (int i = 0; i < e->count; i++) {
-        if (i > 0 && !compare_labels(&labels[i], &labels[i - 1])) continue;
-        if (*classes == MAX_CLASSES)
+        if (i > 0 && !compare_texts(&labels[i], &labels[i - 1])) continue;
+        if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        names[(*classes)++] = text_of("%.*s", (int)labels[i].size, labels[i].data);
+        names[K++] = text_of("%.*s", (int)labels[i].text.size, labels[i].text.data);
+        numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
     free(labels);
-    if (*classes == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
+    if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
+    if (numbers) qsort(names, K, sizeof *names, compare_values);
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < k; j++)
+            if (look_alike(names[j], names[k]))
+                warn("%s: labels \"%s\" and \"%s\" differ only by blanks or case. If they mean the "
+                     "same, write them the same.", e->path, names[j], names[k]);
+    *classes = K;
     return names;
 }
 
@@ -1110,12 +1325,23 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* The class of an example; dies on a label that is none of the names. */
-static int class_of(const char *path, const struct Example *e, char *const *names, int classes)
+/* The names of the classes, sorted for class_of. */
+static struct Numbered *sorted_names(char *const *names, int classes)
 {
+    struct Numbered *sorted = resize(NULL, classes * sizeof *sorted);
     for (int k = 0; k < classes; k++)
-        if (strlen(names[k]) == e->label.size && !memcmp(names[k], e->label.data, e->label.size))
-            return k;
+        sorted[k] = (struct Numbered){{names[k], strlen(names[k])}, k};
+    qsort(sorted, classes, sizeof *sorted, compare_numbered);
+    return sorted;
+}
+
+/* The class of an example; dies on a label that is none of the names. */
+static int class_of(const char *path, const struct Example *e, const struct Numbered *sorted,
+                    char *const *names, int classes)
+{
+    const struct Numbered label = {e->label, 0};
+    const struct Numbered *found = bsearch(&label, sorted, classes, sizeof label, compare_texts);
+    if (found) return found->number;
     die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
         (int)e->label.size, e->label.data, joined(names, classes));
 }
@@ -1124,10 +1350,12 @@ static int class_of(const char *path, const struct Example *e, char *const *name
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int classes, struct Window w)
 {
+    struct Numbered *sorted = sorted_names(names, classes);
     for (int i = 0; i < e->count; i++) {
-        const int label = class_of(e->path, &e->items[i], names, classes);
+        const int label = class_of(e->path, &e->items[i], sorted, names, classes);
         add_text(d, tokenizer, e->items[i].text, label, w);
     }
+    free(sorted);
 }
 
 /* ============================================================================================= */
@@ -1146,21 +1374,79 @@ static void parse_tune(struct Settings *s)
         die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
 }
 
+/* first (N): the number of the first text that is equal to each of the N of train and val. */
+static int *find_repeats(const struct Examples *train, const struct Examples *val)
+{
+    const int N = train->count + val->count;
+    struct Numbered *texts = resize(NULL, N * sizeof *texts);
+    int *first = resize(NULL, N * sizeof *first);
+    for (int i = 0; i < N; i++)
+        texts[i] = (struct Numbered){i < train->count ? train->items[i].text
+                                     : val->items[i - train->count].text, i};
+    qsort(texts, N, sizeof *texts, compare_numbered);
+    for (int i = 0; i < N; i++)
+        first[texts[i].number] = i > 0 && !compare_texts(&texts[i], &texts[i - 1])
+                               ? first[texts[i - 1].number] : texts[i].number;
+    free(texts);
+    return first;
+}
+
+/* Of equal texts in train the first one stays, and none that is in val, too. */
+static void drop_repeats(struct Examples *train, const struct Examples *val)
+{
+    const int all = train->count;
+    int *first = find_repeats(train, val), kept = 0;
+    for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
+    for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
+    train->count = kept;
+    progress(true, "--dedupe: %d of %d texts of %s were repeated or in validation; %d are left",
+             all - kept, all, train->path, kept);
+    if (!kept) die("%s: every text is in validation, too. Give other texts.", train->path);
+    free(first);
+}
+
+/* Warns of texts that occur more than once: one line for those in train, one for those that are
+ * both trained on and validated on. */
+static void report_repeats(const struct Task *t, const struct Examples *train,
+                           const struct Examples *val)
+{
+    const int *labels = t->data.labels;
+    int *first = find_repeats(train, val), same[2] = {0}, other[2] = {0};
+    bool *trained = resize(NULL, t->data.count * sizeof *trained);
+    memset(trained, 0, t->data.count * sizeof *trained);
+    for (int i = 0; i < t->train_count; i++) trained[first[t->train[i]]] = true;
+    for (int i = 0; i < train->count; i++)
+        if (first[i] != i) { same[0]++; other[0] += labels[first[i]] != labels[i]; }
+    for (int i = 0; i < t->val_count; i++) {
+        const int k = t->val[i];
+        if (trained[first[k]]) { same[1]++; other[1] += labels[first[k]] != labels[k]; }
+    }
+    if (same[0])
+        warn("%s: %d of %d texts repeat an earlier one, %d with another label. --dedupe drops "
+             "them.", train->path, same[0], train->count, other[0]);
+    if (same[1])
+        warn("%d of %d validation texts are trained on, too, %d with another label: their scores "
+             "flatter. --dedupe drops them from training.", same[1], t->val_count, other[1]);
+    free(first);
+    free(trained);
+}
+
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
  * names a file of its own. Returns the names of the classes. */
 static char **load_data(struct Task *t, struct Window w, int *classes)
 {
     struct Settings *s = &t->set;
-    struct Examples train = read_examples(s->train, s->text_column, s->label_column);
+    struct Examples train = read_examples(s->train, s->columns), val = {0};
+    if (s->val && same_file(s->train, s->val))
+        warn("--val %s: is the same file as --train, so its scores tell nothing about new texts. "
+             "Name another, or none.", s->val);
+    if (s->val) val = read_examples(s->val, s->columns);
+    if (s->dedupe) drop_repeats(&train, &val);
     char **names = class_names(&train, classes);
     add_examples(&t->data, t->tokenizer, &train, names, *classes, w);
-    int all = t->train_count = t->data.count;
-    if (s->val) {
-        struct Examples val = read_examples(s->val, s->text_column, s->label_column);
-        add_examples(&t->data, t->tokenizer, &val, names, *classes, w);
-        free(val.items);
-        all = t->data.count;
-    }
+    t->train_count = t->data.count;
+    add_examples(&t->data, t->tokenizer, &val, names, *classes, w);
+    const int all = t->data.count;
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
     if (!s->val)
@@ -1172,7 +1458,9 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     t->truth = resize(NULL, t->val_count * sizeof *t->truth);
     for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
+    report_repeats(t, &train, &val);
     free(train.items);
+    free(val.items);
     return names;
 }
 
@@ -1234,6 +1522,9 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
     metadata_set(meta, "seed", "%lld", (long long)s->seed);
     metadata_set(meta, "max_tokens", "%d", s->max_tokens);
     metadata_set(meta, "truncate", "%s", s->truncate);
+    for (int i = 0; i < 2; i++)
+        if (s->columns.names[i])
+            metadata_set(meta, i ? "label_column" : "text_column", "%s", s->columns.names[i]);
     if (s->kind != PROBE) {
         metadata_set(meta, "epochs", "%d", s->epochs);
         metadata_set(meta, "batch", "%d", s->batch);
@@ -1332,8 +1623,8 @@ static void train(struct Settings settings)
     const double majority = majority_rate(t.confusion, t.val_count, classes);
     if (val.accuracy <= majority)
         warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
-             "nothing was learnt. Try another --lr, more --epochs or more labels.",
-             val.accuracy, majority);
+             "nothing was learnt. Try %s or more labels.", val.accuracy, majority,
+             s->kind == PROBE ? "another --tune" : "another --lr, more --epochs");
     describe(&meta, &t, val);
     char *state = text_of("%s/state.safetensors", s->out);
     unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
@@ -1352,6 +1643,24 @@ static void train(struct Settings settings)
     model_free(&t.model);
 }
 
+/* The same words in every command. */
+static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format",
+    text_column_meaning[] = "name or number; else text, sentence, review, tweet ...",
+    label_column_meaning[] = "name or number; else label, sentiment, class, category ...";
+
+/* Warns of options that were given and change nothing. */
+static void warn_of_idle_options(const struct Option *options, int n, const struct Settings *s)
+{
+    static const char *const steps[] = {"lr", "epochs", "batch", "head-lr-ratio", "warmup",
+                                        "weight-decay", "dropout"};
+    for (const struct Option *o = options; o < options + n; o++) {
+        bool step = false;
+        for (int k = 0; k < COUNT(steps); k++) step = step || !strcmp(o->name, steps[k]);
+        if (o->given && (step ? s->kind == PROBE : s->val && !strcmp(o->name, "val-part")))
+            warn("--%s: has no effect with --%s.", o->name, step ? "tune probe" : "val");
+    }
+}
+
 /* The options of `train`, checked before anything is read. */
 static int command_train(int argc, char **argv)
 {
@@ -1359,7 +1668,7 @@ static int command_train(int argc, char **argv)
                          .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1};
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
-        {"train", "labelled texts: TSV, CSV or JSON lines", TEXT, &s.train, .required = true},
+        {"train", data_meaning, TEXT, &s.train, .required = true},
         {"val", "labelled texts for validation; without: a part of --train", TEXT, &s.val},
         {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
          &s.val_part, 0.001, 0.9},
@@ -1379,8 +1688,9 @@ static int command_train(int argc, char **argv)
          0, 1 << 20},
         {"truncate", "which part of a long text is read", CHOICE, &s.truncate,
          .choices = "head|tail|both"},
-        {"text-column", "else text, sentence, content or review", TEXT, &s.text_column},
-        {"label-column", "else label", TEXT, &s.label_column},
+        {"text-column", text_column_meaning, TEXT, &s.columns.names[TEXTS]},
+        {"label-column", label_column_meaning, TEXT, &s.columns.names[LABELS]},
+        {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s.dedupe},
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
         {"threads", "0: all", INTEGER, &s.threads, 0, 1024},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
@@ -1396,6 +1706,7 @@ static int command_train(int argc, char **argv)
     if (s.dropout < 0 && s.dropout != -1)
         die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
     parse_tune(&s);
+    warn_of_idle_options(options, COUNT(options), &s);
     set_threads(s.threads);
     check_out(&s);
     train(s);
@@ -1407,10 +1718,12 @@ struct Classifier {
     struct Model model;
     struct Tokenizer *tokenizer;
     struct Window window;
+    bool all, json;                 /* how predict prints */
+    struct Columns columns;         /* as the command line, else the training, chose them */
     struct Runner runner;
 };
 
-/* Dies if the directory holds no classifier. */
+/* Dies if the directory holds no classifier. Columns that are set already stay so. */
 static void load_classifier(struct Classifier *c, const char *dir)
 {
     struct Metadata meta;
@@ -1427,19 +1740,25 @@ static void load_classifier(struct Classifier *c, const char *dir)
     if (c->window.max < 1 || c->window.max > c->model.config.context)
         die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
             c->model.config.context);
+    for (int i = 0; i < 2; i++)
+        if (!c->columns.names[i]) {
+            c->columns.names[i] = metadata_get(&meta, i ? "label_column" : "text_column");
+            c->columns.preferred[i] = true;
+        }
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
 /* Scores on a labelled file, one `name value` a line, then the confusion matrix. */
 static int command_eval(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL, *text_column = NULL, *label_column = NULL;
+    const char *dir = NULL, *data = NULL;
     int threads = 0;
+    struct Classifier c = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        {"data", "labelled texts: TSV, CSV or JSON lines", TEXT, &data, .required = true},
-        {"text-column", "else text, sentence, content or review", TEXT, &text_column},
-        {"label-column", "else label", TEXT, &label_column},
+        {"data", data_meaning, TEXT, &data, .required = true},
+        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
+        {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
     if (parse_options(argc, argv, options, COUNT(options),
@@ -1447,11 +1766,10 @@ static int command_eval(int argc, char **argv)
                       "Prints accuracy, macro F1, loss, calibration error and confusion matrix."))
         die_usage("%s: not an option. --help lists them.", argv[0]);
     set_threads(threads);
-    struct Classifier c;
     struct Dataset d = {0};
     load_classifier(&c, dir);
     const int K = c.model.config.labels;
-    const struct Examples e = read_examples(data, text_column, label_column);
+    const struct Examples e = read_examples(data, c.columns);
     add_examples(&d, c.tokenizer, &e, c.model.config.label_names, K, c.window);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
@@ -1465,23 +1783,49 @@ static int command_eval(int argc, char **argv)
     return 0;
 }
 
-/* Prints a line for each text: label, probability, and the text with its line ends as spaces. */
+/* Appends one line: label, probability, and the text with its line ends as spaces, separated by
+ * tabs; or a JSON object. With --all also the probability of each class. */
+static void append_answer(struct Buffer *b, const struct Classifier *c, struct Bytes text,
+                          const real *p)
+{
+    const int K = c->all ? c->model.config.labels : 0;
+    const int best = most_probable(p, c->model.config.labels);
+    char *const *names = c->model.config.label_names;
+    if (c->json) {
+        append(b, "{\"text\": ");
+        append_json_bytes(b, text);
+        append(b, ", \"label\": ");
+        append_json_string(b, names[best]);
+        append(b, ", \"probability\": %.6f%s", p[best], K ? ", \"probabilities\": {" : "");
+        for (int k = 0; k < K; k++) {
+            append_json_string(b, names[k]);
+            append(b, ": %.6f%s", p[k], k < K - 1 ? ", " : "}");
+        }
+        append(b, "}\n");
+        return;
+    }
+    append(b, "%s\t%.4f\t", names[best], p[best]);
+    for (int k = 0; k < K; k++) append(b, "%s %.4f\t", names[k], p[k]);
+    append_bytes(b, text.data, text.size);
+    for (char *s = b->data + b->size - text.size; s < b->data + b->size; s++)
+        if (*s == '\n') *s = ' ';
+    append(b, "\n");
+}
+
+/* Predicts the texts and prints a line for each. */
 static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts,
                           int count)
 {
     const int K = c->model.config.labels;
     real *p = resize(NULL, (size_t)count * K * sizeof *p);
+    struct Buffer b = {0};
     d->count = 0;
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
-    for (int i = 0; i < count; i++) {
-        const int best = most_probable(p + (size_t)i * K, K);
-        printf("%s\t%.4f\t", c->model.config.label_names[best], p[(size_t)i * K + best]);
-        for (size_t k = 0; k < texts[i].size; k++)
-            putchar(texts[i].data[k] == '\n' ? ' ' : texts[i].data[k]);
-        putchar('\n');
-    }
-    if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
+    for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
+    if (fwrite(b.data, 1, b.size, stdout) != b.size || fflush(stdout))
+        die("standard output: writing failed (%s).", strerror(errno));
+    free(b.data);
     free(p);
 }
 
@@ -1494,14 +1838,13 @@ static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char 
     int count = 0, capacity = 0;
     size_t used = 0;
     while (used < n) {
-        const char *line = text + used, *stop = memchr(line, '\n', n - used);
-        if (!stop && !last) break;
-        size_t length = (stop ? stop : text + n) - line;
-        used += length + (stop != NULL);
-        if (length && line[length - 1] == '\r') length--;
+        const char *next = text + used;
+        const struct Bytes line = take_line(&next, text + n);
+        if (next[-1] != '\n' && !last) break;
+        used = next - text;
         if (count == capacity)
             lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
-        lines[count++] = (struct Bytes){line, length};
+        lines[count++] = line;
     }
     if (count) predict_texts(c, d, lines, count);
     free(lines);
@@ -1531,27 +1874,55 @@ static void predict_stream(struct Classifier *c, struct Dataset *d)
     free(block);
 }
 
-/* TEXTs of the command line, or else the lines of standard input. */
+/* Predicts the texts of a file. */
+static void predict_file(struct Classifier *c, struct Dataset *d, const char *path)
+{
+    enum { BLOCK = 4096 };
+    struct Bytes texts[BLOCK];
+    c->columns.texts_only = true;
+    const struct Examples e = read_examples(path, c->columns);
+    for (int done = 0, n; done < e.count; done += n) {
+        n = min_int(BLOCK, e.count - done);
+        for (int i = 0; i < n; i++) texts[i] = e.items[done + i].text;
+        predict_texts(c, d, texts, n);
+    }
+}
+
+/* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
 {
-    const char *dir = NULL;
+    const char *dir = NULL, *data = NULL;
     int threads = 0;
+    struct Classifier c = {0};
+    struct Dataset d = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
+        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
+        {"all", "the probability of every class", FLAG, &c.all},
+        {"json", "one JSON object a line", FLAG, &c.json},
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
-    const char *usage = "finetune_cls predict --model DIR [TEXT...]\n"
-                        "Prints label, probability and text, separated by tabs, for each TEXT or,\n"
-                        "without any, for each line of standard input.";
+    const char *usage = "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
+                        "Prints label, probability and text, separated by tabs, for each TEXT,\n"
+                        "each text of FILE or, without any, each line of standard input.";
     const int count = parse_options(argc, argv, options, COUNT(options), usage);
+    if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
+    if (c.columns.names[TEXTS] && !data)
+        warn("--text-column: has no effect without --data. Leave it out.");
     set_threads(threads);
-    struct Classifier c;
-    struct Dataset d = {0};
     load_classifier(&c, dir);
-    if (!count) { predict_stream(&c, &d); return 0; }
-    struct Bytes *texts = resize(NULL, count * sizeof *texts);
-    for (int i = 0; i < count; i++) texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
-    predict_texts(&c, &d, texts, count);
+    if (data) predict_file(&c, &d, data);
+    else if (!count) predict_stream(&c, &d);
+    struct Bytes *texts = resize(NULL, (count + 1) * sizeof *texts);
+    for (int i = 0; i < count; i++) {
+        texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
+        if (file_exists(argv[i]))
+            warn("%s: is taken as a text, but is a file, too. --data %s reads it.", argv[i],
+                 argv[i]);
+    }
+    if (count) predict_texts(&c, &d, texts, count);
+    free(texts);
     return 0;
 }
 

@@ -2247,7 +2247,7 @@ static void write_file(const char *path, const void *bytes, size_t n)
 
 struct Json {
     enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
-    char *key, *string;         /* NUL-terminated UTF-8 */
+    char *key, *string;         /* NUL-terminated UTF-8; string: also a number, as written */
     double number;              /* of a bool: 0 or 1 */
     struct Json *child, *next;  /* first member; next member of the same array or object */
 };
@@ -2339,12 +2339,11 @@ static void json_members(struct JsonReader *r, struct Json *j)
 /* true, false, null or a number. */
 static void json_word(struct JsonReader *r, struct Json *j)
 {
-    char word[64], *end;
+    char *word, *end;
     size_t n = 0;
-    while (r->at + n < r->end && n < sizeof word - 1
-           && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))))
-        word[n] = r->at[n], n++;
-    word[n] = 0;
+    while (r->at + n < r->end && n < 1000
+           && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n])))) n++;
+    j->string = word = text_of("%.*s", (int)n, r->at);
     j->number = strtod(word, &end);
     if (!strcmp(word, "true") || !strcmp(word, "false"))
         j->kind = JSON_BOOL, j->number = word[0] == 't';
@@ -2408,15 +2407,24 @@ static const char *json_text(const struct Json *object, const char *key, const c
     return j && j->kind == JSON_STRING ? j->string : otherwise;
 }
 
-static void append_json_string(struct Buffer *b, const char *s)
+/* A string with its quotes. Bytes that are not UTF-8 become U+FFFD, since JSON has no others. */
+static void append_json_bytes(struct Buffer *b, struct Bytes s)
 {
+    uint32_t c;
     append(b, "\"");
-    for (; *s; s++) {
-        if (*s == '"' || *s == '\\') append(b, "\\%c", *s);
-        else if ((unsigned char)*s < 0x20) append(b, "\\u%04x", *s);
-        else append_bytes(b, s, 1);
+    for (int n; s.size; s.data += n, s.size -= n) {
+        n = utf8_decode((const unsigned char *)s.data, s.size, &c);
+        if (n <= 0) { append(b, "\\ufffd"); n = n ? -n : (int)s.size; }
+        else if (c == '"' || c == '\\') append(b, "\\%c", c);
+        else if (c < 0x20) append(b, "\\u%04x", c);
+        else append_bytes(b, s.data, n);
     }
     append(b, "\"");
+}
+
+static void append_json_string(struct Buffer *b, const char *s)
+{
+    append_json_bytes(b, (struct Bytes){s, strlen(s)});
 }
 
 /* ============================================================================================= */

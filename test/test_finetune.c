@@ -17,7 +17,12 @@ static const char *file_of(const char *bytes, size_t n)
     return path;
 }
 
-#define EXAMPLES(literal) read_examples(file_of(literal, sizeof(literal) - 1), NULL, NULL)
+static const struct Columns usual;              /* no column is named */
+
+#define EXAMPLES(literal) read_examples(file_of(literal, sizeof(literal) - 1), usual)
+#define EXAMPLES_OF(literal, text, label) \
+    read_examples(file_of(literal, sizeof(literal) - 1), \
+                  (struct Columns){.names = {text, label}})
 
 static bool same(struct Bytes b, const char *text, size_t n) { return b.size == n
                                                               && !memcmp(b.data, text, n); }
@@ -56,8 +61,107 @@ static void test_formats(void)
           "texts may hold invalid UTF-8 and NUL");
     e = EXAMPLES("content\ttext\tlabel\na\tb\tc\n");
     check(IS(e.items[0].text, "b"), "of several usual names the preferred one is taken");
-    e = read_examples(file_of("text,label,stars\na,b,c\n", 23), "label", "stars");
+    e = EXAMPLES_OF("text,label,stars\na,b,c\n", "label", "stars");
     check(IS(e.items[0].text, "b") && IS(e.items[0].label, "c"), "columns may be named");
+}
+
+/* Whether the examples are these: "text=label" of each, joined by bars. */
+static bool hold(struct Examples e, const char *wanted)
+{
+    struct Buffer b = {0};
+    append(&b, "%s", "");
+    for (int i = 0; i < e.count; i++)
+        append(&b, "%s%.*s=%.*s", i ? "|" : "", (int)e.items[i].text.size, e.items[i].text.data,
+               (int)e.items[i].label.size, e.items[i].label.data ? e.items[i].label.data : "");
+    const bool same = !strcmp(b.data, wanted);
+    if (!same) printf("     read: %s\n", b.data);
+    free(b.data);
+    return same;
+}
+
+static void test_separators(void)
+{
+    check(hold(EXAMPLES("label;text\r\nlob;\"Gut; sehr, \"\"prima\"\"\"\r\ntadel;Mies, leider\r\n"),
+               "Gut; sehr, \"prima\"=lob|Mies, leider=tadel"), "semicolons, quotes, CRLF");
+    check(hold(EXAMPLES("label|text\npos|good, fine; well\nneg|\"a|b\"\n"),
+               "good, fine; well=pos|a|b=neg"), "bars");
+    check(hold(EXAMPLES("text,label\ngood; fine,pos\nbad; poor,neg\n"),
+               "good; fine=pos|bad; poor=neg"), "commas; semicolons are text");
+    check(hold(EXAMPLES_OF("pos;Good, nice\nneg;Bad\n", "2", "1"), "Good, nice=pos|Bad=neg"),
+          "a row with commas, too: what the next row has decides");
+    check(hold(EXAMPLES_OF("\"a; \"\"b\"\"; c\",pos\n\"d; e; f\",neg\n", "1", "2"),
+               "a; \"b\"; c=pos|d; e; f=neg"), "a separator in quotes does not count");
+    check(hold(EXAMPLES(",text,label\n0,good,pos\n"), "good=pos")
+          && hold(EXAMPLES("\ttext\tlabel\n0\tgood\tpos\n"), "good=pos"),
+          "a first column without a name, as pandas writes the index");
+    check(hold(EXAMPLES("text , Label\ngood,pos\n"), "good=pos"), "blanks around names");
+}
+
+static void test_quotes_in_tsv(void)
+{
+    check(hold(EXAMPLES("text\tlabel\n\"He said \"\"great\"\", twice\"\tpos\nbad\tneg\n"
+                        "\"tab\there\"\tpos\n\"line\nbreak\"\tneg\n\"\"\tneg\nwell\t\"pos\"\r\n"),
+               "He said \"great\", twice=pos|bad=neg|tab\there=pos|line\nbreak=neg|=neg|well=pos"),
+          "TSV: quoted fields, as pandas writes them");
+    check(hold(EXAMPLES("text\tlabel\n\"Frailty\" has been\t1\n\" great\t0\n\"\"oh\"\" well\t1\n"
+                        "it is \"\t0\nthe \"end\"\t1\n\"\t0\nsaid \"\t1\n"),
+               "\"Frailty\" has been=1|\" great=0|\"\"oh\"\" well=1|it is \"=0|the \"end\"=1|\"=0|"
+               "said \"=1"), "TSV: a quote that no other one closes is text");
+}
+
+static void test_json(void)
+{
+    check(hold(EXAMPLES("[{\"text\": \"good\", \"label\": \"pos\"},\n {\"text\": \"bad\", "
+                        "\"label\": \"neg\"}, {\"text\": \"fine\", \"label\": \"pos\"}]\n"),
+               "good=pos|bad=neg|fine=pos"), "a JSON array");
+    struct Examples e = EXAMPLES("\n  {\n  \"text\": \"good\",\n  \"label\": \"pos\"\n}\n{\n"
+                                 "  \"text\": \"bad\",\n  \"label\": \"neg\"\n}\n");
+    check(hold(e, "good=pos|bad=neg") && e.items[1].line == 6, "JSON on several lines");
+    check(hold(EXAMPLES("\r\n \n {\"text\": \"good\", \"label\": \"pos\"}"), "good=pos")
+          && hold(EXAMPLES("  \n\ntext\tlabel\ngood\tpos\n"), "good=pos"), "leading blank lines");
+    check(hold(EXAMPLES("{\"text\": \"a\", \"label\": 1234567890123456789}\n"
+                        "{\"text\": \"b\", \"label\": -12345678901234567890123456789012345678901234"
+                        "567890123456789012345678901234567890}\n{\"text\": \"c\", \"label\": 1.0}"),
+               "a=1234567890123456789|b=-12345678901234567890123456789012345678901234567890123456"
+               "789012345678901234567890|c=1"), "JSON integers of any length stay as written");
+}
+
+static void test_columns(void)
+{
+    check(hold(EXAMPLES("__label__pos good film\r\n\n__label__neg\t bad, really\n__label__pos"),
+               "good film=pos|bad, really=neg|=pos"), "fastText's format");
+    const char *texts = usual_names[TEXTS];
+    bool good = true;
+    for (size_t n; ; texts += n + 1) {
+        n = strcspn(texts, "|");
+        char *file = text_of("id\t%.*s\tsentiment\n7\tgood\tpos\n", (int)n, texts);
+        good = good && hold(read_examples(file_of(file, strlen(file)), usual), "good=pos");
+        free(file);
+        if (!texts[n]) break;
+    }
+    check(good, "usual names of texts: %s", usual_names[TEXTS]);
+    check(hold(EXAMPLES("target\tClass\tbody\na\tb\tc\n"), "c=a"), "usual names of labels");
+    check(hold(EXAMPLES_OF("pos\tgood\nneg\tbad\n", "2", "1"), "good=pos|bad=neg"),
+          "columns by number: the first row is data");
+    check(hold(EXAMPLES_OF("1\t2\tx\na\tb\tc\n", "2", "1"), "b=a")
+          && hold(EXAMPLES_OF("2\t1\tx\na\tb\tc\n", "2", "1"), "a=b")
+          && hold(EXAMPLES_OF("\"2\",1\na,b\n", "2", "1"), "a=b"),
+          "columns that are really called 1 and 2 come first");
+    check(hold(EXAMPLES_OF("label\tsome\na\tb\n", "2", NULL), "b=a"),
+          "a number beside a name: the first row is a header");
+    const struct Columns kept = {{"stars", "2"}, {true, true}, true};
+    const struct Columns numbers = {{"2", "1"}, {true, true}, false};
+    check(hold(read_examples(file_of("text\tstars\na\tb\n", 15), kept), "b=")
+          && hold(read_examples(file_of("text\tlabel\na\tb\n", 15), kept), "a=")
+          && hold(read_examples(file_of("text\tlabel\na\tb\n", 15), numbers), "a=b")
+          && hold(read_examples(file_of("c\td\na\tb\n", 8), numbers), "d=c|b=a"),
+          "columns that a model keeps: where they are not, usual names");
+    const struct Columns bare = {.texts_only = true};
+    const char lines[] = "\n\"Well\" now, this\nand, \"that\n\n";
+    check(hold(read_examples(file_of(lines, sizeof lines - 1), bare),
+               "\"Well\" now, this=|and, \"that="), "a file without known columns: its lines");
+    check(hold(read_examples(file_of("text\nWell, now\n", 15), bare), "Well, now="),
+          "a file with one column");
 }
 
 /* Reading the bytes and naming the classes must end with status 1 and a message with `wanted`. */
@@ -70,10 +174,11 @@ static void check_refused(const char *bytes, size_t n, const char *wanted)
     const pid_t child = fork();
     if (child == 0) {
         dup2(ends[1], 2);
-        struct Examples e = read_examples(path, NULL, NULL);
+        struct Examples e = read_examples(path, usual);
         int classes;
         char **names = class_names(&e, &classes);
-        class_of(e.path, &(struct Example){{"", 0}, {"new", 3}, 7}, names, classes);
+        const struct Example stranger = {{"", 0}, {"new", 3}, 7};
+        class_of(e.path, &stranger, sorted_names(names, classes), names, classes);
         exit(0);
     }
     close(ends[1]);
@@ -92,17 +197,24 @@ static void check_refused(const char *bytes, size_t n, const char *wanted)
 
 static void test_refusals(void)
 {
+    struct Buffer many = {0};
+    for (int i = 0; i <= 1000; i++) append(&many, i ? "a\t%d\n" : "text\tlabel\n", i);
+    append(&many, "a\t%d\n", 0);
+    check_refused(many.data, many.size, "data: more than 1000 different labels");
+    free(many.data);
     REFUSED("", "data: the file is empty");
     REFUSED("\n\r\n", "data: the file is empty");
     REFUSED("text\tlabel\n", "data: has a header but no examples");
     REFUSED("\xFF\xFEt\0", "data: the text is UTF-16");
     REFUSED("a\tlabel\nx\ty\n",
-            "data:1: no column is named text|sentence|content|review (there are: a, label)");
-    REFUSED("text,b\nx,y\n", "data:1: no column is named label (there are: text, b)");
+            "data:1: no column is named text|sentence|content|review|tweet|");
+    REFUSED("a\tlabel\nx\ty\n", "|message (there are: a, label). --text-column");
+    REFUSED("text,b\nx,y\n", "polarity (there are: text, b)");
     REFUSED("just a line\n", "data:1: no column");
     REFUSED("text\tlabel\na\tb\na\tb\tc\n",
-            "data:3: 3 columns where the header has 2. Remove tabs");
-    REFUSED("text,label\na\n", "data:2: 1 columns where the header has 2. Put texts");
+            "data:3: 3 columns where the first line has 2. Put texts with tabs");
+    REFUSED("text,label\na\n",
+            "data:2: 1 columns where the first line has 2. Put texts with commas");
     REFUSED("text,label\nx,y\n\"a\nb", "data:3: a quoted field does not end");
     REFUSED("text,label\n\"a\nb\"c,d\n", "data:3: text follows a closing quote");
     REFUSED("text\tlabel\na\t\n", "data:2: the label is empty");
@@ -112,15 +224,30 @@ static void test_refusals(void)
     REFUSED("text\tlabel\na\tb\nc\td\n",
             "data:7: label \"new\" is not known; the model's labels are: b, d");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n",
-            "data:2: no column is named label (there are: text). --label-column chooses one");
+            "polarity (there are: text). --label-column chooses one");
     REFUSED("text\tname",
-            "data:1: no column is named label (there are: text, name). The first line");
+            "polarity (there are: text, name). --label-column chooses one by its name");
     REFUSED("text,\"two\nlines\"\nx,y\n", "data:1: no column is named label");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\n", "data:2: not valid JSON");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n[]\n", "data:2: not a JSON object");
     REFUSED("{\"text\": 3, \"label\": 1}\n", "data:1: \"text\" is not a string");
     REFUSED("{\"text\": \"a\", \"label\": null}\n",
             "data:1: \"label\" is neither a string nor a number");
+    REFUSED("\xFE\xFF\0t", "data: the text is UTF-16. Convert it: iconv -f UTF-16BE -t UTF-8 '/");
+    REFUSED("t\0e\0x\0t\0", "data: the text is UTF-16. Convert it: iconv -f UTF-16LE -t UTF-8 '/");
+    REFUSED("\0t\0e\0x\0t", "data: the text is UTF-16. Convert it: iconv -f UTF-16BE -t UTF-8 '/");
+    REFUSED("text\tlabel\rgood\tpos\r", "data: its lines end with CR alone, as on old Macs");
+    REFUSED("a\x1B\rb\tlabel\nx\ty\n", "(there are: a??b, label)");
+    REFUSED("text,label\ngood,tr\xE8s\n", "not valid UTF-8. If the file is Windows text, convert "
+            "it: iconv -f CP1252 -t UTF-8 '/");
+    REFUSED("__label__a x\ny\n", "data:2: does not begin with __label__");
+    REFUSED("__label__a __label__b x\n", "data:1: the text has several labels");
+    REFUSED("__label__ x\n", "data:1: the label is empty");
+    REFUSED("[{\"text\": \"a\", \"label\": 1}\n", "data:1: no comma and no ] follows an object");
+    REFUSED("[{\"text\": \"a\", \"label\": 1}]\n{", "data:1: something follows the array");
+    REFUSED("[{\"text\": \"a\", \"label\": 1},\n 3]", "data:2: not a JSON object");
+    REFUSED("text;label\na;b;c\n", "data:2: 3 columns where the first line has 2. Put texts with "
+            "semicolons");
     REFUSED("{\"text\": \"a\\u0000b\", \"label\": 1}\n", "data:1: holds a NUL");
 }
 
@@ -134,12 +261,29 @@ static void test_classes(void)
     bool good = classes == 6;
     for (int k = 0; k < classes && good; k++) good = !strcmp(names[k], wanted[k]);
     check(good, "classes are the labels in the order of their bytes");
-    check(class_of("", &e.items[0], names, classes) == 5
-          && class_of("", &e.items[2], names, classes) == 4,
+    struct Examples numbers = EXAMPLES("text,label\na,10\na,9\na,-1\na,2.5\n"
+                                       "a,1234567890123456790\na,1234567890123456789\n");
+    int count;
+    char **values = class_names(&numbers, &count);
+    check(count == 6 && !strcmp(joined(values, 6),
+                                  "-1, 2.5, 9, 10, 1234567890123456789, 1234567890123456790"),
+          "labels that are all numbers are in the order of their values");
+    struct Numbered *sorted = sorted_names(names, classes);
+    check(class_of("", &e.items[0], sorted, names, classes) == 5
+          && class_of("", &e.items[2], sorted, names, classes) == 4,
           "a label that begins another one is told apart");
-    check(valid_utf8("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10) && !valid_utf8("\xC0\x80", 2)
-          && !valid_utf8("\xED\xA0\x80", 3)
-          && !valid_utf8("\xF4\x90\x80\x80", 4) && !valid_utf8("\xE2\x82", 2),
+    char *elsewhere[] = {"pos", "neg", "neutral"};
+    sorted = sorted_names(elsewhere, 3);
+    check(class_of("", &e.items[0], sorted, elsewhere, 3) == 0
+          && class_of("", &e.items[1], sorted, elsewhere, 3) == 1,
+          "names in another order, as in a model from elsewhere");
+    check(look_alike("pos", " Po s ") && !look_alike("pos", "po") && !look_alike("po", "pos"),
+          "names that differ by blanks and case only");
+    check(valid_utf8((struct Bytes){"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10})
+          && !valid_utf8((struct Bytes){"\xC0\x80", 2})
+          && !valid_utf8((struct Bytes){"\xED\xA0\x80", 3})
+          && !valid_utf8((struct Bytes){"\xF4\x90\x80\x80", 4})
+          && !valid_utf8((struct Bytes){"\xE2\x82", 2}),
               "UTF-8 is recognised");
 }
 
@@ -509,6 +653,10 @@ int main(void)
     program = "test_finetune";
     if (!mkdtemp(directory)) return 1;
     test_formats();
+    test_separators();
+    test_quotes_in_tsv();
+    test_json();
+    test_columns();
     test_refusals();
     test_classes();
     test_split();

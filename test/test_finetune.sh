@@ -143,7 +143,8 @@ cp -r "$dir/full1" "$dir/changed"
 head -n 20 "$dir/base/merges.txt" >"$dir/changed/merges.txt"
 rm "$dir/changed/vocab.json"
 fails 1 "is not the tokenizer that the model was trained with" ./finetune_cls predict --model "$dir/changed" x
-fails 1 "cannot be made a directory" train --out "$dir/corpus"
+printf 'text\tlabel\nwell\ta\nfine\ta\nbad\tb\nawful\tb\n' >"$dir/four.tsv"
+fails 1 "cannot be made a directory" train --train "$dir/four.tsv" --out "$dir/corpus"
 succeeds "--help exits with 0" eval '
     ./finetune_cls --help >/dev/null && ./finetune_cls train --help | grep -q "last:K"'
 exit $failures

@@ -1,0 +1,153 @@
+#!/bin/sh
+# Labelled files on the command line of finetune_cls: columns, repeated texts, options without
+# effect, and what predict reads and prints. How each format is read is in test_finetune.c.
+
+. test/lib.sh
+speaker=finetune_cls match=-F
+
+printf 'good film\nbad film\na fine story\na poor story\n' >"$dir/corpus"
+{
+    ./tokenizer train --vocab 260 --out "$dir/tok" "$dir/corpus" &&
+    ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
+    ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
+        --layers 1 --heads 1 --channels 16 --context 32 --batch 2 --steps 5
+} >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
+
+train() { # FILE OPTION...: a probe in $dir/new; what it says in $dir/said
+    file=$1
+    shift
+    ./finetune_cls train --model "$dir/base" --train "$dir/$file" --tune probe --out "$dir/new" \
+        --overwrite "$@" >/dev/null 2>"$dir/said"
+}
+
+says() # WORDS DESCRIPTION: one line of what `train` said has the words
+{
+    [ "$(grep -cF -- "$1" "$dir/said")" -eq 1 ]
+    result=$?
+    check $result "$2: $1"
+    [ $result -eq 0 ] || cat "$dir/said"
+}
+
+silent() # WORDS DESCRIPTION: no line has
+{
+    ! grep -qF -- "$1" "$dir/said"
+    check $? "$2"
+}
+
+# --- Formats ---
+
+printf 'label\ttext\npos\tgood film\nneg\tbad film\npos\tfine\nneg\tpoor\n' >"$dir/plain.tsv"
+train plain.tsv --seed 2
+mv "$dir/new" "$dir/plain"
+same_as_plain() # FILE OPTION...
+{
+    train "$@" --seed 2
+    succeeds "$*: the model that a plain TSV file gives" \
+        cmp "$dir/new/config.json" "$dir/plain/config.json"
+    ./finetune_cls predict --model "$dir/new" x y >"$dir/new.answers"
+    ./finetune_cls predict --model "$dir/plain" x y | cmp - "$dir/new.answers"
+    check $? "$*: and its probabilities"
+}
+printf 'label;text\r\npos;"good film"\r\nneg;bad film\r\npos;fine\r\nneg;poor\r\n' >"$dir/semi"
+printf '__label__pos good film\n__label__neg bad film\n__label__pos fine\n__label__neg poor\n' \
+    >"$dir/fasttext"
+printf '[{"tweet": "good film", "class": "pos"},\n{"tweet": "bad film", "class": "neg"},
+    {"tweet": "fine", "class": "pos"}, {"tweet": "poor", "class": "neg"}]' >"$dir/array"
+tail -n +2 "$dir/plain.tsv" >"$dir/headless"
+same_as_plain semi
+same_as_plain fasttext
+same_as_plain array
+same_as_plain headless --text-column 2 --label-column 1
+says "headless: the first row (pos, good film) is no header: it is data" "columns by number"
+succeeds "eval numbers the columns as the training did" eval '
+    ./finetune_cls eval --model "$dir/new" --data "$dir/headless" 2>&1 | grep -q "^examples 4"'
+succeeds "eval of a file with a header" eval '
+    ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv" 2>&1 | grep -q "^examples 4"'
+printf 'stars\ttext\tbody\npos\tx\tgood film\nneg\ty\tbad film\n' >"$dir/stars"
+printf 'id\tcomment\tsentiment\n7\tvery good\tpos\n8\tvery bad\tneg\n' >"$dir/val"
+train array --val "$dir/val"
+succeeds "train and val have other usual names" grep -q "4 texts to train on, 2 for" "$dir/said"
+train stars --text-column body --label-column stars --val "$dir/stars"
+./finetune_cls predict --model "$dir/new" --data "$dir/stars" >"$dir/answers"
+succeeds "predict reads the column that the training chose" \
+    [ "$(cut -f 3 "$dir/answers" | tr '\n' ,)" = "good film,bad film," ]
+succeeds "eval, too, and the label's" eval '
+    ./finetune_cls eval --model "$dir/new" --data "$dir/stars" 2>/dev/null | grep -q "^examples 2"'
+fails 1 "no column is named label|" ./finetune_cls eval --model "$dir/plain" --data "$dir/stars"
+
+# --- What is noted of texts and labels ---
+
+printf 'text,label\ncaf\351,pos\nbad,neg\nna\357ve,pos\npoor,neg\n' >"$dir/cp1252.csv"
+train cp1252.csv
+says "cp1252.csv: 2 of 4 texts are not valid UTF-8" "invalid UTF-8 is counted"
+says "iconv -f CP1252 -t UTF-8 '$dir/cp1252.csv'" "and the conversion named"
+printf 'text,label\ngood,pos\nfine,pos \nbad,neg\npoor,neg\n' >"$dir/blank.csv"
+train blank.csv
+says 'blank.csv: labels "pos" and "pos " differ only by blanks or case' "labels alike"
+train plain.tsv
+silent "finetune_cls: $dir" "nothing is noted of a good file"
+printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
+printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
+train twice --val "$dir/twice.val"
+says "twice: 2 of 7 texts repeat an earlier one, 1 with another label" "repeated texts"
+says "3 of 4 validation texts are trained on, too, 1 with another label" "texts in train and val"
+train twice --val "$dir/twice.val" --dedupe
+says "--dedupe: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
+says "data: 3 texts to train on, 4 for validation" "--dedupe"
+silent "finetune_cls: $dir/twice" "nothing is repeated then"
+awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t" i % 2 }' \
+    >"$dir/doubled"
+train doubled --val-part 0.5
+succeeds "the part set aside shares texts with train" \
+    grep -qE "[1-9][0-9]* of 30 validation texts are trained on, too, 0 with" "$dir/said"
+train doubled --val-part 0.5 --dedupe
+silent "trained on, too" "not after --dedupe"
+train plain.tsv --val "$dir/plain.tsv"
+says "--val $dir/plain.tsv: is the same file as --train" "the same file twice"
+cp "$dir/plain.tsv" "$dir/copy.tsv"
+fails 1 "plain.tsv: every text is in validation, too" ./finetune_cls train --model "$dir/base" \
+    --train "$dir/plain.tsv" --val "$dir/copy.tsv" --out "$dir/none" --dedupe
+
+# --- Options without effect ---
+
+train plain.tsv --lr 1 --epochs 1 --batch 2 --head-lr-ratio 1 --warmup 0 --weight-decay 0 \
+    --dropout 0 --val "$dir/val" --val-part 0.5
+for option in lr epochs batch head-lr-ratio warmup weight-decay dropout; do
+    says "--$option: has no effect with --tune probe" "warned of"
+done
+says "--val-part: has no effect with --val" "warned of"
+train plain.tsv --tune full --lr 1e-3 --epochs 1 --batch 2 --val-part 0.5
+silent "has no effect" "not of options that have one"
+
+# --- predict ---
+
+predict() { ./finetune_cls predict --model "$dir/plain" "$@"; }
+predict "good film" "bad film" fine poor >"$dir/answers" 2>/dev/null
+for file in plain.tsv semi fasttext array; do
+    succeeds "predict --data $file" eval 'predict --data "$dir/$file" | cmp - "$dir/answers"'
+done
+succeeds "predict --data headless --text-column 2" eval '
+    predict --data "$dir/headless" --text-column 2 2>/dev/null | cmp - "$dir/answers"'
+cut -f 3 "$dir/answers" >"$dir/bare"
+succeeds "predict --data of bare lines" eval 'predict --data "$dir/bare" | cmp - "$dir/answers"' \
+    2>"$dir/said"
+says "bare: the first row (good film) is no header: each line is a text" "and it is said"
+awk 'BEGIN { for (i = 0; i < 5000; i++) print "text " i }' >"$dir/many"
+succeeds "predict --data: many lines, as from standard input" eval '
+    predict --data "$dir/many" 2>/dev/null >"$dir/a" && predict <"$dir/many" | cmp - "$dir/a"'
+fails 1 "no column is named body" predict --data "$dir/plain.tsv" --text-column body
+fails 2 "--data $dir/bare: there are TEXTs, too" predict --data "$dir/bare" text
+succeeds "predict --all: label, probability, each class, text" eval '
+    predict --all "good film" | grep -qE "^(neg|pos)	0\.[0-9]{4}	neg 0\.[0-9]{4}	pos 0\.[0-9]{4}	good film$"'
+printf 'a "\\\t\377\000b\n' | predict --json >"$dir/json"
+succeeds "predict --json: text and label" \
+    grep -qF '{"text": "a \"\\\u0009\ufffd\u0000b", "label": "' "$dir/json"
+succeeds "predict --json: probability" grep -qE '"probability": 0\.[0-9]{6}\}$' "$dir/json"
+json=$(predict --json --all x)
+form='"probability": (0\.[0-9]*), "probabilities": \{"neg": (0\.[0-9]*), "pos": (0\.[0-9]*)\}\}$'
+succeeds "predict --json --all: $json" eval 'echo "$json" | grep -qE "$form"'
+predict "$dir/bare" >/dev/null 2>"$dir/said"
+says "finetune_cls: $dir/bare: is taken as a text, but is a file, too. --data" "a file's name"
+predict --text-column text x >/dev/null 2>"$dir/said"
+says "--text-column: has no effect without --data" "warned of"
+exit $failures
