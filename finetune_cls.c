@@ -1008,9 +1008,9 @@ static int name_rank(const struct Table *t, int which, struct Bytes name)
 static void append_name(struct Buffer *names, struct Bytes name)
 {
     if (names->size > 500) return;
-    if (names->size) append(names, ", ");
-    for (size_t i = 0; i < name.size && i < 60; i++)
-        append(names, "%c", (unsigned char)name.data[i] < ' ' ? '?' : name.data[i]);
+    if (names->data) append(names, ", ");
+    append_bytes(names, name.data, name.size < 60 ? name.size : 60);
+    for (char *s = names->data; *s; s++) if ((unsigned char)*s < ' ') *s = '?';
 }
 
 /* names: the columns that there are. */
@@ -1019,7 +1019,7 @@ __attribute__((noreturn)) static void die_no_column(const struct Table *t, int l
 {
     const char *wanted = t->wanted.names[which];
     die("%s:%d: no column is named %s (there are: %s). --%s-column chooses one%s.", t->path, line,
-        wanted ? wanted : usual_names[which], names->size ? names->data : "none",
+        wanted ? wanted : usual_names[which], names->data ? names->data : "none",
         which == TEXTS ? "text" : "label", t->format == OBJECTS ? ""
         : " by its name in the first line, or by its number in a file without such a line");
 }
@@ -1113,14 +1113,12 @@ static bool find_value(struct Table *t, bool first)
     struct JsonReader r = {t->at, t->end, t->at, t->path, 0};
     int c = json_peek(&r);
     if (t->array && !first) {
-        const bool last = c == ']';
-        if (!last && c != ',')
+        if (c != ',' && c != ']')
             die("%s:%d: no comma and no ] follows an object of the array. Correct the file.",
                 t->path, t->line);
-        r.at++;
-        c = json_peek(&r);
-        if (last && c != -1) die("%s:%d: something follows the array. Remove it.", t->path,
-                                  t->line);
+        const bool last = *r.at++ == ']';
+        if ((c = json_peek(&r)) != -1 && last)
+            die("%s:%d: something follows the array. Remove it.", t->path, t->line);
     }
     advance(t, r.at);
     return c != -1;
@@ -1144,11 +1142,11 @@ static const struct Json *json_column(const struct Table *t, const struct Json *
     for (const struct Json *j = object->child; j; j = j->next) {
         const int rank = name_rank(t, which, (struct Bytes){j->key, strlen(j->key)});
         if (rank < lowest) { lowest = rank; best = j; }
-        append_name(&names, (struct Bytes){j->key, strlen(j->key)});
     }
-    if (!best) die_no_column(t, t->line, which, &names);
-    free(names.data);
-    return best;
+    if (best) return best;
+    for (const struct Json *j = object->child; j; j = j->next)
+        append_name(&names, (struct Bytes){j->key, strlen(j->key)});
+    die_no_column(t, t->line, which, &names);
 }
 
 /* Whether n bytes of JSON hold a NUL, as a byte or as \u0000: it would end a string early. */
@@ -1199,6 +1197,8 @@ static bool valid_utf8(struct Bytes text)
     return true;
 }
 
+#define CONVERT "If the file is Windows text, convert it: iconv -f CP1252 -t UTF-8 '%s' >NEW"
+
 /* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
  * control characters, 1 to 200 bytes. */
 static void check_label(const char *path, const struct Example *e)
@@ -1212,8 +1212,7 @@ static void check_label(const char *path, const struct Example *e)
         if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
             die("%s:%d: the label holds a control character. Remove it.", path, e->line);
     if (!valid_utf8(l))
-        die("%s:%d: the label is not valid UTF-8. If the file is Windows text, convert it: "
-            "iconv -f CP1252 -t UTF-8 '%s' >NEW", path, e->line, path);
+        die("%s:%d: the label is not valid UTF-8. " CONVERT, path, e->line, path);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. */
@@ -1226,6 +1225,10 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
     int capacity = 0, invalid = 0;
     detect_format(&t);
     if (t.format == ROWS) read_header(&t);
+    for (int which = 0; which < 2 && t.format == FASTTEXT; which++)
+        if (wanted.names[which] && !wanted.preferred[which])
+            warn("--%s-column: has no effect on fastText's format, as of %s.",
+                 which == TEXTS ? "text" : "label", path);
     while (t.format == OBJECTS ? find_value(&t, !all.count) : skip_blank_lines(&t)) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
@@ -1239,8 +1242,7 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
     }
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (invalid)
-        warn("%s: %d of %d texts are not valid UTF-8. If the file is Windows text, convert it: "
-             "iconv -f CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
+        warn("%s: %d of %d texts are not valid UTF-8. " CONVERT, path, invalid, all.count, path);
     return all;
 }
 

@@ -116,6 +116,9 @@ for option in lr epochs batch head-lr-ratio warmup weight-decay dropout; do
     says "--$option: has no effect with --tune probe" "warned of"
 done
 says "--val-part: has no effect with --val" "warned of"
+train fasttext --text-column 2 --label-column 1
+says "--text-column: has no effect on fastText's format" "warned of"
+says "--label-column: has no effect on fastText's format" "warned of"
 train plain.tsv --tune full --lr 1e-3 --epochs 1 --batch 2 --val-part 0.5
 silent "has no effect" "not of options that have one"
 
