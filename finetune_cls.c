@@ -117,26 +117,43 @@ static int split_stratified(int *list, const int *labels, int N, int classes, do
 
 enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient products */
 
+/* The input of the first block that learns, for the texts that a training reads: the frozen blocks
+ * below read each text once. x is NULL if the memory does not suffice; they then read it again for
+ * every update, with the same results. */
+struct Cache {
+    real *x;                        /* (rows, C) */
+    size_t *row;                    /* (examples): the first row of an example's */
+    size_t rows;
+};
+
 /* A model and the memory to run it on batches of examples. */
 struct Runner {
     struct Model *model;
     struct Workspace ws;
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
+    int *next;                      /* (max_rows): the next token of each row, -1 at the end */
+    int frozen;                     /* blocks that a training does not change, see Cache */
+    struct Cache cache;
+    bool measure_lm;                /* run_examples also adds to the two below */
+    double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
 };
 
 static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
 {
-    r->model = model;
+    *r = (struct Runner){.model = model, .shown = seconds()};
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = minibatch_create(max_rows);
-    r->shown = seconds();
+    r->next = resize(NULL, max_rows * sizeof *r->next);
 }
 
 static void runner_free(struct Runner *r)
 {
     workspace_free(&r->ws);
     minibatch_free(&r->minibatch);
+    release(r->cache.x, r->cache.rows * r->model->config.channels * sizeof(real));
+    free(r->cache.row);
+    free(r->next);
 }
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
@@ -151,6 +168,58 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
         memcpy(m->tokens + minibatch_add(m, n), d->tokens + d->starts[example], n * sizeof(int));
     }
     return m->batch;
+}
+
+/* The hidden states of a batch that gather made of the first examples of list. Dropout (p, key)
+ * touches only blocks that learn. */
+static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
+                           const int *list, double p, uint64_t key)
+{
+    struct Workspace *ws = &r->ws;
+    const int C = r->model->config.channels, L = r->model->config.layers;
+    if (!r->frozen) return trunk_forward(r->model, ws, b, p, key);
+    real *x = ws->activations[r->frozen].x;
+    ws->to = r->frozen;
+    if (!r->cache.x) trunk_forward(r->model, ws, b, 0, 0);
+    else
+        for (int s = 0; s < b->sequences; s++)
+            memcpy(x + (size_t)b->starts[s] * C, r->cache.x + r->cache.row[list[s]] * C,
+                   (size_t)length_of(d, list[s]) * C * sizeof *x);
+    ws->from = r->frozen;
+    ws->to = L;
+    const real *hidden = trunk_forward(r->model, ws, b, p, key);
+    ws->from = 0;
+    return hidden;
+}
+
+/* Runs the frozen blocks once on the examples of list (count) and keeps what they give, if it fits
+ * into a quarter of the machine's memory. */
+static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
+{
+    const size_t C = r->model->config.channels;
+    struct Cache *c = &r->cache;
+    c->row = resize(NULL, d->count * sizeof *c->row);
+    for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
+    if (c->rows * C * sizeof(real) > machine_memory() / 4) return;
+    real *x = allocate_zeroed(c->rows * C * sizeof(real));
+    r->ws.to = r->frozen;
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, d, list + done, count - done);
+        const real *out = trunk_forward(r->model, &r->ws, &b, 0, 0);
+        memcpy(x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
+        done += b.sequences;
+    }
+    r->ws.to = r->model->config.layers;
+    c->x = x;
+}
+
+/* r->next: the language model's targets for a batch, the next token of the same text. Returns how
+ * many there are. */
+static int set_next_tokens(struct Runner *r, const struct Batch *b)
+{
+    for (int n = 0; n + 1 < b->rows; n++) r->next[n] = b->tokens[n + 1];
+    for (int s = 0; s < b->sequences; s++) r->next[b->starts[s + 1] - 1] = -1;
+    return b->rows - b->sequences;
 }
 
 /* order (count): positions in the list, from short texts to long ones, equal lengths in their order
@@ -190,7 +259,11 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
-        const real *hidden = trunk_forward(r->model, &r->ws, &b, 0, 0);
+        const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
+        if (r->measure_lm) {
+            r->lm_tokens += set_next_tokens(r, &b);
+            r->lm_loss += lm_head(r->model, &r->ws, r->next, 0);
+        }
         if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
                                              0, p);
         for (int s = 0; s < b.sequences; s++) {
@@ -300,12 +373,13 @@ struct Columns { const char *names[2]; bool preferred[2], texts_only; };
 /* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
  * --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate;
+    const char *model, *train, *val, *out, *tune, *truncate, *class_weights;
     struct Columns columns;
-    int epochs, batch, max_tokens, threads;
+    int epochs, steps, patience, batch, max_tokens, threads;
     int64_t seed;
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
-    bool overwrite, dedupe;
+    double layer_decay, l2sp, lm_coef, average;
+    bool overwrite, dedupe, calibrate;
     enum { PROBE, LAST, FULL, SCRATCH } kind;
     int last;                                   /* K of last:K */
 };
@@ -322,8 +396,11 @@ struct Task {
     int train_count, val_count;
     real *probabilities;                        /* (val_count, K): of the last validation */
     int *confusion;                             /* (K, K) */
+    const real *source;                         /* the pretrained weights, for --l2sp */
+    real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Buffer log;                          /* log.tsv */
+    bool quiet;                                 /* one of many trainings: no progress, no log */
 };
 
 /* Random streams of the seed. model_init uses the numbers from 0. */
@@ -340,8 +417,28 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
     if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
-    if (s->epochs == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, ceil_div(examples, s->batch)));
+    const int updates = ceil_div(examples, s->batch);
+    if (s->epochs == 0 && s->steps == 0)
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
+    if (s->epochs == 0) s->epochs = ceil_div(s->steps, updates);
+    else if ((int64_t)s->epochs * updates > INT32_MAX)
+        die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, INT32_MAX);
+    else s->steps = s->epochs * updates;
+}
+
+/* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
+ * and the average over the examples is 1. NULL unless --class-weights is auto. */
+static real *weigh_classes(const struct Task *t)
+{
+    const int K = t->model.config.labels;
+    if (strcmp(t->set.class_weights, "auto")) return NULL;
+    real *weights = resize(NULL, K * sizeof *weights);
+    for (int k = 0; k < K; k++) {
+        int count = 0;
+        for (int i = 0; i < t->train_count; i++) count += t->data.labels[t->train[i]] == k;
+        weights[k] = count ? (real)t->train_count / ((real)K * count) : 1;
+    }
+    return weights;
 }
 
 /* The classifier before training: the weights of the pretrained model and a random head, or, for
@@ -370,20 +467,22 @@ static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, "validation");
+                                     t->val_count, t->quiet ? NULL : "validation");
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
 /* log.tsv is replaced as a whole, so that it can be read at any time. */
 static void write_log(const struct Task *t)
 {
+    if (t->quiet) return;
     char *path = text_of("%s/log.tsv", t->set.out);
     write_file(path, t->log.data, t->log.size);
     free(path);
 }
 
 /* Which weights learn, and how fast: last:K freezes the embeddings and all blocks but the last K;
- * the new head learns head_lr_ratio times as fast as pretrained weights. */
+ * a block learns layer_decay times as fast as the one above it (Howard and Ruder 2018), the new
+ * head head_lr_ratio times as fast as the last block. */
 static void choose_weights(struct Task *t)
 {
     const struct Settings *s = &t->set;
@@ -392,25 +491,33 @@ static void choose_weights(struct Task *t)
     model->beta2 = 0.999;
     for (int i = 0; i < model->tensor_count; i++) {
         struct Tensor *p = &model->tensors[i];
+        const int below = max_int(0, model->config.layers - 1 - p->layer);  /* blocks above it */
         if (s->kind == LAST && p->layer < 0) p->lr_scale = 0;   /* also with K = L */
+        p->lr_scale *= (float)pow(s->layer_decay, below);
         if (!strcmp(p->name, "score.weight")) p->lr_scale = (float)s->head_lr_ratio;
     }
 }
 
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
- * as memory demands, clipped to norm 1, then AdamW. Returns the mean loss. Dies, before the update,
- * if the gradient is not finite. */
+ * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
+ * model on the same texts, times the coefficient (Radford et al. 2018). --l2sp pulls the weights
+ * back towards where they came from. Returns the mean loss of the classifier. Dies, before the
+ * update, if the gradient is not finite. */
 static double train_step(struct Task *t, double *norm, const int *list, int count, double lr,
                          int64_t step)
 {
     struct Runner *r = &t->runner;
     const struct Settings *s = &t->set;
     double loss = 0;
+    int next_tokens = -count;
+    for (int i = 0; i < count; i++) next_tokens += length_of(&t->data, list[i]);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, &t->data, list + done, count - done);
-        trunk_forward(r->model, &r->ws, &b, s->dropout, random_bits(&t->masks));
-        loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, (real)1 / count,
-                           NULL);
+        forward(r, &t->data, &b, list + done, s->dropout, random_bits(&t->masks));
+        loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, t->class_weights,
+                           (real)1 / count, NULL);
+        if (s->lm_coef > 0 && set_next_tokens(r, &b) > 0)
+            lm_head(r->model, &r->ws, r->next, (real)(s->lm_coef / next_tokens));
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
@@ -418,74 +525,98 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     if (!isfinite(*norm))
         die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
+    if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
     return loss / count;
 }
 
-/* One epoch: all training examples in random order, s->batch of them an update. The rate falls so
- * that it would be 0 one update after the last: every update counts. Returns the mean loss. */
-static double train_epoch(struct Task *t, int epoch, int64_t steps, double *norm, double start)
+/* What train_steps knows of a training so far. */
+struct Course {
+    double start, loss, norm;               /* loss: the sum over the examples since a validation */
+    int examples;                           /* how many those were */
+    struct Scores top;                      /* of the best weights on validation */
+    int worse;                              /* validations since then */
+    real *best, *mean;                      /* weights; mean, or NULL: of the last updates */
+    int averaged;                           /* how many updates mean has seen */
+};
+
+static void show_step(struct Task *t, const struct Course *c, int step, double loss, double lr)
 {
     const struct Settings *s = &t->set;
-    const int updates = ceil_div(t->train_count, s->batch);
-    const int64_t warmup = (int64_t)(s->warmup * steps);
-    double sum = 0;
-    shuffle(t->train, t->train_count, &t->order);
-    for (int u = 0; u < updates; u++) {
-        const int64_t step = (int64_t)(epoch - 1) * updates + u + 1;
-        const int first = u * s->batch, count = min_int(s->batch, t->train_count - first);
-        const double lr = learning_rate("cosine", step, steps + 1, warmup, s->lr, 0);
-        const double loss = train_step(t, norm, t->train + first, count, lr, step);
-        sum += loss * count;
-        if (!line_is_due(&t->runner.shown)) continue;
-        progress(false, "epoch %d/%d  step %lld/%lld  loss %.4f  lr %.1e  norm %.2f  %s left",
-                 epoch, s->epochs, (long long)step, (long long)steps, loss, lr, *norm,
-                 duration((seconds() - start) * (steps - step) / step));
-    }
-    return sum / t->train_count;
+    if (t->quiet || !line_is_due(&t->runner.shown)) return;
+    progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
+             (step - 1) / ceil_div(t->train_count, s->batch) + 1, s->epochs, step, s->steps, loss,
+             lr, c->norm, duration((seconds() - c->start) * (s->steps - step) / step));
 }
 
-/* The whole fine-tuning: train an epoch, validate, keep the best weights. The model ends with the
- * weights of the epoch that was most accurate on validation, of equally accurate epochs the one
- * with the lowest loss. Of many short epochs only MAX_VALIDATIONS are validated. */
-static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
+/* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
+static void average_weights(struct Course *c, const struct Model *model)
+{
+    const real part = 1 / (real)++c->averaged;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < model->parameter_count; i++)
+        c->mean[i] += part * (model->weights[i] - c->mean[i]);
+}
+
+/* Validates, logs, and keeps the weights if they are the most accurate so far, of equally accurate
+ * ones those with the lowest loss. train_loss is the mean since the last validation. */
+static void look(struct Task *t, struct Course *c, int step, struct Metadata *meta)
 {
     const struct Settings *s = &t->set;
-    const int every = ceil_div(s->epochs, MAX_VALIDATIONS);
-    const int64_t steps = (int64_t)s->epochs * ceil_div(t->train_count, s->batch);
-    const size_t bytes = t->model.parameter_count * sizeof(real);
-    double start = seconds(), norm = 0, sum = 0;
-    struct Scores top = {-1, 0, INFINITY, 0};
-    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
-    for (int epoch = 1, since = 0; epoch <= s->epochs; epoch++) {
-        /* Train: every example once, in random order. */
-        sum += train_epoch(t, epoch, steps, &norm, start);
-        since++;
-        if (epoch % every && epoch < s->epochs) continue;
-
-        /* Validate, without dropout and on examples that no gradient has seen. */
-        const struct Scores now = validate(t);
-        const bool better = now.accuracy > top.accuracy
-                         || (now.accuracy == top.accuracy && now.loss < top.loss);
-
-        /* Log. train_loss is the mean since the last validation. */
-        const double spent = seconds() - start;
-        append(&t->log, "%d\t%lld\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch,
-               (long long)steps / s->epochs * epoch, sum / since, now.loss, now.accuracy, norm,
-               spent);
-        write_log(t);
+    const struct Scores now = validate(t);
+    const bool better = now.accuracy > c->top.accuracy
+                     || (now.accuracy == c->top.accuracy && now.loss < c->top.loss);
+    const int epoch = ceil_div(step, ceil_div(t->train_count, s->batch));
+    const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
+    append(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, step, train_loss, now.loss,
+           now.accuracy, c->norm, spent);
+    write_log(t);
+    if (!t->quiet)
         progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
-                 epoch, s->epochs, sum / since, now.loss, now.accuracy, spent,
+                 epoch, s->epochs, train_loss, now.loss, now.accuracy, spent,
                  better ? "  best" : "");
+    c->worse = better ? 0 : c->worse + 1;
+    c->loss = c->examples = 0;
+    if (!better) return;
+    c->top = now;
+    memcpy(c->best, t->model.weights, t->model.parameter_count * sizeof(real));
+    metadata_set(meta, "best_epoch", "%d", epoch);
+    metadata_set(meta, "best_step", "%d", step);
+}
 
-        /* Keep the best weights. Later epochs may fit the training examples too closely. */
-        if (better) {
-            top = now;
-            memcpy(best, t->model.weights, bytes);
-            metadata_set(meta, "best_epoch", "%d", epoch);
-        }
-        sum = since = 0;
+/* The whole fine-tuning: examples in random order, s->batch of them an update; a look at validation
+ * after epochs, or if --steps says how long to train after every 20th part; the best weights stay.
+ * With --average the model instead ends with the mean of the weights of the last updates. The rate
+ * falls so that it would be 0 one update after the last: every update counts. best: memory for
+ * weights. */
+static void train_steps(struct Task *t, real *best, struct Metadata *meta)
+{
+    const struct Settings *s = &t->set;
+    const int updates = ceil_div(t->train_count, s->batch), steps = s->steps;
+    const int every = steps == updates * s->epochs ? updates * ceil_div(s->epochs, MAX_VALIDATIONS)
+                                                   : ceil_div(steps, MAX_VALIDATIONS);
+    const int64_t warmup = (int64_t)(s->warmup * steps);
+    const size_t bytes = t->model.parameter_count * sizeof(real);
+    struct Course c = {.start = seconds(), .top = {.accuracy = -1, .loss = INFINITY}, .best = best,
+                       .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
+    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
+    for (int step = 1; step <= steps; step++) {
+        const int u = (step - 1) % updates, first = u * s->batch,
+                  count = min_int(s->batch, t->train_count - first);
+        if (u == 0) shuffle(t->train, t->train_count, &t->order);
+        const double lr = learning_rate("cosine", step, steps + 1, warmup, s->lr, 0);
+        const double loss = train_step(t, &c.norm, t->train + first, count, lr, step);
+        c.loss += loss * count;
+        c.examples += count;
+        show_step(t, &c, step, loss, lr);
+        if (c.mean && step > (1 - s->average) * steps) average_weights(&c, &t->model);
+        if (step % every && step < steps) continue;
+        look(t, &c, step, meta);
+        if (!s->patience || c.worse < s->patience) continue;
+        if (!t->quiet) progress(true, "stopped: %d times no better on validation", c.worse);
+        break;
     }
-    memcpy(t->model.weights, best, bytes);
+    memcpy(t->model.weights, c.averaged ? c.mean : c.best, bytes);
+    release(c.mean, bytes);
 }
 
 /* ============================================================================================= */
@@ -494,15 +625,17 @@ static void train_epochs(struct Task *t, real *best, struct Metadata *meta)
 
 /* Multinomial logistic regression with an L2 penalty, on features x that are computed once:
  *
- *   F(w) = 1/N sum_n -log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)      z_n = w x_n
- *   dF/dw = 1/N sum_n (p_n - onehot(label_n)) x_n^T + l2 w
+ *   F(w) = 1/N sum_n -a_n log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)      z_n = w x_n
+ *   dF/dw = 1/N sum_n a_n (p_n - onehot(label_n)) x_n^T + l2 w
  *
- * F is strictly convex, so there is one solution, whatever the order or the seed. */
+ * a_n is the weight of the example's class, 1 unless --class-weights says otherwise. F is strictly
+ * convex, so there is one solution, whatever the order or the seed. */
 struct Logistic {
     int N, C, K;
     real *x;                    /* (N, C) */
     int *labels;                /* (N) */
     double l2;
+    const real *class_weights;  /* (K), or NULL: all 1 */
     double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
 };
 
@@ -512,7 +645,7 @@ static struct Logistic logistic_create(int N, int C, int K)
     const size_t scores = (size_t)N * K;
     double *z = resize(NULL, (2 * scores + N) * sizeof *z);
     return (struct Logistic){N, C, K, allocate_zeroed((size_t)N * C * sizeof(real)),
-                             resize(NULL, N * sizeof(int)), 0, z, z + scores, z + 2 * scores};
+                             resize(NULL, N * sizeof(int)), 0, NULL, z, z + scores, z + 2 * scores};
 }
 
 static void logistic_free(struct Logistic *f)
@@ -520,6 +653,11 @@ static void logistic_free(struct Logistic *f)
     release(f->x, (size_t)f->N * f->C * sizeof(real));
     free(f->labels);
     free(f->z);
+}
+
+static double weight_of(const struct Logistic *f, int n)
+{
+    return f->class_weights ? f->class_weights[f->labels[n]] : 1;
 }
 
 /* z (N, K) = x w^T      x (N, C)   w (K, C) */
@@ -550,7 +688,7 @@ static double logistic_loss(struct Logistic *f, double *accuracy)
         for (int k = 0; k < K; k++) max = z[k] > max ? z[k] : max;
         for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
         for (int k = 0; k < K; k++) p[k] /= sum;
-        f->losses[n] = max - own + log(sum);
+        f->losses[n] = weight_of(f, n) * (max - own + log(sum));
         right += own == max;
     }
     double total = 0;
@@ -574,15 +712,16 @@ static double logistic_objective(struct Logistic *f, const double *w)
     return logistic_loss(f, NULL) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
 }
 
-/* Channels c0 .. c0 + channels - 1 of sum_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
+/* Channels c0 .. c0 + channels - 1 of sum_n a_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
 static void gradient_of_channels(double *dw, const struct Logistic *f, int c0, int channels)
 {
     const int C = f->C, K = f->K;
     for (int k = 0; k < K; k++) memset(dw + (size_t)k * C + c0, 0, channels * sizeof *dw);
     for (int n = 0; n < f->N; n++) {
         const real *x = f->x + (size_t)n * C + c0;
+        const double weight = weight_of(f, n);
         for (int k = 0; k < K; k++) {
-            const double slope = f->p[(size_t)n * K + k] - (k == f->labels[n]);
+            const double slope = weight * (f->p[(size_t)n * K + k] - (k == f->labels[n]));
             double *d = dw + (size_t)k * C + c0;
             for (int c = 0; c < channels; c++) d[c] += slope * x[c];
         }
@@ -603,7 +742,7 @@ static void logistic_gradient(double *dw, const struct Logistic *f, const double
 /* --- The solver: conjugate gradients, preconditioned by the Hessian at w = 0 --- */
 
 /* d^T H d, where H is the Hessian of F at the current w, and u (N, K) = x d^T:
- *   1/N sum_n [sum_k p_nk u_nk^2 - (sum_k p_nk u_nk)^2] + l2 |d|^2 */
+ *   1/N sum_n a_n [sum_k p_nk u_nk^2 - (sum_k p_nk u_nk)^2] + l2 |d|^2 */
 static double logistic_curvature(const struct Logistic *f, const double *d, const double *u)
 {
     double total = 0;
@@ -611,7 +750,7 @@ static double logistic_curvature(const struct Logistic *f, const double *d, cons
         const double *p = f->p + (size_t)n * f->K, *un = u + (size_t)n * f->K;
         double mean = 0, square = 0;
         for (int k = 0; k < f->K; k++) { mean += p[k] * un[k]; square += p[k] * un[k] * un[k]; }
-        total += square - mean * mean;
+        total += weight_of(f, n) * (square - mean * mean);
     }
     return total / f->N + f->l2 * dot(d, d, (size_t)f->K * f->C);
 }
@@ -788,6 +927,7 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     const int C = train.C, K = train.K;
     double *deviation = resize(NULL, C * sizeof *deviation);
     double *w = resize(NULL, (size_t)K * C * sizeof *w);
+    train.class_weights = t->class_weights;
     measure_features(deviation, train.x, train.N, C);
     scale_features(train.x, deviation, train.N, C);
     scale_features(val.x, deviation, val.N, C);
@@ -800,6 +940,46 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     logistic_free(&val);
     free(deviation);
     free(w);
+}
+
+/* --- Calibration, after any kind of training --- */
+
+/* The temperature T that makes probabilities p (N, K) fit the labels best: softmax(z / T), where z
+ * are the scores, is p^(1/T) up to a factor (Guo et al. 2017). With b = 1/T the mean loss is
+ * convex:
+ *   dLoss/db = mean of (sum_k q_k log p_k - log p_label)      q = softmax(b log p)
+ * Bisection finds where it is 0, in 1/20 <= T <= 20. */
+static double fit_temperature(const real *p, const int *labels, int N, int K)
+{
+    double low = 0.05, high = 20, *q = resize(NULL, K * sizeof *q);
+    for (int i = 0; i < 60; i++) {
+        const double b = sqrt(low * high);
+        double slope = 0;
+        for (int n = 0; n < N; n++) {
+            double sum = 0, mean = 0;
+            for (int k = 0; k < K; k++) q[k] = log(fmax(p[(size_t)n * K + k], 1e-30));
+            for (int k = 0; k < K; k++) { sum += exp(b * q[k]); mean += exp(b * q[k]) * q[k]; }
+            slope += mean / sum - q[labels[n]];
+        }
+        if (slope > 0) high = b; else low = b;
+    }
+    free(q);
+    return 1 / sqrt(low * high);
+}
+
+/* --calibrate: divides all scores by the temperature that fits validation best. The head is linear
+ * and has no bias, so the division can be done to its weights, and every reader of the model gets
+ * the same probabilities. */
+static void calibrate(struct Task *t, struct Metadata *meta)
+{
+    const int K = t->model.config.labels, C = t->model.config.channels;
+    const struct Scores before = validate(t);
+    const double T = fit_temperature(t->probabilities, t->truth, t->val_count, K);
+    for (size_t i = 0; i < (size_t)K * C; i++) t->model.w.score_w[i] /= (real)T;
+    const struct Scores after = validate(t);
+    progress(true, "temperature %.3f: val loss %.4f, was %.4f; calibration error %.4f, was %.4f", T,
+             after.loss, before.loss, after.ece, before.ece);
+    metadata_set(meta, "temperature", "%.6f", T);
 }
 
 /* ============================================================================================= */
@@ -1469,8 +1649,33 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
 /* The maximum number of rows of a batch: the longest text must fit. */
 static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
 
-/* Allocates all memory, and prints how much and what is about to be trained. Returns memory for the
- * best weights, which the probe does not need. */
+/* Prints what is about to be trained, and how much memory it takes. */
+static void announce(const struct Task *t, size_t learn, size_t bytes)
+{
+    const struct Settings *s = &t->set;
+    const struct Config *c = &t->model.config;
+    const int updates = ceil_div(t->train_count, s->batch);
+    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
+             c->layers, c->heads, c->channels, c->context, c->vocabulary,
+             joined(c->label_names, c->labels));
+    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, "
+             "%d were truncated (%s kept)", t->train_count, t->val_count,
+             s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
+             t->data.truncated, s->truncate);
+    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
+             t->model.parameter_count, bytes / 1e6);
+    if (s->kind == PROBE) return;
+    if (t->runner.frozen)
+        progress(true, "%d of %d blocks are frozen and read each text %s", t->runner.frozen,
+                 c->layers, t->runner.cache.x ? "once: what they give is kept"
+                                              : "for every update: memory is short");
+    progress(true, "%d updates, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
+             "dropout %g  weight decay %g", s->steps, updates, s->batch, s->lr, s->head_lr_ratio,
+             s->warmup, s->dropout, s->weight_decay);
+}
+
+/* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
+ * probe does not need. */
 static real *prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
@@ -1483,26 +1688,19 @@ static real *prepare(struct Task *t)
         if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
     }
     runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
+    t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
-    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int);
+    t->runner.frozen = s->kind == LAST ? t->model.first_layer : 0;
+    if (t->runner.frozen)
+        fill_cache(&t->runner, &t->data, t->train, t->train_count + t->val_count);
+    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int)
+           + (t->runner.cache.x ? t->runner.cache.rows * c->channels * sizeof(real) : 0);
     if (probe)
         bytes += t->data.count * (c->channels * sizeof(real)
                                   + (3 * c->labels + 1) * sizeof(double));
-    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
-             c->layers, c->heads, c->channels, c->context, c->vocabulary,
-             joined(c->label_names, c->labels));
-    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, "
-             "%d were truncated (%s kept)", t->train_count, t->val_count,
-             s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
-             t->data.truncated, s->truncate);
-    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
-             t->model.parameter_count, bytes / 1e6);
-    if (probe) return NULL;
-    progress(true, "epochs %d of %d updates  batch %d  lr %.3g, head x%g  warmup %g  dropout %g  "
-             "weight decay %g", s->epochs, ceil_div(t->train_count, s->batch), s->batch, s->lr,
-             s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
-    return allocate_zeroed(t->model.parameter_count * sizeof(real));
+    if (!t->quiet) announce(t, learn, bytes);
+    return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
 /* The metadata of the classifier: what it was made from, how, and how well it does. */
@@ -1529,13 +1727,20 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
             metadata_set(meta, i ? "label_column" : "text_column", "%s", s->columns.names[i]);
     if (s->kind != PROBE) {
         metadata_set(meta, "epochs", "%d", s->epochs);
+        metadata_set(meta, "steps", "%d", s->steps);
         metadata_set(meta, "batch", "%d", s->batch);
         metadata_set(meta, "lr", "%g", s->lr);
         metadata_set(meta, "head_lr_ratio", "%g", s->head_lr_ratio);
         metadata_set(meta, "dropout", "%g", s->dropout);
         metadata_set(meta, "weight_decay", "%g", s->weight_decay);
         metadata_set(meta, "warmup", "%g", s->warmup);
+        metadata_set(meta, "layer_decay", "%g", s->layer_decay);
+        metadata_set(meta, "l2sp", "%g", s->l2sp);
+        metadata_set(meta, "lm_coef", "%g", s->lm_coef);
+        metadata_set(meta, "average", "%g", s->average);
+        metadata_set(meta, "patience", "%d", s->patience);
     }
+    metadata_set(meta, "class_weights", "%s", s->class_weights);
     metadata_set(meta, "train_examples", "%d", t->train_count);
     metadata_set(meta, "val_examples", "%d", t->val_count);
     metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
@@ -1555,9 +1760,12 @@ static void check_reloaded(struct Task *t)
     memcpy(before, t->probabilities, bytes);
     load_model(&again, t->set.out, &meta);
     tokenizer_of_model(t->set.out, &again, &meta);
+    const int frozen = t->runner.frozen;
     t->runner.model = &again;
+    t->runner.frozen = 0;               /* nothing that was kept */
     validate(t);
     t->runner.model = &t->model;
+    t->runner.frozen = frozen;
     if (memcmp(before, t->probabilities, bytes))
         die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
             t->set.out);
@@ -1613,13 +1821,14 @@ static void train(struct Settings settings)
                   base.config.layers);
     char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
     start_model(&t, &base, names, classes);
-    model_free(&base);
+    t.source = base.weights;
     choose_defaults(s, &t.model, t.train_count);
     t.order = random_stream(s->seed, STREAM_ORDER);
     t.masks = random_stream(s->seed, STREAM_MASKS);
     make_directory(s->out);
     real *best = prepare(&t);
-    if (s->kind == PROBE) train_probe(&t, &meta); else train_epochs(&t, best, &meta);
+    if (s->kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
+    if (s->calibrate) calibrate(&t, &meta);
 
     const struct Scores val = validate(&t);
     const double majority = majority_rate(t.confusion, t.val_count, classes);
@@ -1643,6 +1852,7 @@ static void train(struct Settings settings)
     check_reloaded(&t);
     runner_free(&t.runner);
     model_free(&t.model);
+    model_free(&base);
 }
 
 /* The same words in every command. */
@@ -1653,13 +1863,16 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
 /* Warns of options that were given and change nothing. */
 static void warn_of_idle_options(const struct Option *options, int n, const struct Settings *s)
 {
-    static const char *const steps[] = {"lr", "epochs", "batch", "head-lr-ratio", "warmup",
-                                        "weight-decay", "dropout"};
+    static const char *const steps[] = {"lr", "epochs", "steps", "patience", "batch",
+                                        "head-lr-ratio", "layer-decay", "warmup", "weight-decay",
+                                        "dropout", "l2sp", "lm-coef", "average"};
     for (const struct Option *o = options; o < options + n; o++) {
         bool step = false;
         for (int k = 0; k < COUNT(steps); k++) step = step || !strcmp(o->name, steps[k]);
         if (o->given && (step ? s->kind == PROBE : s->val && !strcmp(o->name, "val-part")))
             warn("--%s: has no effect with --%s.", o->name, step ? "tune probe" : "val");
+        if (o->given && s->kind == SCRATCH && !strcmp(o->name, "l2sp"))
+            warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
     }
 }
 
@@ -1667,7 +1880,8 @@ static void warn_of_idle_options(const struct Option *options, int n, const stru
 static int command_train(int argc, char **argv)
 {
     struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1,
-                         .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1};
+                         .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
+                         .layer_decay = 1, .class_weights = "none"};
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
         {"train", data_meaning, TEXT, &s.train, .required = true},
@@ -1677,11 +1891,26 @@ static int command_train(int argc, char **argv)
         {"out", "directory of the classifier", TEXT, &s.out, .required = true},
         {"tune", "probe, last:K, full or scratch", TEXT, &s.tune},
         {"epochs", "0: 3, but at least 200 updates", INTEGER, &s.epochs, 0, 1e6},
+        {"steps", "updates, instead of --epochs", INTEGER, &s.steps, 0, INT32_MAX - 1},
+        {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
+         &s.patience, 0, 1e6},
         {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
         {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3), less for more", REAL_NUMBER, &s.lr, 0,
          10},
         {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
          &s.head_lr_ratio, 0, 1e4},
+        {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
+         &s.layer_decay, 0.01, 1},
+        {"l2sp", "how strongly weights are pulled back to the pretrained ones", REAL_NUMBER,
+         &s.l2sp, 0, 1e30},
+        {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
+         &s.lm_coef, 0, 100},
+        {"average", "end with the mean weights of this last part of the updates", REAL_NUMBER,
+         &s.average, 0, 1},
+        {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
+         &s.class_weights, .choices = "none|auto"},
+        {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
+         FLAG, &s.calibrate},
         {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
          REAL_NUMBER, &s.warmup, 0, 1},
         {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
@@ -1707,6 +1936,9 @@ static int command_train(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     if (s.dropout < 0 && s.dropout != -1)
         die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
+    if (s.epochs && s.steps)
+        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
+                  s.steps, s.epochs);
     parse_tune(&s);
     warn_of_idle_options(options, COUNT(options), &s);
     set_threads(s.threads);

@@ -410,26 +410,32 @@ static void test_batches(void)
 static void test_one_update(void)
 {
     enum { N = 5 };
-    char *names[] = {"a", "b", "c"}, line[200] = "";
-    int list[N] = {0, 1, 2, 3, 4};
-    double norm;
-    struct Task t = {.set = {.epochs = 1, .batch = 8, .lr = 1e-3, .head_lr_ratio = 1,
-                             .warmup = 0.1, .kind = FULL}, .train = list, .train_count = N};
+    char *names[] = {"a", "b", "c"}, line[200] = "", out[] = "/tmp/test_finetune_XXXXXX";
+    int list[N] = {0, 1, 2, 3, 4}, truth[N], confusion[9];
+    real p[3 * N];
+    struct Metadata meta = {0};
+    struct Task t = {.set = {.epochs = 1, .steps = 1, .batch = 8, .lr = 1e-3, .head_lr_ratio = 1,
+                             .warmup = 0.1, .layer_decay = 1, .kind = FULL, .out = mkdtemp(out)},
+                     .train = list, .val = list, .train_count = N, .val_count = N, .truth = truth,
+                     .probabilities = p, .confusion = confusion};
     t.data = random_texts(small_tokenizer(), N, 20, (struct Window){32, "tail"});
     model_create(&t.model, (struct Config){2, 3, 24, 32, 258, 3, names});
     model_init(&t.model, 1);
     choose_weights(&t);
     runner_create(&t.runner, &t.model, 128, WORK_TRAIN);
-    real *before = resize(NULL, t.model.parameter_count * sizeof *before);
+    memcpy(truth, t.data.labels, sizeof truth);
+    const size_t bytes = t.model.parameter_count * sizeof(real);
+    real *before = resize(NULL, bytes), *best = resize(NULL, bytes);
     memcpy(before, t.model.weights, t.model.parameter_count * sizeof *before);
     FILE *file = tmpfile();
     const int terminal = dup(2);
     dup2(fileno(file), 2);
     t.runner.shown = seconds() - 21;
-    train_epoch(&t, 1, 1, &norm, seconds());
+    train_steps(&t, best, &meta);
     dup2(terminal, 2);
     rewind(file);
     check(fgets(line, sizeof line, file) && strstr(line, "epoch 1/1  step 1/1  loss ")
+          && fgets(line, sizeof line, file) && strstr(line, "val accuracy")
           && !fgets(line, sizeof line, file), "training writes a line now and then, also to a file");
     int changed = 0;
     for (int i = 0; i < t.model.tensor_count; i++)
@@ -438,7 +444,9 @@ static void test_one_update(void)
     check(changed == t.model.tensor_count, "one update changes all %d tensors: %d",
           t.model.tensor_count, changed);
     fclose(file), close(terminal);
-    free(before);
+    char *log = text_of("%s/log.tsv", out);
+    check(!unlink(log) && !rmdir(out), "and log.tsv is all that it writes");
+    free(log), free(before), free(best);
     runner_free(&t.runner);
     model_free(&t.model);
 }
