@@ -1033,13 +1033,14 @@ static bool skip_blank_lines(struct Table *t)
     return false;
 }
 
+/* Whether the first bytes are those of `mark`. */
 static bool begins_with(struct Bytes s, const char *mark)
 {
     return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
 }
 
-/* Dies on UTF-16. Without a byte order mark its first two characters tell it: one byte of each is
- * 0. */
+/* Dies on UTF-16. Without a byte order mark it is known by two characters of ASCII: the same byte
+ * of both is 0. */
 static void refuse_utf16(const char *path, struct Bytes b)
 {
     const char *s = b.data;
@@ -1107,8 +1108,8 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* How far the closing quote may be from the opening one at t->at. In TSV a quote may be mere text,
- * so only a line that is short of columns goes on behind its end. */
+/* Where the search for the closing quote of the field at t->at ends. In TSV a quote may be mere
+ * text, so a field goes on in the next line only if its own line has too few columns. */
 static const char *quote_limit(const struct Table *t)
 {
     if (t->strict) return t->end;
@@ -1119,9 +1120,9 @@ static const char *quote_limit(const struct Table *t)
     return columns < max_int(t->columns, 2) ? t->end : next;
 }
 
-/* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Returns
- * false if the quote at t->at opens no such field, because none closes it right before a separator
- * or line end. That is an error in CSV. In TSV it is text, as in SST-2: "Frailty" has been ... */
+/* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
+ * quote stands right before a separator or a line end. If there is none, CSV is wrong, while in TSV
+ * the quote at t->at is text, as in: "Frailty" has been ... Returns false then. */
 static bool read_quoted(struct Table *t, struct Bytes *field)
 {
     const char *limit = quote_limit(t), *s = t->at + 1, *quote;
@@ -1368,6 +1369,7 @@ static void read_object(struct Table *t, struct Example *e)
 
 /* --- Checks, and the whole file --- */
 
+/* Whether all bytes are UTF-8. */
 static bool valid_utf8(struct Bytes text)
 {
     uint32_t c;
@@ -1377,6 +1379,7 @@ static bool valid_utf8(struct Bytes text)
     return true;
 }
 
+/* What to do with bytes that are not UTF-8; the file is named once more. */
 #define CONVERT "If the file is Windows text, convert it: iconv -f CP1252 -t UTF-8 '%s' >NEW"
 
 /* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
@@ -1431,6 +1434,7 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
 /* A text and the number of what it belongs to, to be sorted. */
 struct Numbered { struct Bytes text; int number; };
 
+/* By their bytes; of two texts that begin alike, the shorter one is first. */
 static int compare_texts(const void *a, const void *b)
 {
     const struct Bytes x = ((const struct Numbered *)a)->text;
@@ -2149,9 +2153,10 @@ static int command_predict(int argc, char **argv)
     if (data) predict_file(&c, &d, data);
     else if (!count) predict_stream(&c, &d);
     struct Bytes *texts = resize(NULL, (count + 1) * sizeof *texts);
+    struct stat status;
     for (int i = 0; i < count; i++) {
         texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
-        if (file_exists(argv[i]))
+        if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
             warn("%s: is taken as a text, but is a file, too. --data %s reads it.", argv[i],
                  argv[i]);
     }

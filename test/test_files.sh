@@ -140,8 +140,10 @@ succeeds "predict --data: many lines, as from standard input" eval '
     predict --data "$dir/many" 2>/dev/null >"$dir/a" && predict <"$dir/many" | cmp - "$dir/a"'
 fails 1 "no column is named body" predict --data "$dir/plain.tsv" --text-column body
 fails 2 "--data $dir/bare: there are TEXTs, too" predict --data "$dir/bare" text
+p='0\.[0-9]{4}'
 succeeds "predict --all: label, probability, each class, text" eval '
-    predict --all "good film" | grep -qE "^(neg|pos)	0\.[0-9]{4}	neg 0\.[0-9]{4}	pos 0\.[0-9]{4}	good film$"'
+    predict --all "good film" | tr "\t" "|" |
+        grep -qE "^(neg|pos)\|$p\|neg $p\|pos $p\|good film$"'
 printf 'a "\\\t\377\000b\n' | predict --json >"$dir/json"
 succeeds "predict --json: text and label" \
     grep -qF '{"text": "a \"\\\u0009\ufffd\u0000b", "label": "' "$dir/json"
@@ -149,8 +151,9 @@ succeeds "predict --json: probability" grep -qE '"probability": 0\.[0-9]{6}\}$' 
 json=$(predict --json --all x)
 form='"probability": (0\.[0-9]*), "probabilities": \{"neg": (0\.[0-9]*), "pos": (0\.[0-9]*)\}\}$'
 succeeds "predict --json --all: $json" eval 'echo "$json" | grep -qE "$form"'
-predict "$dir/bare" >/dev/null 2>"$dir/said"
+predict "$dir/bare" "$dir" >/dev/null 2>"$dir/said"
 says "finetune_cls: $dir/bare: is taken as a text, but is a file, too. --data" "a file's name"
+silent "finetune_cls: $dir: " "but not that of a directory"
 predict --text-column text x >/dev/null 2>"$dir/said"
 says "--text-column: has no effect without --data" "warned of"
 exit $failures
