@@ -1039,14 +1039,13 @@ static bool begins_with(struct Bytes s, const char *mark)
     return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
 }
 
-/* Dies on UTF-16. Without a byte order mark it is known by two characters of ASCII: the same byte
- * of both is 0. */
+/* Dies on UTF-16. Without a byte order mark its first character, of ASCII, tells it: one of the two
+ * bytes is 0. */
 static void refuse_utf16(const char *path, struct Bytes b)
 {
-    const char *s = b.data;
-    const bool ascii = b.size >= 4 && !s[0] + !s[1] == 1 && !s[0] == !s[2] && !s[1] == !s[3];
-    const bool little = begins_with(b, "\xFF\xFE") || (ascii && !s[1]);
-    if (little || begins_with(b, "\xFE\xFF") || ascii)
+    const bool pair = b.size >= 2;
+    const bool little = begins_with(b, "\xFF\xFE") || (pair && b.data[0] && !b.data[1]);
+    if (little || begins_with(b, "\xFE\xFF") || (pair && !b.data[0] && b.data[1]))
         die("%s: the text is UTF-16. Convert it: iconv -f UTF-16%s -t UTF-8 '%s' >NEW", path,
             little ? "LE" : "BE", path);
 }
@@ -1560,15 +1559,17 @@ static void parse_tune(struct Settings *s)
         die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
 }
 
-/* first (N): the number of the first text that is equal to each of the N of train and val. */
-static int *find_repeats(const struct Examples *train, const struct Examples *val)
+/* first (N): the position of the first text that is equal to each of N. They are those of train,
+ * then those of val, in their order or in that of list (N). */
+static int *find_repeats(const struct Examples *train, const struct Examples *val, const int *list)
 {
     const int N = train->count + val->count;
     struct Numbered *texts = resize(NULL, N * sizeof *texts);
     int *first = resize(NULL, N * sizeof *first);
-    for (int i = 0; i < N; i++)
-        texts[i] = (struct Numbered){i < train->count ? train->items[i].text
-                                     : val->items[i - train->count].text, i};
+    for (int i = 0; i < N; i++) {
+        const int k = list ? list[i] : i, n = train->count;
+        texts[i] = (struct Numbered){(k < n ? &train->items[k] : &val->items[k - n])->text, i};
+    }
     qsort(texts, N, sizeof *texts, compare_numbered);
     for (int i = 0; i < N; i++)
         first[texts[i].number] = i > 0 && !compare_texts(&texts[i], &texts[i - 1])
@@ -1581,7 +1582,7 @@ static int *find_repeats(const struct Examples *train, const struct Examples *va
 static void drop_repeats(struct Examples *train, const struct Examples *val)
 {
     const int all = train->count;
-    int *first = find_repeats(train, val), kept = 0;
+    int *first = find_repeats(train, val, NULL), kept = 0;
     for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
     for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
     train->count = kept;
@@ -1591,30 +1592,25 @@ static void drop_repeats(struct Examples *train, const struct Examples *val)
     free(first);
 }
 
-/* Warns of texts that occur more than once: one line for those in train, one for those that are
- * both trained on and validated on. */
+/* Warns of texts that occur more than once: one line for those that are trained on, one for those
+ * that are validated on, too. */
 static void report_repeats(const struct Task *t, const struct Examples *train,
                            const struct Examples *val)
 {
-    const int *labels = t->data.labels;
-    int *first = find_repeats(train, val), same[2] = {0}, other[2] = {0};
-    bool *trained = resize(NULL, t->data.count * sizeof *trained);
-    memset(trained, 0, t->data.count * sizeof *trained);
-    for (int i = 0; i < t->train_count; i++) trained[first[t->train[i]]] = true;
-    for (int i = 0; i < train->count; i++)
-        if (first[i] != i) { same[0]++; other[0] += labels[first[i]] != labels[i]; }
-    for (int i = 0; i < t->val_count; i++) {
-        const int k = t->val[i];
-        if (trained[first[k]]) { same[1]++; other[1] += labels[first[k]] != labels[k]; }
+    const int n = t->train_count, *list = t->train, *labels = t->data.labels;
+    int *first = find_repeats(train, val, list), same[2] = {0}, other[2] = {0};
+    for (int i = 0; i < t->data.count; i++) {
+        if (first[i] == i || first[i] >= n) continue;
+        same[i >= n]++;
+        other[i >= n] += labels[list[i]] != labels[list[first[i]]];
     }
     if (same[0])
-        warn("%s: %d of %d texts repeat an earlier one, %d with another label. --dedupe drops "
-             "them.", train->path, same[0], train->count, other[0]);
+        warn("%s: %d of %d texts to train on repeat others, %d with another label. --dedupe drops "
+             "them.", train->path, same[0], n, other[0]);
     if (same[1])
         warn("%d of %d validation texts are trained on, too, %d with another label: their scores "
              "flatter. --dedupe drops them from training.", same[1], t->val_count, other[1]);
     free(first);
-    free(trained);
 }
 
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val

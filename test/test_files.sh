@@ -89,7 +89,7 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 2 of 7 texts repeat an earlier one, 1 with another label" "repeated texts"
+says "twice: 2 of 7 texts to train on repeat others, 1 with another label" "repeated texts"
 says "3 of 4 validation texts are trained on, too, 1 with another label" "texts in train and val"
 train twice --val "$dir/twice.val" --dedupe
 says "--dedupe: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
