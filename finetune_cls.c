@@ -348,6 +348,16 @@ static struct Scores score(int *confusion, const real *p, const int *truth, doub
                            calibration_error(p, truth, N, K)};
 }
 
+/* The 95% interval of a part p of n examples (Wilson 1927); z = 1.96:
+ *   (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) */
+static void wilson_interval(double p, int n, double *low, double *high)
+{
+    const double z2 = 1.959964 * 1.959964, middle = p + z2 / (2 * n),
+                 half = sqrt(z2 * (p * (1 - p) / n + z2 / (4.0 * n * n)));
+    *low = (middle - half) / (1 + z2 / n);
+    *high = (middle + half) / (1 + z2 / n);
+}
+
 /* The accuracy of always predicting the commonest label: what a classifier must beat. */
 static double majority_rate(const int *confusion, int N, int K)
 {
@@ -384,6 +394,12 @@ struct Settings {
     int last;                                   /* K of last:K */
 };
 
+static const struct Settings DEFAULT_SETTINGS = {
+    .tune = "full", .truncate = "tail", .class_weights = "none", .batch = 32, .seed = 1,
+    .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1, .layer_decay = 1,
+    .average = -1,
+};
+
 /* One fine-tuning. */
 struct Task {
     struct Settings set;
@@ -397,6 +413,7 @@ struct Task {
     real *probabilities;                        /* (val_count, K): of the last validation */
     int *confusion;                             /* (K, K) */
     const real *source;                         /* the pretrained weights, for --l2sp */
+    const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Buffer log;                          /* log.tsv */
@@ -404,19 +421,22 @@ struct Task {
 };
 
 /* Random streams of the seed. model_init uses the numbers from 0. */
-enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS };
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET };
 
-enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20 };
+enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
  * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate. Few labels need a number of updates rather than of epochs. */
-static void choose_defaults(struct Settings *s, const struct Model *model, int examples)
+ * weights bear a higher rate. Few labels need a number of updates rather than of epochs. Few
+ * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
+static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
+                            int val_texts)
 {
     const double large = sqrt(1e7 / model->parameter_count);
     if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
+    if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
     const int updates = ceil_div(examples, s->batch);
     if (s->epochs == 0 && s->steps == 0)
         s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
@@ -877,8 +897,12 @@ static struct Logistic probe_features(struct Task *t, const int *list, int count
     const double start = seconds();
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
-    run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
-    show_rate(what, count, count, start);
+    if (!t->features) {
+        run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
+        show_rate(what, count, count, start);
+    } else
+        for (int i = 0; i < count; i++)
+            memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
     return f;
 }
 
@@ -902,9 +926,10 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
         const double val_loss = logistic_loss(val, &accuracy), spent = seconds() - start;
         append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients, train_loss,
                val_loss, accuracy, spent);
-        progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                 "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy, gradients,
-                 spent, val_loss < lowest ? "  best" : "");
+        if (!t->quiet)
+            progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
+                     "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy,
+                     gradients, spent, val_loss < lowest ? "  best" : "");
         if (!(val_loss < lowest)) continue;
         lowest = val_loss;
         chosen = train->l2;
@@ -983,11 +1008,251 @@ static void calibrate(struct Task *t, struct Metadata *meta)
 }
 
 /* ============================================================================================= */
+/* 6. Classical baselines                                                                        */
+/* ============================================================================================= */
+
+/* What a classifier reaches that knows no language, only which words occur: each claim for
+ * pretraining is measured against it. A text is the set of its words and of its pairs of adjacent
+ * words ("features"); how often one occurs does not count. */
+struct Bags {
+    int count;                  /* N */
+    size_t *starts;             /* (N + 1): text i has features[starts[i]] .. [starts[i+1] - 1] */
+    uint32_t *features;         /* numbers below F, each once in a text */
+    int feature_count;          /* F */
+};
+
+/* Numbers for features, in the order of their first occurrence, by a hash table of their 64-bit
+ * hashes. Two features with one hash would count as one: among 10 million that has a chance of 1 in
+ * 300,000. last: the text in which a feature was last seen. */
+struct Numbers { uint64_t *keys; uint32_t *values; int *last; size_t count; int bits; };
+
+static size_t slot_of(const struct Numbers *n, uint64_t key)
+{
+    const size_t mask = ((size_t)1 << n->bits) - 1;
+    size_t at = key >> (64 - n->bits);
+    while (n->keys[at] && n->keys[at] != key) at = (at + 1) & mask;
+    return at;
+}
+
+/* An empty table becomes one of 2^16 slots, another one twice as large. */
+static void grow_numbers(struct Numbers *n)
+{
+    const struct Numbers old = *n;
+    const size_t slots = old.bits ? (size_t)1 << old.bits : 0;
+    n->bits = old.bits ? old.bits + 1 : 16;
+    n->keys = resize(NULL, sizeof *n->keys << n->bits);
+    n->values = resize(NULL, sizeof *n->values << n->bits);
+    n->last = resize(n->last, sizeof *n->last << n->bits);
+    memset(n->keys, 0, sizeof *n->keys << n->bits);
+    for (size_t i = 0; i < slots; i++)
+        if (old.keys[i]) {
+            const size_t at = slot_of(n, old.keys[i]);
+            n->keys[at] = old.keys[i];
+            n->values[at] = old.values[i];
+        }
+    free(old.keys);
+    free(old.values);
+}
+
+static uint32_t number_of(struct Numbers *n, uint64_t key)
+{
+    if (!n->bits || 2 * n->count >= (size_t)1 << n->bits) grow_numbers(n);
+    key += !key;
+    const size_t at = slot_of(n, key);
+    if (!n->keys[at]) {
+        n->keys[at] = key;
+        n->last[n->count] = -1;
+        n->values[at] = (uint32_t)n->count++;
+    }
+    return n->values[at];
+}
+
+/* The end of the word that begins at p: letters, digits and apostrophes, bytes beyond ASCII
+ * included, or one other sign. *hash: of the word, capital letters as small ones. */
+static const char *word_end(const char *p, const char *end, uint64_t *hash)
+{
+    const char *begin = p;
+    *hash = 0;
+    for (; p < end; p++) {
+        const unsigned char c = *p;
+        const bool inside = isalnum(c) || c >= 0x80 || c == '\'';
+        if (!inside && p > begin) break;
+        *hash = mix64(*hash + 257 * (uint64_t)tolower(c) + 1);
+        if (!inside) return p + 1;
+    }
+    return p;
+}
+
+/* Appends a text's features. */
+static void add_bag(struct Bags *b, struct Numbers *n, struct Bytes text, size_t *capacity)
+{
+    const char *p = text.data, *end = p + text.size;
+    uint64_t before = 0, word;
+    size_t at = b->starts[b->count];
+    while (p < end) {
+        if (isspace((unsigned char)*p)) { p++; continue; }
+        p = word_end(p, end, &word);
+        const uint64_t keys[] = {word, mix64(before * 0x9E3779B97F4A7C15u + word)};
+        for (int k = 0; k < (before ? 2 : 1); k++) {
+            const uint32_t f = number_of(n, keys[k]);
+            if (n->last[f] == b->count) continue;
+            n->last[f] = b->count;
+            if (at == *capacity)
+                b->features = resize(b->features,
+                                     (*capacity = 2 * *capacity + 1024) * sizeof *b->features);
+            b->features[at++] = f;
+        }
+        before = word;
+    }
+    b->starts[++b->count] = at;
+}
+
+static struct Bags bags_of(const struct Bytes *texts, int count)
+{
+    struct Bags b = {.starts = resize(NULL, ((size_t)count + 1) * sizeof *b.starts)};
+    struct Numbers n = {0};
+    size_t capacity = 0;
+    b.starts[0] = 0;
+    for (int i = 0; i < count; i++) add_bag(&b, &n, texts[i], &capacity);
+    b.feature_count = (int)n.count;
+    free(n.keys);
+    free(n.values);
+    free(n.last);
+    return b;
+}
+
+/* A training on bags: which texts, which labels, and which texts to give scores to. */
+struct BagTask {
+    const struct Bags *bags;
+    const int *labels;              /* of all texts */
+    const int *train, *test;        /* (train_count) (test_count): which ones */
+    int train_count, test_count, classes;
+};
+
+/* in, out (F): in how many training texts of class k, and of the others, each feature occurs.
+ * Returns how many features occur at all. */
+static int count_features(int *in, int *out, const struct BagTask *t, int k)
+{
+    const struct Bags *b = t->bags;
+    int seen = 0;
+    memset(in, 0, b->feature_count * sizeof *in);
+    memset(out, 0, b->feature_count * sizeof *out);
+    for (int i = 0; i < t->train_count; i++) {
+        const int text = t->train[i];
+        int *count = t->labels[text] == k ? in : out;
+        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) {
+            const uint32_t f = b->features[j];
+            seen += !in[f] && !out[f];
+            count[f]++;
+        }
+    }
+    return seen;
+}
+
+/* The sum of w over the features of a text. */
+static double bag_dot(const struct Bags *b, int text, const double *w)
+{
+    double sum = 0;
+    for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) sum += w[b->features[j]];
+    return sum;
+}
+
+/* Multinomial naive Bayes with add-one smoothing (Wang and Manning 2012, on sets of features):
+ *   scores[i, k] = log (N_k / N) + sum over features f of text i  log ((n_kf + 1) / (n_k + F))
+ * N_k: texts of class k; n_kf: those with f; n_k = sum_f n_kf; F: features that occur in training.
+ * Others say nothing.   scores (test_count, K) */
+static void naive_bayes(double *scores, const struct BagTask *t)
+{
+    const int F = t->bags->feature_count, K = t->classes;
+    int *in = resize(NULL, 2 * (size_t)F * sizeof *in + 1), *out = in + F;
+    double *w = resize(NULL, F * sizeof *w + 1);
+    for (int k = 0; k < K; k++) {
+        const int seen = count_features(in, out, t, k);
+        double total = seen;
+        int texts = 0;
+        for (int f = 0; f < F; f++) total += in[f];
+        for (int i = 0; i < t->train_count; i++) texts += t->labels[t->train[i]] == k;
+        for (int f = 0; f < F; f++) w[f] = in[f] || out[f] ? log((in[f] + 1) / total) : 0;
+        for (int i = 0; i < t->test_count; i++)
+            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], w)
+                                      + (texts ? log((double)texts / t->train_count) : -1e9);
+    }
+    free(in);
+    free(w);
+}
+
+/* A linear support vector machine with squared hinge loss, class k against the others, by dual
+ * coordinate descent (Hsieh et al. 2008):
+ *   min over w, b   (|w|^2 + b^2) / 2 + C sum_i max(0, 1 - y_i (w . x_i + b))^2       C = 0.15
+ * where x_i has the value r_f at each feature f of text i, else 0. y_i is 1 for class k, else -1.
+ * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w (F)
+ * is kept times r: v_f = r_f w_f. Returns b. */
+static double train_svm(double *v, const struct BagTask *t, const double *r, int k)
+{
+    enum { EPOCHS = 200 };
+    const double half_c = 0.5 / 0.15;       /* 1 / (2C) */
+    const struct Bags *b = t->bags;
+    const int N = t->train_count;
+    int *order = resize(NULL, N * sizeof *order);
+    double *a = resize(NULL, N * sizeof *a), *square = resize(NULL, N * sizeof *square), bias = 0;
+    double *r2 = resize(NULL, b->feature_count * sizeof *r2 + 1);
+    struct Random random = random_stream(0, k);
+    for (int f = 0; f < b->feature_count; f++) { r2[f] = r[f] * r[f]; v[f] = 0; }
+    for (int i = 0; i < N; i++) {
+        order[i] = i;
+        a[i] = 0;
+        square[i] = bag_dot(b, t->train[i], r2) + 1 + half_c;   /* |x|^2, and 1 for b */
+    }
+    for (int epoch = 0; epoch < EPOCHS; epoch++) {
+        double worst = 0;
+        shuffle(order, N, &random);
+        for (int n = 0; n < N; n++) {
+            const int i = order[n], text = t->train[i];
+            const double y = t->labels[text] == k ? 1 : -1;
+            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * a[i];
+            if (a[i] == 0 && slope >= 0) continue;
+            worst = fmax(worst, fabs(slope));
+            const double was = a[i], step = y * ((a[i] = fmax(0, was - slope / square[i])) - was);
+            for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
+                v[b->features[j]] += step * r2[b->features[j]];
+            bias += step;
+        }
+        if (worst < 0.01) break;
+    }
+    free(order); free(a); free(square); free(r2);
+    return bias;
+}
+
+/* NB-SVM (Wang and Manning 2012): a support vector machine whose features are scaled by how much
+ * more often they occur in class k than elsewhere, as parts of all occurrences, p and q:
+ *   r_f = log (p_f / q_f)
+ * The paper also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to
+ * three points, so it is left out.   scores (test_count, K) */
+static void nbsvm(double *scores, const struct BagTask *t)
+{
+    const int F = t->bags->feature_count, K = t->classes;
+    int *in = resize(NULL, 2 * (size_t)F * sizeof *in + 1), *out = in + F;
+    double *r = resize(NULL, F * sizeof *r + 1), *v = resize(NULL, F * sizeof *v + 1);
+    for (int k = 0; k < (K == 2 ? 1 : K); k++) {
+        const int seen = count_features(in, out, t, k);
+        double ins = seen, outs = seen;
+        for (int f = 0; f < F; f++) { ins += in[f]; outs += out[f]; }
+        for (int f = 0; f < F; f++)
+            r[f] = in[f] || out[f] ? log((in[f] + 1) / ins / ((out[f] + 1) / outs)) : 0;
+        const double bias = train_svm(v, t, r, k);
+        for (int i = 0; i < t->test_count; i++)
+            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], v) + bias;
+    }
+    for (int i = 0; K == 2 && i < t->test_count; i++) scores[2 * i + 1] = -scores[2 * i];
+    free(in); free(r); free(v);
+}
+
+/* ============================================================================================= */
 /* II. FILES AND COMMANDS                                                                        */
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Labelled files: TSV, CSV, JSON, fastText's format                                          */
+/* 7. Labelled files: TSV, CSV, JSON, fastText's format                                          */
 /* ============================================================================================= */
 
 /* A labelled text; both point into the file or to memory that is never freed. line: for
@@ -1544,11 +1809,11 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 }
 
 /* ============================================================================================= */
-/* 7. Before and after the training                                                              */
+/* 8. Before and after the training                                                              */
 /* ============================================================================================= */
 
-/* Reads --tune into s->kind and s->last. */
-static void parse_tune(struct Settings *s)
+/* Reads s->tune into s->kind and s->last. option: where it stands, for the message. */
+static void parse_tune(const char *option, struct Settings *s)
 {
     char rest;
     s->kind = PROBE;
@@ -1556,7 +1821,7 @@ static void parse_tune(struct Settings *s)
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
     else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
     else if (strcmp(s->tune, "probe"))
-        die_usage("--tune %s: not one of probe, last:K (as last:2), full, scratch.", s->tune);
+        die_usage("%s %s: not one of probe, last:K (as last:2), full, scratch.", option, s->tune);
 }
 
 /* first (N): the position of the first text that is equal to each of N. They are those of train,
@@ -1613,6 +1878,15 @@ static void report_repeats(const struct Task *t, const struct Examples *train,
     free(first);
 }
 
+/* The texts of t->train from train_count on, up to `all`, are for validation. */
+static void take_validation(struct Task *t, int all)
+{
+    t->val = t->train + t->train_count;
+    t->val_count = all - t->train_count;
+    t->truth = resize(NULL, (t->val_count + 1) * sizeof *t->truth);
+    for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
+}
+
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
  * names a file of its own. Returns the names of the classes. */
 static char **load_data(struct Task *t, struct Window w, int *classes)
@@ -1634,12 +1908,9 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     if (!s->val)
         t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
-    t->val = t->train + t->train_count;
-    t->val_count = all - t->train_count;
+    take_validation(t, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
-    t->truth = resize(NULL, t->val_count * sizeof *t->truth);
-    for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
     report_repeats(t, &train, &val);
     free(train.items);
     free(val.items);
@@ -1672,6 +1943,9 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
     progress(true, "%d updates, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
              "dropout %g  weight decay %g", s->steps, updates, s->batch, s->lr, s->head_lr_ratio,
              s->warmup, s->dropout, s->weight_decay);
+    if (s->average > 0)
+        progress(true, "the model will be the mean of the last %.0f updates%s",
+                 s->average * s->steps, t->val_count < FEW_TEXTS ? ": validation is small to choose an epoch by" : "");
 }
 
 /* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
@@ -1688,6 +1962,8 @@ static real *prepare(struct Task *t)
         if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
     }
     runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
+    t->order = random_stream(s->seed, STREAM_ORDER);
+    t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
@@ -1701,6 +1977,20 @@ static real *prepare(struct Task *t)
                                   + (3 * c->labels + 1) * sizeof(double));
     if (!t->quiet) announce(t, learn, bytes);
     return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
+}
+
+/* Frees all but the texts and the tokenizer. */
+static void task_free(struct Task *t)
+{
+    const int K = t->model.config.labels;
+    release(t->probabilities, (size_t)t->val_count * K * sizeof(real));
+    release(t->confusion, (size_t)K * K * sizeof(int));
+    runner_free(&t->runner);
+    model_free(&t->model);
+    free(t->train);
+    free(t->truth);
+    free(t->class_weights);
+    free(t->log.data);
 }
 
 /* The metadata of the classifier: what it was made from, how, and how well it does. */
@@ -1776,7 +2066,7 @@ static void check_reloaded(struct Task *t)
 }
 
 /* ============================================================================================= */
-/* 8. Commands: train, eval, predict                                                             */
+/* 9. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
 /* A table with the names of the classes, as wide as the longest name. */
@@ -1802,6 +2092,22 @@ static void check_out(const struct Settings *s)
     if (!s->overwrite) refuse_run_in(s->out, "Give --overwrite or another --out.");
 }
 
+/* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
+static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
+{
+    struct Settings *s = &t->set;
+    load_model(base, s->model, meta);
+    t->tokenizer = tokenizer_of_model(s->model, base, meta);
+    t->source = base->weights;
+    if (s->max_tokens == 0) s->max_tokens = base->config.context;
+    if (s->max_tokens > base->config.context)
+        die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
+                  base->config.context);
+    if (s->kind == LAST && s->last > base->config.layers)
+        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
+                  base->config.layers);
+}
+
 /* Everything that `train` does, from the pretrained model to the classifier in --out. */
 static void train(struct Settings settings)
 {
@@ -1810,21 +2116,10 @@ static void train(struct Settings settings)
     struct Model base;
     struct Metadata base_meta, meta = {0};
     int classes;
-    load_model(&base, s->model, &base_meta);
-    t.tokenizer = tokenizer_of_model(s->model, &base, &base_meta);
-    if (s->max_tokens == 0) s->max_tokens = base.config.context;
-    if (s->max_tokens > base.config.context)
-        die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
-                  base.config.context);
-    if (s->kind == LAST && s->last > base.config.layers)
-        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
-                  base.config.layers);
+    load_base(&t, &base, &base_meta);
     char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
     start_model(&t, &base, names, classes);
-    t.source = base.weights;
-    choose_defaults(s, &t.model, t.train_count);
-    t.order = random_stream(s->seed, STREAM_ORDER);
-    t.masks = random_stream(s->seed, STREAM_MASKS);
+    choose_defaults(s, &t.model, t.train_count, t.val_count);
     make_directory(s->out);
     real *best = prepare(&t);
     if (s->kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
@@ -1850,8 +2145,7 @@ static void train(struct Settings settings)
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, majority);
     check_reloaded(&t);
-    runner_free(&t.runner);
-    model_free(&t.model);
+    task_free(&t);
     model_free(&base);
 }
 
@@ -1876,12 +2170,23 @@ static void warn_of_idle_options(const struct Option *options, int n, const stru
     }
 }
 
+/* What no range of an option says. */
+static void check_settings(struct Settings *s)
+{
+    if (s->dropout < 0 && s->dropout != -1)
+        die_usage("--dropout %g: out of range, 0 to 0.9.", s->dropout);
+    if (s->average < 0 && s->average != -1)
+        die_usage("--average %g: out of range, 0 to 1.", s->average);
+    if (s->epochs && s->steps)
+        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
+                  s->steps, s->epochs);
+    parse_tune("--tune", s);
+}
+
 /* The options of `train`, checked before anything is read. */
 static int command_train(int argc, char **argv)
 {
-    struct Settings s = {.tune = "full", .truncate = "tail", .batch = 32, .seed = 1, .dropout = -1,
-                         .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
-                         .layer_decay = 1, .class_weights = "none"};
+    struct Settings s = DEFAULT_SETTINGS;
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
         {"train", data_meaning, TEXT, &s.train, .required = true},
@@ -1905,8 +2210,8 @@ static int command_train(int argc, char **argv)
          &s.l2sp, 0, 1e30},
         {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
          &s.lm_coef, 0, 100},
-        {"average", "end with the mean weights of this last part of the updates", REAL_NUMBER,
-         &s.average, 0, 1},
+        {"average", "end with the mean weights of this last part of the updates; 0: the best "
+         "epoch's; -1: 0.1 for fewer than 100 texts of validation", REAL_NUMBER, &s.average, -1, 1},
         {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
          &s.class_weights, .choices = "none|auto"},
         {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
@@ -1934,12 +2239,7 @@ static int command_train(int argc, char **argv)
         "by default there are 3 epochs or 200 updates, whichever is more. The best epoch on\n"
         "validation is kept; at most 20 are looked at.";
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
-    if (s.dropout < 0 && s.dropout != -1)
-        die_usage("--dropout %g: out of range, 0 to 0.9.", s.dropout);
-    if (s.epochs && s.steps)
-        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
-                  s.steps, s.epochs);
-    parse_tune(&s);
+    check_settings(&s);
     warn_of_idle_options(options, COUNT(options), &s);
     set_threads(s.threads);
     check_out(&s);
@@ -2161,13 +2461,1048 @@ static int command_predict(int argc, char **argv)
     return 0;
 }
 
+/* ============================================================================================= */
+/* 10. compare: what is pretraining worth?                                                       */
+/* ============================================================================================= */
+
+/* Every method learns from the same labels, for every number of labels ("budget") and every seed,
+ * and is asked about the test texts once. A method's validation texts come out of its budget. */
+
+/* A method as the command line names it: majority, nb, nbsvm, or what --tune may be, followed by
+ * options: full+l2sp:0.01+layer-decay:0.8. */
+struct Method {
+    const char *name;
+    enum { MAJORITY, NAIVE_BAYES, NBSVM, TUNED } family;
+    struct Settings set;                /* of a TUNED one */
+};
+
+/* One training and its result. */
+struct Cell {
+    int method, budget, seed;           /* budget: an index; seed: from 1 */
+    bool done;
+    double accuracy, macro_f1, loss, seconds, distance, lm_loss;    /* NAN: there is none */
+    char *right;                        /* (test_count): '1' where a test text's label was found */
+};
+
+struct Compare {
+    const char *model, *train, *test, *out, *methods_text, *labels_text;
+    struct Columns columns;
+    struct Settings base_set;           /* what all tuned methods share */
+    int seeds, threads, test_examples;
+    double time_limit, start;
+    bool resume, overwrite;
+
+    struct Method *methods;             /* (method_count) */
+    int method_count, *budgets, budget_count, *seed_numbers;
+    struct Model base;
+    struct Tokenizer *tokenizer;
+    struct Dataset data;                /* texts to learn from, then those to test on */
+    struct Bytes *texts;                /* the same, as bytes */
+    struct Bags bags;
+    real *features;                     /* (data.count, C): of the pretrained model */
+    double lm_loss;                     /* of the pretrained model on the test texts */
+    char **names;                       /* (K) */
+    int *all, *truth;                   /* (data.count): 0, 1, ..; (test_count) */
+    int train_count, test_count, classes;
+    struct Cell *cells;                 /* (cell_count), in the order in which they are run */
+    int cell_count;
+};
+
+/* --- The command line --- */
+
+/* The parts of text between separators, each of which the caller frees. */
+static char **split_list(const char *text, char separator, int *count)
+{
+    char **parts = NULL;
+    *count = 0;
+    for (const char *at = text; ; ) {
+        const size_t n = strchr(at, separator) ? (size_t)(strchr(at, separator) - at) : strlen(at);
+        parts = resize(parts, (*count + 1) * sizeof *parts);
+        parts[(*count)++] = text_of("%.*s", (int)n, at);
+        if (!at[n]) return parts;
+        at += n + 1;
+    }
+}
+
+/* Sets the option that "name:value" names; dies on another name or on what is no number. */
+static void set_method_option(struct Settings *s, const char *method, char *option)
+{
+    const struct { const char *name; double *value; double max; } known[] = {
+        {"l2sp", &s->l2sp, 1e30}, {"layer-decay", &s->layer_decay, 1}, {"average", &s->average, 1},
+        {"lm-coef", &s->lm_coef, 100}, {"lr", &s->lr, 10}, {"dropout", &s->dropout, 0.9},
+        {"head-lr-ratio", &s->head_lr_ratio, 1e4}, {"weight-decay", &s->weight_decay, 10}};
+    char *colon = strchr(option, ':');
+    double x;
+    if (!strcmp(option, "class-weights")) { s->class_weights = "auto"; return; }
+    for (int i = 0; i < COUNT(known) && colon; i++) {
+        const size_t n = colon - option;
+        if (strncmp(option, known[i].name, n) || known[i].name[n]) continue;
+        if (!parse_number(colon + 1, "", NULL, &x) || x < 0 || x > known[i].max)
+            die_usage("--methods %s: %s must be a number from 0 to %g.", method, known[i].name,
+                      known[i].max);
+        *known[i].value = x;
+        return;
+    }
+    die_usage("--methods %s: %s is no option of a method. There are l2sp:X, layer-decay:X, "
+              "lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, weight-decay:X and "
+              "class-weights.", method, option);
+}
+
+static void parse_methods(struct Compare *c)
+{
+    char **names = split_list(c->methods_text, ',', &c->method_count);
+    c->methods = resize(NULL, c->method_count * sizeof *c->methods);
+    for (int i = 0; i < c->method_count; i++) {
+        static const char *const families[] = {"majority", "nb", "nbsvm"};
+        struct Method *m = &c->methods[i];
+        *m = (struct Method){names[i], TUNED, c->base_set};
+        for (int k = 0; k < COUNT(families); k++) if (!strcmp(names[i], families[k])) m->family = k;
+        for (int k = 0; k < i; k++)
+            if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
+        if (m->family != TUNED) continue;
+        int parts;
+        char **part = split_list(names[i], '+', &parts);
+        m->set.tune = part[0];
+        parse_tune("--methods", &m->set);
+        for (int k = 1; k < parts; k++) set_method_option(&m->set, names[i], part[k]);
+    }
+}
+
+/* Reads --labels, in ascending order; "all" is the number of texts in --train. */
+static void parse_budgets(struct Compare *c)
+{
+    char **parts = split_list(c->labels_text, ',', &c->budget_count);
+    c->budgets = resize(NULL, c->budget_count * sizeof *c->budgets);
+    for (int i = 0; i < c->budget_count; i++) {
+        double x = c->train_count;
+        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
+                                        || x != floor(x) || x < 1))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (x > c->train_count)
+            die_usage("--labels %s: %s has %d texts. Choose no more.", parts[i], c->train,
+                      c->train_count);
+        if (x < 2 * c->classes)
+            die_usage("--labels %s: %d classes need %d at least, one each to learn from and to "
+                      "validate on.", parts[i], c->classes, 2 * c->classes);
+        if (i > 0 && x <= c->budgets[i - 1])
+            die_usage("--labels %s: numbers must rise.", c->labels_text);
+        c->budgets[i] = (int)x;
+        free(parts[i]);
+    }
+    free(parts);
+}
+
+/* --- Texts, labels, subsets --- */
+
+/* Reads both files. Texts of --train that are in --test, too, are left out. */
+static void load_texts(struct Compare *c)
+{
+    struct Examples train = read_examples(c->train, c->columns),
+                    test = read_examples(c->test, c->columns);
+    const struct Settings *s = &c->base_set;
+    const struct Window window = {s->max_tokens, s->truncate};
+    if (same_file(c->train, c->test))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  c->test);
+    drop_repeats(&train, &test);
+    c->names = class_names(&train, &c->classes);
+    add_examples(&c->data, c->tokenizer, &train, c->names, c->classes, window);
+    add_examples(&c->data, c->tokenizer, &test, c->names, c->classes, window);
+    const int all = c->data.count;
+    c->train_count = train.count;
+    c->test_count = test.count;
+    c->texts = resize(NULL, all * sizeof *c->texts);
+    c->all = resize(NULL, all * sizeof *c->all);
+    for (int i = 0; i < all; i++) {
+        c->all[i] = i;
+        c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+    }
+    if (c->test_examples && c->test_examples < c->test_count) {     /* in proportion to classes */
+        int *test = c->all + c->train_count;
+        const int rest = split_stratified(test, c->data.labels + c->train_count, c->test_count,
+                                          c->classes, (double)c->test_examples / c->test_count,
+                                          random_stream(s->seed, STREAM_SPLIT));
+        c->test_count -= rest;
+        memmove(test, test + rest, c->test_count * sizeof *test);
+        for (int i = 0; i < c->test_count; i++) test[i] += c->train_count;
+    }
+    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
+    for (int i = 0; i < c->test_count; i++)
+        c->truth[i] = c->data.labels[c->all[c->train_count + i]];
+    free(train.items);
+    free(test.items);
+}
+
+/* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
+ * seed's smaller budgets are parts of its larger ones. */
+static void choose_subset(int *list, const struct Compare *c, int budget, int seed)
+{
+    const int N = c->train_count, K = c->classes;
+    const int *labels = c->data.labels;
+    int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
+    int *count = left + K, chosen = 0;
+    struct Random random = random_stream(seed, STREAM_SUBSET);
+    memset(left, 0, 2 * K * sizeof *left);
+    for (int i = 0; i < N; i++) { order[i] = i; count[labels[i]]++; }
+    for (int k = 0; k < K; k++)
+        chosen += left[k] = min_int(count[k], max_int(2, (int)((double)budget * count[k] / N)));
+    for (int k = 0; chosen != budget; k = (k + 1) % K) {    /* what rounding left over */
+        const int change = chosen < budget ? left[k] < count[k] : -(left[k] > 2);
+        left[k] += change;
+        chosen += change;
+    }
+    shuffle(order, N, &random);
+    for (int i = 0, n = 0; i < N; i++) if (left[labels[order[i]]]-- > 0) list[n++] = order[i];
+    free(order);
+    free(left);
+}
+
+/* --- One cell --- */
+
+/* Sets the scores of a cell from p (test_count, K), whose largest value in a row is the answer. */
+static void score_cell(struct Cell *cell, const struct Compare *c, const real *p, double loss)
+{
+    int *confusion = resize(NULL, (size_t)c->classes * c->classes * sizeof *confusion);
+    const struct Scores s = score(confusion, p, c->truth, loss, c->test_count, c->classes);
+    cell->accuracy = s.accuracy;
+    cell->macro_f1 = s.macro_f1;
+    cell->loss = s.loss;
+    cell->right = resize(NULL, c->test_count + 1);
+    for (int i = 0; i < c->test_count; i++)
+        cell->right[i] = most_probable(p + (size_t)i * c->classes, c->classes) == c->truth[i]
+                       ? '1' : '0';
+    cell->right[c->test_count] = 0;
+    free(confusion);
+}
+
+/* A method that knows no model. */
+static void run_classical(struct Cell *cell, const struct Compare *c, const int *list, int count)
+{
+    const int K = c->classes, n = c->test_count, family = c->methods[cell->method].family;
+    const struct BagTask task = {&c->bags, c->data.labels, list, c->all + c->train_count, count, n,
+                                 K};
+    double *scores = allocate_zeroed((size_t)n * K * sizeof *scores), loss = 0;
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);
+    if (family == NAIVE_BAYES) naive_bayes(scores, &task);
+    if (family == NBSVM) nbsvm(scores, &task);
+    for (int i = 0; family == MAJORITY && i < count; i++) scores[c->data.labels[list[i]]]++;
+    for (int i = 1; family == MAJORITY && i < n; i++)
+        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+    for (int i = 0; i < n; i++) {
+        double max = -INFINITY, sum = 0;
+        const double *z = scores + (size_t)i * K;
+        for (int k = 0; k < K; k++) max = fmax(max, z[k]);
+        for (int k = 0; k < K; k++) sum += exp(z[k] - max);
+        for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
+        loss += max + log(sum) - z[c->truth[i]];
+    }
+    score_cell(cell, c, p, family == NAIVE_BAYES ? loss : NAN);
+    cell->distance = cell->lm_loss = NAN;
+    release(scores, (size_t)n * K * sizeof *scores);
+    free(p);
+}
+
+/* |w - w_source| / |w_source|, without the head. */
+static double distance_from(const struct Model *model, const struct Model *source)
+{
+    double moved = 0, length = 0;
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        if (!strcmp(t->name, "score.weight")) continue;
+        for (size_t k = t->offset; k < t->offset + t->size; k++) {
+            const double d = model->weights[k] - source->weights[k];
+            moved += d * d;
+            length += (double)source->weights[k] * source->weights[k];
+        }
+    }
+    return sqrt(moved / length);
+}
+
+/* The test texts, by the trained model; the probe needs only its kept features. */
+static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c)
+{
+    const int K = c->classes, C = c->base.config.channels, n = c->test_count;
+    const int *test = c->all + c->train_count;
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);
+    if (t->set.kind == PROBE) {
+        struct Logistic f = probe_features(t, test, n, NULL);
+        double *w = resize(NULL, (size_t)K * C * sizeof *w);
+        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
+        logistic_scores(f.z, &f, w);
+        const double loss = n * logistic_loss(&f, NULL);
+        for (size_t i = 0; i < (size_t)n * K; i++) p[i] = (real)f.p[i];
+        score_cell(cell, c, p, loss);
+        cell->lm_loss = c->lm_loss;
+        logistic_free(&f);
+        free(w);
+    } else {
+        struct Runner *r = &t->runner;
+        r->frozen = 0;                      /* nothing was kept of the test texts */
+        r->measure_lm = true;
+        score_cell(cell, c, p, run_examples(r, p, NULL, &c->data, test, n, NULL));
+        if (!isfinite(cell->loss))
+            die("--methods %s: the loss is not finite. Lower its lr.",
+                c->methods[cell->method].name);
+        cell->lm_loss = r->lm_loss / r->lm_tokens;
+    }
+    cell->distance = distance_from(&t->model, &c->base);
+    free(p);
+}
+
+/* A training as `train` does it, in silence. list (count) becomes training and validation. */
+static void run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+{
+    struct Task t = {.set = c->methods[cell->method].set, .tokenizer = c->tokenizer,
+                     .data = c->data, .source = c->base.weights, .features = c->features,
+                     .quiet = true};
+    struct Metadata meta = {0};
+    int *labels = resize(NULL, count * sizeof *labels), *places = resize(NULL, count * sizeof(int));
+    t.set.seed = cell->seed;
+    for (int i = 0; i < count; i++) labels[i] = c->data.labels[list[i]];
+    t.train = resize(NULL, count * sizeof *t.train);
+    t.train_count = split_stratified(places, labels, count, c->classes, t.set.val_part,
+                                     random_stream(cell->seed, STREAM_SPLIT));
+    for (int i = 0; i < count; i++) t.train[i] = list[places[i]];
+    take_validation(&t, count);
+    start_model(&t, &c->base, c->names, c->classes);
+    choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
+    real *best = prepare(&t);
+    if (t.set.kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
+    test_task(cell, &t, c);
+    release(best, best ? t.model.parameter_count * sizeof *best : 0);
+    metadata_free(&meta);
+    free(labels);
+    free(places);
+    task_free(&t);
+}
+
+static void run_cell(struct Cell *cell, struct Compare *c)
+{
+    const int count = c->budgets[cell->budget];
+    const double start = seconds();
+    int *list = resize(NULL, count * sizeof *list);
+    choose_subset(list, c, count, cell->seed);
+    if (c->methods[cell->method].family == TUNED) run_tuned(cell, c, list, count);
+    else run_classical(cell, c, list, count);
+    cell->seconds = seconds() - start;
+    cell->done = true;
+    free(list);
+}
+
+/* --- What is kept on disk: a row for each cell --- */
+
+/* compare.tsv has the scores, right.tsv a digit for each test text, for the paired tests. A row
+ * goes to right.tsv first: a row of compare.tsv is complete. */
+static const char table_header[] =
+    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\n";
+
+static char *file_in(const struct Compare *c, const char *name)
+{
+    return text_of("%s/%s", c->out, name);
+}
+
+/* Appends a row to a file, and flushes it. */
+static void append_row(const struct Compare *c, const char *name, const char *row)
+{
+    char *path = file_in(c, name);
+    FILE *f = fopen(path, "ab");
+    if (!f || fputs(row, f) < 0 || fflush(f) || fsync(fileno(f)) || fclose(f))
+        die("%s: writing failed (%s). Free some space and run again with --resume.", path,
+            strerror(errno));
+    free(path);
+}
+
+static void save_cell(const struct Compare *c, const struct Cell *cell)
+{
+    const char *method = c->methods[cell->method].name;
+    const int labels = c->budgets[cell->budget];
+    char *row = text_of("%s\t%d\t%d\t%s\n", method, labels, cell->seed, cell->right);
+    append_row(c, "right.tsv", row);
+    free(row);
+    row = text_of("%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\n", method, labels, cell->seed,
+                  cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
+                  cell->lm_loss);
+    append_row(c, "compare.tsv", row);
+    free(row);
+}
+
+/* The cell that a row, "method TAB labels TAB seed TAB rest", is about, or NULL. */
+static struct Cell *cell_of_row(const struct Compare *c, char *row, char **rest)
+{
+    int labels, seed, used;
+    char *tab = strchr(row, '\t');
+    if (!tab || sscanf(tab, "\t%d\t%d\t%n", &labels, &seed, &used) != 2) return NULL;
+    *tab = 0;
+    *rest = tab + used;
+    for (struct Cell *cell = c->cells; cell < c->cells + c->cell_count; cell++)
+        if (!strcmp(c->methods[cell->method].name, row) && c->budgets[cell->budget] == labels
+            && cell->seed == seed) return cell;
+    return NULL;
+}
+
+/* The next complete line of *at, without its end; NULL at the end or before a line without one. */
+static char *next_line(char **at)
+{
+    char *line = *at, *stop = strchr(line, '\n');
+    if (!stop) return NULL;
+    *stop = 0;
+    *at = stop + 1;
+    return line;
+}
+
+/* Takes over the cells that an earlier run has finished, and cuts off a row that it did not. */
+static void read_cells(struct Compare *c)
+{
+    static const char *const files[] = {"right.tsv", "compare.tsv"};
+    for (int i = 0; i < 2; i++) {
+        char *path = file_in(c, files[i]), *rest, *line;
+        if (!file_exists(path)) { free(path); continue; }
+        const struct Bytes file = map_file(path);
+        struct Buffer text = {0};
+        append_bytes(&text, file.data, file.size);
+        unmap_file(file);
+        char *at = text.data;
+        while ((line = next_line(&at))) {
+            struct Cell *cell = cell_of_row(c, line, &rest);
+            if (!cell) continue;
+            if (i == 0 && strlen(rest) == (size_t)c->test_count) {
+                free(cell->right);
+                cell->right = text_of("%s", rest);
+            } else if (i == 1)
+                cell->done = cell->right
+                          && sscanf(rest, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
+                                    &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
+                                    &cell->lm_loss) == 6;
+        }
+        if (truncate(path, at - text.data))
+            die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
+        free(text.data);
+        free(path);
+    }
+}
+
+/* What must be the same for the rows of one table, as lines "name value". */
+static struct Buffer describe_comparison(const struct Compare *c)
+{
+    const struct Settings *s = &c->base_set;
+    struct Buffer b = {0};
+    const struct { const char *name, *path; } files[] = {{"train", c->train}, {"test", c->test}};
+    append(&b, "model %s\n", hash_text(checksum(c->base.weights, c->base.parameter_count
+                                                                 * sizeof(real))));
+    append(&b, "tokenizer %s\n", hash_text(c->tokenizer->hash));
+    for (int i = 0; i < 2; i++) {
+        const struct Bytes file = map_file(files[i].path);
+        append(&b, "%s %s\n", files[i].name, hash_text(checksum(file.data, file.size)));
+        unmap_file(file);
+    }
+    append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
+           "batch %d\n", c->test_count, s->max_tokens, s->truncate, s->val_part, s->epochs,
+           s->steps, s->batch);
+    return b;
+}
+
+/* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. */
+static void open_comparison(struct Compare *c)
+{
+    char *path = file_in(c, "settings.txt"), *table = file_in(c, "compare.tsv"),
+         *right = file_in(c, "right.tsv");
+    struct Buffer now = describe_comparison(c);
+    make_directory(c->out);
+    if (c->resume && file_exists(table)) {
+        const struct Bytes file = map_file(path);
+        struct Buffer old = {0};
+        append_bytes(&old, file.data, file.size);
+        unmap_file(file);
+        char *a = old.data, *b = now.data, *x, *y;
+        while ((x = next_line(&a)) && (y = next_line(&b)))
+            if (strcmp(x, y))
+                die("--resume: the comparison in %s was made with %s, this one with %s. Choose "
+                    "another --out.", c->out, x, y);
+        free(old.data);
+        read_cells(c);
+    } else {
+        unlink(right);
+        write_file(path, now.data, now.size);
+        write_file(table, table_header, sizeof table_header - 1);
+    }
+    free(now.data); free(path); free(table); free(right);
+}
+
+/* --- Statistics --- */
+
+/* The 97.5% quantile of Student's t with df degrees of freedom, df >= 1, to three digits. From 5 on
+ * an expansion in 1 / df of the normal quantile z (Abramowitz and Stegun 26.7.5). */
+static double student_quantile(double df)
+{
+    static const double small[] = {12.706, 4.303, 3.182, 2.776};
+    const double z = 1.959964, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z;
+    if (df < 5) {
+        const int low = (int)df;
+        const double next = low < 4 ? small[low] : 2.571;
+        return small[low - 1] + (df - low) * (next - small[low - 1]);
+    }
+    return z + (z3 + z) / (4 * df) + (5 * z5 + 16 * z3 + 3 * z) / (96 * df * df)
+         + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * df * df * df);
+}
+
+struct Estimate { double mean, half; int seeds; };      /* mean +- half: its 95% interval */
+
+/* The mean over seeds and test texts of "a was right", minus that of b if b is not NULL, where both
+ * saw the same labels. Seeds and texts are both samples: with means over one of them,
+ *   variance = variance of the seeds' means / seeds + variance of the texts' means / texts
+ * which counts the noise of single answers twice, so it is rather too large. The degrees of freedom
+ * are Satterthwaite's. With one seed only the texts' part is known. */
+static struct Estimate estimate(const struct Compare *c, int budget, int a, int b)
+{
+    const int n = c->test_count;
+    double *text = allocate_zeroed(n * sizeof *text), sum = 0, squares = 0, mean = 0, spread = 0;
+    int seeds = 0;
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
+        if (!x->done || x->method != a || x->budget != budget) continue;
+        const struct Cell *y = b < 0 ? NULL : c->cells;
+        while (y && (y->method != b || y->budget != budget || y->seed != x->seed)) y++;
+        if (y && !y->done) continue;
+        double own = 0;
+        for (int i = 0; i < n; i++) {
+            const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
+            text[i] += d;
+            own += d / n;
+        }
+        seeds++;
+        sum += own;
+        squares += own * own;
+    }
+    mean = seeds ? sum / seeds : NAN;
+    for (int i = 0; i < n; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
+    const double texts_part = n > 1 ? spread / (n - 1) / n : 0;
+    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - seeds * mean * mean)
+                                              / (seeds - 1) / seeds;
+    const double both = texts_part + seeds_part,
+                 df = both * both / (texts_part * texts_part / fmax(n - 1, 1)
+                                     + seeds_part * seeds_part / fmax(seeds - 1, 1));
+    release(text, n * sizeof *text);
+    return (struct Estimate){mean, both > 0 ? sqrt(both) * student_quantile(df) : 0, seeds};
+}
+
+/* Whether a's accuracy is significantly above b's: all of the difference's 95% interval is. */
+static bool better(const struct Compare *c, int budget, int a, int b)
+{
+    const struct Estimate d = estimate(c, budget, a, b);
+    return d.seeds > 0 && d.mean - d.half > 0;
+}
+
+/* --- The table and its verdict --- */
+
+static double mean_seconds(const struct Compare *c, int budget, int method)
+{
+    double sum = 0;
+    int count = 0;
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
+        if (x->done && x->method == method && x->budget == budget) { sum += x->seconds; count++; }
+    return count ? sum / count : NAN;
+}
+
+static void print_table(const struct Compare *c)
+{
+    int width = 8;
+    for (int m = 0; m < c->method_count; m++)
+        width = max_int(width, (int)strlen(c->methods[m].name));
+    printf("accuracy on %d test texts, mean and 95%% interval; seconds of one training with test\n",
+           c->test_count);
+    printf("%-*s", width, "labels");
+    for (int b = 0; b < c->budget_count; b++) printf("  %*d        ", 6, c->budgets[b]);
+    printf("  seconds\n");
+    for (int m = 0; m < c->method_count; m++) {
+        printf("%-*s", width, c->methods[m].name);
+        for (int b = 0; b < c->budget_count; b++) {
+            const struct Estimate e = estimate(c, b, m, -1);
+            if (e.seeds) printf("  %.3f ± %.3f ", e.mean, e.half);
+            else printf("  %-14s", "-");
+        }
+        printf("  %.1f\n", mean_seconds(c, c->budget_count - 1, m));
+    }
+}
+
+static bool is_pretrained(const struct Method *m)
+{
+    return m->family == TUNED && m->set.kind != SCRATCH;
+}
+
+/* The most accurate method with a budget, of all or of the pretrained ones; -1: none has run. */
+static int best_method(const struct Compare *c, int budget, bool pretrained)
+{
+    int best = -1;
+    double highest = -1;
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate e = estimate(c, budget, m, -1);
+        if (pretrained && !is_pretrained(&c->methods[m])) continue;
+        if (!e.seeds || e.mean <= highest) continue;
+        best = m;
+        highest = e.mean;
+    }
+    return best;
+}
+
+/* "a, b": the methods that are not significantly worse than the best one. */
+static char *others_as_good(const struct Compare *c, int budget, int best)
+{
+    struct Buffer b = {0};
+    append(&b, "%s", "");
+    for (int m = 0; m < c->method_count; m++)
+        if (m != best && estimate(c, budget, m, -1).seeds && !better(c, budget, best, m))
+            append(&b, "%s%s", b.size ? ", " : "", c->methods[m].name);
+    return b.data;
+}
+
+/* How many labels the method needs to reach an accuracy, by its means: between two budgets along a
+ * straight line over the logarithm of labels. 0: more than the largest budget; -1: already the
+ * smallest is enough. */
+static double labels_needed(const struct Compare *c, int method, double accuracy)
+{
+    double before = NAN;
+    int last = -1;
+    for (int b = 0; b < c->budget_count; b++) {
+        const struct Estimate e = estimate(c, b, method, -1);
+        if (!e.seeds) continue;
+        if (e.mean >= accuracy)
+            return last < 0 ? -1 : c->budgets[last] * pow((double)c->budgets[b] / c->budgets[last],
+                                                          (accuracy - before) / (e.mean - before));
+        before = e.mean;
+        last = b;
+    }
+    return 0;
+}
+
+/* "Pretraining is worth N labels", by what the best pretrained method reaches with about 100. */
+static void print_worth(const struct Compare *c)
+{
+    int near = 0, scratch = -1;
+    for (int b = 0; b < c->budget_count; b++)
+        if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
+    for (int m = 0; m < c->method_count; m++)
+        if (c->methods[m].family == TUNED && c->methods[m].set.kind == SCRATCH && scratch < 0)
+            scratch = m;
+    const int best = best_method(c, near, true);
+    if (best < 0 || scratch < 0 || !estimate(c, near, scratch, -1).seeds) return;
+    const double accuracy = estimate(c, near, best, -1).mean;
+    const double needed = labels_needed(c, scratch, accuracy);
+    const int first = c->budgets[0], last = c->budgets[c->budget_count - 1];
+    printf("%s reaches %.3f with %d labels. ", c->methods[best].name, accuracy, c->budgets[near]);
+    if (needed < 0)
+        printf("Training from scratch reaches that with %d: here pretraining is worth nothing.\n",
+               first);
+    else if (needed == 0 && last == c->budgets[near])
+        printf("Training from scratch reaches %.3f; larger --labels would tell how many it needs"
+               ".\n",
+               estimate(c, near, scratch, -1).mean);
+    else if (needed == 0)
+        printf("Training from scratch does not reach that with %d: pretraining is worth more than "
+               "%d labels.\n", last, last - c->budgets[near]);
+    else if (needed <= c->budgets[near])
+        printf("Training from scratch needs only about %.0f: here pretraining is worth nothing.\n",
+               needed);
+    else
+        printf("Training from scratch needs about %.0f: pretraining is worth some %.0f labels.\n",
+               needed, needed - c->budgets[near]);
+}
+
+/* Sentences that a person can use. */
+static void print_verdict(const struct Compare *c)
+{
+    printf("\n");
+    for (int b = 0; b < c->budget_count; b++) {
+        const int best = best_method(c, b, false);
+        if (best < 0) continue;
+        char *others = others_as_good(c, b, best);
+        printf("With %d labels %s is best, %.3f", c->budgets[b], c->methods[best].name,
+               estimate(c, b, best, -1).mean);
+        if (*others) printf("; the difference to %s is not significant.\n", others);
+        else printf(", and significantly better than all others.\n");
+        free(others);
+    }
+    print_worth(c);
+    const int b = c->budget_count - 1, best = best_method(c, b, false);
+    int choice = best;
+    for (int m = 0; m < c->method_count; m++)
+        if (best >= 0 && mean_seconds(c, b, m) < mean_seconds(c, b, choice)
+            && !better(c, b, best, m))
+            choice = m;
+    if (best < 0) return;
+    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
+           choice == best ? "" : ", the quickest of those that are as good as the best");
+    int fewest = c->seeds;
+    for (int m = 0; m < c->method_count; m++)
+        fewest = min_int(fewest, estimate(c, b, m, -1).seeds);
+    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
+                           fewest == 1 ? "" : "s");
+}
+
+/* --- The whole comparison --- */
+
+/* Seeds come last to be dropped in: one seed of every method and budget is better than five of
+ * some. */
+static void list_cells(struct Compare *c)
+{
+    const size_t count = (size_t)c->method_count * c->budget_count * c->seeds;
+    c->cells = resize(NULL, count * sizeof *c->cells);
+    for (int seed = 1; seed <= c->seeds; seed++)
+        for (int b = 0; b < c->budget_count; b++)
+            for (int m = 0; m < c->method_count; m++)
+                c->cells[c->cell_count++] = (struct Cell){m, b, seed, false};
+}
+
+/* Seconds that a cell will take: as another seed of it, else as the same method with fewer labels,
+ * else as any cell. */
+static double expected_seconds(const struct Compare *c, const struct Cell *cell)
+{
+    double expected = NAN, sum = 0;
+    int count = 0;
+    for (int b = 0; b <= cell->budget; b++)
+        if (!isnan(mean_seconds(c, b, cell->method))) expected = mean_seconds(c, b, cell->method);
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
+        if (x->done) { sum += x->seconds; count++; }
+    return !isnan(expected) ? expected : count ? sum / count : 0;
+}
+
+/* What all cells share: bags of words, and the pretrained model's features and loss. */
+static void prepare_comparison(struct Compare *c)
+{
+    const size_t C = c->base.config.channels;
+    bool bags = false, features = false;
+    for (int m = 0; m < c->method_count; m++) {
+        bags |= c->methods[m].family == NAIVE_BAYES || c->methods[m].family == NBSVM;
+        features |= c->methods[m].family == TUNED && c->methods[m].set.kind == PROBE;
+    }
+    if (bags) c->bags = bags_of(c->texts, c->data.count);
+    if (!features) return;
+    struct Runner r;
+    int *needed = resize(NULL, c->data.count * sizeof *needed), count = 0;
+    bool *use = allocate_zeroed(c->data.count);
+    int *list = resize(NULL, c->train_count * sizeof *list);
+    const int largest = c->budgets[c->budget_count - 1];
+    for (int seed = 1; seed <= c->seeds; seed++) {
+        choose_subset(list, c, largest, seed);
+        for (int i = 0; i < largest; i++) use[list[i]] = true;
+    }
+    for (int i = 0; i < c->train_count; i++) if (use[i]) needed[count++] = i;
+    c->features = allocate_zeroed(c->data.count * C * sizeof(real));
+    runner_create(&r, &c->base, max_int(BATCH_ROWS, c->data.longest), WORK_EVAL);
+    for (int part = 0; part < 2; part++) {      /* texts to learn from, then to test on */
+        const int *texts = part ? c->all + c->train_count : needed;
+        const int n = part ? c->test_count : count;
+        real *x = allocate_zeroed(n * C * sizeof *x);
+        r.measure_lm = part;
+        run_examples(&r, NULL, x, &c->data, texts, n, part ? "test features" : "features");
+        for (int i = 0; i < n; i++)
+            memcpy(c->features + texts[i] * C, x + i * C, C * sizeof *x);
+        release(x, n * C * sizeof *x);
+    }
+    c->lm_loss = r.lm_loss / r.lm_tokens;
+    runner_free(&r);
+    release(use, c->data.count);
+    free(needed);
+    free(list);
+}
+
+static void show_cell(const struct Compare *c, const struct Cell *cell, int number)
+{
+    double rest = 0;
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
+        if (!x->done) rest += expected_seconds(c, x);
+    if (c->time_limit) rest = fmin(rest, c->time_limit - (seconds() - c->start));
+    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s  %s left", number,
+             c->cell_count, c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
+             cell->accuracy, cell->seconds, duration(rest));
+}
+
+static void compare(struct Compare *c)
+{
+    struct Metadata meta;
+    load_model(&c->base, c->model, &meta);
+    c->tokenizer = tokenizer_of_model(c->model, &c->base, &meta);
+    const int context = c->base.config.context;
+    if (c->base_set.max_tokens == 0) c->base_set.max_tokens = context;
+    if (c->base_set.max_tokens > context)
+        die_usage("--max-tokens %d: the model's context is %d. Choose no more.",
+                  c->base_set.max_tokens, context);
+    parse_methods(c);
+    for (int m = 0; m < c->method_count; m++)
+        if (c->methods[m].set.kind == LAST && c->methods[m].set.last > c->base.config.layers)
+            die_usage("--methods %s: the model has %d blocks.", c->methods[m].name,
+                      c->base.config.layers);
+    load_texts(c);
+    parse_budgets(c);
+    list_cells(c);
+    open_comparison(c);
+    prepare_comparison(c);
+    int left = 0;
+    for (int i = 0; i < c->cell_count; i++) {
+        struct Cell *cell = &c->cells[i];
+        if (cell->done) continue;
+        if (c->time_limit && seconds() - c->start + expected_seconds(c, cell) > c->time_limit) {
+            left++;
+            continue;
+        }
+        run_cell(cell, c);
+        save_cell(c, cell);
+        show_cell(c, cell, i + 1);
+    }
+    if (live()) fprintf(stderr, "\r\033[K");
+    if (left)
+        warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
+             "them.", left, c->cell_count);
+    print_table(c);
+    print_verdict(c);
+}
+
+/* The options of `compare`. */
+static int command_compare(int argc, char **argv)
+{
+    struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
+                        .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,"
+                                        "full+l2sp:0.01",
+                        .base_set = DEFAULT_SETTINGS};
+    struct Settings *s = &c.base_set;
+    struct Option options[] = {
+        {"model", "directory of the pretrained model", TEXT, &c.model, .required = true},
+        {"train", data_meaning, TEXT, &c.train, .required = true},
+        {"test", "labelled texts that nothing is learnt from", TEXT, &c.test, .required = true},
+        {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
+        {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
+         &c.labels_text},
+        {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
+         1000},
+        {"methods", "majority, nb, nbsvm, or as --tune, with options: full+l2sp:0.01", TEXT,
+         &c.methods_text},
+        {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
+         &c.time_limit, 0, 1e9},
+        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
+         &c.test_examples, 0, 1e9},
+        {"val-part", "how much of the labels each training sets aside", REAL_NUMBER, &s->val_part,
+         0.001, 0.9},
+        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6},
+        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1},
+        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6},
+        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
+         &s->max_tokens, 0, 1 << 20},
+        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
+         .choices = "head|tail|both"},
+        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
+        {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
+        {"threads", "0: all", INTEGER, &c.threads, 0, 1024},
+        {"resume", "go on where an earlier comparison in --out stopped", FLAG, &c.resume},
+        {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
+    };
+    const char *usage =
+        "finetune_cls compare --model DIR --train FILE --test FILE --out DIR [options]\n"
+        "What is pretraining worth? Every method learns from the same few labels, several times,\n"
+        "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
+        "for each training to compare.tsv.";
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
+    check_settings(s);
+    char *table = file_in(&c, "compare.tsv");
+    if (file_exists(table) && !c.resume && !c.overwrite)
+        die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
+                  "--out.", c.out);
+    free(table);
+    set_threads(c.threads);
+    compare(&c);
+    return 0;
+}
+
+/* ============================================================================================= */
+/* 11. A look inside: layers, explain                                                            */
+/* ============================================================================================= */
+
+/* What the last token of each text has become after every block, from one pass over all texts:
+ * levels[l] (count, C) after l blocks, put through ln_f as if the network ended there. */
+static void read_levels(struct Runner *r, real *const *levels, const struct Dataset *d,
+                        const int *list, int count)
+{
+    struct Workspace *ws = &r->ws;
+    const struct Weights *w = &r->model->w;
+    const int C = r->model->config.channels, L = r->model->config.layers;
+    const double start = seconds();
+    real *mean = resize(NULL, 2 * ws->max_rows * sizeof *mean);
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, d, list + done, count - done);
+        for (int l = 0; l <= L; l++) {
+            ws->from = max_int(l - 1, 0);
+            ws->to = l;
+            const real *x = trunk_forward(r->model, ws, &b, 0, 0);
+            real *last = levels[l] + (size_t)done * C;
+            for (int s = 0; s < b.sequences; s++)
+                memcpy(last + (size_t)s * C, x + (size_t)(b.starts[s + 1] - 1) * C,
+                       C * sizeof *last);
+            if (l < L)
+                layernorm_forward(last, mean, mean + ws->max_rows, last, w->lnf_w, w->lnf_b,
+                                  b.sequences, C);
+        }
+        ws->from = 0;
+        done += b.sequences;
+        if (line_is_due(&r->shown)) show_rate("features", done, count, start);
+    }
+    free(mean);
+}
+
+/* The accuracy of a probe after each block, on the test texts. Which block knows most about the
+ * labels tells how many to tune: those above it have specialised in predicting the next token. */
+static void probe_levels(struct Task *t, int train_texts)
+{
+    const int L = t->model.config.layers, C = t->model.config.channels, K = t->model.config.labels;
+    const int all = t->data.count, n = all - train_texts;
+    real **levels = resize(NULL, (L + 1) * sizeof *levels);
+    double *w = resize(NULL, (size_t)K * C * sizeof *w);
+    int *order = resize(NULL, all * sizeof *order);
+    for (int i = 0; i < all; i++) order[i] = i;
+    for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
+    read_levels(&t->runner, levels, &t->data, order, all);
+    printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
+    for (int l = 0; l <= L; l++) {
+        struct Metadata meta = {0};
+        double val, test, low, high;
+        t->features = levels[l];
+        train_probe(t, &meta);
+        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
+        for (int part = 0; part < 2; part++) {
+            struct Logistic f = probe_features(t, part ? order + train_texts : t->val,
+                                               part ? n : t->val_count, NULL);
+            logistic_scores(f.z, &f, w);
+            logistic_loss(&f, part ? &test : &val);
+            logistic_free(&f);
+        }
+        wilson_interval(test, n, &low, &high);
+        printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
+               l == 0 ? "  (embeddings alone)" : "");
+        metadata_free(&meta);
+    }
+    free(levels); free(w); free(order);
+}
+
+/* One pass over the texts, then a probe for every block. */
+static int command_layers(int argc, char **argv)
+{
+    const char *test_path = NULL;
+    struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
+    struct Settings *s = &t.set;
+    struct Model base;
+    struct Metadata meta;
+    struct Option options[] = {
+        {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
+        {"train", data_meaning, TEXT, &s->train, .required = true},
+        {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
+        {"val-part", "how much of --train is set aside to choose the probe's penalty", REAL_NUMBER,
+         &s->val_part, 0.001, 0.9},
+        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
+         &s->max_tokens, 0, 1 << 20},
+        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
+         .choices = "head|tail|both"},
+        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
+        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
+        {"seed", "of the part that is set aside", LONG, &s->seed, 0, 9e15},
+        {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
+    };
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+        "finetune_cls layers --model DIR --train FILE --test FILE\n"
+        "How much each block of a pretrained model knows: the accuracy of a probe after it."),
+        argv);
+    set_threads(s->threads);
+    s->kind = PROBE;
+    load_base(&t, &base, &meta);
+    const struct Window window = {s->max_tokens, s->truncate};
+    int classes;
+    char **names = load_data(&t, window, &classes);
+    const int train_texts = t.data.count;
+    const struct Examples test = read_examples(test_path, s->columns);
+    add_examples(&t.data, t.tokenizer, &test, names, classes, window);
+    start_model(&t, &base, names, classes);
+    prepare(&t);
+    probe_levels(&t, train_texts);
+    return 0;
+}
+
+/* A token's bytes, those that are no text as \xNN. */
+static void append_shown(struct Buffer *b, const struct Tokenizer *t, int token)
+{
+    int n;
+    const uint8_t *bytes = tokenizer_piece(t, token, &n);
+    append_readable(b, bytes, n);
+}
+
+/* P(label) after each token of a text: a causal model can be read at every prefix. The token that
+ * moved it most is named; on a terminal the text is coloured, red for less, green for more. */
+static void explain_text(struct Classifier *c, struct Bytes text)
+{
+    const int K = c->model.config.labels;
+    struct Dataset d = {0};
+    add_text(&d, c->tokenizer, text, -1, c->window);
+    const int n = length_of(&d, 0), zero = 0;
+    const struct Batch whole = gather(&c->runner, &d, &zero, 1);
+    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts), most = 0;
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);
+    for (int i = 0; i <= n; i++) starts[i] = i;
+    const struct Batch rows = {n, n, d.tokens, starts};     /* each row the last of a sequence */
+    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
+    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
+    const int best = most_probable(p + (size_t)(n - 1) * K, K);
+    printf("P(%s) after each token:\n", c->model.config.label_names[best]);
+    for (int i = 0; i < n; i++) {
+        const double now = p[(size_t)i * K + best], was = i ? p[(size_t)(i - 1) * K + best] : now;
+        const double record = most ? p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]
+                                   : 0;
+        if (fabs(now - was) > fabs(record)) most = i;
+        struct Buffer shown = {0};
+        append_shown(&shown, c->tokenizer, d.tokens[i]);
+        const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
+        if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
+        printf("%.4f  %+.4f  %s", now, now - was, shown.data);
+        printf(isatty(1) ? "\033[0m\n" : "\n");
+        free(shown.data);
+    }
+    if (most) {
+        struct Buffer shown = {0};
+        append_shown(&shown, c->tokenizer, d.tokens[most]);
+        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n",
+               c->model.config.label_names[best], shown.data, most + 1,
+               p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]);
+        free(shown.data);
+    }
+    free(starts);
+    free(p);
+}
+
+static int command_explain(int argc, char **argv)
+{
+    const char *dir = NULL;
+    int threads = 0;
+    struct Classifier c = {0};
+    struct Option options[] = {
+        {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"threads", "0: all", INTEGER, &threads, 0, 1024},
+    };
+    const int count = parse_options(argc, argv, options, COUNT(options),
+        "finetune_cls explain --model DIR TEXT...\n"
+        "The probability of the predicted label after each token, and which token moved it most.");
+    if (!count) die_usage("TEXT: must be given. --help explains it.");
+    set_threads(threads);
+    load_classifier(&c, dir);
+    for (int i = 0; i < count; i++) {
+        if (i) printf("\n");
+        explain_text(&c, (struct Bytes){argv[i], strlen(argv[i])});
+    }
+    return 0;
+}
+
 #ifndef FINETUNE_NO_MAIN
 int main(int argc, char **argv)
 {
     static const struct Command commands[] = {
         {"train", command_train, "make a classifier from a pretrained model and labelled texts"},
         {"eval", command_eval, "accuracy, F1, loss, calibration, confusion matrix on a file"},
-        {"predict", command_predict, "the label of texts, from arguments or standard input"},
+        {"predict", command_predict, "the label of texts, from arguments, a file or lines"},
+        {"compare", command_compare, "what pretraining is worth, by methods and numbers of labels"},
+        {"layers", command_layers, "how much each block of a pretrained model knows"},
+        {"explain", command_explain, "the probability of the label after each token of a text"},
     };
     return run_command("finetune_cls", argc, argv, commands, COUNT(commands));
 }

@@ -1213,6 +1213,21 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     return t;
 }
 
+/* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
+ * \n, \t, \r or, for example, \xE4. */
+static void append_readable(struct Buffer *b, const uint8_t *p, int n)
+{
+    for (const uint8_t *end = p + n; p < end; ) {
+        int length;
+        utf8_class(p, end, &length);
+        if (*p == '\n' || *p == '\t' || *p == '\r')
+            append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
+        else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
+        else append(b, "\\x%02X", *p);
+        p += length;
+    }
+}
+
 /* --- Writing --- */
 
 static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)
@@ -2176,21 +2191,6 @@ static int command_ids(int argc, char **argv)
     free(ids); free(text.data); free(line.data);
     tokenizer_free(t);
     return 0;
-}
-
-/* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
- * \n, \t, \r or, for example, \xE4. */
-static void append_readable(struct Buffer *b, const uint8_t *p, int n)
-{
-    for (const uint8_t *end = p + n; p < end; ) {
-        int length;
-        utf8_class(p, end, &length);
-        if (*p == '\n' || *p == '\t' || *p == '\r')
-            append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
-        else append(b, "\\x%02X", *p);
-        p += length;
-    }
 }
 
 /* A text -> its tokens, coloured on a terminal, and a table of their ids. */
