@@ -2011,14 +2011,18 @@ static void complain(const char *format, va_list arguments)
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
- * for failures (status 1), die_usage for a wrong command line (status 2). */
+ * for failures (status 1), die_usage for a wrong command line (status 2). Of several threads that
+ * fail, one speaks; the others wait here for the end. */
 static void end_with(int status, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    complain(format, arguments);
-    failed = true;
-    exit(status);
+    #pragma omp critical (end_of_program)
+    {
+        complain(format, arguments);
+        failed = true;
+        exit(status);
+    }
 }
 #define die_usage(...) end_with(STATUS_USAGE, __VA_ARGS__)
 
@@ -2097,13 +2101,10 @@ static const char *hash_text(uint64_t hash)
 
 static void append_utf8(struct Buffer *b, unsigned c)
 {
-    if (c < 0x80) append(b, "%c", c);
-    else if (c < 0x800) append(b, "%c%c", 0xC0 | c >> 6, 0x80 | (c & 63));
-    else if (c < 0x10000)
-        append(b, "%c%c%c", 0xE0 | c >> 12, 0x80 | (c >> 6 & 63), 0x80 | (c & 63));
-    else
-        append(b, "%c%c%c%c", 0xF0 | c >> 18, 0x80 | (c >> 12 & 63), 0x80 | (c >> 6 & 63),
-               0x80 | (c & 63));
+    const int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;    /* than one byte */
+    unsigned char bytes[4] = {(unsigned char)(more ? 0xFF00 >> (more + 1) | c >> 6 * more : c)};
+    for (int i = 1; i <= more; i++) bytes[i] = 0x80 | (c >> 6 * (more - i) & 0x3F);
+    append_bytes(b, bytes, more + 1);
 }
 
 /* The character that begins at p, of which n > 0 bytes are there: returns its length and sets its
@@ -2248,6 +2249,7 @@ static void write_file(const char *path, const void *bytes, size_t n)
 struct Json {
     enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
     char *key, *string;         /* NUL-terminated UTF-8; string: also a number, as written */
+    size_t length;              /* of string, in which \u0000 is a NUL, too */
     double number;              /* of a bool: 0 or 1 */
     struct Json *child, *next;  /* first member; next member of the same array or object */
 };
@@ -2292,8 +2294,8 @@ static unsigned json_code_point(struct JsonReader *r)
     return u >= 0xD800 && u < 0xE000 ? 0xFFFD : u;
 }
 
-/* A string, without its quotes and with its escapes resolved. */
-static char *json_string(struct JsonReader *r)
+/* A string, without its quotes and with its escapes resolved. *length: its bytes; may be NULL. */
+static char *json_string(struct JsonReader *r, size_t *length)
 {
     static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     struct Buffer b = {0};
@@ -2304,7 +2306,7 @@ static char *json_string(struct JsonReader *r)
         while (r->at < r->end && *r->at != '"' && *r->at != '\\') r->at++;
         append_bytes(&b, plain, r->at - plain);
         if (r->at >= r->end) json_error(r, "a string does not end");
-        if (*r->at++ == '"') return b.data;
+        if (*r->at++ == '"') { if (length) *length = b.size; return b.data; }
         const int c = r->at < r->end ? *r->at++ : 0;
         const char *found = c ? strchr(escapes, c) : NULL;
         if (found) append_bytes(&b, meanings + (found - escapes), 1);
@@ -2325,7 +2327,7 @@ static void json_members(struct JsonReader *r, struct Json *j)
         char *key = NULL;
         if (j->child && (json_peek(r) != ',' || !r->at++)) json_error(r, "a comma is missing");
         if (j->kind == JSON_OBJECT) {
-            key = json_string(r);
+            key = json_string(r, NULL);
             if (json_peek(r) != ':') json_error(r, "a colon is missing");
             r->at++;
         }
@@ -2360,7 +2362,7 @@ static struct Json *json_value(struct JsonReader *r)
     *j = (struct Json){0};
     const int c = json_peek(r);
     j->kind = c == '"' ? JSON_STRING : c == '{' ? JSON_OBJECT : c == '[' ? JSON_ARRAY : JSON_NULL;
-    if (j->kind == JSON_STRING) j->string = json_string(r);
+    if (j->kind == JSON_STRING) j->string = json_string(r, &j->length);
     else if (j->kind == JSON_NULL) json_word(r, j);
     else json_members(r, j);
     return j;

@@ -1486,23 +1486,37 @@ static void remove_old_shards(const struct ShardWriter *w)
 /* ============================================================================================= */
 
 /* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
- * without a line end that directly follows the first. Empty lines, and marks with nothing between
- * them, make no document. */
-enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT };
+ * without a line end that directly follows the first; or a string in a line's JSON object. Empty
+ * lines and strings, and marks with nothing between them, make no document. */
+enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT, SPLIT_JSONL };
 
 static enum Split split_of(const char *name)
 {
-    return !strcmp(name, "lines") ? SPLIT_LINES : !strcmp(name, "eot") ? SPLIT_EOT : SPLIT_FILE;
+    return !strcmp(name, "lines") ? SPLIT_LINES : !strcmp(name, "eot") ? SPLIT_EOT
+         : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
 }
 
-/* A part of a file that one thread works on. No piece crosses the end of a chunk. */
+/* A part of a file that one thread works on. No piece crosses the end of a chunk, and no line of
+ * JSON. */
 struct Chunk {
     const uint8_t *at, *end;
     const uint8_t *readable;                /* the end of what is in memory, see piece_end */
+    const char *path;
     int file_number;
     int64_t file_bytes;                     /* the position of `readable` in the file */
+    int64_t cut;                            /* see Source */
     bool fresh;                             /* a document begins at `at` */
     enum Split split;
+    const char *field;                      /* for JSON: the name of the string, */
+    int64_t line;                           /* the number of the line at `at`, */
+    struct Json *json;                      /* and the line of the last part, or NULL */
+};
+
+/* A document, or what a chunk holds of it. */
+struct Part {
+    const uint8_t *begin, *end, *readable;
+    int64_t position;                       /* where it begins in the file */
+    bool starts;                            /* the document begins here, not in an earlier chunk */
 };
 
 /* The class of the character that ends at p, text < p. */
@@ -1545,24 +1559,65 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
     return end - p >= 2 && p[0] == '\r' && p[1] == '\n' ? p + 2 : p;
 }
 
-/* Takes the next document, or the part of it that is in this chunk, off the chunk: *begin .. *end.
- * *starts: the document begins here, not in an earlier chunk. Returns false if nothing is left. */
-static bool next_part(struct Chunk *c, const uint8_t **begin, const uint8_t **end, bool *starts)
+/* Says once that the text holds the mark as ordinary characters. */
+static void hint_at_marks(const struct Chunk *c)
 {
+    static bool said;
+    #pragma omp critical (hint)
+    {
+        if (!said) warn("%s: holds %s as ordinary text. %s", c->path, END_OF_TEXT,
+                        c->split == SPLIT_JSONL ? "Remove it if it is meant to end documents."
+                                                : "With --split eot, documents end there.");
+        said = true;
+    }
+}
+
+/* Replaces a line of JSON by the string that it holds. A blank line becomes an empty string. Dies
+ * on a line without that string. */
+static void read_json_line(struct Chunk *c, struct Part *p)
+{
+    char *where = text_of("%s:%lld", c->path, (long long)c->line++);
+    if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
+        p->begin += 3;                              /* a byte order mark */
+    while (p->begin < p->end && isspace(*p->begin)) p->begin++;
+    if (p->begin < p->end) {
+        c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
+        const struct Json *text = json_get(c->json, c->field);
+        if (c->json->kind != JSON_OBJECT)
+            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, c->field);
+        if (!text)
+            die("%s: has no \"%s\". Name the one member that holds the text with --text-field.",
+                where, c->field);
+        if (text->kind != JSON_STRING)
+            die("%s: \"%s\" is not a string. Texts must be.", where, c->field);
+        p->begin = (const uint8_t *)text->string;
+        p->end = p->readable = p->begin + text->length;
+    }
+    free(where);
+}
+
+/* Takes the next document, or the part of it that is in this chunk, off the chunk. Returns false if
+ * nothing is left. The part of JSON is valid until the next call. */
+static bool next_part(struct Chunk *c, struct Part *p)
+{
+    const bool lines = c->split == SPLIT_LINES || c->split == SPLIT_JSONL;
+    json_free(c->json);
+    c->json = NULL;
     while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
-        const uint8_t *stop = c->split == SPLIT_LINES ? memchr(c->at, '\n', c->end - c->at)
+        const uint8_t *stop = lines ? memchr(c->at, '\n', c->end - c->at)
                             : c->split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
         const bool ends = stop;                     /* the document ends in this chunk */
-        const uint8_t *next = !ends ? c->end : c->split == SPLIT_LINES ? stop + 1
+        const uint8_t *next = !ends ? c->end : lines ? stop + 1
                             : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
         if (!ends) stop = c->end;
-        else if (c->split == SPLIT_LINES && stop > c->at && stop[-1] == '\r') stop--;
-        *begin = c->at;
-        *end = stop;
-        *starts = c->fresh;
+        else if (lines && stop > c->at && stop[-1] == '\r') stop--;
+        *p = (struct Part){c->at, stop, c->readable, c->file_bytes - (c->readable - c->at),
+                           c->fresh};
         c->at = next;
         c->fresh = ends;
-        if (*end > *begin || c->split == SPLIT_FILE) return true;
+        if (c->split == SPLIT_JSONL) read_json_line(c, p);
+        if (c->split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
+        if (p->end > p->begin || c->split == SPLIT_FILE) return true;
     }
     return false;
 }
@@ -1573,12 +1628,15 @@ struct Source {
     char **paths;
     int count, number;          /* files: all, and those that were opened */
     enum Split split;
+    const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
     int64_t chunk_bytes;
+    int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
     int file;                   /* the descriptor of the open file, or -1 */
     bool ended;                 /* the open file has been read to its end */
     bool fresh;                 /* a document begins at window[at] */
     int64_t file_bytes;         /* bytes read of the open file */
+    int64_t line;               /* with SPLIT_JSONL: the number of the line at window[at] */
     uint8_t *window;            /* (room), filled up to `size` */
     size_t room, size, at;      /* chunks have been cut up to `at` */
     double start, shown;        /* seconds: for show_progress */
@@ -1587,11 +1645,15 @@ struct Source {
 enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
 /* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
-static struct Source source_open(char **paths, int count, const char *split, int64_t chunk_bytes)
+static struct Source source_open(char **paths, int count, const char *split, const char *field,
+                                 int64_t chunk_bytes)
 {
-    struct Source s = {paths, count, .split = split_of(split), .chunk_bytes = chunk_bytes,
-                       .file = -1, .room = (size_t)(BATCH * chunk_bytes), .start = seconds()};
+    struct Source s = {paths, count, .split = split_of(split), .field = field,
+                       .chunk_bytes = chunk_bytes, .file = -1,
+                       .room = (size_t)(BATCH * chunk_bytes), .start = seconds()};
     bool sized = true;
+    if (strcmp(field, "text") && s.split != SPLIT_JSONL)
+        warn("--text-field %s: has no effect without --split jsonl.", field);
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
@@ -1626,6 +1688,7 @@ static void fill_window(struct Source *s)
         const char *path = s->paths[s->number++];
         s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
         s->file_bytes = 0;
+        s->line = 1;
         s->ended = false;
         s->fresh = true;
     }
@@ -1639,21 +1702,70 @@ static void fill_window(struct Source *s)
     }
 }
 
+/* Whether the n bytes at p are UTF-16 of Latin letters: every byte at an even place (high = 0) or
+ * at an odd place (high = 1) is 0, and no other. */
+static bool is_utf16(const uint8_t *p, size_t n, size_t high)
+{
+    size_t zeros = 0;
+    for (size_t i = 0; i < n; i++) zeros += (p[i] == 0) == (i % 2 == high);
+    return n >= 4 && zeros == n;
+}
+
+/* Dies if a file that begins with these n bytes is known not to be plain text. A dot in `bytes`
+ * stands for any byte. */
+static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+{
+    static const struct { const char *bytes; size_t n; const char *what, *remedy; } kinds[] = {
+        {"\xFF\xFE\0\0", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
+        {"\0\0\xFE\xFF", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
+        {"\xFF\xFE", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
+        {"\xFE\xFF", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
+        {"\x1F\x8B", 2, "compressed", "Unpack it with `gzip -d`."},
+        {"\x28\xB5\x2F\xFD", 4, "compressed", "Unpack it with `zstd -d`."},
+        {"BZh.1AY&SY", 10, "compressed", "Unpack it with `bzip2 -d`."},
+        {"\xFD" "7zXZ", 5, "compressed", "Unpack it with `xz -d`."},
+        {"PK\3\4", 4, "a zip file, as .docx and .xlsx are",
+         "Unpack it, or save the document as plain text."},
+        {"%PDF-", 5, "a PDF document", "Convert it with `pdftotext`."},
+        {"\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "`tokenizer decode` writes its text."}};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        size_t same = 0;
+        while (same < n && same < kinds[i].n
+               && (p[same] == (uint8_t)kinds[i].bytes[same] || kinds[i].bytes[same] == '.')) same++;
+        if (same == kinds[i].n)
+            die("%s: is %s, not plain text. %s", path, kinds[i].what, kinds[i].remedy);
+    }
+    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
+    for (int high = 0; high < 2; high++)
+        if (is_utf16(p, first, high))
+            die("%s: is in UTF-16, not UTF-8. Convert it with `iconv -f UTF-16%s -t UTF-8`.", path,
+                high ? "LE" : "BE");
+}
+
 /* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
  * of the file must be read first. */
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
-    const uint8_t *at = s->window + s->at, *end = s->window + s->size, *stop = end;
-    if (end - at > s->chunk_bytes) {
+    const uint8_t *at = s->window + s->at, *end = s->window + s->size;
+    const int64_t position = s->file_bytes - (end - at), before_cut = s->cut - position;
+    const uint8_t *limit = before_cut > 0 && before_cut < end - at ? at + before_cut : end;
+    const uint8_t *stop = limit;
+    if (limit - at > s->chunk_bytes) {
         stop = at + s->chunk_bytes;
-        while (stop < end && !can_cut(at, stop, end)) stop++;
+        while (stop < limit && !(s->split == SPLIT_JSONL ? stop[-1] == '\n'
+                                                         : can_cut(at, stop, end))) stop++;
     }
     if (stop == end && !s->ended) return false;
-    const bool after_mark = s->fresh && end - at < s->file_bytes;
-    *c = (struct Chunk){after_mark ? skip_line_end(at, stop) : at, stop, end, s->number - 1,
-                        s->file_bytes, s->fresh, s->split};
-    s->fresh = s->split == SPLIT_EOT && stop - at >= END_OF_TEXT_BYTES
-               && mark_at(stop - END_OF_TEXT_BYTES, stop);
+    const char *path = s->paths[s->number - 1];
+    if (!position) refuse_other_kinds(path, at, end - at);
+    const bool after_mark = s->split == SPLIT_EOT && s->fresh && position > 0;
+    *c = (struct Chunk){after_mark ? skip_line_end(at, stop) : at, stop, end, path, s->number - 1,
+                        s->file_bytes, s->cut, s->fresh, s->split, s->field, s->line};
+    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut
+            || (s->split == SPLIT_EOT && stop - at >= END_OF_TEXT_BYTES
+                && mark_at(stop - END_OF_TEXT_BYTES, stop));
+    for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
+        s->line++;
     s->at += (size_t)(stop - at);
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
@@ -1701,7 +1813,9 @@ enum { CHUNK_BYTES = 1 << 19 };
 #define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .max = 1024}
 #define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
-#define SPLIT_OPTION {"split", "where documents end", CHOICE, &split, .choices = "file|lines|eot"}
+#define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
+                       .choices = "file|lines|eot|jsonl"}, \
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
@@ -1807,10 +1921,9 @@ static struct WordTable count_words(struct Source *source)
     for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            const uint8_t *begin, *end;
-            bool starts;
-            while (next_part(&chunks[i], &begin, &end, &starts))
-                count_text(&tables[thread_index()], begin, end, chunks[i].readable);
+            struct Part p;
+            while (next_part(&chunks[i], &p))
+                count_text(&tables[thread_index()], p.begin, p.end, p.readable);
         }
     }
     for (int i = 1; i < threads; i++) {
@@ -1851,14 +1964,14 @@ static int command_train(int argc, char **argv)
 {
     int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
     int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
-    const char *out = NULL, *split = "file";
+    const char *out = NULL, *split = "file", *text_field = "text";
     bool overwrite = false;
     struct Option options[] = {
         {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &vocabulary,
          .min = 257, .max = 65536},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &out,
          .required = true},
-        SPLIT_OPTION,
+        SPLIT_OPTIONS,
         {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
          .min = 1, .max = 1e15},
         {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
@@ -1872,7 +1985,7 @@ static int command_train(int argc, char **argv)
     const int merges = vocabulary - BYTES - 1;
     refuse_existing(text_of("%s/merges.txt", out), overwrite);
     set_threads(threads);
-    struct Source source = source_open(argv, files, split, chunk_bytes);
+    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     struct Tokenizer *t = tokenizer_new(merges);
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
@@ -1901,40 +2014,43 @@ struct Encoded {
     bool ready;
     struct { uint16_t *ids; size_t count, room; } side[2];
     size_t head, documents;     /* head: on side 0; documents: that begin in the chunk */
+    int64_t bytes;              /* of text */
     int last_side;              /* of the last document that begins here, or -1 */
 };
 
-/* Draws the side of the document that begins at `begin`. The draw depends on the seed, the number
- * of the file and the position in it, not on threads or chunks. */
-static int side_of(const struct Chunk *c, const uint8_t *begin, double val_fraction, int64_t seed)
+/* Draws the side of the document that begins with this part. The draw depends on the seed, the
+ * number of the file and the position in it, not on threads or chunks. A document that was cut in
+ * two is not drawn. */
+static int side_of(const struct Chunk *c, const struct Part *p, double val_fraction, int64_t seed)
 {
     struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
-                                    (uint64_t)(c->file_bytes - (c->readable - begin)));
-    return random_uniform(&r) < val_fraction;
+                                    (uint64_t)p->position);
+    return c->cut ? p->position >= c->cut : random_uniform(&r) < val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
 static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c,
                          double val_fraction, int64_t seed)
 {
-    const uint8_t *begin, *end;
-    bool starts;
+    struct Part p;
     e->side[0].count = e->side[1].count = e->head = e->documents = 0;
+    e->bytes = 0;
     e->last_side = -1;
-    while (next_part(&c, &begin, &end, &starts)) {
-        const int side = starts ? side_of(&c, begin, val_fraction, seed) : 0;
-        const size_t max_count = e->side[side].count + (end - begin) + 16;
+    while (next_part(&c, &p)) {
+        const int side = p.starts ? side_of(&c, &p, val_fraction, seed) : 0;
+        const size_t max_count = e->side[side].count + (p.end - p.begin) + 16;
         if (max_count > e->side[side].room) {
             e->side[side].room = 2 * max_count;
             e->side[side].ids = resize(e->side[side].ids, 2 * max_count * sizeof(uint16_t));
         }
         uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
-        if (starts) *at++ = (uint16_t)encoder->tokenizer->eot;
-        at += encode_text(encoder, begin, end, c.readable, at);
+        if (p.starts) *at++ = (uint16_t)encoder->tokenizer->eot;
+        at += encode_text(encoder, p.begin, p.end, p.readable, at);
         e->side[side].count += at - ids;
-        if (!starts) e->head = at - ids;
+        if (!p.starts) e->head = at - ids;
         else e->last_side = side;
-        e->documents += starts;
+        e->documents += p.starts;
+        e->bytes += p.end - p.begin;
     }
 }
 
@@ -1943,13 +2059,14 @@ struct Sink {
     struct ShardWriter *writers;    /* (2): one for each side; NULL: none */
     int side;                       /* of the document that the next chunk continues */
     int64_t *uses;                  /* (V): how often each id occurs; NULL: not counted */
-    int64_t documents, pieces, single;
+    int64_t documents, bytes, pieces, single;
 };
 
 static void take_encoded(struct Sink *s, const struct Encoded *e)
 {
     const uint16_t *ids = e->side[0].ids;
     s->documents += e->documents;
+    s->bytes += e->bytes;
     for (size_t i = 0; s->uses && i < e->side[0].count; i++) s->uses[ids[i]]++;
     if (!s->writers) return;
     write_tokens(&s->writers[s->side], ids, e->head);
@@ -1999,6 +2116,17 @@ static void finish_shards(struct ShardWriter *w, bool overwrite)
     free(w->prefix);
 }
 
+/* Where the end of a document of one file is set aside: after a line end, so that at least this
+ * part of the file follows. 0 if there is no such line end. */
+static int64_t find_cut(const char *path, double val_fraction)
+{
+    const struct Bytes file = map_file(path);
+    int64_t cut = (int64_t)(file.size * (1 - val_fraction));
+    while (cut > 0 && file.data[cut - 1] != '\n') cut--;
+    unmap_file(file);
+    return cut;
+}
+
 /* Makes the directory in which the shards will be. */
 static void make_directory_of(const char *prefix)
 {
@@ -2015,14 +2143,14 @@ static int command_encode(int argc, char **argv)
     int threads = 0;
     int64_t shard_tokens = 100000000, chunk_bytes = CHUNK_BYTES, seed = 1;
     double val_fraction = 0;
-    const char *tokenizer = NULL, *out = NULL, *split = "file";
+    const char *tokenizer = NULL, *out = NULL, *split = "file", *text_field = "text";
     bool overwrite = false;
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
-        SPLIT_OPTION,
+        SPLIT_OPTIONS,
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
-        {"val-fraction", "this part of the documents goes to TEXT_val_000000.bin, ...",
+        {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
          REAL_NUMBER, &val_fraction, .max = 1},
         {"seed", "which documents these are", LONG, &seed, .max = 1e15},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
@@ -2036,21 +2164,26 @@ static int command_encode(int argc, char **argv)
     for (int i = 0; i < 2; i++) refuse_existing(shard_path(&writers[i], 0), overwrite);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, chunk_bytes);
+    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     writers[0].hash = writers[1].hash = t->hash;
+    if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
+        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
+    if (seed != 1 && (source.cut || val_fraction == 0))
+        warn("--seed %lld: has no effect, since no documents are drawn.", (long long)seed);
     make_directory_of(out);
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
     const int64_t tokens = writers[0].total + writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
-        die("--val-fraction %g: of %lld documents, %s. Change it, --seed or --split.", val_fraction,
-            (long long)sink.documents,
+        die("--val-fraction %g: of %lld document%s, %s. Change it, --seed or --split.",
+            val_fraction, (long long)sink.documents, sink.documents == 1 ? "" : "s",
             writers[0].total ? "none is set aside" : "none is left to train on");
     for (int i = 0; i < 2; i++) finish_shards(&writers[i], overwrite);
     const double elapsed = seconds() - source.start;
-    progress(true, "%lld documents, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
-             (long long)sink.documents, source.done / 1e6, (double)source.done / tokens, elapsed,
+    progress(true, "%lld document%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
+             (long long)sink.documents, sink.documents == 1 ? "" : "s", source.done / 1e6,
+             (double)sink.bytes / tokens, elapsed,
              source.done / 1e6 / elapsed);
     source_close(&source);
     tokenizer_free(t);
@@ -2250,9 +2383,9 @@ static int command_stats(int argc, char **argv)
 {
     int threads = 0, longest = 10;
     int64_t tokens = 0, unused = 0;
-    const char *tokenizer = NULL, *split = "file";
+    const char *tokenizer = NULL, *split = "file", *text_field = "text";
     struct Option options[] = {
-        TOKENIZER_OPTION, SPLIT_OPTION,
+        TOKENIZER_OPTION, SPLIT_OPTIONS,
         {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
         THREADS_OPTION};
     const int files = parse_options(argc, argv, options, COUNT(options),
@@ -2260,16 +2393,16 @@ static int command_stats(int argc, char **argv)
                                     "How well the vocabulary fits texts.");
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, CHUNK_BYTES);
+    struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);
     struct Sink sink = {.uses = allocate_zeroed(t->vocabulary * sizeof *sink.uses)};
     encode_files(&sink, t, &source, 0, 0);
     for (int id = 0; id < t->eot; id++) {
         tokens += sink.uses[id];
         unused += !sink.uses[id];
     }
-    printf("bytes            %lld\ntokens           %lld\n", (long long)source.done,
+    printf("bytes            %lld\ntokens           %lld\n", (long long)sink.bytes,
            (long long)tokens);
-    printf("bytes_per_token  %.4f\n", tokens ? (double)source.done / tokens : 0);
+    printf("bytes_per_token  %.4f\n", tokens ? (double)sink.bytes / tokens : 0);
     printf("documents        %lld\nwords            %lld\n", (long long)sink.documents,
            (long long)sink.pieces);
     printf("one_token_words  %.2f %%\n", sink.pieces ? 100.0 * sink.single / sink.pieces : 0);

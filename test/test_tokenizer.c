@@ -78,6 +78,18 @@ __attribute__((format(printf, 2, 3))) static int run(const char *in, const char 
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+/* The command ends with that status and a message that holds `part`, of one line if it failed. */
+static void expect_error(int status, const char *part, const char *command)
+{
+    const int got = run(NULL, "%s", command);
+    struct Buffer err = read_plain("err");
+    const bool one_line = err.size && strchr(err.data, '\n') == err.data + err.size - 1;
+    check(got == status && strstr(err.data, part) && (one_line || status != STATUS_FAILED),
+          "status %d, \"%s\": %s", status, part, command);
+    if (got != status || !strstr(err.data, part)) printf("     status %d: %s\n", got, err.data);
+    free(err.data);
+}
+
 /* --- Random texts: all classes of characters, contractions, broken UTF-8 --- */
 
 static size_t random_text(struct Random *r, uint8_t *text, int symbols, bool valid)
@@ -646,6 +658,152 @@ static void test_shards(const struct Tokenizer *t)
     free(whole.data); free(lines.data); free(sides.data);
 }
 
+/* JSON lines give the shards and merges that their texts give, cut at marks. Every second line has
+ * another string before the text, and a blank line after it. */
+static void test_json_lines(void)
+{
+    static uint8_t text[2000];
+    struct Random r = random_stream(9, 0);
+    struct Buffer lines = {0}, marked = {0};
+    for (int i = 0; i < 40; i++) {
+        const size_t n = random_text(&r, text, 60, true);
+        for (size_t k = 0; k < n; k++) if (!text[k] || text[k] == '|') text[k] = 'x';
+        text[n] = 0;
+        append(&lines, i % 2 ? "{\"other\": \"film\", \"text\": " : "{\"text\":");
+        append_json_string(&lines, (char *)text);
+        append(&lines, i % 2 ? ", \"more\": [1, {}]}\r\n \n" : "}\n");
+        append(&marked, "%s%s", i ? END_OF_TEXT : "", (char *)text);
+    }
+    write_plain("json", lines.data, lines.size - 3);
+    write_plain("marked", marked.data, marked.size);
+    free(lines.data); free(marked.data);
+    run(NULL, "encode --tokenizer tok --split eot --overwrite --out a marked");
+    run(NULL, "encode --tokenizer tok --split jsonl --val-fraction 0.3 --out jv --threads 1 json");
+    int bad = 0;
+    for (int chunk = 1; chunk <= 64; chunk += 9) {
+        bad += run(NULL, "encode --tokenizer tok --split jsonl --overwrite --threads %d "
+                   "--chunk-bytes %d --out b json", chunk % 3 + 1, chunk) != 0;
+        bad += !same_files("a_000000.bin", "b_000000.bin");
+        bad += run(NULL, "encode --tokenizer tok --split jsonl --val-fraction 0.3 --overwrite "
+                   "--threads 2 --chunk-bytes %d --out b json", chunk) != 0;
+        bad += !same_files("jv_000000.bin", "b_000000.bin");
+        bad += !same_files("jv_val_000000.bin", "b_val_000000.bin");
+    }
+    check(!bad, "--split jsonl: the shards of the texts, for any threads and chunks (%d)", bad);
+    run(NULL, "train --vocab 300 --split eot --out eot_tok marked");
+    run(NULL, "train --vocab 300 --split jsonl --out jsonl_tok json");
+    check(same_files("eot_tok/merges.txt", "jsonl_tok/merges.txt"), "and their merges");
+    run(NULL, "stats --tokenizer tok --split eot marked");
+    rename(in_directory("out"), in_directory("stats"));
+    run(NULL, "stats --tokenizer tok --split jsonl json");
+    check(same_files("stats", "out"), "and their statistics: bytes are those of the texts");
+
+    static const char escapes[] = "\xEF\xBB\xBF\n{\"b\\u006Fdy\": \"\\u00e4\\uD83D\\uDE00\\/\\\""
+        "\\\\\\b\\f\\n\\r\\t\\u0000\\ud83d.\"}",
+        bytes[] = "\xC3\xA4\xF0\x9F\x98\x80/\"\\\b\f\n\r\t\0\xEF\xBF\xBD.";
+    write_plain("json", escapes, sizeof escapes - 1);
+    run(NULL, "encode --tokenizer tok --split jsonl --text-field body --overwrite --out a json");
+    run(NULL, "decode --tokenizer tok a_000000.bin");
+    write_plain("want", bytes, sizeof bytes - 1);
+    check(same_files("want", "out"), "escapes, surrogates and NUL become the text's bytes");
+}
+
+/* The third of four lines is wrong. Of many wrong lines in many threads, one is named. */
+static void test_json_errors(void)
+{
+    static const struct { const char *line, *says; } rows[] = {
+        {"[1]", "rows:3: not a JSON object"}, {"\"text\"", "rows:3: not a JSON object"},
+        {"{\"txt\": \"a\"}", "rows:3: has no \"text\""},
+        {"{\"text\": null}", "rows:3: \"text\" is"},
+        {"{\"text\": \"a\"", "rows:3: not valid JSON"}, {"{\"text\": \"\\x\"}", "unknown escape"},
+        {"{\"text\": \"a\"}}", "rows:3: not valid JSON"}};
+    for (int i = 0; i < COUNT(rows); i++) {
+        char *text = text_of("{\"text\": \"a\"}\n\n%s\n{\"text\": \"b\"}\n", rows[i].line);
+        write_plain("rows", text, strlen(text));
+        expect_error(1, rows[i].says, i % 2 ? "encode --tokenizer tok --split jsonl --out n rows"
+                                            : "train --chunk-bytes 9 --split jsonl --out n rows");
+        free(text);
+    }
+    expect_error(1, "rows:1: has no \"text,b\". Name the one",
+                 "encode --tokenizer tok --split jsonl --text-field text,b --out n rows");
+    struct Buffer wrong = {0};
+    for (int i = 0; i < 200; i++) append(&wrong, "[]\n");
+    write_plain("wrong", wrong.data, wrong.size);
+    free(wrong.data);
+    int others = 0;
+    for (int i = 0; i < 40; i++) {
+        run(NULL, "encode --tokenizer tok --split jsonl --chunk-bytes 1 --threads 7 --out n wrong");
+        struct Buffer err = read_plain("err");
+        others += !err.size || strchr(err.data, '\n') != err.data + err.size - 1;
+        free(err.data);
+    }
+    check(!others, "of seven threads that fail, one says why (not in %d of 40 runs)", others);
+}
+
+/* The one document of one file is cut in two at a line end: the shards are those of its parts. */
+static void test_end_set_aside(void)
+{
+    struct Buffer text = {0};
+    for (int i = 0; i < 100; i++) append(&text, "line %d of the film\n", 100 + i);
+    write_plain("whole", text.data, text.size);
+    write_plain("head", text.data, 80 * 21);
+    write_plain("tail", text.data + 80 * 21, 20 * 21);
+    free(text.data);
+    run(NULL, "encode --tokenizer tok --out head head");
+    run(NULL, "encode --tokenizer tok --out tail tail");
+    int bad = 0;
+    for (int chunk = 1; chunk <= 2000; chunk += 1 + chunk / 3) {
+        bad += run(NULL, "encode --tokenizer tok --val-fraction 0.19%d --threads %d "
+                   "--chunk-bytes %d --overwrite --out one whole", chunk % 8 + 1, chunk % 3 + 1,
+                   chunk) != 0;
+        bad += !same_files("head_000000.bin", "one_000000.bin");
+        bad += !same_files("tail_000000.bin", "one_val_000000.bin");
+    }
+    check(!bad, "--val-fraction of one document: its last lines (%d differ)", bad);
+    write_plain("whole", "one line", 8);
+    expect_error(1, "of 1 document, none is",
+                 "encode --tokenizer tok --val-fraction 0.2 --out n whole");
+}
+
+/* Texts that are probably not what was meant: some are refused, of marks a message speaks. */
+static void test_other_kinds(void)
+{
+    static const struct { const char *bytes; size_t n; const char *says; } kinds[] = {
+        {"\xFF\xFEt\0e\0", 6, "iconv -f UTF-16 -t UTF-8"}, {"\xFE\xFF\0t", 4, "iconv -f UTF-16 "},
+        {"t\0e\0x\0t\0", 8, "iconv -f UTF-16LE "}, {"\0t\0e\0x\0t\0", 9, "iconv -f UTF-16BE "},
+        {"\xFF\xFE\0\0t\0\0\0", 8, "iconv -f UTF-32 "},
+        {"\x1F\x8B\x08\0", 4, "gzip -d"}, {"\x28\xB5\x2F\xFD\x04", 5, "zstd -d"},
+        {"BZh91AY&SY..", 12, "bzip2 -d"}, {"\xFD" "7zXZ\0\0", 7, "xz -d"},
+        {"PK\3\4\24\0", 6, ".docx"}, {"%PDF-1.7\n", 9, "pdftotext"}};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        write_plain("kind", kinds[i].bytes, kinds[i].n);
+        expect_error(1, kinds[i].says, i % 2 ? "train --vocab 300 --out n text kind"
+                                             : "encode --tokenizer tok --out n text kind");
+    }
+    expect_error(1, "a token shard", "stats --tokenizer tok r_000000.bin");
+    write_plain("kind", "BZh? PK, a\0b\0c\0d", 17);
+    check(run(NULL, "encode --tokenizer tok --overwrite --out a kind") == 0,
+          "other texts are not refused");
+
+    static const char *const hinted[] = {"file", "lines", "jsonl", "eot"};
+    const char *marks = "{\"text\": \"a\"}\n{\"text\": \"<|endoftext|> <|endoftext|>\"}";
+    write_plain("mark", marks, strlen(marks));
+    for (int s = 0; s < 4; s++)
+        for (int train = 0; train < 2; train++) {
+            const int status = run(NULL, "%s --overwrite --chunk-bytes 3 --split %s mark",
+                train ? "train --out mark_tok --vocab 300" : "encode --tokenizer tok --out a",
+                hinted[s]);
+            struct Buffer err = read_plain("err");
+            const char *hint = strstr(err.data, "mark: holds <|endoftext|> as ordinary text");
+            const bool once = hint && !strstr(hint + 7, "holds <|endoftext|>"),
+                       names = hint && strstr(hint, "With --split eot");
+            check(!status && (s < 3 ? once && names == (s < 2) : !hint),
+                  "%s --split %s: %s", train ? "train" : "encode", hinted[s],
+                  s < 3 ? "says once that marks are not cut at" : "no hint");
+            free(err.data);
+        }
+}
+
 static void test_lossless(void)
 {
     const size_t n = 1 << 20;
@@ -703,17 +861,6 @@ static void test_looking(struct Tokenizer *t)
 
 /* --- Errors --- */
 
-static void expect_error(int status, const char *part, const char *command)
-{
-    const int got = run(NULL, "%s", command);
-    struct Buffer err = read_plain("err");
-    const bool one_line = err.size && strchr(err.data, '\n') == err.data + err.size - 1;
-    check(got == status && strstr(err.data, part) && (one_line || status == STATUS_USAGE),
-          "status %d, \"%s\": %s", status, part, command);
-    if (got != status || !strstr(err.data, part)) printf("     status %d: %s\n", got, err.data);
-    free(err.data);
-}
-
 /* Loads the tokenizer "tok" for a model, in a child. Its status, and whether it says `part`. */
 static int status_of_model(int vocabulary, const char *hash, const char *part, bool *says)
 {
@@ -748,6 +895,35 @@ static void test_model_directory(const struct Tokenizer *t)
           "a vocabulary that is too small is refused");
 }
 
+static void test_shard_errors(void)
+{
+    struct Buffer shard = read_plain("r_000000.bin");
+    write_plain("cut.bin", shard.data, shard.size - 10);
+    expect_error(1, "cut.bin: 10 bytes fewer", "decode --tokenizer tok cut.bin");
+    append_bytes(&shard, "", 1);
+    write_plain("long.bin", shard.data, shard.size--);
+    expect_error(1, "long.bin: 1 byte more", "decode --tokenizer tok long.bin");
+    write_plain("short.bin", shard.data, 100);
+    expect_error(1, "not a token shard: 100 bytes", "decode --tokenizer tok short.bin");
+    shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
+    write_plain("id.bin", shard.data, shard.size);
+    expect_error(1, "byte 1038", "decode --tokenizer tok id.bin");
+    shard.data[0]++;
+    write_plain("magic.bin", shard.data, shard.size);
+    expect_error(1, "not a token shard: byte 0", "decode --tokenizer tok magic.bin");
+    shard.data[0]--;
+    shard.data[16]++;
+    write_plain("other.bin", shard.data, shard.size);
+    expect_error(1, "other.bin: made by another tokenizer", "decode --tokenizer tok other.bin");
+    memset(shard.data + 16, 0, 8);
+    write_plain("unknown.bin", shard.data, shard.size);
+    expect_error(1, "unknown.bin: byte 1038", "decode --tokenizer tok unknown.bin");
+    shard.data[4] = 2;
+    write_plain("version.bin", shard.data, shard.size);
+    expect_error(1, "byte 4: a shard of version 2", "decode --tokenizer tok version.bin");
+    free(shard.data);
+}
+
 static void test_errors(void)
 {
     static const struct { const char *merges, *says; } bad[] = {
@@ -775,39 +951,21 @@ static void test_errors(void)
     expect_error(1, "more than 65536 tokens", "ids --tokenizer many.txt");
     free(many.data);
 
-    struct Buffer shard = read_plain("r_000000.bin");
-    write_plain("cut.bin", shard.data, shard.size - 10);
-    expect_error(1, "cut.bin: 10 bytes fewer", "decode --tokenizer tok cut.bin");
-    append_bytes(&shard, "", 1);
-    write_plain("long.bin", shard.data, shard.size--);
-    expect_error(1, "long.bin: 1 byte more", "decode --tokenizer tok long.bin");
-    write_plain("short.bin", shard.data, 100);
-    expect_error(1, "not a token shard: 100 bytes", "decode --tokenizer tok short.bin");
-    shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
-    write_plain("id.bin", shard.data, shard.size);
-    expect_error(1, "byte 1038", "decode --tokenizer tok id.bin");
-    shard.data[0]++;
-    write_plain("magic.bin", shard.data, shard.size);
-    expect_error(1, "not a token shard: byte 0", "decode --tokenizer tok magic.bin");
-    shard.data[0]--;
-    shard.data[16]++;
-    write_plain("other.bin", shard.data, shard.size);
-    expect_error(1, "other.bin: made by another tokenizer", "decode --tokenizer tok other.bin");
-    memset(shard.data + 16, 0, 8);
-    write_plain("unknown.bin", shard.data, shard.size);
-    expect_error(1, "unknown.bin: byte 1038", "decode --tokenizer tok unknown.bin");
-    shard.data[4] = 2;
-    write_plain("version.bin", shard.data, shard.size);
-    expect_error(1, "byte 4: a shard of version 2", "decode --tokenizer tok version.bin");
-    free(shard.data);
-
     expect_error(1, "--overwrite", "train --vocab 300 --out tok text");
     expect_error(1, "--overwrite", "encode --tokenizer tok --out r random");
     expect_error(1, "nowhere", "train --vocab 300 --out n nowhere");
     expect_error(1, "nowhere", "encode --tokenizer nowhere --out n text");
-    expect_error(1, "set aside", "encode --tokenizer tok --val-fraction 1e-9 --out n text");
+    expect_error(1, "set aside", "encode --tokenizer tok --val-fraction 1e-9 --split lines "
+                 "--out n text");
     expect_error(2, "--vocab", "train --vocab 12 --out n text");
     expect_error(2, "--special", "train --special <|a|> --out n text");
+    expect_error(2, "--special", "encode --tokenizer tok --special --out n text");
+    expect_error(0, "--text-field body: has no effect",
+                 "encode --tokenizer tok --text-field body --overwrite --out a text");
+    expect_error(0, "--seed 3: has no effect",
+                 "encode --tokenizer tok --seed 3 --overwrite --out a text");
+    expect_error(0, "--seed 3: has no effect",
+                 "encode --tokenizer tok --seed 3 --val-fraction 0.2 --overwrite --out a text");
     expect_error(2, "--tokenizer", "ids");
     expect_error(2, "no such subcommand", "tokenise");
     expect_error(2, "not one of", "encode --tokenizer tok --out n --split words text");
@@ -872,7 +1030,12 @@ int main(int argc, char **argv)
     test_windows();
     test_shards(t);
     test_lossless();
+    test_json_lines();
+    test_json_errors();
+    test_end_set_aside();
+    test_other_kinds();
     test_looking(t);
+    test_shard_errors();
     test_errors();
     if (getenv("GPT2_VOCAB")) test_gpt2(getenv("GPT2_VOCAB"));
     tokenizer_free(t);
