@@ -6,8 +6,13 @@
 
 ARCH    = native
 CFLAGS  = -O3 -march=$(ARCH) -fno-math-errno -fno-trapping-math -Wall -Wextra
-OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null \
-            && echo -fopenmp || echo -fopenmp-simd)
+OPENMP := $(if $(findstring musl-gcc,$(CC)),-fopenmp-simd,$(shell echo 'int main(void){return 0;}' \
+            | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp || echo -fopenmp-simd))
+ifeq ($(shell uname -s),Darwin)         # macOS; OpenMP from `brew install libomp`. Not tested.
+LIBOMP := $(shell brew --prefix libomp 2>/dev/null)
+OPENMP := $(if $(wildcard $(LIBOMP)/include/omp.h),-Xpreprocessor -fopenmp -I$(LIBOMP)/include \
+            -L$(LIBOMP)/lib -lomp,-fopenmp-simd)
+endif
 BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
 
 DEPS     = model.h tokenizer.c data/unicode_classes.h

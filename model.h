@@ -1112,6 +1112,10 @@ static void *resize(void *old, size_t bytes)
 
 static size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64 + 64; }
 
+#ifndef MAP_ANONYMOUS
+#define MAP_ANONYMOUS MAP_ANON      /* as macOS and the BSDs call it */
+#endif
+
 /* The system provides each page on its first use, so unused parts take no memory. */
 static void *allocate_zeroed(size_t bytes)
 {
@@ -3134,15 +3138,20 @@ static void end_program(void)
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
- * for microseconds (gcc) or one millisecond (clang), then sleep. */
+ * for microseconds (gcc) or one millisecond (clang), then sleep. What runs may be the dynamic loader
+ * with our name as its argument; it is not executed again. Without /proc, threads spin. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
     for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
-#ifdef _OPENMP
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
+#if defined _OPENMP && defined __APPLE__
+    if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
+    (void)argv;
+#elif defined _OPENMP
+    const bool is_loader = strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe");
+    if (!is_loader && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
         && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
         execv("/proc/self/exe", argv);

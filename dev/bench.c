@@ -39,7 +39,11 @@ static double peak_memory(void)             /* in bytes */
 {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
+#ifdef __APPLE__
+    return usage.ru_maxrss;
+#else
     return 1024.0 * usage.ru_maxrss;
+#endif
 }
 
 /* Bytes/s of a[i] = x b[i] + a[i] over two arrays larger than any cache: two reads and a write for
