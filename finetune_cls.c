@@ -234,13 +234,16 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
     free(next);
 }
 
+/* A line of progress: how many of the texts are done since `start`. what: its name; NULL: none. */
 static void show_rate(const char *what, int done, int count, double start)
 {
     const double spent = seconds() - start;
+    if (!what) return;
     if (done < count)
         progress(false, "%s: %d/%d texts  %.0f texts/s  %s left", what, done, count, done / spent,
                  duration(spent * (count - done) / done));
-    else progress(true, "%s: %d texts  %.0f texts/s  %.1f s", what, done, done / spent, spent);
+    else progress(true, "%s: %s  %.0f texts/s  %.1f s", what, counted(done, "text"), done / spent,
+                  spent);
 }
 
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
@@ -272,7 +275,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
         }
         done += b.sequences;
-        if (what && done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
+        if (done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
     }
     free(order);
     free(sorted);
@@ -928,8 +931,8 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
                val_loss, accuracy, spent);
         if (!t->quiet)
             progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                     "%d evaluations  %.1f s%s", train->l2, train_loss, val_loss, accuracy,
-                     gradients, spent, val_loss < lowest ? "  best" : "");
+                     "%s  %.1f s%s", train->l2, train_loss, val_loss, accuracy,
+                     counted(gradients, "evaluation"), spent, val_loss < lowest ? "  best" : "");
         if (!(val_loss < lowest)) continue;
         lowest = val_loss;
         chosen = train->l2;
@@ -1527,8 +1530,9 @@ static void read_row(struct Table *t, struct Example *e)
         if (t->fields - 1 == t->column[LABELS]) e->label = field;
     }
     if (t->fields != t->columns)
-        die("%s:%d: %d columns where the first line has %d. Put texts with %s or line ends in "
-            "quotes.", t->path, e->line, t->fields, t->columns, t->separator == '\t' ? "tabs"
+        die("%s:%d: %s where the first line has %d. Put texts with %s or line ends in "
+            "quotes.", t->path, e->line, counted(t->fields, "column"), t->columns,
+            t->separator == '\t' ? "tabs"
             : t->separator == ';' ? "semicolons" : t->separator == '|' ? "bars" : "commas");
 }
 
@@ -1945,7 +1949,8 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
              s->warmup, s->dropout, s->weight_decay);
     if (s->average > 0)
         progress(true, "the model will be the mean of the last %.0f updates%s",
-                 s->average * s->steps, t->val_count < FEW_TEXTS ? ": validation is small to choose an epoch by" : "");
+                 s->average * s->steps, t->val_count < FEW_TEXTS
+                 ? ": validation is too small to choose an epoch by" : "");
 }
 
 /* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
@@ -2059,8 +2064,8 @@ static void check_reloaded(struct Task *t)
     if (memcmp(before, t->probabilities, bytes))
         die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
             t->set.out);
-    printf("reloaded %s: the predictions on all %d validation texts are the same to the bit\n",
-           t->set.out, t->val_count);
+    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
+           t->set.out, counted(t->val_count, "text"));
     model_free(&again);
     free(before);
 }
@@ -2228,7 +2233,7 @@ static int command_train(int argc, char **argv)
         {"label-column", label_column_meaning, TEXT, &s.columns.names[LABELS]},
         {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s.dedupe},
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
-        {"threads", "0: all", INTEGER, &s.threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &s.threads, 0, 1024},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
     };
     const char *usage =
@@ -2293,7 +2298,7 @@ static int command_eval(int argc, char **argv)
         {"data", data_meaning, TEXT, &data, .required = true},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
-        {"threads", "0: all", INTEGER, &threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     if (parse_options(argc, argv, options, COUNT(options),
                       "finetune_cls eval --model DIR --data FILE\n"
@@ -3478,7 +3483,7 @@ static int command_explain(int argc, char **argv)
     struct Classifier c = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        {"threads", "0: all", INTEGER, &threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     const int count = parse_options(argc, argv, options, COUNT(options),
         "finetune_cls explain --model DIR TEXT...\n"

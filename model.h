@@ -2101,6 +2101,28 @@ static const char *hash_text(uint64_t hash)
     return t;
 }
 
+/* A number and its noun, for messages: "1 step", "2 steps". The next seven calls keep it. */
+static const char *counted(int64_t n, const char *noun)
+{
+    static char text[8][64];
+    static int next;
+    char *t = text[next++ & 7];
+    snprintf(t, 64, "%lld %s%s", (long long)n, noun, n == 1 ? "" : "s");
+    return t;
+}
+
+/* A value for messages: words where printf has only nan, with any sign. The next call keeps the
+ * result. */
+static const char *value_text(double x)
+{
+    static char text[2][32];
+    static int next;
+    char *t = text[next++ & 1];
+    if (isnan(x)) return "not a number";
+    snprintf(t, 32, "%g", x);
+    return t;
+}
+
 /* --- UTF-8 --- */
 
 static void append_utf8(struct Buffer *b, unsigned c)
@@ -2178,12 +2200,17 @@ static void unmap_file(struct Bytes bytes)
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
-    char *p = text_of("%s", path);
-    for (char *s = p + 1; *s; s++)
-        if (*s == '/') { *s = 0; mkdir(p, 0777); *s = '/'; }
+    char *p = text_of("%s", path), end = 1;
+    int error = EEXIST;                     /* the first reason why one could not be made */
+    for (char *s = p + 1; end; s++) {
+        if ((end = *s) && end != '/') continue;
+        *s = 0;
+        if (mkdir(p, 0777) < 0 && error == EEXIST) error = errno;
+        *s = end;
+    }
     struct stat status;
-    if (mkdir(p, 0777) < 0 && (stat(p, &status) < 0 || !S_ISDIR(status.st_mode)))
-        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(errno));
+    if (stat(p, &status) < 0 || !S_ISDIR(status.st_mode))
+        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(error));
     free(p);
 }
 
@@ -3164,25 +3191,79 @@ static void begin_program(const char *name, char **argv)
     signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) or the machine says. */
+/* The cores that a cgroup directory allows on average: quota / period, of version 2 in one file, of
+ * version 1 in two. Infinite if they do not say. */
+static double cores_in(const char *directory)
+{
+    static const char *const files[] = {"cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"};
+    struct Buffer text = {0};
+    double quota = 0, period = 0;
+    for (int i = 0; i < COUNT(files); i++) {
+        char *path = text_of("%s/%s", directory, files[i]), line[64] = "";
+        FILE *f = fopen(path, "r");
+        if (f && fgets(line, sizeof line, f)) append(&text, "%s ", line);
+        if (f) fclose(f);
+        free(path);
+    }
+    const bool limited = text.size && sscanf(text.data, "%lf %lf", &quota, &period) == 2
+                         && quota > 0 && period > 0;
+    free(text.data);
+    return limited ? quota / period : INFINITY;
+}
+
+/* The fewest cores that the process's own cgroup or one above it allows. `groups` is a file that
+ * lists its cgroups, as /proc/self/cgroup does: "0::/path" is of version 2, "4:cpu,cpuacct:/path" of
+ * version 1. root: where they are mounted. What cannot be read is no limit. */
+static double cgroup_cores(const char *groups, const char *root)
+{
+    double cores = INFINITY;
+    char line[4096];
+    FILE *f = fopen(groups, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *first = strchr(line, ':'), *path = first ? strchr(first + 1, ':') : NULL;
+        if (!path) continue;
+        *path++ = 0;
+        path[strcspn(path, "\n")] = 0;
+        const char *controllers = first + 1, *mount = *controllers ? "/cpu" : "";
+        if (*mount && strcmp(controllers, "cpu") && strncmp(controllers, "cpu,", 4)) continue;
+        for (char *end = path; end; ) {
+            char *directory = text_of("%s%s%s", root, mount, path);
+            cores = fmin(cores, cores_in(directory));
+            free(directory);
+            if ((end = strrchr(path, '/'))) *end = 0;
+        }
+    }
+    if (f) fclose(f);
+    return cores;
+}
+
+/* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
+ * process may use: its affinity, which OpenMP knows, and its cgroup limit them. More are far
+ * slower, since those that work wait for those that wait for a core. */
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    if (n > 0) omp_set_num_threads(n);
+    const double allowed = cgroup_cores("/proc/self/cgroup", "/sys/fs/cgroup");
+    const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
+    if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
+    if (omp_get_max_threads() > cores)
+        warn("%s: this process may use only %s, so they are slow. Leave --threads out.",
+             counted(omp_get_max_threads(), "thread"), counted(cores, "core"));
 #else
     if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
 #endif
 }
 
 /* INTEGER and LONG also read 64k, 100M, 2G. SECONDS reads 90, 90s, 30m, 2h. CHOICE reads one word
- * of `choices`, "a|b|c". A required TEXT must be given unless its value is already set. */
+ * of `choices`, "a|b|c". A TEXT is not empty, unless it may be; a required one must be given unless
+ * its value is already set. */
 struct Option {
     const char *name, *meaning;
     enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
     void *value;                /* bool, int, int64_t, double, double, const char *, const char * */
     double min, max;
     const char *choices;
-    bool required, given;       /* given: set when the command line names it */
+    bool required, may_be_empty, given;     /* given: set when the command line names it */
 };
 
 /* One line for each option: name, kind of value, meaning, default. */
@@ -3219,6 +3300,8 @@ static void set_option(struct Option *o, const char *text)
 {
     double x = 0;
     bool whole = o->kind == INTEGER || o->kind == LONG;
+    if (o->kind == TEXT && !*text && !o->may_be_empty)
+        die_usage("--%s: the value is empty. Give one, or leave the option out.", o->name);
     if (o->kind == TEXT) *(const char **)o->value = text;
     if (o->kind == CHOICE) {
         size_t n = strlen(text);
@@ -3280,6 +3363,19 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
     return left;
 }
 
+/* Whether the command line names the option, which the table must have. */
+static bool is_given(const struct Option *table, const char *name)
+{
+    while (strcmp(table->name, name)) table++;
+    return table->given;
+}
+
+/* Warns of an option that was given in vain. why: the rest of the sentence. */
+static void warn_unused(const struct Option *table, const char *name, const char *why)
+{
+    if (is_given(table, name)) warn("--%s: has no effect %s.", name, why);
+}
+
 static void refuse_arguments(int left, char **argv)
 {
     if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
@@ -3300,15 +3396,20 @@ static void refuse_run_in(const char *out, const char *remedy)
 /* A subcommand gets the arguments after its name and returns the exit status. */
 struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
 
-/* The whole of main: runs the subcommand that argv[1] names; --help lists all of them. */
+/* The whole of main: runs the subcommand that argv[1] names. help lists all of them, or with a name
+ * the options of one. */
 static int run_command(const char *name, int argc, char **argv, const struct Command *commands,
                        int count)
 {
     begin_program(name, argv);
     const char *chosen = argc > 1 ? argv[1] : "";
+    const bool help = !strcmp(chosen, "--help") || !strcmp(chosen, "-h") || !strcmp(chosen, "help");
+    char *ask[] = {"--help"};
+    if (help && argc > 2) chosen = argv[2];
     for (int i = 0; i < count; i++)
-        if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
-    if (!strcmp(chosen, "--help") || !strcmp(chosen, "-h") || !strcmp(chosen, "help")) {
+        if (!strcmp(chosen, commands[i].name))
+            return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
+    if (help && argc == 2) {
         printf("%s SUBCOMMAND [options]\n", name);
         for (int i = 0; i < count; i++)
             printf("  %-10s %s\n", commands[i].name, commands[i].meaning);

@@ -1389,8 +1389,8 @@ static struct Shard open_shard(const char *path, uint64_t hash)
     const struct Bytes file = map_file(path);
     struct ShardHeader header;
     if (file.size < SHARD_HEADER)
-        die("%s: not a token shard: %zu bytes are less than its header of %d. Make one with "
-            "`tokenizer encode`.", path, file.size, SHARD_HEADER);
+        die("%s: not a token shard: %s, less than its header of %d. Make one with "
+            "`tokenizer encode`.", path, counted(file.size, "byte"), SHARD_HEADER);
     memcpy(&header, file.data, sizeof header);
     if (header.magic != SHARD_MAGIC)
         die("%s: not a token shard: byte 0: the number %d instead of %d. Make one with "
@@ -1402,8 +1402,8 @@ static struct Shard open_shard(const char *path, uint64_t hash)
         die("%s: byte 8: the header says %d tokens. Encode it again.", path, header.count);
     const long long surplus = (long long)file.size - SHARD_HEADER - 2ll * header.count;
     if (surplus)
-        die("%s: %lld byte%s %s than the %d tokens that its header says. Encode it again.", path,
-            llabs(surplus), llabs(surplus) == 1 ? "" : "s", surplus < 0 ? "fewer" : "more",
+        die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
+            counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more",
             header.count);
     if (hash && header.hash && header.hash != hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
@@ -1810,7 +1810,7 @@ static void show_progress(struct Source *s, const char *doing)
 
 enum { CHUNK_BYTES = 1 << 19 };
 
-#define THREADS_OPTION {"threads", "0: as many as the machine has", INTEGER, &threads, .max = 1024}
+#define THREADS_OPTION {"threads", "0: all cores it may use", INTEGER, &threads, .max = 1024}
 #define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
@@ -1992,13 +1992,13 @@ static int command_train(int argc, char **argv)
     struct Trainer trainer = trainer_of_words(&words);
     learn_merges(t, &trainer, merges, min_frequency, max_bytes);
     if (t->merges < merges)
-        warn("only %d merges occur often enough, so the vocabulary has %d tokens, not %d.",
-             t->merges, t->merges + BYTES + 1, vocabulary);
+        warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
+             counted(t->merges, "merge"), t->merges + BYTES + 1, vocabulary);
     add_end_of_text(t);
     t->begins = t->keeps_tail = true;
     tokenizer_save(t, out);
-    progress(true, "%s: %d tokens from %.1f MB, %zu different words, in %.2f s", out,
-             t->vocabulary, source.done / 1e6, words.count, seconds() - start);
+    progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", out, t->vocabulary,
+             source.done / 1e6, counted(words.count, "different word"), seconds() - start);
     trainer_free(&trainer);
     word_table_free(&words);
     source_close(&source);
@@ -2111,8 +2111,8 @@ static void finish_shards(struct ShardWriter *w, bool overwrite)
     finish_shard(w);
     if (overwrite) remove_old_shards(w);
     if (w->total)
-        progress(true, "%s_%06d.bin%s: %lld tokens", w->prefix, 0, w->number > 1 ? " ..." : "",
-                 (long long)w->total);
+        progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
+                 counted(w->total, "token"));
     free(w->prefix);
 }
 
@@ -2176,13 +2176,13 @@ static int command_encode(int argc, char **argv)
     const int64_t tokens = writers[0].total + writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
-        die("--val-fraction %g: of %lld document%s, %s. Change it, --seed or --split.",
-            val_fraction, (long long)sink.documents, sink.documents == 1 ? "" : "s",
+        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", val_fraction,
+            counted(sink.documents, "document"),
             writers[0].total ? "none is set aside" : "none is left to train on");
     for (int i = 0; i < 2; i++) finish_shards(&writers[i], overwrite);
     const double elapsed = seconds() - source.start;
-    progress(true, "%lld document%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
-             (long long)sink.documents, sink.documents == 1 ? "" : "s", source.done / 1e6,
+    progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
+             counted(sink.documents, "document"), source.done / 1e6,
              (double)sink.bytes / tokens, elapsed,
              source.done / 1e6 / elapsed);
     source_close(&source);
@@ -2352,8 +2352,8 @@ static int command_show(int argc, char **argv)
         append_readable(&table, bytes, length);
         append(&table, "\n");
     }
-    printf("%s\n%s%d tokens, %zu bytes, %.2f bytes per token\n", n ? line.data : "",
-           n ? table.data : "", n, text.size, n ? (double)text.size / n : 0);
+    printf("%s\n%s%s, %s, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "",
+           counted(n, "token"), counted(text.size, "byte"), n ? (double)text.size / n : 0);
     free(ids); free(text.data); free(line.data); free(table.data);
     tokenizer_free(t);
     return 0;

@@ -63,12 +63,19 @@ static void check_ids(const struct Shard *s, int vocabulary)
 }
 
 /* Opens all shards that match the pattern. Dies if there is none, if another tokenizer made one, or
- * if there are fewer than 2 tokens in all. `option` names the pattern in messages. */
-static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
+ * if there are fewer than 2 tokens in all. `option` names the pattern in messages; `run` is the
+ * directory of the run whose state the pattern is from, or NULL if it is from the command line. */
+static struct Data open_data(const char *option, const char *pattern, const char *run,
+                             const struct Tokenizer *t)
 {
     glob_t found;
     struct Data d = {0};
-    if (glob(pattern, 0, NULL, &found) || found.gl_pathc == 0)
+    const bool none = glob(pattern, 0, NULL, &found) || found.gl_pathc == 0;
+    if (none && run)
+        die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
+            run, *pattern == '/' ? "" : ", relative to the directory in which it was started",
+            option);
+    if (none)
         die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
             option, pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
@@ -81,8 +88,8 @@ static struct Data open_data(const char *option, const char *pattern, const stru
     }
     globfree(&found);
     if (d.tokens < 2)
-        die("--%s %s: holds %lld tokens; 2 are needed. Encode more text.", option, pattern,
-            (long long)d.tokens);
+        die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
+            counted(d.tokens, "token"));
     return d;
 }
 
@@ -734,9 +741,10 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12},
         {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12},
-        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt},
+        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt,
+         .may_be_empty = true},
         {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6},
-        {"threads", "0: as many as the machine has cores", INTEGER, &o->threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &o->threads, 0, 1024},
         {"resume", "go on with the run in --out; its options need not be repeated",
          FLAG, &o->resume},
         {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
@@ -749,12 +757,27 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
 
 static bool defines_run(const struct Option *row) { return strcmp(row->name, "tokenizer") != 0; }
 
-/* Whether the command line names the option, which the table must have. */
-static bool given(const struct Run *r, const char *name)
+static bool given(const struct Run *r, const char *name) { return is_given(r->table, name); }
+
+/* Warns of options that were given and do nothing. */
+static void warn_of_unused(const struct Run *r)
 {
-    const struct Option *row = r->table;
-    while (strcmp(row->name, name)) row++;
-    return row->given;
+    const struct TrainOptions *o = &r->options;
+    const struct { const char *name; bool unused; const char *why; } rows[] = {
+        {"min-lr-ratio", !strcmp(o->schedule, "constant"), "with --schedule constant"},
+        {"eval-every", !o->val, "without --val"},
+        {"eval-tokens", !o->val, "without --val"},
+        {"sample-prompt", !o->sample_every, "without --sample-every"},
+        {"sample-tokens", !o->sample_every, "without --sample-every"},
+        {"save-every", o->plan, "with --plan"},
+        {"sample-every", o->plan, "with --plan"},
+        {"profile", o->plan, "with --plan"},
+    };
+    for (int i = 0; i < COUNT(rows); i++)
+        if (rows[i].unused) warn_unused(r->table, rows[i].name, rows[i].why);
+    if (given(r, "warmup") && o->steps && o->warmup > o->steps)
+        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
+             "Use fewer.", (long long)o->warmup, (long long)o->steps);
 }
 
 /* The value as text, which the caller frees: the shortest from which the same number is read back.
@@ -1124,8 +1147,8 @@ static void init_from_directory(struct Run *r)
     take_size(r, "channels", &o->channels, config.channels);
     if (!given(r, "context")) o->context = config.context;
     if (o->context > config.context)
-        die_usage("--context %d: the model in --init %s knows only %d positions.", o->context,
-                  o->init, config.context);
+        die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
+                  counted(config.context, "position"));
     const char *hash = metadata_get(&meta, "tokenizer_hash");
     bool other = config.vocabulary < r->tokenizer->vocabulary
               || (hash && strcmp(hash, hash_text(r->tokenizer->hash)));
@@ -1261,8 +1284,10 @@ static void load_inputs(struct Run *r)
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
     r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
-    r->data = open_data("data", o->data, r->tokenizer);
-    if (o->val) r->val = open_data("val", o->val, r->tokenizer);
+    const char *run = o->resume ? o->out : NULL;
+    r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);
+    if (o->val)
+        r->val = open_data("val", o->val, given(r, "val") ? NULL : run, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1302,9 +1327,9 @@ static void check_finite(const struct Run *r, const struct Step *s)
         const struct Tensor *p = &r->model.tensors[i];
         if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
     }
-    die("step %lld: the loss is %g, the gradient's norm %g%s%s. %s keeps what it held before. "
-        "Start again with a lower --lr.", (long long)r->step + 1, s->loss, s->norm,
-        *where ? ", not finite in " : "", where, r->options.out);
+    die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s keeps what it held before. "
+        "Start again with a lower --lr.", (long long)r->step + 1, value_text(s->loss),
+        value_text(s->norm), *where ? ", not finite in " : "", where, r->options.out);
 }
 
 /* Seconds of the last evaluation and save: as long as those before, or as expected. */
@@ -1452,9 +1477,21 @@ static void fit_to_time(struct Run *r, const struct Step *s)
 
 /* --- Plan, summary and profile --- */
 
-static double epochs_of(const struct Run *r)
+/* Targets of a step, about: B sequences of at most T, and of no more than the data have. */
+static int64_t targets_of_step(const struct Run *r)
 {
-    return (double)r->options.steps * tokens_per_step(&r->options) / (r->data.tokens - 1);
+    const int64_t most = tokens_per_step(&r->options), all = r->data.tokens - 1;
+    const int64_t sequences = (int64_t)r->options.batch * r->options.accumulate;
+    return r->loader.sequences.starts || all >= most / sequences ? most : sequences * all;
+}
+
+/* How often the run reads the data: "0.25 epochs", "192 epochs". */
+static const char *epochs_of(const struct Run *r)
+{
+    static char text[32];
+    const double n = (double)r->options.steps * targets_of_step(r) / (r->data.tokens - 1);
+    snprintf(text, sizeof text, "%.*f epochs", n < 100 ? 2 : 0, n);
+    return text;
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
@@ -1465,15 +1502,15 @@ static void print_plan(const struct Run *r, double step_seconds)
     const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
     const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
     const double all_steps = o->steps + evaluations * evaluation_in_steps(r);
-    printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
-           c->layers, c->heads, c->channels, c->context, c->vocabulary);
+    printf("model          %s, %s, %s, context %d, vocabulary %d\n", counted(c->layers, "layer"),
+           counted(c->heads, "head"), counted(c->channels, "channel"), c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
     printf("memory         %.1f MB of this machine's %.0f\n", memory_needed(r, false) / 1e6,
            machine_memory() / 1e6);
     memory_needed(r, true);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %lld tokens: %.2f epochs\n", (long long)o->steps,
-           (long long)tokens_per_step(o), epochs_of(r));
+    printf("steps          %lld of %s: %s\n", (long long)o->steps,
+           counted(targets_of_step(r), "token"), epochs_of(r));
     printf("FLOPs          %.3g for a token\n", flops);
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
@@ -1490,11 +1527,11 @@ static void print_summary(const struct Run *r)
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
              r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
     if (o->steps)
-        progress(true, "%lld tokens; %lld steps of %lld: %.2f epochs", (long long)r->data.tokens,
-                 (long long)o->steps, (long long)tokens_per_step(o), epochs_of(r));
+        progress(true, "%lld tokens; %s of %lld: %s", (long long)r->data.tokens,
+                 counted(o->steps, "step"), (long long)targets_of_step(r), epochs_of(r));
     else
         progress(true, "%lld tokens; steps of %lld for %s", (long long)r->data.tokens,
-                 (long long)tokens_per_step(o), duration(o->time_limit));
+                 (long long)targets_of_step(r), duration(o->time_limit));
     if (!fits_machine(r))
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", needed / 1e6, machine_memory() / 1e6);
@@ -1512,8 +1549,8 @@ static void print_profile(const struct Run *r)
     for (int k = 0; k < KINDS; k++)
         total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
     if (steps < 1) return;
-    printf("profile of %.0f steps, %.1f ms each; peak %.1f GFLOP/s\n", steps, 1e3 * total / steps,
-           r->peak / 1e9);
+    printf("profile of %s, %.1f ms each; peak %.1f GFLOP/s\n", counted((int64_t)steps, "step"),
+           1e3 * total / steps, r->peak / 1e9);
     printf("%-24s %9s %7s %9s %8s\n", "", "ms", "share", "GFLOP/s", "of peak");
     for (int i = 0; i < 2 * KINDS; i++) {
         const int k = i / 2, direction = i % 2;
@@ -1558,8 +1595,7 @@ static int finish(const struct Run *r)
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
                r->best.loss, r->best.bits_per_byte);
-    printf("%lld steps, %lld tokens, %s\n", (long long)r->step, (long long)r->tokens,
-           duration(time));
+    printf("%s, %s, %s\n", counted(r->step, "step"), counted(r->tokens, "token"), duration(time));
     if (o->profile) print_profile(r);
     return 0;
 }
@@ -1589,6 +1625,7 @@ static int command_train(int argc, char **argv)
     r.peak = fma_peak();
     take_memory(&r);
     const double step = fix_steps(&r);
+    warn_of_unused(&r);
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
     print_summary(&r);
@@ -1627,7 +1664,7 @@ static int command_eval(int argc, char **argv)
          .choices = "length|documents"},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
-        {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt eval --model DIR --data GLOB [options]\n"
@@ -1638,9 +1675,10 @@ static int command_eval(int argc, char **argv)
     load_model(&model, dir, &meta);
     const int T = context ? context : model.config.context;
     if (T > model.config.context)
-        die_usage("--context %d: the model knows only %d positions.", T, model.config.context);
+        die_usage("--context %d: the model knows only %s.", T,
+                  counted(model.config.context, "position"));
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, tokenizer);
+    struct Data data = open_data("data", pattern, NULL, tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
     struct Sequences sequences;
     cut(&sequences, &data, T, how ? how : trained ? trained : "length", tokenizer);
@@ -1669,7 +1707,8 @@ static int command_sample(int argc, char **argv)
     double temperature = 0.8, top_p = 1;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
-        {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt},
+        {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
+         .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
          REAL_NUMBER, &temperature, 0, 100},
@@ -1678,11 +1717,14 @@ static int command_sample(int argc, char **argv)
          REAL_NUMBER, &top_p, 0, 1},
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
-        {"threads", "0: as many as the machine has cores", INTEGER, &threads, 0, 1024},
+        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
+    static const char *const random[] = {"top-k", "top-p", "seed"};
+    for (int i = 0; i < COUNT(random) && temperature == 0; i++)
+        warn_unused(options, random[i], "with --temperature 0, which takes the likeliest token");
     set_threads(threads);
     struct Model model;
     struct Metadata meta;
@@ -1702,7 +1744,7 @@ static int command_sample(int argc, char **argv)
         written += write_sample(&g, prompt, ids, prompt_count, tokens);
     }
     const double took = seconds() - start;
-    fprintf(stderr, "%lld tokens, %.0f tokens/s\n", (long long)written, written / took);
+    fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"), written / took);
     generator_free(&g);
     return 0;
 }

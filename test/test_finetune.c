@@ -214,7 +214,7 @@ static void test_refusals(void)
     REFUSED("text\tlabel\na\tb\na\tb\tc\n",
             "data:3: 3 columns where the first line has 2. Put texts with tabs");
     REFUSED("text,label\na\n",
-            "data:2: 1 columns where the first line has 2. Put texts with commas");
+            "data:2: 1 column where the first line has 2. Put texts with commas");
     REFUSED("text,label\nx,y\n\"a\nb", "data:3: a quoted field does not end");
     REFUSED("text,label\n\"a\nb\"c,d\n", "data:3: text follows a closing quote");
     REFUSED("text\tlabel\na\t\n", "data:2: the label is empty");

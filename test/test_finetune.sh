@@ -55,6 +55,8 @@ for tune in probe last:1 full scratch; do
     ./finetune_cls eval --model "$out" --data "$dir/test.tsv" >"$out.eval" 2>/dev/null
     succeeds "$tune: new reviews, $(sed -n 1p "$out.eval")" at_least "$out.eval" accuracy 0.75
 done
+succeeds "full: epochs and updates in plain words" \
+    grep -q '^[0-9]* epochs of [0-9]* updates  batch 32' "$dir/full1.log"
 succeeds "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
 succeeds "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
 succeeds "the tokenizer is beside the classifier" \
@@ -128,6 +130,8 @@ fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
 fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
 fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
+fails 2 "--out: the value is empty" train --out ""
+fails 2 "--val: the value is empty" train --val= --out "$dir/new"
 fails 2 "stray: not an option" train --out "$dir/new" stray
 fails 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
 fails 1 "no column is named stars" train --label-column stars --out "$dir/new"

@@ -86,7 +86,7 @@ static struct Data place_data(void)
     write_shard("p0.bin", 0, 100, 100, SHARD_MAGIC, 1);
     write_shard("p1.bin", 100, 0, 0, SHARD_MAGIC, 1);
     write_shard("p2.bin", 100, 37, 37, SHARD_MAGIC, 1);
-    return open_data("data", path_of("p?.bin"), &(struct Tokenizer){.vocabulary = 137});
+    return open_data("data", path_of("p?.bin"), NULL, &(struct Tokenizer){.vocabulary = 137});
 }
 
 static int next_sequence(struct Loader *l, int64_t *begin)
@@ -168,7 +168,7 @@ static void test_epochs(void)
     check(epochs_differ && orders_differ(&l, &again), "another epoch or seed: another order");
 
     write_shard("two.bin", 0, 2, 2, SHARD_MAGIC, 1);
-    struct Data two = open_data("data", path_of("two.bin"), &(struct Tokenizer){.vocabulary = 2});
+    struct Data two = open_data("data", path_of("two.bin"), NULL, &(struct Tokenizer){.vocabulary = 2});
     create_loader(&l, &two, 8, 5);
     check(epoch_complete(&l, &two) && l.sequences.count == 1, "two tokens are data enough");
 }
@@ -189,7 +189,7 @@ static void test_documents(void)
         free(name);
     }
     const struct Tokenizer tokenizer = {.vocabulary = 100, .eot = EOT};
-    struct Data d = open_data("data", path_of("d?.bin"), &tokenizer);
+    struct Data d = open_data("data", path_of("d?.bin"), NULL, &tokenizer);
     bool complete = true, alone = true, whole = true;
     for (int T = 1; T <= 40; T++) {
         struct Sequences s;
@@ -438,6 +438,55 @@ static void test_utf8(void)
     check(held && out.size == 3, "UTF-8: an unfinished character is held back");
 }
 
+/* --- Messages --- */
+
+static void test_messages(void)
+{
+    check(!strcmp(counted(0, "step"), "0 steps") && !strcmp(counted(1, "step"), "1 step")
+          && !strcmp(counted(2, "step"), "2 steps"), "0 steps, 1 step, 2 steps");
+    check(!strcmp(value_text(NAN), "not a number") && !strcmp(value_text(-NAN), "not a number")
+          && !strcmp(value_text(0.25), "0.25"), "no value is shown as nan or -nan");
+}
+
+/* --- Cores --- */
+
+/* A file that stands where it would in /sys/fs/cgroup. */
+static void put(const char *name, const char *text)
+{
+    char *path = text_of("%s/%s", directory, name), *slash = strrchr(path, '/');
+    *slash = 0;
+    make_directory(path);
+    *slash = '/';
+    write_file(path, text, strlen(text));
+    free(path);
+}
+
+static void test_cores(void)
+{
+    put("v2/cpu.max", "max 100000\n");
+    put("v2/a/cpu.max", "300000 100000\n");
+    put("v2/a/b/cpu.max", "max 100000\n");
+    put("v2/a/b:c/cpu.max", "50000 100000\n");
+    put("v1/cpu/a/cpu.cfs_quota_us", "-1\n");
+    put("v1/cpu/a/cpu.cfs_period_us", "100000\n");
+    put("v1/cpu/b/cpu.cfs_quota_us", "250000\n");
+    put("v1/cpu/b/cpu.cfs_period_us", "100000\n");
+    const struct { const char *root, *groups; double cores; } cases[] = {
+        {"v2", "0::/a\n", 3}, {"v2", "0::/a/b\n", 3}, {"v2", "0::/a/b:c\n", 0.5},
+        {"v2", "0::/\n", INFINITY}, {"v2", "0::/not/mounted\n", INFINITY},
+        {"v2", "nonsense", INFINITY}, {"v2", "", INFINITY}, {"none", "0::/a\n", INFINITY},
+        {"v1", "5:memory:/b\n4:cpu,cpuacct:/b\n0::/\n", 2.5}, {"v1", "4:cpu:/a\n", INFINITY},
+        {"v1", "5:cpuset:/b\n", INFINITY}, {"v1", "4:cpu,cpuacct:/b/c\n", 2.5},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put("groups", cases[i].groups);
+        const double got = cgroup_cores(path_of("groups"), path_of(cases[i].root));
+        check(got == cases[i].cores, "cores, cgroup %s: %.*s: %g", cases[i].root,
+              (int)strcspn(cases[i].groups, "\n"), cases[i].groups, got);
+    }
+    check(cgroup_cores(path_of("no file"), path_of("v2")) == INFINITY, "cores, no /proc");
+}
+
 /* --- The live line --- */
 
 /* What progress sends to a terminal of so many columns. */
@@ -490,6 +539,8 @@ int main(void)
     test_filters();
     test_generator();
     test_utf8();
+    test_messages();
+    test_cores();
     test_live_line();
     check(system(text_of("rm -r %s", directory)) == 0, "temporary files removed");
     return report();

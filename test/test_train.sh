@@ -277,6 +277,54 @@ check $? "by a link"
 (PATH=${tokenizer%/*}:$PATH && started tokenizer) && grep -q ' cat$' out.txt
 check $? "by its name in PATH"
 
+# --- What is said: help, warnings, plain words ---
+
+says() # WORDS COMMAND...: succeeds, with the words on stdout or stderr
+{
+    words=$1
+    shift
+    "$@" >said.txt 2>&1 && grep -q -- "$words" said.txt
+    check $? "says \"$words\""
+}
+says '^  sample  *let a model write' "$train" help
+says '^  --warmup N' "$train" help train
+says '^  --warmup N' "$train" --help train
+silent() # DESCRIPTION COMMAND...: no warning
+{
+    description=$1
+    shift
+    "$@" 2>&1 | grep '^train_gpt:' >said.txt
+    check "$(wc -l <said.txt)" "$description: no warning"
+}
+plan="train $data $tiny --steps 20 --plan"
+says '--warmup 30: more than --steps 20' "$train" $plan --warmup 30
+says '--min-lr-ratio: has no effect with --schedule constant' \
+    "$train" $plan --min-lr-ratio 0.2 --schedule constant
+says '--eval-every: has no effect without --val' \
+    "$train" train --data 'train_0*.bin' --tokenizer tok $tiny --eval-every 9 --plan
+says '--sample-prompt: has no effect without --sample-every' "$train" $plan --sample-prompt ''
+says '--profile: has no effect with --plan' "$train" $plan --profile
+silent 'options that have an effect' "$train" $plan --warmup 20 --min-lr-ratio 0.2 --eval-every 9
+says '--top-k: has no effect with --temperature 0' "$train" sample $greedy --top-k 5
+silent 'sampling with --top-k' "$train" sample $cat --top-k 5 --temperature 0.5
+cores=$(getconf _NPROCESSORS_ONLN)
+says "$((cores + 1)) threads: this process may use only\|built without OpenMP" \
+    "$train" eval --model learn --data 'val_0*.bin' --threads $((cores + 1))
+if command -v taskset >/dev/null; then
+    core=$(taskset -cp $$ | sed 's/.*: *\([0-9]*\).*/\1/')
+    says 'threads: 1' taskset -c "$core" "$train" $plan
+    says '2 threads: this process may use only 1 core,\|built without' \
+        taskset -c "$core" "$train" $plan --threads 2
+fi
+printf 'ab\nab\nab' >ab.txt
+says 'gives only 1 merge, ' "$tokenizer" train --vocab 300 --out ab ab.txt
+printf 'abcdefghijklmnopqrst' >few.txt
+"$tokenizer" encode --tokenizer tok --out few-ids few.txt 2>/dev/null
+tokens=$(($(wc -c <few-ids_000000.bin) / 2 - 512))
+"$train" train --data few-ids_000000.bin --tokenizer tok --steps 12 --plan >said.txt 2>/dev/null
+grep -q "^steps  *12 of $((16 * (tokens - 1))) tokens: 192 epochs" said.txt
+check $? "the plan of a run on $tokens tokens: $(grep '^steps' said.txt)"
+
 # --- What cannot be ---
 
 cp learn/model.safetensors before
@@ -324,6 +372,26 @@ fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear -
 fails 2 '--data: must be given' "$train" train --out new
 fails 2 '--epochs: choose one' "$train" train $data --steps 3 --epochs 2 --out new
 fails 2 'a subcommand is missing: train' "$train"
+for option in data val init tokenizer out; do
+    fails 2 "--$option: the value is empty" "$train" train $data --$option ''
+done
+fails 2 '--model: the value is empty' "$train" eval --model= --data x
+speaker=tokenizer
+fails 2 '--out: the value is empty' "$tokenizer" train --out '' train.txt
+speaker=train_gpt
+fails 2 '--steps 0: without --time-limit' "$train" train $data $tiny --steps 0 --out new
+fails 2 'trains: no such subcommand' "$train" help trains
+fails 1 'merges.txt/a/b: cannot be made a directory (Not a directory)' \
+    "$train" train $data $tiny --steps 2 --out tok/merges.txt/a/b
+if [ -d /sys ]; then                    # what the system said of /sys/x, not of /sys/x/y
+    fails 1 '/sys/x/y: cannot be made a directory' \
+        "$train" train $data $tiny --steps 2 --out /sys/x/y
+    ! grep -q 'No such file' stderr
+    check $? "the reason is that of the first directory that could not be made"
+fi
+elsewhere() { (cd tok && exec "$@"); }
+fails 1 '--data train_0\*.bin: no such file. The run in ../learn began with it, relative to' \
+    elsewhere "$train" train --resume --out ../learn
 fails 1 'config.json: no such file' "$train" sample --model tok
 fails 1 'step [0-9]*: the loss is .*before. Start again with a lower' \
     "$train" train $data $tiny --lr 1000 --clip 0 --warmup 0 --steps 50 --out diverged
