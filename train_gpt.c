@@ -556,7 +556,7 @@ struct Generator {
     real *logits;                   /* (V) */
     struct Entry *choices;          /* (V): the tokens and their weights */
     double temperature, top_p;
-    int top_k;
+    int top_k, min_tokens;          /* min_tokens: of a text before <|endoftext|> may be drawn */
     struct Random random;
 };
 
@@ -606,11 +606,13 @@ static const real *read_next(struct Generator *g, int token)
     return read_text(g, g->window, half + 1);
 }
 
-/* Draws the token after a hidden state (C). Temperature 0 returns the likeliest one. Subtracting
- * the highest logit changes no probability and keeps exp from overflowing. */
-static int next_token(struct Generator *g, const real *hidden)
+/* Draws the token after a hidden state (C), <|endoftext|> only if the text may end. Temperature 0
+ * returns the likeliest one. Subtracting the highest logit changes no probability and keeps exp
+ * from overflowing. */
+static int next_token(struct Generator *g, const real *hidden, bool may_end)
 {
-    const int V = g->tokenizer->vocabulary;     /* the ids that pad a model are never drawn */
+    /* Ids from V on are not drawn: those that pad a model, and <|endoftext|>, which is the last. */
+    const int V = may_end ? g->tokenizer->vocabulary : g->tokenizer->eot;
     int best = 0;
     lm_logits(g->model, hidden, 1, g->logits);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
@@ -660,8 +662,10 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
     utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
     show_text(&text);
     const real *hidden = read_text(g, ids, count);
-    while (written < max_tokens && (token = next_token(g, hidden)) != g->tokenizer->eot) {
+    while (written < max_tokens) {
         int length;
+        token = next_token(g, hidden, written >= g->min_tokens);
+        if (token == g->tokenizer->eot) break;
         const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_text(&text);
@@ -1698,18 +1702,46 @@ static int command_eval(int argc, char **argv)
     return 0;
 }
 
-/* Prints texts that a model writes, each from its own stream of random numbers. */
+enum { SHORT_SAMPLE = 10 };         /* tokens: a text that ends before is explained */
+
+/* Prints `count` texts, each from its own stream of random numbers, then their speed. ids: those of
+ * the prompt. */
+static void write_samples(struct Generator *g, const char *prompt, const int *ids,
+                          int prompt_count, int tokens, int64_t seed, int count)
+{
+    const double start = seconds();
+    int64_t written = 0;
+    int shortest = tokens;
+    for (int i = 0; i < count; i++) {
+        if (i) puts("---");
+        g->random = stream_for(seed, SAMPLE_STREAM, i);
+        const int drawn = write_sample(g, prompt, ids, prompt_count, tokens);
+        shortest = min_int(shortest, drawn);
+        written += drawn;
+    }
+    const double took = seconds() - start;
+    if (shortest < tokens && shortest < SHORT_SAMPLE)
+        progress(true, "A text ended after %s, because the model drew <|endoftext|>: it learnt "
+                 "from short documents, as lines are after --split lines. --min-tokens N or "
+                 "--ignore-eot goes on.", counted(shortest, "token"));
+    fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"), written / took);
+}
+
+/* Prints texts that a model writes. */
 static int command_sample(int argc, char **argv)
 {
     const char *dir = NULL, *prompt = "";
-    int tokens = 200, top_k = 40, count = 1, threads = 0;
+    int tokens = 200, min_tokens = 0, top_k = 40, count = 1, threads = 0;
     int64_t seed = 1;
     double temperature = 0.8, top_p = 1;
+    bool ignore_eot = false;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9},
+        {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
          REAL_NUMBER, &temperature, 0, 100},
         {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9},
@@ -1722,6 +1754,10 @@ static int command_sample(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
+    if (ignore_eot) warn_unused(options, "min-tokens", "with --ignore-eot");
+    else if (min_tokens > tokens)
+        warn("--min-tokens %d: more than --tokens %d, so the texts are shorter.", min_tokens,
+             tokens);
     static const char *const random[] = {"top-k", "top-p", "seed"};
     for (int i = 0; i < COUNT(random) && temperature == 0; i++)
         warn_unused(options, random[i], "with --temperature 0, which takes the likeliest token");
@@ -1735,16 +1771,9 @@ static int command_sample(int argc, char **argv)
     g.temperature = temperature;
     g.top_k = top_k;
     g.top_p = top_p;
+    g.min_tokens = ignore_eot ? tokens : min_tokens;
     int prompt_count, *ids = encode_prompt(&prompt_count, tokenizer, prompt);
-    const double start = seconds();
-    int64_t written = 0;
-    for (int i = 0; i < count; i++) {
-        if (i) puts("---");
-        g.random = stream_for(seed, SAMPLE_STREAM, i);
-        written += write_sample(&g, prompt, ids, prompt_count, tokens);
-    }
-    const double took = seconds() - start;
-    fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"), written / took);
+    write_samples(&g, prompt, ids, prompt_count, tokens, seed, count);
     generator_free(&g);
     return 0;
 }

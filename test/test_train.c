@@ -366,10 +366,10 @@ static void test_generator(void)
     check(farthest < 1e-3, "key-value cache: 56 tokens beyond a context of 12, as without it");
     const double temperatures[] = {1e-3, 1e-20, 1e-40, 1e-300};
     g.temperature = 0;
-    const int likeliest = next_token(&g, hidden);
+    const int likeliest = next_token(&g, hidden, true);
     for (int i = 0; i < 4; i++) {
         g.temperature = temperatures[i];
-        check(next_token(&g, hidden) == likeliest, "temperature %g: the likeliest token",
+        check(next_token(&g, hidden, true) == likeliest, "temperature %g: the likeliest token",
               g.temperature);
     }
     int longer[40];

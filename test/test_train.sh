@@ -89,6 +89,30 @@ awk -F '\t' -v ms="$ms" 'NR > 2 { sum += ($7 - before) / $8 } { before = $7 }
     END { each = 1000 * sum / 4; exit !(ms > 0.9 * each && ms < 1.1 * each) }' profiled/log.tsv
 check $? "profile: $ms ms a step, as in the log"
 
+# --- Where texts end: a model of documents that are all "ab" ---
+
+yes ab | head -n 1000 >lines.txt
+"$tokenizer" encode --tokenizer tok --split lines --out lines lines.txt 2>/dev/null &&
+    "$train" train --data 'lines_0*.bin' --tokenizer tok $tiny --cut documents --steps 60 --out lines \
+        >/dev/null 2>&1
+ends() # LINES WORDS OPTIONS...: a sample of so many characters, line end included, and what it says
+{
+    characters=$1 words=$2
+    shift 2
+    "$train" sample --model lines --tokens 30 --top-k 1 "$@" >a.txt 2>err.txt &&
+        [ "$(wc -c <a.txt)" -ge "$characters" ] && [ "$(wc -c <a.txt)" -le $((2 * characters)) ] &&
+        if [ -n "$words" ]; then grep -q -- "$words" err.txt; else [ "$(wc -l <err.txt)" -eq 1 ]; fi
+    check $? "sample $*: $(wc -c <a.txt) bytes${words:+, says \"$words\"}"
+}
+ends 3 '^A text ended after [12] tokens*, because the model drew <|endoftext|>'
+ends 6 'ended after 0 tokens' --prompt ab --count 2
+ends 13 '' --min-tokens 12 --tokens 24
+ends 31 '' --ignore-eot
+ends 31 '' --ignore-eot --temperature 0.8 --top-k 40
+ends 2 '' --tokens 1 --prompt a
+ends 31 '--min-tokens: has no effect with --ignore-eot' --ignore-eot --min-tokens 12
+ends 31 '--min-tokens 40: more than --tokens 30' --min-tokens 40
+
 # --- The learning rate: 20 steps, of which 4 warm up ---
 
 # The highest is 1. Expected: a rise in steps of a quarter; then by schedule, with t from 0 to 1.
