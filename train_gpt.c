@@ -907,6 +907,16 @@ static double read_log(struct Buffer *rows, const char *path, int64_t step)
     return last;
 }
 
+/* Whether a file is a log of this program, and not of another, as beside a classifier. */
+static bool is_log(const char *path)
+{
+    const struct Bytes file = map_file(path);
+    const bool same = file.size >= sizeof LOG_HEADER
+                      && !memcmp(file.data, LOG_HEADER, sizeof LOG_HEADER - 1);
+    unmap_file(file);
+    return same;
+}
+
 /* Opens the log for new rows. A resumed run keeps the rows up to its step. */
 static void open_log(struct Run *r)
 {
@@ -1778,7 +1788,90 @@ static int command_sample(int argc, char **argv)
     return 0;
 }
 
-/* Prints a row for each evaluation of the run, and its duration, which only the log knows. */
+/* --- The loss curve: the rows of a log as a plot of characters --- */
+
+enum { PLOT_HEIGHT = 12, PLOT_LABEL = 10, PLOT_WIDTH = 1000 };
+
+/* A column of the plot stands for equally many steps, as nearly as it can. Empty columns: NaN. */
+struct Plot {
+    int width;
+    double first, last;             /* the steps at both ends */
+    double train[PLOT_WIDTH];       /* the mean training loss of the steps */
+    double val[PLOT_WIDTH];         /* the last validation loss */
+    double low, high;               /* of all these values */
+};
+
+/* The next row of a log: its step and losses, NaN for no validation. Returns what follows it, or
+ * NULL at the end. */
+static const char *read_losses(const char *row, int64_t *step, double *train, double *val)
+{
+    char *at;
+    if (!*row) return NULL;
+    *step = strtoll(row, &at, 10);
+    *train = strtod(at, &at);
+    *val = *at == '\t' && at[1] != '\t' ? strtod(at + 1, NULL) : NAN;
+    return strchr(row, '\n') + 1;
+}
+
+/* Sets the plot from the rows of a log, of which there is at least one. */
+static void fill_plot(struct Plot *p, const char *rows, int width)
+{
+    int64_t step, count[PLOT_WIDTH] = {0};
+    double train, val;
+    *p = (struct Plot){.first = INFINITY, .low = INFINITY, .high = -INFINITY};
+    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
+        p->first = fmin(p->first, step);
+        p->last = fmax(p->last, step);
+    }
+    const double steps = p->last - p->first + 1;
+    p->width = (int)fmin(min_int(width, PLOT_WIDTH), steps);
+    for (int x = 0; x < p->width; x++) p->val[x] = NAN;
+    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
+        const int x = min_int((int)((step - p->first) * p->width / steps), p->width - 1);
+        if (isfinite(train)) { p->train[x] += train; count[x]++; }
+        if (isfinite(val)) p->val[x] = val;
+    }
+    for (int x = 0; x < p->width; x++) {
+        p->train[x] /= count[x];                /* NaN without a step */
+        p->low = fmin(p->low, fmin(p->train[x], p->val[x]));
+        p->high = fmax(p->high, fmax(p->train[x], p->val[x]));
+    }
+}
+
+/* Whether a value stands in line y, counted from the highest. */
+static bool in_line(const struct Plot *p, double value, int y)
+{
+    const double unit = p->high > p->low ? (p->high - p->low) / (PLOT_HEIGHT - 1) : 1;
+    return floor((p->high - value) / unit + 0.5) == y;
+}
+
+/* Draws the losses of a log's rows, in the width of the terminal, or of 80 columns. */
+static void plot_losses(const char *rows)
+{
+    struct winsize terminal = {0};
+    struct Plot p;
+    const bool known = !ioctl(1, TIOCGWINSZ, &terminal) && terminal.ws_col > 2 * PLOT_LABEL;
+    fill_plot(&p, rows, (known ? terminal.ws_col : 80) - PLOT_LABEL - 1);
+    if (p.low > p.high) return;             /* no loss is finite */
+    const double unit = (p.high - p.low) / (PLOT_HEIGHT - 1);
+    printf("loss: * training, mean of each column; o validation\n");
+    for (int y = 0; y < (unit > 0 ? PLOT_HEIGHT : 1); y++) {
+        char line[PLOT_WIDTH + 1];
+        int end = 0;
+        for (int x = 0; x < p.width; x++) {
+            line[x] = in_line(&p, p.val[x], y) ? 'o' : in_line(&p, p.train[x], y) ? '*' : ' ';
+            if (line[x] != ' ') end = x + 1;
+        }
+        printf("%*.4f |%.*s\n", PLOT_LABEL - 2, p.high - y * unit, end, line);
+    }
+    printf("%*s+", PLOT_LABEL - 1, "");
+    for (int x = 0; x < p.width; x++) putchar('-');
+    const int length = printf("\n%*sstep %.0f", PLOT_LABEL, "", p.first) - PLOT_LABEL - 1;
+    printf("  %*.0f\n", max_int(p.width - length - 2, 0), p.last);
+}
+
+/* Prints a row for each evaluation of the run, its duration and its loss curve, which only the log
+ * knows. */
 static void print_history(const struct Metadata *meta, const char *dir)
 {
     const char *history = metadata_get(meta, "history");
@@ -1794,6 +1887,7 @@ static void print_history(const struct Metadata *meta, const char *dir)
     struct Buffer rows = {0};
     if (file_exists(paths.log))
         printf("seconds        %.1f (from log.tsv)\n", read_log(&rows, paths.log, INT64_MAX));
+    if (rows.size && is_log(paths.log)) plot_losses(rows.data);
     free(rows.data);
 }
 
