@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Pictures of what the programs write. What a file holds is told by its first line.
+
+    python3 dev/plot.py --out PICTURE FILE...
+
+FILE is one of these; several of one kind share a picture, PICTURE.svg and PICTURE.png:
+  a directory with log.tsv, or such a file, of train_gpt (loss and validation loss by step), of
+    finetune_cls train (losses and accuracy by epoch) or of its probe (the same by l2);
+  compare.tsv of finetune_cls compare: accuracy by number of labels, the mean of each method and
+    its 95% interval;
+  the output of finetune_cls eval: the confusion matrix.
+Needs matplotlib.
+"""
+import argparse
+import collections
+import itertools
+import math
+import os
+import statistics
+import sys
+
+import matplotlib.pyplot as plt
+
+KINDS = {b"step\tloss\t": "pretraining", b"epoch\tstep\t": "epochs", b"l2\t": "probe",
+         b"method\t": "compare"}
+
+# Student's t for a two-sided 95% interval, for 1, 2, ... degrees of freedom, and for more.
+STUDENT = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14,
+           2.13, 2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 1.96]
+
+
+def read(path):
+    """The kind of a file and its bytes. Ends the program if it is none of those above."""
+    if os.path.isdir(path):
+        path = os.path.join(path, "log.tsv")
+    try:
+        content = open(path, "rb").read()
+    except OSError as error:
+        sys.exit(f"plot.py: {path}: cannot be read ({error.strerror}). Check the name.")
+    for start, kind in KINDS.items():
+        if content.startswith(start):
+            return kind, content
+    if b"confusion matrix" in content:
+        return "confusion", content
+    sys.exit(f"plot.py: {path}: neither a log, nor compare.tsv, nor the output of eval. Check it.")
+
+
+def table(content):
+    """The rows of a TSV file as dictionaries. A last row that was cut off is left out."""
+    lines = content.decode().split("\n")[:-1]
+    names = lines[0].split("\t")
+    rows = [line.split("\t") for line in lines[1:]]
+    return [dict(zip(names, row)) for row in rows if len(row) == len(names)]
+
+
+def points(rows, x, y):
+    """Two lists: the numbers in columns x and y of the rows that have both."""
+    pairs = [(float(row[x]), float(row[y])) for row in rows if row.get(x) and row.get(y)]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def smooth(values, width):
+    """The mean of each value and those up to `width` before and after it."""
+    return [statistics.fmean(values[max(0, i - width):i + width + 1]) for i in range(len(values))]
+
+
+def name_of(path):
+    """What a legend calls a run: its directory, or its file elsewhere than in log.tsv."""
+    path = os.path.normpath(path)
+    if os.path.basename(path) == "log.tsv":
+        path = os.path.dirname(os.path.abspath(path))
+    return os.path.basename(path)
+
+
+def plot_pretraining(runs):
+    """Training loss, each step pale and smoothed strong, and validation loss as circles."""
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for number, (name, content) in enumerate(runs):
+        rows, color = table(content), f"C{number}"
+        steps, losses = points(rows, "step", "loss")
+        axis.plot(steps, losses, color=color, alpha=0.25, linewidth=0.7)
+        axis.plot(steps, smooth(losses, len(losses) // 100), color=color, label=f"{name}: training")
+        steps, losses = points(rows, "step", "val_loss")
+        if steps:
+            axis.plot(steps, losses, "o--", color=color, markeredgecolor="black", markersize=5,
+                      linewidth=1, label=f"{name}: validation")
+    axis.set(xlabel="step", ylabel="loss (nats per token)")
+    return figure, [axis]
+
+
+def plot_finetuning(runs, x, label):
+    """Losses on the left, accuracy on the right. x: the column that runs to the right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
+    for number, (name, content) in enumerate(runs):
+        rows, color = table(content), f"C{number}"
+        left.plot(*points(rows, x, "train_loss"), ".-", color=color, label=f"{name}: training")
+        left.plot(*points(rows, x, "val_loss"), "o--", color=color, markersize=4,
+                  label=f"{name}: validation")
+        right.plot(*points(rows, x, "val_accuracy"), "o-", color=color, markersize=4, label=name)
+    left.set(xlabel=label, ylabel="loss (nats per text)")
+    right.set(xlabel=label, ylabel="accuracy on validation")
+    for axis in (left, right) if x == "l2" else ():     # from the strongest penalty to the weakest
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+    return figure, [left, right]
+
+
+def interval(values):
+    """Half of the 95% interval of a mean; 0 of a single value, which tells nothing of it."""
+    if len(values) < 2:
+        return 0
+    student = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
+    return student * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def plot_compare(runs):
+    """A line for each method: its mean accuracy over the seeds, with intervals."""
+    scores = collections.defaultdict(lambda: collections.defaultdict(list))
+    for _, content in runs:
+        for row in table(content):
+            if row["accuracy"]:
+                scores[row["method"]][row["labels"]].append(float(row["accuracy"]))
+    labels = {label for method in scores.values() for label in method}
+    numbers = {label: float(label) for label in labels if label.isdigit()}
+    for label in labels - set(numbers):     # "all" stands behind the largest number
+        numbers[label] = 2 * max(list(numbers.values()) or [1])
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for number, (method, by_labels) in enumerate(scores.items()):
+        order = sorted(by_labels, key=numbers.get)
+        shift = 1.015 ** (number - len(scores) / 2)         # so that intervals do not overlap
+        bars = [(numbers[label] * shift, statistics.mean(by_labels[label]),
+                 interval(by_labels[label])) for label in order]
+        axis.errorbar(*zip(*bars), marker="osv^Dxp*"[number % 8], markersize=5, capsize=3,
+                      label=method)
+    axis.set(xscale="log", xlabel="labelled examples", ylabel="accuracy (mean, 95% interval)")
+    ticks = sorted(numbers, key=numbers.get)
+    axis.set_xticks([numbers[label] for label in ticks], labels=ticks)
+    axis.minorticks_off()
+    return figure, [axis]
+
+
+def confusion_of(content):
+    """Names and counts. All lines have the same length, and K + 1 columns of equal width, in bytes,
+    with a space between: a name may hold spaces."""
+    lines = content.split(b"confusion matrix", 1)[1].split(b"\n")[1:]
+    lines = list(itertools.takewhile(lambda line: len(line) == len(lines[0]), lines))
+    width = (len(lines[0]) + 1) // len(lines)
+    cells = [[line[i * width:(i + 1) * width].strip().decode() for i in range(len(lines))]
+             for line in lines]
+    return cells[0][1:], [[int(cell) for cell in row[1:]] for row in cells[1:]]
+
+
+def plot_confusion(runs):
+    """Counts in a grid, shaded by the part of the true class that they are."""
+    figure, axes = plt.subplots(1, len(runs), squeeze=False)
+    for axis, (name, content) in zip(axes[0], runs):
+        names, counts = confusion_of(content)
+        parts = [[count / max(1, sum(row)) for count in row] for row in counts]
+        axis.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                axis.text(j, i, f"{count}\n{100 * parts[i][j]:.0f}%", ha="center", va="center",
+                          color="white" if parts[i][j] > 0.5 else "black")
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlabel="predicted", ylabel="true", title=name)
+    figure.set_size_inches((2 + 0.8 * len(names)) * len(runs) + 1, 2.5 + 0.8 * len(names))
+    return figure, []
+
+
+def main():
+    plt.switch_backend("Agg")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="the picture's name without .svg or .png")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    options = parser.parse_args()
+    found = [read(path) for path in options.files]
+    kinds = {kind for kind, _ in found}
+    if len(kinds) > 1:
+        parser.error(f"one picture shows one kind of file, not {' and '.join(sorted(kinds))}.")
+    names = [name_of(path) for path in options.files]
+    names = names if len(set(names)) == len(names) else options.files
+    runs = [(name, content) for name, (_, content) in zip(names, found)]
+    figure, axes = {"pretraining": plot_pretraining, "compare": plot_compare,
+                    "epochs": lambda runs: plot_finetuning(runs, "epoch", "epoch"),
+                    "probe": lambda runs: plot_finetuning(runs, "l2", "l2 penalty, falling"),
+                    "confusion": plot_confusion}[kinds.pop()](runs)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.tight_layout()
+    for suffix in ("svg", "png"):
+        figure.savefig(f"{options.out}.{suffix}", dpi=120)
+    print(f"{options.out}.svg and {options.out}.png")
+
+
+if __name__ == "__main__":
+    main()
