@@ -2160,19 +2160,16 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
     label_column_meaning[] = "name or number; else label, sentiment, class, category ...";
 
 /* Warns of options that were given and change nothing. */
-static void warn_of_idle_options(const struct Option *options, int n, const struct Settings *s)
+static void warn_of_idle_options(const struct Option *options, const struct Settings *s)
 {
     static const char *const steps[] = {"lr", "epochs", "steps", "patience", "batch",
                                         "head-lr-ratio", "layer-decay", "warmup", "weight-decay",
                                         "dropout", "l2sp", "lm-coef", "average"};
-    for (const struct Option *o = options; o < options + n; o++) {
-        bool step = false;
-        for (int k = 0; k < COUNT(steps); k++) step = step || !strcmp(o->name, steps[k]);
-        if (o->given && (step ? s->kind == PROBE : s->val && !strcmp(o->name, "val-part")))
-            warn("--%s: has no effect with --%s.", o->name, step ? "tune probe" : "val");
-        if (o->given && s->kind == SCRATCH && !strcmp(o->name, "l2sp"))
-            warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
-    }
+    for (int i = 0; i < COUNT(steps) && s->kind == PROBE; i++)
+        warn_unused(options, steps[i], "with --tune probe, which takes no gradient steps");
+    if (s->val) warn_unused(options, "val-part", "with --val");
+    if (s->kind == SCRATCH && s->l2sp > 0)
+        warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
 }
 
 /* What no range of an option says. */
@@ -2245,7 +2242,7 @@ static int command_train(int argc, char **argv)
         "validation is kept; at most 20 are looked at.";
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     check_settings(&s);
-    warn_of_idle_options(options, COUNT(options), &s);
+    warn_of_idle_options(options, &s);
     set_threads(s.threads);
     check_out(&s);
     train(s);

@@ -2166,6 +2166,9 @@ static bool same_file(const char *a, const char *b)
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+/* A path as messages show it: "" is an argument, too. */
+static const char *shown_path(const char *path) { return *path ? path : "\"\""; }
+
 /* The bytes of a file, mapped into memory: each page is read when it is used. A pipe, or another
  * file without a size, is read whole. */
 static struct Bytes map_file(const char *path)
@@ -2173,7 +2176,7 @@ static struct Bytes map_file(const char *path)
     int fd = open(path, O_RDONLY);
     struct stat status;
     if (fd < 0 || fstat(fd, &status) < 0)
-        die("%s: cannot be read (%s). Check the name.", path, strerror(errno));
+        die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
     if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
     struct Bytes bytes = {"", (size_t)status.st_size};
     if (S_ISREG(status.st_mode) && bytes.size > 0) {
@@ -3212,8 +3215,8 @@ static double cores_in(const char *directory)
 }
 
 /* The fewest cores that the process's own cgroup or one above it allows. `groups` is a file that
- * lists its cgroups, as /proc/self/cgroup does: "0::/path" is of version 2, "4:cpu,cpuacct:/path" of
- * version 1. root: where they are mounted. What cannot be read is no limit. */
+ * lists its cgroups, as /proc/self/cgroup does: "0::/path" is of version 2, "4:cpu,cpuacct:/path"
+ * of version 1. root: where they are mounted. What cannot be read is no limit. */
 static double cgroup_cores(const char *groups, const char *root)
 {
     double cores = INFINITY;

@@ -1659,7 +1659,7 @@ static struct Source source_open(char **paths, int count, const char *split, con
         struct stat status;
         const bool standard = !strcmp(paths[i], "-");
         if (standard ? fstat(0, &status) : stat(paths[i], &status) || access(paths[i], R_OK))
-            die("%s: cannot be read (%s). Check the name.", paths[i], strerror(errno));
+            die("%s: cannot be read (%s). Check the name.", shown_path(paths[i]), strerror(errno));
         if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name files.", paths[i]);
         sized = sized && S_ISREG(status.st_mode);
         s.total += status.st_size;

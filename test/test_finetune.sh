@@ -130,6 +130,11 @@ fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
 fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
 fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
+succeeds "options in vain are warned of, others not" eval '
+    train --tune probe --lr 1e-3 --val "$dir/test.tsv" --val-part 0.2 --seed 4 --out "$dir/vain" \
+        2>&1 | grep "has no effect" >"$dir/warnings"
+    [ "$(wc -l <"$dir/warnings")" -eq 2 ] && grep -q -- "--lr: .*probe" "$dir/warnings" &&
+        grep -q -- "--val-part: .* with --val" "$dir/warnings"'
 fails 2 "--out: the value is empty" train --out ""
 fails 2 "--val: the value is empty" train --val= --out "$dir/new"
 fails 2 "stray: not an option" train --out "$dir/new" stray
