@@ -287,11 +287,12 @@ struct Run {
 
     int64_t first;                      /* the first step of this process */
     bool fitted;                        /* fit_to_time has done its work */
-    int64_t mark;                       /* the last step in the first three fifths of the limit */
-    double marked;                      /* and its time, in seconds since start */
+    int64_t mark;                       /* the last step in the first three fifths of the time */
+    double marked;                      /* and its time since start, without evaluations */
     double start, began, shown, saved;  /* times: of the process, loop, last line, last save */
     double earlier, working;            /* seconds: of the process before, in steps */
     double evaluating, saving;          /* seconds: the last evaluation, the last save */
+    double evaluated;                   /* seconds: all evaluations */
     double rate;                        /* tokens per second, smoothed */
 };
 
@@ -974,6 +975,7 @@ static void evaluate_run(struct Run *r)
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
              s.bits_per_byte, better ? "  (best)" : "");
     r->evaluating = seconds() - start;
+    r->evaluated += r->evaluating;
 }
 
 /* Saves everything that --resume needs. The log is flushed to disk first, so that it has every step
@@ -1467,19 +1469,24 @@ static double fix_steps(struct Run *r)
     return step;
 }
 
-/* Fits the rest of the run to --time-limit, once, when four fifths of it are over. The speed since
- * three fifths, with evaluations, saves and samples, tells how many more steps fit, so a slow start
- * does no harm. If --steps do not fit, they become those that do. The learning rate, which until
- * then is what it would be without a limit, falls over them to its minimum (rate_of). */
+/* Fits the rest of the run to --time-limit, once, after the last step that ends in four fifths of
+ * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
+ * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
+ * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
+ * until then is what it would be without a limit, falls over them to its minimum (rate_of). */
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double limit = o->time_limit, now = seconds() - r->start;
-    if (now < 0.6 * limit) { r->mark = r->step; r->marked = now; }
-    if (limit == 0 || r->fitted || now < 0.8 * limit) return;
+    const double time = o->time_limit - ending(r), now = seconds() - r->start;
+    if (o->time_limit == 0 || r->fitted) return;
+    if (now + s->seconds < 0.8 * time) {
+        if (now < 0.6 * time) { r->mark = r->step; r->marked = now - r->evaluated; }
+        return;
+    }
     r->fitted = true;
-    const double speed = (r->step - r->mark) / (now - r->marked);
-    const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (limit - now - ending(r)) * speed);
+    const double each = (now - r->evaluated - r->marked) / (r->step - r->mark)
+                        + r->evaluating / o->eval_every;
+    const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
     if (!strcmp(o->schedule, "constant")) return;

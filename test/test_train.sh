@@ -282,7 +282,7 @@ fitted() # DIR SECONDS [START]: when the last process began, by the log
             if (bad) print "     step " bad ": rate " rate[bad] ", not " want
             print "     " last " of " steps " steps, from " fall " falling, " fell " s to " time " s"
             exit bad || !fall || last <= fall || last > steps || val == "" ||
-                fell < 0.79 * limit || fell > 0.95 * limit || time < 0.88 * limit || time > 1.2 * limit
+                fell < 0.7 * limit || fell > 0.95 * limit || time < 0.88 * limit || time > 1.2 * limit
         }' $1/log.tsv
 }
 "$train" train $data $tiny --time-limit 3s --out timed >/dev/null 2>err.txt
