@@ -1944,8 +1944,8 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
         progress(true, "%d of %d blocks are frozen and read each text %s", t->runner.frozen,
                  c->layers, t->runner.cache.x ? "once: what they give is kept"
                                               : "for every update: memory is short");
-    progress(true, "%d updates, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
-             "dropout %g  weight decay %g", s->steps, updates, s->batch, s->lr, s->head_lr_ratio,
+    progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
+             "dropout %g  weight decay %g", counted(s->steps, "update"), updates, s->batch, s->lr, s->head_lr_ratio,
              s->warmup, s->dropout, s->weight_decay);
     if (s->average > 0)
         progress(true, "the model will be the mean of the last %.0f updates%s",

@@ -2027,6 +2027,7 @@ static void end_with(int status, const char *format, ...)
         failed = true;
         exit(status);
     }
+    abort();                            /* not reached */
 }
 #define die_usage(...) end_with(STATUS_USAGE, __VA_ARGS__)
 

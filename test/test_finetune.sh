@@ -56,7 +56,7 @@ for tune in probe last:1 full scratch; do
     succeeds "$tune: new reviews, $(sed -n 1p "$out.eval")" at_least "$out.eval" accuracy 0.75
 done
 succeeds "full: epochs and updates in plain words" \
-    grep -q '^[0-9]* epochs of [0-9]* updates  batch 32' "$dir/full1.log"
+    grep -q '^[0-9]* updates, [0-9]* to an epoch  batch 32' "$dir/full1.log"
 succeeds "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
 succeeds "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
 succeeds "the tokenizer is beside the classifier" \

@@ -1152,7 +1152,7 @@ static void test_save_and_load(const char *dir)
     metadata_set(&meta, "step", "%d", 41);
     metadata_set(&meta, "note", "line\nbreak, \"quote\", caf\xC3\xA9");
     metadata_set(&meta, "step", "%d", 42);
-    save_model(dir, &m, &meta);
+    save_model(dir, &m, &meta, m.config.vocabulary - 1);
     load_model(&n, dir, &read);
     check(n.parameter_count == m.parameter_count
           && same_bytes(m.weights, n.weights, m.parameter_count),
