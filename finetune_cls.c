@@ -36,8 +36,8 @@
 /* ============================================================================================= */
 
 /* What the model reads of a long text: at most max tokens, <|endoftext|> included, of its head, its
- * tail, or half of each ("both"). */
-struct Window { int max; const char *truncate; };
+ * tail, or half of each ("both"). pairs: a text is two, with a tab between. */
+struct Window { int max; const char *truncate; bool pairs; };
 
 /* N texts as tokens, back to back: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
 struct Dataset {
@@ -60,6 +60,24 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
+/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
+ * longer one loses tokens until both are equally long, then both do. */
+static int encode_pair(int *ids, struct Tokenizer *t, struct Bytes text, int max, const char *how)
+{
+    const char *tab = memchr(text.data, '\t', text.size);
+    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
+    const int a = tokenizer_encode(t, text.data, first, ids);
+    ids[a] = t->eot;
+    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
+    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
+              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
+    truncate_ids(ids + a + 1, b, keep_b, how);
+    truncate_ids(ids, a, keep_a, how);
+    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
+    return keep_a + 1 + keep_b;
+}
+
 /* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
  * is <|endoftext|> alone. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
@@ -71,19 +89,23 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
     }
     const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
-    if (start + text.size + 1 > d->token_capacity) {
-        d->token_capacity = 2 * (start + text.size + 1);
+    if (start + text.size + 2 > d->token_capacity) {
+        d->token_capacity = 2 * (start + text.size + 2);
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
     int *ids = d->tokens + start;
     ids[0] = tokenizer->eot;
     const int first = tokenizer->begins || !text.size;
-    const int all = tokenizer_encode(tokenizer, text.data, text.size, ids + first);
-    const int n = first + truncate_ids(ids + first, all, w.max - first, w.truncate);
-    d->truncated += n < all + first;
-    d->longest = max_int(d->longest, n);
+    const int all = w.pairs ? encode_pair(ids + first, tokenizer, text, INT32_MAX, w.truncate)
+                            : tokenizer_encode(tokenizer, text.data, text.size, ids + first);
+    int n = all;
+    if (first + all > w.max)
+        n = w.pairs ? encode_pair(ids + first, tokenizer, text, w.max - first, w.truncate)
+                    : truncate_ids(ids + first, all, w.max - first, w.truncate);
+    d->truncated += n < all;
+    d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
-    d->starts[d->count] = start + n;
+    d->starts[d->count] = start + first + n;
 }
 
 static int length_of(const struct Dataset *d, int example)
@@ -380,8 +402,9 @@ static double majority_rate(const int *confusion, int N, int K)
 /* What the user calls the columns of a labelled file: names, or numbers from 1; NULL: one of the
  * usual names. A name that the model keeps from its training is only preferred: if it is not there,
  * usual names do. texts_only: labels are not read, and plain lines are texts. */
-enum { TEXTS, LABELS };
-struct Columns { const char *names[2]; bool preferred[2], texts_only; };
+enum { TEXTS, LABELS, PAIRS, COLUMNS };
+struct Columns { const char *names[COLUMNS]; bool preferred[COLUMNS], texts_only; };
+static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
 /* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
  * --tune, on the model and on the data. */
@@ -1258,8 +1281,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* 7. Labelled files: TSV, CSV, JSON, fastText's format                                          */
 /* ============================================================================================= */
 
-/* A labelled text; both point into the file or to memory that is never freed. line: for
- * messages. */
+/* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
+ * have a tab between. line: for messages. */
 struct Example { struct Bytes text, label; int line; };
 struct Examples { const char *path; struct Example *items; int count; };
 
@@ -1272,14 +1295,15 @@ struct Table {
     char separator;             /* ROWS: between columns */
     bool strict;                /* CSV: a quote at the beginning of a field must be closed */
     struct Columns wanted;
-    int columns, column[2];     /* of the first row; those of TEXTS and LABELS */
+    int columns, column[COLUMNS];       /* of the first row; those of TEXTS, LABELS, PAIRS */
     int fields;                 /* of the record, as far as it is read */
 };
 
 /* Names of columns, the preferred ones first. */
-static const char *const usual_names[2] = {
+static const char *const usual_names[COLUMNS] = {
     "text|sentence|content|review|tweet|comment|phrase|body|review_text|review_body|message",
-    "label|labels|sentiment|target|class|category|polarity"};
+    "label|labels|sentiment|target|class|category|polarity",
+    ""};                        /* a pair's second text has a column only by option */
 
 /* --- Detection of the format --- */
 
@@ -1445,7 +1469,7 @@ static int name_rank(const struct Table *t, int which, struct Bytes name)
     while (name.size && name.data[name.size - 1] == ' ') name.size--;
     for (int rank = 1; ; rank++) {
         const size_t n = strcspn(usual, "|");
-        if (n == name.size && !strncasecmp(usual, name.data, n)) return rank;
+        if (n && n == name.size && !strncasecmp(usual, name.data, n)) return rank;
         if (!usual[n]) return INT32_MAX;
         usual += n + 1;
     }
@@ -1468,24 +1492,24 @@ __attribute__((noreturn)) static void die_no_column(const struct Table *t, int l
     const char *wanted = t->wanted.names[which];
     die("%s:%d: no column is named %s (there are: %s). --%s-column chooses one%s.", t->path, line,
         wanted ? wanted : usual_names[which], names->data ? names->data : "none",
-        which == TEXTS ? "text" : "label", t->format == OBJECTS ? ""
+        column_words[which], t->format == OBJECTS ? ""
         : " by its name in the first line, or by its number in a file without such a line");
 }
 
-/* Finds the two columns in the first row, or dies. A row that names neither, where numbers do, is
+/* Finds the columns in the first row, or dies. A row that names neither, where numbers do, is
  * data. Where nothing does, and texts alone are wanted, each line is a text. */
 static void read_header(struct Table *t)
 {
     const struct Table start = *t;
     const bool csv = t->separator != '\t' && t->separator != '\n';
     struct Buffer names = {0};
-    int lowest[2] = {INT32_MAX, INT32_MAX};
-    t->column[TEXTS] = t->column[LABELS] = -1;
+    int lowest[COLUMNS] = {INT32_MAX, INT32_MAX, INT32_MAX};
+    t->column[TEXTS] = t->column[LABELS] = t->column[PAIRS] = -1;
     t->strict = csv && !t->wanted.texts_only;
     for (bool more = true; more; ) {
         struct Bytes name;
         more = read_field(t, &name);
-        for (int which = 0; which < 2; which++) {
+        for (int which = 0; which < COLUMNS; which++) {
             const int rank = name_rank(t, which, name);
             if (rank < lowest[which]) { lowest[which] = rank; t->column[which] = t->fields - 1; }
         }
@@ -1493,7 +1517,7 @@ static void read_header(struct Table *t)
     }
     t->columns = t->fields;
     const bool header = t->column[TEXTS] >= 0 || t->column[LABELS] >= 0;
-    for (int which = 0; which < 2; which++) {
+    for (int which = 0; which < COLUMNS; which++) {
         double x;
         const char *wanted = t->wanted.names[which];
         if (t->column[which] < 0 && wanted && parse_number(wanted, "", NULL, &x) && x >= 1
@@ -1505,8 +1529,11 @@ static void read_header(struct Table *t)
     else if (t->column[TEXTS] < 0) die_no_column(t, start.line, TEXTS, &names);
     else if (t->column[LABELS] < 0 && !t->wanted.texts_only)
         die_no_column(t, start.line, LABELS, &names);
-    else if (t->column[TEXTS] == t->column[LABELS])
-        die("%s: text and label are the same column. Name two.", t->path);
+    else if (t->column[PAIRS] < 0 && t->wanted.names[PAIRS] && t->format != LINES)
+        die_no_column(t, start.line, PAIRS, &names);
+    else if (t->column[TEXTS] == t->column[LABELS] || t->column[TEXTS] == t->column[PAIRS])
+        die("%s: text and %s are the same column. Name two.", t->path,
+            column_words[t->column[TEXTS] == t->column[LABELS] ? LABELS : PAIRS]);
     if (!header || t->format == LINES) {
         progress(true, "%s: the first row (%s) is no header: %s", t->path, names.data,
                  t->format == LINES ? "each line is a text" : "it is data, columns are numbered");
@@ -1519,16 +1546,29 @@ static void read_header(struct Table *t)
 
 /* --- Rows and lines --- */
 
+/* Adds the second text of a pair to e->text, after a tab. Tabs of the first become spaces. */
+static void join_pair(struct Example *e, struct Bytes second)
+{
+    struct Buffer b = {0};
+    append_bytes(&b, e->text.data, e->text.size);
+    for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';
+    append_bytes(&b, "\t", 1);
+    append_bytes(&b, second.data, second.size);
+    e->text = (struct Bytes){b.data, b.size};
+}
+
 /* One record of a TSV or CSV file. Dies on another number of columns than the first one's. */
 static void read_row(struct Table *t, struct Example *e)
 {
-    struct Bytes field;
+    struct Bytes field, second = {"", 0};
     t->fields = 0;
     for (bool more = true; more; ) {
         more = read_field(t, &field);
         if (t->fields - 1 == t->column[TEXTS]) e->text = field;
         if (t->fields - 1 == t->column[LABELS]) e->label = field;
+        if (t->fields - 1 == t->column[PAIRS]) second = field;
     }
+    if (t->column[PAIRS] >= 0) join_pair(e, second);
     if (t->fields != t->columns)
         die("%s:%d: %s where the first line has %d. Put texts with %s or line ends in "
             "quotes.", t->path, e->line, counted(t->fields, "column"), t->columns,
@@ -1619,10 +1659,13 @@ static void read_object(struct Table *t, struct Example *e)
     if (holds_nul(t->at, r.at - t->at)) die("%s: holds a NUL character. Remove it.", where);
     if (j->kind != JSON_OBJECT)
         die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
-    const struct Json *text = json_column(t, j, TEXTS);
-    if (text->kind != JSON_STRING)
-        die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-    e->text = (struct Bytes){text_of("%s", text->string), strlen(text->string)};
+    for (int i = 0; i < (t->wanted.names[PAIRS] ? 2 : 1); i++) {
+        const struct Json *text = json_column(t, j, i ? PAIRS : TEXTS);
+        if (text->kind != JSON_STRING)
+            die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
+        const struct Bytes copy = {text_of("%s", text->string), strlen(text->string)};
+        if (i) join_pair(e, copy); else e->text = copy;
+    }
     if (!t->wanted.texts_only) {
         const struct Json *label = json_column(t, j, LABELS);
         e->label.data = json_as_text(label);
@@ -1679,7 +1722,7 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
     for (int which = 0; which < 2 && t.format == FASTTEXT; which++)
         if (wanted.names[which] && !wanted.preferred[which])
             warn("--%s-column: has no effect on fastText's format, as of %s.",
-                 which == TEXTS ? "text" : "label", path);
+                 column_words[which], path);
     while (t.format == OBJECTS ? find_value(&t, !all.count) : skip_blank_lines(&t)) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
@@ -1945,8 +1988,8 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
                  c->layers, t->runner.cache.x ? "once: what they give is kept"
                                               : "for every update: memory is short");
     progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
-             "dropout %g  weight decay %g", counted(s->steps, "update"), updates, s->batch, s->lr, s->head_lr_ratio,
-             s->warmup, s->dropout, s->weight_decay);
+             "dropout %g  weight decay %g", counted(s->steps, "update"), updates, s->batch, s->lr,
+             s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
     if (s->average > 0)
         progress(true, "the model will be the mean of the last %.0f updates%s",
                  s->average * s->steps, t->val_count < FEW_TEXTS
@@ -2017,9 +2060,11 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
     metadata_set(meta, "seed", "%lld", (long long)s->seed);
     metadata_set(meta, "max_tokens", "%d", s->max_tokens);
     metadata_set(meta, "truncate", "%s", s->truncate);
-    for (int i = 0; i < 2; i++)
-        if (s->columns.names[i])
-            metadata_set(meta, i ? "label_column" : "text_column", "%s", s->columns.names[i]);
+    for (int i = 0; i < COLUMNS; i++) {
+        char *key = text_of("%s_column", column_words[i]);
+        if (s->columns.names[i]) metadata_set(meta, key, "%s", s->columns.names[i]);
+        free(key);
+    }
     if (s->kind != PROBE) {
         metadata_set(meta, "epochs", "%d", s->epochs);
         metadata_set(meta, "steps", "%d", s->steps);
@@ -2122,7 +2167,8 @@ static void train(struct Settings settings)
     struct Metadata base_meta, meta = {0};
     int classes;
     load_base(&t, &base, &base_meta);
-    char **names = load_data(&t, (struct Window){s->max_tokens, s->truncate}, &classes);
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    char **names = load_data(&t, window, &classes);
     start_model(&t, &base, names, classes);
     choose_defaults(s, &t.model, t.train_count, t.val_count);
     make_directory(s->out);
@@ -2157,7 +2203,8 @@ static void train(struct Settings settings)
 /* The same words in every command. */
 static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format",
     text_column_meaning[] = "name or number; else text, sentence, review, tweet ...",
-    label_column_meaning[] = "name or number; else label, sentiment, class, category ...";
+    label_column_meaning[] = "name or number; else label, sentiment, class, category ...",
+    pair_column_meaning[] = "of a second text that belongs to the first; it is read after it";
 
 /* Warns of options that were given and change nothing. */
 static void warn_of_idle_options(const struct Option *options, const struct Settings *s)
@@ -2228,6 +2275,7 @@ static int command_train(int argc, char **argv)
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &s.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &s.columns.names[LABELS]},
+        {"pair-column", pair_column_meaning, TEXT, &s.columns.names[PAIRS]},
         {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s.dedupe},
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
         {"threads", "0: all cores it may use", INTEGER, &s.threads, 0, 1024},
@@ -2276,11 +2324,15 @@ static void load_classifier(struct Classifier *c, const char *dir)
     if (c->window.max < 1 || c->window.max > c->model.config.context)
         die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
             c->model.config.context);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < COLUMNS; i++) {
+        char *key = text_of("%s_column", column_words[i]);
         if (!c->columns.names[i]) {
-            c->columns.names[i] = metadata_get(&meta, i ? "label_column" : "text_column");
+            c->columns.names[i] = metadata_get(&meta, key);
             c->columns.preferred[i] = true;
         }
+        free(key);
+    }
+    c->window.pairs = c->columns.names[PAIRS] != NULL;
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
@@ -2295,6 +2347,7 @@ static int command_eval(int argc, char **argv)
         {"data", data_meaning, TEXT, &data, .required = true},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
+        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
         {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     if (parse_options(argc, argv, options, COUNT(options),
@@ -2435,13 +2488,15 @@ static int command_predict(int argc, char **argv)
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
         {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
+        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
         {"all", "the probability of every class", FLAG, &c.all},
         {"json", "one JSON object a line", FLAG, &c.json},
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
     const char *usage = "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
                         "Prints label, probability and text, separated by tabs, for each TEXT,\n"
-                        "each text of FILE or, without any, each line of standard input.";
+                        "each text of FILE or, without any, each line of standard input.\n"
+                        "A classifier of pairs reads the two texts with a tab between.";
     const int count = parse_options(argc, argv, options, COUNT(options), usage);
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
     if (c.columns.names[TEXTS] && !data)
@@ -2602,7 +2657,7 @@ static void load_texts(struct Compare *c)
     struct Examples train = read_examples(c->train, c->columns),
                     test = read_examples(c->test, c->columns);
     const struct Settings *s = &c->base_set;
-    const struct Window window = {s->max_tokens, s->truncate};
+    const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
     if (same_file(c->train, c->test))
         die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
                   c->test);
@@ -3291,6 +3346,7 @@ static int command_compare(int argc, char **argv)
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
+        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
         {"threads", "0: all", INTEGER, &c.threads, 0, 1024},
         {"resume", "go on where an earlier comparison in --out stopped", FLAG, &c.resume},
         {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
@@ -3401,6 +3457,7 @@ static int command_layers(int argc, char **argv)
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
+        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
         {"seed", "of the part that is set aside", LONG, &s->seed, 0, 9e15},
         {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
     };
@@ -3411,7 +3468,7 @@ static int command_layers(int argc, char **argv)
     set_threads(s->threads);
     s->kind = PROBE;
     load_base(&t, &base, &meta);
-    const struct Window window = {s->max_tokens, s->truncate};
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     int classes;
     char **names = load_data(&t, window, &classes);
     const int train_texts = t.data.count;
