@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole story on embedded data: write reviews, learn a vocabulary, pretrain, look at samples, then
-# fine-tune on few labels in four ways and compare. Needs the programs built; writes to out/demo. The
+# learn from few labels in eight ways and compare. Needs the programs built; writes to out/demo. The
 # run is the same every time, unless the machine is so slow that the time limit ends the pretraining.
 set -eu
 cd "$(dirname "$0")/.."
@@ -33,23 +33,18 @@ say "3. Pretraining for about a minute: predict the next token, no labels needed
 say "4. What it writes now"
 ./train_gpt sample --model "$dir/model" --prompt "" --tokens 120 --count 3 --seed 1 2>/dev/null
 
-say "5. A classifier from 100 labelled reviews: from nothing, and in three ways from the model"
-printf '%-10s %9s %9s\n' "" "accuracy" "seconds" | tee "$dir/table"
-for tune in scratch probe last:2 full; do
-    out=$dir/$(echo "$tune" | tr -d :)
-    start=$(date +%s)
-    ./finetune_cls train --model "$dir/model" --train "$dir/text/train.tsv" --val "$dir/text/val.tsv" \
-        --out "$out" --tune "$tune" >"$out.log" 2>&1 || { cat "$out.log"; exit 1; }
-    took=$(($(date +%s) - start))
-    accuracy=$(./finetune_cls eval --model "$out" --data "$dir/text/test.tsv" 2>/dev/null | value accuracy)
-    printf '%-10s %9s %9d\n' "$tune" "$accuracy" "$took" | tee -a "$dir/table"
-done
-printf '%-10s %9s\n' "possible" "$possible" | tee -a "$dir/table"
+say "5. What is that worth with 100 labels? Eight ways to learn from them, three times each"
+./finetune_cls compare --model "$dir/model" --train "$dir/text/train.tsv" --test "$dir/text/test.tsv" \
+    --out "$dir/compare" --labels all --seeds 3 \
+    --methods majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:1 2>"$dir/compare.log" ||
+    { cat "$dir/compare.log"; exit 1; }
+echo "No classifier can be right more often than $possible: some reviews are of two minds."
 
-say "6. Three sentences: plain, with negations, with a turn"
-./finetune_cls predict --model "$dir/full" \
-    "This is a wonderful comedy. The script is both gripping and witty." \
-    "The new comedy at our cinema is never dull. There is not a boring moment in it." \
-    "It is gripping at first, but dull by the end." 2>/dev/null
+say "6. A classifier made from the model, and how it reads a sentence"
+./finetune_cls train --model "$dir/model" --train "$dir/text/train.tsv" --out "$dir/full" --tune full \
+    >"$dir/full.log" 2>&1 || { cat "$dir/full.log"; exit 1; }
+./finetune_cls predict --model "$dir/full" "The script is gripping and witty. I had a wonderful time." \
+    "The script is clumsy and dull. I wanted my money back."
+./finetune_cls explain --model "$dir/full" "There is not a dull moment in it."
 
 say "Done in $(($(date +%s) - began)) seconds; everything is in $dir."
