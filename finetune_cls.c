@@ -327,20 +327,36 @@ static void count_confusion(int *confusion, const real *p, const int *truth, int
         confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
 }
 
-/* F1 = 2 TP / (2 TP + FP + FN), averaged over the classes that occur, truly or as a prediction. */
+/* One class: its examples, how often it is predicted, and how often both. In the usual words:
+ *   right = TP    truly = TP + FN    predicted = TP + FP */
+struct ClassCounts { int truly, predicted, right; };
+
+static struct ClassCounts counts_of(const int *confusion, int k, int K)
+{
+    struct ClassCounts c = {.right = confusion[(size_t)k * K + k]};
+    for (int j = 0; j < K; j++) {
+        c.truly += confusion[(size_t)k * K + j];
+        c.predicted += confusion[(size_t)j * K + k];
+    }
+    return c;
+}
+
+/* The harmonic mean of precision and recall (van Rijsbergen 1979):
+ *   F1 = 2 TP / (2 TP + FP + FN)      0 if the class never occurs */
+static double f1_of(struct ClassCounts c)
+{
+    return 2.0 * c.right / max_int(c.truly + c.predicted, 1);
+}
+
+/* F1, averaged over the classes that occur, truly or as a prediction. */
 static double macro_f1(const int *confusion, int K)
 {
     double sum = 0;
     int present = 0;
     for (int k = 0; k < K; k++) {
-        int truly = 0, predicted = 0;
-        for (int j = 0; j < K; j++) {
-            truly += confusion[(size_t)k * K + j];
-            predicted += confusion[(size_t)j * K + k];
-        }
-        if (truly + predicted == 0) continue;
-        sum += 2.0 * confusion[(size_t)k * K + k] / (truly + predicted);
-        present++;
+        const struct ClassCounts c = counts_of(confusion, k, K);
+        sum += f1_of(c);
+        present += c.truly + c.predicted > 0;
     }
     return present ? sum / present : 0;
 }
@@ -373,26 +389,70 @@ static struct Scores score(int *confusion, const real *p, const int *truth, doub
                            calibration_error(p, truth, N, K)};
 }
 
-/* The 95% interval of a part p of n examples (Wilson 1927); z = 1.96:
- *   (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) */
-static void wilson_interval(double p, int n, double *low, double *high)
-{
-    const double z2 = 1.959964 * 1.959964, middle = p + z2 / (2 * n),
-                 half = sqrt(z2 * (p * (1 - p) / n + z2 / (4.0 * n * n)));
-    *low = (middle - half) / (1 + z2 / n);
-    *high = (middle + half) / (1 + z2 / n);
-}
-
 /* The accuracy of always predicting the commonest label: what a classifier must beat. */
 static double majority_rate(const int *confusion, int N, int K)
 {
     int max = 0;
-    for (int k = 0; k < K; k++) {
-        int truly = 0;
-        for (int j = 0; j < K; j++) truly += confusion[(size_t)k * K + j];
-        max = max_int(max, truly);
-    }
+    for (int k = 0; k < K; k++) max = max_int(max, counts_of(confusion, k, K).truly);
     return (double)max / N;
+}
+
+/* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
+ * They are the two q from which a is z standard deviations away, |a - q| = z sqrt(q (1 - q) / N):
+ *   (a + z^2 / 2N -+ z sqrt(a (1 - a) / N + z^2 / 4N^2)) / (1 + z^2 / N) */
+static void wilson_interval(double *low, double *high, double a, int N)
+{
+    const double z = 1.959963984540054, zz = z * z / N;
+    const double half = z * sqrt((a * (1 - a) + zz / 4) / N);
+    *low = fmax(0, (a + zz / 2 - half) / (1 + zz));
+    *high = fmin(1, (a + zz / 2 + half) / (1 + zz));
+}
+
+/* The correlation of two yes-or-no variables, truth and prediction (Matthews 1975):
+ *   (TP TN - FP FN) / sqrt((TP + FN) (TN + FP) (TP + FP) (TN + FN))      0 if the root is */
+static double matthews(const int *confusion)
+{
+    const struct ClassCounts no = counts_of(confusion, 0, 2), yes = counts_of(confusion, 1, 2);
+    const double root = sqrt((double)yes.truly * no.truly) * sqrt((double)yes.predicted
+                                                                  * no.predicted);
+    const double wrong = (double)(yes.truly - yes.right) * (no.truly - no.right);
+    return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
+}
+
+/* An example of two classes: the probability of class 1, and whether that is its label. */
+struct Ranked { real p; int positive; };
+
+/* The most probable first. */
+static int compare_ranked(const void *a, const void *b)
+{
+    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
+    return (p < q) - (p > q);
+}
+
+/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
+ * P and R are precision and recall of "class 1" above threshold t, for every t that occurs:
+ *   auc                 part of the pairs of a positive and a negative example in which the
+ *                       positive one is more probable; equal ones count half. It is the area under
+ *                       the ROC curve (Hanley and McNeil 1982).
+ *   average_precision   sum over falling t of (R(t) - R(t before)) P(t)
+ * NaN if a class that they need has no example. p (N, 2)    truth (N) */
+static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
+                        int N)
+{
+    struct Ranked *list = resize(NULL, N * sizeof *list);
+    double area = 0, precisions = 0, positive = 0;          /* positive, i: examples above t */
+    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
+    qsort(list, N, sizeof *list, compare_ranked);
+    for (int i = 0, end; i < N; i = end) {
+        double tied = list[i].positive;                     /* positive examples at t */
+        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
+        area += (end - i - tied) * (positive + tied / 2);
+        positive += tied;
+        precisions += tied * positive / end;
+    }
+    *auc = area / (positive * (N - positive));
+    *average_precision = precisions / positive;
+    free(list);
 }
 
 /* ============================================================================================= */
@@ -1832,15 +1892,41 @@ static struct Numbered *sorted_names(char *const *names, int classes)
     return sorted;
 }
 
-/* The class of an example; dies on a label that is none of the names. */
-static int class_of(const char *path, const struct Example *e, const struct Numbered *sorted,
-                    char *const *names, int classes)
+/* The class of a label, -1 if it is none of the names. */
+static int class_of(struct Bytes label, const struct Numbered *sorted, int classes)
 {
-    const struct Numbered label = {e->label, 0};
-    const struct Numbered *found = bsearch(&label, sorted, classes, sizeof label, compare_texts);
-    if (found) return found->number;
-    die("%s:%d: label \"%.*s\" is not known; the model's labels are: %s.", path, e->line,
-        (int)e->label.size, e->label.data, joined(names, classes));
+    const struct Numbered key = {label, 0};
+    const struct Numbered *found = bsearch(&key, sorted, classes, sizeof key, compare_texts);
+    return found ? found->number : -1;
+}
+
+/* Dies if labels are none of the names. The message counts them and shows up to five, each with the
+ * line where it is first. A model has no probability for such a label, so no score of these
+ * examples would mean anything: they are an error of the file. */
+static void refuse_unknown_labels(const struct Examples *e, const struct Numbered *sorted,
+                                  char *const *names, int classes)
+{
+    enum { SHOWN = 5 };
+    const struct Example *first[SHOWN];
+    int count[SHOWN] = {0}, shown = 0, all = 0;
+    struct Buffer b = {0};
+    for (int i = 0; i < e->count; i++) {
+        if (class_of(e->items[i].label, sorted, classes) >= 0) continue;
+        const struct Numbered label = {e->items[i].label, 0};
+        int k = 0;
+        while (k < shown && compare_texts(&label, &(struct Numbered){first[k]->label, 0})) k++;
+        if (k == shown && shown < SHOWN) first[shown++] = &e->items[i];
+        if (k < SHOWN) count[k]++;
+        all++;
+    }
+    if (!all) return;
+    for (int k = 0, rest = all; k < shown; k++) {
+        append(&b, "%s\"%.*s\" (line %d, %d in all)", k ? ", " : "", (int)first[k]->label.size,
+               first[k]->label.data, first[k]->line, count[k]);
+        if ((rest -= count[k]) && k == SHOWN - 1) append(&b, " and others (%d)", rest);
+    }
+    die("%s: %d of %d labels are not known to the model: %s. Its labels are: %s. Correct or remove "
+        "the others.", e->path, all, e->count, b.data, joined(names, classes));
 }
 
 /* Appends the texts of e as tokens, with the classes of their labels. */
@@ -1848,10 +1934,9 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
                          char *const *names, int classes, struct Window w)
 {
     struct Numbered *sorted = sorted_names(names, classes);
-    for (int i = 0; i < e->count; i++) {
-        const int label = class_of(e->path, &e->items[i], sorted, names, classes);
-        add_text(d, tokenizer, e->items[i].text, label, w);
-    }
+    refuse_unknown_labels(e, sorted, names, classes);
+    for (int i = 0; i < e->count; i++)
+        add_text(d, tokenizer, e->items[i].text, class_of(e->items[i].label, sorted, classes), w);
     free(sorted);
 }
 
@@ -2119,10 +2204,44 @@ static void check_reloaded(struct Task *t)
 /* 9. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
-/* A table with the names of the classes, as wide as the longest name. */
+/* One `name value` a line. loss: the sum over the N examples. */
+static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
+{
+    const struct Scores s = score(confusion, p, truth, loss, N, K);
+    double low, high, auc, average_precision;
+    wilson_interval(&low, &high, s.accuracy, N);
+    printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
+           "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
+           s.ece, N, majority_rate(confusion, N, K));
+    if (K != 2) return;
+    rank_scores(&auc, &average_precision, p, truth, N);
+    printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
+           average_precision);
+}
+
+/* A line for each class, its name last:
+ *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by */
+static void print_classes(const int *confusion, char *const *names, int K)
+{
+    printf("precision    recall        f1  examples  label\n");
+    for (int k = 0; k < K; k++) {
+        const struct ClassCounts c = counts_of(confusion, k, K);
+        printf("%9.6f %9.6f %9.6f %9d  %s\n", (double)c.right / max_int(c.predicted, 1),
+               (double)c.right / max_int(c.truly, 1), f1_of(c), c.truly, names[k]);
+    }
+}
+
+/* A table with the names of the classes, as wide as the longest name. Of many classes it would fill
+ * no screen and no page. */
 static void print_confusion(const int *confusion, char *const *names, int K)
 {
+    enum { MAX_SHOWN = 50 };
     int width = 6;
+    if (K > MAX_SHOWN) {
+        progress(true, "%d classes: too many for a confusion matrix. --predictions FILE writes "
+                 "every example.", K);
+        return;
+    }
     for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
     printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
     for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
@@ -2336,44 +2455,98 @@ static void load_classifier(struct Classifier *c, const char *dir)
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
-/* Scores on a labelled file, one `name value` a line, then the confusion matrix. */
+/* Appends bytes that must stay one field of a TSV file: tabs and line ends become spaces. */
+static void append_field(struct Buffer *b, struct Bytes field)
+{
+    append_bytes(b, field.data, field.size);
+    for (char *s = b->data + b->size - field.size; s < b->data + b->size; s++)
+        if (*s == '\t' || *s == '\n' || *s == '\r') *s = ' ';
+}
+
+static void append_name_field(struct Buffer *b, const char *name)
+{
+    append_field(b, (struct Bytes){name, strlen(name)});
+}
+
+/* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
+ * with the digits that give the same bits when they are read. */
+static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
+                              const real *p, char *const *names, int K)
+{
+    struct Buffer b = {0};
+    append(&b, "number\tlabel\tpredicted\tprobability");
+    for (int k = 0; k < K; k++) { append(&b, "\tp_"); append_name_field(&b, names[k]); }
+    append(&b, "\ttext\n");
+    for (int i = 0; i < e->count; i++, p += K) {
+        const int best = most_probable(p, K);
+        append(&b, "%d\t", i + 1);
+        append_name_field(&b, names[truth[i]]);
+        append(&b, "\t");
+        append_name_field(&b, names[best]);
+        append(&b, "\t%.9g", p[best]);
+        for (int k = 0; k < K; k++) append(&b, "\t%.9g", p[k]);
+        append(&b, "\t");
+        append_field(&b, e->items[i].text);
+        append(&b, "\n");
+        output_write(o, b.data, b.size);
+        b.size = 0;
+    }
+    free(b.data);
+    output_commit(o);
+}
+
+/* Scores on a labelled file, one `name value` a line, then a table of the classes and the confusion
+ * matrix. */
 static int command_eval(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL;
+    const char *dir = NULL, *data = NULL, *predictions = NULL;
     int threads = 0;
     struct Classifier c = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
+        {"predictions", "TSV file to write: label, prediction, probabilities, text of each example",
+         TEXT, &predictions},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
         {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
-    if (parse_options(argc, argv, options, COUNT(options),
-                      "finetune_cls eval --model DIR --data FILE\n"
-                      "Prints accuracy, macro F1, loss, calibration error and confusion matrix."))
-        die_usage("%s: not an option. --help lists them.", argv[0]);
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+                                   "finetune_cls eval --model DIR --data FILE\n"
+                                   "Prints accuracy with its 95% interval, macro F1, loss, "
+                                   "calibration error and,\nfor two classes, AUC, Matthews' "
+                                   "correlation and average precision of the\nsecond one; then "
+                                   "precision, recall and F1 of each class, and the confusion\n"
+                                   "matrix."), argv);
+    if (predictions && same_file(data, predictions))
+        die_usage("--predictions %s: is the file of --data. Name another.", predictions);
     set_threads(threads);
     struct Dataset d = {0};
     load_classifier(&c, dir);
     const int K = c.model.config.labels;
+    char *const *names = c.model.config.label_names;
     const struct Examples e = read_examples(data, c.columns);
-    add_examples(&d, c.tokenizer, &e, c.model.config.label_names, K, c.window);
+    struct Output o = {0};
+    if (predictions) o = output_open(predictions);
+    add_examples(&d, c.tokenizer, &e, names, K, c.window);
+    if (((double)d.count + K) * K * sizeof(real) > machine_memory() / 2)
+        die("%s: %d texts of %d classes do not fit into memory. Evaluate a part of them.", data,
+            d.count, K);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
     const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     show_rate("eval", d.count, d.count, start);
-    const struct Scores s = score(confusion, p, d.labels, loss, d.count, K);
-    printf("accuracy %.6f\nmacro_f1 %.6f\nloss %.6f\nece %.6f\nexamples %d\n", s.accuracy,
-           s.macro_f1, s.loss, s.ece, d.count);
-    print_confusion(confusion, c.model.config.label_names, K);
+    if (predictions) write_predictions(&o, &e, d.labels, p, names, K);
+    print_scores(confusion, p, d.labels, loss, d.count, K);
+    print_classes(confusion, names, K);
+    print_confusion(confusion, names, K);
     return 0;
 }
 
-/* Appends one line: label, probability, and the text with its line ends as spaces, separated by
- * tabs; or a JSON object. With --all also the probability of each class. */
+/* Appends one line: label, probability and the text, separated by tabs; or a JSON object. With
+ * --all also the probability of each class. */
 static void append_answer(struct Buffer *b, const struct Classifier *c, struct Bytes text,
                           const real *p)
 {
@@ -2395,9 +2568,7 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
     }
     append(b, "%s\t%.4f\t", names[best], p[best]);
     for (int k = 0; k < K; k++) append(b, "%s %.4f\t", names[k], p[k]);
-    append_bytes(b, text.data, text.size);
-    for (char *s = b->data + b->size - text.size; s < b->data + b->size; s++)
-        if (*s == '\n') *s = ' ';
+    append_field(b, text);
     append(b, "\n");
 }
 
@@ -3429,7 +3600,7 @@ static void probe_levels(struct Task *t, int train_texts)
             logistic_loss(&f, part ? &test : &val);
             logistic_free(&f);
         }
-        wilson_interval(test, n, &low, &high);
+        wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
         metadata_free(&meta);
@@ -3557,7 +3728,7 @@ int main(int argc, char **argv)
 {
     static const struct Command commands[] = {
         {"train", command_train, "make a classifier from a pretrained model and labelled texts"},
-        {"eval", command_eval, "accuracy, F1, loss, calibration, confusion matrix on a file"},
+        {"eval", command_eval, "accuracy, F1, loss, AUC, calibration, confusion matrix on a file"},
         {"predict", command_predict, "the label of texts, from arguments, a file or lines"},
         {"compare", command_compare, "what pretraining is worth, by methods and numbers of labels"},
         {"layers", command_layers, "how much each block of a pretrained model knows"},

@@ -177,8 +177,13 @@ static void check_refused(const char *bytes, size_t n, const char *wanted)
         struct Examples e = read_examples(path, usual);
         int classes;
         char **names = class_names(&e, &classes);
-        const struct Example stranger = {{"", 0}, {"new", 3}, 7};
-        class_of(e.path, &stranger, sorted_names(names, classes), names, classes);
+        struct Example others[9];
+        for (int i = 0; i < 9; i++)
+            others[i] = (struct Example){{"", 0}, {i % 2 ? "uvwxyz" + i / 2 : "new", i % 2 ? 1 : 3},
+                                         7 + i};
+        others[8].label = (struct Bytes){"uvwxyz" + 5, 1};
+        const struct Examples unknown = {e.path, others, 9};
+        refuse_unknown_labels(&unknown, sorted_names(names, classes), names, classes);
         exit(0);
     }
     close(ends[1]);
@@ -222,7 +227,9 @@ static void test_refusals(void)
     REFUSED("text\tlabel\na\t\xC3\n", "data:2: the label is not valid UTF-8");
     REFUSED("text\tlabel\na\tb\nc\tb\n", "data: every label is \"b\". Two classes are needed");
     REFUSED("text\tlabel\na\tb\nc\td\n",
-            "data:7: label \"new\" is not known; the model's labels are: b, d");
+            "data: 9 of 9 labels are not known to the model: \"new\" (line 7, 4 in all), "
+            "\"u\" (line 8, 1 in all), \"v\" (line 10, 1 in all), \"w\" (line 12, 1 in all), "
+            "\"x\" (line 14, 1 in all) and others (1). Its labels are: b, d. Correct or remove");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\"}\n",
             "polarity (there are: text). --label-column chooses one");
     REFUSED("text\tname",
@@ -269,13 +276,13 @@ static void test_classes(void)
                                   "-1, 2.5, 9, 10, 1234567890123456789, 1234567890123456790"),
           "labels that are all numbers are in the order of their values");
     struct Numbered *sorted = sorted_names(names, classes);
-    check(class_of("", &e.items[0], sorted, names, classes) == 5
-          && class_of("", &e.items[2], sorted, names, classes) == 4,
+    check(class_of(e.items[0].label, sorted, classes) == 5
+          && class_of(e.items[2].label, sorted, classes) == 4,
           "a label that begins another one is told apart");
     char *elsewhere[] = {"pos", "neg", "neutral"};
     sorted = sorted_names(elsewhere, 3);
-    check(class_of("", &e.items[0], sorted, elsewhere, 3) == 0
-          && class_of("", &e.items[1], sorted, elsewhere, 3) == 1,
+    check(class_of(e.items[0].label, sorted, 3) == 0 && class_of(e.items[1].label, sorted, 3) == 1
+          && class_of((struct Bytes){"ne", 2}, sorted, 3) == -1,
           "names in another order, as in a model from elsewhere");
     check(look_alike("pos", " Po s ") && look_alike("Po s ", "pos")
           && !look_alike("pos", "po") && !look_alike("po", "pos"),
@@ -470,6 +477,65 @@ static void test_scores(void)
     const double wanted = (fabs(1 - 1.8) + 0.4 + 0 + 0.2 + 0.4) / 6;
     check(fabs(s.ece - wanted) < 1e-6, "calibration error %.4f", s.ece);
     check(majority_rate(confusion, 6, 4) == 0.5, "the commonest class's share");
+    const struct ClassCounts c = counts_of(confusion, 1, 4), never = counts_of(confusion, 3, 4);
+    check(c.truly == 2 && c.predicted == 4 && c.right == 2 && fabs(f1_of(c) - 2.0 / 3) < 1e-12
+          && f1_of(never) == 0, "counts and F1 of a class, and of one that never occurs");
+}
+
+/* The bounds of 8 right of 10 are Wilson's textbook case; by definition each bound q is 1.96 of its
+ * own standard deviations away from the accuracy. */
+static void test_interval(void)
+{
+    const double accuracies[] = {0.8, 0, 1, 0.5, 0.99};
+    const int counts[] = {10, 10, 10, 1, 1000};
+    double low, high, worst = 0;
+    for (int i = 0; i < COUNT(counts); i++) {
+        const double a = accuracies[i];
+        wilson_interval(&low, &high, a, counts[i]);
+        if (i == 0) check(fabs(low - 0.490162) < 1e-6 && fabs(high - 0.943318) < 1e-6,
+                          "accuracy 8 of 10: 95%% interval %.6f to %.6f", low, high);
+        for (int k = 0; k < 2; k++) {
+            const double q = k ? high : low, z = 1.959963984540054;
+            worst = fmax(worst, fabs((a - q) * (a - q) - z * z * q * (1 - q) / counts[i]));
+        }
+        worst = fmax(worst, fmax(low - a, a - high));               /* a is between them, */
+        worst = fmax(worst, (low < 0) + (high > 1));                /* and they are shares */
+    }
+    check(worst < 1e-12, "bounds are 1.96 of their standard deviations away: %.1e", worst);
+}
+
+/* Probabilities of class 1, from the top: 0.9 +, 0.8 -, 0.7 + + -, 0.4 -, 0.2 +, 0.1 -. */
+static void test_ranks(void)
+{
+    const double p1[] = {0.2, 0.7, 0.9, 0.1, 0.7, 0.8, 0.4, 0.7};
+    const int truth[] = {1, 1, 1, 0, 1, 0, 0, 0}, all[] = {1, 1, 1, 1, 1, 1, 1, 1}, none[8] = {0};
+    real p[16], broken[16];
+    int confusion[4];
+    double auc, average;
+    for (int i = 0; i < 8; i++) {
+        p[2 * i + 1] = (real)p1[i];
+        p[2 * i] = 1 - (real)p1[i];
+        broken[2 * i] = broken[2 * i + 1] = NAN;
+    }
+    rank_scores(&auc, &average, p, truth, 8);
+    check(fabs(auc - (4 + 2.5 + 2.5 + 1) / 16) < 1e-12, "area under the ROC curve %.6f", auc);
+    check(fabs(average - (1.0 / 4 + 2.0 / 4 * 3 / 5 + 1.0 / 4 * 4 / 7)) < 1e-12,
+          "average precision %.6f", average);
+    rank_scores(&auc, &average, p, all, 8);
+    check(isnan(auc) && average == 1, "positive examples alone: no area; all are precise");
+    rank_scores(&auc, &average, p, none, 8);
+    check(isnan(auc) && isnan(average), "negative examples alone: neither");
+    rank_scores(&auc, &average, broken, truth, 8);
+    check(auc >= 0 && auc <= 1, "probabilities that are not numbers end the sort, too");
+
+    /* TP 3, TN 2, FP 2, FN 1. */
+    score(confusion, p, truth, 0, 8, 2);
+    check(fabs(matthews(confusion) - (3.0 * 2 - 2 * 1) / sqrt(4.0 * 4 * 5 * 3)) < 1e-12,
+          "Matthews' correlation %.6f", matthews(confusion));
+    score(confusion, p, all, 0, 8, 2);
+    check(matthews(confusion) == 0, "Matthews' correlation: 0 when there is one class");
+    const int many[] = {200000, 100000, 100000, 200000};
+    check(fabs(matthews(many) - 1.0 / 3) < 1e-12, "and of more examples than an int can multiply");
 }
 
 /* --- Probe --- */
@@ -674,6 +740,8 @@ int main(void)
     test_batches();
     test_one_update();
     test_scores();
+    test_interval();
+    test_ranks();
     test_probe();
     unlink(file_of("", 0));
     rmdir(directory);

@@ -65,9 +65,47 @@ succeeds "names, options and scores are in the model" eval '
     for name in tokenizer_hash labels tune seed max_tokens val_accuracy val_loss; do
         grep -qa "\"$name\"" "$dir/full1/model.safetensors" || exit 1
     done'
-names=$(cut -d " " -f 1 "$dir/full1.eval" | head -n 6 | tr "\n" " ")
-succeeds "eval: names and values, then the matrix" \
-    [ "$names" = "accuracy macro_f1 loss ece examples confusion " ]
+succeeds "eval: names and values, then the table of the classes" [ \
+    "$(sed "/^precision/q" "$dir/full1.eval" | cut -d " " -f 1 | tr "\n" " ")" = "accuracy \
+accuracy_low accuracy_high macro_f1 loss ece examples majority auc mcc average_precision \
+precision " ]
+succeeds "eval: a row for each class" [ \
+    "$(sed -n "/^precision/,/^confusion/p" "$dir/full1.eval" | awk '{ print $5 }' |
+        tr "\n" " ")" = "label negative positive label, " ]
+succeeds "eval: the table and the confusion matrix agree" eval '
+    sed -n "/^precision/,\$p" "$dir/full1.eval" | awk "
+        NR == 2 || NR == 3 { recall[\$5] = \$2; examples[\$5] = \$4 }
+        NR == 6 || NR == 7 {
+            bad += \$2 + \$3 != examples[\$1]
+            bad += sprintf(\"%.6f\", \$(NR - 4) / (\$2 + \$3)) != recall[\$1]
+        }
+        END { exit bad || NR != 7 }"'
+
+# eval --predictions: a row for each example, all or nothing.
+cat >"$dir/odd.json" <<'END'
+{"label": "positive", "text": "the film was good"}
+{"label": "negative", "text": "\"a tab\there, a\nline\rend"}
+{"label": "positive", "text": ""}
+END
+eval_full() { ./finetune_cls eval --model "$dir/full1" "$@"; }
+succeeds "eval --predictions" eval '
+    eval_full --data "$dir/odd.json" --predictions "$dir/rows.tsv" >"$dir/odd.eval" 2>/dev/null'
+succeeds "its header" [ "$(head -n 1 "$dir/rows.tsv" | tr "\t" "|")" = \
+    "number|label|predicted|probability|p_negative|p_positive|text" ]
+succeeds "its rows: tabs and line ends are spaces, an empty text is empty" [ \
+    "$(tail -n +2 "$dir/rows.tsv" | cut -f 1,2,7- | tr "\t" "|" | tr "\n" "+")" = \
+    "1|positive|the film was good+2|negative|\"a tab here, a line end+3|positive|+" ]
+eval_full --data "$dir/test.tsv" --predictions "$dir/rows.tsv" >"$dir/rows.eval" 2>/dev/null
+succeeds "its rows give accuracy and loss" [ "$(tail -n +2 "$dir/rows.tsv" | awk -F "\t" '
+    { right += $2 == $3; loss -= log($2 == "positive" ? $6 : $5); sum += $4 == ($5 > $6 ? $5 : $6) }
+    END { printf "%.6f %.6f %d", right / NR, loss / NR, sum }')" = \
+    "$(awk '$1 == "accuracy" || $1 == "loss" { printf "%s ", $2 }' "$dir/rows.eval")300" ]
+fails 1 "rows.tsv: cannot be written" \
+    eval_full --data "$dir/test.tsv" --predictions "$dir/none/rows.tsv"
+cp "$dir/odd.json" "$dir/same"
+fails 2 "same: is the file of --data" \
+    eval_full --data "$dir/same" --predictions "$dir/./same"
+succeeds "which is as it was" cmp "$dir/odd.json" "$dir/same"
 
 # predict: arguments and lines, in order, batches or not.
 predict() { ./finetune_cls predict --model "$dir/full1" "$@" 2>/dev/null; }
@@ -143,8 +181,10 @@ fails 1 "no column is named stars" train --label-column stars --out "$dir/new"
 fails 1 "base: holds a language model, not a classifier" \
     ./finetune_cls predict --model "$dir/base" x
 printf 'text\tlabel\nwell\tmixed\n' >"$dir/mixed.tsv"
-fails 1 "mixed.tsv:2: label \"mixed\" is not known; the model's labels are: negative, positive" \
-    ./finetune_cls eval --model "$dir/full1" --data "$dir/mixed.tsv"
+fails 1 "mixed.tsv: 1 of 1 labels are not known to the model: \"mixed\" (line 2, 1 in all)." \
+    eval_full --data "$dir/mixed.tsv" --predictions "$dir/unwritten.tsv"
+succeeds "no part of a file is left" \
+    eval '! ls "$dir" | grep -q unwritten'
 fails 1 "every label is \"mixed\"" train --train "$dir/mixed.tsv" --out "$dir/new"
 printf 'text\tlabel\nwell\ta\nbad\tb\n' >"$dir/two.tsv"
 fails 1 "no class has two examples" train --train "$dir/two.tsv" --out "$dir/new"
