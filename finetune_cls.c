@@ -214,8 +214,8 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
     return hidden;
 }
 
-/* Runs the frozen blocks once on the examples of list (count) and keeps what they give, if it fits
- * into a quarter of the machine's memory. */
+/* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
+ * keeps what they give, if it fits into a quarter of the machine's memory. */
 static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
 {
     const size_t C = r->model->config.channels;

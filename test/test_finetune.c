@@ -458,6 +458,440 @@ static void test_one_update(void)
     model_free(&t.model);
 }
 
+/* --- The options of a training --- */
+
+enum { TASK_TEXTS = 15, TASK_VAL = 6, TASK_LABELS = 3 };
+
+/* A fine-tuning of a random model with three blocks, whose weights are all other than 0, on 15
+ * texts, with six for validation. Returns memory for the best weights. The caller may have set
+ * options in t->set. */
+static real *start_task(struct Task *t)
+{
+    static char *names[] = {"a", "b", "c"};
+    struct Settings *s = &t->set;
+    struct Random r = random_stream(9, 0);
+    if (!s->class_weights) s->class_weights = "none";
+    if (!s->layer_decay) s->layer_decay = 1;
+    if (!s->head_lr_ratio) s->head_lr_ratio = 1;
+    if (!s->batch) s->batch = 5;
+    t->quiet = true;
+    t->tokenizer = small_tokenizer();
+    t->data = random_texts(t->tokenizer, TASK_TEXTS + TASK_VAL, 20, (struct Window){32, "tail"});
+    model_create(&t->model, (struct Config){3, 2, 16, 32, 258, TASK_LABELS, names});
+    model_init(&t->model, 1);
+    const size_t n = t->model.parameter_count;
+    real *source = resize(NULL, n * sizeof *source);
+    for (size_t i = 0; i < n; i++) source[i] = t->model.weights[i] += 0.1 * random_normal(&r);
+    t->source = source;
+    t->train_count = TASK_TEXTS;
+    t->val_count = TASK_VAL;
+    t->train = resize(NULL, (TASK_TEXTS + TASK_VAL) * sizeof *t->train);
+    for (int i = 0; i < TASK_TEXTS + TASK_VAL; i++) t->train[i] = i;
+    t->val = t->train + TASK_TEXTS;
+    t->truth = t->data.labels + TASK_TEXTS;
+    t->order = random_stream(1, STREAM_ORDER);
+    t->masks = random_stream(1, STREAM_MASKS);
+    return prepare(t);
+}
+
+static void end_task(struct Task *t, real *best)
+{
+    release(best, t->model.parameter_count * sizeof *best);
+    free((real *)t->source);
+    free(t->train);
+    free(t->log.data);
+    tokenizer_free(t->tokenizer);
+    runner_free(&t->runner);
+    model_free(&t->model);
+}
+
+/* The gradient of one update on the examples of list, into g (parameter_count). With beta1 0 it is
+ * AdamW's first moment, but for the clipping; with a rate of 0 the weights stay. Returns what
+ * train_step calls its norm. */
+static double gradient(struct Task *t, double *g, const int *list, int count)
+{
+    double norm;
+    t->model.beta1 = 0;
+    t->masks = random_stream(1, STREAM_MASKS);
+    train_step(t, &norm, list, count, 0, 1);
+    for (size_t i = 0; i < t->model.parameter_count; i++) g[i] = t->model.m[i] * fmax(norm, 1);
+    return norm;
+}
+
+/* Whether a tensor has the same bits in the model and in its source. */
+static bool unchanged(const struct Task *t, const struct Tensor *p)
+{
+    return !memcmp(t->model.weights + p->offset, t->source + p->offset, p->size * sizeof(real));
+}
+
+/* |weights - source|, without the head. */
+static double distance(const struct Task *t)
+{
+    double sum = 0;
+    for (size_t i = 0; i < t->model.tensors[t->model.tensor_count - 1].offset; i++)
+        sum += pow((double)t->model.weights[i] - t->source[i], 2);
+    return sqrt(sum);
+}
+
+/* The step's objective of one weight: |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2. */
+static double pulled(double w, double adamw, double source, double rate, double lambda)
+{
+    return (w - adamw) * (w - adamw) / (2 * rate) + lambda / 2 * (w - source) * (w - source);
+}
+
+/* The proximal step's result is the minimum of its objective: every other weight is worse. */
+static void test_proximal_step(void)
+{
+    struct Task t = {.set = {.kind = LAST, .last = 2, .layer_decay = 0.5}};
+    real *best = start_task(&t);
+    const size_t n = t.model.parameter_count;
+    struct Random r = random_stream(4, 0);
+    double *adamw = resize(NULL, n * sizeof *adamw);
+    for (size_t i = 0; i < n; i++)
+        adamw[i] = t.model.weights[i] += (real)(0.3 * random_normal(&r));
+    proximal_step(&t.model, t.source, 0.1, 7);
+    int lower = 0, moved = 0, learn = 0, still = 0;
+    for (int i = 0; i < t.model.tensor_count; i++) {
+        const struct Tensor *p = &t.model.tensors[i];
+        const bool pulls = p->lr_scale > 0 && strcmp(p->name, "score.weight");
+        for (size_t k = p->offset; k < p->offset + p->size; k++) {
+            const double w = t.model.weights[k], rate = 0.1 * p->lr_scale;
+            moved += w != adamw[k];
+            learn += pulls;
+            still += !pulls && w == adamw[k];
+            if (!pulls) continue;
+            const double F = pulled(w, adamw[k], t.source[k], rate, 7);
+            lower += pulled(w + 1e-4, adamw[k], t.source[k], rate, 7) <= F
+                  || pulled(w - 1e-4, adamw[k], t.source[k], rate, 7) <= F;
+        }
+    }
+    check(lower == 0 && moved > 0.99 * learn, "proximal step: each of %d weights is at the minimum",
+          learn);
+    check(still == (int)n - learn, "frozen weights and the head are not pulled");
+    free(adamw);
+    end_task(&t, best);
+}
+
+/* How far from the source --l2sp lets the weights go: returns the distance after six updates. */
+static double distance_with(double l2sp, bool *trunk_stays, bool *head_learns)
+{
+    struct Task t = {.set = {.kind = FULL, .l2sp = l2sp, .lr = 1e-2, .epochs = 2, .steps = 6,
+                             .average = 1e-9}};
+    struct Metadata meta = {0};
+    real *best = start_task(&t);
+    train_steps(&t, best, &meta);
+    *trunk_stays = true;
+    for (int i = 0; i < t.model.tensor_count - 1; i++)
+        *trunk_stays = *trunk_stays && unchanged(&t, &t.model.tensors[i]);
+    *head_learns = !unchanged(&t, &t.model.tensors[t.model.tensor_count - 1]);
+    const double far = distance(&t);
+    end_task(&t, best);
+    return far;
+}
+
+static void test_l2sp(void)
+{
+    bool stays, learns, goes, some;
+    const double none = distance_with(1e30, &stays, &learns), half = distance_with(30, &goes, &some),
+                 free = distance_with(0, &goes, &some);
+    check(stays && learns && none == 0, "--l2sp 1e30: the trunk stays to the bit, the head learns");
+    check(half > 0.05 * free && half < 0.9 * free, "--l2sp 30: %.3f from the source, %.3f without",
+          half, free);
+}
+
+/* The factor of each tensor's rate, and that an update moves its weights by so much: AdamW's first
+ * step is the rate itself, since m / sqrt(v) is then 1 or -1. */
+static void test_rates(void)
+{
+    static const int layers[] = {-1, 0, 1, 2, 3};
+    static const double want[2][COUNT(layers)] = {{0.125, 0.25, 0.5, 1, 1}, {0, 0, 0.5, 1, 1}};
+    for (int last = 0; last < 2; last++) {
+        struct Task t = {.set = {.kind = last ? LAST : FULL, .last = 2, .layer_decay = 0.5,
+                                 .head_lr_ratio = 10}};
+        real *best = start_task(&t);
+        double norm, scale = 0, move = 0;
+        train_step(&t, &norm, t.train, TASK_TEXTS, 1e-3, 1);
+        for (int i = 0; i < t.model.tensor_count; i++) {
+            const struct Tensor *p = &t.model.tensors[i];
+            double wanted = 10, far = 0;
+            for (int k = 0; k < COUNT(layers) && strcmp(p->name, "score.weight"); k++)
+                if (layers[k] == p->layer) wanted = want[last][k];
+            for (size_t k = p->offset; k < p->offset + p->size; k++)
+                far = fmax(far, fabs((double)t.model.weights[k] - t.source[k]));
+            scale = fmax(scale, fabs(p->lr_scale - wanted));
+            move = fmax(move, fabs(far / 1e-3 - wanted) / 10);
+        }
+        check(scale == 0, "%s --layer-decay 0.5 --head-lr-ratio 10: the rate of each tensor",
+              last ? "last:2" : "full");
+        check(move < 2e-3, "and one update moves its weights by that rate: %.1e", move);
+        end_task(&t, best);
+    }
+}
+
+/* The gradient of the language model's mean loss on the examples of list, by itself. */
+static void lm_gradient(struct Task *t, double *g, const int *list, int count)
+{
+    struct Runner *r = &t->runner;
+    const struct Batch b = gather(r, &t->data, list, count);
+    trunk_forward(r->model, &r->ws, &b, 0, 0);
+    const int next = set_next_tokens(r, &b);
+    lm_head(r->model, &r->ws, r->next, (real)1 / next);
+    trunk_backward(r->model, &r->ws, &b);
+    for (size_t i = 0; i < t->model.parameter_count; i++) g[i] = t->model.grads[i];
+    memset(t->model.grads, 0, t->model.parameter_count * sizeof(real));
+}
+
+/* --lm-coef: the gradient is the classifier's plus so many times the language model's, also when
+ * memory makes several batches of an update. */
+static void test_lm_coef(void)
+{
+    struct Task t = {.set = {.kind = FULL}};
+    real *best = start_task(&t);
+    const size_t n = t.model.parameter_count;
+    double *both = resize(NULL, 3 * n * sizeof *both), *sum = both + n, *lm = sum + n;
+    gradient(&t, sum, t.train, TASK_TEXTS);
+    lm_gradient(&t, lm, t.train, TASK_TEXTS);
+    for (size_t i = 0; i < n; i++) sum[i] += 0.3 * lm[i];
+    t.set.lm_coef = 0.3;
+    gradient(&t, both, t.train, TASK_TEXTS);
+    check(relative_error(both, sum, n) < 1e-5, "--lm-coef 0.3: the sum of both gradients: %.1e",
+          relative_error(both, sum, n));
+    t.runner.minibatch.max_rows = 40;
+    gradient(&t, both, t.train, TASK_TEXTS);
+    check(relative_error(both, sum, n) < 1e-5, "and in several batches: %.1e",
+          relative_error(both, sum, n));
+    end_task(&t, best);
+
+    struct Task last = {.set = {.kind = LAST, .last = 1, .lm_coef = 1}};
+    best = start_task(&last);
+    const double norm = gradient(&last, both, last.train, TASK_TEXTS);
+    check(fabs(norm / sqrt(dot(both, both, n)) - 1) < 1e-5,
+          "last:1 --lm-coef: the norm is that of the weights that learn");
+    double again;
+    bool good = true;
+    train_step(&last, &again, last.train, TASK_TEXTS, 1e-2, 1);
+    for (int i = 0; i < last.model.tensor_count; i++) {
+        const struct Tensor *p = &last.model.tensors[i];
+        good = good && unchanged(&last, p) == (p->layer < 2);
+    }
+    check(good, "and frozen tensors stay, among them the language model's head");
+    free(both);
+    end_task(&last, best);
+}
+
+/* --class-weights: a weight of 2 is the example twice. */
+static void test_class_weights(void)
+{
+    const int list[] = {0, 1, 2, 3}, twice[] = {0, 1, 1, 2, 3};     /* classes 0 1 2 0 */
+    real weights[] = {1, 2, 1};
+    struct Task t = {.set = {.kind = FULL}};
+    real *best = start_task(&t);
+    const size_t n = t.model.parameter_count;
+    double *weighted = resize(NULL, 2 * n * sizeof *weighted), *repeated = weighted + n;
+    gradient(&t, repeated, twice, 5);
+    t.class_weights = weights;
+    gradient(&t, weighted, list, 4);
+    for (size_t i = 0; i < n; i++) { weighted[i] *= 4; repeated[i] *= 5; }
+    check(relative_error(weighted, repeated, n) < 1e-5,
+          "class weight 2: the gradient of the example twice: %.1e",
+          relative_error(weighted, repeated, n));
+    free(weighted);
+
+    t.set.class_weights = "auto";
+    t.train_count = 7;                                              /* classes 0 1 2 0 1 2 0 */
+    real *w = weigh_classes(&t);
+    check(fabs(w[0] - 7.0 / 9) < 1e-6 && fabs(w[1] - 7.0 / 6) < 1e-6 && w[1] == w[2]
+          && fabs(3 * w[0] + 2 * w[1] + 2 * w[2] - 7) < 1e-5,
+          "--class-weights auto: N / (K n_k), 1 on average");
+    free(w);
+    end_task(&t, best);
+}
+
+/* The rows of log.tsv that a training wrote, at most max: returns how many. */
+struct Look { int step; double loss, accuracy; };
+
+static int read_log(struct Look *looks, const struct Task *t, int max)
+{
+    int n = 0;
+    for (const char *row = strchr(t->log.data, '\n') + 1; *row && n < max;
+         row = strchr(row, '\n') + 1, n++)
+        sscanf(row, "%*d\t%d\t%*f\t%lf\t%lf", &looks[n].step, &looks[n].loss, &looks[n].accuracy);
+    return n;
+}
+
+/* How long a training lasts, and which weights it ends with. */
+static void test_length(void)
+{
+    static const struct { int epochs, steps, patience; double lr; int rows, last; } cases[] = {
+        {0, 7, 0, 1e-3, 7, 7}, {2, 0, 0, 1e-3, 2, 6}, {0, 0, 0, 1e-3, 17, 201},
+        {0, 41, 0, 1e-3, 14, 41}, {0, 7, 2, 1e-30, 3, 3}, {0, 7, 1, 1e-30, 2, 2},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        struct Task t = {.set = {.kind = LAST, .last = 1, .epochs = cases[i].epochs,
+                                 .steps = cases[i].steps, .patience = cases[i].patience,
+                                 .lr = cases[i].lr}};
+        struct Look looks[50];
+        struct Metadata meta = {0};
+        real *best = start_task(&t);
+        choose_defaults(&t.set, &t.model, TASK_TEXTS);
+        train_steps(&t, best, &meta);
+        const int rows = read_log(looks, &t, 50);
+        check(rows == cases[i].rows && looks[rows - 1].step == cases[i].last,
+              "--epochs %d --steps %d --patience %d: %d looks at validation, the last after %d",
+              cases[i].epochs, cases[i].steps, cases[i].patience, rows, looks[rows - 1].step);
+        int top = 0;
+        for (int k = 1; k < rows; k++)
+            if (looks[k].accuracy > looks[top].accuracy
+                || (looks[k].accuracy == looks[top].accuracy && looks[k].loss < looks[top].loss))
+                top = k;
+        const struct Scores now = validate(&t);
+        check(fabs(now.loss - looks[top].loss) < 1e-6
+              && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
+              "and the best weights stay, of step %d", looks[top].step);
+        end_task(&t, best);
+    }
+}
+
+/* --average 0.5 of 7 updates: the mean of the weights after updates 4, 5, 6 and 7. */
+static void test_average(void)
+{
+    struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .epochs = 3, .steps = 7, .average = 0.5,
+                             .warmup = 0.2}}, u = t;
+    struct Metadata meta = {0};
+    real *best = start_task(&t), *same = start_task(&u);
+    const size_t n = t.model.parameter_count;
+    double *mean = allocate_zeroed(n * sizeof *mean), *got = resize(NULL, n * sizeof *got), norm;
+    train_steps(&t, best, &meta);
+    for (int step = 1; step <= 7; step++) {
+        if (step % 3 == 1) shuffle(u.train, TASK_TEXTS, &u.order);
+        train_step(&u, &norm, u.train + (step - 1) % 3 * 5, 5,
+                   learning_rate("cosine", step, 8, 1, 1e-2, 0), step);
+        for (size_t i = 0; i < n && step >= 4; i++) mean[i] += u.model.weights[i] / 4.0;
+    }
+    for (size_t i = 0; i < n; i++) got[i] = t.model.weights[i];
+    check(relative_error(got, mean, n) < 1e-6, "--average 0.5 of 7 updates: the mean of four: %.1e",
+          relative_error(got, mean, n));
+    for (size_t i = 0; i < n; i++) got[i] = u.model.weights[i];
+    check(relative_error(got, mean, n) > 1e-4, "which is not the last weights");
+    release(mean, n * sizeof *mean);
+    free(got);
+    end_task(&t, best);
+    end_task(&u, same);
+}
+
+/* The mean loss of probabilities p (N, K) at a temperature, as its definition says. */
+static double loss_at(double temperature, const real *p, const int *labels, int N, int K)
+{
+    double loss = 0;
+    for (int n = 0; n < N; n++) {
+        double sum = 0;
+        for (int k = 0; k < K; k++) sum += pow(p[n * K + k], 1 / temperature);
+        loss -= log(pow(p[n * K + labels[n]], 1 / temperature) / sum) / N;
+    }
+    return loss;
+}
+
+static void test_calibration(void)
+{
+    enum { N = 200, K = 3 };
+    real p[N * K];
+    int labels[N];
+    struct Random r = random_stream(8, 0);
+    for (double scale = 0.5; scale < 10; scale *= 4) {
+        double lowest = INFINITY, wanted = 0;
+        for (int n = 0; n < N; n++) {
+            double z[K], sum = 0, u = random_uniform(&r);
+            for (int k = 0; k < K; k++) sum += exp(z[k] = random_normal(&r));
+            labels[n] = 0;
+            for (int k = 0; k < K; k++) if ((u -= exp(z[k]) / sum) >= 0) labels[n] = min_int(k + 1, 2);
+            sum = 0;
+            for (int k = 0; k < K; k++) sum += exp(scale * z[k]);
+            for (int k = 0; k < K; k++) p[n * K + k] = (real)(exp(scale * z[k]) / sum);
+        }
+        for (double T = 0.05; T < 20; T *= 1.0005) {
+            const double loss = loss_at(T, p, labels, N, K);
+            if (loss < lowest) { lowest = loss; wanted = T; }
+        }
+        const double T = fit_temperature(p, labels, N, K);
+        check(fabs(T / wanted - 1) < 1e-3, "temperature %.4f; tried one by one: %.4f", T, wanted);
+    }
+
+    struct Task t = {.set = {.kind = LAST, .last = 1}};
+    struct Metadata meta = {0};
+    real *best = start_task(&t), before[TASK_VAL * TASK_LABELS];
+    for (size_t i = 0; i < t.model.tensors[t.model.tensor_count - 1].size; i++)
+        t.model.w.score_w[i] *= 10;
+    const struct Scores sure = validate(&t);
+    memcpy(before, t.probabilities, sizeof before);
+    calibrate(&t, &meta);
+    const double T = strtod(metadata_get(&meta, "temperature"), NULL);
+    const struct Scores fitted = validate(&t);
+    check(fitted.accuracy == sure.accuracy && fitted.loss < sure.loss && T > 1,
+          "--calibrate: the accuracy stays, the loss falls: %.4f, %.4f", sure.loss, fitted.loss);
+    check(fabs(fitted.loss - loss_at(T, before, t.truth, TASK_VAL, TASK_LABELS)) < 1e-5,
+          "and the model itself gives the probabilities of that temperature");
+    end_task(&t, best);
+}
+
+/* last:K: the frozen blocks may read each text once, once for every update, or in a full pass. */
+static void test_frozen_blocks(void)
+{
+    struct Task t = {.set = {.kind = LAST, .last = 1, .lm_coef = 0.5}};
+    real *best = start_task(&t), p[2][TASK_VAL * TASK_LABELS];
+    const int C = t.model.config.channels, list[] = {4, 2, 7, 11};
+    const size_t n = t.model.parameter_count;
+    double *g[5];
+    for (int i = 0; i < 5; i++) g[i] = resize(NULL, n * sizeof *g[i]);
+    check(t.runner.frozen == 2 && t.runner.cache.x, "last:1 of 3 blocks: two are kept");
+    gradient(&t, g[0], list, 4);
+    t.set.dropout = 0.3;
+    gradient(&t, g[1], list, 4);
+    validate(&t);
+    memcpy(p[0], t.probabilities, sizeof p[0]);
+
+    /* The input of the block that learns, with dropout and without. */
+    real x[4 * 32 * 16];
+    const struct Batch b = gather(&t.runner, &t.data, list, 4);
+    const size_t bytes = (size_t)b.rows * C * sizeof(real);
+    for (int kept = 1; kept >= 0; kept--) {
+        forward(&t.runner, &t.data, &b, list, 0, 0);
+        memcpy(x, t.runner.ws.activations[2].x, bytes);
+        forward(&t.runner, &t.data, &b, list, 0.3, 5);
+        check(!memcmp(x, t.runner.ws.activations[2].x, bytes),
+              "dropout does not touch frozen blocks, %s", kept ? "kept" : "computed again");
+        if (!kept) break;
+        release(t.runner.cache.x, t.runner.cache.rows * C * sizeof(real));
+        t.runner.cache.x = NULL;
+    }
+    gradient(&t, g[3], list, 4);
+    t.set.dropout = 0;
+    gradient(&t, g[2], list, 4);
+    t.runner.frozen = 0;
+    gradient(&t, g[4], list, 4);
+    validate(&t);
+    memcpy(p[1], t.probabilities, sizeof p[1]);
+    check(!memcmp(g[0], g[2], n * sizeof *g[0]), "last:1: the same gradient when nothing is kept");
+    check(!memcmp(g[0], g[4], n * sizeof *g[0]), "and in a full pass");
+    check(!memcmp(g[1], g[3], n * sizeof *g[0]) && memcmp(g[0], g[1], n * sizeof *g[0]),
+          "with dropout, too");
+    check(!memcmp(p[0], p[1], sizeof p[0]), "and the same probabilities");
+    for (int i = 0; i < 5; i++) free(g[i]);
+    end_task(&t, best);
+}
+
+static void test_training_options(void)
+{
+    test_proximal_step();
+    test_l2sp();
+    test_rates();
+    test_lm_coef();
+    test_class_weights();
+    test_length();
+    test_average();
+    test_calibration();
+    test_frozen_blocks();
+}
+
 /* --- Scores --- */
 
 static void test_scores(void)
@@ -559,7 +993,8 @@ static void make_problem(real *x, int *labels)
 }
 
 /* F as its definition says, without any care for speed. */
-static double plain_objective(const real *x, const int *labels, const double *w, double l2)
+static double plain_objective(const real *x, const int *labels, const real *class_weights,
+                              const double *w, double l2)
 {
     double F = 0;
     for (int n = 0; n < N; n++) {
@@ -568,7 +1003,7 @@ static double plain_objective(const real *x, const int *labels, const double *w,
             for (int c = 0; c < C; c++) z[k] += w[k * C + c] * x[n * C + c];
             sum += exp(z[k]);
         }
-        F -= log(exp(z[labels[n]]) / sum) / N;
+        F -= (class_weights ? class_weights[labels[n]] : 1) * log(exp(z[labels[n]]) / sum) / N;
     }
     for (int i = 0; i < K * C; i++) F += l2 / 2 * w[i] * w[i];
     return F;
@@ -592,9 +1027,11 @@ static double evaluate(struct Logistic *f, double *dw, const double *w)
     return F;
 }
 
-static void test_objective(const real *x, const int *labels)
+static void test_objective(const real *x, const int *labels, const real *class_weights)
 {
+    const char *how = class_weights ? "with class weights" : "plain";
     struct Logistic f = problem_of(x, labels, 0.3);
+    f.class_weights = class_weights;
     struct Random r = random_stream(5, 0);
     double w[K * C], dw[K * C], difference[K * C], far[K * C], accuracy;
     for (int i = 0; i < K * C; i++) w[i] = 0.1 * random_normal(&r);
@@ -602,15 +1039,16 @@ static void test_objective(const real *x, const int *labels)
     for (int i = 0; i < K * C; i++) {
         const double old = w[i], h = 1e-5;
         w[i] = old + h;
-        difference[i] = plain_objective(x, labels, w, f.l2);
+        difference[i] = plain_objective(x, labels, class_weights, w, f.l2);
         w[i] = old - h;
-        difference[i] = (difference[i] - plain_objective(x, labels, w, f.l2)) / (2 * h);
+        difference[i] -= plain_objective(x, labels, class_weights, w, f.l2);
+        difference[i] /= 2 * h;
         w[i] = old;
     }
-    check(fabs(F - plain_objective(x, labels, w, f.l2)) < 1e-12,
-          "logistic regression: the objective");
+    check(fabs(F - plain_objective(x, labels, class_weights, w, f.l2)) < 1e-12,
+          "logistic regression, %s: the objective", how);
     check(relative_error(dw, difference, K * C) < 1e-8,
-          "logistic regression: the gradient, by finite differences: %.1e",
+          "logistic regression, %s: the gradient, by finite differences: %.1e", how,
           relative_error(dw, difference, K * C));
 
     double d[K * C], after[K * C], change[K * C], u[N * K];
@@ -621,7 +1059,7 @@ static void test_objective(const real *x, const int *labels)
     for (int i = 0; i < K * C; i++) change[i] = (after[i] - dw[i]) / 1e-6;
     const double wanted = dot(d, change, K * C);
     check(fabs(curvature / wanted - 1) < 1e-5,
-          "logistic regression: the curvature, by finite differences: %.1e",
+          "logistic regression, %s: the curvature, by finite differences: %.1e", how,
           fabs(curvature / wanted - 1));
 
     int right = 0;
@@ -632,8 +1070,8 @@ static void test_objective(const real *x, const int *labels)
         for (int k = 1; k < K; k++) if (f.p[n * K + k] > f.p[n * K + best]) best = k;
         right += best == labels[n];
     }
-    check(fabs(accuracy - (double)right / N) < 1e-12, "logistic regression: accuracy %.3f",
-          accuracy);
+    check(fabs(accuracy - (double)right / N) < 1e-12, "logistic regression, %s: accuracy %.3f",
+          how, accuracy);
     logistic_free(&f);
 }
 
@@ -714,7 +1152,8 @@ static void test_probe(void)
     int labels[N];
     double deviation[C];
     make_problem(x, labels);
-    test_objective(x, labels);
+    test_objective(x, labels, NULL);
+    test_objective(x, labels, (const real[]){0.5, 2, 1.25});
     test_solver(x, labels);
     x[0] = 0;
     for (int n = 0; n < N; n++) x[n * C + 3] = 5;
@@ -739,6 +1178,7 @@ int main(void)
     test_first_token();
     test_batches();
     test_one_update();
+    test_training_options();
     test_scores();
     test_interval();
     test_ranks();
