@@ -592,8 +592,8 @@ static double distance_with(double l2sp, bool *trunk_stays, bool *head_learns)
 static void test_l2sp(void)
 {
     bool stays, learns, goes, some;
-    const double none = distance_with(1e30, &stays, &learns), half = distance_with(30, &goes, &some),
-                 free = distance_with(0, &goes, &some);
+    const double none = distance_with(1e30, &stays, &learns);
+    const double half = distance_with(30, &goes, &some), free = distance_with(0, &goes, &some);
     check(stays && learns && none == 0, "--l2sp 1e30: the trunk stays to the bit, the head learns");
     check(half > 0.05 * free && half < 0.9 * free, "--l2sp 30: %.3f from the source, %.3f without",
           half, free);
@@ -604,9 +604,11 @@ static void test_l2sp(void)
 static void test_rates(void)
 {
     static const int layers[] = {-1, 0, 1, 2, 3};
-    static const double want[2][COUNT(layers)] = {{0.125, 0.25, 0.5, 1, 1}, {0, 0, 0.5, 1, 1}};
-    for (int last = 0; last < 2; last++) {
-        struct Task t = {.set = {.kind = last ? LAST : FULL, .last = 2, .layer_decay = 0.5,
+    static const double want[3][COUNT(layers)] = {{0.125, 0.25, 0.5, 1, 1}, {0, 0, 0.5, 1, 1},
+                                                  {0, 0.25, 0.5, 1, 1}};
+    static const char *const tunes[] = {"full", "last:2", "last:3"};
+    for (int last = 0; last < 3; last++) {
+        struct Task t = {.set = {.kind = last ? LAST : FULL, .last = last + 1, .layer_decay = 0.5,
                                  .head_lr_ratio = 10}};
         real *best = start_task(&t);
         double norm, scale = 0, move = 0;
@@ -622,7 +624,7 @@ static void test_rates(void)
             move = fmax(move, fabs(far / 1e-3 - wanted) / 10);
         }
         check(scale == 0, "%s --layer-decay 0.5 --head-lr-ratio 10: the rate of each tensor",
-              last ? "last:2" : "full");
+              tunes[last]);
         check(move < 2e-3, "and one update moves its weights by that rate: %.1e", move);
         end_task(&t, best);
     }
@@ -752,24 +754,24 @@ static void test_length(void)
     }
 }
 
-/* --average 0.5 of 7 updates: the mean of the weights after updates 4, 5, 6 and 7. */
+/* --average 0.5 of 8 updates: the mean of the weights after updates 5, 6, 7 and 8. */
 static void test_average(void)
 {
-    struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .epochs = 3, .steps = 7, .average = 0.5,
+    struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .epochs = 3, .steps = 8, .average = 0.5,
                              .warmup = 0.2}}, u = t;
     struct Metadata meta = {0};
     real *best = start_task(&t), *same = start_task(&u);
     const size_t n = t.model.parameter_count;
     double *mean = allocate_zeroed(n * sizeof *mean), *got = resize(NULL, n * sizeof *got), norm;
     train_steps(&t, best, &meta);
-    for (int step = 1; step <= 7; step++) {
+    for (int step = 1; step <= 8; step++) {
         if (step % 3 == 1) shuffle(u.train, TASK_TEXTS, &u.order);
         train_step(&u, &norm, u.train + (step - 1) % 3 * 5, 5,
-                   learning_rate("cosine", step, 8, 1, 1e-2, 0), step);
-        for (size_t i = 0; i < n && step >= 4; i++) mean[i] += u.model.weights[i] / 4.0;
+                   learning_rate("cosine", step, 9, 1, 1e-2, 0), step);
+        for (size_t i = 0; i < n && step >= 5; i++) mean[i] += u.model.weights[i] / 4.0;
     }
     for (size_t i = 0; i < n; i++) got[i] = t.model.weights[i];
-    check(relative_error(got, mean, n) < 1e-6, "--average 0.5 of 7 updates: the mean of four: %.1e",
+    check(relative_error(got, mean, n) < 1e-6, "--average 0.5 of 8 updates: the mean of four: %.1e",
           relative_error(got, mean, n));
     for (size_t i = 0; i < n; i++) got[i] = u.model.weights[i];
     check(relative_error(got, mean, n) > 1e-4, "which is not the last weights");
@@ -803,7 +805,7 @@ static void test_calibration(void)
             double z[K], sum = 0, u = random_uniform(&r);
             for (int k = 0; k < K; k++) sum += exp(z[k] = random_normal(&r));
             labels[n] = 0;
-            for (int k = 0; k < K; k++) if ((u -= exp(z[k]) / sum) >= 0) labels[n] = min_int(k + 1, 2);
+            for (int k = 0; k < K - 1; k++) labels[n] += (u -= exp(z[k]) / sum) >= 0;
             sum = 0;
             for (int k = 0; k < K; k++) sum += exp(scale * z[k]);
             for (int k = 0; k < K; k++) p[n * K + k] = (real)(exp(scale * z[k]) / sum);
