@@ -532,6 +532,16 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
     else s->steps = s->epochs * updates;
 }
 
+/* How many training examples each class has (K). */
+static int *class_sizes(const struct Task *t)
+{
+    const int K = t->model.config.labels;
+    int *sizes = resize(NULL, K * sizeof *sizes);
+    memset(sizes, 0, K * sizeof *sizes);
+    for (int i = 0; i < t->train_count; i++) sizes[t->data.labels[t->train[i]]]++;
+    return sizes;
+}
+
 /* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
  * and the average over the examples is 1. NULL unless --class-weights is auto. */
 static real *weigh_classes(const struct Task *t)
@@ -539,11 +549,10 @@ static real *weigh_classes(const struct Task *t)
     const int K = t->model.config.labels;
     if (strcmp(t->set.class_weights, "auto")) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
-    for (int k = 0; k < K; k++) {
-        int count = 0;
-        for (int i = 0; i < t->train_count; i++) count += t->data.labels[t->train[i]] == k;
-        weights[k] = count ? (real)t->train_count / ((real)K * count) : 1;
-    }
+    int *sizes = class_sizes(t);
+    for (int k = 0; k < K; k++)
+        weights[k] = sizes[k] ? (real)t->train_count / ((real)K * sizes[k]) : 1;
+    free(sizes);
     return weights;
 }
 
@@ -1776,7 +1785,7 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
     struct Table t = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
                       .wanted = wanted};
     struct Examples all = {path, NULL, 0};
-    int capacity = 0, invalid = 0;
+    int capacity = 0, invalid = 0, empty = 0;
     detect_format(&t);
     if (t.format == ROWS) read_header(&t);
     for (int which = 0; which < 2 && t.format == FASTTEXT; which++)
@@ -1793,8 +1802,12 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
         else read_line(&t, e);
         if (!wanted.texts_only) check_label(path, e);
         invalid += !valid_utf8(e->text);
+        empty += e->text.size == 0;
     }
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
+    if (empty)
+        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
+             all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. " CONVERT, path, invalid, all.count, path);
     return all;
@@ -2049,6 +2062,19 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     return names;
 }
 
+/* Warns of a label that most training texts have: always predicting it costs little. */
+static void warn_of_imbalance(const struct Task *t)
+{
+    int *sizes = class_sizes(t), top = 0;
+    for (int k = 1; k < t->model.config.labels; k++) if (sizes[k] > sizes[top]) top = k;
+    const double part = (double)sizes[top] / t->train_count;
+    if (part > 0.8 && strcmp(t->set.class_weights, "auto"))
+        warn("%s: %.1f%% of the training texts have the label \"%s\". --class-weights auto makes "
+             "rare labels count as much.", t->set.train, 100 * part,
+             t->model.config.label_names[top]);
+    free(sizes);
+}
+
 /* The maximum number of rows of a batch: the longest text must fit. */
 static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
 
@@ -2277,6 +2303,24 @@ static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
                   base->config.layers);
 }
 
+/* Warns if always predicting the commonest label of validation would do as well. */
+static void warn_of_failure(const struct Settings *s, double accuracy, double majority)
+{
+    static const char *const advice[] = {
+        [PROBE] = "--tune last:1 or full",
+        [LAST] = "more blocks, a higher --lr, more --steps",
+        [FULL] = "another --lr, more --steps",
+        [SCRATCH] = "--tune full, which starts from what the model has learned,",
+    };
+    if (majority == 1)
+        warn("all validation texts have the same label, so their accuracy tells little. Give --val "
+             "texts of every label.");
+    else if (accuracy <= majority)
+        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
+             "nothing was learnt. Try %s or more labels.", accuracy, majority,
+             advice[s->kind]);
+}
+
 /* Everything that `train` does, from the pretrained model to the classifier in --out. */
 static void train(struct Settings settings)
 {
@@ -2290,6 +2334,7 @@ static void train(struct Settings settings)
     char **names = load_data(&t, window, &classes);
     start_model(&t, &base, names, classes);
     choose_defaults(s, &t.model, t.train_count, t.val_count);
+    warn_of_imbalance(&t);
     make_directory(s->out);
     real *best = prepare(&t);
     if (s->kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
@@ -2297,10 +2342,7 @@ static void train(struct Settings settings)
 
     const struct Scores val = validate(&t);
     const double majority = majority_rate(t.confusion, t.val_count, classes);
-    if (val.accuracy <= majority)
-        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
-             "nothing was learnt. Try %s or more labels.", val.accuracy, majority,
-             s->kind == PROBE ? "another --tune" : "another --lr, more --epochs");
+    warn_of_failure(s, val.accuracy, majority);
     describe(&meta, &t, val);
     char *state = text_of("%s/state.safetensors", s->out);
     unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
@@ -2334,6 +2376,8 @@ static void warn_of_idle_options(const struct Option *options, const struct Sett
     for (int i = 0; i < COUNT(steps) && s->kind == PROBE; i++)
         warn_unused(options, steps[i], "with --tune probe, which takes no gradient steps");
     if (s->val) warn_unused(options, "val-part", "with --val");
+    if (s->kind == LAST && s->last == 1)
+        warn_unused(options, "layer-decay", "with --tune last:1");
     if (s->kind == SCRATCH && s->l2sp > 0)
         warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
 }

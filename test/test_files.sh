@@ -111,11 +111,18 @@ fails 1 "plain.tsv: every text is in validation, too" ./finetune_cls train --mod
 # --- Options without effect ---
 
 train plain.tsv --lr 1 --epochs 1 --batch 2 --head-lr-ratio 1 --warmup 0 --weight-decay 0 \
-    --dropout 0 --val "$dir/val" --val-part 0.5
-for option in lr epochs batch head-lr-ratio warmup weight-decay dropout; do
+    --dropout 0 --patience 1 --layer-decay 1 --l2sp 0 --lm-coef 0 --average 0 \
+    --class-weights auto --calibrate --val "$dir/val" --val-part 0.5
+for option in lr epochs batch head-lr-ratio warmup weight-decay dropout patience layer-decay l2sp \
+    lm-coef average; do
     says "--$option: has no effect with --tune probe" "warned of"
 done
+for option in class-weights calibrate; do
+    silent "--$option: has no effect" "--$option has an effect with --tune probe"
+done
 says "--val-part: has no effect with --val" "warned of"
+train plain.tsv --steps 2
+says "--steps: has no effect with --tune probe" "warned of"
 train fasttext --text-column 2 --label-column 1
 says "--text-column: has no effect on fastText's format" "warned of"
 says "--label-column: has no effect on fastText's format" "warned of"

@@ -146,10 +146,91 @@ succeeds "TSV, CSV and JSON lines give the same model" \
 succeeds "--val takes another file" eval '
     train --tune probe --val "$dir/test.tsv" --out "$dir/val" 2>&1 |
         grep -q "200 texts to train on, 300 for validation;"'
+
+# Options of the training: without effect where they are 0, and the same for any number of threads.
+few() { train --tune last:1 --steps 5 "$@" >/dev/null 2>&1; }
+few --out "$dir/few"
+few --out "$dir/few0" --l2sp 0 --lm-coef 0 --average 0 --layer-decay 1 --patience 0 \
+    --class-weights none
+succeeds "options that are 0, or none, change no byte" same_model "$dir/few" "$dir/few0"
+for option in "--l2sp 1" "--lm-coef 0.5" "--average 0.5" "--class-weights auto"; do
+    few --out "$dir/few1" --overwrite $option
+    succeeds "$option changes weights" eval '
+        [ "$(tail -c 9999 "$dir/few/model.safetensors" | cksum)" != \
+          "$(tail -c 9999 "$dir/few1/model.safetensors" | cksum)" ]'
+done
+many() {
+    train --tune full --steps 8 --patience 5 --layer-decay 0.8 --l2sp 1 --lm-coef 0.5 --average 0.3 \
+        --class-weights auto --calibrate "$@" >/dev/null 2>&1
+}
+for threads in 1 2 3; do many --threads $threads --out "$dir/many$threads"; done
+succeeds "all of them: 1, 2 and 3 threads write the same bytes" \
+    eval 'same_model "$dir/many1" "$dir/many2" && same_model "$dir/many1" "$dir/many3"'
+
+# --calibrate: what is saved is the calibrated model.
+score() { awk -v name="$1" '$1 == name { print $2 }' "$2"; }
+for calibrate in "" --calibrate; do
+    train --tune probe --val "$dir/test.tsv" --out "$dir/probe$calibrate" $calibrate \
+        >"$dir/probe$calibrate.said" 2>/dev/null
+    ./finetune_cls eval --model "$dir/probe$calibrate" --data "$dir/test.tsv" 2>/dev/null \
+        >"$dir/probe$calibrate.eval"
+done
+succeeds "--calibrate: the same accuracy" [ "$(score accuracy "$dir/probe.eval")" = \
+    "$(score accuracy "$dir/probe--calibrate.eval")" ]
+succeeds "--calibrate: a lower loss, $(score loss "$dir/probe--calibrate.eval")" awk \
+    "BEGIN { exit !($(score loss "$dir/probe--calibrate.eval") < $(score loss "$dir/probe.eval")) }"
+succeeds "--calibrate: eval of the saved model has the loss that train printed" \
+    [ "$(score loss "$dir/probe--calibrate.eval")" = \
+      "$(score val_loss "$dir/probe--calibrate.said")" ]
+
+# A thousand classes of three texts each.
+awk 'BEGIN {
+    print "text\tlabel"
+    for (i = 0; i < 3000; i++) print "the plot was number " i % 1000 "\t" i % 1000
+}' >"$dir/thousand.tsv"
+train --train "$dir/thousand.tsv" --tune last:1 --steps 10 --out "$dir/thousand" >/dev/null 2>&1
+./finetune_cls eval --model "$dir/thousand" --data "$dir/thousand.tsv" \
+    --predictions "$dir/thousand.rows" >"$dir/thousand.eval" 2>"$dir/thousand.said"
+succeeds "1,000 classes: train and eval" grep -q "^examples 3000" "$dir/thousand.eval"
+succeeds "1,000 classes: a row for each, no matrix" eval '
+    [ "$(wc -l <"$dir/thousand.eval")" -eq 1009 ] &&
+        grep -q "1000 classes: too many for a confusion matrix" "$dir/thousand.said"'
+succeeds "1,000 classes: the rows of --predictions have 1,005 columns" [ \
+    "$(awk -F "\t" '{ print NF }' "$dir/thousand.rows" | uniq -c | tr -s ' ')" = " 3001 1005" ]
+answer=$(./finetune_cls predict --model "$dir/thousand" "the plot was number 7")
+succeeds "1,000 classes: a text alone has the answer that it has among 3,000" \
+    [ "$(printf '%s' "$answer" | cut -f 1)" = "$(sed -n 9p "$dir/thousand.rows" | cut -f 3)" ]
+
+# What is said of data and results.
+said() {    # said WORDS OPTION...: one line of what train says has the words
+    words=$1
+    shift
+    succeeds "train says: $words" [ "$(train "$@" --overwrite --out "$dir/said" 2>&1 >/dev/null |
+        grep -cF -- "$words")" -eq 1 ]
+}
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-succeeds "a warning when nothing was learnt" eval '
-    train --train "$dir/hopeless.tsv" --tune full --epochs 1 --lr 1e-9 --out "$dir/hopeless" 2>&1 |
-        grep -q "nothing was learnt"'
+hopeless="--train $dir/hopeless.tsv --lr 1e-9 --steps 1"
+said "nothing was learnt. Try another --lr, more --steps or more labels" $hopeless --tune full
+said "nothing was learnt. Try more blocks, a higher --lr, more --steps or" $hopeless --tune last:1
+said "nothing was learnt. Try --tune full, which starts from what" $hopeless --tune scratch
+said "nothing was learnt. Try --tune last:1 or full or more labels" \
+    --train "$dir/hopeless.tsv" --tune probe
+awk 'NR == 1 || $1 == "positive" || NR % 12 == 0' "$dir/train.tsv" >"$dir/rare.tsv"
+said "of the training texts have the label \"positive\". --class-weights auto makes rare" \
+    --train "$dir/rare.tsv" --tune probe
+succeeds "not with --class-weights auto, nor of labels in balance" eval '
+    ! { train --train "$dir/rare.tsv" --tune probe --class-weights auto --overwrite \
+        --out "$dir/said" && train --tune probe --overwrite --out "$dir/said"; } 2>&1 |
+        grep -q "of the training texts have"'
+awk 'NR == 1 || $1 == "positive"' "$dir/test.tsv" >"$dir/one.tsv"
+said "all validation texts have the same label" --tune probe --val "$dir/one.tsv"
+printf 'text\tlabel\n\tpositive\n\tnegative\nfine\tpositive\n\tnegative\nbad\tnegative\n' \
+    >"$dir/empty.tsv"
+said "empty.tsv: 3 of 5 texts are empty" --train "$dir/empty.tsv" --tune full --steps 2
+succeeds "empty texts: eval" eval '
+    eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
+said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
+said "--l2sp: with --tune scratch it pulls random weights" --tune scratch --l2sp 1 --steps 1
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
@@ -175,6 +256,8 @@ succeeds "options in vain are warned of, others not" eval '
         grep -q -- "--val-part: .* with --val" "$dir/warnings"'
 fails 2 "--out: the value is empty" train --out ""
 fails 2 "--val: the value is empty" train --val= --out "$dir/new"
+fails 2 "--steps 3: --epochs 2 says otherwise how long to train" \
+    train --steps 3 --epochs 2 --out "$dir/new"
 fails 2 "stray: not an option" train --out "$dir/new" stray
 fails 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
 fails 1 "no column is named stars" train --label-column stars --out "$dir/new"
