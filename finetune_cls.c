@@ -331,6 +331,7 @@ static void count_confusion(int *confusion, const real *p, const int *truth, int
  *   right = TP    truly = TP + FN    predicted = TP + FP */
 struct ClassCounts { int truly, predicted, right; };
 
+/* The counts of class k: its row of the confusion matrix, its column, and where they cross. */
 static struct ClassCounts counts_of(const int *confusion, int k, int K)
 {
     struct ClassCounts c = {.right = confusion[(size_t)k * K + k]};
@@ -430,21 +431,21 @@ static int compare_ranked(const void *a, const void *b)
 }
 
 /* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
- * P and R are precision and recall of "class 1" above threshold t, for every t that occurs:
+ * P and R are precision and recall if all examples with p >= t are called class 1:
  *   auc                 part of the pairs of a positive and a negative example in which the
  *                       positive one is more probable; equal ones count half. It is the area under
  *                       the ROC curve (Hanley and McNeil 1982).
- *   average_precision   sum over falling t of (R(t) - R(t before)) P(t)
+ *   average_precision   sum of (R(t) - R(t before)) P(t), over every p as t, from the highest on
  * NaN if a class that they need has no example. p (N, 2)    truth (N) */
 static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
                         int N)
 {
     struct Ranked *list = resize(NULL, N * sizeof *list);
-    double area = 0, precisions = 0, positive = 0;          /* positive, i: examples above t */
+    double area = 0, precisions = 0, positive = 0;          /* positive examples with p > t */
     for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
     qsort(list, N, sizeof *list, compare_ranked);
     for (int i = 0, end; i < N; i = end) {
-        double tied = list[i].positive;                     /* positive examples at t */
+        double tied = list[i].positive;                     /* and those with p = t */
         for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
         area += (end - i - tied) * (positive + tied / 2);
         positive += tied;
@@ -1939,7 +1940,7 @@ static void refuse_unknown_labels(const struct Examples *e, const struct Numbere
         if ((rest -= count[k]) && k == SHOWN - 1) append(&b, " and others (%d)", rest);
     }
     die("%s: %d of %d labels are not known to the model: %s. Its labels are: %s. Correct or remove "
-        "the others.", e->path, all, e->count, b.data, joined(names, classes));
+        "those lines.", e->path, all, e->count, b.data, joined(names, classes));
 }
 
 /* Appends the texts of e as tokens, with the classes of their labels. */
@@ -2507,6 +2508,7 @@ static void append_field(struct Buffer *b, struct Bytes field)
         if (*s == '\t' || *s == '\n' || *s == '\r') *s = ' ';
 }
 
+/* Appends the name of a class. Those of a model from elsewhere may hold any characters. */
 static void append_name_field(struct Buffer *b, const char *name)
 {
     append_field(b, (struct Bytes){name, strlen(name)});
@@ -2549,8 +2551,7 @@ static int command_eval(int argc, char **argv)
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
-        {"predictions", "TSV file to write: label, prediction, probabilities, text of each example",
-         TEXT, &predictions},
+        {"predictions", "TSV file to write: what is predicted for each text", TEXT, &predictions},
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
