@@ -160,8 +160,8 @@ for option in "--l2sp 1" "--lm-coef 0.5" "--average 0.5" "--class-weights auto";
           "$(tail -c 9999 "$dir/few1/model.safetensors" | cksum)" ]'
 done
 many() {
-    train --tune full --steps 8 --patience 5 --layer-decay 0.8 --l2sp 1 --lm-coef 0.5 --average 0.3 \
-        --class-weights auto --calibrate "$@" >/dev/null 2>&1
+    train --tune full --steps 8 --patience 5 --layer-decay 0.8 --l2sp 1 --lm-coef 0.5 \
+        --average 0.3 --class-weights auto --calibrate "$@" >/dev/null 2>&1
 }
 for threads in 1 2 3; do many --threads $threads --out "$dir/many$threads"; done
 succeeds "all of them: 1, 2 and 3 threads write the same bytes" \
