@@ -3169,8 +3169,8 @@ static void end_program(void)
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
- * for microseconds (gcc) or one millisecond (clang), then sleep. What runs may be the dynamic loader
- * with our name as its argument; it is not executed again. Without /proc, threads spin. */
+ * for microseconds (gcc) or one millisecond (clang), then sleep. What runs may be the dynamic
+ * loader with our name as its argument; it is not executed again. Without /proc, threads spin. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
@@ -3182,8 +3182,9 @@ static void begin_program(const char *name, char **argv)
     (void)argv;
 #elif defined _OPENMP
     const bool is_loader = strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe");
-    if (!is_loader && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")
-        && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "2000", 1)
+    if (!is_loader && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
+        && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
+        && !setenv("GOMP_SPINCOUNT", "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
         execv("/proc/self/exe", argv);
 #else

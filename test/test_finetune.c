@@ -734,7 +734,7 @@ static void test_length(void)
         struct Look looks[50];
         struct Metadata meta = {0};
         real *best = start_task(&t);
-        choose_defaults(&t.set, &t.model, TASK_TEXTS);
+        choose_defaults(&t.set, &t.model, TASK_TEXTS, TASK_TEXTS);
         train_steps(&t, best, &meta);
         const int rows = read_log(looks, &t, 50);
         check(rows == cases[i].rows && looks[rows - 1].step == cases[i].last,

@@ -148,9 +148,9 @@ succeeds "--val takes another file" eval '
         grep -q "200 texts to train on, 300 for validation;"'
 
 # Options of the training: without effect where they are 0, and the same for any number of threads.
-few() { train --tune last:1 --steps 5 "$@" >/dev/null 2>&1; }
+few() { train --tune last:1 --steps 5 --average 0 "$@" >/dev/null 2>&1; }
 few --out "$dir/few"
-few --out "$dir/few0" --l2sp 0 --lm-coef 0 --average 0 --layer-decay 1 --patience 0 \
+few --out "$dir/few0" --l2sp 0 --lm-coef 0 --layer-decay 1 --patience 0 \
     --class-weights none
 succeeds "options that are 0, or none, change no byte" same_model "$dir/few" "$dir/few0"
 for option in "--l2sp 1" "--lm-coef 0.5" "--average 0.5" "--class-weights auto"; do
