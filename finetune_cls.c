@@ -732,6 +732,8 @@ static void train_steps(struct Task *t, real *best, struct Metadata *meta)
         break;
     }
     memcpy(t->model.weights, c.averaged ? c.mean : c.best, bytes);
+    if (c.averaged) metadata_set(meta, "weights", "mean of the last %d updates", c.averaged);
+    else metadata_set(meta, "weights", "best on validation");
     release(c.mean, bytes);
 }
 
@@ -2413,8 +2415,7 @@ static int command_train(int argc, char **argv)
         {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
          &s.patience, 0, 1e6},
         {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
-        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3), less for more", REAL_NUMBER, &s.lr, 0,
-         10},
+        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s.lr, 0, 10},
         {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
          &s.head_lr_ratio, 0, 1e4},
         {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
@@ -2434,7 +2435,7 @@ static int command_train(int argc, char **argv)
         {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
         {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s.dropout, -1, 0.9},
         {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER, &s.max_tokens,
-         0, 1 << 20},
+         0, 1e6},
         {"truncate", "which part of a long text is read", CHOICE, &s.truncate,
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &s.columns.names[TEXTS]},
@@ -2450,8 +2451,8 @@ static int command_train(int argc, char **argv)
         "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
         "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
         "scratch everything from random weights. Few labels need updates rather than epochs:\n"
-        "by default there are 3 epochs or 200 updates, whichever is more. The best epoch on\n"
-        "validation is kept; at most 20 are looked at.";
+        "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
+        "looked at. The best on validation is kept, or the mean of the last weights (--average).";
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     check_settings(&s);
     warn_of_idle_options(options, &s);
