@@ -2743,7 +2743,7 @@ static int command_predict(int argc, char **argv)
  * and is asked about the test texts once. A method's validation texts come out of its budget. */
 
 /* A method as the command line names it: majority, nb, nbsvm, or what --tune may be, followed by
- * options: full+l2sp:0.01+layer-decay:0.8. */
+ * options: full+l2sp:10+layer-decay:0.8. */
 struct Method {
     const char *name;
     enum { MAJORITY, NAIVE_BAYES, NBSVM, TUNED } family;
@@ -3534,7 +3534,7 @@ static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
                         .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,"
-                                        "full+l2sp:0.01",
+                                        "full+l2sp:10",
                         .base_set = DEFAULT_SETTINGS};
     struct Settings *s = &c.base_set;
     struct Option options[] = {
@@ -3546,7 +3546,7 @@ static int command_compare(int argc, char **argv)
          &c.labels_text},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000},
-        {"methods", "majority, nb, nbsvm, or as --tune, with options: full+l2sp:0.01", TEXT,
+        {"methods", "majority, nb, nbsvm, or as --tune, with options: full+l2sp:10", TEXT,
          &c.methods_text},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},

@@ -36,7 +36,7 @@ say "4. What it writes now"
 say "5. What is that worth with 100 labels? Eight ways to learn from them, three times each"
 ./finetune_cls compare --model "$dir/model" --train "$dir/text/train.tsv" --test "$dir/text/test.tsv" \
     --out "$dir/compare" --labels all --seeds 3 \
-    --methods majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:1 2>"$dir/compare.log" ||
+    --methods majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10 2>"$dir/compare.log" ||
     { cat "$dir/compare.log"; exit 1; }
 echo "No classifier can be right more often than $possible: some reviews are of two minds."
 
