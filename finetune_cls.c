@@ -3204,19 +3204,22 @@ static void open_comparison(struct Compare *c)
 
 /* --- Statistics --- */
 
-/* The 97.5% quantile of Student's t with df degrees of freedom, df >= 1, to three digits. From 5 on
- * an expansion in 1 / df of the normal quantile z (Abramowitz and Stegun 26.7.5). */
+/* The 97.5% quantile of Student's t with df degrees of freedom, df >= 1. Below 5 there are straight
+ * lines between the table's values, from 5 on an expansion in 1 / df of the normal quantile z
+ * (Abramowitz and Stegun 26.7.5), within 0.001. */
 static double student_quantile(double df)
 {
     static const double small[] = {12.706, 4.303, 3.182, 2.776};
-    const double z = 1.959964, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z;
+    const double z = 1.959964, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z,
+                 z9 = z7 * z * z;
     if (df < 5) {
         const int low = (int)df;
         const double next = low < 4 ? small[low] : 2.571;
         return small[low - 1] + (df - low) * (next - small[low - 1]);
     }
     return z + (z3 + z) / (4 * df) + (5 * z5 + 16 * z3 + 3 * z) / (96 * df * df)
-         + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * df * df * df);
+         + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * df * df * df)
+         + (79 * z9 + 776 * z7 + 1482 * z5 - 1920 * z3 - 945 * z) / (92160 * df * df * df * df);
 }
 
 struct Estimate { double mean, half; int seeds; };      /* mean +- half: its 95% interval */
@@ -3240,16 +3243,16 @@ static struct Estimate estimate(const struct Compare *c, int budget, int a, int 
         for (int i = 0; i < n; i++) {
             const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
             text[i] += d;
-            own += d / n;
+            own += d;                   /* a whole number: equal sums are equal to the bit */
         }
         seeds++;
         sum += own;
         squares += own * own;
     }
-    mean = seeds ? sum / seeds : NAN;
+    mean = seeds ? sum / n / seeds : NAN;
     for (int i = 0; i < n; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
     const double texts_part = n > 1 ? spread / (n - 1) / n : 0;
-    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - seeds * mean * mean)
+    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / n / n
                                               / (seeds - 1) / seeds;
     const double both = texts_part + seeds_part,
                  df = both * both / (texts_part * texts_part / fmax(n - 1, 1)
