@@ -1,0 +1,585 @@
+/* What stands behind finetune_cls compare: bags of words, naive Bayes and NB-SVM against the same
+ * formulas in plain loops; subsets of labels, intervals and methods. Whole comparisons are in
+ * test_compare.sh. */
+
+#define FINETUNE_NO_MAIN
+#include "../finetune_cls.c"
+#include "check.h"
+
+/* --- Bags of words --- */
+
+static struct Bags bags(const char *const *texts, int count)
+{
+    struct Bytes *bytes = resize(NULL, count * sizeof *bytes);
+    for (int i = 0; i < count; i++) bytes[i] = (struct Bytes){texts[i], strlen(texts[i])};
+    const struct Bags b = bags_of(bytes, count);
+    free(bytes);
+    return b;
+}
+
+/* How many features one text has. */
+static int features_of(const char *text) { return bags(&text, 1).feature_count; }
+
+/* Whether two texts have the same features in the same order. */
+static bool alike(const char *one, const char *two)
+{
+    const struct Bags b = bags((const char *[]){one, two}, 2);
+    const size_t n = b.starts[1];
+    return b.starts[2] == 2 * n && !memcmp(b.features, b.features + n, n * sizeof *b.features);
+}
+
+static void test_words(void)
+{
+    check(features_of("") == 0 && features_of(" \t\n") == 0 && features_of("word") == 1
+          && features_of("two words") == 3, "words, and pairs of words: 0, 0, 1 and 3 features");
+    check(features_of("the the the cat") == 4, "each feature once: the, cat, the the, the cat");
+    check(features_of("well!") == 3 && features_of("a.b") == 5 && features_of("a!!") == 4,
+          "signs are words: well!, a.b, a!!");
+    check(features_of("don't") == 1 && features_of("4x4") == 1, "apostrophes and digits are not");
+    check(features_of("na\xC3\xAFve caf\xC3\xA9") == 3 && features_of("\xFF") == 1,
+          "bytes beyond ASCII belong to words");
+    check(alike("Good FILM", "good film") && alike(" good\n film\t", "good film"),
+          "capital letters are small ones, and blanks only separate");
+    check(!alike("good film", "film good") && !alike("ab c", "a bc"),
+          "pairs have an order and a place between");
+    check(!alike("caf\xC3\xA9", "caf\xC3\xA8"), "accents make other words");
+}
+
+/* The number of a string among those seen so far, by trying each. */
+static int slow_number(char **seen, int *count, const char *feature)
+{
+    for (int i = 0; i < *count; i++) if (!strcmp(seen[i], feature)) return i;
+    seen[*count] = text_of("%s", feature);
+    return (*count)++;
+}
+
+/* Whether features[*at], .. go on with this one, unless the text (from `start` on) has it. */
+static bool goes_on(const struct Bags *b, size_t start, size_t *at, int number)
+{
+    for (size_t j = start; j < *at; j++) if (b->features[j] == (uint32_t)number) return true;
+    return b->features[(*at)++] == (uint32_t)number;
+}
+
+/* Random texts of few letters, as bags and by comparing strings. */
+static void test_bags_by_strings(void)
+{
+    enum { TEXTS_HERE = 300, LENGTH = 40 };
+    static const char letters[] = "aAbB'1\xE9,.!  \n\t";
+    static char text[TEXTS_HERE][LENGTH + 1];
+    const char *texts[TEXTS_HERE];
+    char **seen = resize(NULL, TEXTS_HERE * LENGTH * 2 * sizeof *seen);
+    struct Random random = random_stream(1, 2);
+    for (int i = 0; i < TEXTS_HERE; i++) {
+        const int length = (int)random_below(&random, LENGTH + 1);
+        for (int n = 0; n < length; n++)
+            text[i][n] = letters[random_below(&random, sizeof letters - 1)];
+        texts[i] = text[i];
+    }
+    const struct Bags b = bags(texts, TEXTS_HERE);
+    bool good = b.count == TEXTS_HERE && b.starts[0] == 0;
+    int count = 0;
+    for (int i = 0; i < TEXTS_HERE; i++) {
+        char before[LENGTH + 1] = "", word[LENGTH + 1], pair[2 * LENGTH + 2];
+        size_t at = b.starts[i];
+        for (const char *p = texts[i]; *p; ) {
+            const size_t inside = strspn(p, "aAbB'1\xE9"), n = inside ? inside : 1;
+            snprintf(word, sizeof word, "%.*s", (int)n, p);
+            p += n;
+            if (strchr(" \n\t", word[0])) continue;
+            for (char *c = word; *c; c++) if (*c == 'A' || *c == 'B') *c += 'a' - 'A';
+            snprintf(pair, sizeof pair, "%s %s", before, word);
+            good = good && goes_on(&b, b.starts[i], &at, slow_number(seen, &count, word));
+            if (*before) good = good && goes_on(&b, b.starts[i], &at,
+                                                slow_number(seen, &count, pair));
+            strcpy(before, word);
+        }
+        good = good && at == b.starts[i + 1];
+    }
+    check(good && count == b.feature_count, "random texts: %d features as by their strings", count);
+}
+
+/* 40,000 words make 79,999 features: the table grows from 2^16 slots to 2^18. */
+static void test_growth(void)
+{
+    enum { WORDS = 40000, FEATURES = 2 * WORDS - 1 };
+    struct Buffer text = {0};
+    for (int i = 0; i < WORDS; i++) append(&text, "w%d ", i);
+    const struct Bags b = bags((const char *[]){text.data, text.data}, 2);
+    bool good = b.feature_count == FEATURES && b.starts[1] == FEATURES
+             && b.starts[2] == 2 * FEATURES;
+    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == j % FEATURES;
+    check(good, "80,000 features, twice: each keeps its number while the table grows");
+    free(text.data);
+}
+
+/* --- Naive Bayes and NB-SVM on random texts --- */
+
+enum { N_ALL = 60, N_TRAIN = 40, N_TEST = N_ALL - N_TRAIN };
+
+/* Texts of class k mostly have words of its own; those from N_TRAIN on also words that training
+ * has not. The caller frees nothing. */
+static struct BagTask random_task(int classes)
+{
+    static struct Bags b;
+    static int labels[N_ALL], order[N_ALL];
+    char *texts[N_ALL];
+    struct Random random = random_stream(3, classes);
+    for (int i = 0; i < N_ALL; i++) {
+        struct Buffer text = {0};
+        order[i] = i;
+        labels[i] = i % (classes + 1) % classes;        /* class 0 is twice as frequent */
+        for (int n = 0; n < 8; n++) {
+            const int own = random_below(&random, 3) == 0, word = (int)random_below(&random, 6);
+            append(&text, own ? "own%d%c " : "word%d ", word, 'a' + labels[i]);
+        }
+        if (i >= N_TRAIN) append(&text, "new%d", i);
+        texts[i] = text.data;
+    }
+    b = bags((const char *const *)texts, N_ALL);
+    return (struct BagTask){&b, labels, order, order + N_TRAIN, N_TRAIN, N_TEST, classes};
+}
+
+static bool has(const struct Bags *b, int text, int feature)
+{
+    for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
+        if (b->features[j] == (uint32_t)feature) return true;
+    return false;
+}
+
+/* In how many training texts a feature occurs: of class k if `own`, else of the others. */
+static int occurrences(const struct BagTask *t, int feature, int k, bool own)
+{
+    int count = 0;
+    for (int i = 0; i < t->train_count; i++)
+        count += (t->labels[t->train[i]] == k) == own && has(t->bags, t->train[i], feature);
+    return count;
+}
+
+static bool in_training(const struct BagTask *t, int feature)
+{
+    return occurrences(t, feature, 0, true) || occurrences(t, feature, 0, false);
+}
+
+/* The sum of (occurrences + 1) over all features of training. */
+static double smoothed_total(const struct BagTask *t, int k, bool own)
+{
+    double sum = 0;
+    for (int f = 0; f < t->bags->feature_count; f++)
+        if (in_training(t, f)) sum += occurrences(t, f, k, own) + 1;
+    return sum;
+}
+
+static void test_naive_bayes(void)
+{
+    const struct BagTask t = random_task(3);
+    double got[N_TEST * 3], again[N_TEST * 3], want[N_TEST * 3];
+    bool unseen = false;
+    for (int k = 0; k < 3; k++) {
+        const double total = smoothed_total(&t, k, true);
+        int texts = 0;
+        for (int i = 0; i < N_TRAIN; i++) texts += t.labels[t.train[i]] == k;
+        for (int i = 0; i < N_TEST; i++) {
+            double *sum = &want[i * 3 + k];
+            *sum = log((double)texts / N_TRAIN);
+            for (int f = 0; f < t.bags->feature_count; f++) {
+                if (!has(t.bags, t.test[i], f)) continue;
+                if (in_training(&t, f)) *sum += log((occurrences(&t, f, k, true) + 1) / total);
+                else unseen = true;
+            }
+        }
+    }
+    naive_bayes(got, &t);
+    const double error = relative_error(got, want, N_TEST * 3);
+    check(unseen && error < 1e-12, "naive Bayes: its formula in plain loops (%.1e)", error);
+    naive_bayes(again, &t);
+    check(!memcmp(got, again, sizeof got), "naive Bayes: twice the same bits");
+}
+
+/* The objective of train_svm at w (F) and b = w[F], and its gradient. */
+static double svm_objective(double *gradient, const double *w, const struct BagTask *t,
+                            const double *r, int k)
+{
+    const int F = t->bags->feature_count;
+    double objective = 0;
+    for (int f = 0; f <= F; f++) {
+        objective += w[f] * w[f] / 2;
+        if (gradient) gradient[f] = w[f];
+    }
+    for (int i = 0; i < t->train_count; i++) {
+        const struct Bags *b = t->bags;
+        const int text = t->train[i];
+        const double y = t->labels[text] == k ? 1 : -1;
+        double z = w[F];
+        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
+            z += w[b->features[j]] * r[b->features[j]];
+        const double miss = fmax(0, 1 - y * z), slope = -2 * 0.15 * miss * y;
+        objective += 0.15 * miss * miss;
+        if (!gradient) continue;
+        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
+            gradient[b->features[j]] += slope * r[b->features[j]];
+        gradient[F] += slope;
+    }
+    return objective;
+}
+
+/* w (F + 1) by a long gradient descent from 0. The step is below 2 / the largest curvature. */
+static void descend(double *w, const struct BagTask *t, const double *r, int k)
+{
+    const int F = t->bags->feature_count;
+    double *gradient = resize(NULL, (F + 1) * sizeof *gradient), curvature = 1;
+    for (int i = 0; i < t->train_count; i++) {
+        curvature += 2 * 0.15;
+        for (int f = 0; f < F; f++)
+            if (has(t->bags, t->train[i], f)) curvature += 2 * 0.15 * r[f] * r[f];
+    }
+    for (int f = 0; f <= F; f++) w[f] = 0;
+    for (int step = 0; step < 20000; step++) {
+        svm_objective(gradient, w, t, r, k);
+        for (int f = 0; f <= F; f++) w[f] -= gradient[f] / curvature;
+    }
+    free(gradient);
+}
+
+/* r (F): log of the ratio of smoothed parts, as the paper has it. */
+static void ratios(double *r, const struct BagTask *t, int k)
+{
+    const double in = smoothed_total(t, k, true), out = smoothed_total(t, k, false);
+    for (int f = 0; f < t->bags->feature_count; f++)
+        r[f] = !in_training(t, f) ? 0 : log((occurrences(t, f, k, true) + 1) / in)
+                                       - log((occurrences(t, f, k, false) + 1) / out);
+}
+
+static void test_svm(void)
+{
+    const struct BagTask t = random_task(3);
+    const int F = t.bags->feature_count;
+    double *r = resize(NULL, (F + 1) * sizeof *r), *v = resize(NULL, (F + 1) * sizeof *v),
+           *w = resize(NULL, (F + 1) * sizeof *w), *best = resize(NULL, (F + 1) * sizeof *best);
+    for (int f = 0; f < F; f++) r[f] = 0.5 + f % 7 / 4.0;
+    w[F] = train_svm(v, &t, r, 1);
+    for (int f = 0; f < F; f++) w[f] = v[f] / r[f];
+    descend(best, &t, r, 1);
+    const double got = svm_objective(NULL, w, &t, r, 1), want = svm_objective(NULL, best, &t, r, 1);
+    check(got < want * (1 + 1e-4), "train_svm: objective %.6f, by long gradient descent %.6f", got,
+          want);
+    check(relative_error(w, best, F + 1) < 0.01, "train_svm: the same weights and bias (%.1e)",
+          relative_error(w, best, F + 1));
+    int rises = 0;
+    for (int f = 0; f <= F; f++)
+        for (int sign = -1; sign <= 1; sign += 2) {
+            w[f] += sign * 0.02;
+            rises += svm_objective(NULL, w, &t, r, 1) > got;
+            w[f] -= sign * 0.02;
+        }
+    check(rises == 2 * (F + 1), "train_svm: every weight moved, either way, raises the objective");
+    free(r); free(v); free(w); free(best);
+}
+
+/* Scores of nbsvm from ratios and weights that plain loops find. */
+static void test_nbsvm(int classes)
+{
+    const struct BagTask t = random_task(classes);
+    const int F = t.bags->feature_count, n = N_TEST * classes;
+    double *r = resize(NULL, (F + 1) * sizeof *r), *w = resize(NULL, (F + 1) * sizeof *w),
+           got[N_TEST * 3], again[N_TEST * 3], want[N_TEST * 3], largest_difference = 0;
+    nbsvm(got, &t);
+    nbsvm(again, &t);
+    for (int k = 0; k < classes; k++) {
+        ratios(r, &t, k);
+        descend(w, &t, r, k);
+        for (int i = 0; i < N_TEST; i++) {
+            want[i * classes + k] = w[F];
+            for (int f = 0; f < F; f++)
+                if (has(t.bags, t.test[i], f)) want[i * classes + k] += w[f] * r[f];
+        }
+    }
+    for (int i = 0; i < n; i++)
+        largest_difference = fmax(largest_difference, fabs(got[i] - want[i]));
+    check(largest_difference < 0.01, "NB-SVM, %d classes: as by plain loops (%.1e)", classes,
+          largest_difference);
+    check(!memcmp(got, again, n * sizeof *got), "NB-SVM, %d classes: twice the same bits", classes);
+    bool opposite = true;
+    for (int i = 0; i < N_TEST; i++) opposite = opposite && got[2 * i] == -got[2 * i + 1];
+    if (classes == 2) check(opposite, "NB-SVM: two classes have opposite scores");
+    free(r);
+    free(w);
+}
+
+/* r_f by hand: "good" is in both texts of class 0 and in none of class 1, "a" in all four. */
+static void test_ratio_by_hand(void)
+{
+    static const char *const texts[] = {"good a", "a good", "a bad", "bad a", "good", "a", "bad"};
+    const struct Bags b = bags(texts, 7);
+    const int labels[] = {0, 0, 1, 1, 0, 0, 1}, order[] = {0, 1, 2, 3, 4, 5, 6};
+    const struct BagTask t = {&b, labels, order, order + 4, 4, 3, 2};
+    /* Features: good, a, good a, a good, bad, a bad, bad a. Class 0 has 2 + 2 + 1 + 1 = 6 of them,
+     * class 1 has 6 of them, and each has 7 more by smoothing. */
+    double scores[6], r[7], v[7];
+    int in[7], out[7];
+    check(count_features(in, out, &t, 0) == 7 && in[0] == 2 && out[0] == 0 && in[1] == 2
+          && out[1] == 2 && in[4] == 0 && out[4] == 2, "features counted by hand");
+    ratios(r, &t, 0);
+    check(fabs(r[0] - log(3)) < 1e-12 && r[1] == 0 && fabs(r[4] + log(3)) < 1e-12,
+          "r by hand: log 3 for good, 0 for a, -log 3 for bad");
+    const double bias = train_svm(v, &t, r, 0);
+    nbsvm(scores, &t);
+    check(fabs(scores[0] - v[0] - bias) < 1e-9 && fabs(scores[2] - v[1] - bias) < 1e-9
+          && fabs(scores[4] - v[4] - bias) < 1e-9
+          && scores[0] > 0.2 && fabs(scores[2]) < 0.02 && scores[4] < -0.2,
+          "NB-SVM by hand: good %.3f, a %.3f, bad %.3f", scores[0], scores[2], scores[4]);
+    naive_bayes(scores, &t);
+    check(fabs(scores[0] - scores[1] - log(3)) < 1e-12 && fabs(scores[2] - scores[3]) < 1e-12,
+          "naive Bayes by hand: good is 3 times as probable in class 0");
+}
+
+/* How many of the scores have their largest value at the label. */
+static int right_ones(const double *scores, const struct BagTask *t)
+{
+    int right = 0;
+    for (int i = 0; i < t->test_count; i++) {
+        int best = 0;
+        for (int k = 1; k < t->classes; k++)
+            if (scores[i * t->classes + k] > scores[i * t->classes + best]) best = k;
+        right += best == t->labels[t->test[i]];
+    }
+    return right;
+}
+
+/* One word tells the class, between two that do not. */
+static void test_separable(void)
+{
+    static const char *const words[] = {"superb", "passable", "dreadful"};
+    char *texts[N_ALL];
+    int labels[N_ALL], order[N_ALL];
+    double scores[N_TEST * 3];
+    struct Random random = random_stream(5, 5);
+    for (int i = 0; i < N_ALL; i++) {
+        labels[order[i] = i] = i % 3;
+        texts[i] = text_of("x%d %s x%d", (int)random_below(&random, 4), words[i % 3],
+                           (int)random_below(&random, 4));
+    }
+    const struct Bags b = bags((const char *const *)texts, N_ALL);
+    const struct BagTask t = {&b, labels, order, order + N_TRAIN, N_TRAIN, N_TEST, 3};
+    naive_bayes(scores, &t);
+    check(right_ones(scores, &t) == N_TEST, "naive Bayes separates what one word separates");
+    nbsvm(scores, &t);
+    check(right_ones(scores, &t) == N_TEST, "NB-SVM does, too");
+}
+
+/* --- Subsets of labels --- */
+
+/* A comparison on texts of these classes: counts[k] of class k, in turns as long as there are. */
+static struct Compare labelled(const int *counts, int classes)
+{
+    struct Compare c = {.classes = classes};
+    for (int k = 0; k < classes; k++) c.train_count += counts[k];
+    c.data.labels = resize(NULL, c.train_count * sizeof(int));
+    for (int round = 0, n = 0; n < c.train_count; round++)
+        for (int k = 0; k < classes; k++) if (round < counts[k]) c.data.labels[n++] = k;
+    return c;
+}
+
+/* Whether a subset is what choose_subset promises: so many texts, each once, of each class at least
+ * two or all, and as many as its part but for `slack`. taken (train_count): which ones. */
+static bool proper_subset(bool *taken, const struct Compare *c, const int *counts, int budget,
+                          int seed, double slack)
+{
+    int *list = resize(NULL, budget * sizeof *list), of_class[8] = {0};
+    memset(taken, 0, c->train_count * sizeof *taken);
+    choose_subset(list, c, budget, seed);
+    bool good = true;
+    for (int i = 0; i < budget; i++) {
+        good = good && list[i] >= 0 && list[i] < c->train_count && !taken[list[i]];
+        if (!good) break;
+        taken[list[i]] = true;
+        of_class[c->data.labels[list[i]]]++;
+    }
+    for (int k = 0; k < c->classes; k++) {
+        const double part = (double)budget * counts[k] / c->train_count;
+        good = good && of_class[k] >= min_int(2, counts[k]) && of_class[k] <= counts[k]
+            && fabs(of_class[k] - fmax(part, 2)) <= slack + (part < 2);
+    }
+    free(list);
+    return good;
+}
+
+/* All budgets of a set, and how many texts of one are not in the next larger one. */
+static void test_subsets_of(const int *counts, int classes, double slack, const char *what)
+{
+    struct Compare c = labelled(counts, classes);
+    bool *taken = resize(NULL, 2 * c.train_count), *before = taken + c.train_count, good = true;
+    int most_lost = 0;
+    for (int budget = 2 * classes; budget <= c.train_count; budget++) {
+        int lost = 0;
+        memcpy(before, taken, c.train_count);
+        good = proper_subset(taken, &c, counts, budget, 7, slack) && good;
+        for (int i = 0; i < c.train_count; i++)
+            lost += budget > 2 * classes && before[i] && !taken[i];
+        most_lost = max_int(most_lost, lost);
+    }
+    check(good, "subsets, %s: the wanted number, in proportion, at least two of each", what);
+    check(most_lost < classes, "subsets, %s: nested up to rounding (%d)", what, most_lost);
+    free(c.data.labels);
+    free(taken);
+}
+
+static void test_subsets(void)
+{
+    test_subsets_of((int[]){100, 100}, 2, 1, "equal classes");
+    test_subsets_of((int[]){450, 100, 450}, 3, 2, "three classes");
+    test_subsets_of((int[]){960, 30, 8, 2}, 4, 6, "very unequal classes");
+    test_subsets_of((int[]){97, 1, 2}, 3, 4, "a class of one text");
+    struct Compare c = labelled((int[]){100, 100}, 2);
+    bool one[200], two[200], again[200];
+    const bool good = proper_subset(one, &c, (int[]){100, 100}, 50, 1, 1)
+                   && proper_subset(two, &c, (int[]){100, 100}, 50, 2, 1)
+                   && proper_subset(again, &c, (int[]){100, 100}, 50, 1, 1);
+    int common = 0;
+    for (int i = 0; i < 200; i++) common += one[i] && two[i];
+    check(good && !memcmp(one, again, sizeof one), "subsets: a seed always chooses the same");
+    check(common > 2 && common < 25, "subsets: two seeds share %d of 50 texts, 12.5 expected",
+          common);
+    free(c.data.labels);
+}
+
+/* --- Statistics --- */
+
+static void test_quantile(void)
+{
+    const double known[][2] = {{1, 12.706}, {2, 4.303}, {3, 3.182}, {4, 2.776}, {5, 2.571},
+                               {6, 2.447}, {9, 2.262}, {30, 2.042}, {1000, 1.962}, {1e9, 1.960}};
+    bool good = true, falls = true;
+    for (int i = 0; i < COUNT(known); i++) {
+        if (fabs(student_quantile(known[i][0]) - known[i][1]) < 0.001) continue;
+        good = false;
+        printf("     t of %g: %.4f\n", known[i][0], student_quantile(known[i][0]));
+    }
+    for (double df = 1; df < 40; df += 0.01)
+        falls = falls && student_quantile(df + 0.01) < student_quantile(df);
+    check(good, "Student's t: %d values of the table", COUNT(known));
+    check(falls, "Student's t: falls everywhere between");
+}
+
+/* Cells of one method after another, each with its seeds and what it answered. */
+static struct Compare answered(struct Cell *cells, int count)
+{
+    return (struct Compare){.cells = cells, .cell_count = count,
+                            .test_count = (int)strlen(cells[0].right)};
+}
+
+#define CELL(method, budget, seed, right) {method, budget, seed, true, 0, 0, 0, 0, 0, 0, right}
+
+/* Two seeds, four texts. Means of seeds 1/2 and 3/4, of texts 1, 1, 1/2 and 0, of all 5/8:
+ *   texts (2 (3/8)^2 + (1/8)^2 + (5/8)^2) / 3 / 4 = 0.0572917
+ *   seeds 2 (1/8)^2 / 1 / 2 = 0.015625
+ *   df = 0.0729167^2 / (0.0572917^2 / 3 + 0.015625^2 / 1) = 3.97291    t = 2.78700
+ *   half width = sqrt(0.0729167) t = 0.752576 */
+static void test_estimate(void)
+{
+    struct Cell cells[] = {CELL(0, 0, 1, "1100"), CELL(0, 0, 2, "1110"),
+                           CELL(1, 0, 1, "1100"), CELL(1, 0, 2, "1110"),
+                           CELL(2, 0, 1, "0000"), CELL(2, 0, 2, "0010"),
+                           CELL(3, 0, 1, "1000"), CELL(3, 0, 2, "1111"), CELL(0, 1, 1, "0001")};
+    const struct Compare c = answered(cells, COUNT(cells));
+    struct Estimate e = estimate(&c, 0, 0, -1);
+    check(e.seeds == 2 && e.mean == 0.625 && fabs(e.half - 0.752576) < 2e-5,
+          "estimate: %.4f +- %.5f by hand", e.mean, e.half);
+    e = estimate(&c, 0, 0, 1);
+    check(e.seeds == 2 && e.mean == 0 && e.half == 0 && !better(&c, 0, 0, 1)
+          && !better(&c, 0, 1, 0), "estimate: equal answers differ by 0 +- 0");
+    e = estimate(&c, 0, 0, 2);      /* texts 1, 1, 0, 0 in both seeds: (4 / 4) / 3 / 4, df 3 */
+    check(e.mean == 0.5 && fabs(e.half - sqrt(1 / 12.) * 3.182) < 1e-9,
+          "estimate: a paired difference, the same in both seeds");
+    e = estimate(&c, 1, 0, -1);     /* texts 0, 0, 0, 1: (3/16 + 9/16) / 3 / 4, df 3 */
+    check(e.seeds == 1 && e.mean == 0.25 && fabs(e.half - 0.25 * 3.182) < 1e-9,
+          "estimate: one seed has the texts' part alone");
+    e = estimate(&c, 1, 1, -1);
+    check(e.seeds == 0 && isnan(e.mean) && e.half == 0, "estimate: none has run");
+    cells[7].done = false;
+    e = estimate(&c, 0, 0, 3);      /* texts 0, 1, 0, 0 */
+    check(e.seeds == 1 && e.mean == 0.25, "estimate: only seeds that both methods have");
+    check(estimate(&c, 0, 3, 0).mean == -e.mean && estimate(&c, 0, 3, 0).half == e.half,
+          "estimate: the other way round");
+}
+
+/* Methods are better only if all of the interval is above 0. */
+static void test_better(void)
+{
+    struct Cell cells[] = {CELL(0, 0, 1, "11111111111111111111"),
+                           CELL(1, 0, 1, "11111111110000000000"),
+                           CELL(2, 0, 1, "11111111111111111110")};
+    const struct Compare c = answered(cells, COUNT(cells));
+    check(better(&c, 0, 0, 1) && !better(&c, 0, 1, 0) && !better(&c, 0, 0, 2),
+          "20 texts: 10 more right answers are significant, one is not");
+}
+
+/* Right answers 5, none yet, 6 and 8 of 10 with 10, 50, 100 and 1000 labels. */
+static void test_labels_needed(void)
+{
+    struct Cell cells[] = {CELL(0, 0, 1, "1111100000"), CELL(0, 2, 1, "1111110000"),
+                           CELL(0, 3, 1, "1111111100")};
+    struct Compare c = answered(cells, COUNT(cells));
+    c.budgets = (int[]){10, 50, 100, 1000};
+    c.budget_count = 4;
+    check(labels_needed(&c, 0, 0.5) == -1 && labels_needed(&c, 0, 0.4) == -1
+          && labels_needed(&c, 0, 0.81) == 0, "labels needed: the smallest budget, or none");
+    check(fabs(labels_needed(&c, 0, 0.7) - 316.2278) < 1e-3
+          && fabs(labels_needed(&c, 0, 0.55) - 31.62278) < 1e-4
+          && fabs(labels_needed(&c, 0, 0.8) - 1000) < 1e-3,
+          "labels needed: between two budgets, over their logarithm");
+}
+
+/* --- Methods --- */
+
+static void test_methods(void)
+{
+    struct Compare c = {.base_set = DEFAULT_SETTINGS, .methods_text =
+        "majority,nb,nbsvm,scratch,probe,last:2,full,"
+        "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights,"
+        "last:1+lm-coef:0.5+average:0+head-lr-ratio:20+weight-decay:0.1"};
+    parse_methods(&c);
+    const struct Method *m = c.methods;
+    check(c.method_count == 9 && m[0].family == MAJORITY && m[1].family == NAIVE_BAYES
+          && m[2].family == NBSVM && m[3].family == TUNED && m[3].set.kind == SCRATCH
+          && m[4].set.kind == PROBE && m[5].set.kind == LAST && m[5].set.last == 2
+          && m[6].set.kind == FULL && m[6].set.l2sp == 0, "methods: every kind");
+    const struct Settings *a = &m[7].set, *b = &m[8].set;
+    check(a->kind == FULL && a->l2sp == 0.01 && a->layer_decay == 0.8 && a->lr == 1e-4
+          && a->dropout == 0.3 && !strcmp(a->class_weights, "auto") && b->kind == LAST
+          && b->last == 1 && b->lm_coef == 0.5 && b->average == 0 && b->head_lr_ratio == 20
+          && b->weight_decay == 0.1 && !strcmp(b->class_weights, "none"),
+          "methods: every option, of its method alone");
+    check(!strcmp(m[7].name, "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights"),
+          "methods: a name stays as it was given");
+}
+
+static void test_budgets(void)
+{
+    struct Compare c = {.labels_text = "4,50,1k,all", .train = "train.tsv", .train_count = 1234,
+                        .classes = 2};
+    parse_budgets(&c);
+    check(c.budget_count == 4 && c.budgets[0] == 4 && c.budgets[1] == 50 && c.budgets[2] == 1000
+          && c.budgets[3] == 1234, "labels: numbers, 1k, all");
+}
+
+int main(void)
+{
+    program = "test_compare";
+    test_words();
+    test_bags_by_strings();
+    test_growth();
+    test_naive_bayes();
+    test_svm();
+    test_nbsvm(2);
+    test_nbsvm(3);
+    test_ratio_by_hand();
+    test_separable();
+    test_subsets();
+    test_quantile();
+    test_estimate();
+    test_better();
+    test_labels_needed();
+    test_methods();
+    test_budgets();
+    return report();
+}
