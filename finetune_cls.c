@@ -3441,27 +3441,39 @@ static double expected_seconds(const struct Compare *c, const struct Cell *cell)
     return !isnan(expected) ? expected : count ? sum / count : 0;
 }
 
-/* What all cells share: bags of words, and the pretrained model's features and loss. */
+/* list (train_count): the texts that the probes still to be run learn from, each once. Returns how
+ * many. Every subset is looked at: by rounding, a smaller one may have a text that a larger one has
+ * not. */
+static int texts_of_probes(int *list, const struct Compare *c)
+{
+    bool *use = allocate_zeroed(c->train_count);
+    int count = 0;
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
+        const struct Method *m = &c->methods[x->method];
+        if (x->done || m->family != TUNED || m->set.kind != PROBE) continue;
+        choose_subset(list, c, c->budgets[x->budget], x->seed);
+        for (int i = 0; i < c->budgets[x->budget]; i++) use[list[i]] = true;
+    }
+    for (int i = 0; i < c->train_count; i++) if (use[i]) list[count++] = i;
+    release(use, c->train_count);
+    return count;
+}
+
+/* What the cells still to be run share: bags of words, and the pretrained model's features and
+ * loss. */
 static void prepare_comparison(struct Compare *c)
 {
     const size_t C = c->base.config.channels;
-    bool bags = false, features = false;
-    for (int m = 0; m < c->method_count; m++) {
-        bags |= c->methods[m].family == NAIVE_BAYES || c->methods[m].family == NBSVM;
-        features |= c->methods[m].family == TUNED && c->methods[m].set.kind == PROBE;
+    bool bags = false;
+    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
+        const int family = c->methods[x->method].family;
+        bags |= !x->done && (family == NAIVE_BAYES || family == NBSVM);
     }
     if (bags) c->bags = bags_of(c->texts, c->data.count);
-    if (!features) return;
     struct Runner r;
-    int *needed = resize(NULL, c->data.count * sizeof *needed), count = 0;
-    bool *use = allocate_zeroed(c->data.count);
-    int *list = resize(NULL, c->train_count * sizeof *list);
-    const int largest = c->budgets[c->budget_count - 1];
-    for (int seed = 1; seed <= c->seeds; seed++) {
-        choose_subset(list, c, largest, seed);
-        for (int i = 0; i < largest; i++) use[list[i]] = true;
-    }
-    for (int i = 0; i < c->train_count; i++) if (use[i]) needed[count++] = i;
+    int *needed = resize(NULL, c->train_count * sizeof *needed);
+    const int count = texts_of_probes(needed, c);
+    if (count == 0) { free(needed); return; }
     c->features = allocate_zeroed(c->data.count * C * sizeof(real));
     runner_create(&r, &c->base, max_int(BATCH_ROWS, c->data.longest), WORK_EVAL);
     for (int part = 0; part < 2; part++) {      /* texts to learn from, then to test on */
@@ -3476,9 +3488,7 @@ static void prepare_comparison(struct Compare *c)
     }
     c->lm_loss = r.lm_loss / r.lm_tokens;
     runner_free(&r);
-    release(use, c->data.count);
     free(needed);
-    free(list);
 }
 
 static void show_cell(const struct Compare *c, const struct Cell *cell, int number)
