@@ -3066,7 +3066,7 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 /* --- What is kept on disk: a row for each cell --- */
 
 /* compare.tsv has the scores, right.tsv a digit for each test text, for the paired tests. A row
- * goes to right.tsv first: a row of compare.tsv is complete. */
+ * goes to right.tsv first, so a row of compare.tsv has its partner. */
 static const char table_header[] =
     "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\n";
 
@@ -3124,35 +3124,55 @@ static char *next_line(char **at)
     return line;
 }
 
-/* Takes over the cells that an earlier run has finished, and cuts off a row that it did not. */
+/* A file of c->out as text. */
+static struct Buffer read_text(const struct Compare *c, const char *name)
+{
+    struct Buffer text = {0};
+    char *path = file_in(c, name);
+    const struct Bytes file = map_file(path);
+    append_bytes(&text, file.data, file.size);
+    unmap_file(file);
+    free(path);
+    return text;
+}
+
+/* Cuts off what stands behind the first `size` bytes of a file. */
+static void cut_off(const struct Compare *c, const char *name, size_t size)
+{
+    char *path = file_in(c, name);
+    if (truncate(path, size))
+        die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
+    free(path);
+}
+
+/* Takes over the cells that an earlier run has finished. Row by row the two files are about the
+ * same trainings; what has no partner, because the run was interrupted, is cut off. */
 static void read_cells(struct Compare *c)
 {
-    static const char *const files[] = {"right.tsv", "compare.tsv"};
-    for (int i = 0; i < 2; i++) {
-        char *path = file_in(c, files[i]), *rest, *line;
-        if (!file_exists(path)) { free(path); continue; }
-        const struct Bytes file = map_file(path);
-        struct Buffer text = {0};
-        append_bytes(&text, file.data, file.size);
-        unmap_file(file);
-        char *at = text.data;
-        while ((line = next_line(&at))) {
-            struct Cell *cell = cell_of_row(c, line, &rest);
-            if (!cell) continue;
-            if (i == 0 && strlen(rest) == (size_t)c->test_count) {
-                free(cell->right);
-                cell->right = text_of("%s", rest);
-            } else if (i == 1)
-                cell->done = cell->right
-                          && sscanf(rest, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
-                                    &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
-                                    &cell->lm_loss) == 6;
-        }
-        if (truncate(path, at - text.data))
-            die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
-        free(text.data);
-        free(path);
+    struct Buffer table = read_text(c, "compare.tsv"), right = read_text(c, "right.tsv");
+    const size_t header = strlen(table_header);
+    if (strncmp(table.data, table_header, header))
+        die("%s/compare.tsv: does not begin with the names of its columns. Give --overwrite.",
+            c->out);
+    char *scores_end = table.data + header, *digits_end = right.data, *scores, *digits;
+    for (char *at = scores_end, *row, *other; (row = next_line(&at)); scores_end = at) {
+        char *next = digits_end;
+        if (!(other = next_line(&next))) break;
+        struct Cell *cell = cell_of_row(c, row, &scores);
+        digits_end = next;
+        if (cell != cell_of_row(c, other, &digits))
+            die("%s: compare.tsv and right.tsv have other rows at a training of %s. Give "
+                "--overwrite.", c->out, row);
+        if (!cell) continue;
+        cell->right = text_of("%s", digits);
+        cell->done = sscanf(scores, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
+                            &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
+                            &cell->lm_loss) == 6 && strlen(digits) == (size_t)c->test_count;
     }
+    cut_off(c, "compare.tsv", scores_end - table.data);
+    cut_off(c, "right.tsv", digits_end - right.data);
+    free(table.data);
+    free(right.data);
 }
 
 /* What must be the same for the rows of one table, as lines "name value". */
@@ -3183,10 +3203,7 @@ static void open_comparison(struct Compare *c)
     struct Buffer now = describe_comparison(c);
     make_directory(c->out);
     if (c->resume && file_exists(table)) {
-        const struct Bytes file = map_file(path);
-        struct Buffer old = {0};
-        append_bytes(&old, file.data, file.size);
-        unmap_file(file);
+        struct Buffer old = read_text(c, "settings.txt");
         char *a = old.data, *b = now.data, *x, *y;
         while ((x = next_line(&a)) && (y = next_line(&b)))
             if (strcmp(x, y))
@@ -3195,7 +3212,8 @@ static void open_comparison(struct Compare *c)
         free(old.data);
         read_cells(c);
     } else {
-        unlink(right);
+        unlink(table);                  /* without it, nothing is taken for finished */
+        write_file(right, "", 0);
         write_file(path, now.data, now.size);
         write_file(table, table_header, sizeof table_header - 1);
     }
@@ -3588,6 +3606,7 @@ static int command_compare(int argc, char **argv)
         "for each training to compare.tsv.";
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     check_settings(s);
+    if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
     char *table = file_in(&c, "compare.tsv");
     if (file_exists(table) && !c.resume && !c.overwrite)
         die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
