@@ -1960,8 +1960,9 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 /* 8. Before and after the training                                                              */
 /* ============================================================================================= */
 
-/* Reads s->tune into s->kind and s->last. option: where it stands, for the message. */
-static void parse_tune(const char *option, struct Settings *s)
+/* Reads s->tune into s->kind and s->last. For the message, option: where it stands; others: what
+ * else may stand there. */
+static void parse_tune(const char *option, const char *others, struct Settings *s)
 {
     char rest;
     s->kind = PROBE;
@@ -1969,7 +1970,8 @@ static void parse_tune(const char *option, struct Settings *s)
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
     else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
     else if (strcmp(s->tune, "probe"))
-        die_usage("%s %s: not one of probe, last:K (as last:2), full, scratch.", option, s->tune);
+        die_usage("%s %s: not one of %sprobe, last:K (as last:2), full, scratch.", option, s->tune,
+                  others);
 }
 
 /* first (N): the position of the first text that is equal to each of N. They are those of train,
@@ -1991,17 +1993,19 @@ static int *find_repeats(const struct Examples *train, const struct Examples *va
     return first;
 }
 
-/* Of equal texts in train the first one stays, and none that is in val, too. */
-static void drop_repeats(struct Examples *train, const struct Examples *val)
+/* Of equal texts in train the first one stays, and none that is in val, too. For the line that says
+ * so, why: what they are dropped for; where: what val is. */
+static void drop_repeats(struct Examples *train, const struct Examples *val, const char *why,
+                         const char *where)
 {
     const int all = train->count;
     int *first = find_repeats(train, val, NULL), kept = 0;
     for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
     for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
     train->count = kept;
-    progress(true, "--dedupe: %d of %d texts of %s were repeated or in validation; %d are left",
-             all - kept, all, train->path, kept);
-    if (!kept) die("%s: every text is in validation, too. Give other texts.", train->path);
+    progress(true, "%s: %d of %d texts of %s were repeated or in %s; %d are left", why,
+             all - kept, all, train->path, where, kept);
+    if (!kept) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     free(first);
 }
 
@@ -2045,7 +2049,7 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
         warn("--val %s: is the same file as --train, so its scores tell nothing about new texts. "
              "Name another, or none.", s->val);
     if (s->val) val = read_examples(s->val, s->columns);
-    if (s->dedupe) drop_repeats(&train, &val);
+    if (s->dedupe) drop_repeats(&train, &val, "--dedupe", "validation");
     char **names = class_names(&train, classes);
     add_examples(&t->data, t->tokenizer, &train, names, *classes, w);
     t->train_count = t->data.count;
@@ -2395,7 +2399,7 @@ static void check_settings(struct Settings *s)
     if (s->epochs && s->steps)
         die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
                   s->steps, s->epochs);
-    parse_tune("--tune", s);
+    parse_tune("--tune", "", s);
 }
 
 /* The options of `train`, checked before anything is read. */
@@ -2815,6 +2819,9 @@ static void set_method_option(struct Settings *s, const char *method, char *opti
             die_usage("--methods %s: %s must be a number from 0 to %g.", method, known[i].name,
                       known[i].max);
         *known[i].value = x;
+        if (s->kind == PROBE)
+            warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.",
+                 method, known[i].name);
         return;
     }
     die_usage("--methods %s: %s is no option of a method. There are l2sp:X, layer-decay:X, "
@@ -2830,15 +2837,19 @@ static void parse_methods(struct Compare *c)
         static const char *const families[] = {"majority", "nb", "nbsvm"};
         struct Method *m = &c->methods[i];
         *m = (struct Method){names[i], TUNED, c->base_set};
-        for (int k = 0; k < COUNT(families); k++) if (!strcmp(names[i], families[k])) m->family = k;
-        for (int k = 0; k < i; k++)
-            if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
-        if (m->family != TUNED) continue;
         int parts;
         char **part = split_list(names[i], '+', &parts);
+        for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m->family = k;
+        for (int k = 0; k < i; k++)
+            if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
+        if (m->family != TUNED && parts > 1)
+            die_usage("--methods %s: %s has no options. Leave them out.", names[i], part[0]);
+        if (m->family != TUNED) continue;
         m->set.tune = part[0];
-        parse_tune("--methods", &m->set);
+        parse_tune("--methods", "majority, nb, nbsvm, ", &m->set);
         for (int k = 1; k < parts; k++) set_method_option(&m->set, names[i], part[k]);
+        if (m->set.kind == SCRATCH && m->set.l2sp > 0)
+            warn("--methods %s: l2sp pulls random weights to the pretrained ones.", names[i]);
     }
 }
 
@@ -2868,17 +2879,23 @@ static void parse_budgets(struct Compare *c)
 
 /* --- Texts, labels, subsets --- */
 
+/* Dies if the texts to learn from are those to test on. */
+static void refuse_same_file(const char *train, const char *test)
+{
+    if (same_file(train, test))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  test);
+}
+
 /* Reads both files. Texts of --train that are in --test, too, are left out. */
 static void load_texts(struct Compare *c)
 {
+    refuse_same_file(c->train, c->test);
     struct Examples train = read_examples(c->train, c->columns),
                     test = read_examples(c->test, c->columns);
     const struct Settings *s = &c->base_set;
     const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
-    if (same_file(c->train, c->test))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  c->test);
-    drop_repeats(&train, &test);
+    drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
     add_examples(&c->data, c->tokenizer, &train, c->names, c->classes, window);
     add_examples(&c->data, c->tokenizer, &test, c->names, c->classes, window);
@@ -2897,6 +2914,9 @@ static void load_texts(struct Compare *c)
                                           c->classes, (double)c->test_examples / c->test_count,
                                           random_stream(s->seed, STREAM_SPLIT));
         c->test_count -= rest;
+        if (!c->test_count)
+            die_usage("--test-examples %d: no class of %s has two texts. Leave it out.",
+                      c->test_examples, c->test);
         memmove(test, test + rest, c->test_count * sizeof *test);
         for (int i = 0; i < c->test_count; i++) test[i] += c->train_count;
     }
@@ -3192,6 +3212,9 @@ static struct Buffer describe_comparison(const struct Compare *c)
     append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
            "batch %d\n", c->test_count, s->max_tokens, s->truncate, s->val_part, s->epochs,
            s->steps, s->batch);
+    for (int i = 0; i < 2; i++)
+        append(&b, "%s_column %s\n", i ? "label" : "text",
+               c->columns.names[i] ? c->columns.names[i] : "(usual)");
     return b;
 }
 
@@ -3314,7 +3337,8 @@ static void print_table(const struct Compare *c)
             if (e.seeds) printf("  %.3f ± %.3f ", e.mean, e.half);
             else printf("  %-14s", "-");
         }
-        printf("  %.1f\n", mean_seconds(c, c->budget_count - 1, m));
+        const double spent = mean_seconds(c, c->budget_count - 1, m);
+        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
     }
 }
 
@@ -3530,11 +3554,10 @@ static void compare(struct Compare *c)
     if (c->base_set.max_tokens > context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.",
                   c->base_set.max_tokens, context);
-    parse_methods(c);
-    for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].set.kind == LAST && c->methods[m].set.last > c->base.config.layers)
-            die_usage("--methods %s: the model has %d blocks.", c->methods[m].name,
-                      c->base.config.layers);
+    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
+        if (m->set.kind == LAST && m->set.last > c->base.config.layers)
+            die_usage("--methods %s: the model has %s. Choose no more.", m->name,
+                      counted(c->base.config.layers, "block"));
     load_texts(c);
     parse_budgets(c);
     list_cells(c);
@@ -3558,6 +3581,22 @@ static void compare(struct Compare *c)
              "them.", left, c->cell_count);
     print_table(c);
     print_verdict(c);
+}
+
+/* Warns of options that were given and change nothing for these methods. */
+static void warn_of_idle_comparison(const struct Option *options, const struct Compare *c)
+{
+    static const char *const names[] = {"epochs", "steps", "batch", "val-part", "max-tokens",
+                                        "truncate"};
+    bool tuned = false, steps = false;
+    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
+        tuned |= m->family == TUNED;
+        steps |= m->family == TUNED && m->set.kind != PROBE;
+    }
+    for (int i = 0; i < COUNT(names); i++)
+        if (i < 3 ? !steps : !tuned)
+            warn_unused(options, names[i], i < 3 ? "on --methods that take no gradient steps"
+                                                 : "on --methods that fine-tune nothing");
 }
 
 /* The options of `compare`. */
@@ -3612,6 +3651,8 @@ static int command_compare(int argc, char **argv)
         die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
                   "--out.", c.out);
     free(table);
+    parse_methods(&c);
+    warn_of_idle_comparison(options, &c);
     set_threads(c.threads);
     compare(&c);
     return 0;
@@ -3714,6 +3755,7 @@ static int command_layers(int argc, char **argv)
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
+    refuse_same_file(s->train, test_path);
     set_threads(s->threads);
     s->kind = PROBE;
     load_base(&t, &base, &meta);
