@@ -1,0 +1,327 @@
+#!/bin/sh
+# finetune_cls compare, layers and explain from end to end, on a tiny pretrained model and reviews
+# from data/reviews: the rows of a comparison, interruptions, refusals; probes of every block; the
+# probability after each token.
+
+. test/lib.sh
+speaker=finetune_cls match=-F
+
+./data/reviews --out "$dir/data" --unlabelled 300 --labelled 60 --test 80 >"$dir/log" 2>&1 &&
+{
+    ./tokenizer train --vocab 320 --out "$dir/tok" "$dir/data/unlabelled.txt" &&
+    ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" \
+        "$dir/data/unlabelled.txt" &&
+    ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
+        --layers 2 --heads 2 --channels 32 --context 48 --batch 8 --steps 60 --lr 3e-3
+} >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
+train=$dir/data/train.tsv test=$dir/data/test.tsv
+
+# compare OUT OPTION...: later options count. run=exec: in place of the (sub)shell.
+run=
+compare() {
+    out=$1
+    shift
+    $run ./finetune_cls compare --model "$dir/base" --train "$train" --test "$test" \
+        --out "$out" "$@"
+}
+
+# The comparison of most tests: 8 methods, 2 numbers of labels, 2 seeds.
+methods=majority,nb,nbsvm,scratch,probe,last:1,full+l2sp:1,full+l2sp:1e30
+whole() {
+    out=$1
+    shift
+    compare "$out" --methods $methods --labels 12,24 --seeds 2 --steps 4 --batch 8 --threads 1 "$@"
+}
+
+# Rows without their seconds, and the answers.
+rows() { cut -f 1-6,8- "$1/compare.tsv"; cat "$1/right.tsv"; }
+same_rows() { rows "$1" >"$dir/rows1"; rows "$2" | cmp -s "$dir/rows1" -; }
+none_twice() { [ -z "$(cut -f 1-3 "$1/compare.tsv" | sort | uniq -d)" ]; }
+
+# --- The rows ---
+
+whole "$dir/one" >"$dir/one.out" 2>"$dir/one.err"
+table=$dir/one/compare.tsv
+tab=$(printf '\t')
+succeeds "compare.tsv: its header" [ "$(head -n 1 "$table")" = \
+    "$(echo method labels seed accuracy macro_f1 loss seconds distance lm_loss | tr ' ' '\t')" ]
+succeeds "compare.tsv: 9 columns, scores from 0 to 1" awk -F '\t' '
+    NF != 9 { exit bad = 1 }
+    NR > 1 && !($4 >= 0 && $4 <= 1 && $5 >= 0 && $5 <= 1 && $7 >= 0) { exit bad = 1 }
+    END { exit bad }' "$table"
+for method in $(echo $methods | tr , ' '); do
+    for labels in 12 24; do
+        for seed in 1 2; do echo "$method$tab$labels$tab$seed"; done
+    done
+done | sort >"$dir/wanted"
+succeeds "compare.tsv: one row for each method, number of labels and seed" \
+    eval 'tail -n +2 "$table" | cut -f 1-3 | sort | cmp -s "$dir/wanted" -'
+succeeds "right.tsv: its ones are the accuracy" eval '
+    tail -n +2 "$table" | paste - "$dir/one/right.tsv" | awk -F "\t" "
+        { same = \$1 == \$10 && \$2 == \$11 && \$3 == \$12 && length(\$13) == 80 }
+        { accuracy = gsub(1, 1, \$13) / 80 }
+        !same || accuracy - \$4 > 1e-6 || \$4 - accuracy > 1e-6 { exit bad = 1 }
+        END { exit bad || NR != 32 }"'
+counts=$(tail -n +2 "$test" | cut -f 2 | sort | uniq -c | awk '{ printf "%.6f ", $1 / 80 }')
+succeeds "majority: the part of one label" awk -v counts="$counts" '
+    $1 == "majority" && index(counts, $4 " ") == 0 { exit bad = 1 } END { exit bad }' "$table"
+succeeds "distance: 0 of probe and l2sp:1e30, of others not, of classical ones none" awk -F '\t' '
+    NR == 1 { next }
+    $1 == "probe" || $1 == "full+l2sp:1e30" { if ($8 != "0.000000") exit bad = 1; next }
+    $1 == "majority" || $1 == "nb" || $1 == "nbsvm" { if ($8 $9 != "nannan") exit bad = 1; next }
+    !($8 > 0.001) { exit bad = 1 }
+    END { exit bad }' "$table"
+succeeds "lm_loss: of an unmoved model the same, of another not" awk -F '\t' '
+    NR == 1 { next }
+    $1 == "probe" && !base { base = $9 }
+    $1 == "probe" || $1 == "full+l2sp:1e30" { if ($9 != base) exit bad = 1; seen++ }
+    $1 == "scratch" && !($9 > base + 0.1) { exit bad = 1 }
+    END { exit bad || seen != 8 }' "$table"
+
+succeeds "the verdict names the best method for each number of labels" eval '
+    for labels in 12 24; do
+        best=$(awk -F "\t" -v labels=$labels "
+            \$2 == labels { sum[\$1] += \$4 }
+            END { for (m in sum) if (sum[m] > most) { most = sum[m]; best = m } print best }" \
+            "$table")
+        grep -q "^With $labels labels $best is best, 0\.[0-9]*[;,]" "$dir/one.out" || exit 1
+    done'
+succeeds "the verdict ends with a choice and the number of seeds" eval '
+    tail -n 2 "$dir/one.out" | head -n 1 | grep -q "^For these data, with 24 labels: [a-z]" &&
+    tail -n 1 "$dir/one.out" | grep -q "^2 seeds: too few"'
+whole "$dir/two" --threads 2 >/dev/null 2>&1
+succeeds "1 and 2 threads give the same rows" same_rows "$dir/one" "$dir/two"
+
+# --- Interrupted and resumed ---
+
+# Killed when so many rows are there.
+{ run=exec; whole "$dir/killed" >/dev/null 2>&1; } & pid=$!
+for wanted in 4 11 20 27; do
+    for moment in $(seq 500); do
+        lines=$(cat "$dir/killed/compare.tsv" 2>/dev/null | wc -l)
+        [ "$lines" -ge $wanted ] && break
+        sleep 0.02
+    done
+    kill -9 $pid 2>/dev/null
+    wait $pid 2>/dev/null
+    echo "$lines" >>"$dir/moments"
+    { run=exec; whole "$dir/killed" --resume >/dev/null 2>&1; } & pid=$!
+done
+wait $pid
+succeeds "killed 4 times, at rows $(echo $(cat "$dir/moments")): the same rows" \
+    eval '[ "$(head -n 1 "$dir/moments")" -lt 33 ] && same_rows "$dir/one" "$dir/killed"'
+before=$(cat "$dir/killed"/*.t* | cksum)
+whole "$dir/killed" --resume >"$dir/again.out" 2>"$dir/again.err"
+succeeds "--resume of a whole comparison: runs nothing" eval '
+    [ "$(cat "$dir/killed"/*.t* | cksum)" = "$before" ] && ! grep -q "/32 " "$dir/again.err"'
+succeeds "--resume of a whole comparison: says the same but for seconds" eval '
+    sed "s/  [0-9.]*$//; /^For these/d" "$dir/one.out" >"$dir/said" &&
+    sed "s/  [0-9.]*$//; /^For these/d" "$dir/again.out" | cmp -s "$dir/said" -'
+
+# Without its last bytes, a table has a row less, or several.
+size=$(wc -c <"$table")
+for bytes in 1 9 200; do
+    cp -r "$dir/one" "$dir/cut$bytes"
+    head -c $((size - bytes)) "$table" >"$dir/cut$bytes/compare.tsv"
+    left=$(wc -l <"$dir/cut$bytes/compare.tsv")
+    whole "$dir/cut$bytes" --resume >/dev/null 2>"$dir/cut.err"
+    succeeds "cut by $bytes bytes: $((33 - left)) done again, each row once" eval '
+        [ "$(grep -c "^[0-9]*/32 " "$dir/cut.err")" -eq $((33 - left)) ] &&
+        same_rows "$dir/one" "$dir/cut$bytes"'
+done
+head -n 20 "$dir/one/right.tsv" >"$dir/cut9/right.tsv"
+whole "$dir/cut9" --resume >/dev/null 2>&1
+succeeds "right.tsv cut: the rest is done again" same_rows "$dir/one" "$dir/cut9"
+head -n 10 "$dir/one/compare.tsv" >"$dir/cut1/compare.tsv"
+whole "$dir/cut1" --resume --methods nb >/dev/null 2>&1
+whole "$dir/cut1" --resume >/dev/null 2>&1
+succeeds "rows of methods that a --resume does not name stay" \
+    eval 'none_twice "$dir/cut1" && [ "$(wc -l <"$dir/cut1/compare.tsv")" -eq 33 ]'
+
+# --- Refusals: nothing of another comparison is added to a table ---
+
+value_of() { grep "^$1 " "$dir/one/settings.txt"; }
+head -n 60 "$test" >"$dir/shorter.tsv"
+alone=
+fails 1 "was made with $(value_of test), this one with test " \
+    whole "$dir/one" --resume --test "$dir/shorter.tsv"
+fails 1 "was made with max_tokens 48, this one with max_tokens 32" \
+    whole "$dir/one" --resume --max-tokens 32
+fails 1 "was made with steps 4, this one with steps 5" whole "$dir/one" --resume --steps 5
+fails 1 "was made with label_column (usual), this one with label_column label" \
+    whole "$dir/one" --resume --label-column label
+cp -r "$dir/one" "$dir/odd"
+sed 5d "$dir/one/right.tsv" >"$dir/odd/right.tsv"
+fails 1 "compare.tsv and right.tsv have other rows" whole "$dir/odd" --resume
+: >"$dir/odd/compare.tsv"
+fails 1 "odd/compare.tsv: does not begin with the names" whole "$dir/odd" --resume
+alone=yes
+fails 2 "one: already holds a comparison. Give --resume, --overwrite" whole "$dir/one"
+fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
+fails 2 "is the same file as --train" compare "$dir/no" --test "$train"
+fails 2 "--max-tokens 49: the model's context is 48" compare "$dir/no" --max-tokens 49
+succeeds "--overwrite begins anew" eval '
+    whole "$dir/two" --overwrite --methods majority,nb >/dev/null 2>&1 &&
+    [ "$(wc -l <"$dir/two/compare.tsv")" -eq 9 ] && [ "$(wc -l <"$dir/two/right.tsv")" -eq 8 ]'
+
+for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not one of majority" \
+    "nb,,probe|not one of majority" "last:3|the model has 2 blocks" "nb,full,nb|nb is named twice" \
+    "nb+lr:1|nb has no options" "full+l2:1|l2:1 is no option of a method" \
+    "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
+    "full+lr:fast|lr must be a number from 0 to 10" "full+lr:|lr must be a number" \
+    "full+dropout:0.95|dropout must be a number from 0 to 0.9" \
+    "full+l2sp:-1|l2sp must be a number from 0 to 1e+30"; do
+    fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
+done
+alone=
+fails 2 "--labels 61: $train has 60 texts. Choose no more" compare "$dir/no" --labels 12,61
+fails 2 "--labels 24,12: numbers must rise" compare "$dir/no" --labels 24,12
+fails 2 "--labels 12,12: numbers must rise" compare "$dir/no" --labels 12,12
+fails 2 "--labels 3: 2 classes need 4 at least" compare "$dir/no" --labels 3
+fails 2 "--labels 12.5: not a number of labels" compare "$dir/no" --labels 12.5
+fails 2 '--labels : not a number of labels, nor "all"' compare "$dir/no" --labels 12,
+succeeds "nothing was written by a refused comparison" [ ! -e "$dir/no" ]
+
+warns() {   # warns WORDS OPTION...
+    words=$1
+    shift
+    compare "$dir/warned" --overwrite --seeds 1 --labels 12 "$@" >/dev/null 2>"$dir/err"
+    succeeds "warning: $words" grep -qF -- "$words" "$dir/err"
+}
+warns "--methods probe+lr:1: lr has no effect on a probe" --methods probe+lr:1
+warns "--methods scratch+l2sp:1: l2sp pulls random weights" --methods scratch+l2sp:1 --steps 1
+warns "--steps: has no effect on --methods that take no gradient steps" --methods nb,probe --steps 3
+warns "--max-tokens: has no effect on --methods that fine-tune nothing" --methods nb --max-tokens 20
+compare "$dir/quiet" --seeds 1 --labels 12 --methods nb,full --steps 1 --max-tokens 20 \
+    >/dev/null 2>"$dir/err"
+succeeds "no warning of options with effect" eval '! grep -q "has no effect" "$dir/err"'
+
+# --- Texts, numbers of labels, time ---
+
+{ cat "$train"; sed -n 2,4p "$test"; sed -n 5,6p "$train"; } >"$dir/overlap.tsv"
+compare "$dir/overlap" --train "$dir/overlap.tsv" --methods nb --labels 12,all --seeds 1 \
+    >/dev/null 2>"$dir/err"
+succeeds "texts that are in --test or repeated are left out and counted" \
+    grep -q "^left out: 5 of 65 texts of .*overlap.tsv were repeated or in --test; 60 are left" \
+    "$dir/err"
+compare "$dir/clean" --methods nb --labels 12,all --seeds 1 >/dev/null 2>&1
+succeeds "without them the rows are the same; all are 60 labels" eval '
+    same_rows "$dir/overlap" "$dir/clean" &&
+    grep -q "^nb${tab}60${tab}1$tab" "$dir/clean/compare.tsv"'
+
+compare "$dir/few" --methods nb,probe --labels 12 --seeds 1 --test-examples 21 >"$dir/few.out" 2>&1
+succeeds "--test-examples: so many, but for rounding in each class" eval '
+    n=$(sed -n "s/^accuracy on \([0-9]*\) test texts.*/\1/p" "$dir/few.out")
+    [ "$n" -ge 20 ] && [ "$n" -le 22 ] && [ "$(sed -n 1p "$dir/few/right.tsv" | cut -f 4 |
+        tr -d "\n" | wc -c)" -eq "$n" ]'
+sed -n '1p; /positive/{p;q;}' "$test" >"$dir/pair.tsv"
+sed -n '/negative$/{p;q;}' "$test" >>"$dir/pair.tsv"
+fails 2 "--test-examples 1: no class of $dir/pair.tsv has two texts" \
+    compare "$dir/no" --test "$dir/pair.tsv" --test-examples 1
+
+# Seed 1 took 1,000 seconds a training, as the table has it, so a limit of 60 leaves out seed 2 of
+# every method, and no method.
+cp -r "$dir/one" "$dir/slow"
+awk -F '\t' 'BEGIN { OFS = FS } NR > 1 { $7 = "1000.00" } $3 != 2' "$table" \
+    >"$dir/slow/compare.tsv"
+awk -F '\t' '$3 != 2' "$dir/one/right.tsv" >"$dir/slow/right.tsv"
+whole "$dir/slow" --resume --time-limit 60 >"$dir/slow.out" 2>"$dir/slow.err"
+succeeds "--time-limit: late seeds are left out, and it says so" eval '
+    grep -q -- "--time-limit: 16 of 32 trainings were left out. --resume" "$dir/slow.err" &&
+    [ "$(wc -l <"$dir/slow/compare.tsv")" -eq 17 ]'
+succeeds "--time-limit: every method has a place in the table" eval '
+    [ "$(grep -c "0\.[0-9]* ± .* 0\.[0-9]* ± " "$dir/slow.out")" -eq 8 ] &&
+    grep -q "^1 seed: too few" "$dir/slow.out"'
+whole "$dir/slow" --resume >/dev/null 2>&1
+succeeds "--resume without it makes up for them" same_rows "$dir/one" "$dir/slow"
+whole "$dir/none" --time-limit 1e-9s >"$dir/none.out" 2>/dev/null
+succeeds "--time-limit: a table of nothing" eval '
+    [ "$(grep -c "  -  *-  *-$" "$dir/none.out")" -eq 8 ] && ! grep -q nan "$dir/none.out"'
+
+# 45, 10 and 45 texts: by rounding, the rare class has 3 of 22 labels but 2 of 23.
+awk 'BEGIN {
+    print "label\ttext"
+    for (i = 0; i < 100; i++) {
+        kind = i % 20 < 9 ? "a" : i % 20 < 18 ? "c" : "b"
+        print kind "\tfilm number " i " is of kind " kind
+    }
+}' >"$dir/three.tsv"
+sed 's/film/play/' "$dir/three.tsv" >"$dir/three_test.tsv"
+for labels in 22 22,23; do
+    compare "$dir/three$labels" --train "$dir/three.tsv" --test "$dir/three_test.tsv" \
+        --methods probe,last:1 --steps 2 --seeds 1 --labels $labels >/dev/null 2>&1
+done
+succeeds "a row does not depend on the other numbers of labels" eval '
+    rows "$dir/three22" | grep "${tab}22${tab}" >"$dir/rows1"
+    rows "$dir/three22,23" | grep "${tab}22${tab}" | cmp -s "$dir/rows1" - && [ -s "$dir/rows1" ]'
+
+# --- layers ---
+
+./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" >"$dir/layers" 2>/dev/null
+./finetune_cls train --model "$dir/base" --train "$train" --tune probe --out "$dir/probe" \
+    >"$dir/probe.out" 2>/dev/null
+./finetune_cls eval --model "$dir/probe" --data "$test" >"$dir/probe.eval" 2>/dev/null
+succeeds "layers: a header and rows 0, 1 and 2" \
+    [ "$(awk '{ printf "%s ", $1 }' "$dir/layers")" = "blocks 0 1 2 " ]
+succeeds "layers: the last row is train --tune probe" [ "$(awk '
+    FNR == 1 { file++ }
+    $1 == "val_accuracy" || $1 == "accuracy" { printf "%.4f ", $2 }
+    file == 3 && $1 == 2 { printf "%s %s ", $2, $3 }' \
+    "$dir/probe.out" "$dir/probe.eval" "$dir/layers")" = "$(awk '$1 == 2 {
+        printf "%s %s %s %s ", $2, $3, $2, $3 }' "$dir/layers")" ]
+succeeds "layers: blocks differ" [ "$(tail -n +2 "$dir/layers" | cut -c 7- | uniq | wc -l)" -ge 2 ]
+succeeds "layers: 1 and 2 threads print the same" eval '
+    for threads in 1 2; do
+        ./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" \
+            --threads $threads 2>/dev/null | cmp -s "$dir/layers" - || exit 1
+    done'
+fails 2 "is the same file as --train" \
+    ./finetune_cls layers --model "$dir/base" --train "$train" --test "$train"
+
+# --- explain ---
+
+explain() { ./finetune_cls explain --model "$dir/probe" "$@" 2>/dev/null; }
+
+# Rows as many as tokens, at most 48; the last probability is predict's; the largest change is
+# named.
+explains() {    # explains NAME TEXT
+    explain "$2" >"$dir/explained"
+    tokens=$(printf '%s' "$2" | ./tokenizer ids --tokenizer "$dir/base" | wc -w)
+    [ "$tokens" -lt 47 ] || tokens=47
+    answer=$(./finetune_cls predict --model "$dir/probe" "$2" 2>/dev/null | cut -f 1,2)
+    succeeds "explain, $1: a line for each token" \
+        [ "$(grep -c '^[01]\.[0-9]*  [-+]' "$dir/explained")" -eq $((tokens + 1)) ]
+    succeeds "explain, $1: ends as predict does" [ "$answer" = "$(awk '
+        /^P\(/ { label = $1; gsub(/^P\(|\)$/, "", label) }
+        /^[01]\./ { last = $1 }
+        END { print label "\t" last }' "$dir/explained")" ]
+    succeeds "explain, $1: names the largest change" awk '
+        function size(x) { return x < 0 ? -x : x }
+        /^[01]\./ { change[++n] = $2; if (size($2) > most) most = size($2) }
+        / moved it most, by / {
+            named = $0
+            sub(/.*\(number /, "", named)
+            sub(/\).*/, "", named)
+            good = size(change[named]) == most && $NF == change[named]
+        }
+        END { exit !(n == 1 ? named == "" : good) }' "$dir/explained"
+    succeeds "explain, $1: no escape codes" eval '! grep -q "$(printf "\033")" "$dir/explained"'
+}
+explains "a review" "$(sed -n 2p "$test" | cut -c 1-60)"
+explains "one token" "."
+explains "an empty text" ""
+explains "a text beyond the window" "$(cut -f 1 "$test" | head -n 9 | tr '\n' ' ')"
+succeeds "explain: texts one after another" eval '
+    { explain one; echo; explain two; } >"$dir/both" && explain one two | cmp -s "$dir/both" -'
+fails 2 "TEXT: must be given" ./finetune_cls explain --model "$dir/probe"
+fails 1 "holds a language model, not a classifier" ./finetune_cls explain --model "$dir/base" x
+if script -qec true /dev/null >/dev/null 2>&1; then
+    script -qec "./finetune_cls explain --model '$dir/probe' 'a dull film'" /dev/null \
+        </dev/null >"$dir/coloured" 2>/dev/null
+    succeeds "explain: on a terminal each token has a colour, which ends with it" eval '
+        lines=$(explain "a dull film" | grep -c "^[01]\.")
+        escape=$(printf "\033")
+        [ "$(grep -c "$escape\[48;5;[0-9]*;38;5;16m[01]\." "$dir/coloured")" -eq "$lines" ] &&
+        [ "$(grep -c "$escape\[0m" "$dir/coloured")" -eq "$lines" ]'
+fi
+exit $failures
