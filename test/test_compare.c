@@ -562,9 +562,88 @@ static void test_budgets(void)
           && c.budgets[3] == 1234, "labels: numbers, 1k, all");
 }
 
+/* --- One row of compare is what `train` and `eval` say --- */
+
+static char directory[] = "/tmp/test_compare_XXXXXX";
+
+static char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
+
+/* A small random model with a tokenizer of bytes, where compare and train look for one. */
+static void save_random_model(const char *dir)
+{
+    struct Model model;
+    struct Metadata meta = {0};
+    char *merges = path_of("merges.txt");
+    write_file(merges, "#version: 0.2\na b\n", 18);
+    struct Tokenizer *tokenizer = tokenizer_load(merges);
+    model_create(&model, (struct Config){2, 2, 16, 24, 258, 0, NULL});
+    model_init(&model, 5);
+    make_directory(dir);
+    tokenizer_save(tokenizer, dir);
+    save_model(dir, &model, &meta, tokenizer->eot);
+    tokenizer_free(tokenizer);
+    model_free(&model);
+    free(merges);
+}
+
+/* Labelled texts number order[0], order[1], ... of those that begin alike. */
+static void write_texts(const char *path, const char *begin, const int *order, int count)
+{
+    struct Buffer b = {0};
+    append(&b, "label\ttext\n");
+    for (int i = 0; i < count; i++) {
+        const int n = order ? order[i] : i;
+        append(&b, "%s\t%s %d %s\n", n % 3 ? "no" : "yes", begin, n, n % 3 ? "abba" : "baab");
+    }
+    write_file(path, b.data, b.size);
+    free(b.data);
+}
+
+#define RUN(command, ...) \
+    command(COUNT(((char *[]){__VA_ARGS__})), (char *[]){__VA_ARGS__})
+
+/* With all labels, compare learns from the texts in the order of choose_subset. `train` on a file
+ * in that order, with the same seed, must make the same classifier. */
+static void test_row_is_train(void)
+{
+    enum { TEXTS_TO_LEARN = 50, TEXTS_TO_TEST = 30 };
+    char *base = path_of("base"), *train = path_of("train.tsv"), *test = path_of("test.tsv"),
+         *table = path_of("compare"), *same = path_of("same.tsv"), *out = path_of("classifier");
+    int order[TEXTS_TO_LEARN];
+    struct Compare c = {.train_count = TEXTS_TO_LEARN, .classes = 2, .out = table};
+    c.data.labels = resize(NULL, TEXTS_TO_LEARN * sizeof(int));
+    for (int i = 0; i < TEXTS_TO_LEARN; i++) c.data.labels[i] = i % 3 == 0;
+    choose_subset(order, &c, TEXTS_TO_LEARN, 1);
+    save_random_model(base);
+    write_texts(train, "learn", NULL, TEXTS_TO_LEARN);
+    write_texts(test, "test", NULL, TEXTS_TO_TEST);
+    write_texts(same, "learn", order, TEXTS_TO_LEARN);
+    RUN(command_compare, "--model", base, "--train", train, "--test", test, "--out", table,
+        "--labels", "all", "--seeds", "1", "--methods", "full+l2sp:0.1", "--steps", "30");
+    RUN(command_train, "--model", base, "--train", same, "--out", out, "--tune", "full", "--l2sp",
+        "0.1", "--steps", "30", "--seed", "1");
+
+    struct Classifier classifier = {0};
+    struct Dataset d = {0};
+    load_classifier(&classifier, out);
+    const struct Examples e = read_examples(test, classifier.columns);
+    add_examples(&d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
+                 classifier.window);
+    real p[TEXTS_TO_TEST * 2];
+    int confusion[4];
+    const double loss = run_examples(&classifier.runner, p, NULL, &d, NULL, d.count, NULL);
+    const struct Scores s = score(confusion, p, d.labels, loss, d.count, 2);
+    char *row = text_of("\nfull+l2sp:0.1\t50\t1\t%.6f\t%.6f\t%.6f\t", s.accuracy, s.macro_f1,
+                        s.loss);
+    const struct Buffer rows = read_text(&c, "compare.tsv");
+    check(strstr(rows.data, row) != NULL, "a row of compare is what train and eval compute: %s",
+          row + 1);
+}
+
 int main(void)
 {
     program = "test_compare";
+    if (!mkdtemp(directory)) return 1;
     test_words();
     test_bags_by_strings();
     test_growth();
@@ -581,5 +660,8 @@ int main(void)
     test_labels_needed();
     test_methods();
     test_budgets();
+    test_row_is_train();
+    char *remove = text_of("rm -r '%s'", directory);
+    if (system(remove)) return 1;
     return report();
 }
