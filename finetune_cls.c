@@ -3436,7 +3436,7 @@ static void print_verdict(const struct Compare *c)
         printf("With %d labels %s is best, %.3f", c->budgets[b], c->methods[best].name,
                estimate(c, b, best, -1).mean);
         if (*others) printf("; the difference to %s is not significant.\n", others);
-        else printf(", and significantly better than all others.\n");
+        else printf(c->method_count > 1 ? ", and significantly better than all others.\n" : ".\n");
         free(others);
     }
     print_worth(c);

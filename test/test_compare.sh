@@ -54,6 +54,8 @@ for method in $(echo $methods | tr , ' '); do
         for seed in 1 2; do echo "$method$tab$labels$tab$seed"; done
     done
 done | sort >"$dir/wanted"
+succeeds "compare.tsv: all of seed 1 comes before seed 2" eval '
+    tail -n +2 "$table" | cut -f 3 | sort -nc'
 succeeds "compare.tsv: one row for each method, number of labels and seed" \
     eval 'tail -n +2 "$table" | cut -f 1-3 | sort | cmp -s "$dir/wanted" -'
 succeeds "right.tsv: its ones are the accuracy" eval '
@@ -204,7 +206,9 @@ compare "$dir/overlap" --train "$dir/overlap.tsv" --methods nb --labels 12,all -
 succeeds "texts that are in --test or repeated are left out and counted" \
     grep -q "^left out: 5 of 65 texts of .*overlap.tsv were repeated or in --test; 60 are left" \
     "$dir/err"
-compare "$dir/clean" --methods nb --labels 12,all --seeds 1 >/dev/null 2>&1
+compare "$dir/clean" --methods nb --labels 12,all --seeds 1 >"$dir/clean.out" 2>&1
+succeeds "the verdict on a single method compares it with none" eval '
+    grep -q "^With 60 labels nb is best, 0\.[0-9]*\.$" "$dir/clean.out"'
 succeeds "without them the rows are the same; all are 60 labels" eval '
     same_rows "$dir/overlap" "$dir/clean" &&
     grep -q "^nb${tab}60${tab}1$tab" "$dir/clean/compare.tsv"'
