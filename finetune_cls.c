@@ -508,7 +508,7 @@ struct Task {
 };
 
 /* Random streams of the seed. model_init uses the numbers from 0. */
-enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET };
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM_TEST };
 
 enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100 };
 
@@ -2767,7 +2767,7 @@ struct Compare {
     struct Columns columns;
     struct Settings base_set;           /* what all tuned methods share */
     int seeds, threads, test_examples;
-    double time_limit, start;
+    double time_limit, start, test_part;
     bool resume, overwrite;
 
     struct Method *methods;             /* (method_count) */
@@ -2853,9 +2853,24 @@ static void parse_methods(struct Compare *c)
     }
 }
 
-/* Reads --labels, in ascending order; "all" is the number of texts in --train. */
+/* Without --labels: 20, 100, 500, 1000 and all, as far as the texts go. */
+static void usual_budgets(struct Compare *c)
+{
+    static const int usual[] = {20, 100, 500, 1000};
+    c->budgets = resize(NULL, (COUNT(usual) + 1) * sizeof *c->budgets);
+    for (int i = 0; i < COUNT(usual); i++)
+        if (usual[i] >= 2 * c->classes && usual[i] < c->train_count)
+            c->budgets[c->budget_count++] = usual[i];
+    c->budgets[c->budget_count++] = c->train_count;
+    if (c->train_count < 2 * c->classes)
+        die("%s: %d texts of %d classes are too few to compare on. Add labelled texts.", c->train,
+            c->train_count, c->classes);
+}
+
+/* Reads --labels, in ascending order; "all" is the number of texts to learn from. */
 static void parse_budgets(struct Compare *c)
 {
+    if (!c->labels_text) { usual_budgets(c); return; }
     char **parts = split_list(c->labels_text, ',', &c->budget_count);
     c->budgets = resize(NULL, c->budget_count * sizeof *c->budgets);
     for (int i = 0; i < c->budget_count; i++) {
@@ -2864,8 +2879,8 @@ static void parse_budgets(struct Compare *c)
                                         || x != floor(x) || x < 1))
             die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
         if (x > c->train_count)
-            die_usage("--labels %s: %s has %d texts. Choose no more.", parts[i], c->train,
-                      c->train_count);
+            die_usage("--labels %s: %s has %d texts to learn from. Choose no more.", parts[i],
+                      c->train, c->train_count);
         if (x < 2 * c->classes)
             die_usage("--labels %s: %d classes need %d at least, one each to learn from and to "
                       "validate on.", parts[i], c->classes, 2 * c->classes);
@@ -2887,16 +2902,39 @@ static void refuse_same_file(const char *train, const char *test)
                   test);
 }
 
+/* Without --test: moves --test-part of each class to the end of train, and returns it. */
+static struct Examples set_test_aside(struct Examples *train, const struct Compare *c)
+{
+    const int N = train->count;
+    struct Numbered *sorted = sorted_names(c->names, c->classes);
+    struct Example *items = resize(NULL, N * sizeof *items);
+    int *labels = resize(NULL, N * sizeof *labels), *order = resize(NULL, N * sizeof *order);
+    for (int i = 0; i < N; i++) labels[i] = class_of(train->items[i].label, sorted, c->classes);
+    train->count = split_stratified(order, labels, N, c->classes, c->test_part,
+                                    random_stream(c->base_set.seed, STREAM_TEST));
+    for (int i = 0; i < N; i++) items[i] = train->items[order[i]];
+    free(train->items);
+    train->items = items;
+    free(sorted); free(labels); free(order);
+    if (train->count == N)
+        die("%s: no class has two texts, so none can be set aside. Give --test.", train->path);
+    progress(true, "%d of %d texts of %s are set aside as test", N - train->count, N, train->path);
+    return (struct Examples){train->path, items + train->count, N - train->count};
+}
+
 /* Reads both files. Texts of --train that are in --test, too, are left out. */
 static void load_texts(struct Compare *c)
 {
-    refuse_same_file(c->train, c->test);
-    struct Examples train = read_examples(c->train, c->columns),
-                    test = read_examples(c->test, c->columns);
+    struct Examples train = read_examples(c->train, c->columns), test = {0};
     const struct Settings *s = &c->base_set;
     const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
+    if (c->test) {
+        refuse_same_file(c->train, c->test);
+        test = read_examples(c->test, c->columns);
+    }
     drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
+    if (!c->test) test = set_test_aside(&train, c);
     add_examples(&c->data, c->tokenizer, &train, c->names, c->classes, window);
     add_examples(&c->data, c->tokenizer, &test, c->names, c->classes, window);
     const int all = c->data.count;
@@ -2909,22 +2947,22 @@ static void load_texts(struct Compare *c)
         c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
     }
     if (c->test_examples && c->test_examples < c->test_count) {     /* in proportion to classes */
-        int *test = c->all + c->train_count;
-        const int rest = split_stratified(test, c->data.labels + c->train_count, c->test_count,
+        int *list = c->all + c->train_count;
+        const int rest = split_stratified(list, c->data.labels + c->train_count, c->test_count,
                                           c->classes, (double)c->test_examples / c->test_count,
                                           random_stream(s->seed, STREAM_SPLIT));
         c->test_count -= rest;
         if (!c->test_count)
             die_usage("--test-examples %d: no class of %s has two texts. Leave it out.",
-                      c->test_examples, c->test);
-        memmove(test, test + rest, c->test_count * sizeof *test);
-        for (int i = 0; i < c->test_count; i++) test[i] += c->train_count;
+                      c->test_examples, test.path);
+        memmove(list, list + rest, c->test_count * sizeof *list);
+        for (int i = 0; i < c->test_count; i++) list[i] += c->train_count;
     }
     c->truth = resize(NULL, c->test_count * sizeof *c->truth);
     for (int i = 0; i < c->test_count; i++)
         c->truth[i] = c->data.labels[c->all[c->train_count + i]];
     free(train.items);
-    free(test.items);
+    if (c->test) free(test.items);
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
@@ -3200,7 +3238,8 @@ static struct Buffer describe_comparison(const struct Compare *c)
 {
     const struct Settings *s = &c->base_set;
     struct Buffer b = {0};
-    const struct { const char *name, *path; } files[] = {{"train", c->train}, {"test", c->test}};
+    const struct { const char *name, *path; } files[] = {{"train", c->train},
+                                                         {"test", c->test ? c->test : c->train}};
     append(&b, "model %s\n", hash_text(checksum(c->base.weights, c->base.parameter_count
                                                                  * sizeof(real))));
     append(&b, "tokenizer %s\n", hash_text(c->tokenizer->hash));
@@ -3209,11 +3248,12 @@ static struct Buffer describe_comparison(const struct Compare *c)
         append(&b, "%s %s\n", files[i].name, hash_text(checksum(file.data, file.size)));
         unmap_file(file);
     }
+    if (!c->test) append(&b, "test_part %g\n", c->test_part);
     append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
            "batch %d\n", c->test_count, s->max_tokens, s->truncate, s->val_part, s->epochs,
            s->steps, s->batch);
-    for (int i = 0; i < 2; i++)
-        append(&b, "%s_column %s\n", i ? "label" : "text",
+    for (int i = 0; i < COLUMNS; i++)
+        append(&b, "%s_column %s\n", column_words[i],
                c->columns.names[i] ? c->columns.names[i] : "(usual)");
     return b;
 }
@@ -3554,6 +3594,11 @@ static void compare(struct Compare *c)
     if (c->base_set.max_tokens > context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.",
                   c->base_set.max_tokens, context);
+    if (!c->methods_text) {
+        c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
+                                  min_int(2, c->base.config.layers));
+        parse_methods(c);
+    }
     for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
         if (m->set.kind == LAST && m->set.last > c->base.config.layers)
             die_usage("--methods %s: the model has %s. Choose no more.", m->name,
@@ -3602,21 +3647,21 @@ static void warn_of_idle_comparison(const struct Option *options, const struct C
 /* The options of `compare`. */
 static int command_compare(int argc, char **argv)
 {
-    struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
-                        .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,"
-                                        "full+l2sp:10",
+    struct Compare c = {.seeds = 5, .start = seconds(), .test_part = 0.3,
                         .base_set = DEFAULT_SETTINGS};
     struct Settings *s = &c.base_set;
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &c.model, .required = true},
         {"train", data_meaning, TEXT, &c.train, .required = true},
-        {"test", "labelled texts that nothing is learnt from", TEXT, &c.test, .required = true},
+        {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
+         &c.test},
+        {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
         {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
-        {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
+        {"labels", "how many to learn from, rising; without: 20,100,500,1000,all", TEXT,
          &c.labels_text},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000},
-        {"methods", "majority, nb, nbsvm, or as --tune, with options: full+l2sp:10", TEXT,
+        {"methods", "without: majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10", TEXT,
          &c.methods_text},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
@@ -3639,7 +3684,7 @@ static int command_compare(int argc, char **argv)
         {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
     };
     const char *usage =
-        "finetune_cls compare --model DIR --train FILE --test FILE --out DIR [options]\n"
+        "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
         "What is pretraining worth? Every method learns from the same few labels, several times,\n"
         "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
         "for each training to compare.tsv.";
@@ -3651,8 +3696,11 @@ static int command_compare(int argc, char **argv)
         die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
                   "--out.", c.out);
     free(table);
-    parse_methods(&c);
-    warn_of_idle_comparison(options, &c);
+    if (c.methods_text) {
+        parse_methods(&c);
+        warn_of_idle_comparison(options, &c);
+    }
+    if (c.test) warn_unused(options, "test-part", "with --test");
     set_threads(c.threads);
     compare(&c);
     return 0;
