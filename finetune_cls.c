@@ -2853,41 +2853,31 @@ static void parse_methods(struct Compare *c)
     }
 }
 
-/* Without --labels: 20, 100, 500, 1000 and all, as far as the texts go. */
-static void usual_budgets(struct Compare *c)
-{
-    static const int usual[] = {20, 100, 500, 1000};
-    c->budgets = resize(NULL, (COUNT(usual) + 1) * sizeof *c->budgets);
-    for (int i = 0; i < COUNT(usual); i++)
-        if (usual[i] >= 2 * c->classes && usual[i] < c->train_count)
-            c->budgets[c->budget_count++] = usual[i];
-    c->budgets[c->budget_count++] = c->train_count;
-    if (c->train_count < 2 * c->classes)
-        die("%s: %d texts of %d classes are too few to compare on. Add labelled texts.", c->train,
-            c->train_count, c->classes);
-}
+static const char usual_labels[] = "20,100,500,1000,all";
 
-/* Reads --labels, in ascending order; "all" is the number of texts to learn from. */
+/* Reads --labels, in ascending order; "all" is the number of texts in --train. Usual ones
+ * that are too many for the texts or too few for the classes are left out. */
 static void parse_budgets(struct Compare *c)
 {
-    if (!c->labels_text) { usual_budgets(c); return; }
-    char **parts = split_list(c->labels_text, ',', &c->budget_count);
-    c->budgets = resize(NULL, c->budget_count * sizeof *c->budgets);
-    for (int i = 0; i < c->budget_count; i++) {
+    int count;
+    char **parts = split_list(c->labels_text, ',', &count);
+    c->budgets = resize(NULL, count * sizeof *c->budgets);
+    for (int i = 0; i < count; free(parts[i++])) {
         double x = c->train_count;
         if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
                                         || x != floor(x) || x < 1))
             die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (c->labels_text == usual_labels && i < count - 1
+            && (x >= c->train_count || x < 2 * c->classes)) continue;
         if (x > c->train_count)
             die_usage("--labels %s: %s has %d texts to learn from. Choose no more.", parts[i],
                       c->train, c->train_count);
         if (x < 2 * c->classes)
             die_usage("--labels %s: %d classes need %d at least, one each to learn from and to "
                       "validate on.", parts[i], c->classes, 2 * c->classes);
-        if (i > 0 && x <= c->budgets[i - 1])
+        if (c->budget_count > 0 && x <= c->budgets[c->budget_count - 1])
             die_usage("--labels %s: numbers must rise.", c->labels_text);
-        c->budgets[i] = (int)x;
-        free(parts[i]);
+        c->budgets[c->budget_count++] = (int)x;
     }
     free(parts);
 }
@@ -3647,7 +3637,8 @@ static void warn_of_idle_comparison(const struct Option *options, const struct C
 /* The options of `compare`. */
 static int command_compare(int argc, char **argv)
 {
-    struct Compare c = {.seeds = 5, .start = seconds(), .test_part = 0.3,
+    struct Compare c = {.seeds = 5, .labels_text = usual_labels, .start = seconds(),
+                        .test_part = 0.3,
                         .base_set = DEFAULT_SETTINGS};
     struct Settings *s = &c.base_set;
     struct Option options[] = {
@@ -3657,7 +3648,8 @@ static int command_compare(int argc, char **argv)
          &c.test},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
         {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
-        {"labels", "how many to learn from, rising; without: 20,100,500,1000,all", TEXT,
+        {"labels", "how many labels to learn from, rising; all: those of --train; by default "
+         "without those that are too many", TEXT,
          &c.labels_text},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000},

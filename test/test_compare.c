@@ -560,6 +560,10 @@ static void test_budgets(void)
     parse_budgets(&c);
     check(c.budget_count == 4 && c.budgets[0] == 4 && c.budgets[1] == 50 && c.budgets[2] == 1000
           && c.budgets[3] == 1234, "labels: numbers, 1k, all");
+    c = (struct Compare){.labels_text = usual_labels, .train_count = 500, .classes = 11};
+    parse_budgets(&c);
+    check(c.budget_count == 2 && c.budgets[0] == 100 && c.budgets[1] == 500,
+          "labels: of the usual ones those that 500 texts of 11 classes have");
 }
 
 /* --- One row of compare is what `train` and `eval` say --- */

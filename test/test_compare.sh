@@ -311,7 +311,12 @@ explains() {    # explains NAME TEXT
         END { exit !(n == 1 ? named == "" : good) }' "$dir/explained"
     succeeds "explain, $1: no escape codes" eval '! grep -q "$(printf "\033")" "$dir/explained"'
 }
-explains "a review" "$(sed -n 2p "$test" | cut -c 1-60)"
+for review in 2 3 4 5 6 7; do
+    explains "review $review" "$(sed -n ${review}p "$test" | cut -c 1-60)"
+    tail -n 1 "$dir/explained" | grep -o '[-+][.0-9]*$' | cut -c 1 >>"$dir/signs"
+done
+succeeds "explain: some largest changes are rises and some falls" \
+    [ "$(sort -u "$dir/signs" | tr -d '\n' | wc -c)" -eq 2 ]
 explains "one token" "."
 explains "an empty text" ""
 explains "a text beyond the window" "$(cut -f 1 "$test" | head -n 9 | tr '\n' ' ')"
