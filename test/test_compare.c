@@ -644,6 +644,47 @@ static void test_row_is_train(void)
           row + 1);
 }
 
+/* --- layers: what every block gives --- */
+
+/* Every level alone, from the embeddings on; the highest one is what the probe reads. */
+static void test_levels(void)
+{
+    enum { COUNT_HERE = 9, LAYERS = 3, WIDTH = 16 };
+    struct Model model;
+    struct Runner r;
+    struct Dataset d = {0};
+    struct Tokenizer *tokenizer = tokenizer_load(path_of("merges.txt"));
+    model_create(&model, (struct Config){LAYERS, 2, WIDTH, 24, 258, 0, NULL});
+    model_init(&model, 6);
+    for (int c = 0; c < WIDTH; c++) { model.w.lnf_w[c] += c; model.w.lnf_b[c] = 1; }
+    for (int i = 0; i < COUNT_HERE; i++)
+        add_text(&d, tokenizer, (struct Bytes){"abbaabbaabba", (i * 5) % 12}, -1,
+                 (struct Window){24, "tail"});
+    runner_create(&r, &model, 30, WORK_EVAL);           /* several batches */
+    real got[LAYERS + 1][COUNT_HERE * WIDTH], want[COUNT_HERE * WIDTH], mean, rstd,
+         *levels[LAYERS + 1];
+    const int order[COUNT_HERE] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    for (int l = 0; l <= LAYERS; l++) levels[l] = got[l];
+    read_levels(&r, levels, &d, order, COUNT_HERE);
+    bool same = true;
+    for (int l = 0; l < LAYERS; l++)
+        for (int i = 0; i < COUNT_HERE; i++) {
+            const struct Batch b = gather(&r, &d, &order[i], 1);
+            r.ws.to = l;
+            const real *x = trunk_forward(&model, &r.ws, &b, 0, 0) + (size_t)(b.rows - 1) * WIDTH;
+            layernorm_forward(want, &mean, &rstd, x, model.w.lnf_w, model.w.lnf_b, 1, WIDTH);
+            same = same && !memcmp(want, got[l] + i * WIDTH, WIDTH * sizeof *want);
+        }
+    check(same, "layers: the last token after each number of blocks, and ln_f");
+    r.ws.to = LAYERS;
+    run_examples(&r, NULL, want, &d, NULL, COUNT_HERE, NULL);
+    check(!memcmp(want, got[LAYERS], sizeof want),
+          "layers: after all blocks, the probe's features");
+    runner_free(&r);
+    model_free(&model);
+    tokenizer_free(tokenizer);
+}
+
 int main(void)
 {
     program = "test_compare";
@@ -665,6 +706,7 @@ int main(void)
     test_methods();
     test_budgets();
     test_row_is_train();
+    test_levels();
     char *remove = text_of("rm -r '%s'", directory);
     if (system(remove)) return 1;
     return report();
