@@ -3648,8 +3648,7 @@ static int command_compare(int argc, char **argv)
          &c.test},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
         {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
-        {"labels", "how many labels to learn from, rising; all: those of --train; by default "
-         "without those that are too many", TEXT,
+        {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
          &c.labels_text},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000},

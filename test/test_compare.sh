@@ -80,14 +80,14 @@ succeeds "lm_loss: of an unmoved model the same, of another not" awk -F '\t' '
     $1 == "scratch" && !($9 > base + 0.1) { exit bad = 1 }
     END { exit bad || seen != 8 }' "$table"
 
-succeeds "the verdict names the best method for each number of labels" eval '
+succeeds "the verdict names the best method for each number of labels" eval '(
     for labels in 12 24; do
         best=$(awk -F "\t" -v labels=$labels "
             \$2 == labels { sum[\$1] += \$4 }
             END { for (m in sum) if (sum[m] > most) { most = sum[m]; best = m } print best }" \
             "$table")
         grep -q "^With $labels labels $best is best, 0\.[0-9]*[;,]" "$dir/one.out" || exit 1
-    done'
+    done)'
 succeeds "the verdict ends with a choice and the number of seeds" eval '
     tail -n 2 "$dir/one.out" | head -n 1 | grep -q "^For these data, with 24 labels: [a-z]" &&
     tail -n 1 "$dir/one.out" | grep -q "^2 seeds: too few"'
@@ -274,11 +274,11 @@ succeeds "layers: the last row is train --tune probe" [ "$(awk '
     "$dir/probe.out" "$dir/probe.eval" "$dir/layers")" = "$(awk '$1 == 2 {
         printf "%s %s %s %s ", $2, $3, $2, $3 }' "$dir/layers")" ]
 succeeds "layers: blocks differ" [ "$(tail -n +2 "$dir/layers" | cut -c 7- | uniq | wc -l)" -ge 2 ]
-succeeds "layers: 1 and 2 threads print the same" eval '
+succeeds "layers: 1 and 2 threads print the same" eval '(
     for threads in 1 2; do
         ./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" \
             --threads $threads 2>/dev/null | cmp -s "$dir/layers" - || exit 1
-    done'
+    done)'
 fails 2 "is the same file as --train" \
     ./finetune_cls layers --model "$dir/base" --train "$train" --test "$train"
 
