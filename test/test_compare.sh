@@ -177,7 +177,7 @@ for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not on
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
 alone=
-fails 2 "--labels 61: $train has 60 texts. Choose no more" compare "$dir/no" --labels 12,61
+fails 2 "--labels 61: $train has 60 texts to learn from. Choose no more" compare "$dir/no" --labels 12,61
 fails 2 "--labels 24,12: numbers must rise" compare "$dir/no" --labels 24,12
 fails 2 "--labels 12,12: numbers must rise" compare "$dir/no" --labels 12,12
 fails 2 "--labels 3: 2 classes need 4 at least" compare "$dir/no" --labels 3
