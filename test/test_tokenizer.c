@@ -344,8 +344,8 @@ static void write_in(const char *directory, const char *name, const char *text, 
 static void test_json_files(const struct Tokenizer *t)
 {
     struct Buffer b = read_plain("tok/tokenizer.json");
-    write_in("json", "tokenizer.json", b.data, b.size);
-    struct Tokenizer *u = tokenizer_load(in_directory("json"));
+    write_in("one_file", "tokenizer.json", b.data, b.size);
+    struct Tokenizer *u = tokenizer_load(in_directory("one_file"));
     check(u->hash == t->hash && u->vocabulary == t->vocabulary && !u->file_ids && u->begins,
           "tokenizer.json alone holds the same %d merges and ids; texts begin with <|endoftext|>",
           u->merges);
