@@ -1630,7 +1630,10 @@ static int command_train(int argc, char **argv)
     r.table = option_table(o, &rows);
     refuse_arguments(parse_options(argc, argv, r.table, rows,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
-        "Pretrains a model. --out holds the best one and log.tsv, --out/last the last."), argv);
+        "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
+        "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
+        "at --lr for four fifths of the time, then falls as 1 - sqrt; constant does not fall."),
+        argv);
     if (!o->out && (o->resume || !o->plan))
         die_usage("--out: must be given. --help explains it.");
     if (o->epochs > 0 && given(&r, "steps"))

@@ -438,6 +438,25 @@ static void test_utf8(void)
     check(held && out.size == 3, "UTF-8: an unfinished character is held back");
 }
 
+/* --- The learning rate after fit_to_time has decided --- */
+
+static void test_fall(void)
+{
+    struct Run r = {.options = {.schedule = "cosine", .warmup = 10, .lr = 1, .min_lr_ratio = 0.1},
+                    .fall_step = 80, .fall_rate = 1};
+    check(rate_of(&r, 10, 0) == 1 && rate_of(&r, 80, 0) == 1,
+          "without a number of steps the rate stays high");
+    check(rate_of(&r, 5, 96) == 0.5 && fabs(rate_of(&r, 84, 96) - (0.1 + 0.9 / 2)) < 1e-12
+          && fabs(rate_of(&r, 89, 96) - (0.1 + 0.9 / 4)) < 1e-12
+          && fabs(rate_of(&r, 96, 96) - 0.1) < 1e-12, "then it falls to the last step as 1 - sqrt");
+    r.fall_rate = 0.5;
+    check(fabs(rate_of(&r, 84, 96) - (0.1 + 0.4 / 2)) < 1e-12
+          && fabs(rate_of(&r, 96, 96) - 0.1) < 1e-12, "also from a lower rate");
+    r.options.min_lr_ratio = 0;
+    check(fabs(rate_of(&r, 95, 95) - 0.5 * (1 - sqrt(15.0 / 16))) < 1e-12,
+          "the last step has a rate above 0");
+}
+
 /* --- Messages --- */
 
 static void test_messages(void)
@@ -539,6 +558,7 @@ int main(void)
     test_filters();
     test_generator();
     test_utf8();
+    test_fall();
     test_messages();
     test_cores();
     test_live_line();

@@ -239,10 +239,15 @@ same_run threads1 threads3 "1 = 3 threads, byte for byte"
 
 # --- Going on, starting from another model, other ends ---
 
-"$train" train --resume --out threads1 --steps 14 --threads 1 >/dev/null 2>&1 &&
+"$train" train --resume --out threads1 --steps 14 --threads 1 >/dev/null 2>err.txt &&
     [ "$(tail -n 1 threads1/log.tsv | cut -f1)" = 14 ]
 check $? "a larger --steps extends a finished run"
-"$train" train --resume --out threads1 --threads 1 >out.txt 2>err.txt && grep -q 'finished' err.txt
+before=$(printf '%.1e' "$(sed -n 13p threads1/log.tsv | cut -f5)")
+now=$(printf '%.1e' "$(sed -n 14p threads1/log.tsv | cut -f5)")
+grep -q "^--steps 14 instead of 12: the learning rate goes up again, from $before to $now" err.txt
+check $? "it says that the learning rate goes up again, from $before to $now"
+"$train" train --resume --out threads1 --threads 1 >out.txt 2>err.txt && grep -q 'finished' err.txt &&
+    ! grep -q 'goes up again' err.txt
 check $? "resuming a finished run changes nothing"
 "$train" train $data --init learn --context 16 --batch 4 --steps 3 --lr 1e-4 --threads 1 \
     --out from >/dev/null 2>&1 && awk -F'\t' 'NR == 2 { exit !($2 < 3.5) }' from/log.tsv &&
