@@ -720,7 +720,7 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"steps", "updates of the weights; 0: as many as --time-limit allows; with --resume, a "
          "larger number extends the run", LONG, &o->steps, 0, 1e12},
         {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3},
-        {"min-lr-ratio", "the last learning rate, part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1},
+        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1},
         {"warmup",
          "steps in which the learning rate rises; if not given, at most a tenth of --steps",
          LONG, &o->warmup, 0, 1e12},
