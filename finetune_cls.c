@@ -2003,8 +2003,9 @@ static void drop_repeats(struct Examples *train, const struct Examples *val, con
     for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
     for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
     train->count = kept;
-    progress(true, "%s: %d of %d texts of %s were repeated or in %s; %d are left", why,
-             all - kept, all, train->path, where, kept);
+    if (kept < all)
+        progress(true, "%s: %d of %d texts of %s were repeated or in %s; %d are left", why,
+                 all - kept, all, train->path, where, kept);
     if (!kept) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     free(first);
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole story on embedded data: write reviews, learn a vocabulary, pretrain, look at samples, then
-# learn from few labels in eight ways and compare. Needs the programs built; writes to out/demo. The
+# learn from few labels in seven ways and compare. Needs the programs built; writes to out/demo. The
 # run is the same every time, unless the machine is so slow that the time limit ends the pretraining.
 set -eu
 cd "$(dirname "$0")/.."
@@ -33,11 +33,10 @@ say "3. Pretraining for about a minute: predict the next token, no labels needed
 say "4. What it writes now"
 ./train_gpt sample --model "$dir/model" --prompt "" --tokens 120 --count 3 --seed 1 2>/dev/null
 
-say "5. What is that worth with 100 labels? Eight ways to learn from them, three times each"
+say "5. What is that worth with 100 labels? Seven ways to learn from them, three times each"
 ./finetune_cls compare --model "$dir/model" --train "$dir/text/train.tsv" --test "$dir/text/test.tsv" \
     --out "$dir/compare" --labels all --seeds 3 \
-    --methods majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10 2>"$dir/compare.log" ||
-    { cat "$dir/compare.log"; exit 1; }
+    --methods majority,nb,nbsvm,scratch,probe,last:2,full
 echo "No classifier can be right more often than $possible: some reviews are of two minds."
 
 say "6. A classifier made from the model, and how it reads a sentence"
@@ -45,6 +44,6 @@ say "6. A classifier made from the model, and how it reads a sentence"
     >"$dir/full.log" 2>&1 || { cat "$dir/full.log"; exit 1; }
 ./finetune_cls predict --model "$dir/full" "The script is gripping and witty. I had a wonderful time." \
     "The script is clumsy and dull. I wanted my money back."
-./finetune_cls explain --model "$dir/full" "There is not a dull moment in it."
+./finetune_cls explain --model "$dir/full" "The script is clumsy and dull. I wanted my money back."
 
 say "Done in $(($(date +%s) - began)) seconds; everything is in $dir."
