@@ -1,7 +1,9 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
- *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe
- *    II  Files and commands   labelled files, before and after the training, train, eval, predict
+ *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe, and
+ *                             classical baselines, which know only words
+ *    II  Files and commands   labelled files, before and after the training, train, eval, predict;
+ *                             compare, layers, explain
  *
  *    "Not a dull moment."
  *       |  tokenizer
