@@ -602,9 +602,8 @@ static void test_l2sp(void)
  * step is the rate itself, since m / sqrt(v) is then 1 or -1. */
 static void test_rates(void)
 {
-    static const int layers[] = {-1, 0, 1, 2, 3};
-    static const double want[3][COUNT(layers)] = {{0.125, 0.25, 0.5, 1, 1}, {0, 0, 0.5, 1, 1},
-                                                  {0, 0.25, 0.5, 1, 1}};
+    static const double want[3][5] = {          /* of layers -1, 0, 1, 2, 3 */
+        {0.125, 0.25, 0.5, 1, 1}, {0, 0, 0.5, 1, 1}, {0, 0.25, 0.5, 1, 1}};
     static const char *const tunes[] = {"full", "last:2", "last:3"};
     for (int last = 0; last < 3; last++) {
         struct Task t = {.set = {.kind = last ? LAST : FULL, .last = last + 1, .layer_decay = 0.5,
@@ -614,9 +613,8 @@ static void test_rates(void)
         train_step(&t, &norm, t.train, TASK_TEXTS, 1e-3, 1);
         for (int i = 0; i < t.model.tensor_count; i++) {
             const struct Tensor *p = &t.model.tensors[i];
-            double wanted = 10, far = 0;
-            for (int k = 0; k < COUNT(layers) && strcmp(p->name, "score.weight"); k++)
-                if (layers[k] == p->layer) wanted = want[last][k];
+            const double wanted = strcmp(p->name, "score.weight") ? want[last][p->layer + 1] : 10;
+            double far = 0;
             for (size_t k = p->offset; k < p->offset + p->size; k++)
                 far = fmax(far, fabs((double)t.model.weights[k] - t.source[k]));
             scale = fmax(scale, fabs(p->lr_scale - wanted));
