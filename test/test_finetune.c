@@ -615,8 +615,10 @@ static void test_rates(void)
             const struct Tensor *p = &t.model.tensors[i];
             const double wanted = strcmp(p->name, "score.weight") ? want[last][p->layer + 1] : 10;
             double far = 0;
-            for (size_t k = p->offset; k < p->offset + p->size; k++)
-                far = fmax(far, fabs((double)t.model.weights[k] - t.source[k]));
+            for (size_t k = p->offset; k < p->offset + p->size; k++) {
+                const double d = fabs((double)t.model.weights[k] - t.source[k]);
+                if (d > far) far = d;       /* fmax here ends gcc 12 for aarch64 */
+            }
             scale = fmax(scale, fabs(p->lr_scale - wanted));
             move = fmax(move, fabs(far / 1e-3 - wanted) / 10);
         }
