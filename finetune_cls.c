@@ -3456,6 +3456,9 @@ static void print_worth(const struct Compare *c)
     else
         printf("Training from scratch needs about %.0f: pretraining is worth some %.0f labels.\n",
                needed, needed - c->budgets[near]);
+    if (!better(c, near, best, scratch))
+        printf("But with %d labels the two do not differ significantly, so this is a guess.\n",
+               c->budgets[near]);
 }
 
 /* Sentences that a person can use. */
