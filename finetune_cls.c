@@ -1327,7 +1327,7 @@ static double train_svm(double *v, const struct BagTask *t, const double *r, int
  * more often they occur in class k than elsewhere, as parts of all occurrences, p and q:
  *   r_f = log (p_f / q_f)
  * The paper also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to
- * three points, so it is left out.   scores (test_count, K) */
+ * five points, so it is left out.   scores (test_count, K) */
 static void nbsvm(double *scores, const struct BagTask *t)
 {
     const int F = t->bags->feature_count, K = t->classes;
