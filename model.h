@@ -3073,11 +3073,14 @@ __attribute__((noreturn)) static void die_no_model(const char *name)
     char *dir = !file ? text_of("%s", name)
                       : slash ? text_of("%.*s", (int)(slash - name), name) : text_of(".");
     if (gguf && strstr(gguf, ".gguf"))
-        die("%s/%s: GGUF is not read. Convert it by `python3 -c \"import transformers as t; "
-            "d, f, o = '%s', '%s', 'converted'; "
-            "t.AutoModelForCausalLM.from_pretrained(d, gguf_file=f).save_pretrained(o); "
-            "t.AutoTokenizer.from_pretrained(d, gguf_file=f).save_pretrained(o)\"`.",
-            dir, gguf, dir, gguf);
+        die("%s/%s: GGUF is not read. Convert it by `python3 -c \"import gguf, transformers as t, "
+            "safetensors.torch as s; d, f, o = '%s', '%s', 'converted'; n = int(gguf.GGUFReader("
+            "d + '/' + f).fields['gpt2.context_length'].contents()); "
+            "m = t.AutoModelForCausalLM.from_pretrained(d, gguf_file=f, n_positions=n); "
+            "t.AutoTokenizer.from_pretrained(d, gguf_file=f).save_pretrained(o); "
+            "m.config.save_pretrained(o); s.save_file({k: v.contiguous().clone() "
+            "for k, v in m.state_dict().items()}, o + '/model.safetensors')\"` "
+            "(pip install gguf transformers accelerate).", dir, gguf, dir, gguf);
     if (file) die("%s: is a file. --model must name a model directory.", name);
     if (!file_exists(config))
         die("%s: no such file. --model must name a model directory.", config);
