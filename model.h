@@ -819,7 +819,7 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
  *   |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2         rate = lr lr_scale
  * which pulls every weight but the new head's towards where it came from (L2-SP, Li et al. 2018; as
  * a proximal map, Parikh and Boyd 2014), stable for any lambda:
- *   w = source + (w - source) / (1 + rate lambda)
+ *   w = source + (w_adamw - source) / (1 + rate lambda)
  * source: the weights of the pretrained model, whose list is the same up to the head. */
 static void proximal_step(struct Model *model, const real *source, double lr, double lambda)
 {
