@@ -472,7 +472,7 @@ static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 /* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
  * --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *class_weights;
+    const char *model, *train, *val, *out, *tune, *truncate, *class_weights, *precision;
     struct Columns columns;
     int epochs, steps, patience, batch, max_tokens, threads;
     int64_t seed;
@@ -484,9 +484,9 @@ struct Settings {
 };
 
 static const struct Settings DEFAULT_SETTINGS = {
-    .tune = "full", .truncate = "tail", .class_weights = "none", .batch = 32, .seed = 1,
-    .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1, .layer_decay = 1,
-    .average = -1,
+    .tune = "full", .truncate = "tail", .class_weights = "none", .precision = "fp32", .batch = 32,
+    .seed = 1, .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
+    .layer_decay = 1, .average = -1,
 };
 
 /* One fine-tuning. */
@@ -2202,6 +2202,7 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
         metadata_set(meta, "patience", "%d", s->patience);
     }
     metadata_set(meta, "class_weights", "%s", s->class_weights);
+    metadata_set(meta, "precision", "%s", s->precision);
     metadata_set(meta, "train_examples", "%d", t->train_count);
     metadata_set(meta, "val_examples", "%d", t->val_count);
     metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
@@ -2450,6 +2451,7 @@ static int command_train(int argc, char **argv)
         {"pair-column", pair_column_meaning, TEXT, &s.columns.names[PAIRS]},
         {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s.dedupe},
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
+        PRECISION_OPTION(&s.precision),
         {"threads", "0: all cores it may use", INTEGER, &s.threads, 0, 1024},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
     };
@@ -2464,6 +2466,7 @@ static int command_train(int argc, char **argv)
     check_settings(&s);
     warn_of_idle_options(options, &s);
     set_threads(s.threads);
+    set_precision(s.precision);
     check_out(&s);
     train(s);
     return 0;
@@ -2553,7 +2556,7 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
  * matrix. */
 static int command_eval(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL, *predictions = NULL;
+    const char *dir = NULL, *data = NULL, *predictions = NULL, *precision = "fp32";
     int threads = 0;
     struct Classifier c = {0};
     struct Option options[] = {
@@ -2563,6 +2566,7 @@ static int command_eval(int argc, char **argv)
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
+        PRECISION_OPTION(&precision),
         {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
@@ -2575,6 +2579,7 @@ static int command_eval(int argc, char **argv)
     if (predictions && same_file(data, predictions))
         die_usage("--predictions %s: is the file of --data. Name another.", predictions);
     set_threads(threads);
+    set_precision(precision);
     struct Dataset d = {0};
     load_classifier(&c, dir);
     const int K = c.model.config.labels;
@@ -2704,7 +2709,7 @@ static void predict_file(struct Classifier *c, struct Dataset *d, const char *pa
 /* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL;
+    const char *dir = NULL, *data = NULL, *precision = "fp32";
     int threads = 0;
     struct Classifier c = {0};
     struct Dataset d = {0};
@@ -2715,6 +2720,7 @@ static int command_predict(int argc, char **argv)
         {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
         {"all", "the probability of every class", FLAG, &c.all},
         {"json", "one JSON object a line", FLAG, &c.json},
+        PRECISION_OPTION(&precision),
         {"threads", "0: all", INTEGER, &threads, 0, 1024},
     };
     const char *usage = "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
@@ -2726,6 +2732,7 @@ static int command_predict(int argc, char **argv)
     if (c.columns.names[TEXTS] && !data)
         warn("--text-column: has no effect without --data. Leave it out.");
     set_threads(threads);
+    set_precision(precision);
     load_classifier(&c, dir);
     if (data) predict_file(&c, &d, data);
     else if (!count) predict_stream(&c, &d);

@@ -1071,11 +1071,45 @@ enum { TILE_ROWS = 6 };                             /* 16 registers, as with AVX
 enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
+/* --- Precision --- */
+
+/* Of all products, see GEMM. BF16: factors are rounded to bfloat16, the upper half of a float, with
+ * 8 bits of precision. A product of two such numbers is exact in a float, and sums stay floats. */
+enum { FP32, BF16 };
+static int product_precision = FP32;
+
+typedef uint32_t word __attribute__((may_alias));
+typedef word words __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(word)), may_alias));
+#define UPPER_HALF 0xffff0000u
+
+/* The bits of floats, rounded to bfloat16: to nearest, ties to even. Infinity and NaN stay. */
+static inline words rounded(words x)
+{
+    const words is_nan = (words)((x & 0x7fffffff) > 0x7f800000),
+                nearest = x + 0x7fff + (x >> 16 & 1);
+    return ((nearest & ~is_nan) | ((x | 0x400000) & is_nan)) & UPPER_HALF;
+}
+
+/* sum + a b, for two bfloat16 in each 32 bits of a and b: the upper ones first, each product added
+ * in one rounding. That is what the instruction does, but for numbers below 2^-126, which it takes
+ * as 0. */
+static inline __attribute__((always_inline)) vec add_pairs(vec sum, words a, words b)
+{
+#if defined(__AVX512BF16__) && !defined(EMULATE_BF16)
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+#else
+    sum += (vec)(a & UPPER_HALF) * (vec)(b & UPPER_HALF);
+    return sum + (vec)(a << 16) * (vec)(b << 16);
+#endif
+}
+
 /* FLOP/s of multiply-adds on registers, all threads together: the peak that GEMM is compared with.
  * The best of five attempts, each long enough for the system to give every thread a core. */
 static double fma_peak(void)
 {
     enum { CHAINS = 12, STEPS = 1 << 23 };
+    const bool bf16 = product_precision == BF16;
     double best = 0;
     for (int attempt = 0; attempt < 5; attempt++) {
         double start = seconds();
@@ -1085,12 +1119,15 @@ static double fma_peak(void)
             factor += (real)(1e-7 * (1 + thread_index()));
             for (int c = 0; c < CHAINS; c++) x[c] = factor * (real)c;   /* no two chains alike */
             for (int i = 0; i < STEPS; i++)
-                for (int c = 0; c < CHAINS; c++) x[c] += x[c] * factor;
+                for (int c = 0; c < CHAINS; c++)
+                    if (bf16) x[c] = add_pairs(x[c], (words)factor, (words)factor);
+                    else x[c] += x[c] * factor;
             vec sum = x[0];
             for (int c = 1; c < CHAINS; c++) sum += x[c];
             __asm__ volatile("" : : "m"(sum));      /* the compiler must not drop the loop */
         }
         double rate = 2.0 * CHAINS * STEPS * LANES * thread_count() / (seconds() - start);
+        if (bf16) rate *= 2;
         if (rate > best) best = rate;
     }
     return best;
@@ -1144,11 +1181,12 @@ static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes))
  *     a, rows 0-5:       a00 a10 a20 a30 a40 a50 | a01 a11 a21 ...     one column after the other
  *     b, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ...     one row after the other
  *
- * A matrix is an address and two strides, so packing also transposes. K is cut into equal blocks of
- * at most BLOCK_K, which depend on K alone. Threads share out tiles of c, never the terms of a sum:
- * a row of c has the same bits for any M and any number of threads. Plain twin: plain_linear. */
+ * A matrix is an address and two strides, so packing also transposes. With BF16 it also rounds, and
+ * each place of a panel, a slot, holds two terms of 16 bits. K is cut into equal blocks of at most
+ * BLOCK_K slots, which depend on K alone. Threads share out tiles of c, never the terms of a sum: a
+ * row of c has the same bits for any M and any number of threads. Plain twin: plain_linear. */
 enum {
-    BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* one panel of b fits the first-level cache */
+    BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of b fits the first-level cache */
     BLOCK_N = TILE_COLUMNS * 4,                     /* a thread's packed b and a block of .. */
     BLOCK_M = TILE_ROWS * 8,                        /* .. packed a fit the second level */
     TASK_M = BLOCK_M * 16,                          /* rows of c that a thread takes at a time */
@@ -1163,6 +1201,38 @@ static inline struct Matrix matrix(const real *at, size_t columns)
 static inline struct Matrix transposed(struct Matrix m)
 {
     return (struct Matrix){m.at, m.column, m.row};
+}
+
+/* --- Slots: what a panel consists of --- */
+
+/* With FP32 a slot is a term. With BF16 two terms of a block, k and k + half, share one:
+ *
+ *     slot k:   | term k + half | term k |       half = number of slots; the last term may be 0 */
+static inline int slot_count(int terms, int precision)
+{
+    return precision == FP32 ? terms : ceil_div(terms, 2);
+}
+
+/* Slots of the terms at x and at x + pair, rounded; pair 0: of the terms at x, as they are. */
+static inline __attribute__((always_inline)) words slots(const real *x, size_t pair)
+{
+    const words lower = *(const words *)x;
+    if (!pair) return lower;
+    return rounded(lower) >> 16 | rounded(*(const words *)(x + pair));
+}
+
+/* A single slot, of whose two terms the upper one may be missing. */
+static inline real slot(const real *x, size_t pair, bool whole)
+{
+    if (!pair) return *x;
+    words terms = {0};
+    terms[0] = *(const word *)x;
+    if (whole) terms[1] = *(const word *)(x + pair);
+    terms = rounded(terms);
+    const word both[2] = {terms[0] >> 16 | terms[1]};       /* a double has room for two */
+    real result;
+    memcpy(&result, both, sizeof result);
+    return result;
 }
 
 /* --- Packing --- */
@@ -1199,11 +1269,14 @@ static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
     }
 }
 
+/* What is packed: term k of line i is at[i * line + k * step]. */
+struct Lines { const real *at; size_t line, step; int terms, precision; };
+
 /* The case of pack() with whole lines of consecutive values, in squares of FLOATS x FLOATS. Returns
  * how many k are done. Stores go right to left: a full-width store may spill into row k + 1, which
  * is written later. The last rows are left to pack(). The next panel is prefetched. */
 static inline __attribute__((always_inline))
-int pack_squares(float *panel, const float *x, size_t line, int width, int K)
+int pack_squares(float *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
     for (; k + FLOATS < K; k += FLOATS)
@@ -1213,7 +1286,7 @@ int pack_squares(float *panel, const float *x, size_t line, int width, int K)
             for (int i = 0; i < FLOATS; i++) __builtin_prefetch(x + (i0 + i + width) * line + k);
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? *(const floats *)(x + (i0 + i) * line + k)
+                square[i] = i0 + i < width ? (floats)slots(x + (i0 + i) * line + k, pair)
                                            : (floats){0};
             transpose(square);
             #pragma GCC unroll 16
@@ -1223,17 +1296,19 @@ int pack_squares(float *panel, const float *x, size_t line, int width, int K)
     return k;
 }
 
-/* Copies `count` <= width lines, `line` apart, of K values, `step` apart, into one panel:
- * panel[k * width + i] = x[i * line + k * step], and 0 for i >= count. */
+/* Copies `count` <= width lines into the K slots of one panel: panel[k * width + i] = x(i, k), and
+ * 0 for i >= count. pair: from one term of a slot to the other. */
 static inline __attribute__((always_inline))
-void pack(real *panel, const real *x, size_t line, size_t step, int count, int width, int K)
+void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (step == 1 && count == width && sizeof(real) == sizeof(float))
-        k0 = pack_squares((float *)panel, (const float *)x, line, width, K);
+    if (x.step == 1 && count == width && sizeof(real) == sizeof(float))
+        k0 = pack_squares((float *)panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
-        for (int k = k0; k < K; k++) panel[(size_t)k * width + i] = x[i * line + k * step];
+        for (int k = k0; k < K; k++)
+            panel[(size_t)k * width + i] = slot(x.at + i * x.line + k * x.step, pair,
+                                                k + K < x.terms);
 }
 
 /* The case of pack() with lines side by side in memory (line = 1) and whole panels. A few cache
@@ -1241,7 +1316,7 @@ void pack(real *panel, const real *x, size_t line, size_t step, int count, int w
  * vectors are stored: the next row overwrites what spills beyond a panel. The last row is copied
  * exactly. */
 static inline __attribute__((always_inline))
-void pack_rows(real *packed, const real *x, size_t step, int lines, int width, int K)
+void pack_rows(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
 {
     enum { MAX_PIECE = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
     const int pieces = max_int(1, ceil_div(lines, MAX_PIECE)),
@@ -1249,43 +1324,59 @@ void pack_rows(real *packed, const real *x, size_t step, int lines, int width, i
     for (int i0 = 0; i0 < lines; i0 += piece) {
         const int n = min_int(piece, lines - i0);
         for (int k = 0; k < K; k++) {
-            const real *row = x + k * step + i0;
+            const real *row = x.at + k * x.step + i0;
             real *to = packed + (size_t)i0 * K + (size_t)k * width;
-            for (int i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(row + AHEAD * step + i);
+            for (int i = 0; i < n; i += CACHE_LINE) {
+                __builtin_prefetch(row + AHEAD * x.step + i);
+                if (pair) __builtin_prefetch(row + AHEAD * x.step + pair + i);
+            }
             for (int i = 0; i < n; i += width, to += (size_t)width * K)
-                if (k == K - 1) memcpy(to, row + i, width * sizeof(real));
-                else for (int j = 0; j < width; j += LANES)
-                    *(vec *)(to + j) = *(const vec *)(row + i + j);
+                if (k < K - 1) for (int j = 0; j < width; j += LANES)
+                    *(words *)(to + j) = slots(row + i + j, pair);
+                else for (int j = 0; j < width; j++)
+                    to[j] = slot(row + i + j, pair, k + K < x.terms);
         }
     }
 }
 
-/* Packs `lines` lines into panels, one after the other. */
+/* Packs lines of x into panels, one after the other. */
 static inline __attribute__((always_inline))
-void pack_lines(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+void pack_panels(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
 {
-    const int whole = line == 1 ? lines / width * width : 0;
-    pack_rows(packed, x, step, whole, width, K);
-    for (int i = whole; i < lines; i += width)
-        pack(packed + (size_t)i * K, x + i * line, line, step, min_int(width, lines - i), width, K);
+    const int whole = x.line == 1 ? lines / width * width : 0;
+    pack_rows(packed, x, pair, whole, width, K);
+    for (int i = whole; i < lines; i += width) {
+        const struct Lines rest = {x.at + i * x.line, x.line, x.step, x.terms, x.precision};
+        pack(packed + (size_t)i * K, rest, pair, min_int(width, lines - i), width, K);
+    }
+}
+
+/* The same, compiled for each precision. */
+static inline __attribute__((always_inline))
+void pack_lines(real *packed, struct Lines x, int lines, int width)
+{
+    const int K = slot_count(x.terms, x.precision);
+    if (x.precision == FP32) pack_panels(packed, x, 0, lines, width, K);
+    else pack_panels(packed, x, K * x.step, lines, width, K);
 }
 
 /* The same by all threads of a parallel region, each of which packs some of the panels. */
 static inline __attribute__((always_inline))
-void pack_all(real *packed, const real *x, size_t line, size_t step, int lines, int width, int K)
+void pack_all(real *packed, struct Lines x, int lines, int width)
 {
     const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
               begin = min_int(lines, thread_index() * share);
-    pack_lines(packed + (size_t)begin * K, x + begin * line, line, step,
-               min_int(share, lines - begin), width, K);
+    x.at += begin * x.line;
+    pack_lines(packed + (size_t)begin * slot_count(x.terms, x.precision), x,
+               min_int(share, lines - begin), width);
 }
 
 /* --- Tiles --- */
 
-/* The rows of a that a block of tiles reads: element (i, k) of the tile that begins at row t is
- * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K}. In place:
- * {a, a.row, 1, a.row}. */
-struct Rows { const real *at; size_t row, column, next; };
+/* The rows of a that a block of tiles reads: slot (i, k) of the tile that begins at row t is
+ * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K, precision}. In place:
+ * {a, a.row, 1, a.row, FP32}. */
+struct Rows { const real *at; size_t row, column, next; int precision; };
 
 /* One whole tile: c = a b, + bias (TILE_COLUMNS) and + from, laid out like c, unless they are NULL.
  * b is a packed panel. c is prefetched, to be in cache when the sums are complete.
@@ -1296,7 +1387,7 @@ struct Rows { const real *at; size_t row, column, next; };
  * are no registers. */
 static inline __attribute__((always_inline))
 void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-          const real *from, const real *bias, int K)
+          const real *from, const real *bias, int K, int precision)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -1311,8 +1402,12 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
         #pragma GCC unroll 32
         for (int j = 0; j < TILE_VECTORS; j++) bk[j] = *(const vec *)(b + j * LANES);
         #pragma GCC unroll 32
-        for (int t = 0; t < VECTORS; t++)
-            sum[t] += a[t / TILE_VECTORS * a_row] * bk[t % TILE_VECTORS];
+        for (int t = 0; t < VECTORS; t++) {
+            const real *at = a + t / TILE_VECTORS * a_row;
+            if (precision == FP32) sum[t] += *at * bk[t % TILE_VECTORS];
+            else sum[t] = add_pairs(sum[t], (words){0} + *(const word *)at,
+                                    (words)bk[t % TILE_VECTORS]);
+        }
         __asm__ volatile("" : : : "memory");
     }
     #pragma GCC unroll 32
@@ -1325,14 +1420,17 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
 }
 
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column,
-                         const real *b, const real *from, const real *bias, int m, int n, int K)
+static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+                         const real *bias, int m, int n, int K)
 {
     real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
-    const bool lacks_rows = m < TILE_ROWS && a_column == 1;
-    if (lacks_rows) pack(panel, a, a_row, a_column, m, TILE_ROWS, K);
-    if (lacks_rows) tile(sum, TILE_COLUMNS, panel, 1, TILE_ROWS, b, NULL, NULL, K);
-    else tile(sum, TILE_COLUMNS, a, a_row, a_column, b, NULL, NULL, K);
+    if (m < TILE_ROWS && a.column == 1) {
+        pack(panel, (struct Lines){a.at, a.row, 1, K, FP32}, 0, m, TILE_ROWS, K);
+        a = (struct Rows){panel, 1, TILE_ROWS, 0, FP32};
+    }
+    if (a.precision == BF16)
+        tile(sum, TILE_COLUMNS, a.at, 1, a.column, b, NULL, NULL, K, BF16);
+    else tile(sum, TILE_COLUMNS, a.at, a.row, a.column, b, NULL, NULL, K, FP32);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
@@ -1341,21 +1439,23 @@ static void tile_at_edge(real *c, size_t ldc, const real *a, size_t a_row, size_
 }
 
 /* c (m, n), rows ldc apart = from + bias + a b: the product of two blocks. Panels of b begin
- * b_terms x TILE_COLUMNS apart; of their b_terms terms the first K are used. */
-static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_terms,
+ * b_slots x TILE_COLUMNS apart; of their b_slots slots the first K are used. */
+static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_slots,
                   const real *from, const real *bias, int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             real *cij = c + i * ldc + j;
-            const real *ai = a.at + i * a.next, *bj = b + j * b_terms;
-            const real *from_ij = from ? from + i * ldc + j : NULL,
+            const struct Rows ai = {a.at + i * a.next, a.row, a.column, 0, a.precision};
+            const real *bj = b + j * b_slots, *from_ij = from ? from + i * ldc + j : NULL,
                        *bias_j = bias ? bias + j : NULL;
             if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
-                tile_at_edge(cij, ldc, ai, a.row, a.column, bj, from_ij, bias_j,
-                             min_int(TILE_ROWS, m - i), min_int(TILE_COLUMNS, n - j), K);
-            else if (a.column == 1) tile(cij, ldc, ai, a.row, 1, bj, from_ij, bias_j, K);
-            else tile(cij, ldc, ai, 1, a.column, bj, from_ij, bias_j, K);
+                tile_at_edge(cij, ldc, ai, bj, from_ij, bias_j, min_int(TILE_ROWS, m - i),
+                             min_int(TILE_COLUMNS, n - j), K);
+            else if (a.precision == BF16)
+                tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, BF16);
+            else if (a.column == 1) tile(cij, ldc, ai.at, a.row, 1, bj, from_ij, bias_j, K, FP32);
+            else tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, FP32);
         }
 }
 
@@ -1390,17 +1490,20 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
                  int M, int N, int K)
 {
     real *packed_a = gemm_buffer;
-    const int blocks = max_int(1, ceil_div(K, BLOCK_K)), step = ceil_div(K, blocks);
-    const bool in_place = a.column == 1 && N <= FEW_COLUMNS;
+    const int precision = product_precision, in_slot = precision == FP32 ? 1 : 2,
+              blocks = max_int(1, ceil_div(K, BLOCK_K * in_slot)),
+              step = max_int(1, ceil_div(ceil_div(K, blocks), in_slot)) * in_slot;
+    const bool in_place = a.column == 1 && N <= FEW_COLUMNS && precision == FP32;
 
     #pragma omp parallel
-    for (int k0 = 0, first = 1; k0 < K || first; k0 += max_int(step, 1), first = 0)
+    for (int k0 = 0, first = 1; k0 < K || first; k0 += step, first = 0)
     for (int m0 = 0; m0 < M; m0 += CHUNK_M) {
-        const int k = min_int(step, K - k0), m = min_int(CHUNK_M, M - m0);
+        const int terms = min_int(step, K - k0), k = slot_count(terms, precision),
+                  m = min_int(CHUNK_M, M - m0);
         const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
                    *start = k0 ? c : from;
-        const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row}
-                                          : (struct Rows){packed_a, 1, TILE_ROWS, k};
+        const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row, FP32}
+                                          : (struct Rows){packed_a, 1, TILE_ROWS, k, precision};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
         int packed_j = -1, task = TASK_M;
         while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
@@ -1409,20 +1512,20 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
             #pragma omp barrier     /* no thread reads packed_a or writes these rows of c now */
         }
         if (!in_place) {
-            pack_all(packed_a, ab, a.row, a.column, m, TILE_ROWS, k);
+            pack_all(packed_a, (struct Lines){ab, a.row, a.column, terms, precision}, m, TILE_ROWS);
             #pragma omp barrier
         }
         #pragma omp for schedule(dynamic) collapse(2) nowait
         for (int j = 0; j < N; j += BLOCK_N)
             for (int i0 = 0; i0 < m; i0 += task) {
                 const int n = min_int(BLOCK_N, N - j);
-                if (packed_j != j)
-                    pack_lines(packed_b, bb + j * b.column, b.column, b.row, n, TILE_COLUMNS, k);
+                const struct Lines columns = {bb + j * b.column, b.column, b.row, terms, precision};
+                if (packed_j != j) pack_lines(packed_b, columns, n, TILE_COLUMNS);
                 packed_j = j;
                 for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
                     const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
-                                               rows.next};
+                                               rows.next, precision};
                     tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
                           bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
                 }
@@ -1528,7 +1631,7 @@ static size_t attention_scratch(int longest, int D)
 static void attention_scores(real *S, const real *rows, const real *panel, int keys, int D)
 {
     const int whole = ceil_div(keys, TILE_ROWS) * TILE_ROWS;
-    tiles(S, QUERIES, (struct Rows){rows, 1, TILE_ROWS, D}, panel, D, NULL, NULL, whole,
+    tiles(S, QUERIES, (struct Rows){rows, 1, TILE_ROWS, D, FP32}, panel, D, NULL, NULL, whole,
           TILE_COLUMNS, D);
 }
 
@@ -1593,7 +1696,7 @@ static void attention_sum(real *out, size_t ld, const real *P, const real *right
                           int T, int D)
 {
     for (int i = 0; i < n; i += TILE_ROWS)
-        tiles(out + i * ld, ld, (struct Rows){P + i, 1, QUERIES, 0}, right, T, NULL, NULL,
+        tiles(out + i * ld, ld, (struct Rows){P + i, 1, QUERIES, 0, FP32}, right, T, NULL, NULL,
               min_int(TILE_ROWS, n - i), D, min_int(q0 + n, q0 + i + TILE_ROWS));
 }
 
@@ -1604,7 +1707,7 @@ static void attention_spread(real *out, size_t ld, const real *P, const real *ri
 {
     for (int j = 0; j < q0 + n; j += TILE_ROWS) {
         const int first = max_int(0, j - q0);
-        tiles(out + j * ld, ld, (struct Rows){P + (size_t)j * QUERIES + first, QUERIES, 1, 0},
+        tiles(out + j * ld, ld, (struct Rows){P + (size_t)j * QUERIES + first, QUERIES, 1, 0, FP32},
               right + first * TILE_COLUMNS, n, add ? out + j * ld : NULL, NULL,
               min_int(TILE_ROWS, q0 + n - j), D, n - first);
     }
@@ -1617,11 +1720,11 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, const st
     const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
     const real scale = 1 / (real)sqrt(D), *q = qkv, *k = q + C, *v = k + C;
     real block_lse[QUERIES], inverse[QUERIES];
-    pack_lines(w->k_rows, k, ld, 1, T, TILE_ROWS, D);
-    pack_lines(w->v_right, v, 1, ld, D, TILE_COLUMNS, T);
+    pack_lines(w->k_rows, (struct Lines){k, ld, 1, D, FP32}, T, TILE_ROWS);
+    pack_lines(w->v_right, (struct Lines){v, 1, ld, T, FP32}, D, TILE_COLUMNS);
     for (int q0 = 0; q0 < T; q0 += QUERIES, y += (size_t)QUERIES * C) {
         const int n = min_int(QUERIES, T - q0);
-        pack_lines(w->q, q + (size_t)q0 * ld, ld, 1, n, TILE_COLUMNS, D);
+        pack_lines(w->q, (struct Lines){q + (size_t)q0 * ld, ld, 1, D, FP32}, n, TILE_COLUMNS);
         for (int i = 0; i < n; i += TILE_COLUMNS) {
             const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
             attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
@@ -1733,10 +1836,10 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
         delta[i] = dot;
         block_lse[i] = lse[(size_t)(row + i) * H + h];
     }
-    pack_lines(w->q, q, ld, 1, n, TILE_COLUMNS, D);
-    pack_lines(w->dy, dy, C, 1, n, TILE_COLUMNS, D);
-    pack_lines(w->q_right, q, 1, ld, D, TILE_COLUMNS, n);
-    pack_lines(w->dy_right, dy, 1, C, D, TILE_COLUMNS, n);
+    pack_lines(w->q, (struct Lines){q, ld, 1, D, FP32}, n, TILE_COLUMNS);
+    pack_lines(w->dy, (struct Lines){dy, C, 1, D, FP32}, n, TILE_COLUMNS);
+    pack_lines(w->q_right, (struct Lines){q, 1, ld, n, FP32}, D, TILE_COLUMNS);
+    pack_lines(w->dy_right, (struct Lines){dy, 1, C, n, FP32}, D, TILE_COLUMNS);
     for (int i = 0; i < n; i += TILE_COLUMNS) {
         const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
         attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
@@ -1766,9 +1869,9 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
             const real *k = qkv + (size_t)start * ld + C + h * D, *v = k + C;
             struct Head w;
             head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
-            pack_lines(w.k_rows, k, ld, 1, T, TILE_ROWS, D);
-            pack_lines(w.v_rows, v, ld, 1, T, TILE_ROWS, D);
-            pack_lines(w.k_right, k, 1, ld, D, TILE_COLUMNS, T);
+            pack_lines(w.k_rows, (struct Lines){k, ld, 1, D, FP32}, T, TILE_ROWS);
+            pack_lines(w.v_rows, (struct Lines){v, ld, 1, D, FP32}, T, TILE_ROWS);
+            pack_lines(w.k_right, (struct Lines){k, 1, ld, T, FP32}, D, TILE_COLUMNS);
             for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
                 attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
         }
@@ -3273,6 +3376,20 @@ struct Option {
     const char *choices;
     bool required, may_be_empty, given;     /* given: set when the command line names it */
 };
+
+#define PRECISION_OPTION(place)                                                                \
+    {"precision", "of the factors of products; bf16 is faster on a processor with AVX512_BF16", \
+     CHOICE, place, .choices = "fp32|bf16"}
+
+static void set_precision(const char *name)
+{
+    product_precision = strcmp(name, "bf16") ? FP32 : BF16;
+#ifndef __AVX512BF16__
+    if (product_precision == BF16)
+        warn("--precision bf16: this program was built for a processor without AVX512_BF16, on "
+             "which fp32 is faster.");
+#endif
+}
 
 /* One line for each option: name, kind of value, meaning, default. */
 static void print_options(const struct Option *options, int n)

@@ -245,7 +245,7 @@ static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 
 /* The options of `train`. option_table explains each of them. */
 struct TrainOptions {
-    const char *data, *val, *init, *cut, *schedule, *tokenizer, *out, *sample_prompt;
+    const char *data, *val, *init, *cut, *schedule, *precision, *tokenizer, *out, *sample_prompt;
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
@@ -691,7 +691,7 @@ static const struct TrainOptions DEFAULTS = {
     .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
     .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
     .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
-    .eval_tokens = 50000, .sample_prompt = "", .sample_tokens = 100,
+    .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
 };
 
 /* Sets *o to the defaults and returns the table, a row for each member. The rows above "tokenizer"
@@ -736,6 +736,7 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
          LONG, &o->eval_every, 0, 1e12},
         {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
          LONG, &o->eval_tokens, 0, 1e15},
+        PRECISION_OPTION(&o->precision),
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
@@ -1642,6 +1643,7 @@ static int command_train(int argc, char **argv)
         check_out(&r);
     }
     if (o->resume) take_options(&r);
+    set_precision(o->precision);
     load_inputs(&r);
     make_model(&r);
     r.peak = fma_peak();
@@ -1674,7 +1676,7 @@ static int command_train(int argc, char **argv)
  * token, in sequences as in training. */
 static int command_eval(int argc, char **argv)
 {
-    const char *dir = NULL, *pattern = NULL, *how = NULL;
+    const char *dir = NULL, *pattern = NULL, *how = NULL, *precision = "fp32";
     int context = 0, batch = 8, threads = 0;
     int64_t tokens = 0;
     struct Option options[] = {
@@ -1686,12 +1688,14 @@ static int command_eval(int argc, char **argv)
          .choices = "length|documents"},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
+        PRECISION_OPTION(&precision),
         {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
     set_threads(threads);
+    set_precision(precision);
     struct Model model;
     struct Metadata meta;
     load_model(&model, dir, &meta);
@@ -1748,7 +1752,7 @@ static void write_samples(struct Generator *g, const char *prompt, const int *id
 /* Prints texts that a model writes. */
 static int command_sample(int argc, char **argv)
 {
-    const char *dir = NULL, *prompt = "";
+    const char *dir = NULL, *prompt = "", *precision = "fp32";
     int tokens = 200, min_tokens = 0, top_k = 40, count = 1, threads = 0;
     int64_t seed = 1;
     double temperature = 0.8, top_p = 1;
@@ -1767,6 +1771,7 @@ static int command_sample(int argc, char **argv)
          REAL_NUMBER, &top_p, 0, 1},
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
+        PRECISION_OPTION(&precision),
         {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options),
@@ -1780,6 +1785,7 @@ static int command_sample(int argc, char **argv)
     for (int i = 0; i < COUNT(random) && temperature == 0; i++)
         warn_unused(options, random[i], "with --temperature 0, which takes the likeliest token");
     set_threads(threads);
+    set_precision(precision);
     struct Model model;
     struct Metadata meta;
     struct Generator g;

@@ -222,16 +222,18 @@ static void bench_classification(double peak)
 int main(int argc, char **argv)
 {
     int threads = 0;
-    const char *only = NULL;
+    const char *only = NULL, *precision_name = "fp32";
     struct Option options[] = {
         {"threads", "threads; 0: as many as the machine has", INTEGER, &threads, .max = 4096},
         {"only", "these rows: letters of shapes, generation, classification", TEXT, &only},
+        PRECISION_OPTION(&precision_name),
     };
     begin_program("bench", argv);
-    if (parse_options(argc - 1, argv + 1, options, 2,
+    if (parse_options(argc - 1, argv + 1, options, 3,
                       "bench [options]: training, generation, classification"))
         die_usage("%s: not an option. --help lists them.", argv[1]);
     set_threads(threads);
+    set_precision(precision_name);
     double peak = fma_peak(), bandwidth = memory_bandwidth();
     printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n",
            thread_count(), thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
