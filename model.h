@@ -1533,49 +1533,118 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
     }
 }
 
-/* y (N) = from + bias + x (K) b (K, N). One of b.row and b.column is 1. Reading b from memory takes
- * all the time, so several lines of b are read at once, in long pieces: memory then has many
- * requests to answer. Pieces begin at multiples of 16, so that a sum has the same bits for any
- * number of threads. */
+/* --- Products with one row: as fast as b comes from memory --- */
+
+/* With BF16, generation keeps the weights a second time, rounded, in 16 bits, and gemv reads these:
+ * half the memory, so twice as fast. A row x of one token stays as it is. */
+static struct { const real *weights; uint16_t *rounded; size_t count; } kept;
+
+static void keep_rounded(const real *weights, size_t count)
+{
+    release(kept.rounded, kept.count * sizeof *kept.rounded);
+    kept.weights = weights;
+    kept.count = count;
+    kept.rounded = allocate_zeroed(count * sizeof *kept.rounded);
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < count; i++) {
+        const real value = slot(weights + i, 1, false);
+        memcpy(kept.rounded + i, &value, sizeof *kept.rounded);
+    }
+}
+
+/* Values i, i + 1 .. of b, a vector of them; half: b in 16 bits, or NULL. */
+static inline __attribute__((always_inline))
+vec values_at(const real *b, const uint16_t *half, size_t i)
+{
+    typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+    if (!half) return *(const vec *)(b + i);
+    return (vec)(__builtin_convertvector(*(const halves *)(half + i), words) << 16);
+}
+
+static inline __attribute__((always_inline))
+real value_at(const real *b, const uint16_t *half, size_t i)
+{
+    if (!half) return b[i];
+    const word both[2] = {(word)half[i] << 16};
+    real value;
+    memcpy(&value, both, sizeof value);
+    return value;
+}
+
+/* Into the second level of cache: the first has no room for what is needed that much later. */
+static inline __attribute__((always_inline))
+void prefetch_values(const real *b, const uint16_t *half, size_t i)
+{
+    __builtin_prefetch(half ? (const void *)(half + i) : b + i, 0, 2);
+}
+
+/* sum (n) += x (K) b (K, n), rows `row` apart: several rows of b at once, while the next are
+ * prefetched. */
+static inline __attribute__((always_inline))
+void gemv_rows(real *sum, const real *x, const real *b, const uint16_t *half, size_t row, int n,
+               int K)
+{
+    enum { ROWS = 8 };
+    for (int k0 = 0; k0 < K; k0 += ROWS) {
+        const int rows = min_int(ROWS, K - k0);
+        const size_t at = k0 * row;
+        int j = 0;
+        for (; rows == ROWS && j + LANES <= n; j += LANES) {
+            vec s = *(const vec *)(sum + j);
+            #pragma GCC unroll 8
+            for (int k = 0; k < ROWS; k++) {
+                prefetch_values(b, half, at + (ROWS + k) * row + j);
+                s += x[k0 + k] * values_at(b, half, at + k * row + j);
+            }
+            *(vec *)(sum + j) = s;
+        }
+        for (; j < n; j++)
+            for (int k = 0; k < rows; k++)
+                sum[j] += x[k0 + k] * value_at(b, half, at + k * row + j);
+    }
+}
+
+/* The sum of x_k b_k: four vectors of sums, and the next line is prefetched. */
+static inline __attribute__((always_inline))
+real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
+{
+    enum { SUMS = 4 };
+    vec sums[SUMS] = {{0}};
+    real sum = 0;
+    int k = 0;
+    for (; k + SUMS * LANES <= K; k += SUMS * LANES)
+        #pragma GCC unroll 4
+        for (int i = 0; i < SUMS; i++) {
+            prefetch_values(b, half, k + i * LANES + (size_t)K);
+            sums[i] += *(const vec *)(x + k + i * LANES) * values_at(b, half, k + i * LANES);
+        }
+    for (; k < K; k++) sum += x[k] * value_at(b, half, k);
+    sums[0] += sums[1] + (sums[2] + sums[3]);
+    for (int i = 0; i < LANES; i++) sum += sums[0][i];
+    return sum;
+}
+
+/* y (N) = from + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
+ * multiples of 16, so that a sum has the same bits for any number of threads. */
 static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
                  int N, int K)
 {
-    enum { MAX_PIECE = 2048, LINES = 8, DOTS = 4 };
+    enum { MAX_PIECE = 2048 };
     const int pieces = thread_count() * ceil_div(N, thread_count() * MAX_PIECE);
     const int columns = ceil_div(ceil_div(N, pieces), 16) * 16;
+    const size_t from_kept = ((uintptr_t)b.at - (uintptr_t)kept.weights) / sizeof(real);
+    const uint16_t *half = from_kept < kept.count ? kept.rounded + from_kept : NULL;
     #pragma omp parallel for schedule(static)
     for (int j0 = 0; j0 < N; j0 += columns) {
         const int n = min_int(columns, N - j0);
-        real sum[MAX_PIECE + DOTS];
+        real sum[MAX_PIECE];
         for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
-        if (b.column == 1) {
-            const real *bk = b.at + j0;
-            int k = 0;
-            for (; k + LINES <= K; k += LINES, bk += LINES * b.row)
-                for (int j = 0; j < n; j++) {
-                    real s = sum[j];
-                    #pragma GCC unroll 8
-                    for (int l = 0; l < LINES; l++) s += x[k + l] * bk[l * b.row + j];
-                    sum[j] = s;
-                }
-            for (; k < K; k++, bk += b.row)
-                for (int j = 0; j < n; j++) sum[j] += x[k] * bk[j];
-        } else
-            for (int j = 0; j < n; j += DOTS) {     /* a line beyond n is the last line again */
-                const real *line[DOTS];
-                real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-                for (int i = 0; i < DOTS; i++)
-                    line[i] = b.at + (j0 + min_int(j + i, n - 1)) * b.column;
-                #pragma omp simd reduction(+: s0, s1, s2, s3)
-                for (int k = 0; k < K; k++) {
-                    s0 += x[k] * line[0][k];
-                    s1 += x[k] * line[1][k];
-                    s2 += x[k] * line[2][k];
-                    s3 += x[k] * line[3][k];
-                }
-                const real dots[DOTS] = {s0, s1, s2, s3};
-                for (int i = 0; i < DOTS && j + i < n; i++) sum[j + i] += dots[i];
-            }
+        if (b.column == 1 && half) gemv_rows(sum, x, b.at, half + j0, b.row, n, K);
+        else if (b.column == 1) gemv_rows(sum, x, b.at + j0, NULL, b.row, n, K);
+        else for (int j = 0; j < n; j++) {
+            const size_t at = (j0 + j) * b.column;
+            sum[j] += half ? gemv_dot(x, b.at, half + at, K) : gemv_dot(x, b.at + at, NULL, K);
+        }
         memcpy(y + j0, sum, n * sizeof(real));
     }
 }
@@ -1750,6 +1819,12 @@ static void softmax(real *s, real scale, int n)
     for (int j = 0; j < n; j++) s[j] /= sum;
 }
 
+/* Rows of keys and values lie apart, so the processor does not foresee the next ones by itself. */
+static inline void prefetch(const real *x, int n)
+{
+    for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
+}
+
 /* One query, the last of `keys` rows: y (C) from qkv (keys, 3C), scores (H, keys). Threads take the
  * keys, then some heads each: all heads of a row are adjacent in memory and are read together. */
 static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
@@ -1763,6 +1838,7 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
             for (int h = 0; h < H; h++) {
                 const real *k = qkv + (size_t)j * ld + C + h * D, *qh = q + h * D;
                 real dot = 0;
+                prefetch(k + 2 * ld, D);
                 #pragma omp simd reduction(+: dot)
                 for (int c = 0; c < D; c++) dot += qh[c] * k[c];
                 scores[(size_t)h * keys + j] = dot;
@@ -1777,6 +1853,7 @@ static void attention_next(real *y, real *scores, const real *qkv, int keys, int
                     const real *v = qkv + (size_t)j * ld + 2 * C + h * D,
                                p = scores[(size_t)h * keys + j];
                     real *yh = y + h * D;
+                    prefetch(v + 2 * ld, D);
                     for (int c = 0; c < D; c++) yh[c] += p * v[c];
                 }
         }

@@ -1791,6 +1791,7 @@ static int command_sample(int argc, char **argv)
     struct Generator g;
     load_model(&model, dir, &meta);
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
+    if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     generator_create(&g, &model, tokenizer);
     g.temperature = temperature;
     g.top_k = top_k;

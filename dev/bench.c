@@ -134,54 +134,64 @@ static double bench_training(double peak, const char *only)
     return peak;
 }
 
-/* Bytes/s that the model's weights can be read with, by a sum over them: the best of 3 passes. */
-static double read_bandwidth(const struct Model *model)
+/* Seconds to read `bytes`, by a sum over the weights, over and over if they are fewer. */
+static double time_reading(const struct Model *model, double bytes)
 {
-    enum { PIECE = 1 << 14 };
-    double best = 0, total = 0;
-    for (int attempt = 0; attempt < 3; attempt++) {
-        const double start = seconds();
-        #pragma omp parallel for schedule(static) reduction(+: total)
-        for (size_t i = 0; i < model->parameter_count / PIECE; i++) {
-            const real *w = model->weights + i * PIECE;
-            real sum = 0;
-            #pragma omp simd reduction(+: sum)
-            for (int k = 0; k < PIECE; k++) sum += w[k];
-            total += sum;
-        }
-        const double rate = model->parameter_count * sizeof(real) / (seconds() - start);
-        if (rate > best) best = rate;
+    enum { PIECE = 1 << 12 };
+    const int pieces = (int)(model->parameter_count / PIECE);
+    double total = 0;
+    const double start = seconds();
+    #pragma omp parallel for schedule(static) reduction(+: total)
+    for (int i = 0; i < (int)(bytes / sizeof(real) / PIECE); i++) {
+        const real *x = model->weights + (size_t)(i % pieces) * PIECE;
+        real sum = 0;
+        #pragma omp simd reduction(+: sum)
+        for (int k = 0; k < PIECE; k++) sum += x[k];
+        total += sum;
     }
     __asm__ volatile("" : : "m"(total));    /* the compiler must assume that it is wanted */
-    return best;
+    return seconds() - start;
 }
 
-/* Shape A's model, one sequence: a prompt of 512 tokens in one pass, then tokens one by one. */
-static void bench_generation(double bandwidth)
+/* One sequence: a prompt of 512 tokens in one pass (or as many as half the context holds), then
+ * tokens one by one, each in turn with reading as many bytes as a token needs: its weights, and the
+ * keys and values of what came before. Medians. */
+static void bench_generation(const struct Shape *s)
 {
-    enum { PROMPT = 512, TOKENS = 64 };
+    enum { TOKENS = 64 };
+    const int prompt = min_int(512, s->context / 2);
     struct Model model;
     struct Workspace ws;
-    int tokens[PROMPT], starts[] = {0, PROMPT};
-    model_create(&model, (struct Config){12, 12, 768, 1024, 50257, 0, NULL});
+    int tokens[512], starts[] = {0, prompt};
+    double times[TOKENS], reads[TOKENS], reading = INFINITY;
+    model_create(&model, (struct Config){s->layers, s->heads, s->channels, s->context,
+                                         s->vocabulary, 0, NULL});
     model_init(&model, 1);
-    for (int n = 0; n < PROMPT; n++) tokens[n] = n;
-    workspace_create(&ws, &model, 1024, WORK_CACHE);
+    for (int n = 0; n < prompt; n++) tokens[n] = n % s->vocabulary;
+    workspace_create(&ws, &model, s->context, WORK_CACHE);
+    if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     real *logits = allocate_zeroed((size_t)model.config.vocabulary * sizeof(real));
-    const struct Batch prompt = {PROMPT, 1, tokens, starts};
-    trunk_forward(&model, &ws, &prompt, 0, 0);
-    double start = seconds();
-    trunk_forward(&model, &ws, &prompt, 0, 0);
-    const double reading = PROMPT / (seconds() - start);
-    start = seconds();
-    for (int n = 0; n < TOKENS; n++) lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
-    const double rate = TOKENS / (seconds() - start),
-                 bytes = (double)model.parameter_count * sizeof(real);
-    const double read = read_bandwidth(&model);
-    printf("\ngeneration, shape A, batch 1: %.1f tokens/s, %.1f GB/s of weights: %.0f%% of memory "
-           "bandwidth, %.0f%% of reading alone (%.1f GB/s); prompt %.0f tokens/s\n", rate,
-           rate * bytes / 1e9, 100 * rate * bytes / bandwidth, 100 * rate * bytes / read,
-           read / 1e9, reading);
+    const struct Batch batch = {prompt, 1, tokens, starts};
+    for (int i = 0; i < 3; i++) {
+        const double start = seconds();
+        trunk_forward(&model, &ws, &batch, 0, 0);
+        reading = fmin(reading, seconds() - start);
+    }
+    const double cache = 2.0 * s->layers * s->channels * (prompt + TOKENS / 2) * sizeof(real),
+                 bytes = (double)model.parameter_count
+                       * (product_precision == BF16 ? 2 : sizeof(real)) + cache;
+    for (int n = 0; n < TOKENS; n++) {
+        const double start = seconds();
+        lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
+        times[n] = seconds() - start;
+        reads[n] = time_reading(&model, bytes);
+    }
+    qsort(times, TOKENS, sizeof *times, compare_doubles);
+    qsort(reads, TOKENS, sizeof *reads, compare_doubles);
+    const double time = times[TOKENS / 2], read = reads[TOKENS / 2];
+    printf("%-10s %10.1f %10.2f %12.1f %14.1f %12.0f%% %13.0f\n", s->name, 1 / time, 1e3 * time,
+           bytes / 1e6, bytes / read / 1e9, 100 * read / time, prompt / reading);
+    fflush(stdout);
     release(logits, (size_t)model.config.vocabulary * sizeof(real));
     workspace_free(&ws);
     model_free(&model);
@@ -238,7 +248,14 @@ int main(int argc, char **argv)
     printf("%d thread%s: %.1f GFLOP/s of multiply-adds on registers, %.1f GB/s of memory\n",
            thread_count(), thread_count() == 1 ? "" : "s", peak / 1e9, bandwidth / 1e9);
     peak = bench_training(peak, only);
-    if (wanted(only, "generation")) bench_generation(bandwidth);
+    if (wanted(only, "generation")) {
+        const struct Shape small = {"C, T1024", 6, 4, 256, 1024, 8192, 1},
+                           gpt2 = {"A, T1024", 12, 12, 768, 1024, 50257, 1};
+        printf("\n%-10s %10s %10s %12s %14s %13s %13s\n", "generation", "tokens/s", "ms",
+               "MB a token", "read at GB/s", "% of reading", "prompt tok/s");
+        bench_generation(&gpt2);
+        bench_generation(&small);
+    }
     if (wanted(only, "classification")) bench_classification(peak);
     printf("\nhighest peak of multiply-adds: %.1f GFLOP/s\n", peak / 1e9);
     return 0;
