@@ -1313,8 +1313,8 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 
 /* The case of pack() with lines side by side in memory (line = 1) and whole panels. A few cache
  * lines of each of the K rows are copied at a time, and the rows ahead are prefetched. Whole
- * vectors are stored: the next row overwrites what spills beyond a panel. The last row is copied
- * exactly. */
+ * vectors are stored: the next row overwrites what spills beyond a panel. The last row of x is not
+ * read beyond its end: with pairs, either of the last two slots may hold it. */
 static inline __attribute__((always_inline))
 void pack_rows(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
 {
@@ -1331,7 +1331,7 @@ void pack_rows(real *packed, struct Lines x, size_t pair, int lines, int width, 
                 if (pair) __builtin_prefetch(row + AHEAD * x.step + pair + i);
             }
             for (int i = 0; i < n; i += width, to += (size_t)width * K)
-                if (k < K - 1) for (int j = 0; j < width; j += LANES)
+                if (k + (pair ? 2 : 1) < K) for (int j = 0; j < width; j += LANES)
                     *(words *)(to + j) = slots(row + i + j, pair);
                 else for (int j = 0; j < width; j++)
                     to[j] = slot(row + i + j, pair, k + K < x.terms);

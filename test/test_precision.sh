@@ -1,13 +1,14 @@
 #!/bin/sh
-# test_precision.sh: --precision bf16 in train_gpt and finetune_cls, as a user meets it. Run from the
-# repository root. Prints "ok ..." or "FAIL ..."; the status is the number of failures.
+# test_precision.sh: --precision bf16 in train_gpt and finetune_cls, as a user meets it.
+# Run from the repository root. Prints "ok ..." or "FAIL ..."; the status is the number of failures.
 
 . test/lib.sh
 speaker=train_gpt
 programs=$PWD
 cd "$dir" || exit 1
 
-"$programs"/data/reviews --out reviews --seed 1 >out.txt && head -n 3000 reviews/unlabelled.txt >text.txt
+"$programs"/data/reviews --out reviews --seed 1 >out.txt &&
+    head -n 3000 reviews/unlabelled.txt >text.txt
 "$programs"/tokenizer train --vocab 400 --out tok text.txt 2>/dev/null &&
     "$programs"/tokenizer encode --tokenizer tok --split lines --out all text.txt 2>/dev/null
 check $? "tokenizer and shards"
@@ -37,9 +38,9 @@ for threads in 1 3; do
     train threads$threads --threads $threads --precision bf16 && same_model bf16 threads$threads
     check $? "bf16: 2 = $threads threads, the same bytes"
 done
-steady="--schedule constant --warmup 1"
-train whole --threads 1 --precision bf16 --steps 40 $steady && train parts --threads 1 --precision bf16 \
-    --steps 20 $steady && train parts --resume --steps 40 && same_model whole parts
+steady="--schedule constant --warmup 1 --eval-every 20"
+train whole --threads 1 --precision bf16 --steps 40 $steady &&
+    train parts --threads 1 --precision bf16 --steps 20 $steady && train parts --resume --steps 40 && same_model whole parts
 check $? "bf16: resumed with more steps, the precision need not be repeated"
 fails 2 '--precision fp32: the run in whole has bf16' "$programs"/train_gpt train $data --resume \
     --out whole --precision fp32
@@ -67,11 +68,13 @@ check $? "finetune_cls train --precision bf16: 1 = 2 threads"
 "$programs"/finetune_cls predict --model cls1 --data few.tsv --precision bf16 2>err.txt |
     cut -f1,2 >bf16.txt
 "$programs"/finetune_cls predict --model cls1 --data few.tsv 2>err.txt | cut -f1,2 >fp32.txt
-paste fp32.txt bf16.txt | awk '{ if ($1 != $3) n++; d = $2 - $4; if (d < 0) d = -d; if (d > w) w = d }
+paste fp32.txt bf16.txt | awk '
+    { if ($1 != $3) n++; d = $2 - $4; if (d < 0) d = -d; if (d > w) w = d }
     END { exit !(NR == 200 && n <= 2 && w > 0 && w < 0.02) }'
 check $? "predict: probabilities like fp32's within 0.02, and not the same"
-a=$("$programs"/finetune_cls eval --model cls1 --data few.tsv --precision bf16 2>err.txt | head -n 1)
-b=$("$programs"/finetune_cls eval --model cls1 --data few.tsv 2>err.txt | head -n 1)
+"$programs"/finetune_cls eval --model cls1 --data few.tsv --precision bf16 >bf16.txt 2>err.txt
+"$programs"/finetune_cls eval --model cls1 --data few.tsv >fp32.txt 2>err.txt
+a=$(head -n 1 bf16.txt) b=$(head -n 1 fp32.txt)
 near "${a#* }" "${b#* }" 0.02
 check $? "eval: $a with bf16, $b with fp32"
 fails 2 "--precision fp16: " "$programs"/finetune_cls eval --model cls1 --data few.tsv \
