@@ -40,7 +40,8 @@ for threads in 1 3; do
 done
 steady="--schedule constant --warmup 1 --eval-every 20"
 train whole --threads 1 --precision bf16 --steps 40 $steady &&
-    train parts --threads 1 --precision bf16 --steps 20 $steady && train parts --resume --steps 40 && same_model whole parts
+    train parts --threads 1 --precision bf16 --steps 20 $steady &&
+    train parts --resume --steps 40 && same_model whole parts
 check $? "bf16: resumed with more steps, the precision need not be repeated"
 fails 2 '--precision fp32: the run in whole has bf16' "$programs"/train_gpt train $data --resume \
     --out whole --precision fp32
