@@ -1584,14 +1584,14 @@ static inline __attribute__((always_inline))
 void gemv_rows(real *sum, const real *x, const real *b, const uint16_t *half, size_t row, int n,
                int K)
 {
-    enum { ROWS = 8 };
+    enum { ROWS = 16 };
     for (int k0 = 0; k0 < K; k0 += ROWS) {
         const int rows = min_int(ROWS, K - k0);
         const size_t at = k0 * row;
         int j = 0;
         for (; rows == ROWS && j + LANES <= n; j += LANES) {
             vec s = *(const vec *)(sum + j);
-            #pragma GCC unroll 8
+            #pragma GCC unroll 16
             for (int k = 0; k < ROWS; k++) {
                 prefetch_values(b, half, at + (ROWS + k) * row + j);
                 s += x[k0 + k] * values_at(b, half, at + k * row + j);
