@@ -589,12 +589,11 @@ static struct Scores validate(struct Task *t)
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
-/* log.tsv is replaced as a whole, so that it can be read at any time. */
-static void write_log(const struct Task *t)
+/* Writes log.tsv as a whole, for commit_outputs. */
+static void stage_log(const struct Task *t)
 {
-    if (t->quiet) return;
     char *path = text_of("%s/log.tsv", t->set.out);
-    write_file(path, t->log.data, t->log.size);
+    stage_file(path, t->log.data, t->log.size);
     free(path);
 }
 
@@ -687,7 +686,10 @@ static void look(struct Task *t, struct Course *c, int step, struct Metadata *me
     const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
     append(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, step, train_loss, now.loss,
            now.accuracy, c->norm, spent);
-    write_log(t);
+    if (!t->quiet && !t->set.overwrite) {   /* so that it can be read at any time */
+        stage_log(t);
+        commit_outputs();
+    }
     if (!t->quiet)
         progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
                  epoch, s->epochs, train_loss, now.loss, now.accuracy, spent,
@@ -1060,7 +1062,6 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     for (int k = 0; k < K; k++)
         for (int c = 0; c < C; c++)
             t->model.w.score_w[(size_t)k * C + c] = (real)(w[(size_t)k * C + c] / deviation[c]);
-    write_log(t);
     logistic_free(&train);
     logistic_free(&val);
     free(deviation);
@@ -2172,7 +2173,7 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
         append_json_string(&labels, t->model.config.label_names[k]);
     }
     append(&labels, "]");
-    metadata_set(meta, "tokenizer_hash", "%016llx", (unsigned long long)t->tokenizer->hash);
+    tokenizer_describe(meta, t->tokenizer);
     metadata_set(meta, "labels", "%s", labels.data);
     metadata_set(meta, "model", "%s", s->model);
     metadata_set(meta, "train", "%s", s->train);
@@ -2290,9 +2291,11 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
-/* Refuses to replace an earlier run without --overwrite, and the pretrained model always. */
+/* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite, and the
+ * pretrained model always. */
 static void check_out(const struct Settings *s)
 {
+    lock_directory(s->out);
     if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
     if (!s->overwrite) refuse_run_in(s->out, "Give --overwrite or another --out.");
@@ -2332,6 +2335,18 @@ static void warn_of_failure(const struct Settings *s, double accuracy, double ma
              advice[s->kind]);
 }
 
+/* Replaces what --out holds by the classifier, its tokenizer and its log, as one. */
+static void save_classifier(const struct Task *t, const struct Metadata *meta)
+{
+    char *state = text_of("%s/state.safetensors", t->set.out);
+    stage_log(t);
+    tokenizer_stage(t->tokenizer, t->set.out);
+    stage_model(t->set.out, &t->model, meta, t->tokenizer->eot);
+    commit_outputs();
+    unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
+    free(state);
+}
+
 /* Everything that `train` does, from the pretrained model to the classifier in --out. */
 static void train(struct Settings settings)
 {
@@ -2346,7 +2361,6 @@ static void train(struct Settings settings)
     start_model(&t, &base, names, classes);
     choose_defaults(s, &t.model, t.train_count, t.val_count);
     warn_of_imbalance(&t);
-    make_directory(s->out);
     real *best = prepare(&t);
     if (s->kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
     if (s->calibrate) calibrate(&t, &meta);
@@ -2354,17 +2368,13 @@ static void train(struct Settings settings)
     const struct Scores val = validate(&t);
     const double majority = majority_rate(t.confusion, t.val_count, classes);
     warn_of_failure(s, val.accuracy, majority);
-    describe(&meta, &t, val);
-    char *state = text_of("%s/state.safetensors", s->out);
-    unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
-    free(state);
     t.tokenizer->max_length = s->max_tokens;
     t.tokenizer->keeps_tail = strcmp(s->truncate, "head") != 0;
+    describe(&meta, &t, val);
     if (!strcmp(s->truncate, "both") && t.data.truncated)
         warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
              "longer texts is read.");
-    tokenizer_save(t.tokenizer, s->out);
-    save_model(s->out, &t.model, &meta, t.tokenizer->eot);
+    save_classifier(&t, &meta);
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, majority);
     check_reloaded(&t);
@@ -2549,7 +2559,8 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_commit(o);
+    output_finish(o);
+    commit_outputs();
 }
 
 /* Scores on a labelled file, one `name value` a line, then a table of the classes and the confusion
@@ -2585,8 +2596,7 @@ static int command_eval(int argc, char **argv)
     const int K = c.model.config.labels;
     char *const *names = c.model.config.label_names;
     const struct Examples e = read_examples(data, c.columns);
-    struct Output o = {0};
-    if (predictions) o = output_open(predictions);
+    struct Output *o = predictions ? output_open(predictions) : NULL;
     add_examples(&d, c.tokenizer, &e, names, K, c.window);
     if (((double)d.count + K) * K * sizeof(real) > machine_memory() / 2)
         die("%s: %d texts of %d classes do not fit into memory. Evaluate a part of them.", data,
@@ -2596,7 +2606,7 @@ static int command_eval(int argc, char **argv)
     const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     show_rate("eval", d.count, d.count, start);
-    if (predictions) write_predictions(&o, &e, d.labels, p, names, K);
+    if (predictions) write_predictions(o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
     print_confusion(confusion, names, K);
@@ -3148,6 +3158,7 @@ static void save_cell(const struct Compare *c, const struct Cell *cell)
 {
     const char *method = c->methods[cell->method].name;
     const int labels = c->budgets[cell->budget];
+    commit_outputs();               /* before the first row: see open_comparison */
     char *row = text_of("%s\t%d\t%d\t%s\n", method, labels, cell->seed, cell->right);
     append_row(c, "right.tsv", row);
     free(row);
@@ -3258,13 +3269,13 @@ static struct Buffer describe_comparison(const struct Compare *c)
     return b;
 }
 
-/* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. */
+/* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
+ * --overwrite, an older comparison is replaced when the first row of the new one is there. */
 static void open_comparison(struct Compare *c)
 {
     char *path = file_in(c, "settings.txt"), *table = file_in(c, "compare.tsv"),
          *right = file_in(c, "right.tsv");
     struct Buffer now = describe_comparison(c);
-    make_directory(c->out);
     if (c->resume && file_exists(table)) {
         struct Buffer old = read_text(c, "settings.txt");
         char *a = old.data, *b = now.data, *x, *y;
@@ -3275,10 +3286,10 @@ static void open_comparison(struct Compare *c)
         free(old.data);
         read_cells(c);
     } else {
-        unlink(table);                  /* without it, nothing is taken for finished */
-        write_file(right, "", 0);
-        write_file(path, now.data, now.size);
-        write_file(table, table_header, sizeof table_header - 1);
+        stage_file(right, "", 0);       /* without its rows, nothing is taken for finished */
+        stage_file(path, now.data, now.size);
+        stage_file(table, table_header, sizeof table_header - 1);
+        if (!c->overwrite) commit_outputs();
     }
     free(now.data); free(path); free(table); free(right);
 }
@@ -3696,6 +3707,7 @@ static int command_compare(int argc, char **argv)
     check_settings(s);
     if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
     char *table = file_in(&c, "compare.tsv");
+    lock_directory(c.out);
     if (file_exists(table) && !c.resume && !c.overwrite)
         die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
                   "--out.", c.out);

@@ -891,6 +891,7 @@ static double grad_norm(const struct Model *model)
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -2381,6 +2382,11 @@ static void unmap_file(struct Bytes bytes)
     if (bytes.size) munmap((void *)bytes.data, bytes.size);
 }
 
+/* What a program that fails or is stopped removes: directories that it made, if they are empty. The
+ * newest comes first. */
+struct Made { char *path; struct Made *older; };
+static struct Made *volatile made;
+
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
@@ -2389,7 +2395,11 @@ static void make_directory(const char *path)
     for (char *s = p + 1; end; s++) {
         if ((end = *s) && end != '/') continue;
         *s = 0;
-        if (mkdir(p, 0777) < 0 && error == EEXIST) error = errno;
+        if (!mkdir(p, 0777)) {
+            struct Made *m = resize(NULL, sizeof *m);
+            *m = (struct Made){text_of("%s", p), made};
+            made = m;
+        } else if (error == EEXIST) error = errno;
         *s = end;
     }
     struct stat status;
@@ -2398,16 +2408,45 @@ static void make_directory(const char *path)
     free(p);
 }
 
-/* --- Writing: to a temporary name in the same directory, fsync, rename --- */
+/* Makes the directory of --out, and keeps other programs from writing there until this one ends:
+ * two writers would mix their files. Readers do not wait. The lock is the directory's own, so no
+ * file stays behind. A file system without locks is used without. */
+static void lock_directory(const char *path)
+{
+    struct stat locked, now;
+    for (bool same = false; !same; ) {      /* not if its maker has removed it meanwhile */
+        make_directory(path);
+        const int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) return;
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+            die("%s: another program is writing there. Wait for its end, or choose another --out.",
+                path);
+        same = !fstat(fd, &locked) && !stat(path, &now) && locked.st_dev == now.st_dev
+               && locked.st_ino == now.st_ino;
+        if (!same) close(fd);
+    }
+}
 
-struct Output { FILE *file; char *path, *temporary; };
+/* --- Writing: files that belong together are replaced together ---
+ *
+ * Each is written under a temporary name in its directory. When all are complete on disk,
+ * commit_outputs renames them in the order in which they were opened. The file that says which
+ * others belong to it comes last, so that a crash in between is noticed by who reads them. */
 
-enum { MAX_OUTPUTS = 16 };
-static char *volatile unfinished[MAX_OUTPUTS];      /* temporary files, removed on failure */
+struct Output {
+    FILE *file;
+    char *path, *temporary;
+    bool complete;                          /* on disk; commit_outputs may rename it */
+    struct Output *volatile next;
+};
+static struct Output *volatile outputs;     /* those that have not got their names yet */
+static struct Output *volatile *outputs_end = &outputs;
 
+/* Called at the end and by signal handlers. */
 static void remove_unfinished(void)
 {
-    for (int i = 0; i < MAX_OUTPUTS; i++) if (unfinished[i]) unlink(unfinished[i]);
+    for (struct Output *o = outputs; o; o = o->next) unlink(o->temporary);
+    for (struct Made *m = made; m; m = m->older) rmdir(m->path);
 }
 
 static void remove_unfinished_on_signal(int signal_number)
@@ -2417,44 +2456,128 @@ static void remove_unfinished_on_signal(int signal_number)
     raise(signal_number);
 }
 
-static struct Output output_open(const char *path)
+/* The directory that a path is in, which the caller owns. *name: what the path calls the file. */
+static char *directory_of(const char *path, const char **name)
 {
-    struct Output o = {NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
-    o.file = fopen(o.temporary, "wb");
-    if (!o.file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    for (int i = 0; i < MAX_OUTPUTS; i++)
-        if (!unfinished[i]) { unfinished[i] = o.temporary; break; }
+    const char *slash = strrchr(path, '/');
+    *name = slash ? slash + 1 : path;
+    return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
+}
+
+/* The number of the process that writes, or wrote, the temporary file `found` of the file `name`.
+ * 0: it is none. */
+static long writer_of(const char *found, const char *name)
+{
+    const size_t n = strlen(name);
+    if (strncmp(found, name, n) || strncmp(found + n, ".tmp", 4)) return 0;
+    const long process = strtol(found + n + 4, NULL, 10);
+    char *exactly = text_of("%s.tmp%ld", name, process);
+    const bool same = process > 0 && !strcmp(found, exactly);
+    free(exactly);
+    return same ? process : 0;
+}
+
+static bool is_alive(long process) { return !kill((pid_t)process, 0) || errno == EPERM; }
+
+/* Removes temporary files of `path` that killed processes left. */
+static void remove_leftovers(const char *path)
+{
+    const char *name;
+    char *directory = directory_of(path, &name);
+    DIR *files = opendir(directory);
+    for (struct dirent *f; files && (f = readdir(files)); ) {
+        const long writer = writer_of(f->d_name, name);
+        if (!writer || is_alive(writer)) continue;
+        char *left = text_of("%s.tmp%ld", path, writer);
+        unlink(left);
+        free(left);
+    }
+    if (files) closedir(files);
+    free(directory);
+}
+
+static struct Output *output_open(const char *path)
+{
+    struct Output *o = resize(NULL, sizeof *o);
+    remove_leftovers(path);
+    *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
+    o->file = fopen(o->temporary, "wb");
+    if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    *outputs_end = o;
+    outputs_end = &o->next;
     return o;
+}
+
+/* Dies because a file of the group cannot be written. */
+static void die_unwritten(const char *path)
+{
+    die("%s: writing failed (%s). Free some space and run again.", path, strerror(errno));
 }
 
 static void output_write(struct Output *o, const void *bytes, size_t n)
 {
-    if (n && fwrite(bytes, 1, n, o->file) != n)
-        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
+    if (n && fwrite(bytes, 1, n, o->file) != n) die_unwritten(o->path);
 }
 
-/* Gives the file its name, once it is complete on disk. A crash leaves the old file or the new. */
-static void output_commit(struct Output *o)
+/* Waits until all that was written is on disk. The file may grow further. */
+static void output_flush(struct Output *o)
 {
-    if (fflush(o->file) || fsync(fileno(o->file)) || fclose(o->file)
-        || rename(o->temporary, o->path))
-        die("%s: writing failed (%s). Free some space and run again.", o->path, strerror(errno));
-    for (int i = 0; i < MAX_OUTPUTS; i++)
-        if (unfinished[i] == o->temporary) unfinished[i] = NULL;
-    char *slash = strrchr(o->path, '/');
-    char *directory = slash ? text_of("%.*s", (int)(slash - o->path + 1), o->path) : text_of(".");
-    int fd = open(directory, O_RDONLY);
-    if (fd >= 0) { fsync(fd); close(fd); }          /* the new name, too, is on disk */
-    free(directory);
-    free(o->path);
-    free(o->temporary);
+    if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
+    o->complete = true;
 }
 
+static void output_finish(struct Output *o)
+{
+    output_flush(o);
+    if (fclose(o->file)) die_unwritten(o->path);
+}
+
+/* Writes the names in a directory to disk, too. Some file systems cannot, and need not. */
+static void flush_directory(const char *directory)
+{
+    const int fd = open(directory, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && fsync(fd) < 0 && errno == EIO) die_unwritten(directory);
+    if (fd >= 0) close(fd);
+}
+
+/* Gives all complete files their names. */
+static void commit_outputs(void)
+{
+    char *last = NULL;                      /* the directory of the file before */
+    const char *name;
+    struct Output *o, *volatile *at = &outputs;
+    while ((o = *at)) {
+        if (!o->complete) { at = &o->next; continue; }
+        if (rename(o->temporary, o->path))
+            die("%s: cannot be replaced (%s). Remove what has this name, and run again.", o->path,
+                strerror(errno));
+        *at = o->next;
+        char *directory = directory_of(o->path, &name);
+        if (last && strcmp(last, directory)) flush_directory(last);
+        free(last);
+        last = directory;
+        free(o->path);
+        free(o->temporary);
+        free(o);
+    }
+    outputs_end = at;
+    if (last) flush_directory(last);
+    free(last);
+}
+
+/* Writes a file of a group, which commit_outputs completes. */
+static void stage_file(const char *path, const void *bytes, size_t n)
+{
+    struct Output *o = output_open(path);
+    output_write(o, bytes, n);
+    output_finish(o);
+}
+
+/* Writes a file, and completes the group if there is one. */
 static void write_file(const char *path, const void *bytes, size_t n)
 {
-    struct Output o = output_open(path);
-    output_write(&o, bytes, n);
-    output_commit(&o);
+    stage_file(path, bytes, n);
+    commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -2726,7 +2849,7 @@ static uint64_t checksum(const void *bytes, size_t n)
 
 /* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
-/* The JSON header of write_safetensors, padded to a multiple of 8 bytes. */
+/* The JSON header of stage_safetensors, padded to a multiple of 8 bytes. */
 static struct Buffer safetensors_header(const struct Model *model, const char *const *prefixes,
                                         int array_count, const struct Metadata *meta,
                                         uint64_t sum)
@@ -2758,7 +2881,7 @@ static struct Buffer safetensors_header(const struct Model *model, const char *c
 
 /* Writes array_count arrays of model->parameter_count values each, as F32 whatever `real` is. A
  * tensor of array `a` is named prefixes[a] + its name in the list. */
-static void write_safetensors(const char *path, const struct Model *model, real *const *arrays,
+static void stage_safetensors(const char *path, const struct Model *model, real *const *arrays,
                               const char *const *prefixes, int array_count,
                               const struct Metadata *meta)
 {
@@ -2775,14 +2898,14 @@ static void write_safetensors(const char *path, const struct Model *model, real 
     }
     struct Buffer header = safetensors_header(model, prefixes, array_count, meta, sum);
     const uint64_t length = header.size;
-    struct Output o = output_open(path);
-    output_write(&o, &length, sizeof length);
-    output_write(&o, header.data, header.size);
+    struct Output *o = output_open(path);
+    output_write(o, &length, sizeof length);
+    output_write(o, header.data, header.size);
     for (int a = 0; a < array_count; a++) {
-        output_write(&o, data[a], array_bytes);
+        output_write(o, data[a], array_bytes);
         if (sizeof(real) != sizeof(float)) free((void *)data[a]);
     }
-    output_commit(&o);
+    output_finish(o);
     free(data);
     free(header.data);
 }
@@ -2976,7 +3099,7 @@ static const struct Json *find_tensor(const struct Safetensors **s, const char *
     return NULL;
 }
 
-/* The bytes of tensor p in the array with this prefix (see write_safetensors). Dies without it. */
+/* The bytes of tensor p in the array with this prefix (see stage_safetensors). Dies without it. */
 static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
                                const char *prefix, int *dtype)
 {
@@ -3075,13 +3198,13 @@ static void refuse_strangers(const struct Safetensors *all, const struct Model *
         }
 }
 
-/* The metadata of the file, without the two entries that write_safetensors adds. */
+/* The metadata of the file, without the entries that stage_safetensors and stage_model add. */
 static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
 {
     const struct Json *all = json_get(s->header, "__metadata__");
     for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
         if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum")
-            && meta->count < 60)
+            && strcmp(j->key, "config_hash") && meta->count < 60)
             metadata_set(meta, j->key, "%s", j->string);
 }
 
@@ -3094,8 +3217,23 @@ static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
  * letter of Latvian; this one, U+0114, is hardly ever written. */
 enum { PAD_TOKEN = 208 };
 
+/* A hash of what config.json says that matters here: the shape, the id of <|endoftext|> and the
+ * names of the labels. model.safetensors holds it, so that another model's config.json is noticed
+ * beside it. */
+static uint64_t config_hash(const struct Config *c, int eot)
+{
+    struct Buffer b = {0};
+    append(&b, "%d %d %d %d %d %d %d", c->layers, c->heads, c->channels, c->context, c->vocabulary,
+           eot, c->labels);
+    for (int k = 0; k < c->labels; k++)
+        append_bytes(&b, c->label_names[k], strlen(c->label_names[k]) + 1);
+    const uint64_t hash = checksum(b.data, b.size);
+    free(b.data);
+    return hash;
+}
+
 /* config.json as transformers' GPT2Config has it. eot: the id of <|endoftext|>. */
-static void write_config(const char *path, const struct Config *c, int eot)
+static void stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
@@ -3124,7 +3262,7 @@ static void write_config(const char *path, const struct Config *c, int eot)
         append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
     }
     append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
-    write_file(path, b.data, b.size);
+    stage_file(path, b.data, b.size);
     free(b.data);
 }
 
@@ -3166,8 +3304,9 @@ static void refuse_variants(const struct Json *j, const struct Config *c, const 
 }
 
 /* Reads config.json and dies on what is not supported here. score: the classifier's tensor, or NULL
- * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. */
-static struct Config read_config(const char *path, const struct Json *score)
+ * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. *hash: see
+ * config_hash. */
+static struct Config read_config(const char *path, const struct Json *score, uint64_t *hash)
 {
     struct Bytes file = map_file(path);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -3194,6 +3333,7 @@ static struct Config read_config(const char *path, const struct Json *score)
         if (!c.labels) c.labels = 2;
         read_label_names(&c, j, path);
     }
+    *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
     json_free(j);
     unmap_file(file);
     return c;
@@ -3201,17 +3341,31 @@ static struct Config read_config(const char *path, const struct Json *score)
 
 /* --- Model directories and training states --- */
 
-/* eot: the id of <|endoftext|>, the last of the tokenizer, which may have less than V tokens. */
+/* Writes config.json, then model.safetensors, which says which config.json and which tokenizer
+ * belong to it, for commit_outputs. eot: the id of <|endoftext|>, the last of the tokenizer, which
+ * may have less than V tokens. */
+static void stage_model(const char *dir, const struct Model *model, const struct Metadata *meta,
+                        int eot)
+{
+    struct Metadata all = {0};
+    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
+    metadata_set(&all, "config_hash", "%s", hash_text(config_hash(&model->config, eot)));
+    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
+    make_directory(dir);
+    stage_config(config, &model->config, eot);
+    stage_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
+                      &all);
+    metadata_free(&all);
+    free(config);
+    free(file);
+}
+
+/* The same, with the names at once. */
 static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta,
                        int eot)
 {
-    make_directory(dir);
-    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    write_config(config, &model->config, eot);
-    write_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
-                      meta);
-    free(config);
-    free(file);
+    stage_model(dir, model, meta, eot);
+    commit_outputs();
 }
 
 /* Dies unless the embeddings of config.json's shape are in the file: before memory is allocated. */
@@ -3283,14 +3437,26 @@ static struct Safetensors open_model(const char *dir)
     return s;
 }
 
+/* Dies if model.safetensors says to which config.json it belongs, and it is another one. */
+static void check_config_hash(const struct Safetensors *s, const char *path, uint64_t hash)
+{
+    const char *stored = json_text(json_get(s->header, "__metadata__"), "config_hash", NULL);
+    if (stored && strcmp(hash_text(hash), stored))
+        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
+            "label. Put the right one there, or train again.", path);
+}
+
 /* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
     char *config_path = text_of("%s/config.json", dir);
     struct Safetensors s = open_model(dir);
     const struct Safetensors *has = &s;
-    const struct Config config = read_config(config_path, find_tensor(&has, "", "score.weight"));
+    uint64_t hash;
+    const struct Config config = read_config(config_path, find_tensor(&has, "", "score.weight"),
+                                             &hash);
     check_fits(&s, &config);
+    check_config_hash(&s, config_path, hash);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
     verify_checksum(&s, 1);
@@ -3306,10 +3472,10 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 
 static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
 
-/* What resuming needs: the weights, both moments, the metadata. */
-static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
+/* What resuming needs: the weights, both moments, the metadata. For commit_outputs. */
+static void stage_state(const char *path, const struct Model *model, const struct Metadata *meta)
 {
-    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
+    stage_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
                       STATE_PREFIXES, 3, meta);
 }
 
@@ -3583,16 +3749,24 @@ static void refuse_arguments(int left, char **argv)
     if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
 }
 
+/* The file by which a directory holds a run; NULL: none. */
+static const char *holds_run(const char *out)
+{
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv"};
+    const char *found = NULL;
+    for (int i = 0; i < COUNT(files) && !found; i++) {
+        char *path = text_of("%s/%s", out, files[i]);
+        if (file_exists(path)) found = files[i];
+        free(path);
+    }
+    return found;
+}
+
 /* Refuses an --out that already holds a run. remedy: what to do, one sentence. */
 static void refuse_run_in(const char *out, const char *remedy)
 {
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv"};
-    for (int i = 0; i < COUNT(files); i++) {
-        char *path = text_of("%s/%s", out, files[i]);
-        if (file_exists(path))
-            die_usage("--out %s: already holds a run (%s). %s", out, files[i], remedy);
-        free(path);
-    }
+    const char *file = holds_run(out);
+    if (file) die_usage("--out %s: already holds a run (%s). %s", out, file, remedy);
 }
 
 /* A subcommand gets the arguments after its name and returns the exit status. */

@@ -38,7 +38,7 @@
  *
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
- *    tokenizer_load, tokenizer_of_model, tokenizer_save, tokenizer_free      directories (8)
+ *    tokenizer_load, tokenizer_of_model, tokenizer_stage, tokenizer_free     directories (8)
  *    tokenizer_encode (7), tokenizer_piece (3)                               text <-> ids
  *    open_shard (9), heap_push, heap_pop, heap_sift_down (6) */
 
@@ -1022,24 +1022,17 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
     if (same) { free(t->file_ids); t->file_ids = NULL; }
 }
 
-/* Ids follow from merges.txt. If the vocab.json beside it has another id for <|endoftext|>, which
- * comes last here, then the directory has an order of its own. */
+/* Ids follow from merges.txt, unless the vocab.json beside it has an order of its own. */
 static void read_vocabulary(struct MergesReader *r, const char *path)
 {
     const struct Bytes file = map_file(path);
-    struct Buffer text = {0};
-    append_bytes(&text, file.data, file.size);
-    const char *entry = strstr(text.data, "\"" END_OF_TEXT "\":");
-    if (!entry)
+    struct Json *names = json_parse(file.data, file.size, path);
+    const double eot = json_number(names, END_OF_TEXT, -1);
+    if (!(eot >= 0 && eot < 1 << 24))
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
-    const long id = strtol(strchr(entry, ':') + 1, NULL, 10);
-    if (id != r->tokenizer->eot) {
-        struct Json *names = json_parse(file.data, file.size, path);
-        r->path = path;
-        read_ids(r, names, (int)id);
-        json_free(names);
-    }
-    free(text.data);
+    r->path = path;
+    read_ids(r, names, (int)eot);
+    json_free(names);
     unmap_file(file);
 }
 
@@ -1077,6 +1070,38 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
+/* The id of <|endoftext|> in a tokenizer.json, or -1. */
+static double end_of_text_in(const struct Json *j)
+{
+    const struct Json *added = json_get(j, "added_tokens");
+    double eot = json_number(json_get(json_get(j, "model"), "vocab"), END_OF_TEXT, -1);
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
+        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
+    return eot;
+}
+
+static void append_merges(struct Buffer *b, const struct Tokenizer *t);
+
+/* Dies if the tokenizer.json beside merges.txt is of another tokenizer. */
+static void check_tokenizer_beside(const struct Tokenizer *t, const char *path)
+{
+    if (!file_exists(path)) return;
+    const struct Bytes file = map_file(path);
+    struct Json *j = json_parse(file.data, file.size, path);
+    const struct Json *list = json_get(json_get(j, "model"), "merges");
+    struct Buffer ours = {0}, theirs = {0};
+    append_merges(&ours, t);
+    if (list) theirs = merges_of_json(list, path);
+    if (list && (strcmp(ours.data, theirs.data)
+                 || end_of_text_in(j) != (t->file_ids ? t->file_ids[t->eot] : t->eot)))
+        die("%s: is of another tokenizer than merges.txt and vocab.json beside it. Put the right "
+            "one there, or remove it.", path);
+    free(ours.data);
+    free(theirs.data);
+    json_free(j);
+    unmap_file(file);
+}
+
 /* A tokenizer.json, when there is no merges.txt: merges, ids, and whether its template puts
  * <|endoftext|> before a text. */
 static void read_tokenizer_json(struct MergesReader *r)
@@ -1085,13 +1110,10 @@ static void read_tokenizer_json(struct MergesReader *r)
     struct Json *j = json_parse(file.data, file.size, r->path);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
-                      *added = json_get(j, "added_tokens"),
                       *template = json_get(json_get(j, "post_processor"), "single");
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    double eot = json_number(names, END_OF_TEXT, -1);
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
-        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
+    const double eot = end_of_text_in(j);
     if (!(eot >= 0 && eot < 1 << 24))
         die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
     read_ids(r, names, (int)eot);
@@ -1155,6 +1177,7 @@ static struct Tokenizer *tokenizer_load(const char *name)
             "name a merges.txt.", name);
     const bool directory = strcmp(path, name) != 0;
     char *config = text_of("%s/tokenizer_config.json", name);
+    char *json = text_of("%s/tokenizer.json", name);
     char *ids = text_of("%s/%s", name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
     struct MergesReader r = {.path = path};
     if (ends_with(path, ".json")) read_tokenizer_json(&r);
@@ -1163,10 +1186,11 @@ static struct Tokenizer *tokenizer_load(const char *name)
         read_merges(&r, file);
         unmap_file(file);
         if (directory && file_exists(ids)) read_vocabulary(&r, ids);
+        if (directory) check_tokenizer_beside(r.tokenizer, json);
     }
     if (directory) read_tokenizer_config(r.tokenizer, config);
     release(r.slots, READER_SLOTS * sizeof *r.slots);
-    free(path); free(ids); free(config);
+    free(path); free(ids); free(config); free(json);
     return r.tokenizer;
 }
 
@@ -1190,19 +1214,39 @@ static void renumber_tokens(struct Model *model, const int *file_ids, int known)
     free(old);
 }
 
-/* Reads the tokenizer in a model's directory. Dies unless its hash is the one in the metadata, if
+/* What is done to every text, as a model's metadata keep it. */
+static char *usage_text(const struct Tokenizer *t)
+{
+    return text_of("begin %d, keep tail %d, at most %d tokens", t->begins, t->keeps_tail,
+                   t->max_length);
+}
+
+/* Notes in a model's metadata which tokenizer its directory must hold. */
+static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
+{
+    char *usage = usage_text(t);
+    metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
+    metadata_set(meta, "tokenizer_usage", "%s", usage);
+    free(usage);
+}
+
+/* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
  * there is one there, and the model's vocabulary is large enough; it may be larger than needed. A
  * model whose directory numbers its tokens in another order is renumbered. */
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
     struct Tokenizer *t = tokenizer_load(dir);
-    const char *hash = metadata_get(meta, "tokenizer_hash");
-    char *config = text_of("%s/tokenizer_config.json", dir);
+    const char *hash = metadata_get(meta, "tokenizer_hash"),
+               *usage = metadata_get(meta, "tokenizer_usage");
+    char *config = text_of("%s/tokenizer_config.json", dir), *is = usage_text(t);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: merges.txt (hash %s) is not the tokenizer that the model was trained with (%s). "
             "Put that one there.", dir, hash_text(t->hash), hash);
+    if (usage && strcmp(usage, is))
+        die("%s: does not belong to model.safetensors beside it: \"%s\" instead of \"%s\". Put "
+            "the right one there, or train again.", config, is, usage);
     for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
@@ -1210,6 +1254,7 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     if (t->file_ids) renumber_tokens(model, t->file_ids, t->vocabulary);
     if (hash && !file_exists(config)) t->begins = t->keeps_tail = true;     /* our older files */
     free(config);
+    free(is);
     return t;
 }
 
@@ -1341,28 +1386,35 @@ static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}\n}\n");
 }
 
-static void save_text(const char *dir, const char *name, struct Buffer text)
+static void stage_text(const char *dir, const char *name, struct Buffer text)
 {
     char *path = text_of("%s/%s", dir, name);
-    write_file(path, text.data, text.size);
+    stage_file(path, text.data, text.size);
     free(path);
     free(text.data);
 }
 
-/* Writes the four files of a tokenizer. merges.txt comes last: a directory that has it is
- * complete. */
+/* The files of a tokenizer. merges.txt comes last: a directory that has it is complete. */
+static const char *const tokenizer_files[] = {"vocab.json", "tokenizer.json",
+                                              "tokenizer_config.json", "merges.txt"};
+
+/* Writes the four files for commit_outputs. */
+static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
+{
+    struct Buffer texts[COUNT(tokenizer_files)] = {{0}};
+    make_directory(dir);
+    append_vocabulary(&texts[0], t);
+    append_tokenizer_json(&texts[1], t);
+    append_tokenizer_config(&texts[2], t);
+    append_merges(&texts[3], t);
+    for (int i = 0; i < COUNT(texts); i++) stage_text(dir, tokenizer_files[i], texts[i]);
+}
+
+/* The same, with the names at once. */
 static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
-    struct Buffer merges = {0}, vocabulary = {0}, json = {0}, config = {0};
-    make_directory(dir);
-    append_merges(&merges, t);
-    append_vocabulary(&vocabulary, t);
-    append_tokenizer_json(&json, t);
-    append_tokenizer_config(&config, t);
-    save_text(dir, "vocab.json", vocabulary);
-    save_text(dir, "tokenizer.json", json);
-    save_text(dir, "tokenizer_config.json", config);
-    save_text(dir, "merges.txt", merges);
+    tokenizer_stage(t, dir);
+    commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -1371,15 +1423,24 @@ static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 
 /* A shard is a file of tokens in llm.c's format: this header and then count ids of 16 bits.
  * <|endoftext|> precedes each document. A new shard begins when one is full, even inside a
- * document. The hash is the tokenizer's; in shards from elsewhere it is 0: not known. */
-struct ShardHeader { int32_t magic, version, count, zero; uint64_t hash; int32_t zeros[250]; };
-enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1 };
+ * document. The hash is the tokenizer's. All shards of one encode run are a set: they have its
+ * hash, which is made of all their tokens, and their number. In shards from elsewhere, these are
+ * 0: not known. */
+struct ShardHeader {
+    int32_t magic, version, count, zero;
+    uint64_t hash, set;
+    int32_t shards, zeros[247];
+};
+enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1,
+       MAX_SHARDS = 1000000 };
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
     struct Bytes file;          /* mapped; unmap_file ends its use */
     const uint16_t *tokens;     /* (count), in the file */
     int64_t count;
+    uint64_t set, sum;          /* see ShardHeader; a hash of the tokens, which open_data computes */
+    int shards;
 };
 
 /* Maps a shard. Dies if the header or the size of the file is wrong, or if another tokenizer than
@@ -1398,6 +1459,8 @@ static struct Shard open_shard(const char *path, uint64_t hash)
     if (header.version != SHARD_VERSION)
         die("%s: byte 4: a shard of version %d; only version %d is read. Encode it again.", path,
             header.version, SHARD_VERSION);
+    if (header.shards < 0 || header.shards > MAX_SHARDS)
+        die("%s: byte 32: the header says %d shards. Encode it again.", path, header.shards);
     if (header.count < 0)
         die("%s: byte 8: the header says %d tokens. Encode it again.", path, header.count);
     const long long surplus = (long long)file.size - SHARD_HEADER - 2ll * header.count;
@@ -1408,19 +1471,42 @@ static struct Shard open_shard(const char *path, uint64_t hash)
     if (hash && header.hash && header.hash != hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(hash));
-    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header.count};
+    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header.count,
+                          header.set, 0, header.shards};
+}
+
+/* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
+static size_t prefix_length(const char *path)
+{
+    const size_t n = strlen(path);
+    return n > 11 && path[n - 11] == '_' && strspn(path + n - 10, "0123456789") == 6
+           && !strcmp(path + n - 4, ".bin") ? n - 11 : 0;
+}
+
+/* How many of the shards, which are sorted by name, have the first one's prefix. Dies if they are
+ * of two sets. */
+static int count_set(const struct Shard *s, int count)
+{
+    const size_t n = prefix_length(s->path);
+    int k = 1;
+    for (; k < count && n && prefix_length(s[k].path) == n && !strncmp(s[k].path, s->path, n); k++)
+        if (s[k].set != s->set)
+            die("%s: is not of the same run of `tokenizer encode` as %s. Encode both again, or "
+                "remove the older one.", s[k].path, s->path);
+    return k;
 }
 
 /* --- Writing --- */
 
-/* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. */
+/* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. They get
+ * their names together, when all are complete. */
 struct ShardWriter {
     char *prefix;
-    uint64_t hash;                      /* of the tokenizer */
+    uint64_t hash, set;                 /* of the tokenizer; of the tokens so far */
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
-    int number;                         /* of the shard that is open or comes next */
-    bool open;
-    struct Output out;
+    struct Output **shards;             /* (number) */
+    int number;                         /* of shards so far */
+    int *old, old_count;                /* numbers of the shards to be replaced */
 };
 
 static char *shard_path(const struct ShardWriter *w, int number)
@@ -1428,55 +1514,130 @@ static char *shard_path(const struct ShardWriter *w, int number)
     return text_of("%s_%06d.bin", w->prefix, number);
 }
 
-static void write_shard_header(struct ShardWriter *w)
+static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
 {
-    const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)w->in_shard,
-                                       .hash = w->hash};
-    output_write(&w->out, &header, sizeof header);
+    const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
+                                       w->set, w->number};
+    output_write(o, &header, sizeof header);
 }
 
-/* Completes the open shard, if there is one: its header now says how many tokens it has. */
-static void finish_shard(struct ShardWriter *w)
+static void start_shard(struct ShardWriter *w)
 {
-    if (!w->open) return;
-    if (fseek(w->out.file, 0, SEEK_SET)) die("%s: cannot seek (%s).", w->out.path, strerror(errno));
-    write_shard_header(w);
-    output_commit(&w->out);
+    char *path = shard_path(w, w->number);
+    if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
+    w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
+    w->shards[w->number] = output_open(path);
+    write_shard_header(w->shards[w->number++], w, 0);
     w->in_shard = 0;
-    w->open = false;
-    w->number++;
+    free(path);
+}
+
+/* Closes the open shard and adds its tokens to the hash of the set. */
+static void close_shard(struct ShardWriter *w)
+{
+    struct Output *o = w->shards[w->number - 1];
+    output_finish(o);
+    const struct Bytes file = map_file(o->temporary);
+    w->set = mix64(w->set ^ checksum(file.data + SHARD_HEADER, file.size - SHARD_HEADER));
+    unmap_file(file);
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
 static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 {
     while (n) {
-        if (!w->open) {
-            char *path = shard_path(w, w->number);
-            w->out = output_open(path);
-            w->open = true;
-            write_shard_header(w);
-            free(path);
+        if (w->in_shard == w->limit) {
+            close_shard(w);
+            start_shard(w);
         }
         const size_t room = (size_t)(w->limit - w->in_shard), now = n < room ? n : room;
-        output_write(&w->out, ids, now * sizeof *ids);
+        output_write(w->shards[w->number - 1], ids, now * sizeof *ids);
         w->in_shard += now;
         w->total += now;
         ids += now;
         n -= now;
-        if (w->in_shard == w->limit) finish_shard(w);
     }
 }
 
-/* Removes shards of an earlier run that have the same prefix and higher numbers. */
-static void remove_old_shards(const struct ShardWriter *w)
+/* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
+ * which set it belongs. */
+static void complete_shards(struct ShardWriter *w)
 {
-    bool more = true;
-    for (int number = w->number; more; number++) {
-        char *path = shard_path(w, number);
-        more = !unlink(path);
+    if (!w->number) return;
+    close_shard(w);
+    for (int i = 0; i < w->number; i++) {
+        struct Output *o = w->shards[i];
+        o->file = fopen(o->temporary, "r+b");
+        if (!o->file) die_unwritten(o->path);
+        write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
+        output_finish(o);
+    }
+}
+
+/* Whether a file is PREFIX_<number>.bin, or the temporary file of one that the process `writer`
+ * writes; else that is 0. name: the last part of PREFIX. */
+static bool has_prefix(const char *found, const char *name, int *number, long *writer)
+{
+    const size_t n = strlen(name);
+    const bool begins = !strncmp(found, name, n) && found[n] == '_';
+    *number = begins ? (int)strtol(found + n + 1, NULL, 10) : -1;
+    char *exactly = text_of("%s_%06d.bin", name, *number);
+    *writer = writer_of(found, exactly);
+    const bool is = *number >= 0 && (*writer || !strcmp(found, exactly));
+    free(exactly);
+    return is;
+}
+
+/* Notes a shard that is to be replaced. Dies if the file is none: then another program wrote it. */
+static void note_old_shard(struct ShardWriter *w, const char *path, int number)
+{
+    const struct Bytes file = map_file(path);
+    int32_t magic = 0;
+    if (file.size >= sizeof magic) memcpy(&magic, file.data, sizeof magic);
+    if (magic != SHARD_MAGIC)
+        die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
+    unmap_file(file);
+    w->old = resize(w->old, (w->old_count + 1) * sizeof *w->old);
+    w->old[w->old_count++] = number;
+}
+
+/* Begins the first shard, and then looks at the other files with the prefix: of two processes with
+ * one prefix, the later one sees the first shard of the other. Dies if a shard of another process
+ * is being written, or if one is there and may not be replaced. */
+static void start_set(struct ShardWriter *w, bool overwrite)
+{
+    const char *name;
+    char *directory = directory_of(w->prefix, &name);
+    make_directory(directory);
+    start_shard(w);
+    DIR *files = opendir(directory);
+    for (struct dirent *f; files && (f = readdir(files)); ) {
+        int number;
+        long writer;
+        if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
+        char *path = text_of("%s%s", w->prefix, f->d_name + strlen(name));
+        if (writer && is_alive(writer))
+            die("%s: process %ld is writing it. Wait for its end, or choose another --out.", path,
+                writer);
+        if (writer) unlink(path);
+        else if (overwrite) note_old_shard(w, path, number);
+        else die("%s: exists. Choose another --out, or add --overwrite.", path);
         free(path);
     }
+    if (files) closedir(files);
+    free(directory);
+}
+
+/* Removes what the set before had more, once the new one has its names. */
+static void remove_old_shards(struct ShardWriter *w)
+{
+    for (int i = 0; i < w->old_count; i++) {
+        char *path = shard_path(w, w->old[i]);
+        if (w->old[i] >= w->number) unlink(path);
+        free(path);
+    }
+    free(w->old);
+    free(w->shards);
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1820,12 +1981,16 @@ enum { CHUNK_BYTES = 1 << 19 };
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
 
-/* Dies if the file exists and may not be replaced. Frees the path. */
-static void refuse_existing(char *path, bool overwrite)
+/* Keeps other programs out of --out. Dies if it holds a tokenizer that may not be replaced. */
+static void begin_tokenizer(const char *out, bool overwrite)
 {
-    if (file_exists(path) && !overwrite)
-        die("%s: exists. Choose another --out, or add --overwrite.", path);
-    free(path);
+    lock_directory(out);
+    for (int i = 0; i < COUNT(tokenizer_files) && !overwrite; i++) {
+        char *path = text_of("%s/%s", out, tokenizer_files[i]);
+        if (file_exists(path))
+            die("%s: exists. Choose another --out, or add --overwrite.", path);
+        free(path);
+    }
 }
 
 /* --- train --- */
@@ -1983,7 +2148,7 @@ static int command_train(int argc, char **argv)
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
     const int merges = vocabulary - BYTES - 1;
-    refuse_existing(text_of("%s/merges.txt", out), overwrite);
+    begin_tokenizer(out, overwrite);
     set_threads(threads);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     struct Tokenizer *t = tokenizer_new(merges);
@@ -2105,15 +2270,17 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
     encoders_free(encoders, threads);
 }
 
-/* Completes the last shard, removes older ones if asked, and says what was written. */
-static void finish_shards(struct ShardWriter *w, bool overwrite)
+/* Gives the shards their names, removes older ones, and says what was written. */
+static void finish_shards(struct ShardWriter *writers, int count)
 {
-    finish_shard(w);
-    if (overwrite) remove_old_shards(w);
-    if (w->total)
+    for (int i = 0; i < count; i++) complete_shards(&writers[i]);
+    commit_outputs();
+    for (struct ShardWriter *w = writers; w < writers + count; w++) {
+        remove_old_shards(w);
         progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
-    free(w->prefix);
+        free(w->prefix);
+    }
 }
 
 /* Where the end of a document of one file is set aside: after a line end, so that at least this
@@ -2125,16 +2292,6 @@ static int64_t find_cut(const char *path, double val_fraction)
     while (cut > 0 && file.data[cut - 1] != '\n') cut--;
     unmap_file(file);
     return cut;
-}
-
-/* Makes the directory in which the shards will be. */
-static void make_directory_of(const char *prefix)
-{
-    const char *slash = strrchr(prefix, '/');
-    if (!slash || slash == prefix) return;
-    char *directory = text_of("%.*s", (int)(slash - prefix), prefix);
-    make_directory(directory);
-    free(directory);
 }
 
 /* Texts -> shards. */
@@ -2161,7 +2318,13 @@ static int command_encode(int argc, char **argv)
         "Writes the token ids of texts (- is standard input) to shards.");
     struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
                                      {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
-    for (int i = 0; i < 2; i++) refuse_existing(shard_path(&writers[i], 0), overwrite);
+    const int sets = val_fraction > 0 ? 2 : 1;
+    for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
+    char *val = shard_path(&writers[1], 0);
+    if (sets == 1 && writers[0].old_count && file_exists(val))
+        warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
+             "--val-fraction.", val, out);
+    free(val);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
@@ -2170,7 +2333,6 @@ static int command_encode(int argc, char **argv)
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
     if (seed != 1 && (source.cut || val_fraction == 0))
         warn("--seed %lld: has no effect, since no documents are drawn.", (long long)seed);
-    make_directory_of(out);
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
     const int64_t tokens = writers[0].total + writers[1].total;
@@ -2179,7 +2341,7 @@ static int command_encode(int argc, char **argv)
         die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", val_fraction,
             counted(sink.documents, "document"),
             writers[0].total ? "none is set aside" : "none is left to train on");
-    for (int i = 0; i < 2; i++) finish_shards(&writers[i], overwrite);
+    finish_shards(writers, sets);
     const double elapsed = seconds() - source.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(sink.documents, "document"), source.done / 1e6,
@@ -2227,9 +2389,8 @@ static void write_stdout(const char *bytes, size_t n)
 }
 
 /* Writes the text of a shard. In the first shard, no mark is written for the first document. */
-static void decode_shard(const struct Tokenizer *t, const char *path, bool first, const char *mark)
+static void decode_shard(const struct Tokenizer *t, struct Shard s, bool first, const char *mark)
 {
-    const struct Shard s = open_shard(path, t->hash);
     struct Buffer out = {0};
     for (int64_t at = first && s.count && *s.tokens == t->eot; at < s.count; at += DECODE_TOKENS) {
         const size_t n = (size_t)(s.count - at < DECODE_TOKENS ? s.count - at : DECODE_TOKENS);
@@ -2238,7 +2399,7 @@ static void decode_shard(const struct Tokenizer *t, const char *path, bool first
         write_stdout(out.data, out.size);
         if (good < n)
             die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that "
-                "made the shard.", path, (size_t)((const char *)bad - s.file.data), *bad,
+                "made the shard.", s.path, (size_t)((const char *)bad - s.file.data), *bad,
                 t->vocabulary);
     }
     free(out.data);
@@ -2261,7 +2422,11 @@ static int command_decode(int argc, char **argv)
     struct Tokenizer *t = tokenizer_load(tokenizer);
     const enum Split kind = split_of(split);
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
-    for (int i = 0; i < shards; i++) decode_shard(t, argv[i], i == 0, marks[kind]);
+    struct Shard *s = resize(NULL, shards * sizeof *s);
+    for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t->hash);
+    for (int i = 0; i < shards; ) i += count_set(s + i, shards - i);
+    for (int i = 0; i < shards; i++) decode_shard(t, s[i], i == 0, marks[kind]);
+    free(s);
     if (kind == SPLIT_LINES) write_stdout("\n", 1);
     tokenizer_free(t);
     return 0;

@@ -32,6 +32,7 @@
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
+#include <fnmatch.h>
 #include <glob.h>
 
 /* ============================================================================================= */
@@ -62,6 +63,28 @@ static void check_ids(const struct Shard *s, int vocabulary)
             "is used here.", s->path, largest, vocabulary);
 }
 
+/* Dies if the shards, sorted by name, are not all those of their sets that the pattern names, or
+ * not as they were encoded. */
+static void check_sets(const struct Data *d, const char *pattern)
+{
+    for (int i = 0, n; i < d->count; i += n) {
+        const struct Shard *first = &d->shards[i];
+        uint64_t set = 0;
+        n = count_set(first, d->count - i);
+        for (int k = 0; k < first->shards; k++) {
+            char *path = text_of("%.*s_%06d.bin", (int)prefix_length(first->path), first->path, k);
+            if (!fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) && !file_exists(path))
+                die("%s: is missing; %s were encoded together. Encode again, or name only those "
+                    "that are there.", path, counted(first->shards, "shard"));
+            free(path);
+        }
+        for (int k = 0; k < n; k++) set = mix64(set ^ first[k].sum);
+        if (n == first->shards && set != first->set)
+            die("%s: the tokens are not those that were encoded: the file, or another of its set, "
+                "is damaged. Encode again.", first->path);
+    }
+}
+
 /* Opens all shards that match the pattern. Dies if there is none, if another tokenizer made one, or
  * if there are fewer than 2 tokens in all. `option` names the pattern in messages; `run` is the
  * directory of the run whose state the pattern is from, or NULL if it is from the command line. */
@@ -80,13 +103,15 @@ static struct Data open_data(const char *option, const char *pattern, const char
             option, pattern);
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
+        struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
         check_ids(&s, t->vocabulary);
+        s.sum = checksum(s.tokens, s.count * sizeof *s.tokens);
         d.shards[d.count++] = s;
         d.tokens += s.count;
-        d.fingerprint = mix64(d.fingerprint ^ checksum(s.tokens, s.count * sizeof *s.tokens));
+        d.fingerprint = mix64(d.fingerprint ^ s.sum);
     }
     globfree(&found);
+    check_sets(&d, pattern);
     if (d.tokens < 2)
         die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
             counted(d.tokens, "token"));
@@ -277,6 +302,8 @@ struct Run {
     struct Minibatch *minibatches;      /* (accumulate): those of one step */
     struct Generator *generator;        /* for --sample-every; else NULL */
     FILE *log;
+    uint64_t log_hash;                  /* of its rows; the state has it */
+    bool replaces;                      /* nothing is saved yet, and --out holds an older run */
     double peak;                        /* FLOP/s of the machine's multiply-adds */
 
     int64_t step, tokens, best_step;    /* steps and targets so far; step of the best score */
@@ -850,7 +877,7 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
     metadata_set(&meta, "position", "%d", r->loader.next);
     if (score->tokens) set_score(&meta, "val", score);
-    metadata_set(&meta, "tokenizer_hash", "%s", hash_text(r->tokenizer->hash));
+    tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
     for (const struct Option *row = r->table; defines_run(row); row++) {
@@ -917,23 +944,42 @@ static bool is_log(const char *path)
     return same;
 }
 
-/* Opens the log for new rows. A resumed run keeps the rows up to its step. */
+/* Adds a row of the log to the hash of those before it: step and loss, the same in every run. */
+static uint64_t hash_row(uint64_t hash, const char *row)
+{
+    const char *tab = strchr(row, '\t'), *second = tab ? strchr(tab + 1, '\t') : NULL;
+    return second ? mix64(hash ^ checksum(row, second - row)) : hash;
+}
+
+/* Opens the log for new rows, under a temporary name until commit_outputs. A resumed run keeps the
+ * rows up to its step. Dies if they are not those of the run whose state it has (log_hash). */
 static void open_log(struct Run *r)
 {
-    const char *path = r->paths.log;
     struct Buffer rows = {0};
+    uint64_t hash = 0;
     append(&rows, "%s", LOG_HEADER);
-    if (r->step > 0) r->earlier = read_log(&rows, path, r->step);
-    write_file(path, rows.data, rows.size);
+    const size_t header = rows.size;
+    if (r->step > 0) r->earlier = read_log(&rows, r->paths.log, r->step);
+    for (char *row = rows.data + header; *row; row = strchr(row, '\n') + 1)
+        hash = hash_row(hash, row);
+    if (r->log_hash && rows.size > header && hash != r->log_hash)
+        die("%s: is not of the run that %s is of. Move it away to go on with a new one.",
+            r->paths.log, r->paths.state);
+    r->log_hash = hash;
+    struct Output *o = output_open(r->paths.log);
+    output_write(o, rows.data, rows.size);
+    output_flush(o);
+    r->log = o->file;
     free(rows.data);
-    r->log = fopen(path, "a");
-    if (!r->log) die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
 }
 
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
-    fprintf(r->log, "%lld\t%.6f\t", (long long)r->step, s->loss);
+    char *row = text_of("%lld\t%.6f\t", (long long)r->step, s->loss);
+    r->log_hash = hash_row(r->log_hash, row);
+    fputs(row, r->log);
+    free(row);
     if (val) fprintf(r->log, "%.6f\t%.6f", val->loss, val->bits_per_byte);
     else fputc('\t', r->log);
     fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
@@ -955,7 +1001,8 @@ static const char *place(const struct Run *r)
     return text;
 }
 
-/* Evaluates, and saves the model in --out if it is the best so far. */
+/* Evaluates, and saves the model in --out if it is the best so far. The first save of a run that
+ * replaces another is left to save_run, which gives all files their names at once. */
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
@@ -968,7 +1015,8 @@ static void evaluate_run(struct Run *r)
         r->best = s;
         r->best_step = r->step;
         struct Metadata meta = describe(r, &s);
-        save_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+        if (!r->replaces) commit_outputs();
         metadata_free(&meta);
     }
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
@@ -978,12 +1026,13 @@ static void evaluate_run(struct Run *r)
 }
 
 /* Saves everything that --resume needs. The log is flushed to disk first, so that it has every step
- * of the state, even after a crash. Without --val, the last model is the best. */
+ * of the state, even after a crash. While none is evaluated, the last model is the best. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
     struct Metadata last = describe(r, &r->last), state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
+    metadata_set(&state, "log_hash", "%s", hash_text(r->log_hash));
     if (r->best.tokens) set_score(&state, "best", &r->best);
     if (r->fall_step) {
         metadata_set(&state, "fall_step", "%lld", (long long)r->fall_step);
@@ -991,10 +1040,12 @@ static void save_run(struct Run *r)
     }
     if (!r->options.steps)
         metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (start - r->start));
-    fsync(fileno(r->log));
-    if (!r->val.count) save_model(r->options.out, &r->model, &last, r->tokenizer->eot);
-    save_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
-    save_state(r->paths.state, &r->model, &state);
+    if (fflush(r->log) || fsync(fileno(r->log))) die_unwritten(r->paths.log);
+    if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
+    stage_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
+    stage_state(r->paths.state, &r->model, &state);
+    commit_outputs();
+    r->replaces = false;
     metadata_free(&last);
     metadata_free(&state);
     r->saved = seconds();
@@ -1006,6 +1057,7 @@ static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->saved;
+    if (r->replaces && r->best_step == r->step) return true;    /* evaluate_run waits for it */
     if (o->save_every) return r->step % o->save_every == 0;
     return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
 }
@@ -1074,6 +1126,8 @@ static void restore_run(struct Run *r)
     r->last = get_score(&state, "val");
     r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
+    if (metadata_get(&state, "log_hash"))       /* older states have none */
+        r->log_hash = strtoull(metadata_get(&state, "log_hash"), NULL, 16);
     if (metadata_get(&state, "fall_step")) {
         r->fall_step = entry_integer(&state, "fall_step", path);
         r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
@@ -1100,36 +1154,18 @@ static void check_out(const struct Run *r)
         die_usage("--out %s: is the model to start from. Name another directory.", o->out);
 }
 
-/* Removes temporary files of a process that was killed while it wrote `path`: each is as large as
- * the file itself. */
-static void remove_temporary(const char *path)
-{
-    glob_t found;
-    char *pattern = text_of("%s.tmp[0-9]*", path);
-    if (!glob(pattern, 0, NULL, &found)) {
-        for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
-        globfree(&found);
-    }
-    free(pattern);
-}
-
-/* Makes the directories, with the tokenizer in both, and opens the log. A new run removes the files
- * of an old one only here, right before the first step, when all input has been checked. */
+/* Makes the directories and opens the log, with the tokenizer for both directories, right before
+ * the first step, when all input has been checked. A run that replaces another leaves the old files
+ * as they are until its own first save. */
 static void begin_files(struct Run *r)
 {
-    const char *const files[] = {r->paths.state, r->paths.last_model, r->paths.model,
-                                 r->paths.log};
-    make_directory(r->options.out);
-    make_directory(r->paths.last);
-    for (int i = 0; i < COUNT(files); i++) {
-        remove_temporary(files[i]);
-        if (!r->options.resume) unlink(files[i]);
-    }
+    r->replaces = !r->options.resume && holds_run(r->options.out);
+    open_log(r);
     r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
     r->tokenizer->max_length = r->options.context;
-    tokenizer_save(r->tokenizer, r->options.out);
-    tokenizer_save(r->tokenizer, r->paths.last);
-    open_log(r);
+    tokenizer_stage(r->tokenizer, r->options.out);
+    tokenizer_stage(r->tokenizer, r->paths.last);
+    if (!r->replaces) commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -1640,6 +1676,7 @@ static int command_train(int argc, char **argv)
     set_threads(o->threads);
     if (o->out) {
         r.paths = paths_in(o->out);
+        if (!o->plan) lock_directory(o->out);
         check_out(&r);
     }
     if (o->resume) take_options(&r);

@@ -140,15 +140,17 @@ static struct Buffer split_file(struct Buffer *header)
 
 enum Part { HEADER, CONFIG };
 
-/* The original, with `to` for every `from` in one of its texts. */
+/* The original, with `to` for every `from` in one of its texts. As in files from elsewhere, nothing
+ * says which config.json belongs to it. */
 static void write_changed(enum Part part, const char *from, const char *to)
 {
     save_original();
     struct Buffer header, data = split_file(&header), config = read_whole(config_path());
     if (!replace_all(part == HEADER ? &header : &config, from, to))
         check(0, "\"%s\" is not in the original", from);
-    if (part == HEADER) write_parts(&header, header.size, data.data, data.size);
-    else write_file(config_path(), config.data, config.size);
+    replace_all(&header, "\"config_hash\"", "\"other_hash\"");
+    write_parts(&header, header.size, data.data, data.size);
+    write_file(config_path(), config.data, config.size);
     free(header.data), free(data.data), free(config.data);
 }
 
@@ -277,6 +279,25 @@ static void test_bytes(void)
     write_parts(&header, header.size, data.data, data.size - 4);
     expect(open_directory, NULL, "a file without a checksum");
     free(header.data), free(data.data), free(file.data);
+}
+
+/* The original with another config.json, as an interrupted replacement leaves it. */
+static void test_config_of_another(void)
+{
+    static const struct { const char *from, *to; bool same; } rows[] = {
+        {"\"n_head\": 2", "\"n_head\": 1"}, {"\"n_layer\": 1", "\"n_layer\": 2"},
+        {"\"0\": \"", "\"0\": \"other "}, {"\"eos_token_id\": 8", "\"eos_token_id\": 7"},
+        {"\"eos_token_id\": 8,", ""}, {"  ", "\n\t", true}, {"{\n", "{\"foreign\": 1,\n", true},
+        {"\"torch_dtype\": \"float32\"", "\"dtype\": \"float16\"", true}};
+    for (int i = 0; i < COUNT(rows); i++) {
+        save_original();
+        struct Buffer config = read_whole(config_path());
+        if (!replace_all(&config, rows[i].from, rows[i].to)) check(0, "\"%s\" is", rows[i].from);
+        write_file(config_path(), config.data, config.size);
+        expect(open_directory, rows[i].same ? NULL : "config.json: does not belong to model.saf",
+               rows[i].from);
+        free(config.data);
+    }
 }
 
 /* A header nested so deeply that recursion would run out of stack. */
@@ -467,7 +488,8 @@ static void test_state(void)
 {
     const struct Metadata none = {0};
     const char *path = path_of("state.safetensors");
-    save_state(path, &original, &none);
+    stage_state(path, &original, &none);
+    commit_outputs();
     expect(open_state, NULL, "a state");
     expect(open_larger_state, "has shape", "a state of another model");
     struct Buffer file = read_whole(path);
@@ -519,6 +541,7 @@ int main(void)
     test_directory();
     test_texts();
     test_bytes();
+    test_config_of_another();
     test_deep_header();
     test_half_values();
     test_half("F16", to_half);
