@@ -2540,28 +2540,31 @@ static void flush_directory(const char *directory)
     if (fd >= 0) close(fd);
 }
 
-/* Gives all complete files their names. */
+/* Gives all complete files their names, one right after the other. */
 static void commit_outputs(void)
 {
-    char *last = NULL;                      /* the directory of the file before */
+    struct Output *o, *done = NULL, *volatile *at = &outputs;
+    char *last = text_of("%s", "");         /* the directory of the file before */
     const char *name;
-    struct Output *o, *volatile *at = &outputs;
     while ((o = *at)) {
         if (!o->complete) { at = &o->next; continue; }
         if (rename(o->temporary, o->path))
             die("%s: cannot be replaced (%s). Remove what has this name, and run again.", o->path,
                 strerror(errno));
         *at = o->next;
-        char *directory = directory_of(o->path, &name);
-        if (last && strcmp(last, directory)) flush_directory(last);
-        free(last);
-        last = directory;
-        free(o->path);
-        free(o->temporary);
-        free(o);
+        o->next = done;
+        done = o;
     }
     outputs_end = at;
-    if (last) flush_directory(last);
+    for (; (o = done); free(o)) {
+        char *directory = directory_of(o->path, &name);
+        if (strcmp(last, directory)) flush_directory(directory);
+        free(last);
+        last = directory;
+        done = o->next;
+        free(o->path);
+        free(o->temporary);
+    }
     free(last);
 }
 

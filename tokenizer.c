@@ -1439,7 +1439,7 @@ struct Shard {
     struct Bytes file;          /* mapped; unmap_file ends its use */
     const uint16_t *tokens;     /* (count), in the file */
     int64_t count;
-    uint64_t set, sum;          /* see ShardHeader; a hash of the tokens, which open_data computes */
+    uint64_t set, sum;          /* see ShardHeader; of these tokens, once open_data computed it */
     int shards;
 };
 

@@ -963,8 +963,8 @@ static void open_log(struct Run *r)
     for (char *row = rows.data + header; *row; row = strchr(row, '\n') + 1)
         hash = hash_row(hash, row);
     if (r->log_hash && rows.size > header && hash != r->log_hash)
-        die("%s: is not of the run that %s is of. Move it away to go on with a new one.",
-            r->paths.log, r->paths.state);
+        die("%s: is not the log of the run that %s is of. Start again with --overwrite, or remove "
+            "the log if only that was changed.", r->paths.log, r->paths.state);
     r->log_hash = hash;
     struct Output *o = output_open(r->paths.log);
     output_write(o, rows.data, rows.size);

@@ -737,7 +737,7 @@ static void write_reviews(const struct Grammar *g, const char *out, struct File 
         append(&file, "%s\n", !f->labelled ? "" : positive ? "\tpositive" : "\tnegative");
     }
     char *path = text_of("%s/%s", out, f->name);
-    write_file(path, file.data, file.size);
+    stage_file(path, file.data, file.size);
     free(path);
     free(file.data);
     free(r.text.data);
@@ -791,13 +791,13 @@ int main(int argc, char **argv)
     if (parse_options(argc - 1, argv + 1, options, sizeof options / sizeof *options, usage) > 0)
         die_usage("%s: not an option. reviews --help lists them.", argv[1]);
     char *limits_path = text_of("%s/limits.txt", out);
+    lock_directory(out);
     if (file_exists(limits_path) && !overwrite)
         die_usage("--out %s: holds reviews already. Choose another or add --overwrite.", out);
 
     struct Grammar *g = grammar_create(productions, sizeof productions / sizeof *productions);
     const struct Limits limits = find_limits(g);
     struct Buffer report = {0};
-    make_directory(out);
     for (int i = 0; i < file_count; i++)
         write_reviews(g, out, &files[i], random_stream((uint64_t)seed, (uint64_t)i + 1));
     report_limits(&report, &limits, files, file_count);
