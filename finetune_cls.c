@@ -2356,6 +2356,7 @@ static void train(struct Settings settings)
     struct Metadata base_meta, meta = {0};
     int classes;
     load_base(&t, &base, &base_meta);
+    if (!s->overwrite) refuse_other_tokenizer(s->out, t.tokenizer);
     const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     char **names = load_data(&t, window, &classes);
     start_model(&t, &base, names, classes);

@@ -1015,8 +1015,9 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
         int n;
         const uint8_t *bytes = tokenizer_piece(t, i, &n);
         if (t->file_ids[i] < 0)
-            die("%s: has no id for token %d, \"%.*s\", which a merge makes. The files do not "
-                "belong together.", r->path, i, n < 80 ? n : 80, (const char *)bytes);
+            die("%s: has no id for token %d, \"%.*s\", which a merge makes, so another "
+                "tokenizer wrote it. Put the right one there.", r->path, i, n < 80 ? n : 80,
+                (const char *)bytes);
         same &= t->file_ids[i] == i;
     }
     if (same) { free(t->file_ids); t->file_ids = NULL; }
@@ -1415,6 +1416,17 @@ static void tokenizer_save(const struct Tokenizer *t, const char *dir)
 {
     tokenizer_stage(t, dir);
     commit_outputs();
+}
+
+/* Dies if the --out of a model holds another tokenizer, which tokenizer_stage would replace. */
+static void refuse_other_tokenizer(const char *out, const struct Tokenizer *t)
+{
+    char *file = tokenizer_file(out);
+    struct Tokenizer *other = file ? tokenizer_load(out) : NULL;
+    if (other && other->hash != t->hash)
+        die_usage("--out %s: holds another tokenizer. Give --overwrite or another --out.", out);
+    if (other) tokenizer_free(other);
+    free(file);
 }
 
 /* ============================================================================================= */

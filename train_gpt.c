@@ -1334,6 +1334,7 @@ static void load_inputs(struct Run *r)
     if (!o->tokenizer) o->tokenizer = o->resume ? o->out : o->init;
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
+    if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
     r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
     const char *run = o->resume ? o->out : NULL;
     r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);

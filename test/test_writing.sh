@@ -1,6 +1,7 @@
 #!/bin/sh
-# What is on disk when a program is stopped while it writes: what was there before, what comes after,
-# or a mixture that every reader refuses. One writer at a time; nothing is removed that is another's.
+# What is on disk when a program is stopped while it writes: what was there before, what comes
+# after, or a mixture that every reader refuses. One writer at a time; nothing is removed that is
+# another's.
 
 [ -w /dev/shm ] && export TMPDIR=/dev/shm       # many files are flushed to disk
 . test/lib.sh
@@ -28,7 +29,8 @@ classify() # NAME OUT OPTION...
 {
     name=$1 out=$2
     shift 2
-    "$finetune" train --model base_$name --train $name.tsv --tune probe --threads 1 --out "$out" "$@"
+    "$finetune" train --model base_$name --train $name.tsv --tune probe --threads 1 \
+        --out "$out" "$@"
 }
 classify old cls_old >/dev/null 2>&1 && classify new cls_new >/dev/null 2>&1
 check $? "two classifiers"
@@ -38,8 +40,8 @@ answer_run() { "$train" eval --model $1 --data $2_000000.bin | tail -n 1; }
 
 # --- Stopped at each name ---
 
-# A directory in the place of a file makes the command fail when it is this file's turn. Then the file
-# is put back as it was: the directory is as a kill leaves it.
+# A directory in the place of a file makes the command fail when it is this file's turn. Then the
+# file is put back as it was: the directory is as a kill leaves it.
 stopped_at() # DIRECTORY FILE COMMAND...
 {
     at=$1/$2
@@ -189,7 +191,8 @@ set +f
 wait_for rows replaced/log.tsv.tmp$pid
 speaker=train_gpt
 fails 1 "replaced: another program is writing there" run new replaced --steps 1 --overwrite
-fails 1 "replaced: another program is writing there" "$train" train --resume --out replaced --steps 9
+fails 1 "replaced: another program is writing there" \
+    "$train" train --resume --out replaced --steps 9
 speaker=finetune_cls
 fails 1 "replaced: another program is writing there" classify old replaced --overwrite
 fails 1 "replaced: another program is writing there" "$finetune" compare --model base_old \
@@ -218,6 +221,16 @@ wait $pid 2>/dev/null
 answer_run unevaluated new | grep -q '^loss'
 check $? "saved before it was evaluated, it leaves no model of the old run"
 
+# A directory with a tokenizer and no model.
+cp -r tok_new some
+speaker=train_gpt
+fails 2 "--out some: holds another tokenizer" run old some --steps 1
+speaker=finetune_cls
+fails 2 "--out some: holds another tokenizer" classify old some
+diff -r some tok_new && classify new some >/dev/null 2>&1 && [ -s some/model.safetensors ]
+check $? "another tokenizer stays, the same one is completed by a model"
+rm -r some mixed 2>/dev/null
+
 # The same tokenizer and sizes: only the log's rows tell the two runs apart.
 run old seed_2 --steps 2 --eval-every 2 --seed 2 >/dev/null 2>&1
 cp -r run_old mixed && cp seed_2/log.tsv mixed
@@ -238,7 +251,8 @@ ls old_000003.bin >/dev/null && ! ls old_000009.bin 2>/dev/null
 check $? "a set of at least four shards"
 count=$(ls old_0*.bin | wc -l)
 cp old_000001.bin whole
-"$tokenizer" encode --tokenizer tok_old --split lines --shard-tokens 5 --out other new.txt 2>/dev/null
+"$tokenizer" encode --tokenizer tok_old --split lines --shard-tokens 5 --out other new.txt \
+    2>/dev/null
 cp other_000001.bin old_000001.bin
 fails 1 "old_000001.bin: is not of the same run of .tokenizer encode. as old_000000.bin" \
     eval_set 'old_0*.bin'
@@ -312,8 +326,8 @@ check $? "the first one ends well"
 touch set/a_000000.bin.tmp$dead set/a_000005.bin.tmp$dead set/ab_000000.bin.tmp$dead \
     set/a_000000.bin.tmp$dead.x set/a_000000.bin.tmp0$dead set/a_0000005.bin.tmp$dead
 encode set/a --overwrite 2>/dev/null
-[ "$(LC_ALL=C ls set | tr '\n' ' ')" = "a_000000.bin a_000000.bin.tmp0$dead a_000000.bin.tmp$dead.x \
-a_0000005.bin.tmp$dead ab_000000.bin.tmp$dead b_000000.bin " ]
+[ "$(LC_ALL=C ls set | tr '\n' ' ')" = "a_000000.bin a_000000.bin.tmp0$dead \
+a_000000.bin.tmp$dead.x a_0000005.bin.tmp$dead ab_000000.bin.tmp$dead b_000000.bin " ]
 check $? "of a dead process, the temporary files of just these shards are removed"
 
 rm -r set
@@ -328,9 +342,9 @@ classify old 'o[12]' >/dev/null 2>&1
     ! ls 'o[12]' | grep -q "tmp$dead\$"
 check $? "--out 'o[12]' is no pattern, and a living process keeps its files"
 rm -r o1 'o[12]'
-"$finetune" eval --model cls_old --data old.tsv --predictions p >/dev/null 2>&1 && touch p.tmp$dead &&
-    "$finetune" eval --model cls_old --data old.tsv --predictions p >/dev/null 2>&1 &&
-    [ ! -e p.tmp$dead ]
+touch p.tmp$dead
+"$finetune" eval --model cls_old --data old.tsv --predictions p >/dev/null 2>&1 &&
+    [ -s p ] && [ ! -e p.tmp$dead ]
 check $? "--predictions, too"
 
 # --- compare ---
@@ -339,8 +353,8 @@ speaker=finetune_cls
 printf 'text\tlabel\na good story\tpos\na bad story\tneg\n' >test.tsv
 compare() # OPTION...
 {
-    "$finetune" compare --model base_old --train old.tsv --test test.tsv --out cmp --methods majority \
-        --labels 4 --seeds 1 "$@"
+    "$finetune" compare --model base_old --train old.tsv --test test.tsv --out cmp \
+        --methods majority --labels 4 --seeds 1 "$@"
 }
 compare >/dev/null 2>&1 && cp -r cmp before_cmp
 stopped_at cmp right.tsv compare --overwrite --seeds 2
