@@ -2449,8 +2449,12 @@ static void remove_unfinished(void)
     for (struct Made *m = made; m; m = m->older) rmdir(m->path);
 }
 
+static volatile sig_atomic_t committing, signal_to_come;    /* a signal waits for the last name */
+
 static void remove_unfinished_on_signal(int signal_number)
 {
+    signal_to_come = signal_number;
+    if (committing) return;
     remove_unfinished();
     signal(signal_number, SIG_DFL);
     raise(signal_number);
@@ -2546,6 +2550,7 @@ static void commit_outputs(void)
     struct Output *o, *done = NULL, *volatile *at = &outputs;
     char *last = text_of("%s", "");         /* the directory of the file before */
     const char *name;
+    committing = true;
     while ((o = *at)) {
         if (!o->complete) { at = &o->next; continue; }
         if (rename(o->temporary, o->path))
@@ -2556,6 +2561,8 @@ static void commit_outputs(void)
         done = o;
     }
     outputs_end = at;
+    committing = false;
+    if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
     for (; (o = done); free(o)) {
         char *directory = directory_of(o->path, &name);
         if (strcmp(last, directory)) flush_directory(directory);

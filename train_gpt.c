@@ -277,8 +277,8 @@ struct TrainOptions {
     bool resume, overwrite, plan, profile;
 };
 
-/* What --out holds: the best model, the directory of the last one, the state, the log. */
-struct Paths { char *model, *last, *last_model, *state, *log; };
+/* What --out holds beside the best model: the directory of the last one, the state, the log. */
+struct Paths { char *last, *state, *log; };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
  * per byte of text do not:
@@ -828,9 +828,8 @@ static char *option_text(const struct Option *o)
 static struct Paths paths_in(const char *out)
 {
     return (struct Paths){
-        .model = text_of("%s/model.safetensors", out), .last = text_of("%s/last", out),
-        .last_model = text_of("%s/last/model.safetensors", out),
-        .state = text_of("%s/state.safetensors", out), .log = text_of("%s/log.tsv", out),
+        .last = text_of("%s/last", out), .state = text_of("%s/state.safetensors", out),
+        .log = text_of("%s/log.tsv", out),
     };
 }
 
