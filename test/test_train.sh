@@ -207,7 +207,7 @@ check $? "resume without repeating the options"
 same_run whole stopped "resumed after SIGTERM = never interrupted, byte for byte"
 
 interrupt killed KILL $run
-touch killed/state.safetensors.tmp123 killed/last/model.safetensors.tmp123
+touch killed/state.safetensors.tmp99999999 killed/last/model.safetensors.tmp99999999
 steps=$(($(wc -l <killed/log.tsv) - 1))
 [ $status -eq 137 ] && [ $steps -lt 240 ]
 check $? "kill -9 in the middle (step $steps)"
@@ -215,7 +215,7 @@ check $? "kill -9 in the middle (step $steps)"
 check $? "resume with the same options repeated"
 same_run whole killed "resumed after kill -9 = never interrupted, byte for byte"
 
-[ ! -e killed/state.safetensors.tmp123 ] && [ ! -e killed/last/model.safetensors.tmp123 ]
+[ ! -e killed/state.safetensors.tmp99999999 ] && [ ! -e killed/last/model.safetensors.tmp99999999 ]
 check $? "what was being written when it was killed is gone"
 if env --default-signal=HUP true 2>/dev/null; then
     default='env --default-signal=HUP'
