@@ -2636,8 +2636,8 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    if (fwrite(b.data, 1, b.size, stdout) != b.size || fflush(stdout))
-        die("standard output: writing failed (%s).", strerror(errno));
+    fwrite(b.data, 1, b.size, stdout);
+    flush_results();
     free(b.data);
     free(p);
 }

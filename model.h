@@ -3157,18 +3157,81 @@ static void load_state(const char *path, struct Model *model, struct Metadata *m
 /* 15. Programs and options: one table parses, checks and prints them                            */
 /* ============================================================================================= */
 
+/* --- Signals, and readers or terminals that go away --- */
+
+/* A training goes on when its terminal or the reader of its output has gone: what cannot be printed
+ * is dropped. SIGINT or SIGTERM ends it between two steps, once it has saved. */
+static bool training;
+static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none yet */
+
+/* Handles a signal, unless the program was started with the signal ignored: nohup ignores SIGHUP so,
+ * and a shell SIGINT for what runs in its background. */
+static void handle_signal(int signal_number, void (*handler)(int))
+{
+    struct sigaction before;
+    if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
+        signal(signal_number, handler);
+}
+
+/* Before a training reads its data. */
+static void begin_training(void)
+{
+    training = true;
+    signal(SIGHUP, SIG_IGN);
+}
+
+/* The first signal asks for the end after the step, the second ends the program at once. */
+static void request_stop(int signal_number)
+{
+    static const char note[] = "\nstopping after this step; once more stops at once\n";
+    const int error = errno;
+    if (stop_signal) remove_unfinished_on_signal(signal_number);
+    else stop_signal = signal_number;
+    if (write(2, note, sizeof note - 1) < 0) errno = error;
+}
+
+/* From here on, when there is something to save, the steps of a training look at stop_signal. */
+static void stop_between_steps(void)
+{
+    handle_signal(SIGINT, request_stop);
+    handle_signal(SIGTERM, request_stop);
+}
+
+/* The status of a training that a signal has stopped, as the shell has it: 130 or 143. How to go on
+ * has been said. */
+static int stopped_status(void)
+{
+    failed = true;
+    return 128 + stop_signal;
+}
+
+/* Dies since results cannot be printed. If their reader has gone, as `head` does when it has enough,
+ * the program ends as silently as others do, by SIGPIPE. */
+__attribute__((noreturn)) static void die_unprinted(void)
+{
+    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
+    die("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
+}
+
+/* Prints what stdout holds. */
+static void flush_results(void)
+{
+    if ((fflush(stdout) || ferror(stdout)) && !training) die_unprinted();
+}
+
 /* At exit: results that did not reach the standard output are a failure, too. */
 static void end_program(void)
 {
     remove_unfinished();
     if (failed || (!fflush(stdout) && !ferror(stdout))) return;
+    if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
     fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
             program);
     _exit(STATUS_FAILED);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is.
+ * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
@@ -3195,8 +3258,10 @@ static void begin_program(const char *name, char **argv)
 #endif
     atexit(end_program);
     signal(SIGXFSZ, SIG_IGN);
-    signal(SIGINT, remove_unfinished_on_signal);
-    signal(SIGTERM, remove_unfinished_on_signal);
+    signal(SIGPIPE, SIG_IGN);
+    handle_signal(SIGHUP, remove_unfinished_on_signal);
+    handle_signal(SIGINT, remove_unfinished_on_signal);
+    handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
 /* The cores that a cgroup directory allows on average: quota / period, of version 2 in one file, of
