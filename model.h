@@ -3164,8 +3164,8 @@ static void load_state(const char *path, struct Model *model, struct Metadata *m
 static bool training;
 static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none yet */
 
-/* Handles a signal, unless the program was started with the signal ignored: nohup ignores SIGHUP so,
- * and a shell SIGINT for what runs in its background. */
+/* Handles a signal, unless the program was started with the signal ignored, as nohup does with
+ * SIGHUP, and a shell with the SIGINT of what runs in its background. */
 static void handle_signal(int signal_number, void (*handler)(int))
 {
     struct sigaction before;
@@ -3205,8 +3205,8 @@ static int stopped_status(void)
     return 128 + stop_signal;
 }
 
-/* Dies since results cannot be printed. If their reader has gone, as `head` does when it has enough,
- * the program ends as silently as others do, by SIGPIPE. */
+/* Dies since results cannot be printed. If their reader has gone, as `head` goes when it has enough
+ * lines, the program ends as silently as others do, by SIGPIPE. */
 __attribute__((noreturn)) static void die_unprinted(void)
 {
     if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);

@@ -1493,8 +1493,8 @@ static double fix_steps(struct Run *r)
  * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
  * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
  * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
- * until then is what it would be without a limit, falls over them to its minimum (rate_of). One that
- * never falls needs no such decision. */
+ * until then is what it would be without a limit, falls over them to its minimum (rate_of). A
+ * constant one needs no such decision. */
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
