@@ -3124,13 +3124,16 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     free(config_path);
 }
 
-static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
+/* What resuming needs: the weights, both moments, the metadata; of a fine-tuning also the best
+ * weights so far and the mean of the last ones. Without `best` and `mean` these are NULL. */
+static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v.", "best.", "mean."};
 
-/* What resuming needs: the weights, both moments, the metadata. */
-static void save_state(const char *path, const struct Model *model, const struct Metadata *meta)
+static void save_state(const char *path, const struct Model *model, real *best, real *mean,
+                       const struct Metadata *meta)
 {
-    write_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
-                      STATE_PREFIXES, 3, meta);
+    real *const arrays[] = {model->weights, model->m, model->v, best, mean};
+    write_safetensors(path, model, arrays, STATE_PREFIXES, 3 + (best != NULL) + (mean != NULL),
+                      meta);
 }
 
 /* The metadata alone, which are needed before the model exists. */
@@ -3142,14 +3145,16 @@ static void load_state_metadata(const char *path, struct Metadata *meta)
     close_safetensors(&s);
 }
 
-static void load_state(const char *path, struct Model *model, struct Metadata *meta)
+static void load_state(const char *path, struct Model *model, real *best, real *mean,
+                       struct Metadata *meta)
 {
     struct Safetensors s = open_safetensors(path);
-    real *const arrays[] = {model->weights, model->m, model->v};
+    real *const arrays[] = {model->weights, model->m, model->v, best, mean};
+    const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
-    verify_checksum(&s, 3);
-    for (int a = 0; a < 3; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    verify_checksum(&s, count);
+    for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
     close_safetensors(&s);
 }
 

@@ -986,7 +986,7 @@ static void write_state(const struct Run *r)
     }
     if (!r->options.steps)
         metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->start));
-    save_state(r->paths.state, &r->model, &state);
+    save_state(r->paths.state, &r->model, NULL, NULL, &state);
     metadata_free(&state);
 }
 
@@ -1070,7 +1070,7 @@ static void restore_run(struct Run *r)
     };
     struct Metadata state;
     const char *path = r->paths.state;
-    load_state(path, &r->model, &state);
+    load_state(path, &r->model, NULL, NULL, &state);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "

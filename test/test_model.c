@@ -1196,8 +1196,8 @@ static void test_resume(const char *dir)
         if (step > 3) train_step(&n, &ws, &c, &o, 0.01, step);
         if (step > 3) continue;
         metadata_set(&meta, "step", "%d", step);
-        save_state(path, &m, &meta);
-        load_state(path, &n, &read);
+        save_state(path, &m, NULL, NULL, &meta);
+        load_state(path, &n, NULL, NULL, &read);
         check(!strcmp(metadata_get(&read, "step"), "3"), "state: its metadata come back");
     }
     const char *where;
