@@ -3258,8 +3258,9 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
     free(p);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation. */
-static void run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+/* A training as `train` does it, in silence. list (count) becomes training and validation. Returns
+ * false, without a result, if a signal ended it. */
+static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
 {
     struct Task t = {.set = c->methods[cell->method].set, .tokenizer = c->tokenizer,
                      .data = c->data, .source = c->base.weights, .features = c->features,
@@ -3276,13 +3277,16 @@ static void run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
-    if (t.set.kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
-    test_task(cell, &t, c);
+    bool whole = true;
+    if (t.set.kind == PROBE) train_probe(&t, &meta);
+    else whole = train_steps(&t, best, &meta);
+    if (whole) test_task(cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     free(labels);
     free(places);
     task_free(&t);
+    return whole;
 }
 
 static void run_cell(struct Cell *cell, struct Compare *c)
@@ -3291,10 +3295,10 @@ static void run_cell(struct Cell *cell, struct Compare *c)
     const double start = seconds();
     int *list = resize(NULL, count * sizeof *list);
     choose_subset(list, c, count, cell->seed);
-    if (c->methods[cell->method].family == TUNED) run_tuned(cell, c, list, count);
+    cell->done = true;
+    if (c->methods[cell->method].family == TUNED) cell->done = run_tuned(cell, c, list, count);
     else run_classical(cell, c, list, count);
     cell->seconds = seconds() - start;
-    cell->done = true;
     free(list);
 }
 
@@ -3764,7 +3768,29 @@ static void show_cell(const struct Compare *c, const struct Cell *cell, int numb
              cell->accuracy, cell->seconds, duration(rest));
 }
 
-static void compare(struct Compare *c)
+/* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
+ * how many are left. */
+static int run_cells(struct Compare *c)
+{
+    int left = 0;
+    for (int i = 0; i < c->cell_count; i++) {
+        struct Cell *cell = &c->cells[i];
+        if (cell->done) continue;
+        left++;
+        if (stop_signal || (c->time_limit && seconds() - c->start + expected_seconds(c, cell)
+                                             > c->time_limit)) continue;
+        run_cell(cell, c);
+        if (!cell->done) continue;
+        left--;
+        save_cell(c, cell);
+        show_cell(c, cell, i + 1);
+    }
+    if (live()) fprintf(stderr, "\r\033[K");
+    return left;
+}
+
+/* The whole comparison. Returns the exit status. */
+static int compare(struct Compare *c)
 {
     struct Metadata meta;
     load_model(&c->base, c->model, &meta);
@@ -3788,24 +3814,20 @@ static void compare(struct Compare *c)
     list_cells(c);
     open_comparison(c);
     prepare_comparison(c);
-    int left = 0;
-    for (int i = 0; i < c->cell_count; i++) {
-        struct Cell *cell = &c->cells[i];
-        if (cell->done) continue;
-        if (c->time_limit && seconds() - c->start + expected_seconds(c, cell) > c->time_limit) {
-            left++;
-            continue;
-        }
-        run_cell(cell, c);
-        save_cell(c, cell);
-        show_cell(c, cell, i + 1);
+    stop_between_steps();
+    const int left = run_cells(c);
+    if (stop_signal && left) {
+        progress(true, "stopped: %d of %d trainings are done and kept. Go on with the same command "
+                 "and --resume%s", c->cell_count - left, c->cell_count,
+                 c->overwrite ? " instead of --overwrite" : "");
+        return stopped_status();
     }
-    if (live()) fprintf(stderr, "\r\033[K");
     if (left)
         warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
              "them.", left, c->cell_count);
     print_table(c);
     print_verdict(c);
+    return 0;
 }
 
 /* Warns of options that were given and change nothing for these methods. */
@@ -3882,9 +3904,9 @@ static int command_compare(int argc, char **argv)
         warn_of_idle_comparison(options, &c);
     }
     if (c.test) warn_unused(options, "test-part", "with --test");
+    begin_training();
     set_threads(c.threads);
-    compare(&c);
-    return 0;
+    return compare(&c);
 }
 
 /* ============================================================================================= */
