@@ -214,12 +214,20 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
+hopeless="--tune last:1 --lr 1e-30 --steps 61 --patience 8"
+train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
+rm -rf "$dir/stopped"
+stop TERM 5 $hopeless --out "$dir/stopped"
+train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
+succeeds "--patience counts what was before" eval '
+    [ $status -eq 143 ] && same_model "$dir/whole" "$dir/stopped" &&
+        [ "$(wc -l <"$dir/whole/log.tsv")" -eq "$(wc -l <"$dir/stopped/log.tsv")" ]'
 before=$(cksum <"$dir/stopped/model.safetensors")
 succeeds "the state of a finished training is gone, and --resume says that it is finished" eval '
     [ ! -e "$dir/stopped/state.safetensors" ] &&
-        train $long --resume --out "$dir/stopped" 2>&1 | grep -q "stopped is finished" &&
+        train $hopeless --resume --out "$dir/stopped" 2>&1 | grep -q "stopped is finished" &&
         [ "$before" = "$(cksum <"$dir/stopped/model.safetensors")" ]'
-train --tune probe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
+train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
 succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
 alone=
 fails 1 "halfway has seed 3, this one 4. Choose" train $long --resume --out "$dir/halfway" --seed 4
@@ -231,7 +239,8 @@ fails 1 "halfway has train_hash ${hash:-missing}, this one " \
     train $long --resume --out "$dir/halfway" --train "$dir/test.tsv"
 fails 1 "halfway has val_part 0.1, this one 0.2" \
     train $long --resume --out "$dir/halfway" --val-part 0.2
-fails 1 "stopped has seed 3, this one 4" train $long --resume --out "$dir/stopped" --seed 4
+fails 1 "anew has seed 3, this one 4" \
+    train --tune probe --dedupe --resume --out "$dir/anew" --seed 4
 fails 1 "other/model.safetensors: is not from a training that can be resumed" eval '
     cp -r "$dir/base" "$dir/other" && rm "$dir/other/state.safetensors" &&
         train --dedupe --resume --out "$dir/other"'

@@ -222,6 +222,20 @@ interrupt hung 'HUP INT' $run
 default=
 check $status "SIGHUP, and a SIGINT that the parent ignores: trains to the end"
 same_run whole hung "as if there had been none, byte for byte"
+if command -v setsid >/dev/null && script -qec true /dev/null >/dev/null 2>&1; then
+    setsid script -qec "set -f; exec $train train $run --sample-every 10 --out lost" /dev/null \
+        </dev/null >out.txt 2>&1 &
+    pid=$!
+    until [ -s lost/last/model.safetensors ] || ! kill -0 $pid; do sleep 0.01; done
+    kill -9 $pid                        # with it goes the terminal
+    wait $pid 2>/dev/null
+    tries=0
+    until grep -qa '"step":"240"' lost/state.safetensors || [ $tries -eq 600 ]; do
+        sleep 0.05
+        tries=$((tries + 1))
+    done
+    same_run whole lost "the terminal goes away: trains to the end, byte for byte"
+fi
 mkfifo pipe
 head -n 1 <pipe >/dev/null &            # the reader of all output, which soon goes
 stdout=pipe stderr=pipe
