@@ -189,19 +189,20 @@ stop() { # SIGNAL ROWS OPTION...: sends it when the log has so many rows; sets s
 } 2>/dev/null
 default=
 env --default-signal=INT true 2>/dev/null && default='env --default-signal=INT'
-for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" scratch; do
-    long="--tune $options --steps 61 --class-weights auto --calibrate --dedupe"
+for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" \
+    "scratch --average 0.5"; do
+    long="--tune $options --steps 101 --class-weights auto --calibrate --dedupe"
     train $long --out "$dir/whole" --overwrite >/dev/null 2>&1
     rm -rf "$dir/stopped"
     codes=
-    for moment in "TERM 3" "KILL 7" "TERM 12" "${default:+INT} 15"; do
+    for moment in "TERM 3" "KILL 7" "TERM 11" "${default:+INT} 14"; do
         set -- $moment
         [ $# -eq 2 ] || continue
         stop $1 $2 $long --resume --threads 2 --out "$dir/stopped"
         codes="$codes $status"
         [ $1 = TERM ] || continue
         succeeds "--tune $options: after $1 it says how to go on" grep -q "^stopped after step \
-[0-9]*/61 and saved. Go on with the same command and --resume" "$dir/err"
+[0-9]*/101 and saved. Go on with the same command and --resume" "$dir/err"
         ./finetune_cls predict --model "$dir/stopped" good >/dev/null
         check $? "--tune $options: the best classifier so far is there"
     done
@@ -214,7 +215,7 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
-hopeless="--tune last:1 --lr 1e-30 --steps 61 --patience 8"
+hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9"
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
