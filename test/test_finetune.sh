@@ -191,7 +191,7 @@ default=
 env --default-signal=INT true 2>/dev/null && default='env --default-signal=INT'
 for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" \
     "scratch --average 0.5"; do
-    long="--tune $options --steps 101 --class-weights auto --calibrate --dedupe"
+    long="--tune $options --steps 101 --batch 16 --class-weights auto --calibrate --dedupe"
     train $long --out "$dir/whole" --overwrite >/dev/null 2>&1
     rm -rf "$dir/stopped"
     codes=
