@@ -115,6 +115,15 @@ static int length_of(const struct Dataset *d, int example)
     return (int)(d->starts[example + 1] - d->starts[example]);
 }
 
+/* A hash of the examples from .. to - 1, as tokens and labels. */
+static uint64_t hash_texts(const struct Dataset *d, int from, int to)
+{
+    const size_t n = to - from, *starts = d->starts + from;
+    return mix64(checksum(d->tokens + starts[0], (starts[n] - starts[0]) * sizeof *d->tokens)
+                 ^ mix64(checksum(starts, (n + 1) * sizeof *starts)
+                         ^ checksum(d->labels + from, n * sizeof *d->labels)));
+}
+
 /* Splits N examples into training and validation, class by class: a part of each class is set
  * aside, at least one example, but never the only one. list (N) receives the training examples in
  * random order, then the others. Returns the number of training examples. */
@@ -478,7 +487,7 @@ struct Settings {
     int64_t seed;
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
     double layer_decay, l2sp, lm_coef, average;
-    bool overwrite, dedupe, calibrate;
+    bool overwrite, resume, dedupe, calibrate;
     enum { PROBE, LAST, FULL, SCRATCH } kind;
     int last;                                   /* K of last:K */
 };
@@ -502,11 +511,14 @@ struct Task {
     real *probabilities;                        /* (val_count, K): of the last validation */
     int *confusion;                             /* (K, K) */
     const real *source;                         /* the pretrained weights, for --l2sp */
+    uint64_t source_hash, train_hash, val_hash; /* of them, and of the texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Buffer log;                          /* log.tsv */
     bool quiet;                                 /* one of many trainings: no progress, no log */
+    bool keeps;                                 /* its state and best weights are kept in --out */
+    bool resumes;                               /* a state is there, and the training goes on */
 };
 
 /* Random streams of the seed. model_init uses the numbers from 0. */
@@ -646,19 +658,33 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     return loss / count;
 }
 
-/* What train_steps knows of a training so far. */
+/* What train_steps knows of a training so far. A state on disk holds all of it. */
 struct Course {
     double start, loss, norm;               /* loss: the sum over the examples since a validation */
-    int examples;                           /* how many those were */
+    int step, examples;                     /* updates so far; how many examples `loss` is of */
     struct Scores top;                      /* of the best weights on validation */
     int worse;                              /* validations since then */
     real *best, *mean;                      /* weights; mean, or NULL: of the last updates */
     int averaged;                           /* how many updates mean has seen */
+    double saved, saving;                   /* when the state was written; how long that took */
 };
 
-static void show_step(struct Task *t, const struct Course *c, int step, double loss, double lr)
+/* --- What the loop uses of section 8, if the training is kept on disk --- */
+
+static void save_course(struct Task *t, struct Course *c, const struct Metadata *meta);
+static void load_course(struct Task *t, struct Course *c, struct Metadata *meta);
+static void save_best(struct Task *t, const struct Course *c, const struct Metadata *meta);
+
+/* Every minute, in a fiftieth of the time at most. */
+static bool save_is_due(const struct Course *c)
+{
+    return seconds() - c->saved > fmax(60, 50 * c->saving);
+}
+
+static void show_step(struct Task *t, const struct Course *c, double loss, double lr)
 {
     const struct Settings *s = &t->set;
+    const int step = c->step;
     if (t->quiet || !line_is_due(&t->runner.shown)) return;
     progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
              (step - 1) / ceil_div(t->train_count, s->batch) + 1, s->epochs, step, s->steps, loss,
@@ -676,9 +702,10 @@ static void average_weights(struct Course *c, const struct Model *model)
 
 /* Validates, logs, and keeps the weights if they are the most accurate so far, of equally accurate
  * ones those with the lowest loss. train_loss is the mean since the last validation. */
-static void look(struct Task *t, struct Course *c, int step, struct Metadata *meta)
+static void look(struct Task *t, struct Course *c, struct Metadata *meta)
 {
     const struct Settings *s = &t->set;
+    const int step = c->step;
     const struct Scores now = validate(t);
     const bool better = now.accuracy > c->top.accuracy
                      || (now.accuracy == c->top.accuracy && now.loss < c->top.loss);
@@ -701,14 +728,24 @@ static void look(struct Task *t, struct Course *c, int step, struct Metadata *me
     memcpy(c->best, t->model.weights, t->model.parameter_count * sizeof(real));
     metadata_set(meta, "best_epoch", "%d", epoch);
     metadata_set(meta, "best_step", "%d", step);
+    if (t->keeps) save_best(t, c, meta);
+}
+
+/* Says how to go on after a signal. */
+static void note_stop(const struct Task *t, const struct Course *c)
+{
+    if (t->keeps)
+        progress(true, "stopped after step %d/%d and saved. Go on with the same command and "
+                 "--resume%s", c->step, t->set.steps,
+                 t->set.overwrite ? " instead of --overwrite" : "");
 }
 
 /* The whole fine-tuning: examples in random order, s->batch of them an update; a look at validation
  * after epochs, or if --steps says how long to train after every 20th part; the best weights stay.
  * With --average the model instead ends with the mean of the weights of the last updates. The rate
  * falls so that it would be 0 one update after the last: every update counts. best: memory for
- * weights. */
-static void train_steps(struct Task *t, real *best, struct Metadata *meta)
+ * weights. Returns false if a signal ended the training before its last update. */
+static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
 {
     const struct Settings *s = &t->set;
     const int updates = ceil_div(t->train_count, s->batch), steps = s->steps;
@@ -719,26 +756,35 @@ static void train_steps(struct Task *t, real *best, struct Metadata *meta)
     struct Course c = {.start = seconds(), .top = {.accuracy = -1, .loss = INFINITY}, .best = best,
                        .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
     append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
-    for (int step = 1; step <= steps; step++) {
-        const int u = (step - 1) % updates, first = u * s->batch,
+    if (t->resumes) load_course(t, &c, meta);
+    else if (t->keeps) save_course(t, &c, meta);
+    for (bool done = false; !done; ) {
+        const int u = c.step % updates, first = u * s->batch,
                   count = min_int(s->batch, t->train_count - first);
         if (u == 0) shuffle(t->train, t->train_count, &t->order);
-        const double lr = learning_rate("cosine", step, steps + 1, warmup, s->lr, 0);
-        const double loss = train_step(t, &c.norm, t->train + first, count, lr, step);
+        c.step++;
+        const double lr = learning_rate("cosine", c.step, steps + 1, warmup, s->lr, 0);
+        const double loss = train_step(t, &c.norm, t->train + first, count, lr, c.step);
         c.loss += loss * count;
         c.examples += count;
-        show_step(t, &c, step, loss, lr);
-        if (c.mean && step > (1 - s->average) * steps) average_weights(&c, &t->model);
-        if (step % every && step < steps) continue;
-        look(t, &c, step, meta);
-        if (!s->patience || c.worse < s->patience) continue;
-        if (!t->quiet) progress(true, "stopped: %d times no better on validation", c.worse);
-        break;
+        show_step(t, &c, loss, lr);
+        if (c.mean && c.step > (1 - s->average) * steps) average_weights(&c, &t->model);
+        if (c.step % every == 0 || c.step == steps) look(t, &c, meta);
+        const bool hopeless = s->patience && c.worse >= s->patience, stop = stop_signal;
+        if (hopeless && !t->quiet)
+            progress(true, "stopped: %d times no better on validation", c.worse);
+        done = c.step == steps || hopeless;
+        if (t->keeps && !done && (stop || save_is_due(&c))) save_course(t, &c, meta);
+        if (!stop || done) continue;
+        note_stop(t, &c);
+        release(c.mean, bytes);
+        return false;
     }
     memcpy(t->model.weights, c.averaged ? c.mean : c.best, bytes);
     if (c.averaged) metadata_set(meta, "weights", "mean of the last %d updates", c.averaged);
     else metadata_set(meta, "weights", "best on validation");
     release(c.mean, bytes);
+    return true;
 }
 
 /* ============================================================================================= */
@@ -2065,6 +2111,8 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
         t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
     take_validation(t, all);
+    t->train_hash = hash_texts(&t->data, 0, train.count);
+    t->val_hash = hash_texts(&t->data, train.count, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     report_repeats(t, &train, &val);
@@ -2163,8 +2211,8 @@ static void task_free(struct Task *t)
     free(t->log.data);
 }
 
-/* The metadata of the classifier: what it was made from, how, and how well it does. */
-static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
+/* What determines the result of a training, as metadata of its state and of its classifier. */
+static void describe_settings(struct Metadata *meta, const struct Task *t)
 {
     const struct Settings *s = &t->set;
     struct Buffer labels = {0};
@@ -2174,10 +2222,11 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
     }
     append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
+    metadata_set(meta, "model_hash", "%s", hash_text(t->source_hash));
+    metadata_set(meta, "train_hash", "%s", hash_text(t->train_hash));
+    if (s->val) metadata_set(meta, "val_hash", "%s", hash_text(t->val_hash));
+    else metadata_set(meta, "val_part", "%.10g", s->val_part);
     metadata_set(meta, "labels", "%s", labels.data);
-    metadata_set(meta, "model", "%s", s->model);
-    metadata_set(meta, "train", "%s", s->train);
-    metadata_set(meta, "val", "%s", s->val ? s->val : "set aside from train");
     metadata_set(meta, "tune", "%s", s->tune);
     metadata_set(meta, "seed", "%lld", (long long)s->seed);
     metadata_set(meta, "max_tokens", "%d", s->max_tokens);
@@ -2187,30 +2236,159 @@ static void describe(struct Metadata *meta, const struct Task *t, struct Scores 
         if (s->columns.names[i]) metadata_set(meta, key, "%s", s->columns.names[i]);
         free(key);
     }
-    if (s->kind != PROBE) {
-        metadata_set(meta, "epochs", "%d", s->epochs);
-        metadata_set(meta, "steps", "%d", s->steps);
-        metadata_set(meta, "batch", "%d", s->batch);
-        metadata_set(meta, "lr", "%g", s->lr);
-        metadata_set(meta, "head_lr_ratio", "%g", s->head_lr_ratio);
-        metadata_set(meta, "dropout", "%g", s->dropout);
-        metadata_set(meta, "weight_decay", "%g", s->weight_decay);
-        metadata_set(meta, "warmup", "%g", s->warmup);
-        metadata_set(meta, "layer_decay", "%g", s->layer_decay);
-        metadata_set(meta, "l2sp", "%g", s->l2sp);
-        metadata_set(meta, "lm_coef", "%g", s->lm_coef);
-        metadata_set(meta, "average", "%g", s->average);
-        metadata_set(meta, "patience", "%d", s->patience);
-    }
+    const struct { const char *name; double value; } numbers[] = {      /* of gradient steps */
+        {"batch", s->batch}, {"steps", s->steps}, {"epochs", s->epochs}, {"lr", s->lr},
+        {"head_lr_ratio", s->head_lr_ratio}, {"dropout", s->dropout},
+        {"weight_decay", s->weight_decay}, {"warmup", s->warmup},
+        {"layer_decay", s->layer_decay}, {"l2sp", s->l2sp}, {"lm_coef", s->lm_coef},
+        {"average", s->average}, {"patience", s->patience}};
+    for (int i = 0; i < COUNT(numbers) && s->kind != PROBE; i++)
+        metadata_set(meta, numbers[i].name, "%.10g", numbers[i].value);
     metadata_set(meta, "class_weights", "%s", s->class_weights);
     metadata_set(meta, "precision", "%s", s->precision);
+    metadata_set(meta, "calibrate", "%s", s->calibrate ? "yes" : "no");
     metadata_set(meta, "train_examples", "%d", t->train_count);
     metadata_set(meta, "val_examples", "%d", t->val_count);
+    free(labels.data);
+}
+
+/* The metadata of the classifier: what it was made from, how, and how well it does. */
+static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
+{
+    const struct Settings *s = &t->set;
+    describe_settings(meta, t);
+    metadata_set(meta, "model", "%s", s->model);
+    metadata_set(meta, "train", "%s", s->train);
+    metadata_set(meta, "val", "%s", s->val ? s->val : "set aside from train");
     metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
     metadata_set(meta, "val_macro_f1", "%.6f", val.macro_f1);
     metadata_set(meta, "val_loss", "%.6f", val.loss);
     metadata_set(meta, "val_ece", "%.6f", val.ece);
-    free(labels.data);
+}
+
+/* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
+ * meta has how the weights were found, and receives the rest. */
+static void save_classifier(const struct Task *t, real *weights, struct Metadata *meta,
+                            struct Scores val)
+{
+    struct Model model = t->model;
+    model.weights = weights;
+    describe(meta, t, val);
+    stage_log(t);
+    tokenizer_stage(t->tokenizer, t->set.out);
+    stage_model(t->set.out, &model, meta, t->tokenizer->eot);
+    commit_outputs();
+}
+
+/* --- The state of a training, for --resume --- */
+
+/* Which validation found the best weights, from one list of metadata to another. */
+static void copy_best(struct Metadata *to, const struct Metadata *from)
+{
+    static const char *const keys[] = {"best_epoch", "best_step"};
+    for (int i = 0; i < COUNT(keys); i++) {
+        const char *value = metadata_get(from, keys[i]);
+        if (value) metadata_set(to, keys[i], "%s", value);
+    }
+}
+
+static void save_best(struct Task *t, const struct Course *c, const struct Metadata *meta)
+{
+    struct Metadata now = {0};
+    copy_best(&now, meta);
+    metadata_set(&now, "weights", "best on validation so far");
+    save_classifier(t, c->best, &now, c->top);
+    metadata_free(&now);
+}
+
+static char *state_path(const struct Settings *s)
+{
+    return text_of("%s/state.safetensors", s->out);
+}
+
+/* The state has all that load_course needs. The order of the texts follows from the step. */
+static void save_course(struct Task *t, struct Course *c, const struct Metadata *meta)
+{
+    struct Metadata state = {0};
+    char *path = state_path(&t->set);
+    const double start = seconds();
+    const struct Scores *top = &c->top;
+    describe_settings(&state, t);
+    copy_best(&state, meta);
+    metadata_set(&state, "log", "%s", t->log.data);
+    metadata_set(&state, "course", "%d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f",
+                 c->step, c->examples, c->worse, c->averaged, (unsigned long long)t->masks.counter,
+                 c->loss, c->norm, top->accuracy, top->macro_f1, top->loss, top->ece,
+                 start - c->start);
+    stage_state(path, &t->model, c->best, c->mean, &state);
+    commit_outputs();
+    metadata_free(&state);
+    free(path);
+    c->saved = seconds();
+    c->saving = c->saved - start;
+}
+
+/* Goes to the place at which save_course was called. An earlier process may have ended between the
+ * state and the best classifier, so that is written again. */
+static void load_course(struct Task *t, struct Course *c, struct Metadata *meta)
+{
+    struct Metadata state;
+    struct Scores *top = &c->top;
+    char *path = state_path(&t->set);
+    unsigned long long masks;
+    double spent;
+    load_state(path, &t->model, c->best, c->mean, &state);
+    const char *log = metadata_get(&state, "log"), *course = metadata_get(&state, "course");
+    if (!log || !course
+        || sscanf(course, "%d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &c->step, &c->examples,
+                  &c->worse, &c->averaged, &masks, &c->loss, &c->norm, &top->accuracy,
+                  &top->macro_f1, &top->loss, &top->ece, &spent) != 12
+        || c->step < 0 || c->step >= t->set.steps)
+        die("%s: does not say where the training is. Start it again with --overwrite.", path);
+    const int epochs = ceil_div(c->step, ceil_div(t->train_count, t->set.batch));
+    for (int i = 0; i < epochs; i++) shuffle(t->train, t->train_count, &t->order);
+    t->masks.counter = masks;
+    t->log.size = 0;
+    append(&t->log, "%s", log);
+    copy_best(meta, &state);
+    c->start -= spent;
+    c->saved = seconds();
+    if (metadata_get(meta, "best_step")) save_best(t, c, meta);
+    progress(true, "resumed after step %d/%d", c->step, t->set.steps);
+    metadata_free(&state);
+    free(path);
+}
+
+/* --resume: dies if what --out holds was made with other settings. Returns whether it is finished,
+ * so that nothing is left to do. Where nothing is, the training starts. */
+static bool take_up(struct Task *t)
+{
+    const char *out = t->set.out;
+    char *state = state_path(&t->set), *model = text_of("%s/model.safetensors", out);
+    struct Metadata old, now = {0};
+    t->resumes = file_exists(state);
+    const bool finished = !t->resumes && file_exists(model);
+    if (!t->resumes && !finished) {
+        progress(true, "nothing to resume in %s: the training starts", out);
+        return false;
+    }
+    load_state_metadata(finished ? model : state, &old);
+    if (!metadata_get(&old, "train_hash"))
+        die("%s: is not from a training that can be resumed. Choose another --out.",
+            finished ? model : state);
+    describe_settings(&now, t);
+    for (int i = 0; i < now.count; i++) {
+        const char *value = metadata_get(&old, now.keys[i]);
+        if (!value || strcmp(value, now.values[i]))
+            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.", out,
+                now.keys[i], value ? value : "(none)", now.values[i]);
+    }
+    if (finished) progress(true, "the training in %s is finished", out);
+    metadata_free(&old);
+    metadata_free(&now);
+    free(state);
+    free(model);
+    return finished;
 }
 
 /* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
@@ -2298,7 +2476,9 @@ static void check_out(const struct Settings *s)
     lock_directory(s->out);
     if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
-    if (!s->overwrite) refuse_run_in(s->out, "Give --overwrite or another --out.");
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    if (!s->resume && !s->overwrite)
+        refuse_run_in(s->out, "Give --resume, --overwrite or another --out.");
 }
 
 /* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
@@ -2335,20 +2515,9 @@ static void warn_of_failure(const struct Settings *s, double accuracy, double ma
              advice[s->kind]);
 }
 
-/* Replaces what --out holds by the classifier, its tokenizer and its log, as one. */
-static void save_classifier(const struct Task *t, const struct Metadata *meta)
-{
-    char *state = text_of("%s/state.safetensors", t->set.out);
-    stage_log(t);
-    tokenizer_stage(t->tokenizer, t->set.out);
-    stage_model(t->set.out, &t->model, meta, t->tokenizer->eot);
-    commit_outputs();
-    unlink(state);      /* of an overwritten run of train_gpt, which --resume would use */
-    free(state);
-}
-
-/* Everything that `train` does, from the pretrained model to the classifier in --out. */
-static void train(struct Settings settings)
+/* Everything that `train` does, from the pretrained model to the classifier in --out. Returns the
+ * exit status. */
+static int train(struct Settings settings)
 {
     struct Task t = {.set = settings};
     struct Settings *s = &t.set;
@@ -2357,30 +2526,38 @@ static void train(struct Settings settings)
     int classes;
     load_base(&t, &base, &base_meta);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t.tokenizer);
+    t.source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
     const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     char **names = load_data(&t, window, &classes);
     start_model(&t, &base, names, classes);
     choose_defaults(s, &t.model, t.train_count, t.val_count);
+    t.tokenizer->max_length = s->max_tokens;
+    t.tokenizer->keeps_tail = strcmp(s->truncate, "head") != 0;
+    if (s->resume && take_up(&t)) return 0;
     warn_of_imbalance(&t);
     real *best = prepare(&t);
-    if (s->kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
+    t.keeps = s->kind != PROBE;
+    if (t.keeps) stop_between_steps();
+    if (s->kind == PROBE) train_probe(&t, &meta);
+    else if (!train_steps(&t, best, &meta)) return stopped_status();
     if (s->calibrate) calibrate(&t, &meta);
 
     const struct Scores val = validate(&t);
     const double majority = majority_rate(t.confusion, t.val_count, classes);
     warn_of_failure(s, val.accuracy, majority);
-    t.tokenizer->max_length = s->max_tokens;
-    t.tokenizer->keeps_tail = strcmp(s->truncate, "head") != 0;
-    describe(&meta, &t, val);
     if (!strcmp(s->truncate, "both") && t.data.truncated)
         warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
              "longer texts is read.");
-    save_classifier(&t, &meta);
+    save_classifier(&t, t.model.weights, &meta, val);
+    char *state = state_path(s);
+    unlink(state);          /* --resume then finds that the training is finished */
+    free(state);
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, majority);
     check_reloaded(&t);
     task_free(&t);
     model_free(&base);
+    return 0;
 }
 
 /* The same words in every command. */
@@ -2464,6 +2641,8 @@ static int command_train(int argc, char **argv)
         {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
         PRECISION_OPTION(&s.precision),
         {"threads", "0: all cores it may use", INTEGER, &s.threads, 0, 1024},
+        {"resume", "go on with the training in --out, of the same options; without one, start",
+         FLAG, &s.resume},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
     };
     const char *usage =
@@ -2476,11 +2655,11 @@ static int command_train(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
     check_settings(&s);
     warn_of_idle_options(options, &s);
+    begin_training();
     set_threads(s.threads);
     set_precision(s.precision);
     check_out(&s);
-    train(s);
-    return 0;
+    return train(s);
 }
 
 /* A classifier from its directory, with the part of a text that it reads. */
@@ -2652,8 +2831,8 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    if (fwrite(b.data, 1, b.size, stdout) != b.size || fflush(stdout))
-        die("standard output: writing failed (%s).", strerror(errno));
+    fwrite(b.data, 1, b.size, stdout);
+    flush_results();
     free(b.data);
     free(p);
 }
@@ -3092,8 +3271,9 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
     free(p);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation. */
-static void run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+/* A training as `train` does it, in silence. list (count) becomes training and validation. Returns
+ * false, without a result, if a signal ended it. */
+static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
 {
     struct Task t = {.set = c->methods[cell->method].set, .tokenizer = c->tokenizer,
                      .data = c->data, .source = c->base.weights, .features = c->features,
@@ -3110,13 +3290,16 @@ static void run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
-    if (t.set.kind == PROBE) train_probe(&t, &meta); else train_steps(&t, best, &meta);
-    test_task(cell, &t, c);
+    bool whole = true;
+    if (t.set.kind == PROBE) train_probe(&t, &meta);
+    else whole = train_steps(&t, best, &meta);
+    if (whole) test_task(cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     free(labels);
     free(places);
     task_free(&t);
+    return whole;
 }
 
 static void run_cell(struct Cell *cell, struct Compare *c)
@@ -3125,10 +3308,10 @@ static void run_cell(struct Cell *cell, struct Compare *c)
     const double start = seconds();
     int *list = resize(NULL, count * sizeof *list);
     choose_subset(list, c, count, cell->seed);
-    if (c->methods[cell->method].family == TUNED) run_tuned(cell, c, list, count);
+    cell->done = true;
+    if (c->methods[cell->method].family == TUNED) cell->done = run_tuned(cell, c, list, count);
     else run_classical(cell, c, list, count);
     cell->seconds = seconds() - start;
-    cell->done = true;
     free(list);
 }
 
@@ -3599,7 +3782,29 @@ static void show_cell(const struct Compare *c, const struct Cell *cell, int numb
              cell->accuracy, cell->seconds, duration(rest));
 }
 
-static void compare(struct Compare *c)
+/* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
+ * how many are left. */
+static int run_cells(struct Compare *c)
+{
+    int left = 0;
+    for (int i = 0; i < c->cell_count; i++) {
+        struct Cell *cell = &c->cells[i];
+        if (cell->done) continue;
+        left++;
+        if (stop_signal || (c->time_limit && seconds() - c->start + expected_seconds(c, cell)
+                                             > c->time_limit)) continue;
+        run_cell(cell, c);
+        if (!cell->done) continue;
+        left--;
+        save_cell(c, cell);
+        show_cell(c, cell, i + 1);
+    }
+    if (live()) fprintf(stderr, "\r\033[K");
+    return left;
+}
+
+/* The whole comparison. Returns the exit status. */
+static int compare(struct Compare *c)
 {
     struct Metadata meta;
     load_model(&c->base, c->model, &meta);
@@ -3623,24 +3828,20 @@ static void compare(struct Compare *c)
     list_cells(c);
     open_comparison(c);
     prepare_comparison(c);
-    int left = 0;
-    for (int i = 0; i < c->cell_count; i++) {
-        struct Cell *cell = &c->cells[i];
-        if (cell->done) continue;
-        if (c->time_limit && seconds() - c->start + expected_seconds(c, cell) > c->time_limit) {
-            left++;
-            continue;
-        }
-        run_cell(cell, c);
-        save_cell(c, cell);
-        show_cell(c, cell, i + 1);
+    stop_between_steps();
+    const int left = run_cells(c);
+    if (stop_signal && left) {
+        progress(true, "stopped: %d of %d trainings are done and kept. Go on with the same command "
+                 "and --resume%s", c->cell_count - left, c->cell_count,
+                 c->overwrite ? " instead of --overwrite" : "");
+        return stopped_status();
     }
-    if (live()) fprintf(stderr, "\r\033[K");
     if (left)
         warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
              "them.", left, c->cell_count);
     print_table(c);
     print_verdict(c);
+    return 0;
 }
 
 /* Warns of options that were given and change nothing for these methods. */
@@ -3718,9 +3919,9 @@ static int command_compare(int argc, char **argv)
         warn_of_idle_comparison(options, &c);
     }
     if (c.test) warn_unused(options, "test-part", "with --test");
+    begin_training();
     set_threads(c.threads);
-    compare(&c);
-    return 0;
+    return compare(&c);
 }
 
 /* ============================================================================================= */

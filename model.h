@@ -3480,13 +3480,16 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     free(config_path);
 }
 
-static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v."};
+/* What resuming needs: the weights, both moments, the metadata; of a fine-tuning also the best
+ * weights so far and the mean of the last ones. Without `best` and `mean` these are NULL. */
+static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v.", "best.", "mean."};
 
-/* What resuming needs: the weights, both moments, the metadata. For commit_outputs. */
-static void stage_state(const char *path, const struct Model *model, const struct Metadata *meta)
+static void stage_state(const char *path, const struct Model *model, real *best, real *mean,
+                        const struct Metadata *meta)
 {
-    stage_safetensors(path, model, (real *const[]){model->weights, model->m, model->v},
-                      STATE_PREFIXES, 3, meta);
+    real *const arrays[] = {model->weights, model->m, model->v, best, mean};
+    stage_safetensors(path, model, arrays, STATE_PREFIXES, 3 + (best != NULL) + (mean != NULL),
+                      meta);
 }
 
 /* The metadata alone, which are needed before the model exists. */
@@ -3498,14 +3501,16 @@ static void load_state_metadata(const char *path, struct Metadata *meta)
     close_safetensors(&s);
 }
 
-static void load_state(const char *path, struct Model *model, struct Metadata *meta)
+static void load_state(const char *path, struct Model *model, real *best, real *mean,
+                       struct Metadata *meta)
 {
     struct Safetensors s = open_safetensors(path);
-    real *const arrays[] = {model->weights, model->m, model->v};
+    real *const arrays[] = {model->weights, model->m, model->v, best, mean};
+    const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
-    verify_checksum(&s, 3);
-    for (int a = 0; a < 3; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    verify_checksum(&s, count);
+    for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
     close_safetensors(&s);
 }
 
@@ -3513,18 +3518,81 @@ static void load_state(const char *path, struct Model *model, struct Metadata *m
 /* 15. Programs and options: one table parses, checks and prints them                            */
 /* ============================================================================================= */
 
+/* --- Signals, and readers or terminals that go away --- */
+
+/* A training goes on when its terminal or the reader of its output has gone: what cannot be printed
+ * is dropped. SIGINT or SIGTERM ends it between two steps, once it has saved. */
+static bool training;
+static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none yet */
+
+/* Handles a signal, unless the program was started with the signal ignored, as nohup does with
+ * SIGHUP, and a shell with the SIGINT of what runs in its background. */
+static void handle_signal(int signal_number, void (*handler)(int))
+{
+    struct sigaction before;
+    if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
+        signal(signal_number, handler);
+}
+
+/* Before a training reads its data. */
+static void begin_training(void)
+{
+    training = true;
+    signal(SIGHUP, SIG_IGN);
+}
+
+/* The first signal asks for the end after the step, the second ends the program at once. */
+static void request_stop(int signal_number)
+{
+    static const char note[] = "\nstopping after this step; once more stops at once\n";
+    const int error = errno;
+    if (stop_signal) remove_unfinished_on_signal(signal_number);
+    else stop_signal = signal_number;
+    if (write(2, note, sizeof note - 1) < 0) errno = error;
+}
+
+/* From here on, when there is something to save, the steps of a training look at stop_signal. */
+static void stop_between_steps(void)
+{
+    handle_signal(SIGINT, request_stop);
+    handle_signal(SIGTERM, request_stop);
+}
+
+/* The status of a training that a signal has stopped, as the shell has it: 130 or 143. How to go on
+ * has been said. */
+static int stopped_status(void)
+{
+    failed = true;
+    return 128 + stop_signal;
+}
+
+/* Dies since results cannot be printed. If their reader has gone, as `head` goes when it has enough
+ * lines, the program ends as silently as others do, by SIGPIPE. */
+__attribute__((noreturn)) static void die_unprinted(void)
+{
+    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
+    die("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
+}
+
+/* Prints what stdout holds. */
+static void flush_results(void)
+{
+    if ((fflush(stdout) || ferror(stdout)) && !training) die_unprinted();
+}
+
 /* At exit: results that did not reach the standard output are a failure, too. */
 static void end_program(void)
 {
     remove_unfinished();
     if (failed || (!fflush(stdout) && !ferror(stdout))) return;
+    if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
     fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
             program);
     _exit(STATUS_FAILED);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is.
+ * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
@@ -3551,8 +3619,10 @@ static void begin_program(const char *name, char **argv)
 #endif
     atexit(end_program);
     signal(SIGXFSZ, SIG_IGN);
-    signal(SIGINT, remove_unfinished_on_signal);
-    signal(SIGTERM, remove_unfinished_on_signal);
+    signal(SIGPIPE, SIG_IGN);
+    handle_signal(SIGHUP, remove_unfinished_on_signal);
+    handle_signal(SIGINT, remove_unfinished_on_signal);
+    handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
 /* The cores that a cgroup directory allows on average: quota / period, of version 2 in one file, of

@@ -2394,7 +2394,7 @@ static void write_stdout(const char *bytes, size_t n)
     while (n) {
         const ssize_t written = write(1, bytes, n);
         if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) die("standard output: writing failed (%s).", strerror(errno));
+        if (written <= 0) die_unprinted();
         bytes += written;
         n -= (size_t)written;
     }

@@ -326,15 +326,13 @@ struct Run {
 /* What is known of one step. */
 struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
-static volatile sig_atomic_t stop_requested;    /* set by the first SIGINT, SIGTERM or SIGHUP */
-
 /* --- What the loop uses of the sections below --- */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
 static void check_finite(const struct Run *r, const struct Step *s);    /* dies on NaN, infinity */
 static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
-static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
+static bool out_of_time(struct Run *r, const struct Step *s);   /* for one more like s */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
 static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
@@ -400,8 +398,9 @@ static bool finished(const struct Run *r)
     return r->options.steps && r->step >= r->options.steps;
 }
 
-/* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last step
- * is evaluated unless a signal ended the run, and always saved. */
+/* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last of
+ * --steps is evaluated. Wherever else the run stops, it saves and computes nothing: resumed, it
+ * writes what it would have written without the stop. */
 static void pretrain(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
@@ -426,7 +425,7 @@ static void pretrain(struct Run *r)
 
         /* Evaluate, log, sample. */
         fit_to_time(r, &s);
-        const bool late = out_of_time(r, &s), last = finished(r) || late;
+        const bool late = out_of_time(r, &s), last = finished(r);
         const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
         show_step(r, &s);
         if (evaluated) evaluate_run(r);
@@ -434,9 +433,8 @@ static void pretrain(struct Run *r)
         if (o->sample_every && r->step % o->sample_every == 0) sample_run(r);
 
         /* Save. */
-        stop = last || stop_requested;
+        stop = last || late || stop_signal;
         if (stop || save_is_due(r)) save_run(r);
-        if (late && !finished(r)) progress(true, "the time limit is reached");
     }
 }
 
@@ -663,7 +661,7 @@ static void show_text(struct Buffer *b)
         const bool control = (c < 0x20 || c == 0x7F) && c != '\n' && c != '\t';
         if (terminal && control) fputs("\xEF\xBF\xBD", stdout); else putchar(c);
     }
-    if (fflush(stdout)) die("standard output: writing failed (%s).", strerror(errno));
+    flush_results();
     b->size = 0;
 }
 
@@ -1024,12 +1022,10 @@ static void evaluate_run(struct Run *r)
     r->evaluated += r->evaluating;
 }
 
-/* Saves everything that --resume needs. The log is flushed to disk first, so that it has every step
- * of the state, even after a crash. While none is evaluated, the last model is the best. */
-static void save_run(struct Run *r)
+/* Writes everything that --resume needs, for commit_outputs. */
+static void stage_run(const struct Run *r)
 {
-    const double start = seconds();
-    struct Metadata last = describe(r, &r->last), state = describe(r, &r->last);
+    struct Metadata state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
     metadata_set(&state, "log_hash", "%s", hash_text(r->log_hash));
     if (r->best.tokens) set_score(&state, "best", &r->best);
@@ -1038,15 +1034,25 @@ static void save_run(struct Run *r)
         metadata_set(&state, "fall_rate", "%.17g", r->fall_rate);
     }
     if (!r->options.steps)
-        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (start - r->start));
+        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->start));
+    stage_state(r->paths.state, &r->model, NULL, NULL, &state);
+    metadata_free(&state);
+}
+
+/* Saves the last model and the state. The log is flushed to disk first, so that it has every step
+ * of the state, even after a crash. Before the first evaluation, and without --val, the last model
+ * is the best. */
+static void save_run(struct Run *r)
+{
+    const double start = seconds();
+    struct Metadata last = describe(r, &r->last);
     if (fflush(r->log) || fsync(fileno(r->log))) die_unwritten(r->paths.log);
     if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
     stage_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
-    stage_state(r->paths.state, &r->model, &state);
+    stage_run(r);
     commit_outputs();
     r->replaces = false;
     metadata_free(&last);
-    metadata_free(&state);
     r->saved = seconds();
     r->saving = r->saved - start;
 }
@@ -1064,7 +1070,7 @@ static bool save_is_due(const struct Run *r)
 /* --- Resuming --- */
 
 /* Takes the options that define the run from its state. Dies if one that was given differs, unless
- * it may: --steps extends a run, and --data and --val may have moved (restore_run checks them). A
+ * it may: --steps extends a run, and --data and --val may have moved. restore_run checks these. A
  * run whose number of steps is not known yet has the time that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
@@ -1075,7 +1081,7 @@ static void take_options(struct Run *r)
     for (struct Option *row = r->table; defines_run(row); row++) {
         char *key = text_of("train.%s", row->name);
         const char *stored = metadata_get(&state, key);
-        const bool may_differ = strstr("steps data val", row->name);
+        const bool may_differ = stored && strstr("steps data val", row->name);
         if (!row->given) {
             if (stored) set_option(row, text_of("%s", stored));
         } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
@@ -1089,10 +1095,15 @@ static void take_options(struct Run *r)
     metadata_free(&state);
 }
 
-/* Says so if a larger --steps than the run had raises the learning rate again. */
-static void note_raised_rate(const struct Run *r, int64_t steps_before)
+/* Refuses fewer steps than the run had, which would change what the learning rate has been. Says so
+ * if more steps raise it again. */
+static void check_steps(const struct Run *r, int64_t steps_before)
 {
     const struct TrainOptions *o = &r->options;
+    if (o->steps && o->steps < steps_before)
+        die_usage("--%s: %lld steps are fewer than the %lld of the run in %s. Leave the option "
+                  "out, or give more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps,
+                  (long long)steps_before, o->out);
     const double before = rate_of(r, r->step, steps_before),
                  now = rate_of(r, r->step + 1, o->steps);
     if (r->step > o->warmup && o->steps != steps_before && now > before)
@@ -1111,11 +1122,12 @@ static void restore_run(struct Run *r)
     };
     struct Metadata state;
     const char *path = r->paths.state;
-    load_state(path, &r->model, &state);
+    load_state(path, &r->model, NULL, NULL, &state);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
-            die("--%s: not what the run in %s began with. Resume with the same.", same[i].option,
-                r->options.out);
+            die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
+                "with the same.", same[i].option, r->options.out, entry(&state, same[i].key, path),
+                hash_text(same[i].now));
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
     const int64_t position = entry_integer(&state, "position", path);
@@ -1131,7 +1143,7 @@ static void restore_run(struct Run *r)
         r->fall_step = entry_integer(&state, "fall_step", path);
         r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
     }
-    note_raised_rate(r, entry_integer(&state, "train.steps", path));
+    check_steps(r, entry_integer(&state, "train.steps", path));
     append(&r->history, "%s", entry(&state, "history", path));
     metadata_free(&state);
 }
@@ -1139,15 +1151,23 @@ static void restore_run(struct Run *r)
 /* --- The directory of a run --- */
 
 /* Refuses an --out that holds a run, unless --resume, --overwrite or --plan is given, and one that
- * is also --init. */
-static void check_out(const struct Run *r)
+ * is also --init. Where there is nothing to resume, --resume starts: a run has a state from its
+ * first moment on, so the same command goes on wherever it was interrupted. */
+static void check_out(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
+    struct TrainOptions *o = &r->options;
     if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (o->resume && !file_exists(r->paths.state))
-        die("%s: no such file, so there is nothing to resume. Start without --resume.",
-            r->paths.state);
-    if (!o->resume && !o->overwrite && !o->plan)
+    if (o->resume && !file_exists(r->paths.state)) {
+        char *best = text_of("%s/model.safetensors", o->out),
+             *last = text_of("%s/model.safetensors", r->paths.last);
+        if (file_exists(best) || file_exists(last))
+            die("%s: no such file, but there is a model, so there is nothing to resume. Choose "
+                "another --out.", r->paths.state);
+        free(best);
+        free(last);
+        progress(true, "nothing to resume in %s: the run starts", o->out);
+        o->resume = false;
+    } else if (!o->resume && !o->overwrite && !o->plan)
         refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
     if (o->init && same_file(o->out, o->init))
         die_usage("--out %s: is the model to start from. Name another directory.", o->out);
@@ -1164,6 +1184,7 @@ static void begin_files(struct Run *r)
     r->tokenizer->max_length = r->options.context;
     tokenizer_stage(r->tokenizer, r->options.out);
     tokenizer_stage(r->tokenizer, r->paths.last);
+    if (!r->options.resume && !r->replaces) stage_run(r);
     if (!r->replaces) commit_outputs();
 }
 
@@ -1390,10 +1411,15 @@ static double ending(const struct Run *r)
     return r->saving + (r->evaluating > 0 ? r->evaluating : evaluation_in_steps(r) * step);
 }
 
-static bool out_of_time(const struct Run *r, const struct Step *s)
+/* Whether there is no time for one more step. Where time decides how many steps the run has, this
+ * was then the last. */
+static bool out_of_time(struct Run *r, const struct Step *s)
 {
-    const double limit = r->options.time_limit;
-    return limit > 0 && seconds() - r->start + s->seconds + ending(r) > limit;
+    struct TrainOptions *o = &r->options;
+    const bool late = o->time_limit > 0
+                      && seconds() - r->start + s->seconds + ending(r) > o->time_limit;
+    if (late && (!o->steps || r->fall_step)) o->steps = r->step;
+    return late;
 }
 
 /* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
@@ -1508,12 +1534,13 @@ static double fix_steps(struct Run *r)
  * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
  * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
  * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
- * until then is what it would be without a limit, falls over them to its minimum (rate_of). */
+ * until then is what it would be without a limit, falls over them to its minimum (rate_of). A
+ * constant one needs no such decision. */
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
     const double time = o->time_limit - ending(r), now = seconds() - r->start;
-    if (o->time_limit == 0 || r->fitted) return;
+    if (o->time_limit == 0 || r->fitted || !strcmp(o->schedule, "constant")) return;
     if (now + s->seconds < 0.8 * time) {
         if (now < 0.6 * time) { r->mark = r->step; r->marked = now - r->evaluated; }
         return;
@@ -1524,7 +1551,6 @@ static void fit_to_time(struct Run *r, const struct Step *s)
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
-    if (!strcmp(o->schedule, "constant")) return;
     r->fall_step = r->step;
     r->fall_rate = s->lr;
     progress(true, "step %s  four fifths of the time are over: the learning rate falls from here "
@@ -1627,25 +1653,16 @@ static void print_profile(const struct Run *r)
 
 /* --- train --- */
 
-/* The first signal ends the run after its step, the second at once. */
-static void request_stop(int signal_number)
-{
-    static const char note[] = "\nstopping after this step; once more stops at once\n";
-    if (stop_requested) remove_unfinished_on_signal(signal_number);
-    stop_requested = 1;
-    if (write(2, note, sizeof note - 1) < 0) return;
-}
-
-/* Prints the result, or after a signal how to go on. Returns the exit status. */
+/* Prints the result, and of a run that has stopped before its end how to go on. Returns the exit
+ * status. */
 static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double time = r->earlier + seconds() - r->start;
-    if (stop_requested && !finished(r)) {
-        progress(true, "stopped after step %s and saved. Go on with: train_gpt train --out %s "
-                 "--resume", place(r), o->out);
-        return STATUS_FAILED;
-    }
+    if (!finished(r))
+        progress(true, "stopped after step %s%s and saved. Go on with: train_gpt train --out %s "
+                 "--resume", place(r), stop_signal ? "" : ", by --time-limit,", o->out);
+    if (stop_signal && !finished(r)) return stopped_status();
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
     if (r->best_step)
@@ -1673,6 +1690,7 @@ static int command_train(int argc, char **argv)
         die_usage("--out: must be given. --help explains it.");
     if (o->epochs > 0 && given(&r, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
+    begin_training();
     set_threads(o->threads);
     if (o->out) {
         r.paths = paths_in(o->out);
@@ -1696,9 +1714,7 @@ static int command_train(int argc, char **argv)
         return 0;
     }
     begin_files(&r);
-    signal(SIGINT, request_stop);
-    signal(SIGTERM, request_stop);
-    if (signal(SIGHUP, request_stop) == SIG_IGN) signal(SIGHUP, SIG_IGN);      /* nohup */
+    stop_between_steps();
     r.first = r.step + 1;
     r.mark = r.step;
     r.began = r.saved = seconds();

@@ -473,7 +473,7 @@ static int open_state(void)
     struct Metadata meta;
     model_create(&m, original.config);
     model_train_from(&m, 0);
-    load_state(path_of("state.safetensors"), &m, &meta);
+    load_state(path_of("state.safetensors"), &m, NULL, NULL, &meta);
     const size_t bytes = m.parameter_count * sizeof(real);
     return memcmp(m.weights, original.weights, bytes) ? OTHER_WEIGHTS : SAME_WEIGHTS;
 }
@@ -488,7 +488,7 @@ static void test_state(void)
 {
     const struct Metadata none = {0};
     const char *path = path_of("state.safetensors");
-    stage_state(path, &original, &none);
+    stage_state(path, &original, NULL, NULL, &none);
     commit_outputs();
     expect(open_state, NULL, "a state");
     expect(open_larger_state, "has shape", "a state of another model");

@@ -97,14 +97,18 @@ succeeds "1 and 2 threads give the same rows" same_rows "$dir/one" "$dir/two"
 
 # --- Interrupted and resumed ---
 
+reaches() { # OUT LINES: waits until the table has so many
+    for tries in $(seq 500); do
+        [ "$(cat "$1/compare.tsv" 2>/dev/null | wc -l)" -ge "$2" ] && break
+        sleep 0.02
+    done
+}
+
 # Killed when so many rows are there.
 { run=exec; whole "$dir/killed" >/dev/null 2>&1; } & pid=$!
 for wanted in 4 11 20 27; do
-    for moment in $(seq 500); do
-        lines=$(cat "$dir/killed/compare.tsv" 2>/dev/null | wc -l)
-        [ "$lines" -ge $wanted ] && break
-        sleep 0.02
-    done
+    reaches "$dir/killed" $wanted
+    lines=$(cat "$dir/killed/compare.tsv" | wc -l)
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     echo "$lines" >>"$dir/moments"
@@ -120,6 +124,45 @@ succeeds "--resume of a whole comparison: runs nothing" eval '
 succeeds "--resume of a whole comparison: says the same but for seconds" eval '
     sed "s/  [0-9.]*$//; /^For these/d" "$dir/one.out" >"$dir/said" &&
     sed "s/  [0-9.]*$//; /^For these/d" "$dir/again.out" | cmp -s "$dir/said" -'
+
+# Stopped by SIGTERM and SIGINT, also within a long training, which is left out.
+default=
+env --default-signal=INT true 2>/dev/null && default='env --default-signal=INT'
+codes=
+for moment in "TERM 3" "TERM 14" "${default:+INT} 24"; do
+    set -- $moment
+    [ $# -eq 2 ] || continue
+    { run="exec $default"; whole "$dir/stopped" --resume >/dev/null 2>"$dir/err"; } & pid=$!
+    reaches "$dir/stopped" $2
+    kill -$1 $pid 2>/dev/null
+    wait $pid
+    codes="$codes $?"
+    rows=$(($(wc -l <"$dir/stopped/compare.tsv") - 1))
+    succeeds "stopped after row $rows: it says how to go on" grep -q "^stopped: $rows of 32 \
+trainings are done and kept. Go on with the same command and --resume$" "$dir/err"
+done
+succeeds "with the status of the signal:$codes" [ "$codes" = " 143 143${default:+ 130}" ]
+whole "$dir/stopped" --resume >/dev/null 2>&1
+succeeds "resumed: the same rows" same_rows "$dir/one" "$dir/stopped"
+{
+    run=exec
+    compare "$dir/long" --methods nb,full --labels 24 --seeds 1 --steps 1000000 >/dev/null \
+        2>"$dir/err"
+} & pid=$!
+reaches "$dir/long" 2
+kill -TERM $pid
+wait $pid
+status=$?
+succeeds "a long training is stopped within it, status $status" eval '
+    [ $status -eq 143 ] && [ "$(wc -l <"$dir/long/compare.tsv")" -eq 2 ] &&
+    grep -q "^stopped: 1 of 2 trainings" "$dir/err"'
+{
+    sleep 0.2
+    compare "$dir/unread" --methods nb,last:1 --labels 24 --seeds 1 --steps 2
+    echo $? >"$dir/status"
+} 2>&1 | true
+succeeds "nobody reads the output: the rows are there, status 1" eval '
+    [ "$(cat "$dir/status")" -eq 1 ] && [ "$(wc -l <"$dir/unread/compare.tsv")" -eq 3 ]'
 
 # Without its last bytes, a table has a row less, or several.
 size=$(wc -c <"$table")

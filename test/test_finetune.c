@@ -452,6 +452,11 @@ static void test_one_update(void)
     fclose(file), close(terminal);
     char *log = text_of("%s/log.tsv", out);
     check(!unlink(log) && !rmdir(out), "and log.tsv is all that it writes");
+    const double now = seconds();
+    check(save_is_due(&(struct Course){.saved = now - 61})
+          && !save_is_due(&(struct Course){.saved = now - 50})
+          && !save_is_due(&(struct Course){.saved = now - 61, .saving = 2}),
+          "a state is written every minute, or more rarely if that takes seconds");
     free(log), free(before), free(best);
     runner_free(&t.runner);
     model_free(&t.model);

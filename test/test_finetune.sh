@@ -38,8 +38,9 @@ reviews 3 300 >"$dir/test.tsv"
         --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
-# Every way to tune, on 1, 2 and 3 threads.
-train() { ./finetune_cls train --model "$dir/base" --train "$dir/train.tsv" --seed 3 "$@"; }
+# Every way to tune, on 1, 2 and 3 threads. run=exec: in place of the (sub)shell.
+run=
+train() { $run ./finetune_cls train --model "$dir/base" --train "$dir/train.tsv" --seed 3 "$@"; }
 for tune in probe last:1 full scratch; do
     for threads in 1 2 3; do
         train --tune $tune --threads $threads --out "$dir/$tune$threads" \
@@ -113,6 +114,12 @@ tail -n +2 "$dir/test.tsv" | cut -f 2 >"$dir/texts"
 predict <"$dir/texts" >"$dir/answers"
 succeeds "predict: a line for each line, text last" \
     eval 'cut -f 3 "$dir/answers" | cmp -s - "$dir/texts"'
+for i in 1 2 3 4 5 6 7 8 9; do cat "$dir/texts" "$dir/texts" "$dir/texts" "$dir/texts"; done |
+    { ./finetune_cls predict --model "$dir/full1" 2>"$dir/err"; echo $? >"$dir/status"; } |
+    head -n 1 >"$dir/first"
+succeeds "predict | head: ends at once, silently" eval '
+    [ "$(cat "$dir/status")" -eq 141 ] && [ ! -s "$dir/err" ]'
+rm "$dir/first"
 right=$(tail -n +2 "$dir/test.tsv" | cut -f 1 | paste - "$dir/answers" |
     awk -F '\t' '$1 == $2 { n++ } END { printf "%.6f", n / NR }')
 succeeds "predict: as accurate as eval" grep -q "^accuracy $right" "$dir/full1.eval"
@@ -166,6 +173,88 @@ many() {
 for threads in 1 2 3; do many --threads $threads --out "$dir/many$threads"; done
 succeeds "all of them: 1, 2 and 3 threads write the same bytes" \
     eval 'same_model "$dir/many1" "$dir/many2" && same_model "$dir/many1" "$dir/many3"'
+
+# Stopped by signals and resumed: the same bytes, but for the seconds of the log.
+stop() { # SIGNAL ROWS OPTION...: sends it when the log has so many rows; sets status
+    signal=$1 rows=$2
+    shift 2
+    { run="exec $default"; train "$@" >"$dir/out" 2>"$dir/err"; } & pid=$!
+    for moment in $(seq 1000); do
+        [ "$(grep -c . "$dir/stopped/log.tsv" 2>/dev/null)" -ge "$rows" ] && break
+        sleep 0.01
+    done 2>/dev/null
+    kill "-$signal" $pid 2>/dev/null
+    wait $pid
+    status=$?
+} 2>/dev/null
+default=
+env --default-signal=INT true 2>/dev/null && default='env --default-signal=INT'
+for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" \
+    "scratch --average 0.5"; do
+    long="--tune $options --steps 101 --batch 16 --class-weights auto --calibrate --dedupe"
+    train $long --out "$dir/whole" --overwrite >/dev/null 2>&1
+    rm -rf "$dir/stopped"
+    codes=
+    for moment in "TERM 3" "KILL 7" "TERM 11" "${default:+INT} 14"; do
+        set -- $moment
+        [ $# -eq 2 ] || continue
+        stop $1 $2 $long --resume --threads 2 --out "$dir/stopped"
+        codes="$codes $status"
+        [ $1 = TERM ] || continue
+        succeeds "--tune $options: after $1 it says how to go on" grep -q "^stopped after step \
+[0-9]*/101 and saved. Go on with the same command and --resume" "$dir/err"
+        ./finetune_cls predict --model "$dir/stopped" good >/dev/null
+        check $? "--tune $options: the best classifier so far is there"
+    done
+    succeeds "--tune $options: stopped with the status of the signal:$codes" \
+        [ "$codes" = " 143 137 143${default:+ 130}" ]
+    rm -rf "$dir/halfway" && cp -r "$dir/stopped" "$dir/halfway"
+    train $long --resume --out "$dir/stopped" >/dev/null 2>"$dir/err"
+    succeeds "--tune $options: resumed = never stopped, byte for byte" eval '
+        same_model "$dir/whole" "$dir/stopped" && grep -q "^resumed after step" "$dir/err" &&
+        cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
+        cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
+done
+hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9"
+train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
+rm -rf "$dir/stopped"
+stop TERM 5 $hopeless --out "$dir/stopped"
+train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
+succeeds "--patience counts what was before" eval '
+    [ $status -eq 143 ] && same_model "$dir/whole" "$dir/stopped" &&
+        [ "$(wc -l <"$dir/whole/log.tsv")" -eq "$(wc -l <"$dir/stopped/log.tsv")" ]'
+before=$(cksum <"$dir/stopped/model.safetensors")
+succeeds "the state of a finished training is gone, and --resume says that it is finished" eval '
+    [ ! -e "$dir/stopped/state.safetensors" ] &&
+        train $hopeless --resume --out "$dir/stopped" 2>&1 | grep -q "stopped is finished" &&
+        [ "$before" = "$(cksum <"$dir/stopped/model.safetensors")" ]'
+train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
+succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
+alone=
+fails 1 "halfway has seed 3, this one 4. Choose" train $long --resume --out "$dir/halfway" --seed 4
+fails 1 "halfway has lr 0.001, this one 0.002" train $long --resume --out "$dir/halfway" --lr 2e-3
+fails 1 "halfway has tune scratch, this one probe" \
+    train --tune probe --dedupe --resume --out "$dir/halfway"
+hash=$(grep -ao 'train_hash":"[0-9a-f]*' "$dir/halfway/state.safetensors" | cut -c 14-)
+fails 1 "halfway has train_hash ${hash:-missing}, this one " \
+    train $long --resume --out "$dir/halfway" --train "$dir/test.tsv"
+fails 1 "halfway has val_part 0.1, this one 0.2" \
+    train $long --resume --out "$dir/halfway" --val-part 0.2
+fails 1 "anew has seed 3, this one 4" \
+    train --tune probe --dedupe --resume --out "$dir/anew" --seed 4
+fails 1 "other/model.safetensors: is not from a training that can be resumed" eval '
+    cp -r "$dir/base" "$dir/other" && rm "$dir/other/state.safetensors" &&
+        train --dedupe --resume --out "$dir/other"'
+alone=yes
+fails 2 "--resume and --overwrite: choose one" train --resume --overwrite --out "$dir/halfway"
+{
+    sleep 0.2
+    train $long --tune last:1 --steps 5 --out "$dir/unread"
+    echo $? >"$dir/status"
+} 2>&1 | true
+succeeds "nobody reads the output: trained to the end, status 1" eval '
+    [ "$(cat "$dir/status")" -eq 1 ] && [ -s "$dir/unread/model.safetensors" ] &&
+        [ ! -e "$dir/unread/state.safetensors" ]'
 
 # --calibrate: what is saved is the calibrated model.
 score() { awk -v name="$1" '$1 == name { print $2 }' "$2"; }

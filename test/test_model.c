@@ -1196,9 +1196,9 @@ static void test_resume(const char *dir)
         if (step > 3) train_step(&n, &ws, &c, &o, 0.01, step);
         if (step > 3) continue;
         metadata_set(&meta, "step", "%d", step);
-        stage_state(path, &m, &meta);
+        stage_state(path, &m, NULL, NULL, &meta);
         commit_outputs();
-        load_state(path, &n, &read);
+        load_state(path, &n, NULL, NULL, &read);
         check(!strcmp(metadata_get(&read, "step"), "3"), "state: its metadata come back");
     }
     const char *where;

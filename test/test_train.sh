@@ -180,35 +180,34 @@ run="$run --eval-every 40 --eval-tokens 500 --save-every 7"
 "$train" train $run --out whole >/dev/null 2>err.txt
 check $? "a run with dropout and accumulation"
 
-default=
-# Starts the run in the background, waits until it has saved and evaluated, and sends the signal.
-interrupt() # OUT SIGNAL [OPTIONS]
+default= stdout=out.txt stderr=err.txt
+# Starts the run in the background, waits until it has saved and evaluated, and sends the signals.
+interrupt() # OUT "SIGNAL..." [OPTIONS]
 {
-    out=$1 signal=$2
+    out=$1 signals=$2
     shift 2
-    $default "$train" train "$@" --out "$out" >out.txt 2>err.txt &
+    $default "$train" train "$@" --out "$out" >$stdout 2>$stderr &
     pid=$!
     tries=0
     while [ "$(grep -c . "$out/log.tsv" 2>/dev/null || echo 0)" -lt 60 ] && [ $tries -lt 1000 ]; do
         sleep 0.01
         tries=$((tries + 1))
     done
-    kill "-$signal" $pid 2>/dev/null
+    for signal in $signals; do kill "-$signal" $pid 2>/dev/null; done
     wait $pid 2>/dev/null
     status=$?
+    steps=$(($(wc -l <"$out/log.tsv") - 1))
 }
 
 interrupt stopped TERM $run
-steps=$(($(wc -l <stopped/log.tsv) - 1))
-[ $status -eq 1 ] && [ $steps -lt 240 ] && grep -q 'resume' err.txt
-check $? "SIGTERM: saves after step $steps, status 1, says how to resume"
+[ $status -eq 143 ] && [ $steps -lt 240 ] && grep -q 'resume' err.txt
+check $? "SIGTERM: saves after step $steps, status 143, says how to resume"
 "$train" train --resume --out stopped --threads 1 >/dev/null 2>err.txt
 check $? "resume without repeating the options"
 same_run whole stopped "resumed after SIGTERM = never interrupted, byte for byte"
 
 interrupt killed KILL $run
 touch killed/state.safetensors.tmp99999999 killed/last/model.safetensors.tmp99999999
-steps=$(($(wc -l <killed/log.tsv) - 1))
 [ $status -eq 137 ] && [ $steps -lt 240 ]
 check $? "kill -9 in the middle (step $steps)"
 "$train" train $run --resume --out killed >/dev/null 2>err.txt
@@ -217,13 +216,41 @@ same_run whole killed "resumed after kill -9 = never interrupted, byte for byte"
 
 [ ! -e killed/state.safetensors.tmp99999999 ] && [ ! -e killed/last/model.safetensors.tmp99999999 ]
 check $? "what was being written when it was killed is gone"
-if env --default-signal=HUP true 2>/dev/null; then
-    default='env --default-signal=HUP'
-    interrupt hung HUP $run
-    default=
-    [ $status -eq 1 ] && [ -f hung/state.safetensors ] && grep -q 'resume' err.txt
-    check $? "SIGHUP, when the terminal goes: saves, status 1"
+# This shell ignores SIGINT in what it runs in the background.
+env --default-signal=HUP true 2>/dev/null && default='env --default-signal=HUP'
+interrupt hung 'HUP INT' $run
+default=
+check $status "SIGHUP, and a SIGINT that the parent ignores: trains to the end"
+same_run whole hung "as if there had been none, byte for byte"
+if command -v setsid >/dev/null && script -qec true /dev/null >/dev/null 2>&1; then
+    setsid script -qec "set -f; exec $train train $run --sample-every 10 --out lost" /dev/null \
+        </dev/null >out.txt 2>&1 &
+    pid=$!
+    until [ -s lost/last/model.safetensors ] || ! kill -0 $pid; do sleep 0.01; done
+    kill -9 $pid                        # with it goes the terminal
+    wait $pid 2>/dev/null
+    tries=0
+    until grep -qa '"step":"240"' lost/state.safetensors || [ $tries -eq 600 ]; do
+        sleep 0.05
+        tries=$((tries + 1))
+    done
+    same_run whole lost "the terminal goes away: trains to the end, byte for byte"
 fi
+mkfifo pipe
+head -n 1 <pipe >/dev/null &            # the reader of all output, which soon goes
+stdout=pipe stderr=pipe
+interrupt unread TERM $run --sample-every 10 --sample-tokens 5
+[ $status -eq 143 ] && grep -qa "\"step\":\"$steps\"" unread/state.safetensors
+check $? "SIGTERM, when nobody reads the output any more: saves after step $steps, status 143"
+if env --default-signal=INT true 2>/dev/null; then
+    head -n 1 <pipe >/dev/null &
+    default='env --default-signal=INT'
+    interrupt unread2 INT $run
+    default=
+    [ $status -eq 130 ] && grep -qa "\"step\":\"$steps\"" unread2/state.safetensors
+    check $? "Ctrl-C of a training and what reads it: saves after step $steps, status 130"
+fi
+stdout=out.txt stderr=err.txt
 cp -r stopped odd
 LC_ALL=C sed -i 's/"train.eval-every":"40"/"train.eval-every":"00"/' odd/state.safetensors
 "$train" train --resume --out odd --steps 242 --threads 1 >/dev/null 2>err.txt
@@ -236,6 +263,32 @@ for threads in 1 2 3; do
 done
 same_run threads1 threads2 "1 = 2 threads, byte for byte"
 same_run threads1 threads3 "1 = 3 threads, byte for byte"
+{
+    sleep 0.2
+    "$train" train $short --sample-every 3 --out deaf
+    echo $? >status.txt
+} 2>&1 | true
+[ "$(cat status.txt)" -eq 1 ]
+check $? "nobody reads the output: status 1"
+same_run threads1 deaf "but trained to the end, byte for byte"
+{ "$train" sample $cat --tokens 1000000 --ignore-eot 2>err.txt; echo $? >status.txt; } |
+    head -n 1 >a.txt
+[ "$(cat status.txt)" -eq 141 ] && [ ! -s err.txt ]
+check $? "sample | head: ends at once, silently"
+
+# --- One command, killed again and again, from the first moment on ---
+
+for moment in 0 0.02 0.04 0.06 0.08 0.1 0.15; do
+    "$train" train $short --resume --threads 1 --out again-and-again >/dev/null 2>err.txt &
+    sleep $moment
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+done
+"$train" train $short --resume --threads 1 --out again-and-again >/dev/null 2>err.txt
+same_run threads1 again-and-again "--resume, killed 7 times from the first moment on, byte for byte"
+"$train" train $short --resume --threads 1 --out fresh >/dev/null 2>err.txt &&
+    grep -q '^nothing to resume in fresh: the run starts' err.txt
+check $? "--resume starts where nothing is"
 
 # --- Going on, starting from another model, other ends ---
 
@@ -249,6 +302,8 @@ check $? "it says that the learning rate goes up again, from $before to $now"
 "$train" train --resume --out threads1 --threads 1 >out.txt 2>err.txt && grep -q 'finished' err.txt &&
     ! grep -q 'goes up again' err.txt
 check $? "resuming a finished run changes nothing"
+fails 2 '--steps: 13 steps are fewer than the 14 of the run in threads1' \
+    "$train" train --resume --out threads1 --steps 13
 "$train" train $data --init learn --context 16 --batch 4 --steps 3 --lr 1e-4 --threads 1 \
     --out from >/dev/null 2>&1 && awk -F'\t' 'NR == 2 { exit !($2 < 3.5) }' from/log.tsv &&
     grep -q '"n_positions": 16' from/config.json
@@ -293,8 +348,19 @@ fitted() # DIR SECONDS [START]: when the last process began, by the log
 "$train" train $data $tiny --time-limit 3s --out timed >/dev/null 2>err.txt
 fitted timed 3
 check $? "--time-limit 3s: all of it is used, then comes an evaluation"
-grep -qa "\"train.steps\":\"$steps\"" timed/state.safetensors
+grep -qa "\"train.steps\":\"$(tail -n 1 timed/log.tsv | cut -f1)\"" timed/state.safetensors
 check $? "the state has the number of steps"
+stops="$data $tiny --batch 16 --schedule constant --steps 400 --eval-every 60 --eval-tokens 500"
+"$train" train $stops --out unlimited >/dev/null 2>&1
+"$train" train $stops --time-limit 0.6s --out limited >/dev/null 2>err.txt &&
+    grep -q 'stopped after step .*/400, by --time-limit, and saved. Go on with' err.txt &&
+    [ -s limited/model.safetensors ] && cp limited/log.tsv a.txt && [ "$(wc -l <a.txt)" -lt 401 ] &&
+    "$train" train --resume --out limited --threads 1 >/dev/null 2>err.txt
+check $? "--time-limit stops a run of a constant rate, which --resume goes on with"
+same_run unlimited limited "stopped by --time-limit after $(($(wc -l <a.txt) - 1)) of 400 = never"
+"$train" train $data $tiny --time-limit 0.5s --schedule constant --out constant >/dev/null 2>err.txt &&
+    [ -n "$(tail -n 1 constant/log.tsv | cut -f3)" ] && ! grep -q 'Go on with' err.txt
+check $? "--time-limit alone, with a constant rate: ends with an evaluation"
 "$train" train $data $tiny --time-limit 3s --steps 1000000 --warmup 100 --out busy >/dev/null 2>err.txt &
 pid=$!
 for pause in 1 2 3; do              # busy at first: stopped for half of the time
@@ -308,7 +374,7 @@ start=$(tail -n 1 late/log.tsv | cut -f9)
 "$train" train --resume --out late --time-limit 2s --threads 1 >/dev/null 2>err.txt
 fitted late 2 "$start"
 good=$?
-[ $status -eq 1 ] && [ $good -eq 0 ]
+[ $status -eq 143 ] && [ $good -eq 0 ]
 check $? "resumed before four fifths, with another limit"
 interrupt early TERM $data $tiny --time-limit 2s
 "$train" train --resume --out early >/dev/null 2>err.txt && grep -q 'rate falls from here' err.txt &&
@@ -331,9 +397,9 @@ stop_when() # WORDS FILE COMMAND...: sends SIGTERM when the file holds the words
     wait $pid
 }
 stop_when 'rate falls from here' err.txt "$train" train $data $tiny --time-limit 3s --out falling
-[ $? -eq 1 ] && cp -r falling again && "$train" train --resume --out falling >/dev/null 2>&1
+[ $? -eq 143 ] && cp -r falling again && "$train" train --resume --out falling >/dev/null 2>&1
 stop_when '^step [0-9]*/' err.txt "$train" train --resume --out again --threads 1
-[ $? -eq 1 ] && "$train" train --resume --out again --threads 1 >/dev/null 2>&1
+[ $? -eq 143 ] && "$train" train --resume --out again --threads 1 >/dev/null 2>&1
 same_run falling again "resumed while the rate falls, once and twice, byte for byte"
 
 # --- Started in other ways ---
@@ -407,10 +473,13 @@ check $? "a refused --out is untouched"
 "$train" train $data $tiny --steps 2 --overwrite --out learn >/dev/null 2>&1 &&
     [ "$(wc -l <learn/log.tsv)" -eq 3 ]
 check $? "--overwrite replaces it"
-fails 1 'nothing to resume' "$train" train $data $tiny --resume --out nowhere
+mkdir nowhere && cp -r learn/model.safetensors nowhere
+fails 1 'there is a model, so there is nothing to resume' "$train" train $data $tiny --resume --out nowhere
 fails 2 '--lr 0.1: the run in learn has 0.003' "$train" train --resume --out learn --lr 0.1
-fails 1 '--data: not what the run' \
+fails 1 '--data: not what the run.*: the fingerprint was [0-9a-f]* and is [0-9a-f]*\.' \
     "$train" train --resume --out learn --data train_000000.bin --steps 9
+fails 2 '--val val_000000.bin: the run in few has none' \
+    "$train" train --resume --out few --val val_000000.bin
 fails 1 '--data none\*: no such file' "$train" train --data 'none*' --tokenizer tok --out new
 fails 1 'text.txt: not a token shard' "$train" train --data text.txt --tokenizer tok --out new
 head -c 2000 val_000000.bin >cut.bin
@@ -476,7 +545,7 @@ if [ -c /dev/full ]; then
     fails 1 'standard output: writing failed' full "$train" info --model learn
 fi
 limited() { (ulimit -f 100 && exec "$@"); }
-fails 1 'large/model.safetensors: writing failed' \
+fails 1 'large/state.safetensors: writing failed' \
     limited "$train" train $data $tiny --steps 2 --out large
 ls large | grep -q tmp
 [ $? -eq 1 ]
