@@ -1371,6 +1371,8 @@ struct Table {
     struct Columns wanted;
     int columns, column[COLUMNS];       /* of the first row; those of TEXTS, LABELS, PAIRS */
     int fields;                 /* of the record, as far as it is read */
+    const char *counted, *next_line;    /* of quote_limit: a place in a line, the line after it, */
+    int ahead;                  /* and the separators between both */
 };
 
 /* Names of columns, the preferred ones first. */
@@ -1473,16 +1475,24 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
+/* Whether the byte separates two columns. A line end, which stands for no separator, does not. */
+static bool separates(const struct Table *t, const char *c) { return *c == t->separator
+                                                                     && *c != '\n'; }
+
 /* Where the search for the closing quote of the field at t->at ends. In TSV a quote may be mere
- * text, so a field goes on in the next line only if its own line has too few columns. */
-static const char *quote_limit(const struct Table *t)
+ * text, so a field goes on in the next line only if its own line has too few columns. The
+ * separators of a line are counted once, not for each of its fields. */
+static const char *quote_limit(struct Table *t)
 {
     if (t->strict) return t->end;
-    const char *next = t->at;
-    take_line(&next, t->end);
-    int columns = t->fields + 1;
-    for (const char *s = t->at; s < next; s++) columns += *s == t->separator && *s != '\n';
-    return columns < max_int(t->columns, 2) ? t->end : next;
+    if (!t->counted || t->at < t->counted || t->at >= t->next_line) {
+        t->counted = t->next_line = t->at;
+        take_line(&t->next_line, t->end);
+        t->ahead = 0;
+        for (const char *c = t->at; c < t->next_line; c++) t->ahead += separates(t, c);
+    }
+    for (; t->counted < t->at; t->counted++) t->ahead -= separates(t, t->counted);
+    return t->fields + 1 + t->ahead < max_int(t->columns, 2) ? t->end : t->next_line;
 }
 
 /* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
@@ -1549,14 +1559,12 @@ static int name_rank(const struct Table *t, int which, struct Bytes name)
     }
 }
 
-/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all, and control
- * characters as question marks. */
+/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all. */
 static void append_name(struct Buffer *names, struct Bytes name)
 {
     if (names->size > 500) return;
     if (names->data) append(names, ", ");
     append_bytes(names, name.data, name.size < 60 ? name.size : 60);
-    for (char *s = names->data; *s; s++) if ((unsigned char)*s < ' ') *s = '?';
 }
 
 /* names: the columns that there are. */
@@ -1691,9 +1699,11 @@ static bool find_value(struct Table *t, bool first)
  * written, since a double holds 15 digits. NULL for anything else. */
 static char *json_as_text(const struct Json *j)
 {
-    if (j->kind == JSON_NUMBER && j->string[strspn(j->string, "-0123456789")])
-        return text_of("%.15g", j->number);
-    return j->string && j->kind != JSON_NULL ? text_of("%s", j->string) : NULL;
+    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return NULL;
+    char *text = text_of("%.*s", (int)j->length, j->string);
+    if (j->kind != JSON_NUMBER || !text[strspn(text, "-0123456789")]) return text;
+    free(text);
+    return text_of("%.15g", j->number);
 }
 
 /* The member of a JSON object whose name fits best; dies if none does. */
@@ -1737,7 +1747,9 @@ static void read_object(struct Table *t, struct Example *e)
         const struct Json *text = json_column(t, j, i ? PAIRS : TEXTS);
         if (text->kind != JSON_STRING)
             die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-        const struct Bytes copy = {text_of("%s", text->string), strlen(text->string)};
+        struct Buffer b = {0};
+        append_bytes(&b, text->string, text->length);
+        const struct Bytes copy = {b.data, b.size};
         if (i) join_pair(e, copy); else e->text = copy;
     }
     if (!t->wanted.texts_only) {
@@ -1773,9 +1785,9 @@ static void check_label(const char *path, const struct Example *e)
 {
     const struct Bytes l = e->label;
     if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
-    if (l.size > 200)
-        die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path,
-            e->line, l.size);
+    if (l.size > MAX_LABEL_BYTES)
+        die("%s:%d: the label has %zu bytes, more than %d. Is --label-column right?", path,
+            e->line, l.size, MAX_LABEL_BYTES);
     for (size_t i = 0; i < l.size; i++)
         if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
             die("%s:%d: the label holds a control character. Remove it.", path, e->line);
@@ -1786,7 +1798,7 @@ static void check_label(const char *path, const struct Example *e)
 /* All texts of a file, with their labels unless texts alone are wanted. */
 static struct Examples read_examples(const char *path, struct Columns wanted)
 {
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_input(path);
     struct Table t = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
                       .wanted = wanted};
     struct Examples all = {path, NULL, 0};
@@ -2591,6 +2603,7 @@ static int command_eval(int argc, char **argv)
     const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     show_rate("eval", d.count, d.count, start);
+    check_unchanged();
     if (predictions) write_predictions(&o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
@@ -2636,8 +2649,8 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    if (fwrite(b.data, 1, b.size, stdout) != b.size || fflush(stdout))
-        die("standard output: writing failed (%s).", strerror(errno));
+    check_unchanged();
+    show_result(&b);
     free(b.data);
     free(p);
 }

@@ -1007,7 +1007,7 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
         uint8_t bytes[MAX_TOKEN_BYTES];
         const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
         const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-        if (token && j->number >= 0 && j->number < 1 << 24)
+        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < 1 << 24)
             t->file_ids[token - 1] = (int)j->number;
     }
     bool same = true;
@@ -1026,10 +1026,8 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
  * comes last here, then the directory has an order of its own. */
 static void read_vocabulary(struct MergesReader *r, const char *path)
 {
-    const struct Bytes file = map_file(path);
-    struct Buffer text = {0};
-    append_bytes(&text, file.data, file.size);
-    const char *entry = strstr(text.data, "\"" END_OF_TEXT "\":");
+    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
+    const char *entry = strstr(file.data, "\"" END_OF_TEXT "\":");
     if (!entry)
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
     const long id = strtol(strchr(entry, ':') + 1, NULL, 10);
@@ -1039,8 +1037,7 @@ static void read_vocabulary(struct MergesReader *r, const char *path)
         read_ids(r, names, (int)id);
         json_free(names);
     }
-    free(text.data);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
@@ -1081,7 +1078,7 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
  * <|endoftext|> before a text. */
 static void read_tokenizer_json(struct MergesReader *r)
 {
-    const struct Bytes file = map_file(r->path);
+    const struct Bytes file = read_file(r->path, MAX_TOKENIZER, false);
     struct Json *j = json_parse(file.data, file.size, r->path);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
@@ -1099,7 +1096,7 @@ static void read_tokenizer_json(struct MergesReader *r)
     r->tokenizer->begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* Reads from tokenizer_config.json, if it is there, what the directory's model does to a text. It
@@ -1107,7 +1104,7 @@ static void read_tokenizer_json(struct MergesReader *r)
 static void read_tokenizer_config(struct Tokenizer *t, const char *path)
 {
     if (!file_exists(path)) return;
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_file(path, MAX_JSON, false);
     struct Json *j = json_parse(file.data, file.size, path);
     t->begins = json_number(j, "add_bos_token", t->begins) != 0;
     const struct Json *bos = json_get(j, "bos_token");
@@ -1120,7 +1117,7 @@ static void read_tokenizer_config(struct Tokenizer *t, const char *path)
     t->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
     t->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* The file that a tokenizer is read from: `name` itself, or in a directory of that name merges.txt,
@@ -1159,9 +1156,9 @@ static struct Tokenizer *tokenizer_load(const char *name)
     struct MergesReader r = {.path = path};
     if (ends_with(path, ".json")) read_tokenizer_json(&r);
     else {
-        const struct Bytes file = map_file(path);
+        const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
         read_merges(&r, file);
-        unmap_file(file);
+        free((char *)file.data);
         if (directory && file_exists(ids)) read_vocabulary(&r, ids);
     }
     if (directory) read_tokenizer_config(r.tokenizer, config);
@@ -1182,6 +1179,8 @@ static void renumber_tokens(struct Model *model, const int *file_ids, int known)
     memset(taken, 0, V * sizeof *taken);
     for (int i = 0; i < known; i++) {
         memcpy(model->w.wte + (size_t)i * C, old + (size_t)file_ids[i] * C, row);
+        if (taken[file_ids[i]])
+            die("vocab.json: two tokens have the id %d. Replace the file.", file_ids[i]);
         taken[file_ids[i]] = true;
     }
     for (int i = 0; i < V; i++)
@@ -1222,8 +1221,9 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
         utf8_class(p, end, &length);
         if (*p == '\n' || *p == '\t' || *p == '\r')
             append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
-        else append(b, "\\x%02X", *p);
+        else if (length > 2 || (length == 2 && *p > 0xC2) || (length == 2 && p[1] >= 0xA0)
+                 || (length == 1 && *p >= ' ' && *p < 127)) append_bytes(b, p, length);
+        else for (int i = 0; i < length; i++) append(b, "\\x%02X", p[i]);
         p += length;
     }
 }
@@ -1439,7 +1439,9 @@ static void write_shard_header(struct ShardWriter *w)
 static void finish_shard(struct ShardWriter *w)
 {
     if (!w->open) return;
-    if (fseek(w->out.file, 0, SEEK_SET)) die("%s: cannot seek (%s).", w->out.path, strerror(errno));
+    if (fseek(w->out.file, 0, SEEK_SET))            /* which first writes what is buffered */
+        die("%s: writing failed (%s). Free some space and run again.", w->out.path,
+            strerror(errno));
     write_shard_header(w);
     output_commit(&w->out);
     w->in_shard = 0;
