@@ -995,6 +995,8 @@ static void read_merges(struct MergesReader *r, struct Bytes text)
 
 /* --- Reading vocab.json and tokenizer.json --- */
 
+enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
+
 /* Takes over the ids of a directory whose tokens are numbered otherwise than by merges.txt, as by
  * trainers that put special tokens first. names: {"token": id, ...}. eot: its id there. Dies if a
  * token of ours has no id. */
@@ -1007,18 +1009,22 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
         uint8_t bytes[MAX_TOKEN_BYTES];
         const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
         const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < 1 << 24)
+        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
             t->file_ids[token - 1] = (int)j->number;
     }
-    bool same = true;
+    bool same = true, *taken = allocate_zeroed(MAX_IDS * sizeof *taken);
     for (int i = 0; i < t->vocabulary; i++) {
         int n;
         const uint8_t *bytes = tokenizer_piece(t, i, &n);
         if (t->file_ids[i] < 0)
             die("%s: has no id for token %d, \"%.*s\", which a merge makes. The files do not "
                 "belong together.", r->path, i, n < 80 ? n : 80, (const char *)bytes);
+        if (taken[t->file_ids[i]])
+            die("%s: two tokens have the id %d. Replace the file.", r->path, t->file_ids[i]);
+        taken[t->file_ids[i]] = true;
         same &= t->file_ids[i] == i;
     }
+    release(taken, MAX_IDS * sizeof *taken);
     if (same) { free(t->file_ids); t->file_ids = NULL; }
 }
 
@@ -1031,6 +1037,8 @@ static void read_vocabulary(struct MergesReader *r, const char *path)
     if (!entry)
         die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
     const long id = strtol(strchr(entry, ':') + 1, NULL, 10);
+    if (id < 0 || id >= MAX_IDS)
+        die("%s: %ld is no id for %s. Replace the file.", path, id, END_OF_TEXT);
     if (id != r->tokenizer->eot) {
         struct Json *names = json_parse(file.data, file.size, path);
         r->path = path;
@@ -1089,7 +1097,7 @@ static void read_tokenizer_json(struct MergesReader *r)
     double eot = json_number(names, END_OF_TEXT, -1);
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
         if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
-    if (!(eot >= 0 && eot < 1 << 24))
+    if (!(eot >= 0 && eot < MAX_IDS))
         die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
     read_ids(r, names, (int)eot);
     const struct Json *first = template ? json_get(template->child, "SpecialToken") : NULL;
@@ -1179,8 +1187,6 @@ static void renumber_tokens(struct Model *model, const int *file_ids, int known)
     memset(taken, 0, V * sizeof *taken);
     for (int i = 0; i < known; i++) {
         memcpy(model->w.wte + (size_t)i * C, old + (size_t)file_ids[i] * C, row);
-        if (taken[file_ids[i]])
-            die("vocab.json: two tokens have the id %d. Replace the file.", file_ids[i]);
         taken[file_ids[i]] = true;
     }
     for (int i = 0; i < V; i++)
