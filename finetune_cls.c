@@ -301,6 +301,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
         done += b.sequences;
         if (done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
     }
+    check_unchanged();
     free(order);
     free(sorted);
     free(p);
@@ -2603,7 +2604,6 @@ static int command_eval(int argc, char **argv)
     const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
     show_rate("eval", d.count, d.count, start);
-    check_unchanged();
     if (predictions) write_predictions(&o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
@@ -2649,7 +2649,6 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    check_unchanged();
     show_result(&b);
     free(b.data);
     free(p);
@@ -3852,6 +3851,7 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const struct Batch rows = {n, n, d.tokens, starts};     /* each row the last of a sequence */
     trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
     class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
+    check_unchanged();
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     printf("P(%s) after each token:\n", c->model.config.label_names[best]);
     for (int i = 0; i < n; i++) {

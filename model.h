@@ -2311,7 +2311,7 @@ static void remove_unfinished(void);
 /* On SIGBUS: one sentence that names the file, by system calls alone. */
 static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
 {
-    static const char what[] = ": was cut short while it was in use. Copy it again and run again.\n";
+    static const char what[] = ": was cut short while it was in use. Copy it and run again.\n";
     const char *at = info->si_addr;
     (void)context;
     for (int i = 0; i < mapping_count; i++) {

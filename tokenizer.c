@@ -1012,19 +1012,20 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
         if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
             t->file_ids[token - 1] = (int)j->number;
     }
-    bool same = true, *taken = allocate_zeroed(MAX_IDS * sizeof *taken);
+    struct PairTable ids = pair_table(t->vocabulary);       /* to find one that is there twice */
+    bool same = true;
     for (int i = 0; i < t->vocabulary; i++) {
         int n;
         const uint8_t *bytes = tokenizer_piece(t, i, &n);
         if (t->file_ids[i] < 0)
             die("%s: has no id for token %d, \"%.*s\", which a merge makes. The files do not "
                 "belong together.", r->path, i, n < 80 ? n : 80, (const char *)bytes);
-        if (taken[t->file_ids[i]])
+        if (pair_find(&ids, t->file_ids[i]) >= 0)
             die("%s: two tokens have the id %d. Replace the file.", r->path, t->file_ids[i]);
-        taken[t->file_ids[i]] = true;
+        pair_add(&ids, t->file_ids[i], i);
         same &= t->file_ids[i] == i;
     }
-    release(taken, MAX_IDS * sizeof *taken);
+    pair_table_free(&ids);
     if (same) { free(t->file_ids); t->file_ids = NULL; }
 }
 
