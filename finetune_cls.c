@@ -2870,8 +2870,22 @@ static void parse_methods(struct Compare *c)
 
 static const char usual_labels[] = "20,100,500,1000,all";
 
-/* Reads --labels, in ascending order; "all" is the number of texts in --train. Usual ones
- * that are too many for the texts or too few for the classes are left out. */
+/* What of --labels can be checked before the texts are read. */
+static void check_budgets(const char *labels)
+{
+    int count;
+    char **parts = split_list(labels, ',', &count);
+    for (int i = 0; i < count; free(parts[i++])) {
+        double x;
+        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
+                                        || x != floor(x) || x < 1))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+    }
+    free(parts);
+}
+
+/* Reads --labels, which check_budgets has seen, in ascending order; "all" is the number of texts in
+ * --train. Usual ones that are too many for the texts or too few for the classes are left out. */
 static void parse_budgets(struct Compare *c)
 {
     int count;
@@ -2879,9 +2893,7 @@ static void parse_budgets(struct Compare *c)
     c->budgets = resize(NULL, count * sizeof *c->budgets);
     for (int i = 0; i < count; free(parts[i++])) {
         double x = c->train_count;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (strcmp(parts[i], "all")) parse_number(parts[i], "k", (double[]){1e3}, &x);
         if (c->labels_text == usual_labels && i < count - 1
             && (x >= c->train_count || x < 2 * c->classes)) continue;
         if (x > c->train_count)
@@ -2933,10 +2945,7 @@ static void load_texts(struct Compare *c)
     struct Examples train = read_examples(c->train, c->columns), test = {0};
     const struct Settings *s = &c->base_set;
     const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
-    if (c->test) {
-        refuse_same_file(c->train, c->test);
-        test = read_examples(c->test, c->columns);
-    }
+    if (c->test) test = read_examples(c->test, c->columns);
     drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
     if (!c->test) test = set_test_aside(&train, c);
@@ -3709,7 +3718,11 @@ static int command_compare(int argc, char **argv)
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
-    if (c.test) warn_unused(options, "test-part", "with --test");
+    check_budgets(c.labels_text);
+    if (c.test) {
+        refuse_same_file(c.train, c.test);
+        warn_unused(options, "test-part", "with --test");
+    }
     set_threads(c.threads);
     compare(&c);
     return 0;

@@ -2295,10 +2295,10 @@ static struct Bytes read_input(const char *path)
     return read_file(path, (size_t)(machine_memory() / 2), true);
 }
 
-/* Bounds for the sizes of files that are parsed. The config.json of a thousand classes has 100 kB,
- * the header of a thousand blocks 2 MB, and each value of a JSON text takes up to 100 bytes of
- * memory. GPT-2's tokenizer.json has 2 MB, the largest vocabulary that a shard can hold 5 MB. */
-enum { MAX_JSON = 16 << 20, MAX_TOKENIZER = 64 << 20 };
+/* Bounds for what is parsed, since a value of a JSON text takes up to 64 bytes of memory for its 2.
+ * The config.json of 10,000 labels has about 1 MB, the header of a state of 1,000 blocks 5 MB, and
+ * the tokenizer.json of 65,536 tokens, the most that a shard can hold, 5 MB. */
+enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* The mapped files, for two cases: a page that the file no longer has when it is used, because the
  * file was cut, raises SIGBUS; a file that was rewritten shows new bytes or a mixture. */
@@ -2622,7 +2622,7 @@ static const char *json_text(const struct Json *object, const char *key, const c
 /* A string with its quotes. Bytes that are not UTF-8 become U+FFFD, since JSON has no others. */
 static void append_json_bytes(struct Buffer *b, struct Bytes s)
 {
-    uint32_t c;
+    uint32_t c = 0;
     append(b, "\"");
     for (int n; s.size; s.data += n, s.size -= n) {
         n = utf8_decode((const unsigned char *)s.data, s.size, &c);
@@ -2881,9 +2881,9 @@ static struct Safetensors open_safetensors(const char *path)
     if (s.file.size < 8 || length < 2 || length > s.file.size - 8)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, s.file.size);
-    if (length > MAX_JSON)
+    if (length > MAX_HEADER)
         die("%s: the header has %.1f MB, more than %.1f. Such a file is not supported.", path,
-            length / 1e6, MAX_JSON / 1e6);
+            length / 1e6, MAX_HEADER / 1e6);
     s.header = json_parse(s.file.data + 8, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
@@ -2906,7 +2906,7 @@ static void close_safetensors(struct Safetensors *s)
 static struct Safetensors open_parts(const char *dir, const char *index_path)
 {
     enum { MAX_PARTS = 1000 };
-    const struct Bytes file = read_file(index_path, MAX_JSON, false);
+    const struct Bytes file = read_file(index_path, MAX_CONFIG, false);
     struct Json *index = json_parse(file.data, file.size, index_path);
     const struct Json *map = json_get(index, "weight_map");
     struct Safetensors first = {NULL}, *last = NULL;
@@ -3231,7 +3231,7 @@ static void refuse_variants(const struct Json *j, const struct Config *c, const 
  * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. */
 static struct Config read_config(const char *path, const struct Json *score)
 {
-    const struct Bytes file = read_file(path, MAX_JSON, false);
+    const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
     const char *type = json_text(j, "model_type", "gpt2"),
                *gelu = json_text(j, "activation_function", "gelu_new");

@@ -1113,7 +1113,7 @@ static void read_tokenizer_json(struct MergesReader *r)
 static void read_tokenizer_config(struct Tokenizer *t, const char *path)
 {
     if (!file_exists(path)) return;
-    const struct Bytes file = read_file(path, MAX_JSON, false);
+    const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
     t->begins = json_number(j, "add_bos_token", t->begins) != 0;
     const struct Json *bos = json_get(j, "bos_token");

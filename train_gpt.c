@@ -1314,9 +1314,9 @@ static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const char *run = o->resume ? o->out : NULL;
-    r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);
-    if (o->val)
+    if (o->val)                                 /* first: it is small, and its name may be wrong */
         r->val = open_data("val", o->val, given(r, "val") ? NULL : run, r->tokenizer);
+    r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
