@@ -1476,9 +1476,8 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Whether the byte separates two columns. A line end, which stands for no separator, does not. */
-static bool separates(const struct Table *t, const char *c) { return *c == t->separator
-                                                                     && *c != '\n'; }
+/* Whether the byte separates two columns. The separator of a single column is '\n': it does not. */
+static bool separates(const struct Table *t, char c) { return c == t->separator && c != '\n'; }
 
 /* Where the search for the closing quote of the field at t->at ends. In TSV a quote may be mere
  * text, so a field goes on in the next line only if its own line has too few columns. The
@@ -1490,9 +1489,9 @@ static const char *quote_limit(struct Table *t)
         t->counted = t->next_line = t->at;
         take_line(&t->next_line, t->end);
         t->ahead = 0;
-        for (const char *c = t->at; c < t->next_line; c++) t->ahead += separates(t, c);
+        for (const char *c = t->at; c < t->next_line; c++) t->ahead += separates(t, *c);
     }
-    for (; t->counted < t->at; t->counted++) t->ahead -= separates(t, t->counted);
+    for (; t->counted < t->at; t->counted++) t->ahead -= separates(t, *t->counted);
     return t->fields + 1 + t->ahead < max_int(t->columns, 2) ? t->end : t->next_line;
 }
 
@@ -2870,11 +2869,20 @@ static void parse_methods(struct Compare *c)
 
 static const char usual_labels[] = "20,100,500,1000,all";
 
-/* What of --labels can be checked before the texts are read. */
-static void check_budgets(const char *labels)
+/* Dies if the texts to learn from are those to test on. */
+static void refuse_same_file(const char *train, const char *test)
+{
+    if (same_file(train, test))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  test);
+}
+
+/* What of --test and --labels can be checked before texts are read. */
+static void check_before_texts(const struct Compare *c)
 {
     int count;
-    char **parts = split_list(labels, ',', &count);
+    char **parts = split_list(c->labels_text, ',', &count);
+    if (c->test) refuse_same_file(c->train, c->test);
     for (int i = 0; i < count; free(parts[i++])) {
         double x;
         if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
@@ -2884,8 +2892,9 @@ static void check_budgets(const char *labels)
     free(parts);
 }
 
-/* Reads --labels, which check_budgets has seen, in ascending order; "all" is the number of texts in
- * --train. Usual ones that are too many for the texts or too few for the classes are left out. */
+/* Reads --labels, which check_before_texts has seen, in ascending order; "all" is the number of
+ * texts in --train. Usual ones that are too many for the texts or too few for the classes are left
+ * out. */
 static void parse_budgets(struct Compare *c)
 {
     int count;
@@ -2910,14 +2919,6 @@ static void parse_budgets(struct Compare *c)
 }
 
 /* --- Texts, labels, subsets --- */
-
-/* Dies if the texts to learn from are those to test on. */
-static void refuse_same_file(const char *train, const char *test)
-{
-    if (same_file(train, test))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  test);
-}
 
 /* Without --test: moves --test-part of each class to the end of train, and returns it. */
 static struct Examples set_test_aside(struct Examples *train, const struct Compare *c)
@@ -3718,11 +3719,8 @@ static int command_compare(int argc, char **argv)
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
-    check_budgets(c.labels_text);
-    if (c.test) {
-        refuse_same_file(c.train, c.test);
-        warn_unused(options, "test-part", "with --test");
-    }
+    check_before_texts(&c);
+    if (c.test) warn_unused(options, "test-part", "with --test");
     set_threads(c.threads);
     compare(&c);
     return 0;

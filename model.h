@@ -2317,8 +2317,9 @@ static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
     for (int i = 0; i < mapping_count; i++) {
         const struct Mapping *m = &mappings[i];
         if (at < m->bytes.data || at >= m->bytes.data + m->bytes.size) continue;
-        if (write(2, program, strlen(program)) >= 0 && write(2, ": ", 2) >= 0
-            && write(2, m->path, strlen(m->path)) >= 0 && write(2, what, sizeof what - 1) >= 0) {}
+        const char *const parts[] = {program, ": ", m->path, what};
+        for (int k = 0; k < COUNT(parts); k++)
+            if (write(2, parts[k], strlen(parts[k])) < 0) break;
         remove_unfinished();
         _exit(STATUS_FAILED);
     }

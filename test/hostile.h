@@ -312,19 +312,10 @@ static struct Buffer other_order(const struct Tokenizer *t)
 
 enum { SEEDS = 3 };
 
-/* The good inputs of reader `name`: up to SEEDS of them. Returns how many. */
-static int seeds_of(const char *name, struct Buffer *seeds)
+/* Our own files, written to the directory. Returns the tokenizer. */
+static struct Tokenizer *write_files(void)
 {
     static char *labels[] = {"bad", "good"};
-    static const char *const texts[][SEEDS] = {
-        {"tsv", "text\tlabel\ngood film\tpos\n\"bad\tfilm\"\tneg\r\n\"two\nlines\"\tpos\n",
-         "text\tlabel\na \"quote\"\t1\n\"b\"\t-2.5\n"},
-        {"csv", "label,text\npos,\"good, \"\"film\"\"\"\nneg,bad\r\n",
-         "__label__a some text\n__label__b other\n"},
-        {"jsonl", "{\"text\": \"caf\\u00e9 \\ud83d\\ude00\", \"label\": 1}\n{\"text\": \"\", "
-         "\"label\": true, \"x\": [1, {}]}\n", "[{\"text\": \"a\", \"label\": \"b\"},\n"
-         "{\"label\": 2.50, \"text\": \"c\"}]"},
-        {"json", "{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\n\"}", "[\"\\ud800\", {}]"}};
     struct Metadata meta = {0};
     struct Tokenizer *t = tokenizer_new(3);
     const int l = id_of_byte['l'], o = id_of_byte['o'], w = id_of_byte['w'];
@@ -341,6 +332,22 @@ static int seeds_of(const char *name, struct Buffer *seeds)
     }
     save_model(hostile_dir, &tiny, &meta, 2);
     save_state(in_dir("state.safetensors"), &tiny, &meta);
+    return t;
+}
+
+/* The good inputs of reader `name`: up to SEEDS of them. Returns how many. */
+static int seeds_of(const char *name, struct Buffer *seeds)
+{
+    static const char *const texts[][SEEDS] = {
+        {"tsv", "text\tlabel\ngood film\tpos\n\"bad\tfilm\"\tneg\r\n\"two\nlines\"\tpos\n",
+         "text\tlabel\na \"quote\"\t1\n\"b\"\t-2.5\n"},
+        {"csv", "label,text\npos,\"good, \"\"film\"\"\"\nneg,bad\r\n",
+         "__label__a some text\n__label__b other\n"},
+        {"jsonl", "{\"text\": \"caf\\u00e9 \\ud83d\\ude00\", \"label\": 1}\n{\"text\": \"\", "
+         "\"label\": true, \"x\": [1, {}]}\n", "[{\"text\": \"a\", \"label\": \"b\"},\n"
+         "{\"label\": 2.50, \"text\": \"c\"}]"},
+        {"json", "{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\n\"}", "[\"\\ud800\", {}]"}};
+    const struct Tokenizer *t = write_files();
     const struct Bytes config = bytes_of(content("config.json")),
                        merges = bytes_of(content("merges.txt"));
     struct Buffer file = content("model.safetensors"), tokenizer = content("tokenizer.json");

@@ -111,7 +111,7 @@ static void test_large(void)
     const int status = status_of_opening(write_holes("larger.bin", 5000000000), 100, message,
                                          sizeof message);
     check(status == 1 && strstr(message, "705031682 bytes more than the 2147483647 tokens"),
-          "a shard of 5 GB: %s", message);
+          "a shard of 5 GB is refused");
     const struct Shard s = open_shard(write_holes("large.bin", full), 0);
     struct Shard three[] = {s, s, s};
     const int64_t n = s.count;
@@ -586,6 +586,28 @@ static void test_live_line(void)
     }
 }
 
+/* What a terminal would obey becomes question marks; text in any language stays. */
+static void test_harmless(void)
+{
+    static const struct { const char *text, *keep, *shown; } cases[] = {
+        {"na\xC3\xAFve \xE4\xBD\xA0 \xF0\x9F\x98\x80", "",
+         "na\xC3\xAFve \xE4\xBD\xA0 \xF0\x9F\x98\x80"},
+        {"\033[31m\x7F\a", "\n\t", "?[31m??"},
+        {"a\tb\nc\r", "\n\t", "a\tb\nc?"},
+        {"a\tb\nc\r", "", "a?b?c?"},
+        {"\x9B" "31m\xC2\x9B" "31m\xC2\xA0", "", "?31m??31m\xC2\xA0"},     /* CSI in one byte */
+        {"\xFF\xC3.\xE4\xBD", "", "??.??"},
+        {"", "", ""}};
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text = text_of("%s", cases[i].text);
+        make_harmless(text, strlen(text), cases[i].keep);
+        wrong += strcmp(text, cases[i].shown) != 0;
+        free(text);
+    }
+    check(wrong == 0, "text for a terminal: %d of %d wrong", wrong, COUNT(cases));
+}
+
 int main(void)
 {
     program = "test_train";
@@ -601,6 +623,7 @@ int main(void)
     test_filters();
     test_generator();
     test_utf8();
+    test_harmless();
     test_fall();
     test_messages();
     test_cores();
