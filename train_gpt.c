@@ -63,14 +63,12 @@ static void check_ids(const struct Shard *s, int vocabulary)
             "is used here.", s->path, largest, vocabulary);
 }
 
-/* Opens all shards that match the pattern. Dies if there is none, if another tokenizer made one, or
- * if there are fewer than 2 tokens in all. `option` names the pattern in messages; `run` is the
- * directory of the run whose state the pattern is from, or NULL if it is from the command line. */
-static struct Data open_data(const char *option, const char *pattern, const char *run,
-                             const struct Tokenizer *t)
+/* Finds all files that match the pattern, or dies. `option` names the pattern in messages; `run` is
+ * the directory of the run whose state the pattern is from, or NULL if it is from the command
+ * line. */
+static glob_t find_shards(const char *option, const char *pattern, const char *run)
 {
     glob_t found;
-    struct Data d = {.vocabulary = t->vocabulary};
     const bool none = glob(pattern, 0, NULL, &found) || found.gl_pathc == 0;
     if (none && run)
         die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
@@ -79,6 +77,16 @@ static struct Data open_data(const char *option, const char *pattern, const char
     if (none)
         die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
             option, pattern);
+    return found;
+}
+
+/* Opens the shards of find_shards. Dies if another tokenizer made one, or if there are fewer than 2
+ * tokens in all. */
+static struct Data open_data(const char *option, const char *pattern, const char *run,
+                             const struct Tokenizer *t)
+{
+    glob_t found = find_shards(option, pattern, run);
+    struct Data d = {.vocabulary = t->vocabulary};
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
         const struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
@@ -1310,13 +1318,17 @@ static void load_tokenizer(struct Run *r)
     r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
 }
 
+/* Opens the data. That both names are right is checked first, since reading may take minutes. */
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const char *run = o->resume ? o->out : NULL;
-    if (o->val)                                 /* first: it is small, and its name may be wrong */
-        r->val = open_data("val", o->val, given(r, "val") ? NULL : run, r->tokenizer);
-    r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);
+    const char *run = o->resume ? o->out : NULL, *data_run = given(r, "data") ? NULL : run,
+               *val_run = given(r, "val") ? NULL : run;
+    glob_t found = find_shards("data", o->data, data_run);
+    globfree(&found);
+    if (o->val) { found = find_shards("val", o->val, val_run); globfree(&found); }
+    r->data = open_data("data", o->data, data_run, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, val_run, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
