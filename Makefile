@@ -29,7 +29,8 @@ data/reviews: data/reviews.c model.h
 out/test/test_model_double: test/test_model.c model.h test/check.h test/reference.h
 	@mkdir -p out/test
 	$(BUILD) -DREAL=double
-out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c test/check.h $(wildcard test/reference.h)
+out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c test/check.h \
+    test/hostile.h $(wildcard test/reference.h)
 	@mkdir -p out/test
 	$(BUILD)
 

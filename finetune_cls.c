@@ -310,6 +310,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
         done += b.sequences;
         if (done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
     }
+    check_unchanged();
     free(order);
     free(sorted);
     free(p);
@@ -1418,6 +1419,8 @@ struct Table {
     struct Columns wanted;
     int columns, column[COLUMNS];       /* of the first row; those of TEXTS, LABELS, PAIRS */
     int fields;                 /* of the record, as far as it is read */
+    const char *counted, *next_line;    /* of quote_limit: a place in a line, the line after it, */
+    int ahead;                  /* and the separators between both */
 };
 
 /* Names of columns, the preferred ones first. */
@@ -1520,16 +1523,23 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
+/* Whether the byte separates two columns. The separator of a single column is '\n': it does not. */
+static bool separates(const struct Table *t, char c) { return c == t->separator && c != '\n'; }
+
 /* Where the search for the closing quote of the field at t->at ends. In TSV a quote may be mere
- * text, so a field goes on in the next line only if its own line has too few columns. */
-static const char *quote_limit(const struct Table *t)
+ * text, so a field goes on in the next line only if its own line has too few columns. The
+ * separators of a line are counted once, not for each of its fields. */
+static const char *quote_limit(struct Table *t)
 {
     if (t->strict) return t->end;
-    const char *next = t->at;
-    take_line(&next, t->end);
-    int columns = t->fields + 1;
-    for (const char *s = t->at; s < next; s++) columns += *s == t->separator && *s != '\n';
-    return columns < max_int(t->columns, 2) ? t->end : next;
+    if (!t->counted || t->at < t->counted || t->at >= t->next_line) {
+        t->counted = t->next_line = t->at;
+        take_line(&t->next_line, t->end);
+        t->ahead = 0;
+        for (const char *c = t->at; c < t->next_line; c++) t->ahead += separates(t, *c);
+    }
+    for (; t->counted < t->at; t->counted++) t->ahead -= separates(t, *t->counted);
+    return t->fields + 1 + t->ahead < max_int(t->columns, 2) ? t->end : t->next_line;
 }
 
 /* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
@@ -1596,14 +1606,12 @@ static int name_rank(const struct Table *t, int which, struct Bytes name)
     }
 }
 
-/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all, and control
- * characters as question marks. */
+/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all. */
 static void append_name(struct Buffer *names, struct Bytes name)
 {
     if (names->size > 500) return;
     if (names->data) append(names, ", ");
     append_bytes(names, name.data, name.size < 60 ? name.size : 60);
-    for (char *s = names->data; *s; s++) if ((unsigned char)*s < ' ') *s = '?';
 }
 
 /* names: the columns that there are. */
@@ -1738,9 +1746,11 @@ static bool find_value(struct Table *t, bool first)
  * written, since a double holds 15 digits. NULL for anything else. */
 static char *json_as_text(const struct Json *j)
 {
-    if (j->kind == JSON_NUMBER && j->string[strspn(j->string, "-0123456789")])
-        return text_of("%.15g", j->number);
-    return j->string && j->kind != JSON_NULL ? text_of("%s", j->string) : NULL;
+    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return NULL;
+    char *text = text_of("%.*s", (int)j->length, j->string);
+    if (j->kind != JSON_NUMBER || !text[strspn(text, "-0123456789")]) return text;
+    free(text);
+    return text_of("%.15g", j->number);
 }
 
 /* The member of a JSON object whose name fits best; dies if none does. */
@@ -1784,7 +1794,9 @@ static void read_object(struct Table *t, struct Example *e)
         const struct Json *text = json_column(t, j, i ? PAIRS : TEXTS);
         if (text->kind != JSON_STRING)
             die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-        const struct Bytes copy = {text_of("%s", text->string), strlen(text->string)};
+        struct Buffer b = {0};
+        append_bytes(&b, text->string, text->length);
+        const struct Bytes copy = {b.data, b.size};
         if (i) join_pair(e, copy); else e->text = copy;
     }
     if (!t->wanted.texts_only) {
@@ -1820,9 +1832,9 @@ static void check_label(const char *path, const struct Example *e)
 {
     const struct Bytes l = e->label;
     if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
-    if (l.size > 200)
-        die("%s:%d: the label has %zu bytes, more than 200. Is --label-column right?", path,
-            e->line, l.size);
+    if (l.size > MAX_LABEL_BYTES)
+        die("%s:%d: the label has %zu bytes, more than %d. Is --label-column right?", path,
+            e->line, l.size, MAX_LABEL_BYTES);
     for (size_t i = 0; i < l.size; i++)
         if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
             die("%s:%d: the label holds a control character. Remove it.", path, e->line);
@@ -1833,7 +1845,7 @@ static void check_label(const char *path, const struct Example *e)
 /* All texts of a file, with their labels unless texts alone are wanted. */
 static struct Examples read_examples(const char *path, struct Columns wanted)
 {
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_input(path);
     struct Table t = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
                       .wanted = wanted};
     struct Examples all = {path, NULL, 0};
@@ -2831,8 +2843,7 @@ static void predict_texts(struct Classifier *c, struct Dataset *d, const struct 
     for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
     run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
     for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    fwrite(b.data, 1, b.size, stdout);
-    flush_results();
+    show_result(&b);
     free(b.data);
     free(p);
 }
@@ -3055,8 +3066,32 @@ static void parse_methods(struct Compare *c)
 
 static const char usual_labels[] = "20,100,500,1000,all";
 
-/* Reads --labels, in ascending order; "all" is the number of texts in --train. Usual ones
- * that are too many for the texts or too few for the classes are left out. */
+/* Dies if the texts to learn from are those to test on. */
+static void refuse_same_file(const char *train, const char *test)
+{
+    if (same_file(train, test))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  test);
+}
+
+/* What of --test and --labels can be checked before texts are read. */
+static void check_before_texts(const struct Compare *c)
+{
+    int count;
+    char **parts = split_list(c->labels_text, ',', &count);
+    if (c->test) refuse_same_file(c->train, c->test);
+    for (int i = 0; i < count; free(parts[i++])) {
+        double x;
+        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
+                                        || x != floor(x) || x < 1))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+    }
+    free(parts);
+}
+
+/* Reads --labels, which check_before_texts has seen, in ascending order; "all" is the number of
+ * texts in --train. Usual ones that are too many for the texts or too few for the classes are left
+ * out. */
 static void parse_budgets(struct Compare *c)
 {
     int count;
@@ -3064,9 +3099,7 @@ static void parse_budgets(struct Compare *c)
     c->budgets = resize(NULL, count * sizeof *c->budgets);
     for (int i = 0; i < count; free(parts[i++])) {
         double x = c->train_count;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (strcmp(parts[i], "all")) parse_number(parts[i], "k", (double[]){1e3}, &x);
         if (c->labels_text == usual_labels && i < count - 1
             && (x >= c->train_count || x < 2 * c->classes)) continue;
         if (x > c->train_count)
@@ -3083,14 +3116,6 @@ static void parse_budgets(struct Compare *c)
 }
 
 /* --- Texts, labels, subsets --- */
-
-/* Dies if the texts to learn from are those to test on. */
-static void refuse_same_file(const char *train, const char *test)
-{
-    if (same_file(train, test))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  test);
-}
 
 /* Without --test: moves --test-part of each class to the end of train, and returns it. */
 static struct Examples set_test_aside(struct Examples *train, const struct Compare *c)
@@ -3118,10 +3143,7 @@ static void load_texts(struct Compare *c)
     struct Examples train = read_examples(c->train, c->columns), test = {0};
     const struct Settings *s = &c->base_set;
     const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
-    if (c->test) {
-        refuse_same_file(c->train, c->test);
-        test = read_examples(c->test, c->columns);
-    }
+    if (c->test) test = read_examples(c->test, c->columns);
     drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
     if (!c->test) test = set_test_aside(&train, c);
@@ -3918,6 +3940,7 @@ static int command_compare(int argc, char **argv)
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
+    check_before_texts(&c);
     if (c.test) warn_unused(options, "test-part", "with --test");
     begin_training();
     set_threads(c.threads);
@@ -4060,6 +4083,7 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const struct Batch rows = {n, n, d.tokens, starts};     /* each row the last of a sequence */
     trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
     class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
+    check_unchanged();
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     printf("P(%s) after each token:\n", c->model.config.label_names[best]);
     for (int i = 0; i < n; i++) {

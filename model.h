@@ -2187,12 +2187,66 @@ static const char *program = "gpt";     /* begin_program sets it; messages start
 
 static bool failed;                     /* a message has already said why the program ends */
 
+/* The character that begins at p, of which n > 0 bytes are there: returns its length and sets its
+ * code point. 0: the n bytes may be the beginning of one. -k: the first k bytes belong to none
+ * (Unicode 16, table 3-7: no overlong form, no surrogate, nothing above U+10FFFF). */
+static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_point)
+{
+    const int lead = p[0];
+    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
+                     : lead < 0xF5 ? 4 : 0;
+    uint32_t c = length < 2 ? lead : lead & 0x7F >> length;
+    if (!length) return -1;
+    for (int i = 1; i < length; i++) {
+        const int min = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+        const int max = i > 1 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+        if ((size_t)i == n) return 0;
+        if (p[i] < min || p[i] > max) return -i;
+        c = c << 6 | (p[i] & 0x3F);
+    }
+    *code_point = c;
+    return length;
+}
+
+/* Replaces what a terminal would obey by question marks: control characters but those in `keep`,
+ * and bytes that are not UTF-8, which may be such characters in another encoding. */
+static void make_harmless(char *text, size_t n, const char *keep)
+{
+    uint32_t c = 0;
+    for (int length; n; text += length, n -= length) {
+        length = utf8_decode((const unsigned char *)text, n, &c);
+        const bool bad = length <= 0 || c < 0x20 || (c >= 0x7F && c < 0xA0);
+        length = length > 0 ? length : length < 0 ? -length : (int)n;
+        if (bad && !(c && c < 0x20 && strchr(keep, (int)c))) memset(text, '?', length);
+    }
+}
+
+enum { MAX_MESSAGE = 2000, MESSAGE_END = 500 };     /* bytes */
+
+/* A message as it is shown: harmless and on one line. Names and texts in it come from files, which
+ * may be hostile. Of a longer message only the beginning and the end are shown, since the end says
+ * what to do. No memory is allocated unless it is long, as memory may be what is short. */
+static void format_message(char out[MAX_MESSAGE], const char *format, va_list arguments)
+{
+    va_list again;
+    va_copy(again, arguments);
+    const int n = vsnprintf(out, MAX_MESSAGE, format, arguments);
+    char *all = n < MAX_MESSAGE ? NULL : malloc((size_t)n + 1);
+    if (all) {
+        vsnprintf(all, (size_t)n + 1, format, again);
+        snprintf(out + MAX_MESSAGE - MESSAGE_END - 6, MESSAGE_END + 6, " ... %s",
+                 all + n - MESSAGE_END);
+        free(all);
+    }
+    va_end(again);
+    make_harmless(out, strlen(out), "");
+}
+
 static void complain(const char *format, va_list arguments)
 {
-    if (isatty(2)) fprintf(stderr, "\r\033[K");
-    fprintf(stderr, "%s: ", program);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
+    char text[MAX_MESSAGE];
+    format_message(text, format, arguments);
+    fprintf(stderr, "%s%s: %s\n", isatty(2) ? "\r\033[K" : "", program, text);
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
@@ -2202,6 +2256,9 @@ static void end_with(int status, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
+#ifdef AT_END                           /* test/hostile.h goes on with another file */
+    AT_END(status, format, arguments);
+#endif
     #pragma omp critical (end_of_program)
     {
         complain(format, arguments);
@@ -2245,6 +2302,7 @@ static void append_arguments(struct Buffer *b, const char *format, va_list argum
     va_copy(again, arguments);
     reserve(b, 64);
     const int n = vsnprintf(b->data + b->size, b->capacity - b->size, format, arguments);
+    if (n < 0) die("a text of more than 2 GB is too long. Split it.");
     if (b->size + n + 1 > b->capacity) {
         reserve(b, n);
         vsnprintf(b->data + b->size, (size_t)n + 1, format, again);
@@ -2271,6 +2329,25 @@ __attribute__((format(printf, 1, 2))) static char *text_of(const char *format, .
     append_arguments(&b, format, arguments);
     va_end(arguments);
     return b.data;
+}
+
+/* A copy that is harmless, for what `info` and its like print of a file. */
+static char *harmless(const char *text)
+{
+    char *copy = text_of("%s", text);
+    make_harmless(copy, strlen(copy), "");
+    return copy;
+}
+
+static void flush_results(void);
+
+/* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
+static void show_result(struct Buffer *b)
+{
+    if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
+    fwrite(b->data, 1, b->size, stdout);
+    flush_results();
+    b->size = 0;
 }
 
 /* A 64-bit hash as files hold it: 16 hex digits. The next three calls keep the result. */
@@ -2315,27 +2392,6 @@ static void append_utf8(struct Buffer *b, unsigned c)
     append_bytes(b, bytes, more + 1);
 }
 
-/* The character that begins at p, of which n > 0 bytes are there: returns its length and sets its
- * code point. 0: the n bytes may be the beginning of one. -k: the first k bytes belong to none
- * (Unicode 16, table 3-7: no overlong form, no surrogate, nothing above U+10FFFF). */
-static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_point)
-{
-    const int lead = p[0];
-    const int length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
-                     : lead < 0xF5 ? 4 : 0;
-    uint32_t c = length < 2 ? lead : lead & 0x7F >> length;
-    if (!length) return -1;
-    for (int i = 1; i < length; i++) {
-        const int min = i > 1 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-        const int max = i > 1 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-        if ((size_t)i == n) return 0;
-        if (p[i] < min || p[i] > max) return -i;
-        c = c << 6 | (p[i] & 0x3F);
-    }
-    *code_point = c;
-    return length;
-}
-
 /* ============================================================================================= */
 /* 12. Files                                                                                     */
 /* ============================================================================================= */
@@ -2351,27 +2407,135 @@ static bool same_file(const char *a, const char *b)
 /* A path as messages show it: "" is an argument, too. */
 static const char *shown_path(const char *path) { return *path ? path : "\"\""; }
 
-/* The bytes of a file, mapped into memory: each page is read when it is used. A pipe, or another
- * file without a size, is read whole. */
-static struct Bytes map_file(const char *path)
+/* --- Reading. What must not change is checked: a file may be rewritten while it is in use --- */
+
+/* What tells whether a file is still the same: written to in place, it has another size or time. */
+struct Version { dev_t device; ino_t inode; off_t size; struct timespec written; };
+
+static struct Version version_of(const struct stat *s)
 {
-    int fd = open(path, O_RDONLY);
+#ifdef __APPLE__
+    return (struct Version){s->st_dev, s->st_ino, s->st_size, s->st_mtimespec};
+#else
+    return (struct Version){s->st_dev, s->st_ino, s->st_size, s->st_mtim};
+#endif
+}
+
+/* Whether b is the file a, written to in the meantime. A new file of the same name is another. */
+static bool was_rewritten(const struct Version *a, const struct Version *b)
+{
+    return a->device == b->device && a->inode == b->inode
+           && (a->size != b->size || a->written.tv_sec != b->written.tv_sec
+               || a->written.tv_nsec != b->written.tv_nsec);
+}
+
+/* Opens a file and sets its version. Unless it is `any` kind of file it must be a regular one: a
+ * device may have no end, and a pipe without a writer would have to be waited for. */
+static int open_to_read(const char *path, bool any, struct Version *version)
+{
+    const int fd = open(path, O_RDONLY | (any ? 0 : O_NONBLOCK));
     struct stat status;
     if (fd < 0 || fstat(fd, &status) < 0)
         die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
     if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
-    struct Bytes bytes = {"", (size_t)status.st_size};
-    if (S_ISREG(status.st_mode) && bytes.size > 0) {
+    if (!any && !S_ISREG(status.st_mode))
+        die("%s: is no regular file, but a pipe or a device. Put a copy of the file there.", path);
+    *version = version_of(&status);
+    return fd;
+}
+
+/* Reads a file whole, at most `max` bytes, into memory that the caller frees. A NUL follows. Files
+ * of any kind: see open_to_read. */
+static struct Bytes read_file(const char *path, size_t max, bool any)
+{
+    struct Version before;
+    struct stat status;
+    const int fd = open_to_read(path, any, &before);
+    struct Buffer b = {0};
+    reserve(&b, before.size > 0 && (size_t)before.size < max ? (size_t)before.size : 4096);
+    for (ssize_t n = 1; n; b.size += n) {
+        if (b.size + 1 >= b.capacity) reserve(&b, b.size);
+        if ((n = read(fd, b.data + b.size, b.capacity - b.size - 1)) < 0)
+            die("%s: cannot be read (%s). Check its disk.", path, strerror(errno));
+        if (b.size + n > max)
+            die("%s: has more than %.4g MB, the most that is read of such a file. Is it the right "
+                "one?", path, max / 1e6);
+    }
+    b.data[b.size] = 0;
+    if (!fstat(fd, &status)) {
+        const struct Version after = version_of(&status);
+        if (S_ISREG(status.st_mode) && was_rewritten(&before, &after))
+            die("%s: was rewritten while it was read. Run again.", path);
+    }
+    close(fd);
+    return (struct Bytes){resize(b.data, b.size + 1), b.size};
+}
+
+/* Labelled texts, which may come through a pipe. Half of the machine's memory holds them. */
+static struct Bytes read_input(const char *path)
+{
+    return read_file(path, (size_t)(machine_memory() / 2), true);
+}
+
+/* Bounds for what is parsed, since a value of a JSON text takes up to 64 bytes of memory for its 2.
+ * The config.json of 10,000 labels has about 1 MB, the header of a state of 1,000 blocks 5 MB, and
+ * the tokenizer.json of 65,536 tokens, the most that a shard can hold, 5 MB. */
+enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
+
+/* The mapped files, for two cases: a page that the file no longer has when it is used, because the
+ * file was cut, raises SIGBUS; a file that was rewritten shows new bytes or a mixture. */
+struct Mapping { struct Bytes bytes; char *path; struct Version version; };
+static struct Mapping *mappings;
+static int mapping_count;
+
+static void remove_unfinished(void);
+
+/* On SIGBUS: one sentence that names the file, by system calls alone. */
+static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
+{
+    static const char what[] = ": was cut short while it was in use. Copy it and run again.\n";
+    const char *at = info->si_addr;
+    (void)context;
+    for (int i = 0; i < mapping_count; i++) {
+        const struct Mapping *m = &mappings[i];
+        if (at < m->bytes.data || at >= m->bytes.data + m->bytes.size) continue;
+        const char *const parts[] = {program, ": ", m->path, what};
+        for (int k = 0; k < COUNT(parts); k++)
+            if (write(2, parts[k], strlen(parts[k])) < 0) break;
+        remove_unfinished();
+        _exit(STATUS_FAILED);
+    }
+    signal(signal_number, SIG_DFL);                             /* not of a file: a fault of ours */
+}
+
+/* Dies if a mapped file was rewritten. Called before an answer is printed or saved. */
+static void check_unchanged(void)
+{
+    struct stat status;
+    for (int i = 0; i < mapping_count; i++) {
+        if (stat(mappings[i].path, &status)) continue;          /* removed: its pages stay */
+        const struct Version now = version_of(&status);
+        if (was_rewritten(&mappings[i].version, &now))
+            die("%s: was rewritten while it was in use, so no result can be trusted. Run again.",
+                mappings[i].path);
+    }
+}
+
+/* The bytes of a regular file, mapped into memory: each page is read when it is used. */
+static struct Bytes map_file(const char *path)
+{
+    struct Version version;
+    const int fd = open_to_read(path, false, &version);
+    struct Bytes bytes = {"", (size_t)version.size};
+    if (bytes.size > 0) {
         void *p = mmap(NULL, bytes.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) die("%s: cannot be mapped (%s).", path, strerror(errno));
+        if (p == MAP_FAILED)
+            die("%s: cannot be mapped (%s). Copy it to another disk.", path, strerror(errno));
         bytes.data = p;
-    } else if (!S_ISREG(status.st_mode)) {
-        struct Buffer b = {0};
-        char block[65536];
-        ssize_t n;
-        while ((n = read(fd, block, sizeof block)) > 0) append_bytes(&b, block, n);
-        if (n < 0) die("%s: cannot be read (%s).", path, strerror(errno));
-        if (b.size) bytes = (struct Bytes){b.data, b.size};
+        mappings = resize(mappings, (mapping_count + 1) * sizeof *mappings);
+        mappings[mapping_count++] = (struct Mapping){bytes, text_of("%s", path), version};
+        struct sigaction action = {.sa_sigaction = end_on_lost_page, .sa_flags = SA_SIGINFO};
+        sigaction(SIGBUS, &action, NULL);
     }
     close(fd);
     return bytes;
@@ -2379,7 +2543,12 @@ static struct Bytes map_file(const char *path)
 
 static void unmap_file(struct Bytes bytes)
 {
-    if (bytes.size) munmap((void *)bytes.data, bytes.size);
+    int i = 0;
+    while (i < mapping_count && mappings[i].bytes.data != bytes.data) i++;
+    if (i == mapping_count) return;                             /* an empty file */
+    munmap((void *)bytes.data, bytes.size);
+    free(mappings[i].path);
+    mappings[i] = mappings[--mapping_count];
 }
 
 /* What a program that fails or is stopped removes: directories that it made, if they are empty. The
@@ -2392,8 +2561,8 @@ static void make_directory(const char *path)
 {
     char *p = text_of("%s", path), end = 1;
     int error = EEXIST;                     /* the first reason why one could not be made */
-    for (char *s = p + 1; end; s++) {
-        if ((end = *s) && end != '/') continue;
+    for (char *s = p; end; s++) {
+        if ((end = *s) && (end != '/' || s == p)) continue;
         *s = 0;
         if (!mkdir(p, 0777)) {
             struct Made *m = resize(NULL, sizeof *m);
@@ -2404,7 +2573,8 @@ static void make_directory(const char *path)
     }
     struct stat status;
     if (stat(p, &status) < 0 || !S_ISDIR(status.st_mode))
-        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(error));
+        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
+            strerror(error));
     free(p);
 }
 
@@ -2596,7 +2766,8 @@ static void write_file(const char *path, const void *bytes, size_t n)
 
 struct Json {
     enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
-    char *key, *string;         /* NUL-terminated UTF-8; string: also a number, as written */
+    char *key;                  /* NUL-terminated UTF-8 */
+    const char *string;         /* the same; of other kinds the text itself, without a NUL */
     size_t length;              /* of string, in which \u0000 is a NUL, too */
     double number;              /* of a bool: 0 or 1 */
     struct Json *child, *next;  /* first member; next member of the same array or object */
@@ -2647,14 +2818,16 @@ static char *json_string(struct JsonReader *r, size_t *length)
 {
     static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     struct Buffer b = {0};
-    append_bytes(&b, "", 0);
     if (json_peek(r) != '"') json_error(r, "a string is expected");
     for (r->at++; ; ) {
         const char *plain = r->at;
         while (r->at < r->end && *r->at != '"' && *r->at != '\\') r->at++;
         append_bytes(&b, plain, r->at - plain);
         if (r->at >= r->end) json_error(r, "a string does not end");
-        if (*r->at++ == '"') { if (length) *length = b.size; return b.data; }
+        if (*r->at++ == '"') {
+            if (length) *length = b.size;
+            return resize(b.data, b.size + 1);
+        }
         const int c = r->at < r->end ? *r->at++ : 0;
         const char *found = c ? strchr(escapes, c) : NULL;
         if (found) append_bytes(&b, meanings + (found - escapes), 1);
@@ -2689,11 +2862,14 @@ static void json_members(struct JsonReader *r, struct Json *j)
 /* true, false, null or a number. */
 static void json_word(struct JsonReader *r, struct Json *j)
 {
-    char *word, *end;
+    char word[1001], *end;
     size_t n = 0;
-    while (r->at + n < r->end && n < 1000
-           && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n])))) n++;
-    j->string = word = text_of("%.*s", (int)n, r->at);
+    for (; r->at + n < r->end && n < sizeof word - 1
+           && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))); n++)
+        word[n] = r->at[n];
+    word[n] = 0;
+    j->string = r->at;
+    j->length = n;
     j->number = strtod(word, &end);
     if (!strcmp(word, "true") || !strcmp(word, "false"))
         j->kind = JSON_BOOL, j->number = word[0] == 't';
@@ -2716,7 +2892,8 @@ static struct Json *json_value(struct JsonReader *r)
     return j;
 }
 
-/* Dies on text that is not one JSON value; path is for the message. */
+/* Dies on text that is not one JSON value; path is for the message. The text must outlive the tree,
+ * whose numbers point into it. */
 static struct Json *json_parse(const char *text, size_t n, const char *path)
 {
     struct JsonReader r = {text, text + n, text, path, 0};
@@ -2731,7 +2908,7 @@ static void json_free(struct Json *j)
         struct Json *next = j->next;
         json_free(j->child);
         free(j->key);
-        free(j->string);
+        if (j->kind == JSON_STRING) free((char *)j->string);
         free(j);
         j = next;
     }
@@ -2760,7 +2937,7 @@ static const char *json_text(const struct Json *object, const char *key, const c
 /* A string with its quotes. Bytes that are not UTF-8 become U+FFFD, since JSON has no others. */
 static void append_json_bytes(struct Buffer *b, struct Bytes s)
 {
-    uint32_t c;
+    uint32_t c = 0;
     append(b, "\"");
     for (int n; s.size; s.data += n, s.size -= n) {
         n = utf8_decode((const unsigned char *)s.data, s.size, &c);
@@ -2781,13 +2958,17 @@ static void append_json_string(struct Buffer *b, const char *s)
 /* 14. Checkpoint: safetensors and config.json                                                   */
 /* ============================================================================================= */
 
+/* Bounds for labels. A vector of scores (K) is on the stack, a table (K, K) in memory, and names
+ * stand in messages and tables. */
+enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
+
 /* Dies, naming `source`, on sizes that no model has. */
 static void check_config(const struct Config *c, const char *source)
 {
     const struct { const char *name; int value, max; } bounds[] = {
         {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
         {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
-        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", c->labels + 1, 1 << 16},
+        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", max_int(c->labels, 1), MAX_LABELS},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
         if (bounds[i].value < 1 || bounds[i].value > bounds[i].max)
@@ -2920,12 +3101,17 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
     free(header.data);
 }
 
+/* A tensor in the header of a file: its entry there and where its bytes begin and end. */
+struct Place { const struct Json *entry; double begin, end; bool known; };
+
 struct Safetensors {
     const char *path;
     struct Bytes file;
     const char *data;
     size_t size;
     struct Json *header;
+    struct Place *tensors;          /* (count), sorted by name */
+    int count;
     struct Safetensors *next;       /* a large model from elsewhere may be in several files */
 };
 
@@ -2941,48 +3127,84 @@ static double tensor_place(const struct Json *t, bool end)
 static bool is_redundant(const char *name)
 {
     const size_t n = strlen(name);
-    return !strcmp(name, "__metadata__") || !strcmp(name, "lm_head.weight")
-           || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
+    return !strcmp(name, "lm_head.weight") || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
            || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
 }
 
-/* Dies unless all tensors lie inside the file, reach its end, and no two parameters overlap. */
-static void check_places(const struct Safetensors *s)
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(((const struct Place *)a)->entry->key, ((const struct Place *)b)->entry->key);
+}
+
+static int compare_places(const void *a, const void *b)
+{
+    const struct Place *x = a, *y = b;
+    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin)
+                                : (x->end > y->end) - (x->end < y->end);
+}
+
+/* The tensor of that name in a file, or NULL. */
+static struct Place *place_of(const struct Safetensors *s, const char *name)
+{
+    const struct Json entry = {.key = (char *)name};
+    const struct Place key = {.entry = &entry};
+    return bsearch(&key, s->tensors, s->count, sizeof key, compare_names);
+}
+
+/* Lists the tensors of the header. Dies unless all lie inside the file, reach its end, and have
+ * different names, and no two parameters overlap. */
+static void list_tensors(struct Safetensors *s)
 {
     double last = 0;
+    int room = 0;
     for (const struct Json *t = s->header->child; t; t = t->next) {
         if (!strcmp(t->key, "__metadata__")) continue;
-        const double begin = tensor_place(t, false), end = tensor_place(t, true);
-        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
+        const struct Place p = {t, tensor_place(t, false), tensor_place(t, true), false};
+        if (!(p.begin >= 0 && p.begin <= p.end && p.end <= (double)s->size))
             die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
-                "it again.",
-                s->path, t->key, begin, end, s->size);
-        last = fmax(last, end);
-        for (const struct Json *u = is_redundant(t->key) ? NULL : t->next; u; u = u->next)
-            if (!is_redundant(u->key) && tensor_place(u, false) < end
-                && begin < tensor_place(u, true))
-                die("%s: tensors %s and %s overlap. Replace the file.", s->path, t->key, u->key);
+                "it again.", s->path, t->key, p.begin, p.end, s->size);
+        last = fmax(last, p.end);
+        if (s->count == room)
+            s->tensors = resize(s->tensors, (room = 2 * room + 64) * sizeof *s->tensors);
+        s->tensors[s->count++] = p;
     }
     if (last != (double)s->size)
         die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
             s->path, s->size, last);
+    const struct Place *reach = NULL;               /* of those so far, the one that ends last */
+    qsort(s->tensors, s->count, sizeof *s->tensors, compare_places);
+    for (const struct Place *p = s->tensors; p < s->tensors + s->count; p++) {
+        if (is_redundant(p->entry->key)) continue;
+        if (reach && p->begin < reach->end)
+            die("%s: tensors %s and %s overlap. Replace the file.", s->path, reach->entry->key,
+                p->entry->key);
+        if (!reach || p->end > reach->end) reach = p;
+    }
+    qsort(s->tensors, s->count, sizeof *s->tensors, compare_names);
+    for (int i = 1; i < s->count; i++)
+        if (!compare_names(&s->tensors[i - 1], &s->tensors[i]))
+            die("%s: tensor %s is there twice. Replace the file.", s->path,
+                s->tensors[i].entry->key);
 }
 
 /* Maps the file and parses its header. Dies unless both fit together. */
 static struct Safetensors open_safetensors(const char *path)
 {
-    struct Safetensors s = {text_of("%s", path), map_file(path), NULL, 0, NULL, NULL};
+    struct Safetensors s = {.path = text_of("%s", path), .file = map_file(path)};
     uint64_t length = 0;
     if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
-    if (s.file.size < 8 || length < 2 || length > s.file.size - 8 || length > (100u << 20))
+    if (s.file.size < 8 || length < 2 || length > s.file.size - 8)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, s.file.size);
+    if (length > MAX_HEADER)
+        die("%s: the header has %.1f MB, more than %.1f. Such a file is not supported.", path,
+            length / 1e6, MAX_HEADER / 1e6);
     s.header = json_parse(s.file.data + 8, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
     s.data = s.file.data + 8 + length;
     s.size = s.file.size - 8 - length;
-    check_places(&s);
+    list_tensors(&s);
     return s;
 }
 
@@ -2990,6 +3212,7 @@ static void close_safetensors(struct Safetensors *s)
 {
     if (s->next) { close_safetensors(s->next); free(s->next); }
     free((char *)s->path);
+    free(s->tensors);
     json_free(s->header);
     unmap_file(s->file);
 }
@@ -2997,10 +3220,12 @@ static void close_safetensors(struct Safetensors *s)
 /* The files that model.safetensors.index.json names: {"weight_map": {tensor: file, ...}}. */
 static struct Safetensors open_parts(const char *dir, const char *index_path)
 {
-    const struct Bytes file = map_file(index_path);
+    enum { MAX_PARTS = 1000 };
+    const struct Bytes file = read_file(index_path, MAX_CONFIG, false);
     struct Json *index = json_parse(file.data, file.size, index_path);
     const struct Json *map = json_get(index, "weight_map");
     struct Safetensors first = {NULL}, *last = NULL;
+    int parts = 0;
     for (const struct Json *j = map ? map->child : NULL; j; j = j->next) {
         const char *name = j->kind == JSON_STRING ? j->string : "";
         if (!*name || strchr(name, '/'))
@@ -3010,6 +3235,9 @@ static struct Safetensors open_parts(const char *dir, const char *index_path)
         const struct Safetensors *known = last ? &first : NULL;
         while (known && strcmp(known->path, path)) known = known->next;
         if (!known) {
+            if (++parts > MAX_PARTS)
+                die("%s: names more than %d files. Such a model is not supported.", index_path,
+                    MAX_PARTS);
             struct Safetensors *part = last ? resize(NULL, sizeof *part) : &first;
             *part = open_safetensors(path);
             if (last) last->next = part;
@@ -3019,7 +3247,7 @@ static struct Safetensors open_parts(const char *dir, const char *index_path)
     }
     if (!last) die("%s: names no file. Replace it.", index_path);
     json_free(index);
-    unmap_file(file);
+    free((char *)file.data);
     return first;
 }
 
@@ -3093,7 +3321,7 @@ static bool all_finite(const real *x, size_t n)
 }
 
 /* The header's entry of a tensor, and in *s the file that has it. Files from elsewhere may leave
- * out "transformer.". NULL: no file has it. */
+ * out "transformer.". NULL: no file has it. What is asked for is known (refuse_strangers). */
 static const struct Json *find_tensor(const struct Safetensors **s, const char *prefix,
                                       const char *name)
 {
@@ -3102,9 +3330,10 @@ static const struct Json *find_tensor(const struct Safetensors **s, const char *
     snprintf(full, sizeof full, "%s%s", prefix, name);
     snprintf(bare, sizeof bare, "%s%s", prefix, trunk ? name + 12 : name);
     for (const struct Safetensors *file = *s; file; file = file->next) {
-        const struct Json *t = json_get(file->header, full);
-        if (!t) t = json_get(file->header, bare);
-        if (t) { *s = file; return t; }
+        struct Place *p = place_of(file, full), *other = place_of(file, bare);
+        if (other) other->known = true;
+        if (!p) p = other;
+        if (p) { p->known = true; *s = file; return p->entry; }
     }
     return NULL;
 }
@@ -3190,21 +3419,17 @@ static bool head_is_tied(const struct Safetensors *s, const struct Safetensors *
     return a == b && !memcmp(x, y, (size_t)c->vocabulary * c->channels * (a == DTYPE_F32 ? 4 : 2));
 }
 
-/* Dies if a file has a tensor that GPT-2 has not. A head equal to wte is allowed. */
-static void refuse_strangers(const struct Safetensors *all, const struct Model *model)
+/* Dies if a file has a tensor that GPT-2 has not: one that nothing has asked for. A head equal to
+ * wte is allowed. */
+static void refuse_strangers(const struct Safetensors *all, const struct Config *c)
 {
     for (const struct Safetensors *s = all; s; s = s->next)
-        for (const struct Json *t = s->header->child; t; t = t->next) {
-            bool known = strcmp(t->key, "lm_head.weight")
-                       ? is_redundant(t->key) : head_is_tied(s, all, t, &model->config);
-            for (int i = 0; i < model->tensor_count && !known; i++) {
-                const char *name = model->tensors[i].name;
-                known = !strcmp(t->key, name)
-                     || (!strncmp(name, "transformer.", 12) && !strcmp(t->key, name + 12));
-            }
-            if (!known)
+        for (const struct Place *p = s->tensors; p < s->tensors + s->count; p++) {
+            const char *name = p->entry->key;
+            if (!p->known && !(strcmp(name, "lm_head.weight") ? is_redundant(name)
+                                                              : head_is_tied(s, all, p->entry, c)))
                 die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
-                    "supported.", s->path, t->key);
+                    "supported.", s->path, name);
         }
 }
 
@@ -3276,18 +3501,37 @@ static void stage_config(const char *path, const struct Config *c, int eot)
     free(b.data);
 }
 
-/* The names of the classes from id2label, or LABEL_0, LABEL_1 .. without it. */
+/* The class that a key of id2label means, "0" to "9999", or -1. */
+static int class_of_key(const char *key)
+{
+    char *end;
+    const long k = isdigit((unsigned char)*key) && strlen(key) < 6 ? strtol(key, &end, 10) : -1;
+    return k < 0 || *end || (*key == '0' && key[1]) ? -1 : (int)k;
+}
+
+/* The number of classes and their names from id2label, or LABEL_0 and LABEL_1 without it. Names are
+ * printed, so control characters in them become question marks. */
 static void read_label_names(struct Config *c, const struct Json *j, const char *path)
 {
     const struct Json *names = json_get(j, "id2label");
+    for (const struct Json *n = names ? names->child : NULL; n; n = n->next) c->labels++;
+    if (!c->labels) c->labels = 2, names = NULL;
+    check_config(c, path);
     c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
+    memset(c->label_names, 0, c->labels * sizeof *c->label_names);
+    for (const struct Json *n = names ? names->child : NULL; n; n = n->next) {
+        const int k = n->key && n->kind == JSON_STRING ? class_of_key(n->key) : -1;
+        if (k < 0 || k >= c->labels || c->label_names[k]) continue;
+        if (strlen(n->string) > MAX_LABEL_BYTES)
+            die("%s: id2label: the name of class %d has %zu bytes, more than %d. Shorten it.", path,
+                k, strlen(n->string), MAX_LABEL_BYTES);
+        c->label_names[k] = text_of("%s", n->string);
+        make_harmless(c->label_names[k], strlen(n->string), "");
+    }
     for (int k = 0; k < c->labels; k++) {
-        char key[16];
-        snprintf(key, sizeof key, "%d", k);
-        const char *name = json_text(names, key, NULL);
-        if (names && !name)
+        if (names && !c->label_names[k])
             die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
-        c->label_names[k] = name ? text_of("%s", name) : text_of("LABEL_%d", k);
+        if (!names) c->label_names[k] = text_of("LABEL_%d", k);
     }
 }
 
@@ -3318,7 +3562,7 @@ static void refuse_variants(const struct Json *j, const struct Config *c, const 
  * config_hash. */
 static struct Config read_config(const char *path, const struct Json *score, uint64_t *hash)
 {
-    struct Bytes file = map_file(path);
+    const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
     const char *type = json_text(j, "model_type", "gpt2"),
                *gelu = json_text(j, "activation_function", "gelu_new");
@@ -3336,16 +3580,10 @@ static struct Config read_config(const char *path, const struct Json *score, uin
         (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
     check_config(&c, path);
     refuse_variants(j, &c, path, score != NULL);
-    if (score) {
-        const struct Json *names = json_get(j, "id2label");
-        for (const struct Json *name = names ? names->child : NULL; name; name = name->next)
-            c.labels++;
-        if (!c.labels) c.labels = 2;
-        read_label_names(&c, j, path);
-    }
+    if (score) read_label_names(&c, j, path);
     *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
     return c;
 }
 
@@ -3475,7 +3713,8 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
         model_allocate(model);
         read_array(model->weights, &s, model, "");
     }
-    refuse_strangers(&s, model);
+    refuse_strangers(&s, &model->config);
+    check_unchanged();
     close_safetensors(&s);
     free(config_path);
 }
@@ -3511,6 +3750,7 @@ static void load_state(const char *path, struct Model *model, real *best, real *
     read_metadata(meta, &s);
     verify_checksum(&s, count);
     for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    check_unchanged();
     close_safetensors(&s);
 }
 
@@ -3910,22 +4150,16 @@ static bool live(void) { return isatty(2); }
  * caller decides how often. */
 __attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
 {
-    char line[512];
+    char line[MAX_MESSAGE];
     struct winsize terminal;
     va_list arguments;
     va_start(arguments, format);
-    if (live()) fprintf(stderr, "\r\033[K");
-    if (live() && !last) {
-        vsnprintf(line, sizeof line, format, arguments);
-        if (!ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-            && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-        fputs(line, stderr);
-    } else {
-        vfprintf(stderr, format, arguments);
-        fputc('\n', stderr);
-    }
-    fflush(stderr);
+    format_message(line, format, arguments);
     va_end(arguments);
+    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
+    fprintf(stderr, "%s%s%s", live() ? "\r\033[K" : "", line, live() && !last ? "" : "\n");
+    fflush(stderr);
 }
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time

@@ -995,6 +995,8 @@ static void read_merges(struct MergesReader *r, struct Bytes text)
 
 /* --- Reading vocab.json and tokenizer.json --- */
 
+enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
+
 /* Takes over the ids of a directory whose tokens are numbered otherwise than by merges.txt, as by
  * trainers that put special tokens first. names: {"token": id, ...}. eot: its id there. Dies if a
  * token of ours has no id. */
@@ -1007,9 +1009,10 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
         uint8_t bytes[MAX_TOKEN_BYTES];
         const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
         const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-        if (token && j->number >= 0 && j->number < 1 << 24)
+        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
             t->file_ids[token - 1] = (int)j->number;
     }
+    struct PairTable ids = pair_table(t->vocabulary);       /* to find one that is there twice */
     bool same = true;
     for (int i = 0; i < t->vocabulary; i++) {
         int n;
@@ -1018,23 +1021,28 @@ static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
             die("%s: has no id for token %d, \"%.*s\", which a merge makes, so another "
                 "tokenizer wrote it. Put the right one there.", r->path, i, n < 80 ? n : 80,
                 (const char *)bytes);
+        if (pair_find(&ids, t->file_ids[i]) >= 0)
+            die("%s: two tokens have the id %d. Replace the file.", r->path, t->file_ids[i]);
+        pair_add(&ids, t->file_ids[i], i);
         same &= t->file_ids[i] == i;
     }
+    pair_table_free(&ids);
     if (same) { free(t->file_ids); t->file_ids = NULL; }
 }
 
 /* Ids follow from merges.txt, unless the vocab.json beside it has an order of its own. */
 static void read_vocabulary(struct MergesReader *r, const char *path)
 {
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     struct Json *names = json_parse(file.data, file.size, path);
     const double eot = json_number(names, END_OF_TEXT, -1);
-    if (!(eot >= 0 && eot < 1 << 24))
-        die("%s: has no %s. Name merges.txt itself if the file is not needed.", path, END_OF_TEXT);
+    if (!(eot >= 0 && eot < MAX_IDS))
+        die("%s: has no id for %s. Name merges.txt itself if the file is not needed.", path,
+            END_OF_TEXT);
     r->path = path;
     read_ids(r, names, (int)eot);
     json_free(names);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
@@ -1087,7 +1095,7 @@ static void append_merges(struct Buffer *b, const struct Tokenizer *t);
 static void check_tokenizer_beside(const struct Tokenizer *t, const char *path)
 {
     if (!file_exists(path)) return;
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     struct Json *j = json_parse(file.data, file.size, path);
     const struct Json *list = json_get(json_get(j, "model"), "merges");
     struct Buffer ours = {0}, theirs = {0};
@@ -1100,14 +1108,14 @@ static void check_tokenizer_beside(const struct Tokenizer *t, const char *path)
     free(ours.data);
     free(theirs.data);
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* A tokenizer.json, when there is no merges.txt: merges, ids, and whether its template puts
  * <|endoftext|> before a text. */
 static void read_tokenizer_json(struct MergesReader *r)
 {
-    const struct Bytes file = map_file(r->path);
+    const struct Bytes file = read_file(r->path, MAX_TOKENIZER, false);
     struct Json *j = json_parse(file.data, file.size, r->path);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
@@ -1115,14 +1123,14 @@ static void read_tokenizer_json(struct MergesReader *r)
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
     const double eot = end_of_text_in(j);
-    if (!(eot >= 0 && eot < 1 << 24))
+    if (!(eot >= 0 && eot < MAX_IDS))
         die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
     read_ids(r, names, (int)eot);
     const struct Json *first = template ? json_get(template->child, "SpecialToken") : NULL;
     r->tokenizer->begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* Reads from tokenizer_config.json, if it is there, what the directory's model does to a text. It
@@ -1130,7 +1138,7 @@ static void read_tokenizer_json(struct MergesReader *r)
 static void read_tokenizer_config(struct Tokenizer *t, const char *path)
 {
     if (!file_exists(path)) return;
-    const struct Bytes file = map_file(path);
+    const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
     t->begins = json_number(j, "add_bos_token", t->begins) != 0;
     const struct Json *bos = json_get(j, "bos_token");
@@ -1143,7 +1151,7 @@ static void read_tokenizer_config(struct Tokenizer *t, const char *path)
     t->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
     t->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
     json_free(j);
-    unmap_file(file);
+    free((char *)file.data);
 }
 
 /* The file that a tokenizer is read from: `name` itself, or in a directory of that name merges.txt,
@@ -1183,9 +1191,9 @@ static struct Tokenizer *tokenizer_load(const char *name)
     struct MergesReader r = {.path = path};
     if (ends_with(path, ".json")) read_tokenizer_json(&r);
     else {
-        const struct Bytes file = map_file(path);
+        const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
         read_merges(&r, file);
-        unmap_file(file);
+        free((char *)file.data);
         if (directory && file_exists(ids)) read_vocabulary(&r, ids);
         if (directory) check_tokenizer_beside(r.tokenizer, json);
     }
@@ -1268,8 +1276,9 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
         utf8_class(p, end, &length);
         if (*p == '\n' || *p == '\t' || *p == '\r')
             append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else if (length > 1 || (*p >= ' ' && *p < 127)) append_bytes(b, p, length);
-        else append(b, "\\x%02X", *p);
+        else if (length > 2 || (length == 2 && *p > 0xC2) || (length == 2 && p[1] >= 0xA0)
+                 || (length == 1 && *p >= ' ' && *p < 127)) append_bytes(b, p, length);
+        else for (int i = 0; i < length; i++) append(b, "\\x%02X", p[i]);
         p += length;
     }
 }

@@ -48,6 +48,7 @@ struct Data {
     struct Shard *shards;       /* (count) */
     int count;                  /* 0: no data, as for --val when it is not given */
     int64_t tokens;             /* n */
+    int vocabulary;             /* of the tokenizer: no id reaches it */
     uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
 
@@ -85,14 +86,12 @@ static void check_sets(const struct Data *d, const char *pattern)
     }
 }
 
-/* Opens all shards that match the pattern. Dies if there is none, if another tokenizer made one, or
- * if there are fewer than 2 tokens in all. `option` names the pattern in messages; `run` is the
- * directory of the run whose state the pattern is from, or NULL if it is from the command line. */
-static struct Data open_data(const char *option, const char *pattern, const char *run,
-                             const struct Tokenizer *t)
+/* Finds all files that match the pattern, or dies. `option` names the pattern in messages; `run` is
+ * the directory of the run whose state the pattern is from, or NULL if it is from the command
+ * line. */
+static glob_t find_shards(const char *option, const char *pattern, const char *run)
 {
     glob_t found;
-    struct Data d = {0};
     const bool none = glob(pattern, 0, NULL, &found) || found.gl_pathc == 0;
     if (none && run)
         die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
@@ -101,6 +100,16 @@ static struct Data open_data(const char *option, const char *pattern, const char
     if (none)
         die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
             option, pattern);
+    return found;
+}
+
+/* Opens the shards of find_shards. Dies if another tokenizer made one, or if there are fewer than 2
+ * tokens in all. */
+static struct Data open_data(const char *option, const char *pattern, const char *run,
+                             const struct Tokenizer *t)
+{
+    glob_t found = find_shards(option, pattern, run);
+    struct Data d = {.vocabulary = t->vocabulary};
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
         struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
@@ -118,11 +127,15 @@ static struct Data open_data(const char *option, const char *pattern, const char
     return d;
 }
 
-/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. */
+/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. Dies
+ * on an id beyond the vocabulary: no shard had one when it was opened (check_ids). */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
     for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
-        for (; at < s->count && n > 0; at++, n--) *out++ = s->tokens[at];
+        for (; at < s->count && n > 0; at++, n--, out++)
+            if ((*out = s->tokens[at]) >= d->vocabulary)
+                die("%s: was rewritten while it was in use: token %d is beyond the vocabulary. "
+                    "Run again.", s->path, *out);
 }
 
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
@@ -172,7 +185,7 @@ static void cut(struct Sequences *s, const struct Data *d, int T, const char *ho
 {
     if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot);
     else cut_by_length(s, d, T, 0);
-    if (s->count > INT32_MAX)
+    if (s->count >= INT32_MAX)              /* a shift may add one */
         die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
 }
 
@@ -483,6 +496,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
                  sum / score.tokens, score.tokens / (shown - start),
                  duration((shown - start) * (chosen - i) / i));
     }
+    check_unchanged();
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
@@ -495,7 +509,9 @@ static void print_baselines(const struct Data *d, int V)
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0;
     for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count; k++) counts[d->shards[i].tokens[k]]++;
+        for (int64_t k = 0; k < d->shards[i].count; k++)
+            counts[min_int(d->shards[i].tokens[k], V - 1)]++;
+    check_unchanged();
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
         if (p > 0) unigram -= p * log(p);
@@ -651,20 +667,6 @@ static int next_token(struct Generator *g, const real *hidden, bool may_end)
     return draw(g->choices, V, kept, random_uniform(&g->random));
 }
 
-/* Writes the buffer to standard output and empties it. On a terminal, control characters become
- * U+FFFD, since they could change how the terminal works. */
-static void show_text(struct Buffer *b)
-{
-    const bool terminal = isatty(1);
-    for (size_t i = 0; i < b->size; i++) {
-        const unsigned char c = b->data[i];
-        const bool control = (c < 0x20 || c == 0x7F) && c != '\n' && c != '\t';
-        if (terminal && control) fputs("\xEF\xBF\xBD", stdout); else putchar(c);
-    }
-    flush_results();
-    b->size = 0;
-}
-
 /* The ids of <|endoftext|> and the prompt, if every document of the training text began with
  * <|endoftext|>. A model from elsewhere may read the prompt alone. The caller frees them. */
 static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *prompt)
@@ -686,20 +688,21 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
     struct Utf8 utf8 = {0};
     int written = 0, token;
     utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
-    show_text(&text);
+    show_result(&text);
     const real *hidden = read_text(g, ids, count);
     while (written < max_tokens) {
         int length;
         token = next_token(g, hidden, written >= g->min_tokens);
+        check_unchanged();
         if (token == g->tokenizer->eot) break;
         const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
-        show_text(&text);
+        show_result(&text);
         if (++written < max_tokens) hidden = read_next(g, token);
     }
     utf8_end(&text, &utf8);
     append(&text, "\n");
-    show_text(&text);
+    show_result(&text);
     free(text.data);
     return written;
 }
@@ -970,6 +973,14 @@ static void open_log(struct Run *r)
     free(rows.data);
 }
 
+/* Hands the log's rows to the system, or to the disk, too. */
+static void flush_log(const struct Run *r, bool to_disk)
+{
+    if (fflush(r->log) || (to_disk && fsync(fileno(r->log))))
+        die("%s: writing failed (%s). Free some space and --resume.", r->paths.log,
+            strerror(errno));
+}
+
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
@@ -981,9 +992,7 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
     else fputc('\t', r->log);
     fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
             s->targets / s->seconds, r->earlier + seconds() - r->start);
-    if (fflush(r->log))
-        die("%s: writing failed (%s). Free some space and --resume.", r->paths.log,
-            strerror(errno));
+    flush_log(r, false);
 }
 
 /* --- Saving --- */
@@ -1045,8 +1054,9 @@ static void stage_run(const struct Run *r)
 static void save_run(struct Run *r)
 {
     const double start = seconds();
+    check_unchanged();
     struct Metadata last = describe(r, &r->last);
-    if (fflush(r->log) || fsync(fileno(r->log))) die_unwritten(r->paths.log);
+    flush_log(r, true);
     if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
     stage_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
     stage_run(r);
@@ -1255,8 +1265,6 @@ static void make_model(struct Run *r)
     else {
         struct Config config = {.layers = o->layers, .heads = o->heads, .channels = o->channels,
                                 .context = o->context, .vocabulary = r->tokenizer->vocabulary};
-        if (o->channels % o->heads)
-            die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
         model_describe(&r->model, config);
         if (o->plan && 4 * r->model.parameter_count * sizeof(real) > machine_memory()) return;
         model_allocate(&r->model);
@@ -1329,9 +1337,6 @@ static bool fits_machine(const struct Run *r)
 static void take_memory(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
-        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
-                  o->context);
     struct Sequences sequences;
     cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
     if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
@@ -1346,8 +1351,21 @@ static void take_memory(struct Run *r)
     generator_create(r->generator, &r->model, r->tokenizer);
 }
 
-/* Opens the tokenizer and the data. --resume and --init have a tokenizer in their directory. */
-static void load_inputs(struct Run *r)
+/* What of the options needs no data is checked before any is read, which may take minutes. */
+static void check_options(const struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    if (o->channels % o->heads)
+        die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
+    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
+                  o->context);
+    if (o->steps == 0 && o->epochs == 0 && o->time_limit == 0)
+        die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
+}
+
+/* Opens the tokenizer. --resume and --init have one in their directory. */
+static void load_tokenizer(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
     if (!o->data) die_usage("--data: must be given. --help explains it.");
@@ -1356,10 +1374,19 @@ static void load_inputs(struct Run *r)
     r->tokenizer = tokenizer_load(o->tokenizer);
     if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
     r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
-    const char *run = o->resume ? o->out : NULL;
-    r->data = open_data("data", o->data, given(r, "data") ? NULL : run, r->tokenizer);
-    if (o->val)
-        r->val = open_data("val", o->val, given(r, "val") ? NULL : run, r->tokenizer);
+}
+
+/* Opens the data. That both names are right is checked first, since reading may take minutes. */
+static void load_data(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    const char *run = o->resume ? o->out : NULL, *data_run = given(r, "data") ? NULL : run,
+               *val_run = given(r, "val") ? NULL : run;
+    glob_t found = find_shards("data", o->data, data_run);
+    globfree(&found);
+    if (o->val) { found = find_shards("val", o->val, val_run); globfree(&found); }
+    r->data = open_data("data", o->data, data_run, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, val_run, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1518,8 +1545,6 @@ static double fix_steps(struct Run *r)
     struct TrainOptions *o = &r->options;
     if (o->time_limit > 0 && !given(r, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
-    if (o->steps == 0 && o->time_limit == 0)
-        die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
     const bool open = o->steps == 0;
     const double step = ((open && !o->resume) || o->plan) && fits_machine(r) ? measure_step(r)
         : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
@@ -1699,8 +1724,10 @@ static int command_train(int argc, char **argv)
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
-    load_inputs(&r);
-    make_model(&r);
+    load_tokenizer(&r);
+    make_model(&r);                             /* --init may set sizes */
+    check_options(&r);
+    load_data(&r);
     r.peak = fma_peak();
     take_memory(&r);
     const double step = fix_steps(&r);
@@ -1943,14 +1970,14 @@ static void plot_losses(const char *rows)
 static void print_history(const struct Metadata *meta, const char *dir)
 {
     const char *history = metadata_get(meta, "history");
-    long long step;
-    double loss, bits;
-    int used;
     if (history && *history)
         printf("history\n  %10s %10s %14s\n", "step", "val_loss", "bits_per_byte");
-    for (; history && sscanf(history, "%lld %lf %lf\n%n", &step, &loss, &bits, &used) == 3;
-         history += used)
+    for (char *end; history && *history; history = end + (*end == '\n')) {
+        const long long step = strtoll(history, &end, 10);
+        const double loss = strtod(end, &end), bits = strtod(end, &end);
+        if (*end != '\n') break;
         printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
+    }
     const struct Paths paths = paths_in(dir);
     struct Buffer rows = {0};
     if (file_exists(paths.log))
@@ -1979,7 +2006,8 @@ static int command_info(int argc, char **argv)
     if (!metadata_get(&meta, "tokenizer_hash") && merges)
         printf("%-14s %s\n", "tokenizer_hash", hash_text(tokenizer_load(dir)->hash));
     for (int i = 0; i < meta.count; i++)
-        if (strcmp(meta.keys[i], "history")) printf("%-14s %s\n", meta.keys[i], meta.values[i]);
+        if (strcmp(meta.keys[i], "history"))
+            printf("%-14s %s\n", harmless(meta.keys[i]), harmless(meta.values[i]));
     print_history(&meta, dir);
     free(merges);
     return 0;

@@ -89,6 +89,48 @@ static struct Data place_data(void)
     return open_data("data", path_of("p?.bin"), NULL, &(struct Tokenizer){.vocabulary = 137});
 }
 
+/* A file of holes, which take no disk: a shard that promises 2^31 - 1 tokens and is `bytes` long.
+ * Its last ten tokens are 1 to 10, the others 0. */
+static const char *write_holes(const char *name, off_t bytes)
+{
+    const char *path = write_shard(name, 0, 0, INT32_MAX, SHARD_MAGIC, 1);
+    const off_t end = SHARD_HEADER + 2 * (off_t)INT32_MAX;
+    FILE *f = fopen(path, "r+b");
+    const bool good = f && !fseeko(f, end - 20, SEEK_SET);
+    for (uint16_t token = 1; good && token <= 10; token++) fwrite(&token, sizeof token, 1, f);
+    check(good && !fflush(f) && !ftruncate(fileno(f), bytes), "%s: %.1f GB", name, bytes / 1e9);
+    if (f) fclose(f);
+    return path;
+}
+
+/* Sizes that do not fit into 31 or 32 bits. */
+static void test_large(void)
+{
+    char message[1000];
+    const off_t full = SHARD_HEADER + 2 * (off_t)INT32_MAX;
+    const int status = status_of_opening(write_holes("larger.bin", 5000000000), 100, message,
+                                         sizeof message);
+    check(status == 1 && strstr(message, "705031682 bytes more than the 2147483647 tokens"),
+          "a shard of 5 GB is refused");
+    const struct Shard s = open_shard(write_holes("large.bin", full), 0);
+    struct Shard three[] = {s, s, s};
+    const int64_t n = s.count;
+    const struct Data d = {three, 3, 3 * n, 11, 0};
+    int tokens[16];
+    read_tokens(tokens, &d, 3 * n - 6, 6);
+    check(n == INT32_MAX && tokens[0] == 5 && tokens[5] == 10, "the last of %lld tokens",
+          (long long)d.tokens);
+    read_tokens(tokens, &d, 2 * n - 2, 4);
+    check(tokens[0] == 9 && tokens[1] == 10 && tokens[2] == 0, "across 2^32");
+    struct Sequences sequences;
+    int64_t begin;
+    cut_by_length(&sequences, &d, 1000, 1);
+    const int length = sequence_at(&begin, &sequences, sequences.count - 1);
+    check(sequences.count == (3 * n + 999) / 1000 && begin + length == 3 * n - 1,
+          "%lld sequences", (long long)sequences.count);
+    unmap_file(s.file);
+}
+
 static int next_sequence(struct Loader *l, int64_t *begin)
 {
     const int length = loader_peek(l, begin);
@@ -544,12 +586,35 @@ static void test_live_line(void)
     }
 }
 
+/* What a terminal would obey becomes question marks; text in any language stays. */
+static void test_harmless(void)
+{
+    static const struct { const char *text, *keep, *shown; } cases[] = {
+        {"na\xC3\xAFve \xE4\xBD\xA0 \xF0\x9F\x98\x80", "",
+         "na\xC3\xAFve \xE4\xBD\xA0 \xF0\x9F\x98\x80"},
+        {"\033[31m\x7F\a", "\n\t", "?[31m??"},
+        {"a\tb\nc\r", "\n\t", "a\tb\nc?"},
+        {"a\tb\nc\r", "", "a?b?c?"},
+        {"\x9B" "31m\xC2\x9B" "31m\xC2\xA0", "", "?31m??31m\xC2\xA0"},     /* CSI in one byte */
+        {"\xFF\xC3.\xE4\xBD", "", "??.??"},
+        {"", "", ""}};
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text = text_of("%s", cases[i].text);
+        make_harmless(text, strlen(text), cases[i].keep);
+        wrong += strcmp(text, cases[i].shown) != 0;
+        free(text);
+    }
+    check(wrong == 0, "text for a terminal: %d of %d wrong", wrong, COUNT(cases));
+}
+
 int main(void)
 {
     program = "test_train";
     set_threads(1);
     if (!mkdtemp(directory)) return 1;
     test_shards();
+    test_large();
     test_epochs();
     test_documents();
     test_accumulation();
@@ -558,6 +623,7 @@ int main(void)
     test_filters();
     test_generator();
     test_utf8();
+    test_harmless();
     test_fall();
     test_messages();
     test_cores();

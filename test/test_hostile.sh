@@ -1,0 +1,198 @@
+#!/bin/sh
+# Files that are hostile, or change while they are in use: models, tokenizers and shards. What a
+# single byte can do to them is in test_hostile.c.
+
+. test/lib.sh
+speaker=finetune_cls match=-F
+
+printf 'good film\nbad film\na fine story\na poor story\n' >"$dir/corpus"
+printf 'label\ttext\npos\tgood film\nneg\tbad film\npos\tfine\nneg\tpoor\n' >"$dir/data"
+tiny='--layers 1 --heads 1 --channels 16 --context 32 --batch 2'
+{
+    ./tokenizer train --vocab 260 --out "$dir/tok" "$dir/corpus" &&
+    ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
+    ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
+        $tiny --steps 5 &&
+    ./finetune_cls train --model "$dir/base" --train "$dir/data" --tune probe --out "$dir/cls"
+} >"$dir/log" 2>&1 || { echo "FAIL the models: $(tail -n 1 "$dir/log")"; exit 1; }
+LC_ALL=C
+export LC_ALL
+escape=$(printf '\033')
+
+limited() { (ulimit -t 5; exec "$@"); } # COMMAND...: within five seconds of work
+fresh() { rm -rf "$dir/bad"; cp -R "$dir/cls" "$dir/bad"; } # the classifier once more, to spoil
+predict() { limited ./finetune_cls predict --model "$dir/bad" "$@"; }
+little_endian() # N: in eight bytes
+{
+    printf "$(printf '\\%o' $(($1 % 256)) $(($1 / 256 % 256)) $(($1 / 65536)) 0 0 0 0 0)"
+}
+header() # the text on standard input becomes a model.safetensors without data
+{
+    cat >"$dir/header"
+    { little_endian "$(wc -c <"$dir/header")"; cat "$dir/header"; } >"$dir/bad/model.safetensors"
+}
+same_length() # FILE FROM TO: replaces a text in a binary file by one of the same length
+{
+    sed "s/$2/$3/" "$dir/cls/$1" >"$dir/bad/$1"
+    [ "$(wc -c <"$dir/cls/$1")" -eq "$(wc -c <"$dir/bad/$1")" ] || echo "FAIL $1: another length"
+}
+
+# --- Time and memory grow with the size of a file, not with its square ---
+
+fresh
+awk 'BEGIN {
+    printf "{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}"
+    for (i = 0; i < 80000; i++)
+        printf ",\"t%d\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}", i
+    print "}"
+}' | header
+fails 1 "tensor transformer.wte.weight is missing" predict x
+fresh
+awk 'BEGIN { printf "{\"id2label\": {"
+    for (i = 0; i < 200000; i++) printf "%s\"%d\": \"x\"", i ? ", " : "", i; print "}}" }' \
+    >"$dir/bad/config.json"
+fails 1 "200000 labels is out of range, 1 to 10000" predict x
+fresh
+zeros() # N: the config with so many values that mean nothing
+{
+    printf '{"a": ['; yes 0, | head -n "$1" | tr -d '\n'; printf '0],\n'
+    tail -n +2 "$dir/cls/config.json"
+}
+zeros 2000000 >"$dir/bad/config.json"
+succeeds "4 MB of zeros in config.json: read in 300 MB" eval '
+    (ulimit -v 300000; OMP_NUM_THREADS=1 predict x) 2>&1 | grep -q "x$"'
+zeros 9000000 >"$dir/bad/config.json"
+fails 1 "config.json: has more than 4.194 MB" predict x
+awk 'BEGIN { print "text\tlabel\tx"; printf "a\tb"
+    for (i = 0; i < 400000; i++) printf "\t\"a\"b"; print "" }' >"$dir/quotes"
+fails 1 "400002 columns where the first line has 3" limited ./finetune_cls eval --model "$dir/cls" \
+    --data "$dir/quotes"
+
+# --- Messages and results: short, and nothing that a terminal obeys ---
+
+fresh
+{ printf '{"'; yes name | head -n 200000 | tr -d '\n'
+  printf '":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'; } | header
+predict x >/dev/null 2>"$dir/said"
+succeeds "a tensor's name of 800 kB: $(wc -c <"$dir/said") bytes of message" \
+    [ "$(wc -c <"$dir/said")" -lt 2100 ]
+succeeds "its end says what to do" grep -q "Copy or train it again\.$" "$dir/said"
+fresh
+printf '{"\\u001b[31m\\u009b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}' | header
+fails 1 'tensor ?[31m?? lies at' predict x
+fresh
+same_length model.safetensors '"tune":"probe"' '"\\u000a":"[1m"'
+sed -i 's/"config_hash"/"no_hash_now"/' "$dir/bad/model.safetensors"
+sed 's/"0": "neg"/"0": "\\u001b[31m\\u009bneg"/' "$dir/cls/config.json" >"$dir/bad/config.json"
+predict --all x >"$dir/answer" 2>&1
+succeeds "escape sequences in a label: $(cat "$dir/answer")" eval '
+    grep -qF "?[31m??neg 0" "$dir/answer" && ! grep -q "$escape" "$dir/answer"'
+./train_gpt info --model "$dir/bad" >"$dir/answer" 2>&1
+succeeds "info: escape sequences and line ends in metadata" grep -q '^?  *\[1m$' "$dir/answer"
+sed "s/\"0\": \"neg\"/\"0\": \"$(yes x | head -n 201 | tr -d '\n')\"/" "$dir/cls/config.json" \
+    >"$dir/bad/config.json"
+fails 1 "the name of class 0 has 201 bytes, more than 200" predict x
+printf 'a \033[31m b\n' | ./finetune_cls predict --model "$dir/cls" >"$dir/answer"
+succeeds "a text keeps its bytes in a pipe" grep -q "a $escape\[31m b" "$dir/answer"
+
+# --- Files that are no files ---
+
+for name in config.json merges.txt vocab.json tokenizer_config.json model.safetensors; do
+    fresh
+    ln -sf /dev/zero "$dir/bad/$name"
+    fails 1 "$name: is no regular file" predict x
+    rm "$dir/bad/$name"
+    mkfifo "$dir/bad/$name"
+    fails 1 "$name: is no regular file" predict x
+done
+mkfifo "$dir/pipe"
+cat "$dir/data" >"$dir/pipe" &
+succeeds "labelled texts through a pipe" eval './finetune_cls eval --model "$dir/cls" \
+    --data "$dir/pipe" 2>/dev/null | grep -q "^examples 4"'
+fresh
+sed 's/: 259}/: 258}/' "$dir/cls/vocab.json" >"$dir/bad/vocab.json"
+fails 1 "two tokens have the id 258" predict x
+
+# --- Files that change while they are in use ---
+
+during() # COMMAND: predict answers once; COMMAND changes the model; status of the second answer
+{
+    fresh
+    rm -f "$dir/lines" "$dir/answers"
+    mkfifo "$dir/lines"
+    predict <"$dir/lines" >"$dir/answers" 2>"$dir/said" &
+    pid=$!
+    exec 3>"$dir/lines"
+    echo good >&3
+    tries=0
+    until [ -s "$dir/answers" ] || [ $tries -gt 100 ]; do sleep 0.05; tries=$((tries + 1)); done
+    "$@"
+    echo good >&3
+    exec 3>&-
+    wait $pid
+}
+empty() { : >"$dir/bad/model.safetensors"; }
+other() { printf x | dd of="$dir/bad/model.safetensors" bs=1 seek=20000 conv=notrunc 2>/dev/null; }
+replaced() { cp "$dir/base/model.safetensors" "$dir/new" && mv "$dir/new" "$dir/bad/model.safetensors"; }
+one_answer() # WORDS
+{
+    succeeds "one answer, then: $1" [ "$status:$(wc -l <"$dir/answers")" = "1:       1" -o \
+        "$status:$(wc -l <"$dir/answers")" = "1:1" ]
+    succeeds "that and nothing else is said" eval '
+        [ "$(wc -l <"$dir/said")" -eq 1 ] && grep -qF "bad/model.safetensors: was '"$1"'" "$dir/said"'
+}
+during empty
+status=$?
+one_answer "cut short while it was in use"
+during other
+status=$?
+one_answer "rewritten while it was in use"
+during replaced
+succeeds "a new file of the same name does no harm" [ $? -eq 0 ]
+succeeds "and the answer stays" [ "$(sort -u "$dir/answers" | wc -l)" -eq 1 ]
+
+speaker=train_gpt
+beyond() { { head -c 1024 "$dir/corpus_000000.bin"
+             tail -c +1025 "$dir/corpus_000000.bin" | tr '\000-\377' '\377'; } >"$dir/new"
+           dd if="$dir/new" of="$dir/bad.bin" conv=notrunc 2>/dev/null; }
+while_training() # COMMAND: changes the shard of a run that is under way
+{
+    rm -rf "$dir/run"
+    cp "$dir/corpus_000000.bin" "$dir/bad.bin"
+    limited ./train_gpt train --data "$dir/bad.bin" --tokenizer "$dir/tok" --out "$dir/run" \
+        $tiny --steps 1000000 --save-every 100000 >/dev/null 2>"$dir/said" &
+    pid=$!
+    tries=0
+    until [ "$(wc -l <"$dir/run/log.tsv")" -gt 9 ] || [ $tries -gt 100 ]; do
+        sleep 0.05
+        tries=$((tries + 1))
+    done 2>/dev/null
+    "$@"
+    wait $pid
+}
+while_training beyond
+succeeds "status 1" [ $? -eq 1 ]
+succeeds "ids beyond the vocabulary: $(tail -n 1 "$dir/said")" \
+    grep -q "^train_gpt: .*bad.bin: was rewritten while it was in use" "$dir/said"
+cut_shard() { : >"$dir/bad.bin"; }
+while_training cut_shard
+succeeds "status 1" [ $? -eq 1 ]
+succeeds "a shard that is cut: $(tail -n 1 "$dir/said")" \
+    grep -q "^train_gpt: .*bad.bin: was cut short while it was in use" "$dir/said"
+
+# --- Options ---
+
+printf 'no shard' >"$dir/none.bin"
+train="./train_gpt train --data $dir/none.bin --tokenizer $dir/tok --out $dir/none"
+fails 2 "--channels 256: not a multiple of --heads 3" $train --heads 3
+fails 2 "--batch 65536: times --context 65536 is too much" $train --batch 65536 --context 65536
+fails 2 "--steps 0: without --time-limit there is no end" $train --steps 0
+fails 1 "--val $dir/nowhere: no such file" $train --val "$dir/nowhere"
+fails 2 "--out: the value is empty" $train --out ''
+speaker=finetune_cls
+compare="./finetune_cls compare --model $dir/none --train $dir/data --out $dir/none"
+fails 2 "--labels 2.5: not a number of labels" $compare --labels 2.5
+fails 2 "--test $dir/data: is the same file as --train" $compare --test "$dir/data"
+speaker=tokenizer
+fails 2 "--out: the value is empty" ./tokenizer train --out '' "$dir/corpus"
+exit $failures
