@@ -59,6 +59,20 @@ check $? "eval: $(tail -n 1 eval.txt)"
 best=$(cut -f3 learn/log.tsv | grep '[0-9]' | sort -n | head -n 1)
 [ "$(tail -n 1 eval.txt | cut -d' ' -f2)" = "$best" ]
 check $? "eval of the kept model gives the lowest val_loss of the log ($best)"
+# A run whose validation gets worse: it learns documents that are all "ab", 2,000 bytes in all.
+yes ab | head -n 1000 >lines.txt
+"$tokenizer" encode --tokenizer tok --split lines --out lines lines.txt 2>/dev/null &&
+    "$train" train --data 'lines_0*.bin' --val 'val_0*.bin' --tokenizer tok $tiny --cut documents \
+        --steps 20 --warmup 5 --eval-every 1 --out worse >/dev/null 2>&1
+losses() { cut -f3 worse/log.tsv | grep '[0-9]'; }
+loss_of() { "$train" eval --model $1 --data 'val_0*.bin' --threads 1 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'; }
+[ "$(losses | sort -n | head -n 1)" != "$(losses | tail -n 1)" ] &&
+    [ "$(loss_of worse)" = "$(losses | sort -n | head -n 1)" ] &&
+    [ "$(loss_of worse/last)" = "$(losses | tail -n 1)" ]
+check $? "--out keeps the best model, $(loss_of worse), last/ the last, $(loss_of worse/last)"
+"$train" eval --model worse --data 'lines_0*.bin' >eval.txt 2>/dev/null
+tail -n 1 eval.txt | awk '{ want = $2 * $8 / log(2) / 2000; exit !($6 > want - 1e-3 && $6 < want + 1e-3) }'
+check $? "bits per byte are those of the text, without <|endoftext|>: $(tail -n 1 eval.txt)"
 cat="--model learn --prompt the_cat --tokens 60"
 "$train" sample $cat --seed 3 >a.txt 2>err.txt && grep -q '^the_cat' a.txt &&
     grep -q 'tokens/s' err.txt && iconv -f UTF-8 -t UTF-8 a.txt >/dev/null
@@ -131,10 +145,8 @@ check $? "profile: $ms ms a step, as in the log"
 
 # --- Where texts end: a model of documents that are all "ab" ---
 
-yes ab | head -n 1000 >lines.txt
-"$tokenizer" encode --tokenizer tok --split lines --out lines lines.txt 2>/dev/null &&
-    "$train" train --data 'lines_0*.bin' --tokenizer tok $tiny --cut documents --steps 60 --out lines \
-        >/dev/null 2>&1
+"$train" train --data 'lines_0*.bin' --tokenizer tok $tiny --cut documents --steps 60 --out lines \
+    >/dev/null 2>&1
 ends() # LINES WORDS OPTIONS...: a sample of so many characters, line end included, and what it says
 {
     characters=$1 words=$2
@@ -411,6 +423,10 @@ fails 1 'nothing to resume' "$train" train $data $tiny --resume --out nowhere
 fails 2 '--lr 0.1: the run in learn has 0.003' "$train" train --resume --out learn --lr 0.1
 fails 1 '--data: not what the run' \
     "$train" train --resume --out learn --data train_000000.bin --steps 9
+fails 1 '--data: not what the run' \
+    "$train" train --resume --out learn --data train_000001.bin --steps 9
+fails 1 '--val: not what the run' \
+    "$train" train --resume --out learn --val lines_000000.bin --steps 9
 fails 1 '--data none\*: no such file' "$train" train --data 'none*' --tokenizer tok --out new
 fails 1 'text.txt: not a token shard' "$train" train --data text.txt --tokenizer tok --out new
 head -c 2000 val_000000.bin >cut.bin
