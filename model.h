@@ -3310,6 +3310,7 @@ static void set_option(struct Option *o, const char *text)
     bool whole = o->kind == INTEGER || o->kind == LONG;
     if (o->kind == TEXT && !*text && !o->may_be_empty)
         die_usage("--%s: the value is empty. Give one, or leave the option out.", o->name);
+    if (o->kind == FLAG) { *(bool *)o->value = true; return; }
     if (o->kind == TEXT) *(const char **)o->value = text;
     if (o->kind == CHOICE) {
         size_t n = strlen(text);
@@ -3360,7 +3361,7 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
         o->given = true;
         if (o->kind == FLAG) {
             if (equals) die_usage("--%s: takes no value.", o->name);
-            *(bool *)o->value = true;
+            set_option(o, "1");
         } else if (equals) set_option(o, equals + 1);
         else if (++i < argc) set_option(o, argv[i]);
         else die_usage("--%s: needs a value.", o->name);

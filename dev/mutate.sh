@@ -170,7 +170,7 @@ while IFS="$tab" read -r file line column length text; do
     code=$(sed -n "${line}p" "$file" | sed 's/^ *//')
     what="$file:$line:$column$tab$old -> $text$tab$code"
     grep -qF -- "$tab$what" "$results" && continue
-    try "$file" "$line" "$column" "$length" "$text"
+    try "$file" "$line" "$column" "$length" "$text" </dev/null
     printf '%s\t%s\t%s\n' "$verdict" "$by" "$what" >>"$results"
 done <"$scratch/chosen"
 

@@ -232,6 +232,20 @@ succeeds "empty texts: eval" eval '
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
 said "--l2sp: with --tune scratch it pulls random weights" --tune scratch --l2sp 1 --steps 1
 
+# A training that diverges: the message names a file with the texts of the update.
+train --tune full --lr 10 --head-lr-ratio 1e4 --batch 300 --epochs 20 --warmup 0 \
+    --out "$dir/diverged" >/dev/null 2>"$dir/stderr"
+status=$?
+succeeds "status $status, the gradient is not finite" eval '[ $status -eq 1 ] &&
+    tail -n 1 "$dir/stderr" | grep -q "^finetune_cls: step [0-9]*: the gradient is not finite. \
+.*diverged/step_[0-9]*.txt holds its texts. Start again with --overwrite and a lower --lr than 10.$"'
+succeeds "it has them all, a line each" eval '
+    tail -n +2 "$dir/train.tsv" | cut -f 2 | sed "s/^/<|endoftext|>/" | sort >"$dir/all"
+    sort "$dir/diverged"/step_*.txt | comm -13 "$dir/all" - | cmp - /dev/null &&
+    [ "$(cat "$dir/diverged"/step_*.txt | wc -l)" -eq 180 ]'
+succeeds "the advice works" eval 'train --lr 1e-3 --steps 9 --overwrite --out "$dir/diverged" \
+    >/dev/null 2>&1'
+
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")
 fails 2 "full1: already holds a run (model.safetensors)" train --out "$dir/full1"

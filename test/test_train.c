@@ -375,6 +375,48 @@ static void test_log_before_state(void)
     check(log_before_state, "the log is on the disk before the state that counts its rows");
 }
 
+/* A step of a run that does nothing else. Returns whether it may update the weights. */
+static bool sound(struct Run *r, double norm)
+{
+    const bool good = is_sound(r, &(struct Step){.loss = 1, .norm = norm});
+    if (!good) skip_update(r);
+    r->step++;
+    return good;
+}
+
+/* Spikes: norms of 1 to 1.32, the median 1.16, then higher ones. Only --skip-spikes skips them. */
+static void test_spikes(void)
+{
+    struct Run r = {0}, s, resumed;
+    int good = 0;
+    tiny_run(&s, 1, 1);
+    s.options.skip_spikes = true;
+    for (int i = 0; i < 32; i++) good += sound(&s, i == 20 ? 100 : 1 + 0.01 * i);
+    check(good == 32, "spikes: none in the first 32 steps");
+    check(sound(&s, 1.32) && sound(&s, 5.75) && !sound(&s, 5.95),
+          "spikes: above 5 times the median, not below");
+    check(s.skipped == 1 && s.model.grads[0] == 0, "spikes: counted");
+    s.options.skip_spikes = false;
+    check(sound(&s, 1e9) && s.skipped == 1, "spikes: without --skip-spikes the step is made");
+    s.options.skip_spikes = true;
+    for (good = 0; good < 50 && !sound(&s, 1e9); good++) ;
+    check(good == 15 && sound(&s, 1e9),
+          "spikes: what is no longer rare is none: after 1 and %d more", good);
+
+    run_in(&r, "spikes", 40, 1);
+    r.skipped = 3;
+    r.norms[7] = INFINITY;
+    save_run(&r);
+    fclose(r.log);
+    tiny_run(&resumed, 4, 2);
+    resumed.options = r.options;
+    resumed.paths = r.paths;
+    resumed.tokenizer = r.tokenizer;
+    restore_run(&resumed);
+    check(resumed.skipped == 3 && !memcmp(resumed.norms, r.norms, sizeof r.norms),
+          "spikes: a resumed run knows the same norms");
+}
+
 static void test_measuring(void)
 {
     struct Run r;
@@ -699,6 +741,7 @@ int main(void)
     test_masks();
     test_clip();
     test_log_before_state();
+    test_spikes();
     test_measuring();
     test_evaluation();
     test_token_bytes();

@@ -362,6 +362,55 @@ check $? "by a link"
 (PATH=${tokenizer%/*}:$PATH && started tokenizer) && grep -q ' cat$' out.txt
 check $? "by its name in PATH"
 
+# --- Numbers that go wrong ---
+
+# A run that diverges, on a text that is one sequence: the message names a file with what the step
+# read, and two commands, which both work.
+printf 'the cat\tsees\na dog' >one.txt
+"$tokenizer" encode --tokenizer tok --out one one.txt 2>/dev/null
+diverge="--data one_000000.bin --tokenizer tok $tiny --clip 0 --warmup 0 --steps 50 --save-every 1"
+fails 1 '^train_gpt: step [0-9]*: the loss is .*, the gradient.*diverged/step_[0-9]*.txt holds what' \
+    "$train" train $diverge --lr 1000 --out diverged
+text=$(cat diverged/$(ls diverged | grep '^step_'))
+[ "$text" = '<|endoftext|>the cat\tsees\na dog' ]
+check $? "the file has the text of the step"
+grep -q 'before. Start again with --overwrite and a lower --lr than 1000, or leave' stderr
+check $? "the advice for a run without --skip-spikes"
+rows=$(wc -l <diverged/log.tsv)
+advice=$(sed -n 's/.*: train_gpt train \(.*\)\.$/\1/p' stderr)
+fails 1 'it held before. Start again with --overwrite and a lower --lr than 1000\.$' \
+    "$train" train $advice
+[ "$(grep -c '^step [0-9]*  spike: .*skipped; it read diverged/step_[0-9]*.txt$' stderr)" -eq 16 ] &&
+    [ "$(wc -l <diverged/log.tsv)" -eq $((rows + 16)) ]
+check $? "$advice: leaves steps out, but not for ever"
+"$train" train $diverge --lr 1e-3 --overwrite --out diverged >/dev/null 2>&1 &&
+    [ "$(wc -l <diverged/log.tsv)" -eq 51 ]
+check $? "a lower --lr with --overwrite"
+
+# Text that is easy, with a part that is not: what is found there is a spike.
+{
+    yes 'the cat sees the dog' | head -n 300
+    awk 'BEGIN { srand(3); for (i = 0; i < 200; i++) printf "%c", 33 + rand() * 90 }'
+    yes 'the cat sees the dog' | head -n 300
+} >spiky.txt
+"$tokenizer" encode --tokenizer tok --out spiky spiky.txt 2>/dev/null
+spiky="--data spiky_000000.bin --tokenizer tok $tiny --steps 250"
+"$train" train $spiky --out reported >out.txt 2>reported.txt
+spikes=$(grep -c '^step [0-9]*  spike: loss [0-9.]*, norm [0-9.]*, before it [0-9.]*$' reported.txt)
+[ "$spikes" -gt 0 ] && ! grep -q skipped out.txt
+check $? "$spikes spikes are reported"
+"$train" train $spiky --skip-spikes --out skipped >out.txt 2>skipped.txt
+spikes=$(grep -c '^step [0-9]*  spike: .*; skipped$' skipped.txt)
+[ "$spikes" -gt 0 ] && grep -q "^skipped: 250 steps, $spikes of them skipped, " out.txt
+check $? "--skip-spikes skips $spikes"
+first=$(sed -n 's/^step \([0-9]*\)  spike.*/\1/p' skipped.txt | head -n 1)
+same_until() { head -n $1 reported/log.tsv | cut -f1-7 >a.txt; head -n $1 skipped/log.tsv | cut -f1-7 | cmp -s a.txt -; }
+same_until $((first + 1)) && ! same_until $((first + 2))
+check $? "the first of them, step $first, is the first difference"
+interrupt parts KILL $spiky --skip-spikes --save-every 9
+"$train" train --resume --out parts >/dev/null 2>&1
+same_run skipped parts "--skip-spikes, interrupted by kill -9 and resumed, byte for byte"
+
 # --- What is said: help, warnings, plain words ---
 
 says() # WORDS COMMAND...: succeeds, with the words on stdout or stderr
@@ -483,8 +532,6 @@ elsewhere() { (cd tok && exec "$@"); }
 fails 1 '--data train_0\*.bin: no such file. The run in ../learn began with it, relative to' \
     elsewhere "$train" train --resume --out ../learn
 fails 1 'config.json: no such file' "$train" sample --model tok
-fails 1 'step [0-9]*: the loss is .*before. Start again with a lower' \
-    "$train" train $data $tiny --lr 1000 --clip 0 --warmup 0 --steps 50 --out diverged
 [ ! -e new ]
 check $? "nothing was written by what failed"
 if [ -c /dev/full ]; then
