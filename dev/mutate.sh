@@ -29,7 +29,6 @@ mkdir -p "$TMPDIR" "$scratch/base" "$root" "$(dirname "$results")"
 touch "$results"
 results=$(cd "$(dirname "$results")" && pwd)/$(basename "$results")
 cp -r ./*.c ./*.h Makefile data test "$root"
-cp -r "$root" "$scratch/tree"
 cd "$root" || exit 1
 echo 'int main(void) { return 0; }' >"$scratch/probe.c"
 openmp=$($CC -fopenmp -o "$scratch/probe" "$scratch/probe.c" 2>/dev/null && echo -fopenmp)
@@ -97,7 +96,8 @@ build() # OUT SOURCE [FLAG]
     $CC -O1 -march=native -fno-math-errno -fno-trapping-math $openmp -w $3 -o "$1" "$2" -lm 2>/dev/null
 }
 
-build "$scratch/tree/data/reviews" data/reviews.c
+build "$root/data/reviews" data/reviews.c
+cp -r "$root" "$scratch/tree"
 
 # The tests of a file: NAME for test/NAME.c, NAME=double for its build in double precision, then
 # scripts.
@@ -143,6 +143,16 @@ failing() # TEST BUILT
     esac
 }
 
+# Ends everything if a test fails without any change: what it says of others would be worth nothing.
+sound() # TEST BUILT
+{
+    [ -f "$scratch/sound_$1" ] && return
+    mv "$scratch/tree" "$scratch/changed" && cp -r "$root" "$scratch/tree"
+    if (failing "$1" "$2"); then echo "mutate.sh: $1 fails without any change." >&2; exit 1; fi
+    touch "$scratch/sound_$1"
+    rm -r "$scratch/tree" && mv "$scratch/changed" "$scratch/tree"
+}
+
 # Sets verdict and by.
 try() # FILE LINE COLUMN LENGTH TEXT
 {
@@ -157,6 +167,7 @@ try() # FILE LINE COLUMN LENGTH TEXT
         [ -d "$scratch/built/$kind" ] || make_test "$scratch/tree" "$test" "$scratch/built/$kind" ||
             { verdict=invalid; break; }
         same_files "$scratch/built/$kind" "$scratch/base/$kind" && continue
+        sound "$test" "$scratch/base/$kind"
         verdict=survived
         if (failing "$test" "$scratch/built/$kind"); then verdict=caught by=$test; break; fi
     done
