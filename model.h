@@ -3167,13 +3167,27 @@ static void end_program(void)
     _exit(STATUS_FAILED);
 }
 
+#if defined _OPENMP && !defined __APPLE__
+/* Whether the file that runs is the one that argv[0] names. It is not if the dynamic loader runs,
+ * with our file as its argument. A name without a directory was found in PATH. */
+static bool runs_itself(const char *name)
+{
+    char path[4096];
+    if (strchr(name, '/')) return same_file(name, "/proc/self/exe");
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[max_int((int)n, 0)] = 0;
+    const char *slash = strrchr(path, '/');
+    return slash && !strcmp(slash + 1, name);
+}
+#endif
+
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
  * limit of the shell (ulimit -f) is an error, as a full disk is.
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
- * for microseconds (gcc) or one millisecond (clang), then sleep. What runs may be the dynamic
- * loader with our name as its argument; it is not executed again. Without /proc, threads spin. */
+ * for microseconds (gcc) or one millisecond (clang), then sleep. The dynamic loader is not executed
+ * again. Without /proc, threads spin. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
@@ -3184,8 +3198,7 @@ static void begin_program(const char *name, char **argv)
     if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
     (void)argv;
 #elif defined _OPENMP
-    const bool is_loader = strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe");
-    if (!is_loader && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
+    if (runs_itself(argv[0]) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
         && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
         && !setenv("GOMP_SPINCOUNT", "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))

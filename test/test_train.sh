@@ -358,20 +358,6 @@ stop_when '^step [0-9]*/' err.txt "$train" train --resume --out again --threads 
 [ $? -eq 1 ] && "$train" train --resume --out again --threads 1 >/dev/null 2>&1
 same_run falling again "resumed while the rate falls, once and twice, byte for byte"
 
-# --- Started in other ways ---
-
-loader=$(head -c 4096 "$tokenizer" | tr '\0' '\n' | grep -a '^/.*/ld-' | head -n 1)
-started() { env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT -u KMP_BLOCKTIME "$@" show --tokenizer tok cat >out.txt; }
-if [ -x "$loader" ]; then
-    started "$loader" "$tokenizer" && grep -q ' cat$' out.txt
-    check $? "a program that the dynamic loader starts by its name"
-fi
-ln -s "$tokenizer" linked
-started ./linked && grep -q ' cat$' out.txt
-check $? "by a link"
-(PATH=${tokenizer%/*}:$PATH && started tokenizer) && grep -q ' cat$' out.txt
-check $? "by its name in PATH"
-
 # --- Numbers that go wrong ---
 
 # A run that diverges, on a text that is one sequence: the message names a file with what the step
