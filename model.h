@@ -2024,6 +2024,7 @@ static void end_with(int status, const char *format, ...)
     #pragma omp critical (end_of_program)
     {
         complain(format, arguments);
+        va_end(arguments);
         failed = true;
         exit(status);
     }
