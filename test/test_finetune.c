@@ -892,7 +892,15 @@ static void test_frozen_blocks(void)
     double *g[5];
     for (int i = 0; i < 5; i++) g[i] = resize(NULL, n * sizeof *g[i]);
     check(t.runner.frozen == 2 && t.runner.cache.x, "last:1 of 3 blocks: two are kept");
+    const struct Cache once = t.runner.cache;
     t.runner.minibatch.max_rows = 24;       /* an update takes several batches */
+    t.runner.cache = (struct Cache){0};
+    fill_cache(&t.runner, &t.data, t.train, TASK_TEXTS + TASK_VAL);
+    check(once.rows == t.runner.cache.rows
+          && !memcmp(once.x, t.runner.cache.x, once.rows * C * sizeof(real)),
+          "in several batches the same is kept");
+    release(once.x, once.rows * C * sizeof(real));
+    free(once.row);
     gradient(&t, g[0], list, 4);
     t.set.dropout = 0.3;
     gradient(&t, g[1], list, 4);
