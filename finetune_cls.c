@@ -628,6 +628,27 @@ static void choose_weights(struct Task *t)
     }
 }
 
+/* Ends a training whose gradient is not finite. A file in --out gets the texts list[0 .. count) of
+ * the update, a line each. A comparison has no such file. */
+static void stop_at(const struct Task *t, const int *list, int count, int64_t step)
+{
+    const struct Dataset *d = &t->data;
+    struct Buffer lines = {0}, bytes = {0};
+    if (t->quiet)
+        die("step %lld of a training: the gradient is not finite. Lower the lr of its method (%g).",
+            (long long)step, t->set.lr);
+    for (int i = 0; i < count; i++) {
+        bytes.size = 0;
+        append_decoded(&bytes, t->tokenizer, d->tokens + d->starts[list[i]], length_of(d, list[i]));
+        append_readable(&lines, (uint8_t *)bytes.data, (int)bytes.size);
+        append(&lines, "\n");
+    }
+    char *path = text_of("%s/step_%lld.txt", t->set.out, (long long)step);
+    write_note(path, lines.data, lines.size);
+    die("step %lld: the gradient is not finite. %s holds its texts. Start again with --overwrite "
+        "and a lower --lr than %g.", (long long)step, path, t->set.lr);
+}
+
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
  * model on the same texts, times the coefficient (Radford et al. 2018). --l2sp pulls the weights
@@ -652,8 +673,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         done += b.sequences;
     }
     *norm = grad_norm(r->model);
-    if (!isfinite(*norm))
-        die("step %lld: the gradient is not finite. Lower --lr (%g).", (long long)step, s->lr);
+    if (!isfinite(*norm)) stop_at(t, list, count, step);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
     if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
     return loss / count;

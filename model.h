@@ -2262,6 +2262,7 @@ static void end_with(int status, const char *format, ...)
     #pragma omp critical (end_of_program)
     {
         complain(format, arguments);
+        va_end(arguments);
         failed = true;
         exit(status);
     }
@@ -2758,6 +2759,14 @@ static void write_file(const char *path, const void *bytes, size_t n)
 {
     stage_file(path, bytes, n);
     commit_outputs();
+}
+
+/* Writes a file that belongs to no group and that no program reads. A failure is only warned of. */
+static void write_note(const char *path, const void *bytes, size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    const bool whole = f && fwrite(bytes, 1, n, f) == n;
+    if (!f || fclose(f) || !whole) warn("%s: cannot be written (%s).", path, strerror(errno));
 }
 
 /* ============================================================================================= */
@@ -3831,13 +3840,27 @@ static void end_program(void)
     _exit(STATUS_FAILED);
 }
 
+#if defined _OPENMP && !defined __APPLE__
+/* Whether the file that runs is the one that argv[0] names. It is not if the dynamic loader runs,
+ * with our file as its argument. A name without a directory was found in PATH. */
+static bool runs_itself(const char *name)
+{
+    char path[4096];
+    if (strchr(name, '/')) return same_file(name, "/proc/self/exe");
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[max_int((int)n, 0)] = 0;
+    const char *slash = strrchr(path, '/');
+    return slash && !strcmp(slash + 1, name);
+}
+#endif
+
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
  * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
  *
  * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
- * for microseconds (gcc) or one millisecond (clang), then sleep. What runs may be the dynamic
- * loader with our name as its argument; it is not executed again. Without /proc, threads spin. */
+ * for microseconds (gcc) or one millisecond (clang), then sleep. The dynamic loader is not executed
+ * again. Without /proc, threads spin. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
@@ -3848,8 +3871,7 @@ static void begin_program(const char *name, char **argv)
     if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
     (void)argv;
 #elif defined _OPENMP
-    const bool is_loader = strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe");
-    if (!is_loader && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
+    if (runs_itself(argv[0]) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
         && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
         && !setenv("GOMP_SPINCOUNT", "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
@@ -3990,6 +4012,7 @@ static void set_option(struct Option *o, const char *text)
     bool whole = o->kind == INTEGER || o->kind == LONG;
     if (o->kind == TEXT && !*text && !o->may_be_empty)
         die_usage("--%s: the value is empty. Give one, or leave the option out.", o->name);
+    if (o->kind == FLAG) { *(bool *)o->value = true; return; }
     if (o->kind == TEXT) *(const char **)o->value = text;
     if (o->kind == CHOICE) {
         size_t n = strlen(text);
@@ -4040,7 +4063,7 @@ static int parse_options(int argc, char **argv, struct Option *options, int n, c
         o->given = true;
         if (o->kind == FLAG) {
             if (equals) die_usage("--%s: takes no value.", o->name);
-            *(bool *)o->value = true;
+            set_option(o, "1");
         } else if (equals) set_option(o, equals + 1);
         else if (++i < argc) set_option(o, argv[i]);
         else die_usage("--%s: needs a value.", o->name);

@@ -1283,6 +1283,15 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
     }
 }
 
+/* Appends the bytes of n tokens. */
+static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
+{
+    for (int i = 0, length; i < n; i++) {
+        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        append_bytes(b, bytes, length);
+    }
+}
+
 /* --- Writing --- */
 
 static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)

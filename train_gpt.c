@@ -25,7 +25,7 @@
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
- *                            8 Time, plan and profile    9 Subcommands
+ *                            8 Spikes, time, plan and profile    9 Subcommands
  *
  * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
@@ -287,7 +287,7 @@ struct TrainOptions {
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
-    bool resume, overwrite, plan, profile;
+    bool skip_spikes, resume, overwrite, plan, profile;
 };
 
 /* What --out holds beside the best model: the directory of the last one, the state, the log. */
@@ -298,6 +298,8 @@ struct Paths { char *last, *state, *log; };
  *   bits_per_byte = sum of losses / ln 2 / bytes of the target tokens
  * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
 struct Score { double loss, bits_per_byte; int64_t tokens; };
+
+enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see is_sound */
 
 /* One run of training. The first group is fixed before the first step; the second is stored in the
  * state; the third is wall-clock time, which never influences what a step computes. */
@@ -324,6 +326,8 @@ struct Run {
     struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
     int64_t fall_step;                  /* fit_to_time's decision: from this step on the rate */
     double fall_rate;                   /* falls from this one; step 0: it has not decided so */
+    double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
+    int64_t skipped;                    /* steps that did not update the weights */
 
     int64_t first;                      /* the first step of this process */
     bool fitted;                        /* fit_to_time has done its work */
@@ -343,7 +347,8 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
-static void check_finite(const struct Run *r, const struct Step *s);    /* dies on NaN, infinity */
+static bool is_sound(struct Run *r, const struct Step *s);      /* whether it may update */
+static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
 static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
 static bool out_of_time(struct Run *r, const struct Step *s);   /* for one more like s */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
@@ -426,14 +431,15 @@ static void pretrain(struct Run *r)
 
         /* Clip: if the norm is above the limit, the gradient is scaled down to it. */
         s.norm = grad_norm(&r->model);
-        check_finite(r, &s);
         const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
 
-        /* Update. */
+        /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
+        const bool update = is_sound(r, &s);
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r, r->step, o->steps);
-        adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step);
+        if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
+        else skip_update(r);
         end_step(r, &s);
 
         /* Evaluate, log, sample. */
@@ -757,6 +763,8 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
         {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
         {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},
         {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9},
+        {"skip-spikes", "no update in steps whose gradient is not finite, or whose norm is beyond "
+         "5 times the median of 33 steps", FLAG, &o->skip_spikes},
         {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99},
         {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15},
         {"eval-every",
@@ -813,10 +821,11 @@ static void warn_of_unused(const struct Run *r)
 }
 
 /* The value as text, which the caller frees: the shortest from which the same number is read back.
- * NULL for a TEXT without a value. */
+ * NULL for a TEXT without a value and a FLAG that is not set. */
 static char *option_text(const struct Option *o)
 {
     if (o->kind == TEXT && !*(const char **)o->value) return NULL;
+    if (o->kind == FLAG) return *(bool *)o->value ? text_of("1") : NULL;
     if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
     if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
     if (o->kind == TEXT || o->kind == CHOICE) return text_of("%s", *(const char **)o->value);
@@ -997,6 +1006,16 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
 
 /* --- Saving --- */
 
+/* The state's entries of what is_sound knows. */
+static void set_norms(struct Metadata *state, const struct Run *r)
+{
+    struct Buffer text = {0};
+    for (int i = 0; i < SPIKE_WINDOW; i++) append(&text, "%s%.17g", i ? " " : "", r->norms[i]);
+    metadata_set(state, "norms", "%s", text.data);
+    metadata_set(state, "skipped", "%lld", (long long)r->skipped);
+    free(text.data);
+}
+
 /* Where the run is, for progress: "step/steps", or only the step while their number is not known.
  * The next call overwrites it. */
 static const char *place(const struct Run *r)
@@ -1042,6 +1061,7 @@ static void stage_run(const struct Run *r)
         metadata_set(&state, "fall_step", "%lld", (long long)r->fall_step);
         metadata_set(&state, "fall_rate", "%.17g", r->fall_rate);
     }
+    set_norms(&state, r);
     if (!r->options.steps)
         metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->start));
     stage_state(r->paths.state, &r->model, NULL, NULL, &state);
@@ -1080,8 +1100,9 @@ static bool save_is_due(const struct Run *r)
 /* --- Resuming --- */
 
 /* Takes the options that define the run from its state. Dies if one that was given differs, unless
- * it may: --steps extends a run, and --data and --val may have moved. restore_run checks these. A
- * run whose number of steps is not known yet has the time that it had left, or a new limit. */
+ * it may: --steps extends a run, --data and --val may have moved (restore_run checks them), and
+ * --skip-spikes is for the steps to come. A run whose number of steps is not known yet has the time
+ * that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
@@ -1091,7 +1112,8 @@ static void take_options(struct Run *r)
     for (struct Option *row = r->table; defines_run(row); row++) {
         char *key = text_of("train.%s", row->name);
         const char *stored = metadata_get(&state, key);
-        const bool may_differ = stored && strstr("steps data val", row->name);
+        const bool may_differ = !strcmp(row->name, "skip-spikes")
+                             || (stored && strstr("steps data val", row->name));
         if (!row->given) {
             if (stored) set_option(row, text_of("%s", stored));
         } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
@@ -1152,6 +1174,11 @@ static void restore_run(struct Run *r)
     if (metadata_get(&state, "fall_step")) {
         r->fall_step = entry_integer(&state, "fall_step", path);
         r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
+    }
+    if (metadata_get(&state, "norms")) {        /* nor these two */
+        char *norms = (char *)metadata_get(&state, "norms");
+        r->skipped = entry_integer(&state, "skipped", path);
+        for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
     }
     check_steps(r, entry_integer(&state, "train.steps", path));
     append(&r->history, "%s", entry(&state, "history", path));
@@ -1395,8 +1422,94 @@ static void load_data(struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 8. Time, plan and profile                                                                     */
+/* 8. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
+
+/* --- Steps that go wrong --- */
+
+static int compare_norms(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Notes the norm of a step, infinity if it is not finite. Returns the median of the last
+ * SPIKE_WINDOW; 0 as long as there are fewer. */
+static double median_norm(struct Run *r, double norm)
+{
+    double sorted[SPIKE_WINDOW];
+    r->norms[r->step % SPIKE_WINDOW] = norm;
+    memcpy(sorted, r->norms, sizeof sorted);
+    qsort(sorted, SPIKE_WINDOW, sizeof *sorted, compare_norms);
+    const double median = sorted[SPIKE_WINDOW / 2];
+    return sorted[0] > 0 || isinf(median) ? median : 0;
+}
+
+/* Writes what a step has read to a file in --out, a line for each sequence, its last target
+ * included. Returns the name of the file. */
+static char *write_texts(const struct Run *r)
+{
+    struct Buffer text = {0}, bytes = {0};
+    char *path = text_of("%s/step_%lld.txt", r->options.out, (long long)r->step + 1);
+    for (int a = 0; a < r->options.accumulate; a++) {
+        const struct Minibatch *m = &r->minibatches[a];
+        for (int s = 0; s < m->batch.sequences; s++) {
+            const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
+            bytes.size = 0;
+            append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
+            append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
+            append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
+            append(&text, "\n");
+        }
+    }
+    write_note(path, text.data, text.size);
+    free(text.data);
+    free(bytes.data);
+    return path;
+}
+
+/* Ends the run before the update of a step whose loss or norm is not finite; the saved files stay
+ * as they are. The message names the first tensor whose gradient is not finite. */
+static void stop_at(const struct Run *r, const struct Step *s, const char *texts)
+{
+    const struct TrainOptions *o = &r->options;
+    const char *where = "";
+    for (int i = 0; i < r->model.tensor_count && !*where; i++) {
+        const struct Tensor *p = &r->model.tensors[i];
+        if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
+    }
+    char *resume = o->skip_spikes || !file_exists(r->paths.state) ? NULL
+        : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
+                  o->out);
+    die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s holds what it read; %s keeps "
+        "what it held before. Start again with --overwrite and a lower --lr than %g%s.",
+        (long long)r->step + 1, value_text(s->loss), value_text(s->norm),
+        *where ? ", not finite in " : "", where, texts, o->out, o->lr, resume ? resume : "");
+}
+
+/* Whether a step may update the weights: not if its loss or norm is not finite, which also ends the
+ * run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more than
+ * SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the median, a
+ * norm that stays high is soon none; one that stays infinite ends the run. */
+static bool is_sound(struct Run *r, const struct Step *s)
+{
+    const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = r->options.skip_spikes;
+    const double median = median_norm(r, finite ? s->norm : INFINITY);
+    char *texts = finite ? NULL : write_texts(r);
+    if (!finite && (!skip || isinf(median))) stop_at(r, s, texts);
+    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
+    progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s",
+             (long long)r->step + 1, value_text(s->loss), value_text(s->norm), median,
+             skip ? "; skipped" : "", texts ? "; it read " : "", texts ? texts : "");
+    free(texts);
+    return !skip;
+}
+
+static void skip_update(struct Run *r)
+{
+    memset(r->model.grads, 0, r->model.parameter_count * sizeof(real));
+    r->skipped++;
+}
 
 /* --- The clock of a step, and what depends on it --- */
 
@@ -1414,21 +1527,6 @@ static void end_step(struct Run *r, struct Step *s)
     profile.on = false;
     s->seconds = seconds() - s->start;
     r->working += s->seconds;
-}
-
-/* Stops before the update if loss or norm is NaN or infinite; the saved files stay valid. The
- * message names the first tensor whose gradient is not finite. */
-static void check_finite(const struct Run *r, const struct Step *s)
-{
-    if (isfinite(s->loss) && isfinite(s->norm)) return;
-    const char *where = "";
-    for (int i = 0; i < r->model.tensor_count && !*where; i++) {
-        const struct Tensor *p = &r->model.tensors[i];
-        if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
-    }
-    die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s keeps what it held before. "
-        "Start again with a lower --lr.", (long long)r->step + 1, value_text(s->loss),
-        value_text(s->norm), *where ? ", not finite in " : "", where, r->options.out);
 }
 
 /* Seconds of the last evaluation and save: as long as those before, or as expected. */
@@ -1693,7 +1791,9 @@ static int finish(const struct Run *r)
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
                r->best.loss, r->best.bits_per_byte);
-    printf("%s, %s, %s\n", counted(r->step, "step"), counted(r->tokens, "token"), duration(time));
+    printf("%s, ", counted(r->step, "step"));
+    if (r->skipped) printf("%lld of them skipped, ", (long long)r->skipped);
+    printf("%s, %s\n", counted(r->tokens, "token"), duration(time));
     if (o->profile) print_profile(r);
     return 0;
 }

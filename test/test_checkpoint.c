@@ -245,6 +245,24 @@ static void test_texts(void)
     }
 }
 
+/* A head that equals the embedding up to its last value, which stands at the end of the file. */
+static void test_late_head(void)
+{
+    save_original();
+    struct Buffer header, data = split_file(&header);
+    char wte[144], *head = text_of("\"lm_head.weight\":{\"dtype\":\"F32\",\"shape\":[9,4],"
+                                   "\"data_offsets\":[%zu,%zu]},\"transformer.wte.weight\":",
+                                   data.size, data.size + sizeof wte);
+    memcpy(wte, data.data, sizeof wte);
+    wte[142] ^= 1;
+    append_bytes(&data, wte, sizeof wte);
+    replace_all(&header, "\"transformer.wte.weight\":", head);
+    replace_all(&header, "\"checksum\"", "\"other\"");
+    write_parts(&header, header.size, data.data, data.size);
+    expect(open_directory, "lm_head.weight", "a head whose last value is another");
+    free(head), free(header.data), free(data.data);
+}
+
 /* The file's bytes: cut anywhere, longer, one bit changed, a length that lies. */
 static void test_bytes(void)
 {
@@ -540,6 +558,7 @@ int main(void)
         original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
     test_directory();
     test_texts();
+    test_late_head();
     test_bytes();
     test_config_of_another();
     test_deep_header();

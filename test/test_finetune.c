@@ -732,6 +732,7 @@ static void test_length(void)
         {0, 7, 0, 1e-3, 7, 7}, {2, 0, 0, 1e-3, 2, 6}, {0, 0, 0, 1e-3, 17, 201},
         {0, 41, 0, 1e-3, 14, 41}, {0, 7, 2, 1e-30, 3, 3}, {0, 7, 1, 1e-30, 2, 2},
     };
+    int earlier = 0;
     for (int i = 0; i < COUNT(cases); i++) {
         struct Task t = {.set = {.kind = LAST, .last = 1, .epochs = cases[i].epochs,
                                  .steps = cases[i].steps, .patience = cases[i].patience,
@@ -754,8 +755,56 @@ static void test_length(void)
         check(fabs(now.loss - looks[top].loss) < 1e-6
               && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
               "and the best weights stay, of step %d", looks[top].step);
+        earlier += top < rows - 1;
         end_task(&t, best);
     }
+    check(earlier > 2, "which in %d cases are not the last", earlier);
+}
+
+/* One look at a head that is `factor` times as large. Returns its scores. */
+static struct Scores look_at(struct Task *t, struct Course *c, const real *head, double factor,
+                             int step, struct Metadata *meta)
+{
+    for (int k = 0; k < TASK_LABELS * 16; k++) t->model.w.score_w[k] = (real)factor * head[k];
+    c->examples = 1;
+    c->step = step;
+    look(t, c, meta);
+    return validate(t);
+}
+
+/* Which weights are the best: the most accurate, of equally accurate ones those with the lowest
+ * loss. A head that is k > 0 times as large is as accurate; with k < 0 it has another accuracy. */
+static void test_best(void)
+{
+    static const double factors[] = {4, 1, 2, 1e-3, 8, 0.5, 1.5};
+    struct Task t = {.set = {.kind = FULL, .lr = 1e-3, .epochs = 1, .steps = 7}};
+    struct Metadata meta = {0};
+    real *best = start_task(&t), head[TASK_LABELS * 16];
+    struct Course c, start = {.top = {.accuracy = -1, .loss = INFINITY}, .best = best};
+    const real *kept = best + (t.model.w.score_w - t.model.weights);
+    int lowest = 0, wrong = 0;
+    double losses[COUNT(factors)];
+    memcpy(head, t.model.w.score_w, sizeof head);
+    c = start;
+    for (int i = 0; i < COUNT(factors); i++) {
+        losses[i] = look_at(&t, &c, head, factors[i], i + 1, &meta).loss;
+        if (losses[i] < losses[lowest]) lowest = i;
+        wrong += atoi(metadata_get(&meta, "best_step")) != lowest + 1
+                 || kept[0] != (real)factors[lowest] * head[0];
+    }
+    check(wrong == 0 && lowest > 0, "of equally accurate weights those with the lowest loss stay");
+    look_at(&t, &c, head, 1, 1, &meta);
+    for (int i = 0; i < TASK_VAL; i++)          /* right but once, and then very sure */
+        t.truth[i] = (most_probable(t.probabilities + i * TASK_LABELS, TASK_LABELS) + !i)
+                     % TASK_LABELS;
+    for (int order = 0; order < 2; order++) {
+        c = start;
+        look_at(&t, &c, head, order ? -1e-3 : 1e3, 1, &meta);
+        look_at(&t, &c, head, order ? 1e3 : -1e-3, 2, &meta);
+        wrong += kept[0] != (real)1e3 * head[0] || c.top.accuracy < 0.8 || c.top.loss < 2;
+    }
+    check(wrong == 0, "and the more accurate ones in spite of a higher loss, %.1f", c.top.loss);
+    end_task(&t, best);
 }
 
 /* --average 0.5 of 8 updates: the mean of the weights after updates 5, 6, 7 and 8. */
@@ -849,6 +898,15 @@ static void test_frozen_blocks(void)
     double *g[5];
     for (int i = 0; i < 5; i++) g[i] = resize(NULL, n * sizeof *g[i]);
     check(t.runner.frozen == 2 && t.runner.cache.x, "last:1 of 3 blocks: two are kept");
+    const struct Cache once = t.runner.cache;
+    t.runner.minibatch.max_rows = 24;       /* an update takes several batches */
+    t.runner.cache = (struct Cache){0};
+    fill_cache(&t.runner, &t.data, t.train, TASK_TEXTS + TASK_VAL);
+    check(once.rows == t.runner.cache.rows
+          && !memcmp(once.x, t.runner.cache.x, once.rows * C * sizeof(real)),
+          "in several batches the same is kept");
+    release(once.x, once.rows * C * sizeof(real));
+    free(once.row);
     gradient(&t, g[0], list, 4);
     t.set.dropout = 0.3;
     gradient(&t, g[1], list, 4);
@@ -858,6 +916,7 @@ static void test_frozen_blocks(void)
     /* The input of the block that learns, with dropout and without. */
     real x[4 * 32 * 16];
     const struct Batch b = gather(&t.runner, &t.data, list, 4);
+    check(b.sequences < 4, "the first batch has %d of 4 texts", b.sequences);
     const size_t bytes = (size_t)b.rows * C * sizeof(real);
     for (int kept = 1; kept >= 0; kept--) {
         forward(&t.runner, &t.data, &b, list, 0, 0);
@@ -893,6 +952,7 @@ static void test_training_options(void)
     test_lm_coef();
     test_class_weights();
     test_length();
+    test_best();
     test_average();
     test_calibration();
     test_frozen_blocks();

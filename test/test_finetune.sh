@@ -1,6 +1,6 @@
 #!/bin/sh
 # finetune_cls from end to end, on a tiny pretrained model and short film reviews: every way to
-# tune, eval, predict, the same bytes for 1, 2 and 3 threads, and what happens to wrong input.
+# tune, eval, predict, the same bytes for 1, 2, 3, 4 and 8 threads, and what happens to wrong input.
 
 . test/lib.sh
 speaker=finetune_cls match=-F alone=yes
@@ -38,17 +38,19 @@ reviews 3 300 >"$dir/test.tsv"
         --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
-# Every way to tune, on 1, 2 and 3 threads. run=exec: in place of the (sub)shell.
+# Every way to tune, on 1, 2, 3, 4 and 8 threads. run=exec: in place of the (sub)shell.
 run=
 train() { $run ./finetune_cls train --model "$dir/base" --train "$dir/train.tsv" --seed 3 "$@"; }
 for tune in probe last:1 full scratch; do
-    for threads in 1 2 3; do
+    for threads in 1 2 3 4 8; do
         train --tune $tune --threads $threads --out "$dir/$tune$threads" \
             >"$dir/$tune$threads.log" 2>&1
     done
     out=$dir/${tune}1
-    succeeds "$tune: 1, 2 and 3 threads write the same bytes" \
-        eval 'same_model "$out" "$dir/${tune}2" && same_model "$out" "$dir/${tune}3"'
+    for threads in 2 3 4 8; do
+        succeeds "$tune: 1 and $threads threads write the same bytes" \
+            same_model "$out" "$dir/$tune$threads"
+    done
     succeeds "$tune: the reloaded model predicts the same" \
         grep -q "^reloaded .* the same to the bit" "$out.log"
     succeeds "$tune: log.tsv has a header and rows" eval '
@@ -81,6 +83,18 @@ succeeds "eval: the table and the confusion matrix agree" eval '
             bad += sprintf(\"%.6f\", \$(NR - 4) / (\$2 + \$3)) != recall[\$1]
         }
         END { exit bad || NR != 7 }"'
+
+answers() {     # answers THREADS: of a classifier, all that it says
+    for command in "eval --data" "predict --all --data"; do
+        ./finetune_cls $command "$dir/test.tsv" --model "$dir/full1" --threads $1 2>/dev/null
+    done
+}
+answers 1 >"$dir/one"
+succeeds "eval and predict: answers" [ "$(wc -l <"$dir/one")" -gt 300 ]
+for threads in 2 3 4 8; do
+    answers $threads >"$dir/more"
+    succeeds "eval and predict: 1 and $threads threads say the same" cmp "$dir/one" "$dir/more"
+done
 
 # eval --predictions: a row for each example, all or nothing.
 cat >"$dir/odd.json" <<'END'
@@ -191,18 +205,18 @@ default=
 env --default-signal=INT true 2>/dev/null && default='env --default-signal=INT'
 for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" \
     "scratch --average 0.5"; do
-    long="--tune $options --steps 101 --batch 16 --class-weights auto --calibrate --dedupe"
+    long="--tune $options --steps 301 --batch 16 --class-weights auto --calibrate --dedupe"
     train $long --out "$dir/whole" --overwrite >/dev/null 2>&1
     rm -rf "$dir/stopped"
     codes=
-    for moment in "TERM 3" "KILL 7" "TERM 11" "${default:+INT} 14"; do
+    for moment in "TERM 3" "KILL 6" "TERM 9" "${default:+INT} 11"; do
         set -- $moment
         [ $# -eq 2 ] || continue
         stop $1 $2 $long --resume --threads 2 --out "$dir/stopped"
         codes="$codes $status"
         [ $1 = TERM ] || continue
         succeeds "--tune $options: after $1 it says how to go on" grep -q "^stopped after step \
-[0-9]*/101 and saved. Go on with the same command and --resume" "$dir/err"
+[0-9]*/301 and saved. Go on with the same command and --resume" "$dir/err"
         ./finetune_cls predict --model "$dir/stopped" good >/dev/null
         check $? "--tune $options: the best classifier so far is there"
     done
@@ -320,6 +334,20 @@ succeeds "empty texts: eval" eval '
     eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
 said "--l2sp: with --tune scratch it pulls random weights" --tune scratch --l2sp 1 --steps 1
+
+# A training that diverges: the message names a file with the texts of the update.
+train --tune full --lr 10 --head-lr-ratio 1e4 --batch 300 --epochs 20 --warmup 0 \
+    --out "$dir/diverged" >/dev/null 2>"$dir/stderr"
+status=$?
+succeeds "status $status, the gradient is not finite" eval '[ $status -eq 1 ] &&
+    tail -n 1 "$dir/stderr" | grep -q "^finetune_cls: step [0-9]*: the gradient is not finite. \
+.*diverged/step_[0-9]*.txt holds its texts. Start again with --overwrite and a lower --lr than 10.$"'
+succeeds "it has them all, a line each" eval '
+    tail -n +2 "$dir/train.tsv" | cut -f 2 | sed "s/^/<|endoftext|>/" | sort >"$dir/all"
+    sort "$dir/diverged"/step_*.txt | comm -13 "$dir/all" - | cmp - /dev/null &&
+    [ "$(cat "$dir/diverged"/step_*.txt | wc -l)" -eq 180 ]'
+succeeds "the advice works" eval 'train --lr 1e-3 --steps 9 --overwrite --out "$dir/diverged" \
+    >/dev/null 2>&1'
 
 # Wrong input: status and message; nothing is overwritten.
 before=$(cksum <"$dir/full1/model.safetensors")

@@ -101,6 +101,14 @@ static void test_random(void)
     for (int i = 0; i < 50; i++)
         for (int j = 0; j < i; j++) seen -= order[i] == order[j];
     check(seen == 50 && moved > 30, "shuffle: a permutation");
+    int orders[27] = {0}, rare = 0;             /* of three items, numbered by their digits */
+    for (int i = 0; i < 6000; i++) {
+        int items[] = {0, 1, 2};
+        shuffle(items, 3, &a);
+        orders[9 * items[0] + 3 * items[1] + items[2]]++;
+    }
+    for (int i = 0; i < 27; i++) rare += orders[i] > 900 && orders[i] < 1100;
+    check(rare == 6, "shuffle: each of the 6 orders of 3 items in about a sixth of the cases");
 }
 
 static void test_exp(void)
@@ -477,6 +485,21 @@ static void test_dropout(void)
     free(ones), free(y), free(again), free(other);
 }
 
+/* Every place of every layer has a mask of its own, the embedding (layer -1) included. */
+static void test_dropout_keys(void)
+{
+    enum { LAYERS = 49 };
+    uint32_t keys[LAYERS * DROPOUT_PLACES + 1];
+    int same = 0, n = 0;
+    const struct Dropout d = {0.1, 42};
+    keys[n++] = dropout_key(d, -1, AT_EMBEDDING);
+    for (int layer = 0; layer < LAYERS; layer++)
+        for (int place = AT_ATTENTION; place < DROPOUT_PLACES; place++)
+            keys[n++] = dropout_key(d, layer, place);
+    for (int i = 0; i < n; i++) for (int k = 0; k < i; k++) same += keys[i] == keys[k];
+    check(same == 0, "dropout: %d places in %d layers have keys of their own", n, LAYERS);
+}
+
 /* With all queries 0, attention averages what its dropout leaves of the values; these are all 1, so
  * each sum is 1 on average, and two heads agree only by chance. */
 static void test_attention_dropout(void)
@@ -627,6 +650,31 @@ static void model_random(struct Model *m, struct Config config, int first_layer)
     model_train_from(m, first_layer);
 }
 
+/* A trunk whose weights are all 0, but for the last bias of each of two blocks, which is 1. Dropout
+ * doubles it or drops it, so the residual stream holds 0, 2 or 4. If the blocks shared their masks,
+ * there would be no 2. */
+static void test_layers_own_masks(void)
+{
+    enum { N = 64, C = 32 };
+    const int lengths[] = {N};
+    const struct Config config = {2, 2, C, N, 11, 0, NULL};
+    struct Model m;
+    struct Workspace ws;
+    model_create(&m, config);
+    for (int l = 0; l < 2; l++)
+        for (int c = 0; c < C; c++) m.w.blocks[l].mlp_proj_b[c] = 1;
+    struct Case c = random_case(lengths, 1, &config);
+    workspace_create(&ws, &m, N, WORK_EVAL);
+    trunk_forward(&m, &ws, &c.batch, 0.5, 3);
+    const real *x = ws.activations[2].x;
+    int counts[3] = {0};
+    for (int i = 0; i < N * C; i++) counts[(int)(x[i] / 2 + 0.5)]++;
+    check(counts[0] > 400 && counts[0] < 624 && counts[1] > 912 && counts[1] < 1136,
+          "dropout: the masks of two blocks are independent (none %d, one %d, both %d of %d)",
+          counts[0], counts[1], counts[2], N * C);
+    case_free(&c), workspace_free(&ws), model_free(&m);
+}
+
 /* A step as the programs take it: clipped to norm 1. Returns the loss before it. */
 static double train_step(struct Model *m, struct Workspace *ws, const struct Case *c,
                          const struct Objective *o, double lr, int step)
@@ -719,11 +767,11 @@ static void test_against_reference(struct Objective o, const char *what)
     case_free(&c), workspace_free(&ws), model_free(&m);
 }
 
-/* (loss(w + h) - loss(w - h)) / 2h at some entries of each tensor against the gradient. A few
- * gradients are 0, those of unread positions and of the key biases, hence the 1e-3 below. */
-static void test_finite_differences(struct Objective o, const char *what)
+/* (loss(w + h) - loss(w - h)) / 2h against the gradient, at every entry of each tensor, or at some
+ * chosen at random if there are more than `most`. A few gradients are 0, those of unread positions
+ * and of the key biases, hence the 1e-3 below. */
+static void test_finite_differences(struct Objective o, int most, const char *what)
 {
-    enum { ENTRIES = 12 };
     const double h = 2e-5;
     const int lengths[] = {5, 9, 1, 7};
     const struct Config config = {2, 2, 12, 9, 23, 3, NULL};
@@ -738,8 +786,8 @@ static void test_finite_differences(struct Objective o, const char *what)
     for (int i = 0; i < m.tensor_count; i++) {
         const struct Tensor *p = &m.tensors[i];
         double difference = 0, norm = 0;
-        for (int e = 0; e < ENTRIES; e++) {
-            const size_t at = p->offset + below((int)p->size);
+        for (int e = 0; e < min_int(most, (int)p->size); e++) {
+            const size_t at = p->offset + (most < (int)p->size ? below((int)p->size) : e);
             const real w = m.weights[at];
             m.weights[at] = (real)(w + h);
             const double above = loss_of(&m, &ws, &c, &o, false);
@@ -752,7 +800,8 @@ static void test_finite_differences(struct Objective o, const char *what)
         const double error = sqrt(difference) / (sqrt(norm) + 1e-3);
         if (error > worst || isnan(error)) { worst = error; where = p->name; }
     }
-    check(worst < 1e-7, "finite differences, %s: worst tensor %.1e (%s)", what, worst, where);
+    check(worst < 1e-7, "finite differences, %s: worst of %d tensors %.1e (%s)", what,
+          m.tensor_count, worst, where);
     case_free(&c), workspace_free(&ws), model_free(&m);
 }
 
@@ -1245,6 +1294,7 @@ static void test_layers(void)
     test_attention((int[]){300}, 1, 64, 1);
     test_attention_scratch();
     test_dropout();
+    test_dropout_keys();
     test_attention_dropout();
     test_cross_entropy();
 }
@@ -1263,17 +1313,19 @@ int main(void)
     test_gemm_bits();
     test_layers();
     test_parameters();
+    test_layers_own_masks();
     test_against_reference((struct Objective){.lm = (real)0.01}, "language model");
     test_against_reference((struct Objective){.cls = (real)0.25}, "classifier");
     if (exact) {
-        test_finite_differences((struct Objective){.lm = 0.1}, "language model");
-        test_finite_differences((struct Objective){.cls = 0.5, .class_weights = class_weights},
+        test_finite_differences((struct Objective){.lm = 0.1}, 12, "language model");
+        test_finite_differences((struct Objective){.cls = 0.5, .class_weights = class_weights}, 12,
                                 "classifier");
-        test_finite_differences((struct Objective){.lm = 0.1, .dropout = 0.2, .key = 9},
+        test_finite_differences((struct Objective){.lm = 0.1, .dropout = 0.2, .key = 9}, 12,
                                 "language model, dropout");
-        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .dropout = 0.2, .key = 4},
-                                "both heads, dropout");
-        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .cls_first = true},
+        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .dropout = 0.2, .key = 4,
+                                                   .class_weights = class_weights}, 1 << 30,
+                                "all weights, both heads, dropout");
+        test_finite_differences((struct Objective){.lm = 0.1, .cls = 0.5, .cls_first = true}, 12,
                                 "both heads, the classifier first");
     }
     test_golden("lm");

@@ -1,7 +1,35 @@
 /* test_train.c: what train_gpt.c itself computes: shards, the order of the data, accumulation,
- * evaluation, the choice of the next token, text that stays valid UTF-8, the live line. */
+ * dropout's masks, clipping, evaluation, the order in which a run's files are written, the choice of
+ * the next token, text that stays valid UTF-8, the live line. */
 
 #define _GNU_SOURCE                 /* posix_openpt */
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *watched_log;
+static bool log_flushed, log_before_state;      /* set by the two functions below */
+
+/* fsync, which notes that it was called for the watched log. */
+static int noting_fsync(int file)
+{
+    struct stat flushed, log;
+    log_flushed |= watched_log && !fstat(file, &flushed) && !stat(watched_log, &log)
+                   && flushed.st_ino == log.st_ino;
+    return fsync(file);
+}
+
+/* rename, which notes whether log.tsv had been flushed when the state got its name. */
+static int noting_rename(const char *from, const char *to)
+{
+    if (strstr(to, "state.safetensors")) log_before_state = log_flushed;
+    return rename(from, to);
+}
+
+#define fsync noting_fsync
+#define rename noting_rename
 #define TRAIN_GPT_NO_MAIN
 #include "../train_gpt.c"
 #include "check.h"
@@ -129,6 +157,24 @@ static void test_large(void)
     check(sequences.count == (3 * n + 999) / 1000 && begin + length == 3 * n - 1,
           "%lld sequences", (long long)sequences.count);
     unmap_file(s.file);
+}
+
+/* The fingerprint of the data: another when any token of any shard is another, or the order. */
+static void test_fingerprint(void)
+{
+    static const char *const patterns[] = {"f/0?.bin", "f/1?.bin", "f/2?.bin", "f/3?.bin"};
+    static const int firsts[][2] = {{0, 50}, {1, 50}, {0, 51}, {50, 0}};
+    uint64_t fingerprints[4];
+    bool differ = true;
+    make_directory(path_of("f"));
+    for (int i = 0; i < 4; i++) {
+        for (int k = 0; k < 2; k++)
+            write_shard(text_of("f/%d%d.bin", i, k), firsts[i][k], 40, 40, SHARD_MAGIC, 1);
+        fingerprints[i] = open_data("data", path_of(patterns[i]), NULL,
+                                    &(struct Tokenizer){.vocabulary = 137}).fingerprint;
+        for (int k = 0; k < i; k++) differ &= fingerprints[i] != fingerprints[k];
+    }
+    check(differ, "the fingerprint depends on the first shard, the last and their order");
 }
 
 static int next_sequence(struct Loader *l, int64_t *begin)
@@ -294,6 +340,125 @@ static void test_accumulation(void)
     }
 }
 
+/* Minibatch a of a step is a pass of its own, whose masks depend on the seed, the step and a: the
+ * loss of a step is the mean of those of its minibatches alone, and no two of them are the same,
+ * although all read the same tokens. */
+static void test_masks(void)
+{
+    enum { PASSES = 8 };
+    struct Run r, other;
+    double alone[PASSES], loss[3];
+    tiny_run(&r, 4, 3);
+    r.options.dropout = 0.5;
+    const int64_t n = read_step(&r, 1);
+    for (int a = 1; a < 3; a++) r.minibatches[a] = r.minibatches[0];
+    for (int i = 0; i < PASSES; i++) alone[i] = step_gradient(&r, 1, i, n);
+    for (int step = 0; step < 3; step++) loss[step] = step_gradient(&r, 2, step, 2 * n);
+    bool differ = true, mean = true;
+    for (int i = 0; i < PASSES; i++) for (int k = 0; k < i; k++) differ &= alone[i] != alone[k];
+    for (int s = 0; s < 3; s++)
+        mean &= fabs(loss[s] - (alone[2 * s] + alone[2 * s + 1]) / 2) < 1e-12;
+    check(differ && mean, "dropout: every minibatch of every step has masks of its own");
+    tiny_run(&other, 4, 1);
+    other.options.dropout = 0.5;
+    other.options.seed = r.options.seed + 1;
+    read_step(&other, 1);
+    other.minibatches[0] = r.minibatches[0];
+    check(step_gradient(&other, 1, 0, n) != alone[0], "dropout: another seed has other masks");
+}
+
+/* A whole run on the place data, in a directory of its own. Its weights are so large that the norm
+ * of the gradient is above 1. */
+static void run_in(struct Run *r, const char *name, int steps, double clip)
+{
+    static struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136, .hash = 7};
+    tiny_run(r, 4, 2);
+    for (size_t i = 0; i < r->model.parameter_count; i++) r->model.weights[i] *= 5;
+    r->tokenizer = &tokenizer;
+    r->options.steps = steps;
+    r->options.clip = clip;
+    r->options.eval_every = 1;
+    r->options.out = path_of(name);
+    r->paths = paths_in(r->options.out);
+    r->first = r->peak = 1;
+    r->began = r->start = r->saved = r->shown = seconds();
+    make_directory(r->options.out);
+    watched_log = r->paths.log;
+    log_flushed = log_before_state = false;
+    open_log(r);
+    pretrain(r);
+}
+
+/* After the first step, AdamW's moment m is (1 - beta1) times the gradient as it was clipped. */
+static void test_clip(void)
+{
+    double norms[4];
+    static const double clips[] = {0, 0.25, 0.5, 1e9};
+    for (int i = 0; i < 4; i++) {
+        struct Run r;
+        double square = 0;
+        run_in(&r, "clip", 1, clips[i]);
+        for (size_t k = 0; k < r.model.parameter_count; k++)
+            square += (double)r.model.m[k] * r.model.m[k];
+        norms[i] = sqrt(square) / (1 - r.model.beta1);
+        fclose(r.log);
+    }
+    check(norms[0] > 1 && norms[3] == norms[0],
+          "clip: 0 is no limit, nor is one above the norm, %.3f", norms[0]);
+    check(fabs(norms[1] - 0.25) < 1e-6 && fabs(norms[2] - 0.5) < 1e-6,
+          "clip: the gradient is scaled to the norm 0.25 or 0.5: %.6f, %.6f", norms[1], norms[2]);
+}
+
+static void test_log_before_state(void)
+{
+    struct Run r;
+    run_in(&r, "order", 2, 1);
+    fclose(r.log);
+    check(log_before_state, "the log is on the disk before the state that counts its rows");
+}
+
+/* A step of a run that does nothing else. Returns whether it may update the weights. */
+static bool sound(struct Run *r, double norm)
+{
+    const bool good = is_sound(r, &(struct Step){.loss = 1, .norm = norm});
+    if (!good) skip_update(r);
+    r->step++;
+    return good;
+}
+
+/* Spikes: norms of 1 to 1.32, the median 1.16, then higher ones. Only --skip-spikes skips them. */
+static void test_spikes(void)
+{
+    struct Run r = {0}, s, resumed;
+    int good = 0;
+    tiny_run(&s, 1, 1);
+    s.options.skip_spikes = true;
+    for (int i = 0; i < 32; i++) good += sound(&s, i == 20 ? 100 : 1 + 0.01 * i);
+    check(good == 32, "spikes: none in the first 32 steps");
+    check(sound(&s, 1.32) && sound(&s, 5.75) && !sound(&s, 5.95),
+          "spikes: above 5 times the median, not below");
+    check(s.skipped == 1 && s.model.grads[0] == 0, "spikes: counted");
+    s.options.skip_spikes = false;
+    check(sound(&s, 1e9) && s.skipped == 1, "spikes: without --skip-spikes the step is made");
+    s.options.skip_spikes = true;
+    for (good = 0; good < 50 && !sound(&s, 1e9); good++) ;
+    check(good == 15 && sound(&s, 1e9),
+          "spikes: what is no longer rare is none: after 1 and %d more", good);
+
+    run_in(&r, "spikes", 40, 1);
+    r.skipped = 3;
+    r.norms[7] = INFINITY;
+    save_run(&r);
+    fclose(r.log);
+    tiny_run(&resumed, 4, 2);
+    resumed.options = r.options;
+    resumed.paths = r.paths;
+    resumed.tokenizer = r.tokenizer;
+    restore_run(&resumed);
+    check(resumed.skipped == 3 && !memcmp(resumed.norms, r.norms, sizeof r.norms),
+          "spikes: a resumed run knows the same norms");
+}
+
 static void test_measuring(void)
 {
     struct Run r;
@@ -337,6 +502,25 @@ static void test_evaluation(void)
           "evaluation: a budget, the same tokens every time");
     check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9,
           "bits per byte of two-byte tokens");
+    bytes[136] = 0;             /* the last token of the data, as <|endoftext|> would be */
+    struct Score marked = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
+    check(marked.loss == all.loss
+          && fabs(marked.bits_per_byte - all.loss * 136 / M_LN2 / (2 * 135)) < 1e-9,
+          "bits per byte: a token of no bytes counts in the loss alone");
+}
+
+/* The bytes of tokens: 256 bytes, a merge of two of them, <|endoftext|>, and an id that pads. */
+static void test_token_bytes(void)
+{
+    const char *merges = path_of("merges/merges.txt");
+    make_directory(path_of("merges"));
+    write_file(merges, "#version: 0.2\na b\n", 18);
+    const struct Tokenizer *t = tokenizer_load(path_of("merges"));
+    const int *bytes = token_bytes(t, 260);
+    bool single = true;
+    for (int id = 0; id < 256; id++) single &= bytes[id] == 1;
+    check(t->eot == 257 && single && bytes[256] == 2 && bytes[257] == 0 && bytes[258] == 0,
+          "<|endoftext|> and ids that pad have no bytes");
 }
 
 /* --- Sampling --- */
@@ -615,11 +799,17 @@ int main(void)
     if (!mkdtemp(directory)) return 1;
     test_shards();
     test_large();
+    test_fingerprint();
     test_epochs();
     test_documents();
     test_accumulation();
+    test_masks();
+    test_clip();
+    test_log_before_state();
+    test_spikes();
     test_measuring();
     test_evaluation();
+    test_token_bytes();
     test_filters();
     test_generator();
     test_utf8();

@@ -59,6 +59,20 @@ check $? "eval: $(tail -n 1 eval.txt)"
 best=$(cut -f3 learn/log.tsv | grep '[0-9]' | sort -n | head -n 1)
 [ "$(tail -n 1 eval.txt | cut -d' ' -f2)" = "$best" ]
 check $? "eval of the kept model gives the lowest val_loss of the log ($best)"
+# A run whose validation gets worse: it learns documents that are all "ab", 2,000 bytes in all.
+yes ab | head -n 1000 >lines.txt
+"$tokenizer" encode --tokenizer tok --split lines --out lines lines.txt 2>/dev/null &&
+    "$train" train --data 'lines_0*.bin' --val 'val_0*.bin' --tokenizer tok $tiny --cut documents \
+        --steps 20 --warmup 5 --eval-every 1 --out worse >/dev/null 2>&1
+losses() { cut -f3 worse/log.tsv | grep '[0-9]'; }
+loss_of() { "$train" eval --model $1 --data 'val_0*.bin' --threads 1 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'; }
+[ "$(losses | sort -n | head -n 1)" != "$(losses | tail -n 1)" ] &&
+    [ "$(loss_of worse)" = "$(losses | sort -n | head -n 1)" ] &&
+    [ "$(loss_of worse/last)" = "$(losses | tail -n 1)" ]
+check $? "--out keeps the best model, $(loss_of worse), last/ the last, $(loss_of worse/last)"
+"$train" eval --model worse --data 'lines_0*.bin' >eval.txt 2>/dev/null
+tail -n 1 eval.txt | awk '{ want = $2 * $8 / log(2) / 2000; exit !($6 > want - 1e-3 && $6 < want + 1e-3) }'
+check $? "bits per byte are those of the text, without <|endoftext|>: $(tail -n 1 eval.txt)"
 cat="--model learn --prompt the_cat --tokens 60"
 "$train" sample $cat --seed 3 >a.txt 2>err.txt && grep -q '^the_cat' a.txt &&
     grep -q 'tokens/s' err.txt && iconv -f UTF-8 -t UTF-8 a.txt >/dev/null
@@ -131,10 +145,8 @@ check $? "profile: $ms ms a step, as in the log"
 
 # --- Where texts end: a model of documents that are all "ab" ---
 
-yes ab | head -n 1000 >lines.txt
-"$tokenizer" encode --tokenizer tok --split lines --out lines lines.txt 2>/dev/null &&
-    "$train" train --data 'lines_0*.bin' --tokenizer tok $tiny --cut documents --steps 60 --out lines \
-        >/dev/null 2>&1
+"$train" train --data 'lines_0*.bin' --tokenizer tok $tiny --cut documents --steps 60 --out lines \
+    >/dev/null 2>&1
 ends() # LINES WORDS OPTIONS...: a sample of so many characters, line end included, and what it says
 {
     characters=$1 words=$2
@@ -257,12 +269,22 @@ LC_ALL=C sed -i 's/"train.eval-every":"40"/"train.eval-every":"00"/' odd/state.s
 check $? "a state that leaves open how often to evaluate"
 
 short="$data $tiny --dropout 0.1 --steps 12 --eval-every 5 --eval-tokens 500"
-for threads in 1 2 3; do
-    "$train" train $short --threads $threads --out threads$threads >/dev/null 2>err.txt ||
-        check 1 "--threads $threads"
+for threads in 1 2 3 4 8; do
+    "$train" train $short --threads $threads --out threads$threads >/dev/null 2>err.txt &&
+        "$train" eval --model threads$threads --data 'val_0*.bin' --threads $threads \
+            >threads$threads.txt 2>/dev/null &&
+        "$tokenizer" train --vocab 300 --threads $threads --out tok$threads train.txt 2>/dev/null &&
+        "$tokenizer" encode --tokenizer tok --split lines --threads $threads --out ids$threads \
+            train.txt 2>/dev/null
+    check $? "--threads $threads: a run, its evaluation, a tokenizer, a shard"
 done
-same_run threads1 threads2 "1 = 2 threads, byte for byte"
-same_run threads1 threads3 "1 = 3 threads, byte for byte"
+for threads in 2 3 4 8; do
+    same_run threads1 threads$threads "1 = $threads threads, byte for byte"
+    cmp threads1.txt threads$threads.txt && cmp tok1/merges.txt tok$threads/merges.txt &&
+        cmp tok1/tokenizer.json tok$threads/tokenizer.json &&
+        cmp ids1_000000.bin ids${threads}_000000.bin
+    check $? "and the same evaluation, tokenizer and shard"
+done
 {
     sleep 0.2
     "$train" train $short --sample-every 3 --out deaf
@@ -402,19 +424,54 @@ stop_when '^step [0-9]*/' err.txt "$train" train --resume --out again --threads 
 [ $? -eq 143 ] && "$train" train --resume --out again --threads 1 >/dev/null 2>&1
 same_run falling again "resumed while the rate falls, once and twice, byte for byte"
 
-# --- Started in other ways ---
+# --- Numbers that go wrong ---
 
-loader=$(head -c 4096 "$tokenizer" | tr '\0' '\n' | grep -a '^/.*/ld-' | head -n 1)
-started() { env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT -u KMP_BLOCKTIME "$@" show --tokenizer tok cat >out.txt; }
-if [ -x "$loader" ]; then
-    started "$loader" "$tokenizer" && grep -q ' cat$' out.txt
-    check $? "a program that the dynamic loader starts by its name"
-fi
-ln -s "$tokenizer" linked
-started ./linked && grep -q ' cat$' out.txt
-check $? "by a link"
-(PATH=${tokenizer%/*}:$PATH && started tokenizer) && grep -q ' cat$' out.txt
-check $? "by its name in PATH"
+# A run that diverges, on a text that is one sequence: the message names a file with what the step
+# read, and two commands, which both work.
+printf 'the cat\tsees\na dog' >one.txt
+"$tokenizer" encode --tokenizer tok --out one one.txt 2>/dev/null
+diverge="--data one_000000.bin --tokenizer tok --cut documents $tiny --clip 0 --warmup 0 --steps 50 --save-every 1"
+fails 1 '^train_gpt: step [0-9]*: the loss is .*, the gradient.*diverged/step_[0-9]*.txt holds what' \
+    "$train" train $diverge --lr 1000 --out diverged
+text=$(sort -u diverged/$(ls diverged | grep '^step_'))
+[ "$text" = '<|endoftext|>the cat\tsees\na dog' ]
+check $? "the file has the text of the step"
+grep -q 'before. Start again with --overwrite and a lower --lr than 1000, or leave' stderr
+check $? "the advice for a run without --skip-spikes"
+rows=$(wc -l <diverged/log.tsv)
+advice=$(sed -n 's/.*: train_gpt train \(.*\)\.$/\1/p' stderr)
+fails 1 'it held before. Start again with --overwrite and a lower --lr than 1000\.$' \
+    "$train" train $advice
+[ "$(grep -c '^step [0-9]*  spike: .*skipped; it read diverged/step_[0-9]*.txt$' stderr)" -eq 16 ] &&
+    [ "$(wc -l <diverged/log.tsv)" -eq $((rows + 16)) ]
+check $? "$advice: leaves steps out, but not for ever"
+"$train" train $diverge --lr 1e-3 --overwrite --out diverged >/dev/null 2>&1 &&
+    [ "$(wc -l <diverged/log.tsv)" -eq 51 ]
+check $? "a lower --lr with --overwrite"
+
+# Text that is easy, with a part that is not: what is found there is a spike.
+{
+    yes 'the cat sees the dog' | head -n 300
+    awk 'BEGIN { srand(3); for (i = 0; i < 200; i++) printf "%c", 33 + rand() * 90 }'
+    yes 'the cat sees the dog' | head -n 300
+} >spiky.txt
+"$tokenizer" encode --tokenizer tok --out spiky spiky.txt 2>/dev/null
+spiky="--data spiky_000000.bin --tokenizer tok $tiny --steps 250"
+"$train" train $spiky --out reported >out.txt 2>reported.txt
+spikes=$(grep -c '^step [0-9]*  spike: loss [0-9.]*, norm [0-9.]*, before it [0-9.]*$' reported.txt)
+[ "$spikes" -gt 0 ] && ! grep -q skipped out.txt
+check $? "$spikes spikes are reported"
+"$train" train $spiky --skip-spikes --out skipped >out.txt 2>skipped.txt
+spikes=$(grep -c '^step [0-9]*  spike: .*; skipped$' skipped.txt)
+[ "$spikes" -gt 0 ] && grep -q "^skipped: 250 steps, $spikes of them skipped, " out.txt
+check $? "--skip-spikes skips $spikes"
+first=$(sed -n 's/^step \([0-9]*\)  spike.*/\1/p' skipped.txt | head -n 1)
+same_until() { head -n $1 reported/log.tsv | cut -f1-7 >a.txt; head -n $1 skipped/log.tsv | cut -f1-7 | cmp -s a.txt -; }
+same_until $((first + 1)) && ! same_until $((first + 2))
+check $? "the first of them, step $first, is the first difference"
+interrupt parts KILL $spiky --skip-spikes --save-every 9
+"$train" train --resume --out parts >/dev/null 2>&1
+same_run skipped parts "--skip-spikes, interrupted by kill -9 and resumed, byte for byte"
 
 # --- What is said: help, warnings, plain words ---
 
@@ -480,6 +537,10 @@ fails 1 '--data: not what the run.*: the fingerprint was [0-9a-f]* and is [0-9a-
     "$train" train --resume --out learn --data train_000000.bin --steps 9
 fails 2 '--val val_000000.bin: the run in few has none' \
     "$train" train --resume --out few --val val_000000.bin
+fails 1 '--data: not what the run' \
+    "$train" train --resume --out learn --data train_000001.bin --steps 9
+fails 1 '--val: not what the run' \
+    "$train" train --resume --out learn --val lines_000000.bin --steps 9
 fails 1 '--data none\*: no such file' "$train" train --data 'none*' --tokenizer tok --out new
 fails 1 'text.txt: not a token shard' "$train" train --data text.txt --tokenizer tok --out new
 head -c 2000 val_000000.bin >cut.bin
@@ -536,8 +597,6 @@ elsewhere() { (cd tok && exec "$@"); }
 fails 1 '--data train_0\*.bin: no such file. The run in ../learn began with it, relative to' \
     elsewhere "$train" train --resume --out ../learn
 fails 1 'config.json: no such file' "$train" sample --model tok
-fails 1 'step [0-9]*: the loss is .*before. Start again with a lower' \
-    "$train" train $data $tiny --lr 1000 --clip 0 --warmup 0 --steps 50 --out diverged
 [ ! -e new ]
 check $? "nothing was written by what failed"
 if [ -c /dev/full ]; then

@@ -1,0 +1,114 @@
+#!/bin/sh
+# check_tools.sh [TOOL...]: what other programs find in ours by reading or watching them. Each tool
+# must find nothing; what it may not say, since it is wrong or meant so, stands here with a reason.
+# Without names all tools run. Run from the repository root; logs are in out/tools.
+#
+#     analyzer    gcc -fanalyzer        minutes for each program
+#     tidy        clang-tidy            minutes for each program; .clang-tidy has the checks
+#     cppcheck    cppcheck
+#     valgrind    a training, a fine-tuning and a tokenizer, without an invalid access
+#     thread      clang's thread sanitizer with archer, which knows OpenMP's barriers: the same with
+#                 4 threads, without a data race
+#
+# apt-get install gcc clang clang-tidy cppcheck valgrind libomp-dev libclang-rt-14-dev
+
+programs="tokenizer train_gpt finetune_cls"
+logs=$PWD/out/tools
+mkdir -p "$logs"
+failures=0
+
+verdict() # TOOL STATUS LOG: 0 is good, if the log is empty
+{
+    if [ "$2" -eq 0 ] && [ ! -s "$3" ]; then echo "ok   $1"; return; fi
+    echo "FAIL $1: $3"
+    head -n 20 "$3"
+    failures=$((failures + 1))
+}
+
+# Memory is left to the end of the program, hence no leaks. Without OpenMP, since the analyzer loses
+# its way in the functions that the compiler makes of parallel loops.
+analyzer()
+{
+    for p in $programs; do
+        gcc -O1 -fanalyzer -Wno-analyzer-malloc-leak -Wno-analyzer-file-leak -Wno-unknown-pragmas \
+            -c -o /dev/null $p.c 2>"$logs/analyzer_$p"
+        verdict "gcc -fanalyzer $p.c" $? "$logs/analyzer_$p"
+    done
+}
+
+tidy()
+{
+    for p in $programs; do
+        clang-tidy --quiet $p.c -- -O1 -fopenmp >"$logs/tidy_$p" 2>/dev/null
+        verdict "clang-tidy $p.c" $? "$logs/tidy_$p"
+    done
+}
+
+# invalidFunctionArg: log of a sum of exponentials, of which one is 1. nullPointer: `inverse` of
+# attention_softmax is NULL only when it is not set. invalidPointerCast: the weights in a mapped file,
+# whose place has been checked.
+cppcheck_all()
+{
+    for p in $programs; do
+        cppcheck --enable=warning,portability,performance --std=c11 -q --error-exitcode=1 \
+            --suppress=missingIncludeSystem --suppress=invalidFunctionArg \
+            --suppress=nullPointer:model.h --suppress=invalidPointerCast:model.h $p.c \
+            2>"$logs/cppcheck_$p"
+        verdict "cppcheck $p.c" $? "$logs/cppcheck_$p"
+    done
+}
+
+# Builds the programs in $work with the flags, and runs them on a few lines: everything that has
+# threads. What a tool says goes to its log.
+watch() # NAME THREADS PREFIX COMPILER FLAGS...
+{
+    name=$1 threads=$2 prefix=$3
+    shift 3
+    work=$(mktemp -d)
+    for p in $programs; do
+        "$@" -g -O1 -fno-math-errno -fno-trapping-math -w -o "$work/$p" $p.c -lm ||
+            { verdict "$name: the build of $p" 1 /dev/null; return; }
+    done
+    yes 'the film was good and the plot was not' | head -n 60 >"$work/text"
+    awk 'BEGIN { print "label\ttext"; for (i = 0; i < 24; i++) print i % 2 "\tfilm number " i }' \
+        >"$work/labels"
+    cd "$work" || exit 1
+    export OMP_NUM_THREADS=$threads OMP_WAIT_POLICY=passive
+    {
+        $prefix ./tokenizer train --vocab 280 --out tok text &&
+        $prefix ./tokenizer encode --tokenizer tok --split lines --out ids text &&
+        $prefix ./train_gpt train --data ids_000000.bin --val ids_000000.bin --tokenizer tok \
+            --layers 2 --heads 2 --channels 16 --context 16 --batch 4 --dropout 0.1 --steps 3 \
+            --sample-every 2 --sample-tokens 5 --out gpt &&
+        $prefix ./train_gpt eval --model gpt --data ids_000000.bin &&
+        $prefix ./finetune_cls train --model gpt --train labels --lm-coef 0.5 --l2sp 1 --steps 3 \
+            --average 0.5 --calibrate --out full &&
+        $prefix ./finetune_cls train --model gpt --train labels --tune probe --out probe &&
+        $prefix ./finetune_cls eval --model probe --data labels
+    } >"$logs/$name" 2>&1
+    status=$?
+    cd - >/dev/null || exit 1
+    rm -rf "$work"
+    grep -E 'ThreadSanitizer|^==[0-9]+== *(Invalid|Conditional|Use of|Process)' "$logs/$name" >"$logs/$name.found"
+    verdict "$name" $status "$logs/$name.found"
+}
+
+memcheck() { watch valgrind 1 'valgrind -q --error-exitcode=3' gcc -march=x86-64-v3 -fopenmp; }
+
+# archer tells the sanitizer of barriers; libomp itself, which was built without it, is left out.
+thread()
+{
+    TSAN_OPTIONS='ignore_noninstrumented_modules=1 exitcode=3'
+    export TSAN_OPTIONS
+    watch thread 4 '' clang -march=native -fopenmp -fsanitize=thread
+}
+
+for tool in ${*:-analyzer tidy cppcheck valgrind thread}; do
+    case $tool in
+        analyzer | tidy | thread) $tool ;;
+        cppcheck) cppcheck_all ;;
+        valgrind) memcheck ;;
+        *) echo "check_tools.sh: $tool: no such tool." >&2; exit 2 ;;
+    esac
+done
+exit $failures
