@@ -138,7 +138,7 @@ one_answer() # WORDS
 {
     succeeds "one answer, then: $1" [ "$status:$(wc -l <"$dir/answers")" = "1:       1" -o \
         "$status:$(wc -l <"$dir/answers")" = "1:1" ]
-    succeeds "that and nothing else is said" eval '
+    succeeds "that and nothing else is said: $(head -c 300 "$dir/said")" eval '
         [ "$(wc -l <"$dir/said")" -eq 1 ] && grep -qF "bad/model.safetensors: was '"$1"'" "$dir/said"'
 }
 during empty
