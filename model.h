@@ -2491,12 +2491,15 @@ static int mapping_count;
 
 static void remove_unfinished(void);
 
-/* On SIGBUS: one sentence that names the file, by system calls alone. */
+/* On SIGBUS: one sentence that names the file, by system calls alone. The first thread that meets
+ * the end of the file says it; others wait for the end of the program. */
 static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
 {
     static const char what[] = ": was cut short while it was in use. Copy it and run again.\n";
+    static bool told;
     const char *at = info->si_addr;
     (void)context;
+    while (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) pause();
     for (int i = 0; i < mapping_count; i++) {
         const struct Mapping *m = &mappings[i];
         if (at < m->bytes.data || at >= m->bytes.data + m->bytes.size) continue;
