@@ -327,7 +327,7 @@ static uint32_t dropout_threshold(struct Dropout d);                    /* p in 
 
 /* Factor of value `index`: 0 with probability p, otherwise scale = 1 / (1 - p), which keeps the
  * expected value. A function of key and index, so the backward pass computes the same mask. */
-static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale);
+static inline real dropout_factor(uint32_t key, size_t index, uint32_t threshold, real scale);
 
 /* y = from + mask x, for n values; from may be NULL. The backward pass is dx = mask dy, so it calls
  * the same function. */
@@ -338,7 +338,7 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct D
     const real scale = (real)(1 / (1 - d.p));
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++)
-        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, (uint32_t)i, threshold, scale);
+        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, i, threshold, scale);
     lap(DROPOUT, FORWARD);
 }
 
@@ -983,9 +983,11 @@ static inline uint32_t lowbias32(uint32_t x)
     return x ^ x >> 16;
 }
 
-static inline real dropout_factor(uint32_t key, uint32_t index, uint32_t threshold, real scale)
+/* Beyond 2^32 values the key is another one. */
+static inline real dropout_factor(uint32_t key, size_t index, uint32_t threshold, real scale)
 {
-    return lowbias32(lowbias32(index) ^ key) >= threshold ? scale : 0;
+    key += (uint32_t)((uint64_t)index >> 32) * 0x9E3779B9u;
+    return lowbias32(lowbias32((uint32_t)index) ^ key) >= threshold ? scale : 0;
 }
 
 /* --- exp, without branches or calls, so that loops over it vectorise --- */

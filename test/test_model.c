@@ -479,6 +479,12 @@ static void test_dropout(void)
     check(fabs(both / n - keep * keep) < 0.005 && fabs(runs / n - keep * keep) < 0.005,
           "dropout: layers and neighbours are independent (%.4f, %.4f)", both / n, runs / n);
     check(same_bytes(y, again, COUNT), "dropout: the same key gives the same mask");
+    int repeated = 0;
+    for (int k = 0; k < 1000; k++) {
+        const uint32_t half = dropout_threshold((struct Dropout){0.5, 0});
+        repeated += dropout_factor(7, k, half, 1) == dropout_factor(7, (1ull << 32) + k, half, 1);
+    }
+    check(repeated > 400 && repeated < 600, "dropout: the mask does not repeat after 2^32 values");
     dropout(y, ones, ones, 10, d, dropout_key(d, 0, AT_MLP_PROJECTION));
     check(fabs(y[0] - 1 - again[0]) < 1e-6 && fabs(y[9] - 1 - again[9]) < 1e-6,
           "dropout: adds to the residual stream");
