@@ -2627,6 +2627,14 @@ static void check_settings(struct Settings *s)
 }
 
 /* The options of `train`, checked before anything is read. */
+static const char train_usage[] =
+    "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+    "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
+    "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
+    "scratch everything from random weights. Few labels need updates rather than epochs:\n"
+    "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
+    "looked at. The best on validation is kept, or the mean of the last weights (--average).";
+
 static int command_train(int argc, char **argv)
 {
     struct Settings s = DEFAULT_SETTINGS;
@@ -2677,14 +2685,7 @@ static int command_train(int argc, char **argv)
          FLAG, &s.resume},
         {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
     };
-    const char *usage =
-        "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
-        "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
-        "scratch everything from random weights. Few labels need updates rather than epochs:\n"
-        "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
-        "looked at. The best on validation is kept, or the mean of the last weights (--average).";
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options), train_usage), argv);
     check_settings(&s);
     warn_of_idle_options(options, &s);
     begin_training();
@@ -3487,8 +3488,8 @@ static struct Buffer describe_comparison(const struct Compare *c)
     }
     if (!c->test) append(&b, "test_part %g\n", c->test_part);
     append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
-           "batch %d\n", c->test_count, s->max_tokens, s->truncate, s->val_part, s->epochs,
-           s->steps, s->batch);
+           "batch %d\nprecision %s\n", c->test_count, s->max_tokens, s->truncate, s->val_part,
+           s->epochs, s->steps, s->batch, s->precision);
     for (int i = 0; i < COLUMNS; i++)
         append(&b, "%s_column %s\n", column_words[i],
                c->columns.names[i] ? c->columns.names[i] : "(usual)");
@@ -3903,6 +3904,12 @@ static void warn_of_idle_comparison(const struct Option *options, const struct C
 }
 
 /* The options of `compare`. */
+static const char compare_usage[] =
+    "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
+    "What is pretraining worth? Every method learns from the same few labels, several times,\n"
+    "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
+    "for each training to compare.tsv.";
+
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = usual_labels, .start = seconds(),
@@ -3938,16 +3945,12 @@ static int command_compare(int argc, char **argv)
         {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
+        PRECISION_OPTION(&s->precision),
         {"threads", "0: all", INTEGER, &c.threads, 0, 1024},
         {"resume", "go on where an earlier comparison in --out stopped", FLAG, &c.resume},
         {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
     };
-    const char *usage =
-        "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
-        "What is pretraining worth? Every method learns from the same few labels, several times,\n"
-        "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
-        "for each training to compare.tsv.";
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options), usage), argv);
+    refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
     check_settings(s);
     if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
     char *table = file_in(&c, "compare.tsv");
@@ -3964,6 +3967,7 @@ static int command_compare(int argc, char **argv)
     if (c.test) warn_unused(options, "test-part", "with --test");
     begin_training();
     set_threads(c.threads);
+    set_precision(s->precision);
     return compare(&c);
 }
 

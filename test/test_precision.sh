@@ -78,6 +78,11 @@ check $? "predict: probabilities like fp32's within 0.02, and not the same"
 a=$(head -n 1 bf16.txt) b=$(head -n 1 fp32.txt)
 near "${a#* }" "${b#* }" 0.02
 check $? "eval: $a with bf16, $b with fp32"
+compare() { "$programs"/finetune_cls compare --model bf16 --train few.tsv --labels 40 --seeds 2 \
+    --methods probe,last:1 --steps 10 --out compare "$@"; }
+compare --precision bf16 >out.txt 2>err.txt && [ "$(wc -l <compare/compare.tsv)" -eq 5 ]
+check $? "compare --precision bf16"
+fails 1 'made with precision bf16, this one with precision fp32' compare --resume
 fails 2 "--precision fp16: " "$programs"/finetune_cls eval --model cls1 --data few.tsv \
     --precision fp16
 exit $failures
