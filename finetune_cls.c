@@ -2375,7 +2375,7 @@ static void load_course(struct Task *t, struct Course *c, struct Metadata *meta)
         || sscanf(course, "%d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &c->step, &c->examples,
                   &c->worse, &c->averaged, &masks, &c->loss, &c->norm, &top->accuracy,
                   &top->macro_f1, &top->loss, &top->ece, &spent) != 12
-        || c->step < 0 || c->step >= t->set.steps)
+        || c->step < 0 || c->step >= t->set.steps || c->averaged < 0 || (c->averaged && !c->mean))
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     const int epochs = ceil_div(c->step, ceil_div(t->train_count, t->set.batch));
     for (int i = 0; i < epochs; i++) shuffle(t->train, t->train_count, &t->order);

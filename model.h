@@ -2285,7 +2285,7 @@ struct Buffer { char *data; size_t size, capacity; };
 
 static void reserve(struct Buffer *b, size_t n)
 {
-    if (b->size + n + 1 <= b->capacity) return;
+    if (n < b->capacity - b->size) return;
     b->capacity = 2 * (b->size + n + 1);
     b->data = resize(b->data, b->capacity);
 }
@@ -3170,7 +3170,8 @@ static struct Place *place_of(const struct Safetensors *s, const char *name)
 static void list_tensors(struct Safetensors *s)
 {
     double last = 0;
-    int room = 0;
+    int room = 64;
+    s->tensors = resize(NULL, room * sizeof *s->tensors);   /* qsort takes no NULL */
     for (const struct Json *t = s->header->child; t; t = t->next) {
         if (!strcmp(t->key, "__metadata__")) continue;
         const struct Place p = {t, tensor_place(t, false), tensor_place(t, true), false};
@@ -3179,7 +3180,7 @@ static void list_tensors(struct Safetensors *s)
                 "it again.", s->path, t->key, p.begin, p.end, s->size);
         last = fmax(last, p.end);
         if (s->count == room)
-            s->tensors = resize(s->tensors, (room = 2 * room + 64) * sizeof *s->tensors);
+            s->tensors = resize(s->tensors, (room *= 2) * sizeof *s->tensors);
         s->tensors[s->count++] = p;
     }
     if (last != (double)s->size)

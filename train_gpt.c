@@ -2048,7 +2048,7 @@ static void plot_losses(const char *rows)
     const double unit = (p.high - p.low) / (PLOT_HEIGHT - 1);
     printf("loss: * training, mean of each column; o validation\n");
     for (int y = 0; y < (unit > 0 ? PLOT_HEIGHT : 1); y++) {
-        char line[PLOT_WIDTH + 1];
+        char line[PLOT_WIDTH + 1] = "";
         int end = 0;
         for (int x = 0; x < p.width; x++) {
             line[x] = in_line(&p, p.val[x], y) ? 'o' : in_line(&p, p.train[x], y) ? '*' : ' ';

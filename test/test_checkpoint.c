@@ -332,6 +332,13 @@ static void test_deep_header(void)
     free(header.data);
 }
 
+/* A header that lists nothing: the undefined sanitizer watches what is done with no tensor at all. */
+static void test_no_tensor(void)
+{
+    write_file(model_path(), "\2\0\0\0\0\0\0\0{}", 10);
+    expect(open_directory, "is missing", "a header without a tensor");
+}
+
 /* --- Half precision --- */
 
 /* Of a value that both hold exactly: |x| < 4, a multiple of 1/32. With frexp,
@@ -562,6 +569,7 @@ int main(void)
     test_bytes();
     test_config_of_another();
     test_deep_header();
+    test_no_tensor();
     test_half_values();
     test_half("F16", to_half);
     test_half("BF16", to_bfloat);

@@ -229,10 +229,12 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
-hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9"
+hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9 --average 0"
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
+mkdir "$dir/spoilt" && LC_ALL=C sed 's/\("course":"[0-9]* [0-9]* [0-9]*\) 0 /\1 7 /' \
+    "$dir/stopped/state.safetensors" >"$dir/spoilt/state.safetensors"
 train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
 succeeds "--patience counts what was before" eval '
     [ $status -eq 143 ] && same_model "$dir/whole" "$dir/stopped" &&
@@ -245,6 +247,7 @@ succeeds "the state of a finished training is gone, and --resume says that it is
 train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
 succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
 alone=
+fails 1 "does not say where the training is" train $hopeless --resume --out "$dir/spoilt"
 fails 1 "halfway has seed 3, this one 4. Choose" train $long --resume --out "$dir/halfway" --seed 4
 fails 1 "halfway has lr 0.001, this one 0.002" train $long --resume --out "$dir/halfway" --lr 2e-3
 fails 1 "halfway has tune scratch, this one probe" \
