@@ -2340,7 +2340,11 @@ static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_p
 /* 12. Files                                                                                     */
 /* ============================================================================================= */
 
-static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+/* What cannot be looked at may be there: it is not replaced, and who reads it says what is wrong. */
+static bool file_exists(const char *path)
+{
+    return !access(path, F_OK) || (errno != ENOENT && errno != ENOTDIR);
+}
 
 static bool same_file(const char *a, const char *b)
 {
@@ -2498,6 +2502,13 @@ static void remove_leftovers(const char *path)
     }
     if (files) closedir(files);
     free(directory);
+}
+
+/* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
+static void remove_file(const char *path)
+{
+    if (unlink(path) && errno != ENOENT)
+        die("%s: is out of date and cannot be removed (%s). Remove it.", path, strerror(errno));
 }
 
 static struct Output *output_open(const char *path)

@@ -1152,8 +1152,8 @@ static char *tokenizer_file(const char *name)
 {
     static const char *const names[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
     struct stat status;
-    if (stat(name, &status)) return NULL;
-    if (!S_ISDIR(status.st_mode)) return text_of("%s", name);
+    if (!file_exists(name)) return NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
     for (int i = 0; i < COUNT(names); i++) {
         char *path = text_of("%s/%s", name, names[i]);
         if (file_exists(path)) return path;
@@ -1623,7 +1623,7 @@ static void start_set(struct ShardWriter *w, bool overwrite)
     make_directory(directory);
     start_shard(w);
     DIR *files = opendir(directory);
-    for (struct dirent *f; files && (f = readdir(files)); ) {
+    for (struct dirent *f; files && (errno = 0, f = readdir(files)); ) {
         int number;
         long writer;
         if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
@@ -1636,7 +1636,10 @@ static void start_set(struct ShardWriter *w, bool overwrite)
         else die("%s: exists. Choose another --out, or add --overwrite.", path);
         free(path);
     }
-    if (files) closedir(files);
+    if (!files || errno)
+        die("%s: cannot be searched for older shards (%s). Choose another --out.", directory,
+            strerror(errno));
+    closedir(files);
     free(directory);
 }
 
@@ -1645,7 +1648,7 @@ static void remove_old_shards(struct ShardWriter *w)
 {
     for (int i = 0; i < w->old_count; i++) {
         char *path = shard_path(w, w->old[i]);
-        if (w->old[i] >= w->number) unlink(path);
+        if (w->old[i] >= w->number) remove_file(path);
         free(path);
     }
     free(w->old);

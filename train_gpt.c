@@ -93,7 +93,10 @@ static struct Data open_data(const char *option, const char *pattern, const char
 {
     glob_t found;
     struct Data d = {0};
-    const bool none = glob(pattern, 0, NULL, &found) || found.gl_pathc == 0;
+    const int error = glob(pattern, GLOB_ERR, NULL, &found);
+    const bool none = error || found.gl_pathc == 0;
+    if (error && error != GLOB_NOMATCH && errno != ENOENT)
+        die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
     if (none && run)
         die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
             run, *pattern == '/' ? "" : ", relative to the directory in which it was started",
