@@ -2516,10 +2516,10 @@ static struct Output *output_open(const char *path)
     struct Output *o = resize(NULL, sizeof *o);
     remove_leftovers(path);
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
+    *outputs_end = o;               /* before the file exists, since a signal may come at any time */
+    outputs_end = &o->next;
     o->file = fopen(o->temporary, "wb");
     if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    *outputs_end = o;
-    outputs_end = &o->next;
     return o;
 }
 

@@ -44,6 +44,7 @@
 
 #include "model.h"
 #include "data/unicode_classes.h"
+#include <fnmatch.h>
 #include <limits.h>
 
 /* ============================================================================================= */
@@ -1508,6 +1509,20 @@ static int count_set(const struct Shard *s, int count)
     return k;
 }
 
+/* The path of the first shard in the set of s that is not there, which the caller owns, or NULL.
+ * Shards that the pattern does not name need not be there; a pattern of NULL names all. */
+static char *missing_shard(const struct Shard *s, const char *pattern)
+{
+    const int n = (int)prefix_length(s->path);
+    for (int k = 0; n && k < s->shards; k++) {
+        char *path = text_of("%.*s_%06d.bin", n, s->path, k);
+        if ((!pattern || !fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD)) && !file_exists(path))
+            return path;
+        free(path);
+    }
+    return NULL;
+}
+
 /* --- Writing --- */
 
 /* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. They get
@@ -2439,7 +2454,13 @@ static int command_decode(int argc, char **argv)
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t->hash);
-    for (int i = 0; i < shards; ) i += count_set(s + i, shards - i);
+    for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
+        char *path = missing_shard(&s[i], NULL);
+        if (path)
+            warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
+                 counted(s[i].shards, "shard"));
+        free(path);
+    }
     for (int i = 0; i < shards; i++) decode_shard(t, s[i], i == 0, marks[kind]);
     free(s);
     if (kind == SPLIT_LINES) write_stdout("\n", 1);

@@ -32,7 +32,6 @@
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
-#include <fnmatch.h>
 #include <glob.h>
 
 /* ============================================================================================= */
@@ -71,13 +70,10 @@ static void check_sets(const struct Data *d, const char *pattern)
         const struct Shard *first = &d->shards[i];
         uint64_t set = 0;
         n = count_set(first, d->count - i);
-        for (int k = 0; k < first->shards; k++) {
-            char *path = text_of("%.*s_%06d.bin", (int)prefix_length(first->path), first->path, k);
-            if (!fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) && !file_exists(path))
-                die("%s: is missing; %s were encoded together. Encode again, or name only those "
-                    "that are there.", path, counted(first->shards, "shard"));
-            free(path);
-        }
+        const char *path = missing_shard(first, pattern);
+        if (path)
+            die("%s: is missing; %s were encoded together. Encode again, or name only those that "
+                "are there.", path, counted(first->shards, "shard"));
         for (int k = 0; k < n; k++) set = mix64(set ^ first[k].sum);
         if (n == first->shards && set != first->set)
             die("%s: the tokens are not those that were encoded: the file, or another of its set, "

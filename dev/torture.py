@@ -22,7 +22,8 @@ It meets one of the commands of CASES, with inputs and models so small that a ru
     the fault, or as a signal ends it. With 0, all is as without the fault, what it printed included.
     With 1 or 2, or after SIGINT or SIGTERM, no temporary file is left.
  2. Every reader of what is on disk answers as it did before the command, or as it does when a
-    command has just saved, in a directory that held nothing before; or it refuses, with a sentence.
+    command has just saved, in a directory that held nothing before; or it refuses, with a sentence,
+    or says that a shard is missing.
     Unless the fault struck between two names, not all refuse. A command that refuses to replace
     what is there has changed nothing.
  3. The command again (with --resume or --overwrite), which in a third of the cases meets a fault
@@ -477,7 +478,7 @@ def judge_readers(u):
     for reader, answers in zip(u.case.readers, u.answers):
         answer = run(reader)
         answered = answered or answer.status == 0
-        if answer.status == 0 and answer.out not in answers:
+        if answer.status == 0 and answer.out not in answers and "is missing; " not in answer.err:
             wrong.append(f"wrong answer: {reader}")
         elif answer.status and not (reader.startswith("cat") or (answer.status in (1, 2)
                                                                  and has_sentence(answer, reader))):
@@ -497,7 +498,7 @@ def torture(u, number, seed, kind):
     wrong = judge(u, command, fault, result)
     refused, answered = judge_readers(u)
     wrong += refused
-    if u.answered and not answered and fault.call != "rename" and result.status in (0, 1, 2):
+    if u.answered and not answered and fault.call not in ("rename", "unlink") and result.status in (0, 1, 2):
         wrong.append("nothing can be read any more")
     if r.random() < 1 / 3:
         second = draw_fault(r, r.choice(["kill", "signal", "error"]), u)

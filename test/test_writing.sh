@@ -266,6 +266,9 @@ speaker=train_gpt
 fails 1 "old_000001.bin: is not of the same run" eval_set 'old_0*.bin'
 rm old_000001.bin
 fails 1 "old_000001.bin: is missing; $count shards were encoded together" eval_set 'old_0*.bin'
+"$tokenizer" decode --tokenizer tok_old old_000000.bin 2>said >/dev/null
+grep -q "^tokenizer: old_000001.bin: is missing; $count shards were encoded together, so" said
+check $? "$(cat said)"
 eval_set 'old_00000[023456789].bin' >/dev/null
 check $? "a part of a set by its names"
 { head -c 1026 whole && printf '\001' && tail -c +1028 whole; } >old_000001.bin
