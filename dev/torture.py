@@ -3,6 +3,7 @@
 
     make
     nice python3 dev/torture.py [--count 1000] [--seed 1] [--kind KIND] [--case CASE] [--fault N]
+    nice python3 dev/torture.py --every rename      SIGKILL before each name that is given
 
 Linux, strace; as root also disks that are full or read-only. A fault is one of these, at random:
 
@@ -175,14 +176,15 @@ def cases():
         Case("reading ids", "tokenizer ids --tokenizer ../in/tok_new <../in/new.txt")]
     for how, rest in (("full", " --steps 12"), ("last:1", " --tune last:1 --average 0 --steps 12"),
                       ("probe", " --tune probe")):
-        fresh = tune("new", "out") + rest
+        fresh, old = tune("new", "out") + rest, tune("old", "out") + rest
+        if how != "full":                   # then only config.json and the weights are others
+            old = old.replace("base_old", "base_new")
         all_cases += [
             Case(how, fresh, again="--resume", readers=READ_CLASSIFIER),
             Case(how + " --resume", fresh + " --resume",
                  [] if how == "probe" else ["TERM write 40: " + fresh], readers=READ_CLASSIFIER),
-            Case(how + " refused", fresh, [tune("old", "out") + rest], readers=READ_CLASSIFIER),
-            Case(how + " --overwrite", fresh + " --overwrite", [tune("old", "out") + rest],
-                 readers=READ_CLASSIFIER)]
+            Case(how + " refused", fresh, [old], readers=READ_CLASSIFIER),
+            Case(how + " --overwrite", fresh + " --overwrite", [old], readers=READ_CLASSIFIER)]
     return all_cases
 
 
@@ -447,8 +449,8 @@ def draw_fault(r, kind, u):
     return Fault(kind, "", None, 0, r.choice(["full", "closed", "pipe"]))
 
 
-def judge(u, command, fault, result):
-    """What is wrong with how the command ended, and with what it left."""
+def judge(u, command, fault, result, earlier):
+    """What is wrong with how the command ended, and with what it left. earlier: the tree before."""
     wrong, tree = [], read_tree()
     temporary = [path for path in tree if ".tmp" in path]
     said = has_sentence(result, command) or fault.kind == "stderr" or (
@@ -464,7 +466,7 @@ def judge(u, command, fault, result):
     elif result.status == 0 and result.out != u.out and fault.kind != "stdout" \
             and "compare" not in command and "train" not in command:
         wrong.append("status 0, but it printed something else")
-    if temporary and result.status != SIGNALS["KILL"] and fault.call != "unlink":
+    if set(temporary) - earlier.keys() and result.status != SIGNALS["KILL"] and fault.call != "unlink":
         wrong.append("left " + " ".join(temporary))
     kept = {path: data for path, data in tree.items() if path not in temporary}
     if u.refuses() and difference(kept, u.before):
@@ -486,16 +488,18 @@ def judge_readers(u):
     return wrong, answered
 
 
-def torture(u, number, seed, kind):
+def torture(u, number, options):
     """The case with one or two faults. Returns the fault, its result and what is wrong."""
-    r = random.Random(f"{seed} {number}")
-    kind = r.choice([k for k in kinds() if kind in (None, k)])
+    r = random.Random(f"{options.seed} {number}")
+    kind = r.choice([k for k in kinds() if options.kind in (None, k)])
     restore(u.before)
     command, again = u.case.command, u.case.command + " " + (u.case.again or "")
     fault = draw_fault(r, kind, u)
+    if options.every:
+        fault = Fault("signal", "signal=KILL", options.every, number)
     result = run_in_place(command, fault)
     steps = [(command, fault, result, read_tree())]
-    wrong = judge(u, command, fault, result)
+    wrong = judge(u, command, fault, result, u.before)
     refused, answered = judge_readers(u)
     wrong += refused
     if u.answered and not answered and fault.call not in ("rename", "unlink") and result.status in (0, 1, 2):
@@ -504,7 +508,7 @@ def torture(u, number, seed, kind):
         second = draw_fault(r, r.choice(["kill", "signal", "error"]), u)
         other = run_in_place(again, second)
         steps.append((again, second, other, read_tree()))
-        wrong += judge(u, again, second, other) + judge_readers(u)[0]
+        wrong += judge(u, again, second, other, steps[0][3]) + judge_readers(u)[0]
     last = run(again)
     tree = read_tree()
     steps.append((again, Fault("none", ""), last, tree))
@@ -515,14 +519,15 @@ def torture(u, number, seed, kind):
     return fault, result, wrong, steps
 
 
-def keep(directory, u, number, seed, kind, wrong, steps):
+def keep(u, number, options, wrong, steps):
     """Writes down what differs, and how to see it again."""
-    at = os.path.join(directory, f"{seed}_{number}")
+    at = os.path.join(options.keep, f"{options.seed}_{u.case.name.replace(' ', '_')}_{number}")
     shutil.rmtree(at, ignore_errors=True)
     os.makedirs(at)
     with open(os.path.join(at, "what.txt"), "w") as f:
-        f.write(f"python3 dev/torture.py --seed {seed} --fault {number}"
-                f"{f' --kind {shlex.quote(kind)}' if kind else ''} --case {shlex.quote(u.case.name)}\n\n")
+        more = "".join(f" --{name} {shlex.quote(value)}" for name, value in
+                       (("kind", options.kind), ("every", options.every), ("case", u.case.name)) if value)
+        f.write(f"python3 dev/torture.py --seed {options.seed} --fault {number}{more}\n\n")
         for command, fault, result, _ in steps:
             strace = " ".join(traced(fault)) + " " if fault.call else ""
             f.write(f"{fault}\n{strace}{command}\nstatus {result.status}\n{result.err}\n\n")
@@ -542,13 +547,15 @@ def torture_all(options, chosen):
         start, before = time.time(), sum(differ.values())
         numbers = range(i, options.count, len(chosen)) if options.fault is None else [options.fault]
         u = Undisturbed(case) if numbers else None
+        if options.every and options.fault is None:
+            numbers = range(u.first[options.every] + 1, u.calls[options.every] + 1)
         for number in numbers:
-            fault, result, wrong, steps = torture(u, number, options.seed, options.kind)
+            fault, result, wrong, steps = torture(u, number, options)
             faults[fault.kind] += 1
             ends.setdefault(fault.kind, collections.Counter())[result.status] += 1
             differ[fault.kind] += bool(wrong)
             if wrong:
-                keep(options.keep, u, number, options.seed, options.kind, wrong, steps)
+                keep(u, number, options, wrong, steps)
                 print(f"FAIL {number} {case.name}: {fault}: {'; '.join(wrong)}", flush=True)
         print(f"{case.name}: {len(numbers)} faults, {sum(differ.values()) - before} differ, "
               f"{time.time() - start:.0f} s", flush=True)
@@ -566,6 +573,7 @@ def main():
     p.add_argument("--seed", default="1", help="other faults")
     p.add_argument("--kind", choices=sorted(set(kinds())), help="only faults of this kind")
     p.add_argument("--case", choices=names, help="only this command")
+    p.add_argument("--every", metavar="CALL", help="instead: SIGKILL before each CALL of each command")
     p.add_argument("--fault", type=int, help="only this one, again")
     p.add_argument("--keep", default="out/torture", help="directory for what differs")
     options = p.parse_args()
