@@ -2582,7 +2582,7 @@ static int train(struct Settings settings)
              "longer texts is read.");
     save_classifier(&t, t.model.weights, &meta, val);
     char *state = state_path(s);
-    unlink(state);          /* --resume then finds that the training is finished */
+    remove_file(state);     /* --resume then finds that the training is finished */
     free(state);
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, majority);

@@ -2399,7 +2399,11 @@ static void append_utf8(struct Buffer *b, unsigned c)
 /* 12. Files                                                                                     */
 /* ============================================================================================= */
 
-static bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+/* What cannot be looked at may be there: it is not replaced, and who reads it says what is wrong. */
+static bool file_exists(const char *path)
+{
+    return !access(path, F_OK) || (errno != ENOENT && errno != ENOTDIR);
+}
 
 static bool same_file(const char *a, const char *b)
 {
@@ -2676,15 +2680,22 @@ static void remove_leftovers(const char *path)
     free(directory);
 }
 
+/* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
+static void remove_file(const char *path)
+{
+    if (unlink(path) && errno != ENOENT)
+        die("%s: is out of date and cannot be removed (%s). Remove it.", path, strerror(errno));
+}
+
 static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o);
     remove_leftovers(path);
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
+    *outputs_end = o;               /* before the file exists, since a signal may come at any time */
+    outputs_end = &o->next;
     o->file = fopen(o->temporary, "wb");
     if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    *outputs_end = o;
-    outputs_end = &o->next;
     return o;
 }
 

@@ -44,6 +44,7 @@
 
 #include "model.h"
 #include "data/unicode_classes.h"
+#include <fnmatch.h>
 #include <limits.h>
 
 /* ============================================================================================= */
@@ -1160,8 +1161,8 @@ static char *tokenizer_file(const char *name)
 {
     static const char *const names[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
     struct stat status;
-    if (stat(name, &status)) return NULL;
-    if (!S_ISDIR(status.st_mode)) return text_of("%s", name);
+    if (!file_exists(name)) return NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
     for (int i = 0; i < COUNT(names); i++) {
         char *path = text_of("%s/%s", name, names[i]);
         if (file_exists(path)) return path;
@@ -1526,6 +1527,20 @@ static int count_set(const struct Shard *s, int count)
     return k;
 }
 
+/* The path of the first shard in the set of s that is not there, which the caller owns, or NULL.
+ * Shards that the pattern does not name need not be there; a pattern of NULL names all. */
+static char *missing_shard(const struct Shard *s, const char *pattern)
+{
+    const int n = (int)prefix_length(s->path);
+    for (int k = 0; n && k < s->shards; k++) {
+        char *path = text_of("%.*s_%06d.bin", n, s->path, k);
+        if ((!pattern || !fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD)) && !file_exists(path))
+            return path;
+        free(path);
+    }
+    return NULL;
+}
+
 /* --- Writing --- */
 
 /* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. They get
@@ -1641,7 +1656,7 @@ static void start_set(struct ShardWriter *w, bool overwrite)
     make_directory(directory);
     start_shard(w);
     DIR *files = opendir(directory);
-    for (struct dirent *f; files && (f = readdir(files)); ) {
+    for (struct dirent *f; files && (errno = 0, f = readdir(files)); ) {
         int number;
         long writer;
         if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
@@ -1654,7 +1669,10 @@ static void start_set(struct ShardWriter *w, bool overwrite)
         else die("%s: exists. Choose another --out, or add --overwrite.", path);
         free(path);
     }
-    if (files) closedir(files);
+    if (!files || errno)
+        die("%s: cannot be searched for older shards (%s). Choose another --out.", directory,
+            strerror(errno));
+    closedir(files);
     free(directory);
 }
 
@@ -1663,7 +1681,7 @@ static void remove_old_shards(struct ShardWriter *w)
 {
     for (int i = 0; i < w->old_count; i++) {
         char *path = shard_path(w, w->old[i]);
-        if (w->old[i] >= w->number) unlink(path);
+        if (w->old[i] >= w->number) remove_file(path);
         free(path);
     }
     free(w->old);
@@ -2454,7 +2472,13 @@ static int command_decode(int argc, char **argv)
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t->hash);
-    for (int i = 0; i < shards; ) i += count_set(s + i, shards - i);
+    for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
+        char *path = missing_shard(&s[i], NULL);
+        if (path)
+            warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
+                 counted(s[i].shards, "shard"));
+        free(path);
+    }
     for (int i = 0; i < shards; i++) decode_shard(t, s[i], i == 0, marks[kind]);
     free(s);
     if (kind == SPLIT_LINES) write_stdout("\n", 1);

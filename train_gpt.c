@@ -32,7 +32,6 @@
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
-#include <fnmatch.h>
 #include <glob.h>
 
 /* ============================================================================================= */
@@ -72,13 +71,10 @@ static void check_sets(const struct Data *d, const char *pattern)
         const struct Shard *first = &d->shards[i];
         uint64_t set = 0;
         n = count_set(first, d->count - i);
-        for (int k = 0; k < first->shards; k++) {
-            char *path = text_of("%.*s_%06d.bin", (int)prefix_length(first->path), first->path, k);
-            if (!fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) && !file_exists(path))
-                die("%s: is missing; %s were encoded together. Encode again, or name only those "
-                    "that are there.", path, counted(first->shards, "shard"));
-            free(path);
-        }
+        const char *path = missing_shard(first, pattern);
+        if (path)
+            die("%s: is missing; %s were encoded together. Encode again, or name only those that "
+                "are there.", path, counted(first->shards, "shard"));
         for (int k = 0; k < n; k++) set = mix64(set ^ first[k].sum);
         if (n == first->shards && set != first->set)
             die("%s: the tokens are not those that were encoded: the file, or another of its set, "
@@ -92,7 +88,10 @@ static void check_sets(const struct Data *d, const char *pattern)
 static glob_t find_shards(const char *option, const char *pattern, const char *run)
 {
     glob_t found;
-    const bool none = glob(pattern, 0, NULL, &found) || found.gl_pathc == 0;
+    const int error = glob(pattern, GLOB_ERR, NULL, &found);
+    const bool none = error || found.gl_pathc == 0;
+    if (error && error != GLOB_NOMATCH && errno != ENOENT)
+        die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
     if (none && run)
         die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
             run, *pattern == '/' ? "" : ", relative to the directory in which it was started",

@@ -266,6 +266,9 @@ speaker=train_gpt
 fails 1 "old_000001.bin: is not of the same run" eval_set 'old_0*.bin'
 rm old_000001.bin
 fails 1 "old_000001.bin: is missing; $count shards were encoded together" eval_set 'old_0*.bin'
+"$tokenizer" decode --tokenizer tok_old old_000000.bin 2>said >/dev/null
+grep -q "^tokenizer: old_000001.bin: is missing; $count shards were encoded together, so" said
+check $? "$(cat said)"
 eval_set 'old_00000[023456789].bin' >/dev/null
 check $? "a part of a set by its names"
 { head -c 1026 whole && printf '\001' && tail -c +1028 whole; } >old_000001.bin
@@ -375,11 +378,36 @@ for limit in 8 40; do
     check $? "a disk with room for $limit blocks: the old classifier stays"
     rm -r full
 done
+# What the system does not tell, or does not do, is not passed over.
+cp -r cls_old stays && mkdir stays/state.safetensors
+classify new stays --overwrite >/dev/null 2>said
+[ $? -eq 1 ] && tail -n 1 said | grep -q 'stays/state.safetensors: is out of date and cannot be r'
+check $? "$(tail -n 1 said)"
+rm -r stays
+mkdir some && ln -s merges.txt some/merges.txt      # a link to itself can be neither read nor seen
+speaker=tokenizer
+fails 1 "some/merges.txt: exists" "$tokenizer" train --vocab 262 --out some old.txt
+fails 1 "some/merges.txt: cannot be read" answer_tok some
+speaker=train_gpt
+fails 1 '--data some/merges.txt/[*]: cannot be searched for' eval_set 'some/merges.txt/*'
+fails 1 '--data none/[*]: no such file' eval_set 'none/*'
+rm -r some
+mkdir set && cp old_0*.bin set
+few_files()
+{
+    (ulimit -n 4 && exec "$tokenizer" encode --tokenizer tok_new --out set/old new.txt)
+}
+speaker=tokenizer
+fails 1 'set/: cannot be searched for older shards' few_files
+rm -r set
+
 if [ "$(id -u)" -ne 0 ]; then
+    speaker=finetune_cls
     cp -r cls_old fixed && chmod a-w fixed
     fails 1 'cannot be written (Permission denied)' classify new fixed --overwrite
     chmod u+w fixed
 fi
+speaker=finetune_cls
 fails 1 'no such file' "$finetune" train --model none --train old.tsv --out made/for/nothing
 [ ! -e made ]
 check $? "directories made for nothing are gone"
