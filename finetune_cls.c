@@ -1855,11 +1855,13 @@ static void check_label(const char *path, const struct Example *e)
     if (l.size > MAX_LABEL_BYTES)
         die("%s:%d: the label has %zu bytes, more than %d. Is --label-column right?", path,
             e->line, l.size, MAX_LABEL_BYTES);
-    for (size_t i = 0; i < l.size; i++)
-        if ((unsigned char)l.data[i] < 0x20 || l.data[i] == 0x7F)
-            die("%s:%d: the label holds a control character. Remove it.", path, e->line);
     if (!valid_utf8(l))
         die("%s:%d: the label is not valid UTF-8. " CONVERT, path, e->line, path);
+    char printed[MAX_LABEL_BYTES];              /* as read_label_names will read it */
+    memcpy(printed, l.data, l.size);
+    make_harmless(printed, l.size, "");
+    if (memcmp(printed, l.data, l.size))
+        die("%s:%d: the label holds a control character. Remove it.", path, e->line);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. */

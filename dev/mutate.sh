@@ -1,10 +1,12 @@
 #!/bin/sh
-# mutate.sh [N] [SEED] [RESULTS]: do the tests notice a wrong line? Changes N lines, one at a time,
-# in a copy of the sources (a sign, a factor, an index, a comparison, a word of logic, a statement
-# left out), builds the tests that concern the file, runs the quick ones first and stops at the
-# first failure. Run from the repository root; it changes nothing there but RESULTS.
+# mutate.sh [N] [SEED] [RESULTS] [PART/PARTS]: do the tests notice a wrong line? Changes N lines, one
+# at a time, in a copy of the sources (a sign, a factor, an index, a comparison, a word of logic, a
+# statement left out), builds the tests that concern the section of the file, runs the quick ones
+# first and stops at the first failure. Run from the repository root; it changes nothing there but
+# RESULTS.
 #
 #     nice -n 19 dev/mutate.sh 80 1 out/mutants.tsv
+#     for i in 1 2; do nice -n 19 dev/mutate.sh 80 1 out/mutants$i.tsv $i/2 & done; wait
 #     QUICK=1 nice -n 19 dev/mutate.sh 500 2 out/mutants.tsv
 #
 # The seed determines which lines and which changes. RESULTS has a row for each: verdict, what
@@ -17,10 +19,11 @@
 #     same        the compiler made the same programs of it: not counted
 #     invalid     it does not compile: not counted
 
-N=${1:-80} seed=${2:-1} results=${3:-out/mutants.tsv}
+N=${1:-80} seed=${2:-1} results=${3:-out/mutants.tsv} part=${4:-1/1}
 CC=${CC:-cc}
-limit=300                       # seconds that a test may take
-clock='time-limit|four fifths|time that was left|ms a step|measuring'      # fail on a busy machine
+limit=60                        # seconds of a processor that a program may take
+patience=1500                   # seconds that a test may take
+export clock='time-limit|four fifths|time that was left|ms a step|measuring'      # fail on a busy machine
 regions="model.h:1-10 model.h:14-14 train_gpt.c:1-3 train_gpt.c:6-6 finetune_cls.c:1-5 tokenizer.c:9-9"
 
 scratch=$(mktemp -d)
@@ -33,6 +36,8 @@ touch "$results"
 results=$(cd "$(dirname "$results")" && pwd)/$(basename "$results")
 cp -r ./*.c ./*.h Makefile data test "$root"
 cd "$root" || exit 1
+sed 's/failures=$((failures + 1));/echo "$2" | grep -qE "$clock" || exit 1; &/' test/lib.sh >lib.sh
+mv lib.sh test/lib.sh           # scripts stop at the first failure, too
 echo 'int main(void) { return 0; }' >"$scratch/probe.c"
 openmp=$($CC -fopenmp -o "$scratch/probe" "$scratch/probe.c" 2>/dev/null && echo -fopenmp)
 
@@ -89,7 +94,8 @@ chosen()
         list "${region%:*}" "${sections%-*}" "${sections#*-}" | sort -t '	' -k 2n -k 3n -k 5
     done | awk -v seed="$seed" 'BEGIN { x = (seed * 48271 + 11) % 2147483647 }
         { x = x * 16807 % 2147483647; printf "%010d\t%s\n", x, $0 }' |
-        sort | cut -f 2- | awk -F '\t' '!seen[$1, $2]++' | head -n "$N"
+        sort | cut -f 2- | awk -F '\t' '!seen[$1, $2]++' | head -n "$N" |
+        awk -v part="${part%/*}" -v parts="${part#*/}" 'NR % parts == part % parts'
 }
 
 # --- One change ---
@@ -102,17 +108,27 @@ build() # OUT SOURCE [FLAG]
 build "$root/data/reviews" data/reviews.c
 cp -r "$root" "$scratch/tree"
 
-# The tests of a file: NAME for test/NAME.c, NAME=double for its build in double precision, then
+# The tests of a section: NAME for test/NAME.c, NAME=double for its build in double precision, then
 # scripts.
-tests_of()
+tests_of() # FILE SECTION
 {
-    case $1 in
-        model.h) echo test_model test_model=double test_checkpoint test_train test_finetune \
-            test_train.sh test_finetune.sh test_files.sh ;;
-        train_gpt.c) echo test_train test_train.sh test_files.sh ;;
-        finetune_cls.c) echo test_finetune test_compare test_finetune.sh test_compare.sh ;;
-        tokenizer.c) echo test_tokenizer test_train test_train.sh test_data.sh ;;
+    case $1:$2 in
+        model.h:1[0-9]) echo test_checkpoint test_hostile test_model test_train test_finetune \
+            test_hostile.sh test_writing.sh test_train.sh test_finetune.sh test_files.sh ;;
+        model.h:*) echo test_model test_model=double test_precision test_checkpoint test_train \
+            test_finetune test_precision.sh test_train.sh test_finetune.sh test_vectors.sh ;;
+        train_gpt.c:*) echo test_train test_hostile test_train.sh test_precision.sh \
+            test_hostile.sh test_writing.sh test_vectors.sh ;;
+        finetune_cls.c:*) echo test_finetune test_hostile test_compare test_finetune.sh \
+            test_files.sh test_compare.sh ;;
+        tokenizer.c:*) echo test_tokenizer test_hostile test_train test_hostile.sh \
+            test_writing.sh test_train.sh test_data.sh ;;
     esac
+}
+
+section_of() # FILE LINE
+{
+    sed "$2q" "$root/$1" | sed -n 's|^/\* \([0-9]*\)\. .*|\1|p' | tail -n 1
 }
 
 # Builds a test program, or for a script the three programs, in a tree. What comes out goes to OUT.
@@ -132,15 +148,19 @@ make_test() # TREE TEST OUT
 same_files() { for f in "$1"/*; do cmp -s "$f" "$2/${f##*/}" || return 1; done; }
 
 # Whether a test that make_test has built fails, or ends without having counted its failures. What
-# looks at the clock is left out.
+# looks at the clock is left out. Nobody reads beyond the first failure: SIGPIPE ends the program.
 failing() # TEST BUILT
 {
     cd "$scratch/tree" || exit 1
-    case $1 in
-        *.sh) cp "$2"/* . && timeout $limit sh "test/$1" ;;
-        *) timeout $limit "$2/${1%=*}" ;;
-    esac >"$scratch/log" 2>/dev/null
-    [ $? -ne "$(grep -c '^FAIL ' "$scratch/log")" ] ||
+    ulimit -t $limit
+    {
+        case $1 in
+            *.sh) cp "$2"/* . && timeout $patience sh "test/$1" ;;
+            *) timeout $patience "$2/${1%=*}" ;;
+        esac 2>/dev/null
+        echo $? >"$scratch/status"
+    } | awk '{ print } /^FAIL / && $0 !~ ENVIRON["clock"] { exit }' >"$scratch/log"
+    [ "$(cat "$scratch/status")" -ne "$(grep -c '^FAIL ' "$scratch/log")" ] ||
         grep '^FAIL ' "$scratch/log" | grep -qvE "$clock"
 }
 
@@ -161,7 +181,7 @@ try() # FILE LINE COLUMN LENGTH TEXT
     awk -v line="$2" -v column="$3" -v n="$4" -v text="$5" 'NR == line {
         $0 = substr($0, 1, column - 1) text substr($0, column + n) } { print }' "$root/$1" >"$scratch/tree/$1"
     rm -rf "$scratch/built"
-    for test in $(tests_of "$1"); do
+    for test in $(tests_of "$1" "$(section_of "$1" "$2")"); do
         kind=$test
         case $test in *.sh) kind=script.sh ;; esac
         if [ "$QUICK" ] && [ $kind = script.sh ] && [ $verdict != same ]; then verdict=open; break; fi
@@ -170,9 +190,11 @@ try() # FILE LINE COLUMN LENGTH TEXT
             { verdict=invalid; break; }
         same_files "$scratch/built/$kind" "$scratch/base/$kind" && continue
         if [ "$QUICK" ] && [ $kind = script.sh ]; then verdict=open; break; fi
-        sound "$test" "$scratch/base/$kind"
         verdict=survived
-        if (failing "$test" "$scratch/built/$kind"); then verdict=caught by=$test; break; fi
+        (failing "$test" "$scratch/built/$kind") || continue
+        sound "$test" "$scratch/base/$kind"
+        verdict=caught by=$test
+        break
     done
     cp "$root/$1" "$scratch/tree/$1"
 }

@@ -223,6 +223,7 @@ static void test_refusals(void)
     REFUSED("text,label\n\"a\nb\"c,d\n", "data:3: text follows a closing quote");
     REFUSED("text\tlabel\na\t\n", "data:2: the label is empty");
     REFUSED("text,label\na,\"b\nc\"\n", "data:2: the label holds a control character");
+    REFUSED("text,label\na,\"b\xC2\x85\"\n", "data:2: the label holds a control character");
     REFUSED("text\tlabel\na\t\xC3\n", "data:2: the label is not valid UTF-8");
     REFUSED("text\tlabel\na\tb\nc\tb\n", "data: every label is \"b\". Two classes are needed");
     REFUSED("text\tlabel\na\tb\nc\td\n",
