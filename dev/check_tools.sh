@@ -40,6 +40,9 @@ known()
 # There is at least one text and one example; the tool tries none.
 return mix64(checksum(d->tokens + starts[0]
 c->texts[i] = i < train.count
+# --out is required: parse_options dies where it is missing.
+static const char *shown_path(const char *path)
+const int fd = open(path, O_RDONLY | O_CLOEXEC);
 # A table of pairs that is empty finds none.
     p->count += change;
 # Without a mean no update has been averaged; load_course refuses a file that says otherwise.
