@@ -27,34 +27,29 @@ verdict() # TOOL STATUS LOG: 0 is good, if the log is empty
     failures=$((failures + 1))
 }
 
+# The analyzer and clang-tidy see realloc as a function that they know nothing of. Otherwise they try
+# sizes below 1, with which no loop fills the memory, and mistake the buffer of text_of for its
+# argument. Valgrind watches memory that is not set; free is known to them.
+memory=-Drealloc=unknown_realloc
+
 # What the analyzer and clang-tidy say wrongly: a piece of the line of ours that they name, or of
 # their sentence. A finding in any other line is shown.
 known()
 {
     cat <<'END'
-# Classes, channels, examples, blocks and threads are at least 1; the tool tries 0 and below.
-left[k] = min_int(max_int((int)(part * left[k]
-right += confusion[(size_t)k * K + k]
-const double rest = ai[j] - dot(ai, aj, j);
-c->texts[i] = i < train.count
-const int change = chosen < budget
-real *last = levels[l] + (size_t)done * C;
+# There is at least one text and one example; the tool tries none.
 return mix64(checksum(d->tokens + starts[0]
-const size_t mask = ((size_t)1 << table->bits) - 1;
-    table->count++;
-if (2 * table->count > (size_t)1
+c->texts[i] = i < train.count
+# --out is required: parse_options dies where it is missing.
+static const char *shown_path(const char *path)
+const int fd = open(path, O_RDONLY | O_CLOEXEC);
 # A table of pairs that is empty finds none.
     p->count += change;
 # Without a mean no update has been averaged; load_course refuses a file that says otherwise.
 c.averaged ? c.mean : c.best
-# gcc's analyzer takes the buffer of text_of for the text that is put into it.
-void *p = realloc(old, bytes ? bytes : 1);
-static const char *shown_path(const char *path)
-# An array of pointers; tokenizer.c is included by design; memory is left to the end of the program.
+# An array of pointers, and tokenizer.c is included by design.
 w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
 #include "tokenizer.c"
-warning: Potential leak of memory
-warning: Potential memory leak
 END
 }
 
@@ -74,7 +69,7 @@ unknown()
 analyzer()
 {
     for p in $programs; do
-        gcc -O1 -fanalyzer -Wno-analyzer-malloc-leak -Wno-analyzer-file-leak -Wno-unknown-pragmas \
+        gcc -O1 $memory -fanalyzer -Wno-analyzer-malloc-leak -Wno-analyzer-file-leak -Wno-unknown-pragmas \
             -c -o /dev/null $p.c 2>"$logs/analyzer_$p.all"
         status=$?
         unknown <"$logs/analyzer_$p.all" >"$logs/analyzer_$p"
@@ -85,7 +80,7 @@ analyzer()
 tidy()
 {
     for p in $programs; do
-        clang-tidy --quiet $p.c -- -O1 -fopenmp >"$logs/tidy_$p.all" 2>/dev/null
+        clang-tidy --quiet $p.c -- -O1 $memory -fopenmp >"$logs/tidy_$p.all" 2>/dev/null
         status=$?
         unknown <"$logs/tidy_$p.all" >"$logs/tidy_$p"
         verdict "clang-tidy $p.c" $status "$logs/tidy_$p"
