@@ -2340,7 +2340,7 @@ static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_p
 /* 12. Files                                                                                     */
 /* ============================================================================================= */
 
-/* What cannot be looked at may be there: it is not replaced, and who reads it says what is wrong. */
+/* What cannot be looked at may be there: it is not replaced, and a reader says what is wrong. */
 static bool file_exists(const char *path)
 {
     return !access(path, F_OK) || (errno != ENOENT && errno != ENOTDIR);
@@ -2529,7 +2529,7 @@ static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o);
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
-    *outputs_end = o;               /* before the file exists, since a signal may come at any time */
+    *outputs_end = o;           /* before the file exists, since a signal may come at any time */
     outputs_end = &o->next;
     o->file = fopen(o->temporary, "wb");
     if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
