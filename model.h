@@ -2399,7 +2399,7 @@ static void append_utf8(struct Buffer *b, unsigned c)
 /* 12. Files                                                                                     */
 /* ============================================================================================= */
 
-/* What cannot be looked at may be there: it is not replaced, and who reads it says what is wrong. */
+/* What cannot be looked at may be there: it is not replaced, and a reader says what is wrong. */
 static bool file_exists(const char *path)
 {
     return !access(path, F_OK) || (errno != ENOENT && errno != ENOTDIR);
@@ -2663,20 +2663,34 @@ static long writer_of(const char *found, const char *name)
 
 static bool is_alive(long process) { return !kill((pid_t)process, 0) || errno == EPERM; }
 
+/* The next file in a directory, or NULL at the end. Dies if the directory cannot be read. *files:
+ * NULL before the first call and after the last one. */
+static struct dirent *next_file(DIR **files, const char *directory)
+{
+    if (!*files) *files = opendir(directory);
+    if (*files) errno = 0;
+    struct dirent *f = *files ? readdir(*files) : NULL;
+    if (!f && errno)
+        die("%s: cannot be searched (%s). Choose another place.", directory, strerror(errno));
+    if (f) return f;
+    closedir(*files);
+    *files = NULL;
+    return NULL;
+}
+
 /* Removes temporary files of `path` that killed processes left. */
 static void remove_leftovers(const char *path)
 {
     const char *name;
     char *directory = directory_of(path, &name);
-    DIR *files = opendir(directory);
-    for (struct dirent *f; files && (f = readdir(files)); ) {
+    DIR *files = NULL;
+    for (struct dirent *f; (f = next_file(&files, directory)); ) {
         const long writer = writer_of(f->d_name, name);
         if (!writer || is_alive(writer)) continue;
         char *left = text_of("%s.tmp%ld", path, writer);
         unlink(left);
         free(left);
     }
-    if (files) closedir(files);
     free(directory);
 }
 
@@ -2690,12 +2704,12 @@ static void remove_file(const char *path)
 static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o);
-    remove_leftovers(path);
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
-    *outputs_end = o;               /* before the file exists, since a signal may come at any time */
+    *outputs_end = o;           /* before the file exists, since a signal may come at any time */
     outputs_end = &o->next;
     o->file = fopen(o->temporary, "wb");
     if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    remove_leftovers(path);
     return o;
 }
 

@@ -1655,8 +1655,8 @@ static void start_set(struct ShardWriter *w, bool overwrite)
     char *directory = directory_of(w->prefix, &name);
     make_directory(directory);
     start_shard(w);
-    DIR *files = opendir(directory);
-    for (struct dirent *f; files && (errno = 0, f = readdir(files)); ) {
+    DIR *files = NULL;
+    for (struct dirent *f; (f = next_file(&files, directory)); ) {
         int number;
         long writer;
         if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
@@ -1669,10 +1669,6 @@ static void start_set(struct ShardWriter *w, bool overwrite)
         else die("%s: exists. Choose another --out, or add --overwrite.", path);
         free(path);
     }
-    if (!files || errno)
-        die("%s: cannot be searched for older shards (%s). Choose another --out.", directory,
-            strerror(errno));
-    closedir(files);
     free(directory);
 }
 

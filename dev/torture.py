@@ -581,6 +581,7 @@ def main():
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", LC_ALL="C")
     root = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
     os.chdir(root)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))       # and so cleans up
     os.mkdir("w")
     os.mkdir("in")
     mount = os.getuid() == 0 and mounted("-t", "tmpfs", "-o", "size=64m,nr_inodes=100000", "w", "w")
@@ -599,7 +600,7 @@ def main():
     finally:
         os.chdir("/")
         if mount:
-            subprocess.run(["umount", os.path.join(root, "w")])
+            subprocess.run(["umount", "-l", os.path.join(root, "w")])
         shutil.rmtree(root)
     sys.exit(status)
 
