@@ -89,6 +89,10 @@ check $? "sample: temperature 0 needs no seed, also beyond the context, from an 
     grep -q '^tokenizer_hash' info.txt && grep -q '^history' info.txt &&
     grep -q 'train.lr  *0.003' info.txt
 check $? "info"
+evaluated=$(awk -F '\t' 'NR > 1 && $3 != "" { printf "%d %.3f\n", $1, $3 }' learn/log.tsv)
+[ "$(sed -n '/^history/,/^seconds/p' info.txt | awk 'NF == 3 && $1 ~ /^[0-9]/ {
+    printf "%d %.3f\n", $1, $2 }')" = "$evaluated" ] && [ "$evaluated" ]
+check $? "its history has the steps and losses of all evaluations"
 # A run that is killed while it writes may leave a row without its end: the time is that of the last
 # whole row.
 cp -r learn cut && printf '151\t2.5\t\t\t0.001\t0.5\t99999\t8' >>cut/log.tsv
