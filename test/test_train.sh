@@ -50,7 +50,7 @@ check $? "the loss falls, from $first to $last"
 head -n 1 learn/log.tsv | grep -q 'step	loss	val_loss.*lr	norm.*tokens_per_second'
 check $? "log.tsv has its columns"
 awk -F '\t' 'NR == 3 { second = $7 } END { exit !(second == 512 && $7 > 38000 && $7 <= 38400) }' \
-    learn/log.tsv                       # the last sequence of a document may be short
+    learn/log.tsv                       # the last sequence of the text may be short
 check $? "log.tsv counts the tokens of all steps"
 for file in model.safetensors config.json merges.txt vocab.json; do
     [ -s learn/$file ] && [ -s learn/last/$file ] || check 1 "$file in learn and learn/last"
