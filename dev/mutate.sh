@@ -22,7 +22,7 @@
 N=${1:-80} seed=${2:-1} results=${3:-out/mutants.tsv} part=${4:-1/1}
 CC=${CC:-cc}
 limit=60                        # seconds of a processor that a program may take
-patience=1500                   # seconds that a test may take
+patience=600                    # seconds that a test may take
 export clock='time-limit|four fifths|time that was left|ms a step|measuring'      # fail on a busy machine
 regions="model.h:1-10 model.h:14-14 train_gpt.c:1-3 train_gpt.c:6-6 finetune_cls.c:1-5 tokenizer.c:9-9"
 

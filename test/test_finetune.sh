@@ -39,6 +39,7 @@ reviews 3 300 >"$dir/test.tsv"
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
 # Every way to tune, on 1, 2, 3, 4 and 8 threads. run=exec: in place of the (sub)shell.
+began=$(date +%s)
 run=
 train() { $run ./finetune_cls train --model "$dir/base" --train "$dir/train.tsv" --seed 3 "$@"; }
 for tune in probe last:1 full scratch; do
@@ -61,6 +62,8 @@ done
 succeeds "full: epochs and updates in plain words" \
     grep -q '^[0-9]* updates, [0-9]* to an epoch  batch 32' "$dir/full1.log"
 succeeds "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
+succeeds "probe: seconds that it can have taken" awk -v most=$(($(date +%s) - began + 1)) \
+    '/texts\/s/ { n++; bad += $(NF - 1) > most } END { exit bad || !n }' "$dir/probe1.log"
 succeeds "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
 succeeds "the tokenizer is beside the classifier" \
     cmp -s "$dir/base/merges.txt" "$dir/full1/merges.txt"

@@ -26,6 +26,30 @@ static real *randoms(size_t n, double deviation)
     return x;
 }
 
+/* The bytes of whole pages that hold n values. */
+static size_t page_bytes(size_t n)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (n * sizeof(real) + page - 1) / page * page;
+}
+
+/* Random values of deviation 1 before memory that nobody may read: reading beyond them ends the
+ * test by a signal. */
+static real *randoms_at_end(size_t n)
+{
+    const size_t size = page_bytes(n), page = page_bytes(1);
+    char *at = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED || mprotect(at + size, page, PROT_NONE)) die("no memory for a matrix.");
+    real *x = (real *)(at + size) - n;
+    for (size_t i = 0; i < n; i++) x[i] = (real)random_normal(&rng);
+    return x;
+}
+
+static void free_at_end(real *x, size_t n)
+{
+    munmap((char *)(x + n) - page_bytes(n), page_bytes(n) + page_bytes(1));
+}
+
 static double *as_doubles(const real *x, size_t n)
 {
     double *y = resize(NULL, n * sizeof *y);
@@ -157,13 +181,15 @@ static void multiply(const struct Product *p, real *c, struct Matrix a, struct M
     if (p->by == BY_GEMV) gemv(c, a.at, b, from, bias, p->N, p->K);
 }
 
-/* The relative error against plain loops; infinite if anything beside the result was written to. */
+/* The relative error against plain loops; infinite if anything beside the result was written to.
+ * Nothing beyond the factors may be read. */
 static double product_error(struct Product p)
 {
     enum { GUARD = 100 };
-    const size_t size = (size_t)p.M * p.N, c_size = size + 2 * GUARD;
-    real *a = randoms((size_t)(p.M + p.gap) * (p.K + p.gap), 1);
-    real *b = randoms((size_t)(p.K + p.gap) * (p.N + p.gap), 1);
+    const size_t size = (size_t)p.M * p.N, c_size = size + 2 * GUARD,
+                 a_size = (size_t)(p.M + p.gap) * (p.K + p.gap),
+                 b_size = (size_t)(p.K + p.gap) * (p.N + p.gap);
+    real *a = randoms_at_end(a_size), *b = randoms_at_end(b_size);
     real *all = randoms(c_size, 10), *c = all + GUARD, *other = randoms(size, 10),
          *bias = randoms(p.N, 10);
     const struct Matrix ma = stored(a, p.M, p.K, p.a_transposed, p.gap),
@@ -182,7 +208,8 @@ static double product_error(struct Product p)
     double error = error_of(c, want + GUARD, size);
     for (int i = 0; i < GUARD; i++)
         if (all[i] != want[i] || c[size + i] != want[GUARD + size + i]) error = INFINITY;
-    free(a), free(b), free(all), free(other), free(bias), free(want), free(start);
+    free_at_end(a, a_size), free_at_end(b, b_size);
+    free(all), free(other), free(bias), free(want), free(start);
     return error;
 }
 

@@ -49,6 +49,9 @@ last=$(tail -n 1 learn/log.tsv | cut -f2)
 check $? "the loss falls, from $first to $last"
 head -n 1 learn/log.tsv | grep -q 'step	loss	val_loss.*lr	norm.*tokens_per_second'
 check $? "log.tsv has its columns"
+awk -F '\t' 'NR == 3 { second = $7 } END { exit !(second == 512 && $7 > 38000 && $7 <= 38400) }' \
+    learn/log.tsv                       # the last sequence of the text may be short
+check $? "log.tsv counts the tokens of all steps"
 for file in model.safetensors config.json merges.txt vocab.json; do
     [ -s learn/$file ] && [ -s learn/last/$file ] || check 1 "$file in learn and learn/last"
 done
@@ -89,6 +92,10 @@ check $? "sample: temperature 0 needs no seed, also beyond the context, from an 
     grep -q '^tokenizer_hash' info.txt && grep -q '^history' info.txt &&
     grep -q 'train.lr  *0.003' info.txt
 check $? "info"
+evaluated=$(awk -F '\t' 'NR > 1 && $3 != "" { printf "%d %.3f\n", $1, $3 }' learn/log.tsv)
+[ "$(sed -n '/^history/,/^seconds/p' info.txt | awk 'NF == 3 && $1 ~ /^[0-9]/ {
+    printf "%d %.3f\n", $1, $2 }')" = "$evaluated" ] && [ "$evaluated" ]
+check $? "its history has the steps and losses of all evaluations"
 # A run that is killed while it writes may leave a row without its end: the time is that of the last
 # whole row.
 cp -r learn cut && printf '151\t2.5\t\t\t0.001\t0.5\t99999\t8' >>cut/log.tsv
