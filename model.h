@@ -1539,7 +1539,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
 /* --- Products with one row: as fast as b comes from memory --- */
 
 /* With BF16, generation keeps the weights a second time, rounded, in 16 bits, and gemv reads these:
- * half the memory, so twice as fast. A row x of one token stays as it is. */
+ * half the memory, so up to twice as fast. A row x of one token stays as it is. */
 static struct { const real *weights; uint16_t *rounded; size_t count; } kept;
 
 static void keep_rounded(const real *weights, size_t count)
