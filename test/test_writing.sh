@@ -220,6 +220,7 @@ kill -KILL $pid
 wait $pid 2>/dev/null
 answer_run unevaluated new | grep -q '^loss'
 check $? "saved before it was evaluated, it leaves no model of the old run"
+rm -r unevaluated               # with the temporary files of the killed run, if it was writing then
 
 # A directory with a tokenizer and no model.
 cp -r tok_new some
