@@ -1192,7 +1192,7 @@ enum {
     BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of b fits the first-level cache */
     BLOCK_N = TILE_COLUMNS * 4,                     /* a thread's packed b and a block of .. */
     BLOCK_M = TILE_ROWS * 8,                        /* .. packed a fit the second level */
-    TASK_M = BLOCK_M * 16,                          /* rows of c that a thread takes at a time */
+    TASK_M = BLOCK_M * 16,                          /* most rows of c in a task */
     CHUNK_M = BLOCK_M * 48                          /* all packed rows of a fit the third level */
 };
 
@@ -1277,7 +1277,9 @@ struct Lines { const real *at; size_t line, step; int terms, precision; };
 
 /* The case of pack() with whole lines of consecutive values, in squares of FLOATS x FLOATS. Returns
  * how many k are done. Stores go right to left: a full-width store may spill into row k + 1, which
- * is written later. The last rows are left to pack(). The next panel is prefetched. */
+ * is written later. The last rows are left to pack(). What comes next in each line is prefetched
+ * into the second level of cache: lines a multiple of 4 KB apart share too few places of the
+ * first. */
 static inline __attribute__((always_inline))
 int pack_squares(float *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
@@ -1286,7 +1288,11 @@ int pack_squares(float *panel, const real *x, size_t line, size_t pair, int widt
         for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
             floats square[FLOATS];
             #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++) __builtin_prefetch(x + (i0 + i + width) * line + k);
+            for (int i = 0; i < FLOATS; i++) {
+                const real *ahead = x + (i0 + i) * line + k + 2 * FLOATS;
+                __builtin_prefetch(ahead, 0, 2);
+                if (pair) __builtin_prefetch(ahead + pair, 0, 2);
+            }
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
                 square[i] = i0 + i < width ? (floats)slots(x + (i0 + i) * line + k, pair)
@@ -1487,8 +1493,23 @@ static void gemm_reserve(void)
 /* With fewer columns of b, packing a costs more than it saves: its rows are read in place. */
 enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
 
-/* See part I for the contract. Threads take tasks of (at most TASK_M rows, BLOCK_N columns) of c as
- * they become free. Each packs the columns of b that it works on for itself, into its own cache. */
+/* A part of c (m, N) that a thread takes at a time, such that there are eight for each thread. With
+ * few rows, columns are halved first, so that no two threads pack the same columns of b. */
+struct Task { int rows, columns; };
+
+static struct Task task_size(int m, int N)
+{
+    struct Task t = {TASK_M, BLOCK_N};
+    const bool few_rows = m < team_size() * BLOCK_M * 4;
+    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * team_size())
+        if (few_rows && t.columns > TILE_COLUMNS) t.columns /= 2;
+        else if (t.rows > BLOCK_M) t.rows /= 2;
+        else break;
+    return t;
+}
+
+/* See part I for the contract. Threads take tasks as they become free. Each packs the columns of b
+ * that it works on for itself, into its own cache. */
 static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
                  int M, int N, int K)
 {
@@ -1508,9 +1529,8 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
         const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row, FP32}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k, precision};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
-        int packed_j = -1, task = TASK_M;
-        while (task > BLOCK_M && ceil_div(m, task) * ceil_div(N, BLOCK_N) < 8 * team_size())
-            task /= 2;
+        const struct Task task = task_size(m, N);
+        int packed_j = -1;
         if (k0 || m0) {
             #pragma omp barrier     /* no thread reads packed_a or writes these rows of c now */
         }
@@ -1519,13 +1539,13 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
             #pragma omp barrier
         }
         #pragma omp for schedule(dynamic) collapse(2) nowait
-        for (int j = 0; j < N; j += BLOCK_N)
-            for (int i0 = 0; i0 < m; i0 += task) {
-                const int n = min_int(BLOCK_N, N - j);
+        for (int j = 0; j < N; j += task.columns)
+            for (int i0 = 0; i0 < m; i0 += task.rows) {
+                const int n = min_int(task.columns, N - j);
                 const struct Lines columns = {bb + j * b.column, b.column, b.row, terms, precision};
                 if (packed_j != j) pack_lines(packed_b, columns, n, TILE_COLUMNS);
                 packed_j = j;
-                for (int i = i0; i < min_int(m, i0 + task); i += BLOCK_M) {
+                for (int i = i0; i < min_int(m, i0 + task.rows); i += BLOCK_M) {
                     const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                                rows.next, precision};
