@@ -1192,7 +1192,7 @@ enum {
     BLOCK_K = VECTOR_BYTES == 64 ? 256 : 384,       /* a panel of b fits the first-level cache */
     BLOCK_N = TILE_COLUMNS * 4,                     /* a thread's packed b and a block of .. */
     BLOCK_M = TILE_ROWS * 8,                        /* .. packed a fit the second level */
-    TASK_M = BLOCK_M * 16,                          /* most rows of c in a task */
+    TASK_M = BLOCK_M * 16,                          /* most rows of c in a share */
     CHUNK_M = BLOCK_M * 48                          /* all packed rows of a fit the third level */
 };
 
@@ -1495,11 +1495,11 @@ enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
 
 /* A part of c (m, N) that a thread takes at a time, such that there are eight for each thread. With
  * few rows, columns are halved first, so that no two threads pack the same columns of b. */
-struct Task { int rows, columns; };
+struct Share { int rows, columns; };
 
-static struct Task task_size(int m, int N)
+static struct Share share_size(int m, int N)
 {
-    struct Task t = {TASK_M, BLOCK_N};
+    struct Share t = {TASK_M, BLOCK_N};
     const bool few_rows = m < team_size() * BLOCK_M * 4;
     while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * team_size())
         if (few_rows && t.columns > TILE_COLUMNS) t.columns /= 2;
@@ -1508,7 +1508,7 @@ static struct Task task_size(int m, int N)
     return t;
 }
 
-/* See part I for the contract. Threads take tasks as they become free. Each packs the columns of b
+/* See part I for the contract. Threads take shares as they become free. Each packs the columns of b
  * that it works on for itself, into its own cache. */
 static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
                  int M, int N, int K)
@@ -1529,7 +1529,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
         const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row, FP32}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k, precision};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
-        const struct Task task = task_size(m, N);
+        const struct Share share = share_size(m, N);
         int packed_j = -1;
         if (k0 || m0) {
             #pragma omp barrier     /* no thread reads packed_a or writes these rows of c now */
@@ -1539,13 +1539,13 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
             #pragma omp barrier
         }
         #pragma omp for schedule(dynamic) collapse(2) nowait
-        for (int j = 0; j < N; j += task.columns)
-            for (int i0 = 0; i0 < m; i0 += task.rows) {
-                const int n = min_int(task.columns, N - j);
+        for (int j = 0; j < N; j += share.columns)
+            for (int i0 = 0; i0 < m; i0 += share.rows) {
+                const int n = min_int(share.columns, N - j);
                 const struct Lines columns = {bb + j * b.column, b.column, b.row, terms, precision};
                 if (packed_j != j) pack_lines(packed_b, columns, n, TILE_COLUMNS);
                 packed_j = j;
-                for (int i = i0; i < min_int(m, i0 + task.rows); i += BLOCK_M) {
+                for (int i = i0; i < min_int(m, i0 + share.rows); i += BLOCK_M) {
                     const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                                rows.next, precision};
