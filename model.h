@@ -2690,7 +2690,7 @@ static struct dirent *next_file(DIR **files, const char *directory)
     if (!*files) *files = opendir(directory);
     if (*files) errno = 0;
     struct dirent *f = *files ? readdir(*files) : NULL;
-    if (!f && errno)
+    if (!*files || (!f && errno))
         die("%s: cannot be searched (%s). Choose another place.", directory, strerror(errno));
     if (f) return f;
     closedir(*files);

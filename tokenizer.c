@@ -837,13 +837,19 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
     return o - out;
 }
 
+/* Dies on a text of so many bytes that int may not count its tokens and those of a second one. */
+static void refuse_huge(size_t n)
+{
+    if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+}
+
 /* Encodes a text of n bytes; ids needs room for n. Returns their number. <|endoftext|> in the text
  * is ordinary text. One tokenizer must not be used by two threads at once. */
 static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
 {
     if (!t->encoder) t->encoder = encoders_new(t, 1);
     struct Encoder *e = t->encoder;
-    if (n > INT_MAX) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+    refuse_huge(n);
     if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
     const uint8_t *p = (const uint8_t *)text;
     const size_t count = encode_text(e, p, p + n, p + n, e->ids);
@@ -2498,6 +2504,7 @@ static struct Buffer read_stdin(void)
  * the text is the token, and the text on each side of it is encoded alone. */
 static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, int *count)
 {
+    refuse_huge(text.size);
     int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
     const uint8_t *p = (const uint8_t *)text.data, *end = p + text.size, *mark;
     *count = 0;

@@ -921,7 +921,8 @@ static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
 
 /* Appends the rows of a log up to `step` to *rows. Returns the seconds in the last one; 0 if there
- * is no row or no file. A last line that has no newline was cut off by a crash and is left out. */
+ * is no row or no file. A last line that has no newline was cut off by a crash and is left out. So
+ * is a line that holds a NUL byte, as a file system may leave it where it lost data. */
 static double read_log(struct Buffer *rows, const char *path, int64_t step)
 {
     double last = 0;
@@ -931,7 +932,8 @@ static double read_log(struct Buffer *rows, const char *path, int64_t step)
     for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
         char row[512] = "";
         memcpy(row, at, newline - at < 511 ? newline - at : 511);
-        if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step) continue;
+        if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step
+            || memchr(at, 0, newline - at)) continue;
         append_bytes(rows, at, newline + 1 - at);
         if (strrchr(row, '\t')) last = strtod(strrchr(row, '\t'), NULL);
     }

@@ -862,6 +862,17 @@ static void test_looking(struct Tokenizer *t)
 
 /* --- Errors --- */
 
+/* The status of a child, and whether it says `part` in the file err. */
+static int status_of(pid_t child, const char *part, bool *says)
+{
+    int status = 0;
+    waitpid(child, &status, 0);
+    struct Buffer err = read_plain("err");
+    *says = strstr(err.data, part) != NULL;
+    free(err.data);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
 /* Loads the tokenizer "tok" for a model, in a child. Its status, and whether it says `part`. */
 static int status_of_model(int vocabulary, const char *hash, const char *part, bool *says)
 {
@@ -875,12 +886,27 @@ static int status_of_model(int vocabulary, const char *hash, const char *part, b
         tokenizer_of_model(in_directory("tok"), &model, &meta);
         exit(0);
     }
-    int status = 0;
-    waitpid(child, &status, 0);
-    struct Buffer err = read_plain("err");
-    *says = strstr(err.data, part) != NULL;
-    free(err.data);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return status_of(child, part, says);
+}
+
+/* A text of a gigabyte is refused before it is read. */
+static void test_huge_text(struct Tokenizer *t)
+{
+    for (int special = 0; special < 2; special++) {
+        struct Buffer text = {.data = (char *)"", .size = INT_MAX / 2};
+        bool says;
+        int count;
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            if (!freopen(in_directory("err"), "wb", stderr)) _exit(99);
+            if (special) ids_of_text(t, text, true, &count);
+            else tokenizer_encode(t, text.data, text.size, NULL);
+            exit(0);
+        }
+        check(status_of(child, "a text of 1.1 GB is too long", &says) == 1 && says,
+              "a text of 1.1 GB is refused%s", special ? ", with <|endoftext|> as a token" : "");
+    }
 }
 
 static void test_model_directory(const struct Tokenizer *t)
@@ -1027,6 +1053,7 @@ int main(int argc, char **argv)
     test_heap();
     test_training(t);
     test_model_directory(t);
+    test_huge_text(t);
     test_documents();
     test_windows();
     test_shards(t);

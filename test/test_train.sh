@@ -130,6 +130,10 @@ END
 curve falls.txt >got.txt
 cmp got.txt want.txt
 check $? "info draws the losses of a log"
+{ cat falls.txt; echo '13	9.9' | tr . '\000'; } >zeros.txt
+curve zeros.txt >got.txt
+cmp got.txt want.txt
+check $? "and leaves out a row with a NUL byte"
 awk 'BEGIN { for (i = 1; i <= 138; i++)
     printf "%d\t%d\t\t\t1\t1\t1\t1\t1\n", i, i % 2 ? 1 : 3 }' >alternates.txt
 curve alternates.txt >got.txt
