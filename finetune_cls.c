@@ -3444,7 +3444,8 @@ static void cut_off(const struct Compare *c, const char *name, size_t size)
 }
 
 /* Takes over the cells that an earlier run has finished. Row by row the two files are about the
- * same trainings; what has no partner, because the run was interrupted, is cut off. */
+ * same trainings; what has no partner, because the run was interrupted, is cut off. A training with
+ * scores that cannot be is done again. */
 static void read_cells(struct Compare *c)
 {
     struct Buffer table = read_text(c, "compare.tsv"), right = read_text(c, "right.tsv");
@@ -3465,7 +3466,9 @@ static void read_cells(struct Compare *c)
         cell->right = text_of("%s", digits);
         cell->done = sscanf(scores, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
                             &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
-                            &cell->lm_loss) == 6 && strlen(digits) == (size_t)c->test_count;
+                            &cell->lm_loss) == 6 && cell->accuracy >= 0 && cell->accuracy <= 1
+                     && strlen(digits) == (size_t)c->test_count
+                     && strspn(digits, "01") == strlen(digits);
     }
     cut_off(c, "compare.tsv", scores_end - table.data);
     cut_off(c, "right.tsv", digits_end - right.data);

@@ -117,7 +117,7 @@ tests_of() # FILE SECTION
             test_hostile.sh test_writing.sh test_train.sh test_finetune.sh test_files.sh ;;
         model.h:*) echo test_model test_model=double test_precision test_checkpoint test_train \
             test_finetune test_precision.sh test_train.sh test_finetune.sh test_vectors.sh ;;
-        train_gpt.c:*) echo test_train test_hostile test_train.sh test_precision.sh \
+        train_gpt.c:*) echo test_train test_hostile_train test_train.sh test_precision.sh \
             test_hostile.sh test_writing.sh test_vectors.sh ;;
         finetune_cls.c:*) echo test_finetune test_hostile test_compare test_finetune.sh \
             test_files.sh test_compare.sh ;;

@@ -105,8 +105,19 @@ static int watched_munmap(void *p, size_t size)
 static void come_back(int status, const char *format, va_list arguments);
 #define AT_END come_back
 
+/* The readers of finetune_cls.c, and with it of tokenizer.c and model.h, or what another program
+ * reads besides. */
+#if defined HOSTILE_TRAIN_GPT
+#define TRAIN_GPT_NO_MAIN
+#include "../train_gpt.c"
+#elif defined HOSTILE_TOKENIZER
+#define main tokenizer_main
+#include "../tokenizer.c"
+#undef main
+#else
 #define FINETUNE_NO_MAIN
-#include "../finetune_cls.c"        /* and with it tokenizer.c and model.h */
+#include "../finetune_cls.c"
+#endif
 
 static char hostile_dir[32];
 static jmp_buf place_of_death;
@@ -160,7 +171,74 @@ static void put_two(const char *first, const char *second, struct Bytes both)
 
 /* --- The readers --- */
 
-static struct Model tiny;               /* what models and states are of */
+static struct Model tiny;               /* what models and states are of, */
+static struct Tokenizer *tiny_tokenizer;        /* and texts are encoded with */
+
+#if defined HOSTILE_TRAIN_GPT
+
+/* Rows that are kept are whole lines, as the plot expects them. */
+static void read_log_file(struct Bytes input)
+{
+    struct Buffer rows = {0};
+    put("log.tsv", input.data, input.size);
+    read_log(&rows, in_dir("log.tsv"), INT64_MAX);
+    if (!rows.size) return;
+    if (rows.data[rows.size - 1] != '\n' || strlen(rows.data) != rows.size) finding("a cut row");
+    plot_losses(rows.data);
+}
+
+static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+    {"log", read_log_file}};
+
+#elif defined HOSTILE_TOKENIZER
+
+/* Texts, split in all ways. The first byte says how, and how large chunks are. Chunks of another
+ * size give the same documents, and their ids give the same bytes. */
+static uint64_t hash_of_documents(const char *split, int64_t chunk_bytes)
+{
+    const struct Tokenizer *t = tiny_tokenizer;
+    char *paths[] = {in_dir("texts")};
+    struct Source source = source_open(paths, 1, split, "text", chunk_bytes);
+    struct Chunk chunks[BATCH];
+    struct Part p;
+    uint64_t hash = 0;
+    for (int n; (n = next_chunks(&source, chunks)); )
+        for (int i = 0; i < n; i++)
+            while (next_part(&chunks[i], &p)) {
+                const size_t size = p.end - p.begin;
+                uint16_t *ids = resize(NULL, (size + 16) * sizeof *ids);
+                const size_t count = encode_text(t->encoder, p.begin, p.end, p.readable, ids);
+                size_t at = 0;
+                if (p.starts) hash = mix64(hash + 1);
+                for (size_t k = 0; k < count; k++) {
+                    int bytes;
+                    const uint8_t *piece = tokenizer_piece(t, ids[k], &bytes);
+                    if (at + bytes > size || memcmp(p.begin + at, piece, bytes))
+                        finding("ids of another text");
+                    at += bytes;
+                }
+                if (at != size) finding("ids of a shorter text");
+                for (size_t k = 0; k < size; k++) hash = mix64(hash ^ p.begin[k]);
+                free(ids);
+            }
+    source_close(&source);
+    return hash;
+}
+
+static void read_texts(struct Bytes input)
+{
+    static const char *const splits[] = {"file", "lines", "eot", "jsonl"};
+    const int how = input.size ? (unsigned char)*input.data : 0;
+    put("texts", input.data + (input.size > 0), input.size - (input.size > 0));
+    const uint64_t whole = hash_of_documents(splits[how % 4], 1 << 14);
+    if (hash_of_documents(splits[how % 4], 1 + how / 4) != whole)
+        finding("chunks change documents");
+}
+
+static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+    {"texts", read_texts}};
+
+#else
 
 static void read_model(struct Bytes input)
 {
@@ -262,10 +340,30 @@ static void read_json(struct Bytes input)
     json_free(j);
 }
 
+/* The rows of a comparison: of two methods, with 8 labels, on two texts. */
+static void read_comparison(struct Bytes input)
+{
+    struct Method methods[] = {{.name = "nb"}, {.name = "full"}};
+    struct Cell cells[] = {{0, 0, 1, .right = NULL}, {1, 0, 1, .right = NULL}};
+    int budgets[] = {8};
+    struct Compare c = {.out = hostile_dir, .methods = methods, .method_count = 2,
+                        .budgets = budgets, .budget_count = 1, .test_count = 2, .cells = cells,
+                        .cell_count = 2};
+    put_two("compare.tsv", "right.tsv", input);
+    read_cells(&c);
+    for (int i = 0; i < 2; i++)
+        if (cells[i].done && (strspn(cells[i].right, "01") != 2 || cells[i].right[2]
+                              || !(cells[i].accuracy >= 0 && cells[i].accuracy <= 1)))
+            finding("a wrong score");
+}
+
 static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"model", read_model}, {"state", read_state}, {"merges", read_merges_file},
     {"tokenizer", read_tokenizer_json_file}, {"shard", read_shard}, {"tsv", read_labelled},
-    {"csv", read_labelled}, {"jsonl", read_labelled}, {"json", read_json}};
+    {"csv", read_labelled}, {"jsonl", read_labelled}, {"json", read_json},
+    {"comparison", read_comparison}};
+
+#endif
 
 /* Reads one input. Returns whether it was good; if not, last_words says why. */
 static bool run_reader(const struct Reader *r, struct Bytes input)
@@ -348,8 +446,13 @@ static int seeds_of(const char *name, struct Buffer *seeds)
         {"jsonl", "{\"text\": \"caf\\u00e9 \\ud83d\\ude00\", \"label\": 1}\n{\"text\": \"\", "
          "\"label\": true, \"x\": [1, {}]}\n", "[{\"text\": \"a\", \"label\": \"b\"},\n"
          "{\"label\": 2.50, \"text\": \"c\"}]"},
-        {"json", "{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\n\"}", "[\"\\ud800\", {}]"}};
-    const struct Tokenizer *t = write_files();
+        {"json", "{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\n\"}", "[\"\\ud800\", {}]"},
+        {"log", "step\tloss\tval_loss\n1\t3.5\t\t\t1e-3\t1.5\t64\t900.0\t0.1\n"
+         "2\t3.25\t3.1\t4.4\t1e-3\t1.5\t128\t900.0\t0.2\n", "1\tnan\n2\t-1e300\t1e300\n"},
+        {"texts", "\x0DGood film.\r\n\nBad <|endoftext|> film\n", "\x13{\"text\": \"good film\"}\n"
+         "\n{\"x\": [1], \"text\": \"caf\\u00e9\"}\r\n"}};
+    const struct Tokenizer *t = tiny_tokenizer = write_files();
+    tiny_tokenizer->encoder = encoders_new(t, 1);
     const struct Bytes config = bytes_of(content("config.json")),
                        merges = bytes_of(content("merges.txt"));
     struct Buffer file = content("model.safetensors"), tokenizer = content("tokenizer.json");
@@ -373,6 +476,16 @@ static int seeds_of(const char *name, struct Buffer *seeds)
     }
     if (!strcmp(name, "tokenizer")) {
         seeds[0] = two_files(bytes_of(content("tokenizer_config.json")), bytes_of(tokenizer));
+        return 1;
+    }
+    if (!strcmp(name, "comparison")) {
+        static const char rows[] =
+            "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\n"
+            "nb\t8\t1\t0.500000\t0.333333\t0.69\t0.01\tnan\tnan\n"
+            "full\t8\t1\t1.000000\t1.000000\t0.25\t1.50\t0.1\t4.5\n";
+        static const char right[] = "nb\t8\t1\t01\nfull\t8\t1\t11\n";
+        seeds[0] = two_files((struct Bytes){rows, strlen(rows)},
+                             (struct Bytes){right, strlen(right)});
         return 1;
     }
     if (!strcmp(name, "shard")) {
