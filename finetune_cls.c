@@ -3039,19 +3039,20 @@ static char **split_list(const char *text, char separator, int *count)
 /* Sets the option that "name:value" names; dies on another name or on what is no number. */
 static void set_method_option(struct Settings *s, const char *method, char *option)
 {
-    const struct { const char *name; double *value; double max; } known[] = {
-        {"l2sp", &s->l2sp, 1e30}, {"layer-decay", &s->layer_decay, 1}, {"average", &s->average, 1},
-        {"lm-coef", &s->lm_coef, 100}, {"lr", &s->lr, 10}, {"dropout", &s->dropout, 0.9},
-        {"head-lr-ratio", &s->head_lr_ratio, 1e4}, {"weight-decay", &s->weight_decay, 10}};
+    const struct { const char *name; double *value, min, max; } known[] = {
+        {"l2sp", &s->l2sp, 0, 1e30}, {"layer-decay", &s->layer_decay, 0.01, 1},
+        {"average", &s->average, 0, 1}, {"lm-coef", &s->lm_coef, 0, 100}, {"lr", &s->lr, 0, 10},
+        {"dropout", &s->dropout, 0, 0.9}, {"head-lr-ratio", &s->head_lr_ratio, 0, 1e4},
+        {"weight-decay", &s->weight_decay, 0, 10}};
     char *colon = strchr(option, ':');
     double x;
     if (!strcmp(option, "class-weights")) { s->class_weights = "auto"; return; }
     for (int i = 0; i < COUNT(known) && colon; i++) {
         const size_t n = colon - option;
         if (strncmp(option, known[i].name, n) || known[i].name[n]) continue;
-        if (!parse_number(colon + 1, "", NULL, &x) || x < 0 || x > known[i].max)
-            die_usage("--methods %s: %s must be a number from 0 to %g.", method, known[i].name,
-                      known[i].max);
+        if (!parse_number(colon + 1, "", NULL, &x) || x < known[i].min || x > known[i].max)
+            die_usage("--methods %s: %s must be a number from %g to %g.", method, known[i].name,
+                      known[i].min, known[i].max);
         *known[i].value = x;
         if (s->kind == PROBE)
             warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.",

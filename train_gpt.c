@@ -903,13 +903,14 @@ static const char *entry(const struct Metadata *meta, const char *key, const cha
     return value;
 }
 
-/* The same for a whole number >= 0. Dies if the entry is anything else. */
+/* The same for a whole number from 0 to 2^50, which can be counted on. Dies if it is anything
+ * else. */
 static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
 {
     const char *text = entry(meta, key, path);
     char *end;
     long long value = strtoll(text, &end, 10);
-    if (end == text || *end || value < 0)
+    if (end == text || *end || value < 0 || value > INT64_C(1) << 50)
         die("%s: entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
     return value;
 }

@@ -216,6 +216,7 @@ for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not on
     "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
     "full+lr:fast|lr must be a number from 0 to 10" "full+lr:|lr must be a number" \
     "full+dropout:0.95|dropout must be a number from 0 to 0.9" \
+    "full+layer-decay:0|layer-decay must be a number from 0.01 to 1" \
     "full+l2sp:-1|l2sp must be a number from 0 to 1e+30"; do
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
