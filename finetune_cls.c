@@ -734,7 +734,8 @@ static void look(struct Task *t, struct Course *c, struct Metadata *meta)
     const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
     append(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, step, train_loss, now.loss,
            now.accuracy, c->norm, spent);
-    if (!t->quiet && !t->set.overwrite) {   /* so that it can be read at any time */
+    /* The log can be read at any time, but not beside the model that it replaces. */
+    if (!t->quiet && (!s->overwrite || metadata_get(meta, "best_step"))) {
         stage_log(t);
         commit_outputs();
     }
@@ -3383,6 +3384,19 @@ static void append_row(const struct Compare *c, const char *name, const char *ro
     free(path);
 }
 
+/* Refuses an --out that already holds a file of that name, of a comparison or of the user's. */
+static void refuse_comparison_in(const struct Compare *c)
+{
+    static const char *const files[] = {"compare.tsv", "right.tsv", "settings.txt"};
+    for (int i = 0; i < COUNT(files); i++) {
+        char *path = file_in(c, files[i]);
+        if (file_exists(path))
+            die_usage("--out %s: already holds a comparison (%s). Give --resume, --overwrite or "
+                      "another --out.", c->out, files[i]);
+        free(path);
+    }
+}
+
 static void save_cell(const struct Compare *c, const struct Cell *cell)
 {
     const char *method = c->methods[cell->method].name;
@@ -3498,6 +3512,24 @@ static struct Buffer describe_comparison(const struct Compare *c)
     return b;
 }
 
+/* Dies unless settings.txt says the same as the lines `now`. An older version wrote no precision,
+ * which was fp32. */
+static void check_settings_kept(const struct Compare *c, char *now)
+{
+    struct Buffer old = read_text(c, "settings.txt");
+    append(&old, "\nprecision fp32\n");    /* the first line of a name counts */
+    for (char *line; (line = next_line(&now)); ) {
+        const int name = (int)strcspn(line, " ") + 1;
+        const char *was = old.data;
+        while (was && strncmp(was, line, name)) was = (was = strchr(was, '\n')) ? was + 1 : NULL;
+        const int length = was ? (int)strcspn(was, "\n") : 0;
+        if (!was || (size_t)length != strlen(line) || strncmp(was, line, length))
+            die("--resume: the comparison in %s was made with %.*s, this one with %s. Choose "
+                "another --out.", c->out, was ? length : 6, was ? was : "(none)", line);
+    }
+    free(old.data);
+}
+
 /* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
  * --overwrite, an older comparison is replaced when the first row of the new one is there. */
 static void open_comparison(struct Compare *c)
@@ -3506,13 +3538,7 @@ static void open_comparison(struct Compare *c)
          *right = file_in(c, "right.tsv");
     struct Buffer now = describe_comparison(c);
     if (c->resume && file_exists(table)) {
-        struct Buffer old = read_text(c, "settings.txt");
-        char *a = old.data, *b = now.data, *x, *y;
-        while ((x = next_line(&a)) && (y = next_line(&b)))
-            if (strcmp(x, y))
-                die("--resume: the comparison in %s was made with %s, this one with %s. Choose "
-                    "another --out.", c->out, x, y);
-        free(old.data);
+        check_settings_kept(c, now.data);
         read_cells(c);
     } else {
         stage_file(right, "", 0);       /* without its rows, nothing is taken for finished */
@@ -3955,12 +3981,8 @@ static int command_compare(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
     check_settings(s);
     if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    char *table = file_in(&c, "compare.tsv");
     lock_directory(c.out);
-    if (file_exists(table) && !c.resume && !c.overwrite)
-        die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
-                  "--out.", c.out);
-    free(table);
+    if (!c.resume && !c.overwrite) refuse_comparison_in(&c);
     if (c.methods_text) {
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);

@@ -196,6 +196,16 @@ fails 1 "was made with max_tokens 48, this one with max_tokens 32" \
 fails 1 "was made with steps 4, this one with steps 5" whole "$dir/one" --resume --steps 5
 fails 1 "was made with label_column (usual), this one with label_column label" \
     whole "$dir/one" --resume --label-column label
+fails 1 "was made with precision fp32, this one with precision bf16" \
+    whole "$dir/one" --resume --precision bf16
+cp -r "$dir/one" "$dir/older"
+grep -v precision "$dir/one/settings.txt" >"$dir/older/settings.txt"
+fails 1 "was made with precision fp32, this one with precision bf16" \
+    whole "$dir/older" --resume --precision bf16
+succeeds "a comparison of an older version, which names no precision, was in fp32" eval '
+    whole "$dir/older" --resume >/dev/null 2>&1'
+grep -v truncate "$dir/one/settings.txt" >"$dir/older/settings.txt"
+fails 1 "was made with (none), this one with truncate" whole "$dir/older" --resume
 cp -r "$dir/one" "$dir/odd"
 sed 5d "$dir/one/right.tsv" >"$dir/odd/right.tsv"
 fails 1 "compare.tsv and right.tsv have other rows" whole "$dir/odd" --resume
