@@ -2751,13 +2751,27 @@ static void append_name_field(struct Buffer *b, const char *name)
     append_field(b, (struct Bytes){name, strlen(name)});
 }
 
+static const char predictions_header[] = "number\tlabel\tpredicted\tprobability";
+
+/* Dies if --predictions names a file that is there and holds anything else. */
+static void check_predictions(const char *path)
+{
+    if (!file_exists(path)) return;
+    const struct Bytes file = map_file(path);
+    if (file.size && (file.size < sizeof predictions_header
+                      || memcmp(file.data, predictions_header, sizeof predictions_header - 1)))
+        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
+                  path);
+    unmap_file(file);
+}
+
 /* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
  * with the digits that give the same bits when they are read. */
 static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
                               const real *p, char *const *names, int K)
 {
     struct Buffer b = {0};
-    append(&b, "number\tlabel\tpredicted\tprobability");
+    append(&b, "%s", predictions_header);
     for (int k = 0; k < K; k++) { append(&b, "\tp_"); append_name_field(&b, names[k]); }
     append(&b, "\ttext\n");
     for (int i = 0; i < e->count; i++, p += K) {
@@ -2805,6 +2819,7 @@ static int command_eval(int argc, char **argv)
                                    "matrix."), argv);
     if (predictions && same_file(data, predictions))
         die_usage("--predictions %s: is the file of --data. Name another.", predictions);
+    if (predictions) check_predictions(predictions);
     set_threads(threads);
     set_precision(precision);
     struct Dataset d = {0};

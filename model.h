@@ -2633,6 +2633,8 @@ static void lock_directory(const char *path)
     struct stat locked, now;
     for (bool same = false; !same; ) {      /* not if its maker has removed it meanwhile */
         make_directory(path);
+        if (access(path, W_OK))             /* found now, not when all has been computed */
+            die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
         const int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0) return;
         if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)

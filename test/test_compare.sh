@@ -212,7 +212,7 @@ fails 1 "compare.tsv and right.tsv have other rows" whole "$dir/odd" --resume
 : >"$dir/odd/compare.tsv"
 fails 1 "odd/compare.tsv: does not begin with the names" whole "$dir/odd" --resume
 alone=yes
-fails 2 "one: already holds a comparison. Give --resume, --overwrite" whole "$dir/one"
+fails 2 "one: already holds a comparison (compare.tsv). Give --resume, --overwrite" whole "$dir/one"
 fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
 fails 2 "is the same file as --train" compare "$dir/no" --test "$train"
 fails 2 "--max-tokens 49: the model's context is 48" compare "$dir/no" --max-tokens 49

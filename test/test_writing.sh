@@ -429,6 +429,8 @@ if [ "$(id -u)" -ne 0 ]; then
     speaker=finetune_cls
     cp -r cls_old fixed && chmod a-w fixed
     fails 1 'cannot be written (Permission denied)' classify new fixed --overwrite
+    fails 1 'fixed: cannot be written (Permission denied)' \
+        "$finetune" train --model none --train old.tsv --out fixed --overwrite  # first of all
     chmod u+w fixed
 fi
 speaker=finetune_cls
