@@ -440,7 +440,7 @@ printf 'the cat\tsees\na dog' >one.txt
 diverge="--data one_000000.bin --tokenizer tok --cut documents $tiny --clip 0 --warmup 0 --steps 50 --save-every 1"
 fails 1 '^train_gpt: step [0-9]*: the loss is .*, the gradient.*diverged/step_[0-9]*.txt holds what' \
     "$train" train $diverge --lr 1000 --out "it's diverged"
-text=$(sort -u "it's diverged"/step_*)
+text=$(sort -u "it's diverged/$(ls "it's diverged" | grep '^step_')")
 [ "$text" = '<|endoftext|>the cat\tsees\na dog' ]
 check $? "the file has the text of the step"
 grep -q 'before. Start again with --overwrite and a lower --lr than 1000, or leave' stderr
