@@ -734,7 +734,8 @@ static void look(struct Task *t, struct Course *c, struct Metadata *meta)
     const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
     append(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, step, train_loss, now.loss,
            now.accuracy, c->norm, spent);
-    if (!t->quiet && !t->set.overwrite) {   /* so that it can be read at any time */
+    /* The log can be read at any time, but not beside the model that it replaces. */
+    if (!t->quiet && (!s->overwrite || metadata_get(meta, "best_step"))) {
         stage_log(t);
         commit_outputs();
     }
@@ -2750,13 +2751,27 @@ static void append_name_field(struct Buffer *b, const char *name)
     append_field(b, (struct Bytes){name, strlen(name)});
 }
 
+static const char predictions_header[] = "number\tlabel\tpredicted\tprobability";
+
+/* Dies if --predictions names a file that is there and holds anything else. */
+static void check_predictions(const char *path)
+{
+    if (!file_exists(path)) return;
+    const struct Bytes file = map_file(path);
+    if (file.size && (file.size < sizeof predictions_header
+                      || memcmp(file.data, predictions_header, sizeof predictions_header - 1)))
+        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
+                  path);
+    unmap_file(file);
+}
+
 /* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
  * with the digits that give the same bits when they are read. */
 static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
                               const real *p, char *const *names, int K)
 {
     struct Buffer b = {0};
-    append(&b, "number\tlabel\tpredicted\tprobability");
+    append(&b, "%s", predictions_header);
     for (int k = 0; k < K; k++) { append(&b, "\tp_"); append_name_field(&b, names[k]); }
     append(&b, "\ttext\n");
     for (int i = 0; i < e->count; i++, p += K) {
@@ -2804,6 +2819,7 @@ static int command_eval(int argc, char **argv)
                                    "matrix."), argv);
     if (predictions && same_file(data, predictions))
         die_usage("--predictions %s: is the file of --data. Name another.", predictions);
+    if (predictions) check_predictions(predictions);
     set_threads(threads);
     set_precision(precision);
     struct Dataset d = {0};
@@ -3384,6 +3400,19 @@ static void append_row(const struct Compare *c, const char *name, const char *ro
     free(path);
 }
 
+/* Refuses an --out that already holds a file of that name, of a comparison or of the user's. */
+static void refuse_comparison_in(const struct Compare *c)
+{
+    static const char *const files[] = {"compare.tsv", "right.tsv", "settings.txt"};
+    for (int i = 0; i < COUNT(files); i++) {
+        char *path = file_in(c, files[i]);
+        if (file_exists(path))
+            die_usage("--out %s: already holds a comparison (%s). Give --resume, --overwrite or "
+                      "another --out.", c->out, files[i]);
+        free(path);
+    }
+}
+
 static void save_cell(const struct Compare *c, const struct Cell *cell)
 {
     const char *method = c->methods[cell->method].name;
@@ -3502,6 +3531,24 @@ static struct Buffer describe_comparison(const struct Compare *c)
     return b;
 }
 
+/* Dies unless settings.txt says the same as the lines `now`. An older version wrote no precision,
+ * which was fp32. */
+static void check_settings_kept(const struct Compare *c, char *now)
+{
+    struct Buffer old = read_text(c, "settings.txt");
+    append(&old, "\nprecision fp32\n");    /* the first line of a name counts */
+    for (char *line; (line = next_line(&now)); ) {
+        const int name = (int)strcspn(line, " ") + 1;
+        const char *was = old.data;
+        while (was && strncmp(was, line, name)) was = (was = strchr(was, '\n')) ? was + 1 : NULL;
+        const int length = was ? (int)strcspn(was, "\n") : 0;
+        if (!was || (size_t)length != strlen(line) || strncmp(was, line, length))
+            die("--resume: the comparison in %s was made with %.*s, this one with %s. Choose "
+                "another --out.", c->out, was ? length : 6, was ? was : "(none)", line);
+    }
+    free(old.data);
+}
+
 /* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
  * --overwrite, an older comparison is replaced when the first row of the new one is there. */
 static void open_comparison(struct Compare *c)
@@ -3510,13 +3557,7 @@ static void open_comparison(struct Compare *c)
          *right = file_in(c, "right.tsv");
     struct Buffer now = describe_comparison(c);
     if (c->resume && file_exists(table)) {
-        struct Buffer old = read_text(c, "settings.txt");
-        char *a = old.data, *b = now.data, *x, *y;
-        while ((x = next_line(&a)) && (y = next_line(&b)))
-            if (strcmp(x, y))
-                die("--resume: the comparison in %s was made with %s, this one with %s. Choose "
-                    "another --out.", c->out, x, y);
-        free(old.data);
+        check_settings_kept(c, now.data);
         read_cells(c);
     } else {
         stage_file(right, "", 0);       /* without its rows, nothing is taken for finished */
@@ -3959,12 +4000,8 @@ static int command_compare(int argc, char **argv)
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
     check_settings(s);
     if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    char *table = file_in(&c, "compare.tsv");
     lock_directory(c.out);
-    if (file_exists(table) && !c.resume && !c.overwrite)
-        die_usage("--out %s: already holds a comparison. Give --resume, --overwrite or another "
-                  "--out.", c.out);
-    free(table);
+    if (!c.resume && !c.overwrite) refuse_comparison_in(&c);
     if (c.methods_text) {
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);

@@ -983,11 +983,21 @@ static inline uint32_t lowbias32(uint32_t x)
     return x ^ x >> 16;
 }
 
-/* Beyond 2^32 values the key is another one. */
+/* The key of value number `index`: beyond 2^32 values it is another one. */
+static inline uint32_t key_at(uint32_t key, uint64_t index)
+{
+    return key + (uint32_t)(index >> 32) * 0x9E3779B9u;
+}
+
 static inline real dropout_factor(uint32_t key, size_t index, uint32_t threshold, real scale)
 {
-    key += (uint32_t)((uint64_t)index >> 32) * 0x9E3779B9u;
-    return lowbias32(lowbias32((uint32_t)index) ^ key) >= threshold ? scale : 0;
+    return lowbias32(lowbias32((uint32_t)index) ^ key_at(key, index)) >= threshold ? scale : 0;
+}
+
+/* The key of a query's keys in attention. query: row * heads + head. */
+static inline uint32_t query_key(uint32_t key, uint64_t query)
+{
+    return lowbias32(key_at(key, query) + (uint32_t)query);
 }
 
 /* --- exp, without branches or calls, so that loops over it vectorise --- */
@@ -1776,7 +1786,7 @@ static void attention_dropout(real *P, const struct Attention *t, int head, int 
     const uint32_t threshold = dropout_threshold(t->dropout);
     const real scale = (real)(1 / (1 - t->dropout.p));
     uint32_t key[QUERIES];
-    for (int i = 0; i < n; i++) key[i] = lowbias32(t->key + (uint32_t)(row + i) * t->H + head);
+    for (int i = 0; i < n; i++) key[i] = query_key(t->key, (uint64_t)(row + i) * t->H + head);
     for (int j = 0; j < keys; j++)
         for (int i = 0; i < n; i++)
             P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
@@ -2264,11 +2274,21 @@ static void format_message(char out[MAX_MESSAGE], const char *format, va_list ar
     make_harmless(out, strlen(out), "");
 }
 
+/* Writes a message to stderr in one call, so that those of several processes do not mix. On a
+ * terminal it replaces the live line, which itself has no end. */
+static void show_message(const char *speaker, const char *text, bool ends)
+{
+    char line[MAX_MESSAGE + 100];
+    const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
+                           *speaker ? ": " : "", text, ends ? "\n" : "");
+    fwrite(line, 1, n, stderr);
+}
+
 static void complain(const char *format, va_list arguments)
 {
     char text[MAX_MESSAGE];
     format_message(text, format, arguments);
-    fprintf(stderr, "%s%s: %s\n", isatty(2) ? "\r\033[K" : "", program, text);
+    show_message(program, text, true);
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
@@ -2434,6 +2454,20 @@ static bool same_file(const char *a, const char *b)
 /* A path as messages show it: "" is an argument, too. */
 static const char *shown_path(const char *path) { return *path ? path : "\"\""; }
 
+/* A path as a shell reads it, in a command that a message advises. The caller owns it. */
+static char *quoted(const char *path)
+{
+    struct Buffer b = {0};
+    bool plain = *path;
+    for (const char *s = path; *s; s++) plain &= isalnum((unsigned char)*s) || strchr("/._-+,", *s);
+    append(&b, "%s", plain ? "" : "'");
+    for (const char *s = path; *s; s++)
+        if (*s == '\'') append(&b, "'\\''");
+        else append_bytes(&b, s, 1);
+    append(&b, "%s", plain ? "" : "'");
+    return b.data;
+}
+
 /* --- Reading. What must not change is checked: a file may be rewritten while it is in use --- */
 
 /* What tells whether a file is still the same: written to in place, it has another size or time. */
@@ -2511,7 +2545,7 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* The mapped files, for two cases: a page that the file no longer has when it is used, because the
  * file was cut, raises SIGBUS; a file that was rewritten shows new bytes or a mixture. */
-struct Mapping { struct Bytes bytes; char *path; struct Version version; };
+struct Mapping { struct Bytes bytes; char *path, *when_cut; struct Version version; };
 static struct Mapping *mappings;
 static int mapping_count;
 
@@ -2521,7 +2555,6 @@ static void remove_unfinished(void);
  * the end of the file says it; others wait for the end of the program. */
 static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
 {
-    static const char what[] = ": was cut short while it was in use. Copy it and run again.\n";
     static bool told;
     const char *at = info->si_addr;
     (void)context;
@@ -2529,9 +2562,8 @@ static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
     for (int i = 0; i < mapping_count; i++) {
         const struct Mapping *m = &mappings[i];
         if (at < m->bytes.data || at >= m->bytes.data + m->bytes.size) continue;
-        const char *const parts[] = {program, ": ", m->path, what};
-        for (int k = 0; k < COUNT(parts); k++)
-            if (write(2, parts[k], strlen(parts[k])) < 0) break;
+        const ssize_t written = write(2, m->when_cut, strlen(m->when_cut));
+        (void)written;                      /* there may be no reader */
         remove_unfinished();
         _exit(STATUS_FAILED);
     }
@@ -2563,7 +2595,11 @@ static struct Bytes map_file(const char *path)
             die("%s: cannot be mapped (%s). Copy it to another disk.", path, strerror(errno));
         bytes.data = p;
         mappings = resize(mappings, (mapping_count + 1) * sizeof *mappings);
-        mappings[mapping_count++] = (struct Mapping){bytes, text_of("%s", path), version};
+        char *shown = harmless(path);
+        mappings[mapping_count++] = (struct Mapping){
+            bytes, text_of("%s", path), text_of("%s: %s: was cut short while it was in use. Copy "
+                                                "it and run again.\n", program, shown), version};
+        free(shown);
         struct sigaction action = {.sa_sigaction = end_on_lost_page, .sa_flags = SA_SIGINFO};
         sigaction(SIGBUS, &action, NULL);
     }
@@ -2578,6 +2614,7 @@ static void unmap_file(struct Bytes bytes)
     if (i == mapping_count) return;                             /* an empty file */
     munmap((void *)bytes.data, bytes.size);
     free(mappings[i].path);
+    free(mappings[i].when_cut);
     mappings[i] = mappings[--mapping_count];
 }
 
@@ -2616,6 +2653,8 @@ static void lock_directory(const char *path)
     struct stat locked, now;
     for (bool same = false; !same; ) {      /* not if its maker has removed it meanwhile */
         make_directory(path);
+        if (access(path, W_OK))             /* found now, not when all has been computed */
+            die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
         const int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0) return;
         if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
@@ -4150,7 +4189,8 @@ static void refuse_arguments(int left, char **argv)
 /* The file by which a directory holds a run; NULL: none. */
 static const char *holds_run(const char *out)
 {
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv"};
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                        "config.json"};
     const char *found = NULL;
     for (int i = 0; i < COUNT(files) && !found; i++) {
         char *path = text_of("%s/%s", out, files[i]);
@@ -4236,8 +4276,7 @@ __attribute__((format(printf, 2, 3))) static void progress(bool last, const char
     va_end(arguments);
     if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
         && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-    fprintf(stderr, "%s%s%s", live() ? "\r\033[K" : "", line, live() && !last ? "" : "\n");
-    fflush(stderr);
+    show_message("", line, last || !live());
 }
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time

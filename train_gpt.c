@@ -959,9 +959,9 @@ static uint64_t hash_row(uint64_t hash, const char *row)
     return second ? mix64(hash ^ checksum(row, second - row)) : hash;
 }
 
-/* Opens the log for new rows, under a temporary name until commit_outputs. A resumed run keeps the
- * rows up to its step. Dies if they are not those of the run whose state it has (log_hash). */
-static void open_log(struct Run *r)
+/* The log so far: of a resumed run the rows up to its step. Dies if they are not those of the run
+ * whose state it has (log_hash): then the files in --out are of two runs. */
+static struct Buffer earlier_rows(struct Run *r)
 {
     struct Buffer rows = {0};
     uint64_t hash = 0;
@@ -974,6 +974,12 @@ static void open_log(struct Run *r)
         die("%s: is not the log of the run that %s is of. Start again with --overwrite, or remove "
             "the log if only that was changed.", r->paths.log, r->paths.state);
     r->log_hash = hash;
+    return rows;
+}
+
+/* Opens the log for new rows, under a temporary name until commit_outputs. */
+static void open_log(struct Run *r, struct Buffer rows)
+{
     struct Output *o = output_open(r->paths.log);
     output_write(o, rows.data, rows.size);
     output_flush(o);
@@ -1212,10 +1218,10 @@ static void check_out(struct Run *r)
 /* Makes the directories and opens the log, with the tokenizer for both directories, right before
  * the first step, when all input has been checked. A run that replaces another leaves the old files
  * as they are until its own first save. */
-static void begin_files(struct Run *r)
+static void begin_files(struct Run *r, struct Buffer rows)
 {
     r->replaces = !r->options.resume && holds_run(r->options.out);
-    open_log(r);
+    open_log(r, rows);
     r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
     r->tokenizer->max_length = r->options.context;
     tokenizer_stage(r->tokenizer, r->options.out);
@@ -1377,7 +1383,8 @@ static void take_memory(struct Run *r)
     generator_create(r->generator, &r->model, r->tokenizer);
 }
 
-/* What of the options needs no data is checked before any is read, which may take minutes. */
+/* What of the options needs no data is checked before any is read or allocated, which may take
+ * minutes. */
 static void check_options(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
@@ -1479,7 +1486,7 @@ static void stop_at(const struct Run *r, const struct Step *s, const char *texts
     }
     char *resume = o->skip_spikes || !file_exists(r->paths.state) ? NULL
         : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
-                  o->out);
+                  quoted(o->out));
     die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s holds what it read; %s keeps "
         "what it held before. Start again with --overwrite and a lower --lr than %g%s.",
         (long long)r->step + 1, value_text(s->loss), value_text(s->norm),
@@ -1783,7 +1790,7 @@ static int finish(const struct Run *r)
     const double time = r->earlier + seconds() - r->start;
     if (!finished(r))
         progress(true, "stopped after step %s%s and saved. Go on with: train_gpt train --out %s "
-                 "--resume", place(r), stop_signal ? "" : ", by --time-limit,", o->out);
+                 "--resume", place(r), stop_signal ? "" : ", by --time-limit,", quoted(o->out));
     if (stop_signal && !finished(r)) return stopped_status();
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
@@ -1820,12 +1827,14 @@ static int command_train(int argc, char **argv)
         r.paths = paths_in(o->out);
         if (!o->plan) lock_directory(o->out);
         check_out(&r);
+        if (!o->plan) lock_directory(r.paths.last);     /* no other run's --out either */
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
+    if (!o->init) check_options(&r);
     load_tokenizer(&r);
-    make_model(&r);                             /* --init may set sizes */
-    check_options(&r);
+    make_model(&r);
+    if (o->init) check_options(&r);             /* which may set sizes */
     load_data(&r);
     r.peak = fma_peak();
     take_memory(&r);
@@ -1833,13 +1842,14 @@ static int command_train(int argc, char **argv)
     warn_of_unused(&r);
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
+    const struct Buffer log = earlier_rows(&r);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
                  o->out, (long long)r.step, (long long)o->steps);
         return 0;
     }
-    begin_files(&r);
+    begin_files(&r, log);
     stop_between_steps();
     r.first = r.step + 1;
     r.mark = r.step;

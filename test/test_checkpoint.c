@@ -4,6 +4,7 @@
 
 #include "../model.h"
 #include "check.h"
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_checkpoint_XXXXXX";
@@ -552,6 +553,23 @@ static void test_directory(void)
     free(config.data);
 }
 
+/* A message is one write, so that those of two processes do not mix: through a socket that keeps
+ * writes apart it comes whole. */
+static void test_one_write(void)
+{
+    int ends[2];
+    char got[MAX_MESSAGE] = "";
+    const int before = dup(2);
+    if (before < 0 || socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) || dup2(ends[1], 2) < 0) exit(1);
+    warn("%s: a message of %d words, which is longer than what some libraries write at once: %s.",
+         "file", 12, "more than eighty bytes");
+    dup2(before, 2);
+    const ssize_t n = recv(ends[0], got, sizeof got - 1, MSG_DONTWAIT);
+    check(n > 0 && got[n - 1] == '\n' && !strncmp(got, program, strlen(program))
+          && recv(ends[0], got, sizeof got, MSG_DONTWAIT) < 0, "a message is one write");
+    close(ends[0]), close(ends[1]), close(before);
+}
+
 int main(void)
 {
     static char *names[] = {"bad", "good"};
@@ -563,6 +581,7 @@ int main(void)
     struct Random r = random_stream(1, 1);
     for (size_t k = 0; k < original.parameter_count; k++)
         original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
+    test_one_write();
     test_directory();
     test_texts();
     test_late_head();

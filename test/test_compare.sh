@@ -196,13 +196,23 @@ fails 1 "was made with max_tokens 48, this one with max_tokens 32" \
 fails 1 "was made with steps 4, this one with steps 5" whole "$dir/one" --resume --steps 5
 fails 1 "was made with label_column (usual), this one with label_column label" \
     whole "$dir/one" --resume --label-column label
+fails 1 "was made with precision fp32, this one with precision bf16" \
+    whole "$dir/one" --resume --precision bf16
+cp -r "$dir/one" "$dir/older"
+grep -v precision "$dir/one/settings.txt" >"$dir/older/settings.txt"
+fails 1 "was made with precision fp32, this one with precision bf16" \
+    whole "$dir/older" --resume --precision bf16
+succeeds "a comparison of an older version, which names no precision, was in fp32" eval '
+    whole "$dir/older" --resume >/dev/null 2>&1'
+grep -v truncate "$dir/one/settings.txt" >"$dir/older/settings.txt"
+fails 1 "was made with (none), this one with truncate" whole "$dir/older" --resume
 cp -r "$dir/one" "$dir/odd"
 sed 5d "$dir/one/right.tsv" >"$dir/odd/right.tsv"
 fails 1 "compare.tsv and right.tsv have other rows" whole "$dir/odd" --resume
 : >"$dir/odd/compare.tsv"
 fails 1 "odd/compare.tsv: does not begin with the names" whole "$dir/odd" --resume
 alone=yes
-fails 2 "one: already holds a comparison. Give --resume, --overwrite" whole "$dir/one"
+fails 2 "one: already holds a comparison (compare.tsv). Give --resume, --overwrite" whole "$dir/one"
 fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
 fails 2 "is the same file as --train" compare "$dir/no" --test "$train"
 fails 2 "--max-tokens 49: the model's context is 48" compare "$dir/no" --max-tokens 49

@@ -124,6 +124,10 @@ cp "$dir/odd.json" "$dir/same"
 fails 2 "same: is the file of --data" \
     eval_full --data "$dir/same" --predictions "$dir/./same"
 succeeds "which is as it was" cmp "$dir/odd.json" "$dir/same"
+before=$(cksum <"$dir/full1/model.safetensors")
+fails 2 "model.safetensors: holds no predictions, so it is not replaced" \
+    eval_full --data "$dir/test.tsv" --predictions "$dir/full1/model.safetensors"
+succeeds "nor is it" [ "$(cksum <"$dir/full1/model.safetensors")" = "$before" ]
 
 # predict: arguments and lines, in order, batches or not.
 predict() { ./finetune_cls predict --model "$dir/full1" "$@" 2>/dev/null; }

@@ -385,7 +385,7 @@ static void run_in(struct Run *r, const char *name, int steps, double clip)
     make_directory(r->options.out);
     watched_log = r->paths.log;
     log_flushed = log_before_state = false;
-    open_log(r);
+    open_log(r, earlier_rows(r));
     pretrain(r);
 }
 

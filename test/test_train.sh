@@ -444,26 +444,26 @@ same_run falling again "resumed while the rate falls, once and twice, byte for b
 # --- Numbers that go wrong ---
 
 # A run that diverges, on a text that is one sequence: the message names a file with what the step
-# read, and two commands, which both work.
+# read, and two commands, which both work, whatever its name.
 printf 'the cat\tsees\na dog' >one.txt
 "$tokenizer" encode --tokenizer tok --out one one.txt 2>/dev/null
 diverge="--data one_000000.bin --tokenizer tok --cut documents $tiny --clip 0 --warmup 0 --steps 50 --save-every 1"
 fails 1 '^train_gpt: step [0-9]*: the loss is .*, the gradient.*diverged/step_[0-9]*.txt holds what' \
-    "$train" train $diverge --lr 1000 --out diverged
-text=$(sort -u diverged/$(ls diverged | grep '^step_'))
+    "$train" train $diverge --lr 1000 --out "it's diverged"
+text=$(sort -u "it's diverged/$(ls "it's diverged" | grep '^step_')")
 [ "$text" = '<|endoftext|>the cat\tsees\na dog' ]
 check $? "the file has the text of the step"
 grep -q 'before. Start again with --overwrite and a lower --lr than 1000, or leave' stderr
 check $? "the advice for a run without --skip-spikes"
-rows=$(wc -l <diverged/log.tsv)
+rows=$(wc -l <"it's diverged/log.tsv")
 advice=$(sed -n 's/.*: train_gpt train \(.*\)\.$/\1/p' stderr)
 fails 1 'it held before. Start again with --overwrite and a lower --lr than 1000\.$' \
-    "$train" train $advice
-[ "$(grep -c '^step [0-9]*  spike: .*skipped; it read diverged/step_[0-9]*.txt$' stderr)" -eq 16 ] &&
-    [ "$(wc -l <diverged/log.tsv)" -eq $((rows + 16)) ]
+    eval '"$train" train '"$advice"
+[ "$(grep -c "^step [0-9]*  spike: .*skipped; it read it's diverged/step_[0-9]*.txt$" stderr)" -eq 16 ] &&
+    [ "$(wc -l <"it's diverged/log.tsv")" -eq $((rows + 16)) ]
 check $? "$advice: leaves steps out, but not for ever"
-"$train" train $diverge --lr 1e-3 --overwrite --out diverged >/dev/null 2>&1 &&
-    [ "$(wc -l <diverged/log.tsv)" -eq 51 ]
+"$train" train $diverge --lr 1e-3 --overwrite --out "it's diverged" >/dev/null 2>&1 &&
+    [ "$(wc -l <"it's diverged/log.tsv")" -eq 51 ]
 check $? "a lower --lr with --overwrite"
 
 # Text that is easy, with a part that is not: what is found there is a spike.
@@ -586,7 +586,7 @@ fails 2 '--layers 7: the model in --init' "$train" train $data --init learn --la
 fails 2 'learn: is the model to start from' \
     "$train" train $data --init learn --overwrite --out ./learn/../learn
 fails 2 '--context 99: the model' "$train" train $data --init learn --context 99 --out new
-fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --out new
+fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --tokenizer nowhere --out new
 fails 2 '--layers 0: out of range' "$train" train $data --layers 0 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
 fails 2 '--data: must be given' "$train" train --out new

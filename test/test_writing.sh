@@ -193,6 +193,7 @@ speaker=train_gpt
 fails 1 "replaced: another program is writing there" run new replaced --steps 1 --overwrite
 fails 1 "replaced: another program is writing there" \
     "$train" train --resume --out replaced --steps 9
+fails 1 "replaced/last: another program is writing there" run new replaced/last --overwrite
 speaker=finetune_cls
 fails 1 "replaced: another program is writing there" classify old replaced --overwrite
 fails 1 "replaced: another program is writing there" "$finetune" compare --model base_old \
@@ -232,12 +233,29 @@ diff -r some tok_new && classify new some >/dev/null 2>&1 && [ -s some/model.saf
 check $? "another tokenizer stays, the same one is completed by a model"
 rm -r some mixed 2>/dev/null
 
+# Files of the user's with a name that a run gives to one of its own.
+for file in config.json settings.txt right.tsv; do
+    mkdir mine && echo mine >mine/$file
+    [ $file = config.json ] && speaker=train_gpt && fails 2 "mine: already holds a run ($file)" \
+        run old mine --steps 1
+    speaker=finetune_cls
+    if [ $file = config.json ]; then fails 2 "mine: already holds a run ($file)" classify old mine
+    else fails 2 "mine: already holds a comparison ($file)" "$finetune" compare \
+        --model base_old --train old.tsv --out mine
+    fi
+    [ "$(cat mine/$file)" = mine ] && [ "$(ls mine)" = $file ]
+    check $? "$file of the user's stays as it is"
+    rm -r mine
+done
+
 # The same tokenizer and sizes: only the log's rows tell the two runs apart.
 run old seed_2 --steps 2 --eval-every 2 --seed 2 >/dev/null 2>&1
 cp -r run_old mixed && cp seed_2/log.tsv mixed
 speaker=train_gpt
 fails 1 "mixed/log.tsv: is not the log of the run that mixed/state.safetensors is of" \
     "$train" train --resume --out mixed --steps 3
+fails 1 "mixed/log.tsv: is not the log of the run that mixed/state.safetensors is of" \
+    "$train" train --resume --out mixed     # which is finished
 { head -n 2 run_old/log.tsv; tail -n +3 run_old/log.tsv | tr . '\000'; } >mixed/log.tsv
 fails 1 "mixed/log.tsv: is not the log of the run that mixed/state.safetensors is of" \
     "$train" train --resume --out mixed --steps 3
@@ -414,6 +432,8 @@ if [ "$(id -u)" -ne 0 ]; then
     speaker=finetune_cls
     cp -r cls_old fixed && chmod a-w fixed
     fails 1 'cannot be written (Permission denied)' classify new fixed --overwrite
+    fails 1 'fixed: cannot be written (Permission denied)' \
+        "$finetune" train --model none --train old.tsv --out fixed --overwrite  # first of all
     chmod u+w fixed
 fi
 speaker=finetune_cls
