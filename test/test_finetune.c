@@ -2,8 +2,11 @@
  * and the solver of the probe. Whole trainings are in test_finetune.sh. */
 
 #define FINETUNE_NO_MAIN
+#define _GNU_SOURCE                 /* posix_openpt */
+#include "fence.h"
 #include "../finetune_cls.c"
 #include "check.h"
+#include "terminal.h"
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_finetune_XXXXXX";
@@ -762,6 +765,71 @@ static void test_length(void)
     check(earlier > 2, "which in %d cases are not the last", earlier);
 }
 
+/* The log has the mean loss of all texts since the look before, though the last update of an epoch
+ * has fewer texts than the others. */
+static void test_train_loss(void)
+{
+    enum { BATCH = 4, UPDATES = 4, EPOCHS = 2 };
+    struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .batch = BATCH, .epochs = EPOCHS,
+                             .steps = UPDATES * EPOCHS}}, u = t;
+    struct Metadata meta = {0};
+    real *best = start_task(&t), *same = start_task(&u);
+    double norm, worst = 0;
+    train_steps(&t, best, &meta);
+    const char *row = t.log.data;
+    for (int epoch = 0; epoch < EPOCHS; epoch++) {
+        double sum = 0, got = 0;
+        shuffle(u.train, TASK_TEXTS, &u.order);
+        for (int i = 0, step = epoch * UPDATES + 1; i < TASK_TEXTS; i += BATCH, step++) {
+            const int count = min_int(BATCH, TASK_TEXTS - i);
+            const double lr = learning_rate("cosine", step, UPDATES * EPOCHS + 1, 0, 1e-2, 0);
+            sum += count * train_step(&u, &norm, u.train + i, count, lr, step);
+        }
+        row = strchr(row, '\n') + 1;
+        sscanf(row, "%*d\t%*d\t%lf", &got);
+        worst = fmax(worst, fabs(got - sum / TASK_TEXTS));
+    }
+    check(worst < 2e-6, "the log has the mean loss of each epoch's texts: %.1e", worst);
+    end_task(&t, best), end_task(&u, same);
+}
+
+/* A training of three updates on a terminal, and what is said when a signal has ended one. */
+static void speak_of_training(void *task)
+{
+    struct Task *t = task;
+    struct Metadata meta = {0};
+    real *best = start_task(t);
+    t->quiet = false;
+    train_steps(t, best, &meta);
+    t->keeps = true;
+    note_stop(t, &(struct Course){.step = 3});
+    end_task(t, best);
+}
+
+/* On a terminal of 40 columns, what must stay is there as a whole, a line each. What was replaced,
+ * stands before a sign that erases it. */
+static void test_lines_that_stay(void)
+{
+    static const char *const ends[] = {"  best", "", "", "stopped: 2 times no better on validation",
+        "stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
+        "--overwrite"};
+    struct Task t = {.set = {.kind = LAST, .last = 1, .steps = 7, .epochs = 3, .patience = 2,
+                             .lr = 1e-30, .overwrite = true}};
+    const char *seen = on_terminal(40, speak_of_training, &t);
+    int lines = 0, wrong = 0;
+    for (const char *end; seen && (end = strstr(seen, "\r\n")); seen = end + 2, lines++) {
+        char *line = text_of("%.*s", (int)(end - seen), seen), *at = line;
+        for (char *erased; (erased = strstr(at, "\033[K")); ) at = erased + 3;
+        const size_t n = strlen(at), want = lines < COUNT(ends) ? strlen(ends[lines]) : 0;
+        wrong += lines >= COUNT(ends) || n < want || strcmp(at + n - want, ends[lines])
+                 || (lines < 3 && !strstr(at, " s"));
+        free(line);
+    }
+    check(!seen || (lines == COUNT(ends) && wrong == 0 && !*seen),
+          "lines that stay on a terminal: %d, and %d wrong%s", lines, wrong,
+          seen ? "" : " (no terminal here)");
+}
+
 /* One look at a head that is `factor` times as large. Returns its scores. */
 static struct Scores look_at(struct Task *t, struct Course *c, const real *head, double factor,
                              int step, struct Metadata *meta)
@@ -953,6 +1021,8 @@ static void test_training_options(void)
     test_lm_coef();
     test_class_weights();
     test_length();
+    test_train_loss();
+    test_lines_that_stay();
     test_best();
     test_average();
     test_calibration();

@@ -31,8 +31,10 @@ static int noting_rename(const char *from, const char *to)
 #define fsync noting_fsync
 #define rename noting_rename
 #define TRAIN_GPT_NO_MAIN
+#include "fence.h"
 #include "../train_gpt.c"
 #include "check.h"
+#include "terminal.h"
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_train_XXXXXX";
@@ -734,36 +736,17 @@ static void test_cores(void)
 
 /* --- The live line --- */
 
-/* What progress sends to a terminal of so many columns. */
-static const char *shown(int columns, const char *text)
-{
-    static char seen[2000];
-    const int terminal = posix_openpt(O_RDWR | O_NOCTTY), before = dup(2);
-    struct winsize size = {.ws_row = 24, .ws_col = (unsigned short)columns};
-    if (terminal < 0 || grantpt(terminal) || unlockpt(terminal)) return NULL;
-    const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY);
-    if (other_end < 0 || ioctl(terminal, TIOCSWINSZ, &size)) return NULL;
-    dup2(other_end, 2);
-    progress(false, "%s", text);
-    dup2(before, 2);
-    int used = 0;
-    for (ssize_t n = write(other_end, "~", 1); n > 0 && !memchr(seen, '~', used);
-         used += n > 0 ? (int)n : 0)
-        n = read(terminal, seen + used, sizeof seen - 1 - used);
-    seen[used > 0 ? used - 1 : 0] = 0;      /* without ~, which ends it */
-    close(terminal), close(other_end), close(before);
-    return seen;
-}
+static void show_line(void *text) { progress(false, "%s", (char *)text); }
 
 static void test_live_line(void)
 {
-    static const char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
+    static char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
     static const struct { int columns; const char *seen; } cases[] = {
         {0, line}, {80, line}, {41, line}, {40, "step 9/10  loss 3.2143  norm 0.84  eta 5"},
         {30, "step 9/10  loss 3.2143  norm 0"}, {9, "step 9/10"}, {4, "step"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const char *seen = shown(cases[i].columns, line);
+        const char *seen = on_terminal(cases[i].columns, show_line, line);
         const char *text = seen ? strstr(seen, "\033[K") : NULL;
         check(!seen || (text && !strcmp(text + 3, cases[i].seen)), "live line, %d columns%s: %s",
               cases[i].columns, seen ? "" : " (no terminal here)", text ? text + 3 : "");

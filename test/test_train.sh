@@ -47,6 +47,9 @@ first=$(sed -n 2p learn/log.tsv | cut -f2)
 last=$(tail -n 1 learn/log.tsv | cut -f2)
 [ "$(wc -l <learn/log.tsv)" -eq 151 ] && awk "BEGIN { exit !($first > 5 && $last < 3) }"
 check $? "the loss falls, from $first to $last"
+awk '/^step .*peak/ { n++; for (i = 1; i <= NF; i++) if ($i == "peak") bad += !($(i - 1) + 0 <= 100) }
+    END { exit bad || !n }' err.txt
+check $? "no step is faster than the peak of the machine"
 head -n 1 learn/log.tsv | grep -q 'step	loss	val_loss.*lr	norm.*tokens_per_second'
 check $? "log.tsv has its columns"
 awk -F '\t' 'NR == 3 { second = $7 } END { exit !(second == 512 && $7 > 38000 && $7 <= 38400) }' \
@@ -331,6 +334,13 @@ check $? "it says that the learning rate goes up again, from $before to $now"
 "$train" train --resume --out threads1 --threads 1 >out.txt 2>err.txt && grep -q 'finished' err.txt &&
     ! grep -q 'goes up again' err.txt
 check $? "resuming a finished run changes nothing"
+# No word of it if the rate does not go up, nor if it does so anyway, as in a warm-up.
+for rate in "--schedule constant --warmup 1" "--warmup 9"; do
+    "$train" train $data $tiny $rate --steps 3 --overwrite --out longer >/dev/null 2>&1 &&
+        "$train" train --resume --out longer --steps 10 --threads 1 >/dev/null 2>err.txt &&
+        [ "$(wc -l <longer/log.tsv)" -eq 11 ] && ! grep -q 'goes up again' err.txt
+    check $? "but not with $rate"
+done
 fails 2 '--steps: 13 steps are fewer than the 14 of the run in threads1' \
     "$train" train --resume --out threads1 --steps 13
 "$train" train $data --init learn --context 16 --batch 4 --steps 3 --lr 1e-4 --threads 1 \
