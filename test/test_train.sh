@@ -47,9 +47,6 @@ first=$(sed -n 2p learn/log.tsv | cut -f2)
 last=$(tail -n 1 learn/log.tsv | cut -f2)
 [ "$(wc -l <learn/log.tsv)" -eq 151 ] && awk "BEGIN { exit !($first > 5 && $last < 3) }"
 check $? "the loss falls, from $first to $last"
-awk '/^step .*peak/ { n++; for (i = 1; i <= NF; i++) if ($i == "peak") bad += !($(i - 1) + 0 <= 100) }
-    END { exit bad || !n }' err.txt
-check $? "no step is faster than the peak of the machine"
 head -n 1 learn/log.tsv | grep -q 'step	loss	val_loss.*lr	norm.*tokens_per_second'
 check $? "log.tsv has its columns"
 awk -F '\t' 'NR == 3 { second = $7 } END { exit !(second == 512 && $7 > 38000 && $7 <= 38400) }' \
@@ -355,10 +352,14 @@ check $? "without a standard error, the log holds no messages"
 "$train" train $data $tiny --steps 4 --sample-every 2 --sample-tokens 5 --out sampled \
     >out.txt 2>err.txt && [ "$(wc -l <out.txt)" -ge 3 ]
 check $? "samples while training"
+began=$(date +%s)
 "$train" train $data $tiny --plan --out planned >plan.txt 2>/dev/null &&
     grep -q '^parameters  *[0-9]' plan.txt && grep -q '^  activations ' plan.txt &&
     grep -q '^duration ' plan.txt && [ ! -e planned ]
 check $? "--plan prints sizes and duration and writes nothing"
+# Its peak is the best of five attempts of at least 2^23 times 12 products and sums of four numbers.
+awk -v most=$(($(date +%s) - began + 1)) '/^peak/ { exit !($2 * most > 4) }' plan.txt
+check $? "the $(grep '^peak' plan.txt): no fewer than were computed in that time"
 "$train" train $data --layers 400 --heads 4 --channels 8192 --context 64 --epochs 2 --plan >plan.txt 2>/dev/null &&
     grep -q '^speed .*assumed, since the memory does not suffice' plan.txt && grep -q '^duration ' plan.txt
 check $? "--plan of a model that does not fit says so"
@@ -509,6 +510,13 @@ silent() # DESCRIPTION COMMAND...: no warning
     "$@" 2>&1 | grep '^train_gpt:' >said.txt
     check "$(wc -l <said.txt)" "$description: no warning"
 }
+if has_terminal; then
+    for run in "$data $tiny --steps 12 --warmup 0 --sample-every 6 --sample-tokens 3" \
+        "--resume --steps 14 --threads 1"; do
+        run="set -f; $train train $run"
+        stays_on_terminal "train" peak "$run --out shown1" "$run --out shown2"
+    done
+fi
 plan="train $data $tiny --steps 20 --plan"
 says '--warmup 30: more than --steps 20' "$train" $plan --warmup 30
 says '--min-lr-ratio: has no effect with --schedule constant' \
