@@ -717,6 +717,41 @@ static void test_class_weights(void)
     end_task(&t, best);
 }
 
+/* What the command line leaves open depends on kind, size and the number of texts; what it says
+ * stays. */
+static void test_defaults(void)
+{
+    static const struct {
+        int kind, parameters, texts, val_texts, epochs, steps;
+        double lr, head, dropout, average;
+        int want_epochs, want_steps;
+    } cases[] = {
+        {FULL, 10000000, 3200, 100, 0, 0, 3e-4, 10, 0.1, 0, 3, 300},
+        {FULL, 40000000, 3200, 99, 0, 0, 1.5e-4, 10, 0.1, 0.1, 3, 300},
+        {FULL, 100000, 33, 100, 0, 0, 1e-3, 10, 0.1, 0, 100, 200},
+        {SCRATCH, 40000000, 32, 100, 0, 0, 5e-4, 1, 0.1, 0, 200, 200},
+        {SCRATCH, 100000, 96, 100, 0, 7, 1e-3, 1, 0.1, 0, 3, 7},
+        {LAST, 10000000, 96, 100, 2, 0, 3e-4, 10, 0, 0, 2, 6},
+        {PROBE, 10000000, 96, 100, 2, 0, 3e-4, 10, 0, 0, 2, 6},
+    };
+    int wrong = 0;
+    for (int i = 0; i < COUNT(cases); i++) {
+        const struct Model m = {.parameter_count = cases[i].parameters};
+        struct Settings s = {.kind = cases[i].kind, .batch = 32, .dropout = -1, .average = -1,
+                             .epochs = cases[i].epochs, .steps = cases[i].steps},
+                        said = {.kind = cases[i].kind, .batch = 32, .dropout = 0.3, .average = 0.7,
+                                .lr = 0.5, .head_lr_ratio = 3, .steps = 9};
+        choose_defaults(&s, &m, cases[i].texts, cases[i].val_texts);
+        wrong += fabs(s.lr / cases[i].lr - 1) > 1e-9 || s.head_lr_ratio != cases[i].head
+              || s.dropout != cases[i].dropout || s.average != cases[i].average
+              || s.epochs != cases[i].want_epochs || s.steps != cases[i].want_steps;
+        choose_defaults(&said, &m, cases[i].texts, cases[i].val_texts);
+        wrong += said.lr != 0.5 || said.head_lr_ratio != 3 || said.dropout != 0.3
+              || said.average != 0.7 || said.steps != 9;
+    }
+    check(wrong == 0, "defaults of %d trainings, and what was said stays", COUNT(cases));
+}
+
 /* The rows of log.tsv that a training wrote, at most max: returns how many. */
 struct Look { int step; double loss, accuracy; };
 
@@ -757,7 +792,8 @@ static void test_length(void)
                 top = k;
         const struct Scores now = validate(&t);
         check(fabs(now.loss - looks[top].loss) < 1e-6
-              && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
+              && atoi(metadata_get(&meta, "best_step")) == looks[top].step
+              && atoi(metadata_get(&meta, "best_epoch")) == (looks[top].step + 2) / 3,
               "and the best weights stay, of step %d", looks[top].step);
         earlier += top < rows - 1;
         end_task(&t, best);
@@ -793,16 +829,19 @@ static void test_train_loss(void)
     end_task(&t, best), end_task(&u, same);
 }
 
-/* A training of three updates on a terminal, and what is said when a signal has ended one. */
+/* A training of three updates on a terminal, a line of progress after the first, and what is said
+ * when a signal has ended one. If it is quiet, only the training. */
 static void speak_of_training(void *task)
 {
     struct Task *t = task;
     struct Metadata meta = {0};
+    const bool quiet = t->quiet;
     real *best = start_task(t);
-    t->quiet = false;
+    t->runner.shown = 0;
+    t->quiet = quiet;
     train_steps(t, best, &meta);
     t->keeps = true;
-    note_stop(t, &(struct Course){.step = 3});
+    if (!quiet) show_rate("texts", 1, 2, 0), note_stop(t, &(struct Course){.step = 3});
     end_task(t, best);
 }
 
@@ -814,7 +853,8 @@ static void test_lines_that_stay(void)
         "stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
         "--overwrite"};
     struct Task t = {.set = {.kind = LAST, .last = 1, .steps = 7, .epochs = 3, .patience = 2,
-                             .lr = 1e-30, .overwrite = true}};
+                             .lr = 1e-30, .overwrite = true}}, quiet = t;
+    quiet.quiet = true;
     const char *seen = on_terminal(40, speak_of_training, &t);
     int lines = 0, wrong = 0;
     for (const char *end; seen && (end = strstr(seen, "\r\n")); seen = end + 2, lines++) {
@@ -828,6 +868,9 @@ static void test_lines_that_stay(void)
     check(!seen || (lines == COUNT(ends) && wrong == 0 && !*seen),
           "lines that stay on a terminal: %d, and %d wrong%s", lines, wrong,
           seen ? "" : " (no terminal here)");
+    t = quiet;
+    seen = on_terminal(40, speak_of_training, &t);
+    check(!seen || !*seen, "a quiet training says nothing");
 }
 
 /* One look at a head that is `factor` times as large. Returns its scores. */
@@ -1021,6 +1064,7 @@ static void test_training_options(void)
     test_lm_coef();
     test_class_weights();
     test_length();
+    test_defaults();
     test_train_loss();
     test_lines_that_stay();
     test_best();
