@@ -300,6 +300,23 @@ static void test_layernorm(int N, int C)
     free(X), free(W), free(B), free(DY), free(Y), free(DX), free(DW), free(DB);
 }
 
+/* Channels far from 0: the mean must be taken out before the squares are summed. */
+static void test_layernorm_offset(int N, int C)
+{
+    const size_t n = (size_t)N * C;
+    real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1),
+        *mean = randoms(N, 1), *rstd = randoms(N, 1);
+    for (size_t i = 0; i < n; i++) x[i] += 1000;
+    double *X = as_doubles(x, n), *W = as_doubles(w, C), *B = as_doubles(b, C), *Y = zeros(n);
+    plain_layernorm(Y, X, W, B, N, C);
+    layernorm_forward(y, mean, rstd, x, w, b, N, C);
+    const double error = error_of(y, Y, n);
+    check(error < 300 * SUM_ERROR, "layernorm (%d, %d) of channels near 1000: relative error %.1e",
+          N, C, error);
+    free(x), free(w), free(b), free(y), free(mean), free(rstd);
+    free(X), free(W), free(B), free(Y);
+}
+
 static void test_linear(int N, int C, int OC)
 {
     const size_t n = (size_t)N * C, m = (size_t)N * OC, k = (size_t)C * OC;
@@ -1351,6 +1368,7 @@ static void test_places(int kind, int first_layer, int want)
 static void test_layers(void)
 {
     test_layernorm(5, 2), test_layernorm(7, 48), test_layernorm(33, 257);
+    test_layernorm_offset(33, 257);
     test_linear(1, 5, 3), test_linear(37, 48, 150), test_linear(260, 33, 65);
     test_embedding();
     test_gelu();
