@@ -39,7 +39,9 @@ static void fence_free(void *p)
 static void *fence_realloc(void *old, size_t bytes)
 {
     char *p = NULL;
+#ifdef _OPENMP
     #pragma omp critical (fence)
+#endif
     {
         if (!fence.at) {
             fence.page = (size_t)sysconf(_SC_PAGESIZE);

@@ -850,8 +850,8 @@ static void speak_of_training(void *task)
 static void test_lines_that_stay(void)
 {
     static const char *const ends[] = {"  best", "", "", "stopped: 2 times no better on validation",
-        "stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
-        "--overwrite"};
+        ("stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
+         "--overwrite")};
     struct Task t = {.set = {.kind = LAST, .last = 1, .steps = 7, .epochs = 3, .patience = 2,
                              .lr = 1e-30, .overwrite = true}}, quiet = t;
     quiet.quiet = true;
