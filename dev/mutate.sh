@@ -15,7 +15,8 @@
 #
 #     caught      a test failed, or was not done in its time
 #     survived    all passed: a test is missing, or the change changes nothing that matters
-#     open        the test programs passed, and QUICK=1 leaves out the scripts, which take longer
+#     open        the test programs passed, and QUICK=1 leaves out the scripts, which take longer;
+#                 without QUICK they are all that is still done
 #     same        the compiler made the same programs of it: not counted
 #     invalid     it does not compile: not counted
 
@@ -131,6 +132,16 @@ section_of() # FILE LINE
     sed "$2q" "$root/$1" | sed -n 's|^/\* \([0-9]*\)\. .*|\1|p' | tail -n 1
 }
 
+# Whether a program must be built anew: a source that it includes has changed, or it is not there.
+concerns() # PROGRAM
+{
+    [ -f "$scratch/base/script.sh/$1" ] || return 0
+    for source in "$1.c" model.h tokenizer.c; do
+        cmp -s $source "$root/$source" || return 0
+    done
+    return 1
+}
+
 # Builds a test program, or for a script the three programs, in a tree. What comes out goes to OUT.
 make_test() # TREE TEST OUT
 {
@@ -138,7 +149,10 @@ make_test() # TREE TEST OUT
         cd "$1" || exit 1
         mkdir -p "$3"
         case $2 in
-            *.sh) for p in tokenizer train_gpt finetune_cls; do build "$3/$p" $p.c || exit 1; done ;;
+            *.sh) for p in tokenizer train_gpt finetune_cls; do
+                      if concerns $p; then build "$3/$p" $p.c || exit 1
+                      else cp "$scratch/base/script.sh/$p" "$3/$p"; fi
+                  done ;;
             *=double) build "$3/${2%=*}" "test/${2%=*}.c" -DREAL=double ;;
             *) build "$3/$2" "test/$2.c" ;;
         esac
@@ -164,6 +178,13 @@ failing() # TEST BUILT
         grep '^FAIL ' "$scratch/log" | grep -qvE "$clock"
 }
 
+# Why the test that was tried last has failed: its first failure, or the status with which it ended,
+# 124 and 137 if its time was up.
+reason()
+{
+    grep '^FAIL ' "$scratch/log" | grep -vE "$clock" | head -n 1 | grep . || echo "status $(cat "$scratch/status")"
+}
+
 # Ends everything if a test fails without any change: what it says of others would be worth nothing.
 sound() # TEST BUILT
 {
@@ -174,16 +195,17 @@ sound() # TEST BUILT
     rm -r "$scratch/tree" && mv "$scratch/changed" "$scratch/tree"
 }
 
-# Sets verdict and by.
-try() # FILE LINE COLUMN LENGTH TEXT
+# Sets verdict and by. TRIED: the test programs are known to pass.
+try() # FILE LINE COLUMN LENGTH TEXT [TRIED]
 {
-    verdict=same by=-
+    verdict=${6:+survived} by=-
+    verdict=${verdict:-same}
     awk -v line="$2" -v column="$3" -v n="$4" -v text="$5" 'NR == line {
         $0 = substr($0, 1, column - 1) text substr($0, column + n) } { print }' "$root/$1" >"$scratch/tree/$1"
     rm -rf "$scratch/built"
     for test in $(tests_of "$1" "$(section_of "$1" "$2")"); do
         kind=$test
-        case $test in *.sh) kind=script.sh ;; esac
+        case $test in *.sh) kind=script.sh ;; *) [ "$6" ] && continue ;; esac
         if [ "$QUICK" ] && [ $kind = script.sh ] && [ $verdict != same ]; then verdict=open; break; fi
         [ -d "$scratch/base/$kind" ] || make_test "$root" "$test" "$scratch/base/$kind"
         [ -d "$scratch/built/$kind" ] || make_test "$scratch/tree" "$test" "$scratch/built/$kind" ||
@@ -192,8 +214,8 @@ try() # FILE LINE COLUMN LENGTH TEXT
         if [ "$QUICK" ] && [ $kind = script.sh ]; then verdict=open; break; fi
         verdict=survived
         (failing "$test" "$scratch/built/$kind") || continue
+        verdict=caught by="$test: $(reason)"
         sound "$test" "$scratch/base/$kind"
-        verdict=caught by=$test
         break
     done
     cp "$root/$1" "$scratch/tree/$1"
@@ -206,7 +228,9 @@ while IFS="$tab" read -r file line column length text; do
     code=$(sed -n "${line}p" "$file" | sed 's/^ *//')
     what="$file:$line:$column$tab$old -> $text$tab$code"
     grep -F -- "$tab$what" "$results" | grep -qv "^open" && continue
-    try "$file" "$line" "$column" "$length" "$text" </dev/null
+    tried=$(grep -F -- "$tab$what" "$results")
+    [ "$QUICK" ] && [ "$tried" ] && continue
+    try "$file" "$line" "$column" "$length" "$text" "$tried" </dev/null
     printf '%s\t%s\t%s\n' "$verdict" "$by" "$what" >>"$results"
 done <"$scratch/chosen"
 

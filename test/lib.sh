@@ -40,3 +40,17 @@ same_model() # DIR DIR
 {
     cmp "$1/model.safetensors" "$2/model.safetensors" && cmp "$1/config.json" "$2/config.json"
 }
+
+# Whether there is a terminal to show something on.
+has_terminal() { script -qec true /dev/null >/dev/null 2>&1; }
+
+# What stays of a command's output on a terminal of 40 columns, and what a file gets: the same, but
+# for lines of progress, which hold a word. Numbers and the order, which may differ, are left out.
+stays_on_terminal() # DESCRIPTION WORD FILE-COMMAND TERMINAL-COMMAND
+{
+    lines() { tr -d '\r' | sed "s/.*$(printf '\033')\[K//; s/[0-9][0-9.e+-]*/N/g" | grep -v "$1" | sort; }
+    sh -c "$3" 2>&1 | lines "$2" >"$dir/file_lines"
+    script -qec "stty cols 40; $4" /dev/null </dev/null | lines "$2" >"$dir/terminal_lines"
+    [ -s "$dir/file_lines" ] && diff "$dir/file_lines" "$dir/terminal_lines"
+    check $? "$1: what a file gets stays on a terminal"
+}

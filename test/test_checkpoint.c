@@ -2,6 +2,7 @@
  * Each is opened in a child process. A bad one must end it with status 1 and one sentence that
  * names the file; a good one must give the same weights. */
 
+#include "fence.h"
 #include "../model.h"
 #include "check.h"
 #include <sys/socket.h>

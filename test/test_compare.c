@@ -3,6 +3,7 @@
  * test_compare.sh. */
 
 #define FINETUNE_NO_MAIN
+#include "fence.h"
 #include "../finetune_cls.c"
 #include "check.h"
 

@@ -2,8 +2,11 @@
  * and the solver of the probe. Whole trainings are in test_finetune.sh. */
 
 #define FINETUNE_NO_MAIN
+#define _GNU_SOURCE                 /* posix_openpt */
+#include "fence.h"
 #include "../finetune_cls.c"
 #include "check.h"
+#include "terminal.h"
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_finetune_XXXXXX";
@@ -714,6 +717,41 @@ static void test_class_weights(void)
     end_task(&t, best);
 }
 
+/* What the command line leaves open depends on kind, size and the number of texts; what it says
+ * stays. */
+static void test_defaults(void)
+{
+    static const struct {
+        int kind, parameters, texts, val_texts, epochs, steps;
+        double lr, head, dropout, average;
+        int want_epochs, want_steps;
+    } cases[] = {
+        {FULL, 10000000, 3200, 100, 0, 0, 3e-4, 10, 0.1, 0, 3, 300},
+        {FULL, 40000000, 3200, 99, 0, 0, 1.5e-4, 10, 0.1, 0.1, 3, 300},
+        {FULL, 100000, 33, 100, 0, 0, 1e-3, 10, 0.1, 0, 100, 200},
+        {SCRATCH, 40000000, 32, 100, 0, 0, 5e-4, 1, 0.1, 0, 200, 200},
+        {SCRATCH, 100000, 96, 100, 0, 7, 1e-3, 1, 0.1, 0, 3, 7},
+        {LAST, 10000000, 96, 100, 2, 0, 3e-4, 10, 0, 0, 2, 6},
+        {PROBE, 10000000, 96, 100, 2, 0, 3e-4, 10, 0, 0, 2, 6},
+    };
+    int wrong = 0;
+    for (int i = 0; i < COUNT(cases); i++) {
+        const struct Model m = {.parameter_count = cases[i].parameters};
+        struct Settings s = {.kind = cases[i].kind, .batch = 32, .dropout = -1, .average = -1,
+                             .epochs = cases[i].epochs, .steps = cases[i].steps},
+                        said = {.kind = cases[i].kind, .batch = 32, .dropout = 0.3, .average = 0.7,
+                                .lr = 0.5, .head_lr_ratio = 3, .steps = 9};
+        choose_defaults(&s, &m, cases[i].texts, cases[i].val_texts);
+        wrong += fabs(s.lr / cases[i].lr - 1) > 1e-9 || s.head_lr_ratio != cases[i].head
+              || s.dropout != cases[i].dropout || s.average != cases[i].average
+              || s.epochs != cases[i].want_epochs || s.steps != cases[i].want_steps;
+        choose_defaults(&said, &m, cases[i].texts, cases[i].val_texts);
+        wrong += said.lr != 0.5 || said.head_lr_ratio != 3 || said.dropout != 0.3
+              || said.average != 0.7 || said.steps != 9;
+    }
+    check(wrong == 0, "defaults of %d trainings, and what was said stays", COUNT(cases));
+}
+
 /* The rows of log.tsv that a training wrote, at most max: returns how many. */
 struct Look { int step; double loss, accuracy; };
 
@@ -754,12 +792,85 @@ static void test_length(void)
                 top = k;
         const struct Scores now = validate(&t);
         check(fabs(now.loss - looks[top].loss) < 1e-6
-              && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
+              && atoi(metadata_get(&meta, "best_step")) == looks[top].step
+              && atoi(metadata_get(&meta, "best_epoch")) == (looks[top].step + 2) / 3,
               "and the best weights stay, of step %d", looks[top].step);
         earlier += top < rows - 1;
         end_task(&t, best);
     }
     check(earlier > 2, "which in %d cases are not the last", earlier);
+}
+
+/* The log has the mean loss of all texts since the look before, though the last update of an epoch
+ * has fewer texts than the others. */
+static void test_train_loss(void)
+{
+    enum { BATCH = 4, UPDATES = 4, EPOCHS = 2 };
+    struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .batch = BATCH, .epochs = EPOCHS,
+                             .steps = UPDATES * EPOCHS}}, u = t;
+    struct Metadata meta = {0};
+    real *best = start_task(&t), *same = start_task(&u);
+    double norm, worst = 0;
+    train_steps(&t, best, &meta);
+    const char *row = t.log.data;
+    for (int epoch = 0; epoch < EPOCHS; epoch++) {
+        double sum = 0, got = 0;
+        shuffle(u.train, TASK_TEXTS, &u.order);
+        for (int i = 0, step = epoch * UPDATES + 1; i < TASK_TEXTS; i += BATCH, step++) {
+            const int count = min_int(BATCH, TASK_TEXTS - i);
+            const double lr = learning_rate("cosine", step, UPDATES * EPOCHS + 1, 0, 1e-2, 0);
+            sum += count * train_step(&u, &norm, u.train + i, count, lr, step);
+        }
+        row = strchr(row, '\n') + 1;
+        sscanf(row, "%*d\t%*d\t%lf", &got);
+        worst = fmax(worst, fabs(got - sum / TASK_TEXTS));
+    }
+    check(worst < 2e-6, "the log has the mean loss of each epoch's texts: %.1e", worst);
+    end_task(&t, best), end_task(&u, same);
+}
+
+/* A training of three updates on a terminal, a line of progress after the first, and what is said
+ * when a signal has ended one. If it is quiet, only the training. */
+static void speak_of_training(void *task)
+{
+    struct Task *t = task;
+    struct Metadata meta = {0};
+    const bool quiet = t->quiet;
+    real *best = start_task(t);
+    t->runner.shown = 0;
+    t->quiet = quiet;
+    train_steps(t, best, &meta);
+    t->keeps = true;
+    if (!quiet) show_rate("texts", 1, 2, 0), note_stop(t, &(struct Course){.step = 3});
+    end_task(t, best);
+}
+
+/* On a terminal of 40 columns, what must stay is there as a whole, a line each. What was replaced,
+ * stands before a sign that erases it. */
+static void test_lines_that_stay(void)
+{
+    static const char *const ends[] = {"  best", "", "", "stopped: 2 times no better on validation",
+        ("stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
+         "--overwrite")};
+    struct Task t = {.set = {.kind = LAST, .last = 1, .steps = 7, .epochs = 3, .patience = 2,
+                             .lr = 1e-30, .overwrite = true}}, quiet = t;
+    quiet.quiet = true;
+    const char *seen = on_terminal(40, speak_of_training, &t);
+    int lines = 0, wrong = 0;
+    for (const char *end; seen && (end = strstr(seen, "\r\n")); seen = end + 2, lines++) {
+        char *line = text_of("%.*s", (int)(end - seen), seen), *at = line;
+        for (char *erased; (erased = strstr(at, "\033[K")); ) at = erased + 3;
+        const size_t n = strlen(at), want = lines < COUNT(ends) ? strlen(ends[lines]) : 0;
+        wrong += lines >= COUNT(ends) || n < want || strcmp(at + n - want, ends[lines])
+                 || (lines < 3 && !strstr(at, " s"));
+        free(line);
+    }
+    check(!seen || (lines == COUNT(ends) && wrong == 0 && !*seen),
+          "lines that stay on a terminal: %d, and %d wrong%s", lines, wrong,
+          seen ? "" : " (no terminal here)");
+    t = quiet;
+    seen = on_terminal(40, speak_of_training, &t);
+    check(!seen || !*seen, "a quiet training says nothing");
 }
 
 /* One look at a head that is `factor` times as large. Returns its scores. */
@@ -953,6 +1064,9 @@ static void test_training_options(void)
     test_lm_coef();
     test_class_weights();
     test_length();
+    test_defaults();
+    test_train_loss();
+    test_lines_that_stay();
     test_best();
     test_average();
     test_calibration();

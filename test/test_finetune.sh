@@ -321,6 +321,13 @@ said() {    # said WORDS OPTION...: one line of what train says has the words
     succeeds "train says: $words" [ "$(train "$@" --overwrite --out "$dir/said" 2>&1 >/dev/null |
         grep -cF -- "$words")" -eq 1 ]
 }
+if has_terminal; then
+    for options in "probe --calibrate" "last:1 --steps 9 --average 0.5"; do
+        command="./finetune_cls train --model $dir/base --train $dir/train.tsv --dedupe --tune $options"
+        stays_on_terminal "--tune $options" "left$" "$command --out $dir/shown1 --overwrite" \
+            "$command --out $dir/shown2 --overwrite"
+    done
+fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
 hopeless="--train $dir/hopeless.tsv --lr 1e-9 --steps 1"
 said "nothing was learnt. Try another --lr, more --steps or more labels" $hopeless --tune full

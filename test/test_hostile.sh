@@ -89,9 +89,15 @@ succeeds "escape sequences in a label: $(cat "$dir/answer")" eval '
     grep -qF "?[31m??neg 0" "$dir/answer" && ! grep -q "$escape" "$dir/answer"'
 ./train_gpt info --model "$dir/bad" >"$dir/answer" 2>&1
 succeeds "info: escape sequences and line ends in metadata" grep -q '^?  *\[1m$' "$dir/answer"
-sed "s/\"0\": \"neg\"/\"0\": \"$(yes x | head -n 201 | tr -d '\n')\"/" "$dir/cls/config.json" \
-    >"$dir/bad/config.json"
+long_name() # N: a label of so many bytes
+{
+    sed "s/\"0\": \"neg\"/\"0\": \"$(yes x | head -n "$1" | tr -d '\n')\"/" \
+        "$dir/cls/config.json" >"$dir/bad/config.json"
+}
+long_name 201
 fails 1 "the name of class 0 has 201 bytes, more than 200" predict x
+long_name 200
+succeeds "a label of 200 bytes" eval 'predict --all x 2>/dev/null | grep -q "x\{200\}"'
 printf 'a \033[31m b\n' | ./finetune_cls predict --model "$dir/cls" >"$dir/answer"
 succeeds "a text keeps its bytes in a pipe" grep -q "a $escape\[31m b" "$dir/answer"
 

@@ -5,6 +5,7 @@
  * The same source is built twice: as test_model with real = float, and as test_model_double with
  * -DREAL=double, where gradients agree with finite differences to seven digits. */
 
+#include "fence.h"
 #include "../model.h"
 #include "check.h"
 #include "reference.h"
@@ -24,30 +25,6 @@ static real *randoms(size_t n, double deviation)
     real *x = resize(NULL, n * sizeof *x);
     for (size_t i = 0; i < n; i++) x[i] = (real)(deviation * random_normal(&rng));
     return x;
-}
-
-/* The bytes of whole pages that hold n values. */
-static size_t page_bytes(size_t n)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    return (n * sizeof(real) + page - 1) / page * page;
-}
-
-/* Random values of deviation 1 before memory that nobody may read: reading beyond them ends the
- * test by a signal. */
-static real *randoms_at_end(size_t n)
-{
-    const size_t size = page_bytes(n), page = page_bytes(1);
-    char *at = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED || mprotect(at + size, page, PROT_NONE)) die("no memory for a matrix.");
-    real *x = (real *)(at + size) - n;
-    for (size_t i = 0; i < n; i++) x[i] = (real)random_normal(&rng);
-    return x;
-}
-
-static void free_at_end(real *x, size_t n)
-{
-    munmap((char *)(x + n) - page_bytes(n), page_bytes(n) + page_bytes(1));
 }
 
 static double *as_doubles(const real *x, size_t n)
@@ -189,7 +166,7 @@ static double product_error(struct Product p)
     const size_t size = (size_t)p.M * p.N, c_size = size + 2 * GUARD,
                  a_size = (size_t)(p.M + p.gap) * (p.K + p.gap),
                  b_size = (size_t)(p.K + p.gap) * (p.N + p.gap);
-    real *a = randoms_at_end(a_size), *b = randoms_at_end(b_size);
+    real *a = randoms(a_size, 1), *b = randoms(b_size, 1);
     real *all = randoms(c_size, 10), *c = all + GUARD, *other = randoms(size, 10),
          *bias = randoms(p.N, 10);
     const struct Matrix ma = stored(a, p.M, p.K, p.a_transposed, p.gap),
@@ -208,7 +185,7 @@ static double product_error(struct Product p)
     double error = error_of(c, want + GUARD, size);
     for (int i = 0; i < GUARD; i++)
         if (all[i] != want[i] || c[size + i] != want[GUARD + size + i]) error = INFINITY;
-    free_at_end(a, a_size), free_at_end(b, b_size);
+    free(a), free(b);
     free(all), free(other), free(bias), free(want), free(start);
     return error;
 }
@@ -321,6 +298,23 @@ static void test_layernorm(int N, int C)
     free(x), free(w), free(b), free(y), free(y2), free(dy), free(dx), free(dw), free(db),
         free(mean), free(rstd);
     free(X), free(W), free(B), free(DY), free(Y), free(DX), free(DW), free(DB);
+}
+
+/* Channels far from 0: the mean must be taken out before the squares are summed. */
+static void test_layernorm_offset(int N, int C)
+{
+    const size_t n = (size_t)N * C;
+    real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1),
+        *mean = randoms(N, 1), *rstd = randoms(N, 1);
+    for (size_t i = 0; i < n; i++) x[i] += 1000;
+    double *X = as_doubles(x, n), *W = as_doubles(w, C), *B = as_doubles(b, C), *Y = zeros(n);
+    plain_layernorm(Y, X, W, B, N, C);
+    layernorm_forward(y, mean, rstd, x, w, b, N, C);
+    const double error = error_of(y, Y, n);
+    check(error < 300 * SUM_ERROR, "layernorm (%d, %d) of channels near 1000: relative error %.1e",
+          N, C, error);
+    free(x), free(w), free(b), free(y), free(mean), free(rstd);
+    free(X), free(W), free(B), free(Y);
 }
 
 static void test_linear(int N, int C, int OC)
@@ -1326,9 +1320,66 @@ static void test_workspace(void)
     model_free(&m);
 }
 
+/* Where an array of a workspace should lie, and the bytes that its shape demands. */
+struct Array { const char *at; size_t bytes; };
+
+static int list_places(struct Array *list, const struct Workspace *ws, const struct Config *c)
+{
+    const size_t N = ws->max_rows, C = c->channels, H = c->heads;
+    const size_t shapes[] = {N * C, N * 3 * C, N, N, N * H, N * C, N * C, N, N, N * 4 * C};
+    struct Array *p = list;
+    for (int l = 0; l <= c->layers; l++) {
+        const struct Activations *a = &ws->activations[l], *before = l ? a - 1 : a;
+        const real *const now[] = {a->x, a->qkv, a->mean1, a->rstd1, a->lse, a->att, a->x2,
+                                   a->mean2, a->rstd2, a->fc},
+            *const last[] = {before->x, before->qkv, before->mean1, before->rstd1, before->lse,
+                             before->att, before->x2, before->mean2, before->rstd2, before->fc};
+        for (int i = 0; i < (l < c->layers ? 10 : 1); i++)
+            if (!l || now[i] != last[i])
+                *p++ = (struct Array){(const char *)now[i], shapes[i] * sizeof(real)};
+    }
+    const struct Array others[] = {
+        {(char *)ws->ln, N * C}, {(char *)ws->gelu, N * 4 * C}, {(char *)ws->masked, N * C},
+        {(char *)ws->hidden, N * C}, {(char *)ws->meanf, N}, {(char *)ws->rstdf, N},
+        {(char *)ws->losses, N}, {(char *)ws->logits, (size_t)ws->chunk * c->vocabulary},
+        {(char *)ws->attention_scratch, thread_count() * ws->attention_size},
+        {(char *)ws->scores, H * c->context}, {(char *)ws->dhidden, N * C}, {(char *)ws->dx, N * C},
+        {(char *)ws->dbranch, N * C}, {(char *)ws->dqkv, N * 3 * C}, {(char *)ws->dfc, N * 4 * C}};
+    for (int i = 0; i < (ws->kind == WORK_TRAIN ? 15 : 10); i++)
+        *p++ = (struct Array){others[i].at, others[i].bytes * sizeof(real)};
+    *p++ = (struct Array){(const char *)ws->positions, N * sizeof *ws->positions};
+    return (int)(p - list);
+}
+
+/* No array of a workspace reaches into another one, nor beyond the memory of all. The blocks that
+ * learn have activations of their own, as kind and first_layer demand. */
+static void test_places(int kind, int first_layer, int want)
+{
+    const struct Config config = {3, 2, 16, 12, 23, 3, NULL};
+    struct Model m;
+    struct Workspace ws;
+    struct Array list[60];
+    model_random(&m, config, first_layer);
+    set_threads(MOST_THREADS);
+    workspace_create(&ws, &m, 100, kind);
+    const int n = list_places(list, &ws, &config);
+    const char *memory = ws.memory;
+    int wrong = 0;
+    for (int i = 0; i < n; i++) {
+        wrong += list[i].at < memory || list[i].at + list[i].bytes > memory + ws.bytes;
+        for (int k = 0; k < i; k++)
+            wrong += list[i].at < list[k].at + list[k].bytes
+                     && list[k].at < list[i].at + list[i].bytes;
+    }
+    check(wrong == 0 && n == want, "%d arrays of a workspace lie apart, each as large as its shape", n);
+    set_threads(1);
+    workspace_free(&ws), model_free(&m);
+}
+
 static void test_layers(void)
 {
     test_layernorm(5, 2), test_layernorm(7, 48), test_layernorm(33, 257);
+    test_layernorm_offset(33, 257);
     test_linear(1, 5, 3), test_linear(37, 48, 150), test_linear(260, 33, 65);
     test_embedding();
     test_gelu();
@@ -1386,6 +1437,10 @@ int main(void)
     test_adamw();
     test_schedules();
     test_workspace();
+    test_places(WORK_EVAL, 0, 21);
+    test_places(WORK_CACHE, 0, 23);
+    test_places(WORK_TRAIN, 0, 47);
+    test_places(WORK_TRAIN, 2, 37);
     if (!mkdtemp(dir)) die("%s: cannot be made.", dir);
     test_save_and_load(dir);
     test_resume(dir);

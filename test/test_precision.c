@@ -2,6 +2,7 @@
  * against FP32. On a processor with AVX512_BF16 the instruction is compared with the definition,
  * elsewhere the code that stands in for it. Run from the repository root. */
 
+#include "fence.h"
 #include "../model.h"
 #include "check.h"
 

@@ -31,8 +31,10 @@ static int noting_rename(const char *from, const char *to)
 #define fsync noting_fsync
 #define rename noting_rename
 #define TRAIN_GPT_NO_MAIN
+#include "fence.h"
 #include "../train_gpt.c"
 #include "check.h"
+#include "terminal.h"
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_train_XXXXXX";
@@ -61,8 +63,14 @@ static const char *write_shard(const char *name, int first, int count, int promi
     return write_tokens_shard(name, tokens, count, promised, magic, version);
 }
 
-/* Opens and checks a shard in a child; its status, and what it wrote to stderr. */
-static int status_of_opening(const char *path, int vocabulary, char *message, int size)
+static void open_and_check(const void *path)
+{
+    const struct Shard s = open_shard(path, 7);
+    check_ids(&s, 100);
+}
+
+/* The status of a child that does something, and what it wrote to stderr. */
+static int status_of(void (*something)(const void *), const void *with, char *message, int size)
 {
     int channel[2], status, used = 0;
     if (pipe(channel)) return -1;
@@ -70,8 +78,7 @@ static int status_of_opening(const char *path, int vocabulary, char *message, in
     pid_t child = fork();
     if (child == 0) {
         dup2(channel[1], 2);
-        const struct Shard s = open_shard(path, 7);
-        check_ids(&s, vocabulary);
+        something(with);
         _exit(0);
     }
     close(channel[1]);
@@ -100,7 +107,7 @@ static void test_shards(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char message[1000];
-        const int status = status_of_opening(cases[i].path, 100, message, sizeof message);
+        const int status = status_of(open_and_check, cases[i].path, message, sizeof message);
         const char *slash = strrchr(cases[i].path, '/') + 1;
         const bool named = strstr(message, slash) && strstr(message, cases[i].says);
         check(status == cases[i].status && (status == 0 || named), "shard: %s: status %d",
@@ -136,7 +143,7 @@ static void test_large(void)
 {
     char message[1000];
     const off_t full = SHARD_HEADER + 2 * (off_t)INT32_MAX;
-    const int status = status_of_opening(write_holes("larger.bin", 5000000000), 100, message,
+    const int status = status_of(open_and_check, write_holes("larger.bin", 5000000000), message,
                                          sizeof message);
     check(status == 1 && strstr(message, "705031682 bytes more than the 2147483647 tokens"),
           "a shard of 5 GB is refused");
@@ -220,6 +227,24 @@ static bool orders_differ(const struct Loader *a, const struct Loader *b)
 {
     return a->sequences.count != b->sequences.count
            || memcmp(a->order, b->order, a->sequences.count * sizeof(int));
+}
+
+static void cut_tokens(const void *tokens)
+{
+    const struct Data d = {.tokens = *(const int64_t *)tokens};
+    struct Sequences s;
+    cut(&s, &d, 1, "length", NULL);
+}
+
+/* Sequences are counted in int, and a shift may add one. */
+static void test_most_sequences(void)
+{
+    char message[1000];
+    const int64_t most = INT32_MAX, more = most + 1;
+    check(status_of(cut_tokens, &most, message, sizeof message) == 0,
+          "2^31 - 2 sequences of one token");
+    check(status_of(cut_tokens, &more, message, sizeof message) == 1
+          && strstr(message, "too many sequences (2147483647)"), "one more is refused");
 }
 
 static void test_epochs(void)
@@ -734,36 +759,17 @@ static void test_cores(void)
 
 /* --- The live line --- */
 
-/* What progress sends to a terminal of so many columns. */
-static const char *shown(int columns, const char *text)
-{
-    static char seen[2000];
-    const int terminal = posix_openpt(O_RDWR | O_NOCTTY), before = dup(2);
-    struct winsize size = {.ws_row = 24, .ws_col = (unsigned short)columns};
-    if (terminal < 0 || grantpt(terminal) || unlockpt(terminal)) return NULL;
-    const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY);
-    if (other_end < 0 || ioctl(terminal, TIOCSWINSZ, &size)) return NULL;
-    dup2(other_end, 2);
-    progress(false, "%s", text);
-    dup2(before, 2);
-    int used = 0;
-    for (ssize_t n = write(other_end, "~", 1); n > 0 && !memchr(seen, '~', used);
-         used += n > 0 ? (int)n : 0)
-        n = read(terminal, seen + used, sizeof seen - 1 - used);
-    seen[used > 0 ? used - 1 : 0] = 0;      /* without ~, which ends it */
-    close(terminal), close(other_end), close(before);
-    return seen;
-}
+static void show_line(void *text) { progress(false, "%s", (char *)text); }
 
 static void test_live_line(void)
 {
-    static const char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
+    static char line[] = "step 9/10  loss 3.2143  norm 0.84  eta 5s";       /* 41 columns */
     static const struct { int columns; const char *seen; } cases[] = {
         {0, line}, {80, line}, {41, line}, {40, "step 9/10  loss 3.2143  norm 0.84  eta 5"},
         {30, "step 9/10  loss 3.2143  norm 0"}, {9, "step 9/10"}, {4, "step"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const char *seen = shown(cases[i].columns, line);
+        const char *seen = on_terminal(cases[i].columns, show_line, line);
         const char *text = seen ? strstr(seen, "\033[K") : NULL;
         check(!seen || (text && !strcmp(text + 3, cases[i].seen)), "live line, %d columns%s: %s",
               cases[i].columns, seen ? "" : " (no terminal here)", text ? text + 3 : "");
@@ -801,6 +807,7 @@ int main(void)
     test_large();
     test_fingerprint();
     test_epochs();
+    test_most_sequences();
     test_documents();
     test_accumulation();
     test_masks();

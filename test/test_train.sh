@@ -341,6 +341,13 @@ check $? "it says that the learning rate goes up again, from $before to $now"
 "$train" train --resume --out threads1 --threads 1 >out.txt 2>err.txt && grep -q 'finished' err.txt &&
     ! grep -q 'goes up again' err.txt
 check $? "resuming a finished run changes nothing"
+# No word of it if the rate does not go up, nor if it does so anyway, as in a warm-up.
+for rate in "--schedule constant --warmup 1" "--warmup 9"; do
+    "$train" train $data $tiny $rate --steps 3 --overwrite --out longer >/dev/null 2>&1 &&
+        "$train" train --resume --out longer --steps 10 --threads 1 >/dev/null 2>err.txt &&
+        [ "$(wc -l <longer/log.tsv)" -eq 11 ] && ! grep -q 'goes up again' err.txt
+    check $? "but not with $rate"
+done
 fails 2 '--steps: 13 steps are fewer than the 14 of the run in threads1' \
     "$train" train --resume --out threads1 --steps 13
 "$train" train $data --init learn --context 16 --batch 4 --steps 3 --lr 1e-4 --threads 1 \
@@ -355,10 +362,14 @@ check $? "without a standard error, the log holds no messages"
 "$train" train $data $tiny --steps 4 --sample-every 2 --sample-tokens 5 --out sampled \
     >out.txt 2>err.txt && [ "$(wc -l <out.txt)" -ge 3 ]
 check $? "samples while training"
+began=$(date +%s)
 "$train" train $data $tiny --plan --out planned >plan.txt 2>/dev/null &&
     grep -q '^parameters  *[0-9]' plan.txt && grep -q '^  activations ' plan.txt &&
     grep -q '^duration ' plan.txt && [ ! -e planned ]
 check $? "--plan prints sizes and duration and writes nothing"
+# Its peak is the best of five attempts of at least 2^23 times 12 products and sums of four numbers.
+awk -v most=$(($(date +%s) - began + 1)) '/^peak/ { exit !($2 * most > 4) }' plan.txt
+check $? "the $(grep '^peak' plan.txt): no fewer than were computed in that time"
 "$train" train $data --layers 400 --heads 4 --channels 8192 --context 64 --epochs 2 --plan >plan.txt 2>/dev/null &&
     grep -q '^speed .*assumed, since the memory does not suffice' plan.txt && grep -q '^duration ' plan.txt
 check $? "--plan of a model that does not fit says so"
@@ -509,6 +520,13 @@ silent() # DESCRIPTION COMMAND...: no warning
     "$@" 2>&1 | grep '^train_gpt:' >said.txt
     check "$(wc -l <said.txt)" "$description: no warning"
 }
+if has_terminal; then
+    for run in "$data $tiny --steps 12 --warmup 0 --sample-every 6 --sample-tokens 3" \
+        "--resume --steps 14 --threads 1"; do
+        run="set -f; $train train $run"
+        stays_on_terminal "train" peak "$run --out shown1" "$run --out shown2"
+    done
+fi
 plan="train $data $tiny --steps 20 --plan"
 says '--warmup 30: more than --steps 20' "$train" $plan --warmup 30
 says '--min-lr-ratio: has no effect with --schedule constant' \
