@@ -1005,8 +1005,8 @@ static inline uint32_t query_key(uint32_t key, uint64_t query)
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. Relative error below 2e-7.
  *
  * Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits of the sum, from where it is
- * shifted into the exponent. ln 2 is subtracted in two parts, so that r is exact. exp(r) is a
- * polynomial of degree 6. x below -87 gives about 1e-38, x above 88.3 about 2e38. NaN stays NaN.
+ * shifted into the exponent. ln 2 is subtracted in two parts, so that r keeps its digits. exp(r) is
+ * a polynomial of degree 6. x below -87 gives about 1e-38, x above 88.3 about 2e38. NaN stays NaN.
  *
  * The bounds are applied to the bits of x, since GCC turns integer minima into vector code:
  * positive floats are ordered like signed integers, negative floats like unsigned integers in
@@ -1086,8 +1086,9 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))
 
 /* --- Precision --- */
 
-/* Of all products, see GEMM. BF16: factors are rounded to bfloat16, the upper half of a float, with
- * 8 bits of precision. A product of two such numbers is exact in a float, and sums stay floats. */
+/* Of gemm's products; attention's stay FP32. BF16: factors are rounded to bfloat16, the upper half
+ * of a float, with 8 bits of precision. A product of two such numbers is exact in a float, and sums
+ * stay floats. */
 enum { FP32, BF16 };
 static int product_precision = FP32;
 
@@ -1195,7 +1196,7 @@ static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes))
  *     b, columns 0-15:   b00 b01 .. b0,15 | b10 b11 .. b1,15 | ...     one row after the other
  *
  * A matrix is an address and two strides, so packing also transposes. With BF16 it also rounds, and
- * each place of a panel, a slot, holds two terms of 16 bits. K is cut into equal blocks of at most
+ * each place of a panel, a slot, holds two terms of 16 bits. K is cut into blocks of at most
  * BLOCK_K slots, which depend on K alone. Threads share out tiles of c, never the terms of a sum: a
  * row of c has the same bits for any M and any number of threads. Plain twin: plain_linear. */
 enum {
@@ -1398,7 +1399,8 @@ void pack_all(real *packed, struct Lines x, int lines, int width)
 struct Rows { const real *at; size_t row, column, next; int precision; };
 
 /* One whole tile: c = a b, + bias (TILE_COLUMNS) and + from, laid out like c, unless they are NULL.
- * b is a packed panel. c is prefetched, to be in cache when the sums are complete.
+ * b is a packed panel. The first of each row of c is prefetched, to be in cache when the sums are
+ * complete.
  *
  * The pragmas unroll the short loops early enough for GCC to keep `sum` in registers. They also
  * unroll four steps of k, so that loop control does not compete with the multiply-adds on a core
@@ -1500,11 +1502,13 @@ static void gemm_reserve(void)
     gemm_buffer = allocate_zeroed(capacity * sizeof(real));
 }
 
-/* With fewer columns of b, packing a costs more than it saves: its rows are read in place. */
+/* With so few columns of b, packing a costs more than it saves: with FP32 its rows, if they are
+ * consecutive in memory, are read in place. */
 enum { FEW_COLUMNS = 12 * TILE_COLUMNS };
 
-/* A part of c (m, N) that a thread takes at a time, such that there are eight for each thread. With
- * few rows, columns are halved first, so that no two threads pack the same columns of b. */
+/* A part of c (m, N) that a thread takes at a time, such that there are eight for each thread if c
+ * is large enough. With few rows, columns are halved first: threads that share columns of b would
+ * each pack them. */
 struct Share { int rows, columns; };
 
 static struct Share share_size(int m, int N)
@@ -1695,7 +1699,7 @@ static void gemv(real *y, const real *x, struct Matrix b, const real *from, cons
  * lie across the diagonal then read zeros. Plain twin: plain_attention. */
 enum { QUERIES = 64 };          /* a multiple of TILE_COLUMNS */
 
-/* What a thread holds of a head, packed as GEMM's a (_rows) or as GEMM's b (all others but P). */
+/* What a thread holds of a head, packed as GEMM's a (_rows) or as GEMM's b; P and dP are not. */
 struct Head {
     real *k_rows, *v_rows;          /* (T, D) */
     real *k_right, *v_right;        /* T terms, D columns */

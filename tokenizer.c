@@ -31,16 +31,17 @@
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
  *      1  Characters                             6  Tables      pairs, the heap
  *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
- *      3  Vocabulary                             8  Files       merges.txt and vocab.json
+ *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
  *      4  Merging a piece                        9  Shards      what the training program reads
  *      5  Learning the merges                   10  Documents   texts, cut for the threads
  *                                               11  Commands    train, encode, decode, ...
  *
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
- *    tokenizer_load, tokenizer_of_model, tokenizer_stage, tokenizer_free     directories (8)
- *    tokenizer_encode (7), tokenizer_piece (3)                               text <-> ids
- *    open_shard (9), heap_push, heap_pop, heap_sift_down (6) */
+ *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
+ *    tokenizer_encode, tokenizer_free (7), tokenizer_piece (3)                   text <-> ids
+ *    open_shard, count_set, missing_shard (9)                                    shards
+ *    heap_sift_down, heap_pop (6)                                                sampling */
 
 #include "model.h"
 #include "data/unicode_classes.h"

@@ -19,9 +19,9 @@
  *       |
  *     AdamW          w moves against g by about the learning rate                   adamw_step
  *       |
- *     evaluate       the loss on other text, every --eval-every steps               evaluate
- *       |
- *     save           the best and the last model, the state, a row of the log       save_run
+ *     evaluate       the loss on other text, every --eval-every steps;              evaluate_run
+ *       |            the best model so far is saved
+ *     save           the last model and the state, from which --resume goes on      save_run
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
