@@ -853,7 +853,8 @@ static void test_lines_that_stay(void)
         ("stopped after step 3/7 and saved. Go on with the same command and --resume instead of "
          "--overwrite")};
     struct Task t = {.set = {.kind = LAST, .last = 1, .steps = 7, .epochs = 3, .patience = 2,
-                             .lr = 1e-30, .overwrite = true}}, quiet = t;
+                             .lr = 1e-30, .overwrite = true, .out = directory}},
+                quiet = t;
     quiet.quiet = true;
     const char *seen = on_terminal(40, speak_of_training, &t);
     int lines = 0, wrong = 0;
@@ -871,6 +872,9 @@ static void test_lines_that_stay(void)
     t = quiet;
     seen = on_terminal(40, speak_of_training, &t);
     check(!seen || !*seen, "a quiet training says nothing");
+    char *log = text_of("%s/log.tsv", directory);
+    unlink(log);
+    free(log);
 }
 
 /* One look at a head that is `factor` times as large. Returns its scores. */
