@@ -3,7 +3,6 @@
  * the environment adds GPT-2's own ids. */
 
 #define main tokenizer_main
-#include "fence.h"
 #include "../tokenizer.c"
 #undef main
 #include <sys/wait.h>
