@@ -411,7 +411,8 @@ speaker=tokenizer
 fails 1 "some/merges.txt: exists" "$tokenizer" train --vocab 262 --out some old.txt
 fails 1 "some/merges.txt: cannot be read" answer_tok some
 speaker=train_gpt
-fails 1 '--data some/merges.txt/[*]: cannot be searched for' eval_set 'some/merges.txt/*'
+fails 1 '--data some/merges.txt/[*]: \(cannot be searched for\|no such file\)' \
+    eval_set 'some/merges.txt/*'        # glob of musl finds nothing there
 fails 1 '--data none/[*]: no such file' eval_set 'none/*'
 rm -r some
 mkdir set && cp old_0*.bin set
