@@ -3719,19 +3719,6 @@ static void save_model(const char *dir, const struct Model *model, const struct 
     commit_outputs();
 }
 
-/* Dies unless the embeddings of config.json's shape are in the file: before memory is allocated. */
-static void check_fits(const struct Safetensors *all, const struct Config *c)
-{
-    static const char *const names[] = {"transformer.wte.weight", "transformer.wpe.weight"};
-    for (int i = 0; i < 2; i++) {
-        int dtype;
-        const struct Safetensors *s = all;
-        const struct Json *t = find_tensor(&s, "", names[i]);
-        if (!t) die("%s: tensor %s is missing. The file is not a GPT-2.", s->path, names[i]);
-        tensor_bytes(s, t, i ? c->context : c->vocabulary, c->channels, &dtype);
-    }
-}
-
 /* The name of a GGUF file in the directory, or NULL. */
 static char *gguf_in(const char *dir)
 {
@@ -3806,7 +3793,6 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     uint64_t hash;
     const struct Config config = read_config(config_path, find_tensor(&has, "", "score.weight"),
                                              &hash);
-    check_fits(&s, &config);
     check_config_hash(&s, config_path, hash);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);

@@ -1221,6 +1221,7 @@ static void check_out(struct Run *r)
 static void begin_files(struct Run *r, struct Buffer rows)
 {
     r->replaces = !r->options.resume && holds_run(r->options.out);
+    lock_directory(r->paths.last);              /* that it is no other run's --out either */
     open_log(r, rows);
     r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
     r->tokenizer->max_length = r->options.context;
@@ -1827,7 +1828,6 @@ static int command_train(int argc, char **argv)
         r.paths = paths_in(o->out);
         if (!o->plan) lock_directory(o->out);
         check_out(&r);
-        if (!o->plan) lock_directory(r.paths.last);     /* no other run's --out either */
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);

@@ -52,6 +52,11 @@ awk 'BEGIN { printf "{\"id2label\": {"
     for (i = 0; i < 200000; i++) printf "%s\"%d\": \"x\"", i ? ", " : "", i; print "}}" }' \
     >"$dir/bad/config.json"
 fails 1 "200000 labels is out of range, 1 to 10000" predict x
+fresh                                   # sizes that the file does not have: no memory is taken
+same_length model.safetensors config_hash no_hash_now
+sed -i -e 's/"vocab_size": [0-9]*/"vocab_size": 4000000/' -e 's/"n_embd": 16/"n_embd": 4000/' \
+    "$dir/bad/config.json"
+fails 1 "tensor transformer.wte.weight" predict x
 fresh
 zeros() # N: the config with so many values that mean nothing
 {
