@@ -3478,7 +3478,8 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
 
 /* If the tensors of the file lie as they would in memory, which is so in files of ours, the mapped
  * file becomes the weights: half the time of a copy. Changes stay in memory (MAP_PRIVATE). Returns
- * false for any other file. */
+ * false for any other file. Dies if a tensor is missing or has another shape, before memory is
+ * taken for any. */
 static bool use_file(struct Model *model, struct Safetensors *s)
 {
     int dtype;
