@@ -102,12 +102,11 @@ static glob_t find_shards(const char *option, const char *pattern, const char *r
     return found;
 }
 
-/* Opens the shards of find_shards. Dies if another tokenizer made one, or if there are fewer than 2
- * tokens in all. */
-static struct Data open_data(const char *option, const char *pattern, const char *run,
+/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are fewer
+ * than 2 tokens in all. */
+static struct Data open_data(const char *option, const char *pattern, glob_t found,
                              const struct Tokenizer *t)
 {
-    glob_t found = find_shards(option, pattern, run);
     struct Data d = {.vocabulary = t->vocabulary};
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
@@ -126,76 +125,95 @@ static struct Data open_data(const char *option, const char *pattern, const char
     return d;
 }
 
-/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. Dies
- * on an id beyond the vocabulary: no shard had one when it was opened (check_ids). */
+/* out (n) = x[at] .. x[at + n - 1]. Dies on an id beyond the vocabulary: no shard had one when it
+ * was opened (check_ids). */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
-    for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
+    const struct Shard *s = d->shards;
+    for (; at >= s->count; s++) at -= s->count;     /* now `at` is the place in the shard s */
+    for (; n > 0; s++, at = 0)
         for (; at < s->count && n > 0; at++, n--, out++)
             if ((*out = s->tokens[at]) >= d->vocabulary)
                 die("%s: was rewritten while it was in use: token %d is beyond the vocabulary. "
                     "Run again.", s->path, *out);
 }
 
+enum { BLOCK = 1 << 12 };           /* tokens, where a text is read from its beginning to its end */
+
+/* Reads the tokens from x[at] on, at most BLOCK. Returns how many; 0 at the end of the text. */
+static int read_block(int *out, const struct Data *d, int64_t at)
+{
+    const int n = (int)(d->tokens - at < BLOCK ? d->tokens - at : BLOCK);
+    read_tokens(out, d, at, n);
+    return n;
+}
+
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
 
-/* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence.
+/* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence:
+ * sequence i has the inputs x[starts[i]] .. x[starts[i+1] - 1].
  *
- * Cut by length, sequence i has the inputs x[iT - shift] .. x[(i+1)T - shift - 1]. The first and
- * the last sequence are shorter, because the text begins and ends there:
+ * Cut by length, they all have T inputs, but for the first and the last, because the text begins
+ * and ends there. The first has T - shift:
  *
- *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
+ *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9      starts 0 3 7 10
  *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10
  *
  * Cut by documents, a sequence also ends before each <|endoftext|>, and the next one begins with
  * it. Then attention never reaches from one document into another. */
 struct Sequences {
     const struct Data *data;
-    int T, shift;               /* shift: 0 .. T-1 */
-    int64_t count, *starts;     /* starts (count + 1): the first input of each; NULL: by length */
+    int T;
+    bool by_documents;
+    int64_t count, *starts;     /* starts (count + 1): the last one is the end of the text, n - 1 */
 };
 
-static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int shift)
+/* Lists the sequences of a cut by length; shift: 0 .. T-1. `starts` has room for one more than a
+ * cut without a shift has. */
+static void cut_by_length(struct Sequences *s, int shift)
 {
-    *s = (struct Sequences){d, T, shift, (d->tokens - 1 + shift + T - 1) / T, NULL};
+    const int64_t end = s->data->tokens - 1;
+    s->count = 0;
+    for (int64_t at = 0; at < end; at += at == 0 ? s->T - shift : s->T) s->starts[s->count++] = at;
+    s->starts[s->count] = end;
 }
 
-/* Lists where sequences start. The last entry of `starts` is the end of the last sequence. */
-static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, int eot)
+/* Lists the sequences of a cut by documents. */
+static void cut_by_documents(struct Sequences *s, int eot)
 {
-    int64_t at = 0, room = 0;
-    *s = (struct Sequences){.data = d, .T = T};
-    for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count && at < d->tokens; k++, at++) {
-            const bool first = s->count == 0, document = d->shards[i].tokens[k] == eot,
-                       full = !first && at - s->starts[s->count - 1] == T;
-            if (!first && !document && !full && at < d->tokens - 1) continue;
+    const int64_t end = s->data->tokens - 1;
+    int64_t room = 0;
+    int block[BLOCK];
+    for (int64_t at = 0; at <= end; ) {
+        const int n = read_block(block, s->data, at);
+        for (int k = 0; k < n; k++, at++) {
+            const bool full = s->count && at - s->starts[s->count - 1] == s->T;
+            if (at > 0 && at < end && !full && block[k] != eot) continue;
             if (s->count == room)
                 s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
             s->starts[s->count++] = at;
         }
-    s->count--;
+    }
+    s->count--;                 /* the last entry is the end */
 }
 
 /* Cuts as --cut says: how is "length" or "documents". Dies if sequences cannot be counted in
  * int. */
-static void cut(struct Sequences *s, const struct Data *d, int T, const char *how,
-                const struct Tokenizer *t)
+static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
-    if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot);
-    else cut_by_length(s, d, T, 0);
-    if (s->count >= INT32_MAX)              /* a shift may add one */
-        die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
-}
-
-/* Returns the length of sequence i, 1 .. T, and the place of its first input in *begin. */
-static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
-{
-    const int64_t first = s->starts ? s->starts[i] : i * s->T > s->shift ? i * s->T - s->shift : 0;
-    const int64_t end = s->starts ? s->starts[i + 1] : (i + 1) * s->T - s->shift,
-                  last = s->data->tokens - 1;
-    *begin = first;
-    return (int)((end < last ? end : last) - first);
+    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents")};
+    int64_t count = (d->tokens - 1 + T - 1) / T;
+    if (s.by_documents) {
+        cut_by_documents(&s, eot);
+        count = s.count;
+    }
+    if (count >= INT32_MAX)                 /* a shift may add one */
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)count);
+    if (!s.by_documents) {
+        s.starts = resize(NULL, (count + 2) * sizeof *s.starts);
+        cut_by_length(&s, 0);
+    }
+    return s;
 }
 
 /* --- Loader: the sequences of epoch 0, 1, 2, .. in random order --- */
@@ -205,10 +223,10 @@ static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
  * of its sequence. */
 struct Loader {
     struct Sequences sequences;
-    int next;                   /* sequences of this epoch that have been read */
     int *order;                 /* (count): a permutation of the sequences */
     uint64_t seed;
     int64_t epoch;
+    int next;                   /* sequences of this epoch that have been read */
 };
 
 enum { ORDER_STREAM = 1, DROPOUT_STREAM, SAMPLE_STREAM };
@@ -224,7 +242,7 @@ static void loader_seek(struct Loader *l, int64_t epoch, int next)
 {
     struct Sequences *s = &l->sequences;
     struct Random r = stream_for(l->seed, ORDER_STREAM, epoch);
-    if (!s->starts) cut_by_length(s, s->data, s->T, (int)random_below(&r, s->T));
+    if (!s->by_documents) cut_by_length(s, (int)random_below(&r, s->T));
     for (int i = 0; i < s->count; i++) l->order[i] = i;
     shuffle(l->order, (int)s->count, &r);
     l->epoch = epoch;
@@ -238,42 +256,35 @@ static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t
     loader_seek(l, 0, 0);
 }
 
-/* The length and the first input of the next sequence, if need be of the next epoch. loader_skip
- * moves on. */
-static int loader_peek(struct Loader *l, int64_t *begin)
+/* The number of the next sequence, if need be of the next epoch. It is read when `next` moves on. */
+static int loader_peek(struct Loader *l)
 {
     if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
-    return sequence_at(begin, &l->sequences, l->order[l->next]);
+    return l->order[l->next];
 }
-
-static void loader_skip(struct Loader *l) { l->next++; }
 
 /* --- Minibatches: sequences of any length, back to back, without padding --- */
 
-/* Whether a sequence of `length` rows still fits. Cut by length, a minibatch of B * T rows has at
- * most B sequences, although the two short ones of an epoch may leave room for another. */
-static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
+/* Appends sequence i, its inputs and its targets as new rows, if it still fits. Cut by length, a
+ * minibatch of B * T rows has at most B sequences, although the two short ones of an epoch may leave
+ * room for another. */
+static bool add_sequence(struct Minibatch *m, const struct Sequences *s, int64_t i)
 {
-    return m->batch.rows + length <= m->max_rows
-           && (s->starts || (m->batch.sequences + 1) * s->T <= m->max_rows);
-}
-
-/* Appends the inputs x[begin] .. and their targets x[begin + 1] .. as `length` new rows. */
-static void add_sequence(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
-{
+    const int64_t begin = s->starts[i];
+    const int length = (int)(s->starts[i + 1] - begin);
+    if (m->batch.rows + length > m->max_rows) return false;
+    if (!s->by_documents && (m->batch.sequences + 1) * s->T > m->max_rows) return false;
     const int row = minibatch_add(m, length);
-    read_tokens(m->tokens + row, d, begin, length);
-    read_tokens(m->targets + row, d, begin + 1, length);
+    read_tokens(m->tokens + row, s->data, begin, length);
+    read_tokens(m->targets + row, s->data, begin + 1, length);
+    return true;
 }
 
 /* Refills a minibatch with as many of the loader's next sequences as fit. */
 static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 {
-    int64_t begin;
-    int length;
     minibatch_clear(m);
-    for (; minibatch_fits(m, &l->sequences, length = loader_peek(l, &begin)); loader_skip(l))
-        add_sequence(m, l->sequences.data, begin, length);
+    while (add_sequence(m, &l->sequences, loader_peek(l))) l->next++;
 }
 
 /* ============================================================================================= */
@@ -290,7 +301,12 @@ struct TrainOptions {
 };
 
 /* What --out holds beside the best model: the directory of the last one, the state, the log. */
-struct Paths { char *last, *state, *log; };
+struct RunFiles {
+    char *last, *state, *log;           /* paths */
+    FILE *rows;                         /* of the log */
+    uint64_t hash;                      /* of these rows; the state has it */
+    bool replacing;                     /* nothing is saved yet, and --out holds an older run */
+};
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
  * per byte of text do not:
@@ -298,45 +314,47 @@ struct Paths { char *last, *state, *log; };
  * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
 struct Score { double loss, bits_per_byte; int64_t tokens; };
 
-enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see is_sound */
+enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see judge_step */
 
-/* One run of training. The first group is fixed before the first step; the second is stored in the
- * state; the third is wall-clock time, which never influences what a step computes. */
+/* Wall-clock time of a run, which never influences what a step computes. */
+struct Clock {
+    double start, began;                /* times: of the process, of the loop */
+    double shown, saved;                /* times: of the last line, of the last save */
+    double earlier, working;            /* seconds: of the processes before, of this one's steps */
+    double evaluating, evaluated;       /* seconds: the last evaluation, all evaluations */
+    double saving;                      /* seconds: the last save */
+    double rate;                        /* tokens per second, smoothed */
+    int64_t first;                      /* the first step of this process */
+    struct { bool done; int64_t step; double time; } fit;       /* see fit_to_time */
+};
+
+/* One run of training. */
 struct Run {
+    /* Fixed before the first step */
     struct TrainOptions options;
     struct Option *table;               /* rows for `options`, which say what was given */
-    struct Paths paths;
-    struct Model model;
-    struct Workspace ws;                /* for one minibatch: B * T rows */
+    struct RunFiles files;
     struct Tokenizer *tokenizer;
-    int *bytes;                         /* (V): the length of each token */
+    int *lengths;                       /* (V): the bytes of each token */
     struct Data data, val;
     struct Sequences val_sequences;
-    struct Loader loader;
     struct Minibatch *minibatches;      /* (accumulate): those of one step */
+    struct Workspace ws;                /* for one minibatch: B * T rows */
     struct Generator *generator;        /* for --sample-every; else NULL */
-    FILE *log;
-    uint64_t log_hash;                  /* of its rows; the state has it */
-    bool replaces;                      /* nothing is saved yet, and --out holds an older run */
     double peak;                        /* FLOP/s of the machine's multiply-adds */
 
-    int64_t step, tokens, best_step;    /* steps and targets so far; step of the best score */
+    /* Stored in the state */
+    struct Model model;
+    struct Loader loader;
+    int64_t step, tokens;               /* steps and targets so far */
     struct Score last, best;            /* on --val; best.loss starts at infinity */
+    int64_t best_step;                  /* of the best score; 0: none yet */
     struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
-    int64_t fall_step;                  /* fit_to_time's decision: from this step on the rate */
-    double fall_rate;                   /* falls from this one; step 0: it has not decided so */
+    struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: it has not decided */
     double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
     int64_t skipped;                    /* steps that did not update the weights */
 
-    int64_t first;                      /* the first step of this process */
-    bool fitted;                        /* fit_to_time has done its work */
-    int64_t mark;                       /* the last step in the first three fifths of the time */
-    double marked;                      /* and its time since start, without evaluations */
-    double start, began, shown, saved;  /* times: of the process, loop, last line, last save */
-    double earlier, working;            /* seconds: of the process before, in steps */
-    double evaluating, saving;          /* seconds: the last evaluation, the last save */
-    double evaluated;                   /* seconds: all evaluations */
-    double rate;                        /* tokens per second, smoothed */
+    struct Clock clock;
 };
 
 /* What is known of one step. */
@@ -346,10 +364,12 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
-static bool is_sound(struct Run *r, const struct Step *s);      /* whether it may update */
+static bool judge_step(struct Run *r, const struct Step *s);
+    /* Whether the step may update the weights. A loss or norm that is not finite ends the run. */
 static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
 static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
-static bool out_of_time(struct Run *r, const struct Step *s);   /* for one more like s */
+static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
+static void end_here(struct Run *r);            /* if time decides how many steps the run has */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
 static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
@@ -395,16 +415,16 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
  * rate falls so that it would be 0 one step later: every update counts.
  *
  * After fit_to_time has decided, the rate falls from what it was, as in the last fifth of wsd:
- * learning_rate then takes a warm-up whose end is four times as far before fall_step as the last
- * step is behind it. */
+ *   lowest + (fall.rate - lowest) (1 - sqrt(t))      t: 0 to 1 from fall.step to the last step */
 static double rate_of(const struct Run *r, int64_t step, int64_t steps)
 {
     const struct TrainOptions *o = &r->options;
-    const int64_t end = steps ? steps + (o->min_lr_ratio == 0) : INT64_MAX;
-    if (!r->fall_step || step <= r->fall_step)
+    const int64_t end = steps ? steps + (o->min_lr_ratio == 0) : INT64_MAX, begin = r->fall.step;
+    if (!begin || step <= begin)
         return learning_rate(o->schedule, step, end, o->warmup, o->lr, o->min_lr_ratio);
-    return learning_rate("wsd", step, end, r->fall_step - 4 * (end - r->fall_step), r->fall_rate,
-                         fmin(1, o->min_lr_ratio * o->lr / r->fall_rate));
+    const double lowest = fmin(o->min_lr_ratio * o->lr, r->fall.rate);
+    const double t = (double)(step - begin) / (end - begin);
+    return lowest + (r->fall.rate - lowest) * (1 - sqrt(t));
 }
 
 /* --- The loop --- */
@@ -433,7 +453,7 @@ static void pretrain(struct Run *r)
         const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
 
         /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
-        const bool update = is_sound(r, &s);
+        const bool update = judge_step(r, &s);
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r, r->step, o->steps);
@@ -441,9 +461,13 @@ static void pretrain(struct Run *r)
         else skip_update(r);
         end_step(r, &s);
 
-        /* Evaluate, log, sample. */
+        /* Is this the last step? */
         fit_to_time(r, &s);
-        const bool late = out_of_time(r, &s), last = finished(r);
+        const bool late = out_of_time(r, &s);
+        if (late) end_here(r);
+        const bool last = finished(r);
+
+        /* Evaluate, log, sample. */
         const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
         show_step(r, &s);
         if (evaluated) evaluate_run(r);
@@ -462,7 +486,7 @@ static void pretrain(struct Run *r)
 
 /* The bytes of each token (V). <|endoftext|> and ids beyond the tokenizer's vocabulary, which pad
  * the matrices of some models, have 0. */
-static int *token_bytes(const struct Tokenizer *tokenizer, int V)
+static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 {
     int *bytes = resize(NULL, V * sizeof *bytes);
     for (int id = 0; id < V; id++) {
@@ -486,12 +510,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     double sum = 0, start = seconds(), shown = start;
     for (int64_t i = 0; i < chosen; ) {
         minibatch_clear(m);
-        for (; i < chosen; i++) {
-            int64_t begin;
-            const int length = sequence_at(&begin, s, i * s->count / chosen);
-            if (!minibatch_fits(m, s, length)) break;
-            add_sequence(m, s->data, begin, length);
-        }
+        while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
         trunk_forward(model, ws, &m->batch, 0, 0);
         sum += lm_head(model, ws, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
@@ -513,9 +532,9 @@ static void print_baselines(const struct Data *d, int V)
 {
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0;
-    for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count; k++)
-            counts[min_int(d->shards[i].tokens[k], V - 1)]++;
+    int block[BLOCK];
+    for (int64_t at = 0, n; (n = read_block(block, d, at)) > 0; at += n)
+        for (int k = 0; k < n; k++) counts[block[k]]++;
     check_unchanged();
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
@@ -831,9 +850,9 @@ static char *option_text(const struct Option *o)
     return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
 }
 
-static struct Paths paths_in(const char *out)
+static struct RunFiles files_in(const char *out)
 {
-    return (struct Paths){
+    return (struct RunFiles){
         .last = text_of("%s/last", out), .state = text_of("%s/state.safetensors", out),
         .log = text_of("%s/log.tsv", out),
     };
@@ -967,31 +986,31 @@ static struct Buffer earlier_rows(struct Run *r)
     uint64_t hash = 0;
     append(&rows, "%s", LOG_HEADER);
     const size_t header = rows.size;
-    if (r->step > 0) r->earlier = read_log(&rows, r->paths.log, r->step);
+    if (r->step > 0) r->clock.earlier = read_log(&rows, r->files.log, r->step);
     for (char *row = rows.data + header; *row; row = strchr(row, '\n') + 1)
         hash = hash_row(hash, row);
-    if (r->log_hash && rows.size > header && hash != r->log_hash)
+    if (r->files.hash && rows.size > header && hash != r->files.hash)
         die("%s: is not the log of the run that %s is of. Start again with --overwrite, or remove "
-            "the log if only that was changed.", r->paths.log, r->paths.state);
-    r->log_hash = hash;
+            "the log if only that was changed.", r->files.log, r->files.state);
+    r->files.hash = hash;
     return rows;
 }
 
 /* Opens the log for new rows, under a temporary name until commit_outputs. */
 static void open_log(struct Run *r, struct Buffer rows)
 {
-    struct Output *o = output_open(r->paths.log);
+    struct Output *o = output_open(r->files.log);
     output_write(o, rows.data, rows.size);
     output_flush(o);
-    r->log = o->file;
+    r->files.rows = o->file;
     free(rows.data);
 }
 
 /* Hands the log's rows to the system, or to the disk, too. */
 static void flush_log(const struct Run *r, bool to_disk)
 {
-    if (fflush(r->log) || (to_disk && fsync(fileno(r->log))))
-        die("%s: writing failed (%s). Free some space and --resume.", r->paths.log,
+    if (fflush(r->files.rows) || (to_disk && fsync(fileno(r->files.rows))))
+        die("%s: writing failed (%s). Free some space and --resume.", r->files.log,
             strerror(errno));
 }
 
@@ -999,13 +1018,13 @@ static void flush_log(const struct Run *r, bool to_disk)
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
     char *row = text_of("%lld\t%.6f\t", (long long)r->step, s->loss);
-    r->log_hash = hash_row(r->log_hash, row);
-    fputs(row, r->log);
+    r->files.hash = hash_row(r->files.hash, row);
+    fputs(row, r->files.rows);
     free(row);
-    if (val) fprintf(r->log, "%.6f\t%.6f", val->loss, val->bits_per_byte);
-    else fputc('\t', r->log);
-    fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
-            s->targets / s->seconds, r->earlier + seconds() - r->start);
+    if (val) fprintf(r->files.rows, "%.6f\t%.6f", val->loss, val->bits_per_byte);
+    else fputc('\t', r->files.rows);
+    fprintf(r->files.rows, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
+            s->targets / s->seconds, r->clock.earlier + seconds() - r->clock.start);
     flush_log(r, false);
 }
 
@@ -1037,7 +1056,7 @@ static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
     const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
-                                    r->bytes, r->options.eval_tokens, false);
+                                    r->lengths, r->options.eval_tokens, false);
     r->last = s;
     append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
     const bool better = s.loss < r->best.loss;
@@ -1046,13 +1065,13 @@ static void evaluate_run(struct Run *r)
         r->best_step = r->step;
         struct Metadata meta = describe(r, &s);
         stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
-        if (!r->replaces) commit_outputs();
+        if (!r->files.replacing) commit_outputs();
         metadata_free(&meta);
     }
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
              s.bits_per_byte, better ? "  (best)" : "");
-    r->evaluating = seconds() - start;
-    r->evaluated += r->evaluating;
+    r->clock.evaluating = seconds() - start;
+    r->clock.evaluated += r->clock.evaluating;
 }
 
 /* Writes everything that --resume needs, for commit_outputs. */
@@ -1060,16 +1079,16 @@ static void stage_run(const struct Run *r)
 {
     struct Metadata state = describe(r, &r->last);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
-    metadata_set(&state, "log_hash", "%s", hash_text(r->log_hash));
+    metadata_set(&state, "log_hash", "%s", hash_text(r->files.hash));
     if (r->best.tokens) set_score(&state, "best", &r->best);
-    if (r->fall_step) {
-        metadata_set(&state, "fall_step", "%lld", (long long)r->fall_step);
-        metadata_set(&state, "fall_rate", "%.17g", r->fall_rate);
+    if (r->fall.step) {
+        metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
+        metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
     }
     set_norms(&state, r);
     if (!r->options.steps)
-        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->start));
-    stage_state(r->paths.state, &r->model, NULL, NULL, &state);
+        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->clock.start));
+    stage_state(r->files.state, &r->model, NULL, NULL, &state);
     metadata_free(&state);
 }
 
@@ -1083,23 +1102,23 @@ static void save_run(struct Run *r)
     struct Metadata last = describe(r, &r->last);
     flush_log(r, true);
     if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
-    stage_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
+    stage_model(r->files.last, &r->model, &last, r->tokenizer->eot);
     stage_run(r);
     commit_outputs();
-    r->replaces = false;
+    r->files.replacing = false;
     metadata_free(&last);
-    r->saved = seconds();
-    r->saving = r->saved - start;
+    r->clock.saved = seconds();
+    r->clock.saving = r->clock.saved - start;
 }
 
 /* A resumed run computes the same whenever its state was saved, so this may depend on time. */
 static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double since = seconds() - r->saved;
-    if (r->replaces && r->best_step == r->step) return true;    /* evaluate_run waits for it */
+    const double since = seconds() - r->clock.saved;
+    if (r->files.replacing && r->best_step == r->step) return true;    /* evaluate_run waits for it */
     if (o->save_every) return r->step % o->save_every == 0;
-    return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
+    return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
 }
 
 /* --- Resuming --- */
@@ -1112,8 +1131,8 @@ static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
     struct Metadata state;
-    load_state_metadata(r->paths.state, &state);
-    entry(&state, "train.data", r->paths.state);
+    load_state_metadata(r->files.state, &state);
+    entry(&state, "train.data", r->files.state);
     for (struct Option *row = r->table; defines_run(row); row++) {
         char *key = text_of("train.%s", row->name);
         const char *stored = metadata_get(&state, key);
@@ -1128,7 +1147,7 @@ static void take_options(struct Run *r)
         free(key);
     }
     if (!o->steps && !given(r, "time-limit"))
-        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->paths.state), NULL));
+        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->files.state), NULL));
     metadata_free(&state);
 }
 
@@ -1158,7 +1177,7 @@ static void restore_run(struct Run *r)
         {"val", "val_fingerprint", r->val.fingerprint},
     };
     struct Metadata state;
-    const char *path = r->paths.state;
+    const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
@@ -1175,10 +1194,10 @@ static void restore_run(struct Run *r)
     r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
     if (metadata_get(&state, "log_hash"))       /* older states have none */
-        r->log_hash = strtoull(metadata_get(&state, "log_hash"), NULL, 16);
+        r->files.hash = strtoull(metadata_get(&state, "log_hash"), NULL, 16);
     if (metadata_get(&state, "fall_step")) {
-        r->fall_step = entry_integer(&state, "fall_step", path);
-        r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
+        r->fall.step = entry_integer(&state, "fall_step", path);
+        r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
     }
     if (metadata_get(&state, "norms")) {        /* nor these two */
         char *norms = (char *)metadata_get(&state, "norms");
@@ -1199,12 +1218,12 @@ static void check_out(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
     if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (o->resume && !file_exists(r->paths.state)) {
+    if (o->resume && !file_exists(r->files.state)) {
         char *best = text_of("%s/model.safetensors", o->out),
-             *last = text_of("%s/model.safetensors", r->paths.last);
+             *last = text_of("%s/model.safetensors", r->files.last);
         if (file_exists(best) || file_exists(last))
             die("%s: no such file, but there is a model, so there is nothing to resume. Choose "
-                "another --out.", r->paths.state);
+                "another --out.", r->files.state);
         free(best);
         free(last);
         progress(true, "nothing to resume in %s: the run starts", o->out);
@@ -1220,15 +1239,15 @@ static void check_out(struct Run *r)
  * as they are until its own first save. */
 static void begin_files(struct Run *r, struct Buffer rows)
 {
-    r->replaces = !r->options.resume && holds_run(r->options.out);
-    lock_directory(r->paths.last);              /* that it is no other run's --out either */
+    r->files.replacing = !r->options.resume && holds_run(r->options.out);
+    lock_directory(r->files.last);              /* that it is no other run's --out either */
     open_log(r, rows);
     r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
     r->tokenizer->max_length = r->options.context;
     tokenizer_stage(r->tokenizer, r->options.out);
-    tokenizer_stage(r->tokenizer, r->paths.last);
-    if (!r->options.resume && !r->replaces) stage_run(r);
-    if (!r->replaces) commit_outputs();
+    tokenizer_stage(r->tokenizer, r->files.last);
+    if (!r->options.resume && !r->files.replacing) stage_run(r);
+    if (!r->files.replacing) commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -1264,16 +1283,11 @@ static void init_from_directory(struct Run *r)
         die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
                   counted(config.context, "position"));
     const char *hash = metadata_get(&meta, "tokenizer_hash");
-    bool other = config.vocabulary < r->tokenizer->vocabulary
-              || (hash && strcmp(hash, hash_text(r->tokenizer->hash)));
     char *file = tokenizer_file(o->init);
-    if (file && !other) {
-        struct Tokenizer *own = tokenizer_of_model(o->init, &source, &meta);
-        other = own->hash != r->tokenizer->hash;
-        tokenizer_free(own);
-    }
+    if (file) hash = hash_text(tokenizer_of_model(o->init, &source, &meta)->hash);
     free(file);
-    if (other)
+    if (config.vocabulary < r->tokenizer->vocabulary
+        || (hash && strcmp(hash, hash_text(r->tokenizer->hash))))
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
             o->init, o->tokenizer);
     config.vocabulary = r->tokenizer->vocabulary;
@@ -1350,7 +1364,7 @@ static double memory_needed(const struct Run *r, bool print)
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)gemm_buffer_size() * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
-                 + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
+                 + s->count * (sizeof(int) + sizeof(int64_t))},
     };
     double total = 0;
     for (int i = 0; i < COUNT(kinds); i++) {
@@ -1370,10 +1384,9 @@ static bool fits_machine(const struct Run *r)
 static void take_memory(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    struct Sequences sequences;
-    cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
-    if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
-    loader_create(&r->loader, sequences, o->seed);
+    const int eot = r->tokenizer->eot;
+    loader_create(&r->loader, cut(&r->data, o->context, o->cut, eot), o->seed);
+    if (r->val.count) r->val_sequences = cut(&r->val, o->context, o->cut, eot);
     r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
     for (int a = 0; a < o->accumulate; a++)
         r->minibatches[a] = minibatch_create(o->batch * o->context);
@@ -1407,20 +1420,18 @@ static void load_tokenizer(struct Run *r)
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
     if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
-    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
+    r->lengths = token_lengths(r->tokenizer, r->tokenizer->vocabulary);
 }
 
 /* Opens the data. That both names are right is checked first, since reading may take minutes. */
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const char *run = o->resume ? o->out : NULL, *data_run = given(r, "data") ? NULL : run,
-               *val_run = given(r, "val") ? NULL : run;
-    glob_t found = find_shards("data", o->data, data_run);
-    globfree(&found);
-    if (o->val) { found = find_shards("val", o->val, val_run); globfree(&found); }
-    r->data = open_data("data", o->data, data_run, r->tokenizer);
-    if (o->val) r->val = open_data("val", o->val, val_run, r->tokenizer);
+    const char *run = o->resume ? o->out : NULL;
+    glob_t data = find_shards("data", o->data, given(r, "data") ? NULL : run), val = {0};
+    if (o->val) val = find_shards("val", o->val, given(r, "val") ? NULL : run);
+    r->data = open_data("data", o->data, data, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, val, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1442,7 +1453,7 @@ static int compare_norms(const void *a, const void *b)
 
 /* Notes the norm of a step, infinity if it is not finite. Returns the median of the last
  * SPIKE_WINDOW; 0 as long as there are fewer. */
-static double median_norm(struct Run *r, double norm)
+static double note_norm(struct Run *r, double norm)
 {
     double sorted[SPIKE_WINDOW];
     r->norms[r->step % SPIKE_WINDOW] = norm;
@@ -1485,7 +1496,7 @@ static void stop_at(const struct Run *r, const struct Step *s, const char *texts
         const struct Tensor *p = &r->model.tensors[i];
         if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
     }
-    char *resume = o->skip_spikes || !file_exists(r->paths.state) ? NULL
+    char *resume = o->skip_spikes || !file_exists(r->files.state) ? NULL
         : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
                   quoted(o->out));
     die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s holds what it read; %s keeps "
@@ -1494,17 +1505,17 @@ static void stop_at(const struct Run *r, const struct Step *s, const char *texts
         *where ? ", not finite in " : "", where, texts, o->out, o->lr, resume ? resume : "");
 }
 
-/* Whether a step may update the weights: not if its loss or norm is not finite, which also ends the
- * run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more than
- * SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the median, a
- * norm that stays high is soon none; one that stays infinite ends the run. */
-static bool is_sound(struct Run *r, const struct Step *s)
+/* Returns whether a step may update the weights: not if its loss or norm is not finite, which also
+ * ends the run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more
+ * than SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the
+ * median, a norm that stays high is soon none; one that stays infinite ends the run. */
+static bool judge_step(struct Run *r, const struct Step *s)
 {
     const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = r->options.skip_spikes;
-    const double median = median_norm(r, finite ? s->norm : INFINITY);
+    const double median = note_norm(r, finite ? s->norm : INFINITY);
+    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
     char *texts = finite ? NULL : write_texts(r);
     if (!finite && (!skip || isinf(median))) stop_at(r, s, texts);
-    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
     progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s",
              (long long)r->step + 1, value_text(s->loss), value_text(s->norm), median,
              skip ? "; skipped" : "", texts ? "; it read " : "", texts ? texts : "");
@@ -1512,9 +1523,14 @@ static bool is_sound(struct Run *r, const struct Step *s)
     return !skip;
 }
 
+static void forget_gradient(struct Model *model)
+{
+    memset(model->grads, 0, model->parameter_count * sizeof(real));
+}
+
 static void skip_update(struct Run *r)
 {
-    memset(r->model.grads, 0, r->model.parameter_count * sizeof(real));
+    forget_gradient(&r->model);
     r->skipped++;
 }
 
@@ -1524,7 +1540,7 @@ static void skip_update(struct Run *r)
 static struct Step begin_step(struct Run *r)
 {
     const double now = seconds();
-    profile.on = r->options.profile && r->step >= r->first;
+    profile.on = r->options.profile && r->step >= r->clock.first;
     profile.last = now;
     return (struct Step){.start = now};
 }
@@ -1533,25 +1549,27 @@ static void end_step(struct Run *r, struct Step *s)
 {
     profile.on = false;
     s->seconds = seconds() - s->start;
-    r->working += s->seconds;
+    r->clock.working += s->seconds;
 }
 
 /* Seconds of the last evaluation and save: as long as those before, or as expected. */
 static double ending(const struct Run *r)
 {
-    const double step = r->working / (r->step - r->first + 1);
-    return r->saving + (r->evaluating > 0 ? r->evaluating : evaluation_in_steps(r) * step);
+    const double step = r->clock.working / (r->step - r->clock.first + 1);
+    return r->clock.saving + (r->clock.evaluating > 0 ? r->clock.evaluating : evaluation_in_steps(r) * step);
 }
 
-/* Whether there is no time for one more step. Where time decides how many steps the run has, this
- * was then the last. */
-static bool out_of_time(struct Run *r, const struct Step *s)
+static bool out_of_time(const struct Run *r, const struct Step *s)
 {
-    struct TrainOptions *o = &r->options;
-    const bool late = o->time_limit > 0
-                      && seconds() - r->start + s->seconds + ending(r) > o->time_limit;
-    if (late && (!o->steps || r->fall_step)) o->steps = r->step;
-    return late;
+    const double limit = r->options.time_limit;
+    return limit > 0 && seconds() - r->clock.start + s->seconds + ending(r) > limit;
+}
+
+/* There is no time for one more step. If time decides how many steps the run has, this is the last
+ * one; else the run can be resumed. */
+static void end_here(struct Run *r)
+{
+    if (!r->options.steps || r->fall.step) r->options.steps = r->step;
 }
 
 /* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
@@ -1559,16 +1577,16 @@ static bool out_of_time(struct Run *r, const struct Step *s)
 static void show_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
-    const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
-    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;
-    const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->first && !finished(r)) return;
-    r->shown = now;
-    double eta = o->steps ? elapsed / (r->step - r->first + 1) * (o->steps - r->step) : INFINITY;
-    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
+    const double now = seconds(), elapsed = now - r->clock.began, rate = s->targets / s->seconds;
+    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * r->clock.rate + 0.1 * rate : rate;
+    const bool due = now - r->clock.shown >= (live() ? 0.1 : 2 + elapsed / 20);
+    if (!due && r->step > r->clock.first && !finished(r)) return;
+    r->clock.shown = now;
+    double eta = o->steps ? elapsed / (r->step - r->clock.first + 1) * (o->steps - r->step) : INFINITY;
+    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->clock.start));
     progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             place(r), s->loss, s->lr, s->norm, r->rate,
-             100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+             place(r), s->loss, s->lr, s->norm, r->clock.rate,
+             100 * r->clock.rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
 /* Samples from the model as it is. The step determines the random numbers. */
@@ -1586,8 +1604,9 @@ static void sample_run(struct Run *r)
  * decides is recorded in the state --- */
 
 /* Seconds of a step, from up to 20 steps of one minibatch. The first also touches new memory; it
- * counts only if it took so long that there is no third. All traces are removed: lr = 0 leaves the
- * weights as they are; the moments become 0 and the place in the data is restored. */
+ * counts only if it took so long that there is no third. No trace stays: the rate 0 leaves the
+ * weights as they are, the moments become 0 and the place in the data is restored. Infinity times 0
+ * is not 0, so a gradient that is not finite is forgotten. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1598,7 +1617,8 @@ static double measure_step(struct Run *r)
         const double start = seconds();
         step_gradient(r, 1, 1, read_step(r, 1));
         const double middle = seconds();
-        adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
+        if (!isfinite(grad_norm(&r->model))) forget_gradient(&r->model);
+        adamw_step(&r->model, 0, 1, 0, 1);
         gradient = n > 1 ? fmin(gradient, middle - start) : middle - start;
         rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
     }
@@ -1612,7 +1632,7 @@ static double measure_step(struct Run *r)
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
-    const double left = 0.96 * (o->time_limit - (seconds() - r->start)) / step_seconds;
+    const double left = 0.96 * (o->time_limit - (seconds() - r->clock.start)) / step_seconds;
     const double cost = evaluation_in_steps(r);
     const double share = o->eval_every ? cost / o->eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
@@ -1669,32 +1689,32 @@ static double fix_steps(struct Run *r)
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double time = o->time_limit - ending(r), now = seconds() - r->start;
-    if (o->time_limit == 0 || r->fitted || !strcmp(o->schedule, "constant")) return;
+    const double time = o->time_limit - ending(r), now = seconds() - r->clock.start;
+    if (o->time_limit == 0 || r->clock.fit.done || !strcmp(o->schedule, "constant")) return;
     if (now + s->seconds < 0.8 * time) {
-        if (now < 0.6 * time) { r->mark = r->step; r->marked = now - r->evaluated; }
+        if (now < 0.6 * time) { r->clock.fit.step = r->step; r->clock.fit.time = now - r->clock.evaluated; }
         return;
     }
-    r->fitted = true;
-    const double each = (now - r->evaluated - r->marked) / (r->step - r->mark)
-                        + r->evaluating / o->eval_every;
+    r->clock.fit.done = true;
+    const double each = (now - r->clock.evaluated - r->clock.fit.time) / (r->step - r->clock.fit.step)
+                        + r->clock.evaluating / o->eval_every;
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
-    r->fall_step = r->step;
-    r->fall_rate = s->lr;
+    r->fall.step = r->step;
+    r->fall.rate = s->lr;
     progress(true, "step %s  four fifths of the time are over: the learning rate falls from here "
              "to the last step", place(r));
 }
 
 /* --- Plan, summary and profile --- */
 
-/* Targets of a step, about: B sequences of at most T, and of no more than the data have. */
+/* Targets of a step, about: B sequences of T, or of all that the data have. */
 static int64_t targets_of_step(const struct Run *r)
 {
-    const int64_t most = tokens_per_step(&r->options), all = r->data.tokens - 1;
-    const int64_t sequences = (int64_t)r->options.batch * r->options.accumulate;
-    return r->loader.sequences.starts || all >= most / sequences ? most : sequences * all;
+    const int64_t all = r->data.tokens - 1, T = r->options.context;
+    const bool one_short = !r->loader.sequences.by_documents && all < T;
+    return tokens_per_step(&r->options) / T * (one_short ? all : T);
 }
 
 /* How often the run reads the data: "0.25 epochs", "192 epochs". */
@@ -1756,7 +1776,7 @@ static void print_profile(const struct Run *r)
         [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
         [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
         [HEAD] = "head and loss", [ADAMW] = "AdamW", [REST] = "rest"};
-    const double steps = r->step - r->first, tokens = tokens_per_step(&r->options);
+    const double steps = r->step - r->clock.first, tokens = tokens_per_step(&r->options);
     double total = 0;
     for (int k = 0; k < KINDS; k++)
         total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
@@ -1788,7 +1808,7 @@ static void print_profile(const struct Run *r)
 static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double time = r->earlier + seconds() - r->start;
+    const double time = r->clock.earlier + seconds() - r->clock.start;
     if (!finished(r))
         progress(true, "stopped after step %s%s and saved. Go on with: train_gpt train --out %s "
                  "--resume", place(r), stop_signal ? "" : ", by --time-limit,", quoted(o->out));
@@ -1809,7 +1829,7 @@ static int finish(const struct Run *r)
 static int command_train(int argc, char **argv)
 {
     int rows;
-    struct Run r = {.start = seconds(), .best.loss = INFINITY};
+    struct Run r = {.clock.start = seconds(), .best.loss = INFINITY};
     struct TrainOptions *o = &r.options;
     r.table = option_table(o, &rows);
     refuse_arguments(parse_options(argc, argv, r.table, rows,
@@ -1825,7 +1845,7 @@ static int command_train(int argc, char **argv)
     begin_training();
     set_threads(o->threads);
     if (o->out) {
-        r.paths = paths_in(o->out);
+        r.files = files_in(o->out);
         if (!o->plan) lock_directory(o->out);
         check_out(&r);
     }
@@ -1851,10 +1871,10 @@ static int command_train(int argc, char **argv)
     }
     begin_files(&r, log);
     stop_between_steps();
-    r.first = r.step + 1;
-    r.mark = r.step;
-    r.began = r.saved = seconds();
-    r.marked = r.began - r.start;
+    r.clock.first = r.step + 1;
+    r.clock.fit.step = r.step;
+    r.clock.began = r.clock.saved = seconds();
+    r.clock.fit.time = r.clock.began - r.clock.start;
     pretrain(&r);
     return finish(&r);
 }
@@ -1893,10 +1913,10 @@ static int command_eval(int argc, char **argv)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, NULL, tokenizer);
+    struct Data data = open_data("data", pattern, find_shards("data", pattern, NULL), tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
-    struct Sequences sequences;
-    cut(&sequences, &data, T, how ? how : trained ? trained : "length", tokenizer);
+    const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
+                                           tokenizer->eot);
     if (batch > sequences.count) batch = (int)sequences.count;
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
@@ -1905,7 +1925,7 @@ static int command_eval(int argc, char **argv)
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
-    const int *bytes = token_bytes(tokenizer, model.config.vocabulary);
+    const int *bytes = token_lengths(tokenizer, model.config.vocabulary);
     struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens, true);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
@@ -1994,83 +2014,75 @@ static int command_sample(int argc, char **argv)
 
 /* --- The loss curve: the rows of a log as a plot of characters --- */
 
-enum { PLOT_HEIGHT = 12, PLOT_LABEL = 10, PLOT_WIDTH = 1000 };
+enum { PLOT_HEIGHT = 12, PLOT_WIDTH = 69 };     /* 80 columns with the labels */
 
-/* A column of the plot stands for equally many steps, as nearly as it can. Empty columns: NaN. */
+/* Each column of the plot stands for equally many steps, as nearly as it can; NaN: it has no loss. */
 struct Plot {
     int width;
     double first, last;             /* the steps at both ends */
     double train[PLOT_WIDTH];       /* the mean training loss of the steps */
     double val[PLOT_WIDTH];         /* the last validation loss */
-    double low, high;               /* of all these values */
 };
 
-/* The next row of a log: its step and losses, NaN for no validation. Returns what follows it, or
- * NULL at the end. */
-static const char *read_losses(const char *row, int64_t *step, double *train, double *val)
+/* The number in a column of a row of the log; NaN if the row has none there. */
+static double number_in(const char *row, int column)
 {
-    char *at;
-    if (!*row) return NULL;
-    *step = strtoll(row, &at, 10);
-    *train = strtod(at, &at);
-    *val = *at == '\t' && at[1] != '\t' ? strtod(at + 1, NULL) : NAN;
-    return strchr(row, '\n') + 1;
+    char *end;
+    while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
+    if (column > 0 || isspace((unsigned char)*row)) return NAN;
+    const double x = strtod(row, &end);
+    return end > row ? x : NAN;
 }
 
-/* Sets the plot from the rows of a log, of which there is at least one. */
-static void fill_plot(struct Plot *p, const char *rows, int width)
+static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
+
+/* The plot of a log's rows, of which there is at least one. The width is 0 if they are in disorder. */
+static struct Plot fill_plot(const char *rows)
 {
-    int64_t step, count[PLOT_WIDTH] = {0};
-    double train, val;
-    *p = (struct Plot){.first = INFINITY, .low = INFINITY, .high = -INFINITY};
-    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
-        p->first = fmin(p->first, step);
-        p->last = fmax(p->last, step);
+    struct Plot p = {.first = number_in(rows, 0)};
+    int count[PLOT_WIDTH] = {0};
+    for (const char *row = rows; *row; row = next_row(row)) p.last = number_in(row, 0);
+    const double steps = p.last - p.first + 1;
+    p.width = steps >= 1 ? (int)fmin(steps, PLOT_WIDTH) : 0;
+    for (int x = 0; x < p.width; x++) p.val[x] = NAN;
+    for (const char *row = rows; *row; row = next_row(row)) {
+        const double step = number_in(row, 0), train = number_in(row, 1), val = number_in(row, 2);
+        if (!(step >= p.first && step <= p.last)) continue;
+        const int x = (int)((step - p.first) * p.width / steps);
+        if (isfinite(train)) { p.train[x] += train; count[x]++; }
+        if (isfinite(val)) p.val[x] = val;
     }
-    const double steps = p->last - p->first + 1;
-    p->width = (int)fmin(min_int(width, PLOT_WIDTH), steps);
-    for (int x = 0; x < p->width; x++) p->val[x] = NAN;
-    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
-        const int x = min_int((int)((step - p->first) * p->width / steps), p->width - 1);
-        if (isfinite(train)) { p->train[x] += train; count[x]++; }
-        if (isfinite(val)) p->val[x] = val;
-    }
-    for (int x = 0; x < p->width; x++) {
-        p->train[x] /= count[x];                /* NaN without a step */
-        p->low = fmin(p->low, fmin(p->train[x], p->val[x]));
-        p->high = fmax(p->high, fmax(p->train[x], p->val[x]));
-    }
+    for (int x = 0; x < p.width; x++) p.train[x] /= count[x];
+    return p;
 }
 
-/* Whether a value stands in line y, counted from the highest. */
-static bool in_line(const struct Plot *p, double value, int y)
-{
-    const double unit = p->high > p->low ? (p->high - p->low) / (PLOT_HEIGHT - 1) : 1;
-    return floor((p->high - value) / unit + 0.5) == y;
-}
-
-/* Draws the losses of a log's rows, in the width of the terminal, or of 80 columns. */
+/* Draws the losses of a log's rows. */
 static void plot_losses(const char *rows)
 {
-    struct winsize terminal = {0};
-    struct Plot p;
-    const bool known = !ioctl(1, TIOCGWINSZ, &terminal) && terminal.ws_col > 2 * PLOT_LABEL;
-    fill_plot(&p, rows, (known ? terminal.ws_col : 80) - PLOT_LABEL - 1);
-    if (p.low > p.high) return;             /* no loss is finite */
-    const double unit = (p.high - p.low) / (PLOT_HEIGHT - 1);
+    const struct Plot p = fill_plot(rows);
+    double low = INFINITY, high = -INFINITY;
+    for (int x = 0; x < p.width; x++) {
+        low = fmin(low, fmin(p.train[x], p.val[x]));
+        high = fmax(high, fmax(p.train[x], p.val[x]));
+    }
+    if (low > high) return;                 /* no loss is finite */
+    const int height = high > low ? PLOT_HEIGHT : 1;
+    const double unit = high > low ? (high - low) / (PLOT_HEIGHT - 1) : 1;
     printf("loss: * training, mean of each column; o validation\n");
-    for (int y = 0; y < (unit > 0 ? PLOT_HEIGHT : 1); y++) {
-        char line[PLOT_WIDTH + 1] = "";
+    for (int y = 0; y < height; y++) {
+        char line[PLOT_WIDTH];
         int end = 0;
         for (int x = 0; x < p.width; x++) {
-            line[x] = in_line(&p, p.val[x], y) ? 'o' : in_line(&p, p.train[x], y) ? '*' : ' ';
-            if (line[x] != ' ') end = x + 1;
+            const bool train = round((high - p.train[x]) / unit) == y,
+                       val = round((high - p.val[x]) / unit) == y;
+            line[x] = val ? 'o' : train ? '*' : ' ';
+            if (val || train) end = x + 1;
         }
-        printf("%*.4f |%.*s\n", PLOT_LABEL - 2, p.high - y * unit, end, line);
+        printf("%8.4f |%.*s\n", high - y * unit, end, line);
     }
-    printf("%*s+", PLOT_LABEL - 1, "");
+    printf("%9s+", "");
     for (int x = 0; x < p.width; x++) putchar('-');
-    const int length = printf("\n%*sstep %.0f", PLOT_LABEL, "", p.first) - PLOT_LABEL - 1;
+    const int length = printf("\n%10sstep %.0f", "", p.first) - 11;
     printf("  %*.0f\n", max_int(p.width - length - 2, 0), p.last);
 }
 
@@ -2087,7 +2099,7 @@ static void print_history(const struct Metadata *meta, const char *dir)
         if (*end != '\n') break;
         printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
     }
-    const struct Paths paths = paths_in(dir);
+    const struct RunFiles paths = files_in(dir);
     struct Buffer rows = {0};
     if (file_exists(paths.log))
         printf("seconds        %.1f (from log.tsv)\n", read_log(&rows, paths.log, INT64_MAX));
