@@ -320,7 +320,7 @@ enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see judge_step */
 struct Clock {
     double start, began;                /* times: of the process, of the loop */
     double shown, saved;                /* times: of the last line, of the last save */
-    double earlier, working;            /* seconds: of the processes before, of this one's steps */
+    double earlier;                     /* seconds: of the processes before */
     double evaluating, evaluated;       /* seconds: the last evaluation, all evaluations */
     double saving;                      /* seconds: the last save */
     double rate;                        /* tokens per second, smoothed */
@@ -363,7 +363,7 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 /* --- What the loop uses of the sections below --- */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
-static void end_step(struct Run *r, struct Step *s);    /* stops both */
+static void end_step(struct Step *s);           /* stops both */
 static bool judge_step(struct Run *r, const struct Step *s);
     /* Whether the step may update the weights. A loss or norm that is not finite ends the run. */
 static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
@@ -459,7 +459,7 @@ static void pretrain(struct Run *r)
         s.lr = rate_of(r, r->step, o->steps);
         if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
         else skip_update(r);
-        end_step(r, &s);
+        end_step(&s);
 
         /* Is this the last step? */
         fit_to_time(r, &s);
@@ -1050,6 +1050,24 @@ static const char *place(const struct Run *r)
     return text;
 }
 
+enum { MAX_HISTORY = 1 << 16 };     /* bytes, some 2,000 evaluations */
+
+/* Adds an evaluation to the history, a part of every model. When it is too long, each second one of
+ * those before is removed. */
+static void add_to_history(struct Buffer *history, int64_t step, const struct Score *s)
+{
+    if (history->size > MAX_HISTORY) {
+        char *to = history->data, *from = to;
+        for (int i = 0; from < history->data + history->size; i++) {
+            const size_t length = strcspn(from, "\n") + 1;
+            if (i % 2 == 0) { memmove(to, from, length); to += length; }
+            from += length;
+        }
+        history->size = to - history->data;
+    }
+    append(history, "%lld %.6f %.6f\n", (long long)step, s->loss, s->bits_per_byte);
+}
+
 /* Evaluates, and saves the model in --out if it is the best so far. The first save of a run that
  * replaces another is left to save_run, which gives all files their names at once. */
 static void evaluate_run(struct Run *r)
@@ -1058,7 +1076,7 @@ static void evaluate_run(struct Run *r)
     const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
                                     r->lengths, r->options.eval_tokens, false);
     r->last = s;
-    append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
+    add_to_history(&r->history, r->step, &s);
     const bool better = s.loss < r->best.loss;
     if (better) {
         r->best = s;
@@ -1545,24 +1563,24 @@ static struct Step begin_step(struct Run *r)
     return (struct Step){.start = now};
 }
 
-static void end_step(struct Run *r, struct Step *s)
+static void end_step(struct Step *s)
 {
     profile.on = false;
     s->seconds = seconds() - s->start;
-    r->clock.working += s->seconds;
 }
 
-/* Seconds of the last evaluation and save: as long as those before, or as expected. */
-static double ending(const struct Run *r)
+/* Seconds of the last evaluation and save: as long as those before, or as expected of steps like
+ * this one. */
+static double ending(const struct Run *r, const struct Step *s)
 {
-    const double step = r->clock.working / (r->step - r->clock.first + 1);
-    return r->clock.saving + (r->clock.evaluating > 0 ? r->clock.evaluating : evaluation_in_steps(r) * step);
+    const double last = r->clock.evaluating;
+    return r->clock.saving + (last > 0 ? last : evaluation_in_steps(r) * s->seconds);
 }
 
 static bool out_of_time(const struct Run *r, const struct Step *s)
 {
     const double limit = r->options.time_limit;
-    return limit > 0 && seconds() - r->clock.start + s->seconds + ending(r) > limit;
+    return limit > 0 && seconds() - r->clock.start + s->seconds + ending(r, s) > limit;
 }
 
 /* There is no time for one more step. If time decides how many steps the run has, this is the last
@@ -1689,7 +1707,7 @@ static double fix_steps(struct Run *r)
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double time = o->time_limit - ending(r), now = seconds() - r->clock.start;
+    const double time = o->time_limit - ending(r, s), now = seconds() - r->clock.start;
     if (o->time_limit == 0 || r->clock.fit.done || !strcmp(o->schedule, "constant")) return;
     if (now + s->seconds < 0.8 * time) {
         if (now < 0.6 * time) { r->clock.fit.step = r->step; r->clock.fit.time = now - r->clock.evaluated; }

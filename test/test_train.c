@@ -708,6 +708,31 @@ static void test_fall(void)
           "the last step has a rate above 0");
 }
 
+/* --- The history of evaluations --- */
+
+static void test_history(void)
+{
+    struct Buffer h = {0};
+    const struct Score s = {2.5, 1.25, 1};
+    size_t largest = 0;
+    int64_t before = 0;
+    int lines = 0;
+    for (int64_t step = 1; step <= 100000; step++) {
+        add_to_history(&h, step, &s);
+        if (h.size > largest) largest = h.size;
+        if (step == 1000) check(h.size == 9 * 20 + 90 * 21 + 900 * 22 + 23, "history: 1,000 are kept");
+    }
+    bool rising = true;
+    for (char *at = h.data, *end; *at; at = strchr(end, '\n') + 1, lines++) {
+        const int64_t step = strtoll(at, &end, 10);
+        rising &= step > before && !strncmp(end, " 2.500000 1.250000\n", 19);
+        before = step;
+    }
+    check(largest < 70000 && lines > 1000 && rising && !strncmp(h.data, "1 ", 2) && before == 100000,
+          "history: of 100,000 evaluations %d are kept, at most %zu bytes", lines, largest);
+    free(h.data);
+}
+
 /* --- Messages --- */
 
 static void test_messages(void)
@@ -822,6 +847,7 @@ int main(void)
     test_utf8();
     test_harmless();
     test_fall();
+    test_history();
     test_messages();
     test_cores();
     test_live_line();
