@@ -300,12 +300,11 @@ struct TrainOptions {
     bool skip_spikes, resume, overwrite, plan, profile;
 };
 
-/* What --out holds beside the best model: the directory of the last one, the state, the log. */
+/* What --out holds beside the best model. */
 struct RunFiles {
-    char *last, *state, *log;           /* paths */
-    FILE *rows;                         /* of the log */
-    uint64_t hash;                      /* of these rows; the state has it */
-    bool replacing;                     /* nothing is saved yet, and --out holds an older run */
+    char *last, *state;                 /* the directory of the last model; state.safetensors */
+    struct Journal log;
+    bool replacing;                     /* --overwrite: until the first save an older run stays */
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -507,7 +506,8 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
-    double sum = 0, start = seconds(), shown = start;
+    double sum = 0;
+    struct Timer timer = start_timer();
     for (int64_t i = 0; i < chosen; ) {
         minibatch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
@@ -515,12 +515,8 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
         sum += lm_head(model, ws, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
-        if (!show || !line_is_due(&shown)) continue;
-        progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen,
-                 sum / score.tokens, score.tokens / (shown - start),
-                 duration((shown - start) * (chosen - i) / i));
+        if (show) show_work(&timer, "eval", i, chosen, "sequences");
     }
-    check_unchanged();
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
@@ -535,7 +531,6 @@ static void print_baselines(const struct Data *d, int V)
     int block[BLOCK];
     for (int64_t at = 0, n; (n = read_block(block, d, at)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
-    check_unchanged();
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
         if (p > 0) unigram -= p * log(p);
@@ -717,8 +712,7 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
     while (written < max_tokens) {
         int length;
         token = next_token(g, hidden, written >= g->min_tokens);
-        check_unchanged();
-        if (token == g->tokenizer->eot) break;
+            if (token == g->tokenizer->eot) break;
         const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_result(&text);
@@ -746,48 +740,55 @@ static const struct TrainOptions DEFAULTS = {
     .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
 };
 
-/* Sets *o to the defaults and returns the table, a row for each member. The rows above "tokenizer"
- * define the run: its models and state store them as train.NAME in this order, and --resume reads
- * them from the state. */
-static struct Option *option_table(struct TrainOptions *o, int *count)
+/* Sets *o to the defaults and returns the table, a row for each member. */
+static struct Option *option_table(struct TrainOptions *o)
 {
     *o = DEFAULTS;
     const struct Option rows[] = {
-        {"data", "token shards to learn from", TEXT, &o->data},
+        {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
         {"val", "token shards to evaluate on; without them the last model is the best",
-         TEXT, &o->val},
-        {"init", "model directory to start from, instead of random weights", TEXT, &o->init},
-        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000},
-        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16},
+         TEXT, &o->val, .effect = EXTENDS},
+        {"init", "model directory to start from, instead of random weights", TEXT, &o->init,
+         .effect = DEFINES},
+        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES},
+        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
+         .effect = DEFINES},
         {"channels", "width of the model, a multiple of --heads", INTEGER, &o->channels, 1,
-         1 << 16},
-        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20},
+         1 << 16, .effect = DEFINES},
+        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20,
+         .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
-         CHOICE, &o->cut, .choices = "length|documents"},
+         CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
         {"batch",
          "sequences of --context tokens computed together, or as many tokens of shorter ones",
-         INTEGER, &o->batch, 1, 1 << 20},
+         INTEGER, &o->batch, 1, 1 << 20, .effect = DEFINES},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
-         INTEGER, &o->accumulate, 1, 1 << 20},
+         INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
         {"steps", "updates of the weights; 0: as many as --time-limit allows; with --resume, a "
-         "larger number extends the run", LONG, &o->steps, 0, 1e12},
-        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3},
-        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1},
+         "larger number extends the run", LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
+        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3, .effect = DEFINES},
+        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
+         .effect = DEFINES, .idle = "with schedule constant"},
         {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
-         LONG, &o->warmup, 0, 1e12},
+         LONG, &o->warmup, 0, 1e12, .effect = DEFINES},
         {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
-         CHOICE, &o->schedule, .choices = "cosine|wsd|constant"},
-        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
-        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},
-        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9},
+         CHOICE, &o->schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
+        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999,
+         .effect = DEFINES},
+        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3,
+         .effect = DEFINES},
+        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9,
+         .effect = DEFINES},
         {"skip-spikes", "no update in steps whose gradient is not finite, or whose norm is beyond "
-         "5 times the median of 33 steps", FLAG, &o->skip_spikes},
-        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99},
-        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15},
+         "5 times the median of 33 steps", FLAG, &o->skip_spikes, .effect = EXTENDS},
+        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
+         .effect = DEFINES},
+        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15,
+         .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
-         LONG, &o->eval_every, 0, 1e12},
+         LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
         {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
-         LONG, &o->eval_tokens, 0, 1e15},
+         LONG, &o->eval_tokens, 0, 1e15, .effect = DEFINES, .idle = "without val"},
         PRECISION_OPTION(&o->precision),
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
@@ -796,67 +797,25 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
          "over the steps that still fit, unless --steps do; alone it means --steps 0",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
-         LONG, &o->save_every, 0, 1e12},
-        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12},
-        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt, .may_be_empty = true},
-        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6},
-        {"threads", "0: all cores it may use", INTEGER, &o->threads, 0, 1024},
+         LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
+        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12,
+         .idle = "with plan"},
+        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt, .may_be_empty = true,
+         .idle = "without sample-every"},
+        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6,
+         .idle = "without sample-every"},
+        THREADS_OPTION(&o->threads),
         {"resume", "go on with the run in --out, with its options", FLAG, &o->resume},
         {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
         {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
-        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile},
+        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile,
+         .idle = "with plan"},
+        {0}
     };
-    *count = COUNT(rows);
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-static bool defines_run(const struct Option *row) { return strcmp(row->name, "tokenizer") != 0; }
-
 static bool given(const struct Run *r, const char *name) { return is_given(r->table, name); }
-
-/* Warns of options that were given and do nothing. */
-static void warn_of_unused(const struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    const struct { const char *name; bool unused; const char *why; } rows[] = {
-        {"min-lr-ratio", !strcmp(o->schedule, "constant"), "with --schedule constant"},
-        {"eval-every", !o->val, "without --val"},
-        {"eval-tokens", !o->val, "without --val"},
-        {"sample-prompt", !o->sample_every, "without --sample-every"},
-        {"sample-tokens", !o->sample_every, "without --sample-every"},
-        {"save-every", o->plan, "with --plan"},
-        {"sample-every", o->plan, "with --plan"},
-        {"profile", o->plan, "with --plan"},
-    };
-    for (int i = 0; i < COUNT(rows); i++)
-        if (rows[i].unused) warn_unused(r->table, rows[i].name, rows[i].why);
-    if (given(r, "warmup") && o->steps && o->warmup > o->steps)
-        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
-             "Use fewer.", (long long)o->warmup, (long long)o->steps);
-}
-
-/* The value as text, which the caller frees: the shortest from which the same number is read back.
- * NULL for a TEXT without a value and a FLAG that is not set. */
-static char *option_text(const struct Option *o)
-{
-    if (o->kind == TEXT && !*(const char **)o->value) return NULL;
-    if (o->kind == FLAG) return *(bool *)o->value ? text_of("1") : NULL;
-    if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
-    if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
-    if (o->kind == TEXT || o->kind == CHOICE) return text_of("%s", *(const char **)o->value);
-    const double x = *(double *)o->value;
-    char text[32];
-    snprintf(text, sizeof text, "%g", x);
-    return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
-}
-
-static struct RunFiles files_in(const char *out)
-{
-    return (struct RunFiles){
-        .last = text_of("%s/last", out), .state = text_of("%s/state.safetensors", out),
-        .log = text_of("%s/log.tsv", out),
-    };
-}
 
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
@@ -864,29 +823,27 @@ static struct RunFiles files_in(const char *out)
 
 /* --- Metadata of model.safetensors and of the state --- */
 
-static const char *const SCORE_NAMES[] = {"loss", "bits_per_byte", "tokens"};
+/* The name of the entry that holds a value of a score: "val_loss", "best_tokens". */
+static const char *score_key(const char *kind, int value)
+{
+    static const char *const names[] = {"loss", "bits_per_byte", "tokens"};
+    return brief("%s_%s", kind, names[value]);
+}
 
-/* Stores a score as three entries, KIND_loss and so on. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
 {
     const double values[] = {s->loss, s->bits_per_byte, (double)s->tokens};
-    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
-        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
-        metadata_set(meta, key, "%.17g", values[i]);
-        free(key);
-    }
+    for (int i = 0; i < COUNT(values); i++)
+        metadata_set(meta, score_key(kind, i), "%.17g", values[i]);
 }
 
 /* Reads what set_score stored. Without entries: an infinite loss on 0 tokens. */
 static struct Score get_score(const struct Metadata *meta, const char *kind)
 {
-    double values[COUNT(SCORE_NAMES)];
-    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
-        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
-        const char *text = metadata_get(meta, key);
-        free(key);
-        if (!text) return (struct Score){.loss = INFINITY};
-        values[i] = strtod(text, NULL);
+    double values[3] = {INFINITY, 0, 0};
+    for (int i = 0; i < COUNT(values); i++) {
+        const char *text = metadata_get(meta, score_key(kind, i));
+        if (text) values[i] = strtod(text, NULL);
     }
     return (struct Score){values[0], values[1], (int64_t)values[2]};
 }
@@ -904,141 +861,67 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
-    for (const struct Option *row = r->table; defines_run(row); row++) {
-        char *key = text_of("train.%s", row->name), *text = option_text(row);
-        if (text) metadata_set(&meta, key, "%s", text);
-        free(key);
-        free(text);
-    }
+    describe_options(&meta, r->table, "train");
     metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
     return meta;
 }
 
 /* An entry that every state has. Dies if it is missing. */
-static const char *entry(const struct Metadata *meta, const char *key, const char *path)
+static const char *entry(const struct Metadata *state, const char *key, const char *path)
 {
-    const char *value = metadata_get(meta, key);
+    const char *value = metadata_get(state, key);
     if (!value) die("%s: no entry `%s`, so it is no state of a run. Start it again.", path, key);
     return value;
 }
 
 /* The same for a whole number from 0 to 2^50, which can be counted on. Dies if it is anything
  * else. */
-static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
+static int64_t entry_integer(const struct Metadata *state, const char *key, const char *path)
 {
-    const char *text = entry(meta, key, path);
-    char *end;
-    long long value = strtoll(text, &end, 10);
-    if (end == text || *end || value < 0 || value > INT64_C(1) << 50)
+    const char *text = entry(state, key, path);
+    double x;
+    if (!parse_number(text, "", NULL, &x) || x != floor(x) || x < 0 || x > 0x1p50)
         die("%s: entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
-    return value;
+    return (int64_t)x;
 }
 
-/* --- The log: one row a step --- */
+/* --- The log: a journal with one row a step --- */
 
 /* The columns that depend on time are the last two, so that runs can be compared by the others. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
-
-/* Appends the rows of a log up to `step` to *rows. Returns the seconds in the last one; 0 if there
- * is no row or no file. A last line that has no newline was cut off by a crash and is left out. So
- * is a line that holds a NUL byte, as a file system may leave it where it lost data. */
-static double read_log(struct Buffer *rows, const char *path, int64_t step)
-{
-    double last = 0;
-    if (!file_exists(path)) return last;
-    struct Bytes file = map_file(path);
-    const char *at = file.data, *end = at + file.size, *newline;
-    for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
-        char row[512] = "";
-        memcpy(row, at, newline - at < 511 ? newline - at : 511);
-        if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step
-            || memchr(at, 0, newline - at)) continue;
-        append_bytes(rows, at, newline + 1 - at);
-        if (strrchr(row, '\t')) last = strtod(strrchr(row, '\t'), NULL);
-    }
-    unmap_file(file);
-    return last;
-}
-
-/* Whether a file is a log of this program, and not of another, as beside a classifier. */
-static bool is_log(const char *path)
-{
-    const struct Bytes file = map_file(path);
-    const bool same = file.size >= sizeof LOG_HEADER
-                      && !memcmp(file.data, LOG_HEADER, sizeof LOG_HEADER - 1);
-    unmap_file(file);
-    return same;
-}
-
-/* Adds a row of the log to the hash of those before it: step and loss, the same in every run. */
-static uint64_t hash_row(uint64_t hash, const char *row)
-{
-    const char *tab = strchr(row, '\t'), *second = tab ? strchr(tab + 1, '\t') : NULL;
-    return second ? mix64(hash ^ checksum(row, second - row)) : hash;
-}
-
-/* The log so far: of a resumed run the rows up to its step. Dies if they are not those of the run
- * whose state it has (log_hash): then the files in --out are of two runs. */
-static struct Buffer earlier_rows(struct Run *r)
-{
-    struct Buffer rows = {0};
-    uint64_t hash = 0;
-    append(&rows, "%s", LOG_HEADER);
-    const size_t header = rows.size;
-    if (r->step > 0) r->clock.earlier = read_log(&rows, r->files.log, r->step);
-    for (char *row = rows.data + header; *row; row = strchr(row, '\n') + 1)
-        hash = hash_row(hash, row);
-    if (r->files.hash && rows.size > header && hash != r->files.hash)
-        die("%s: is not the log of the run that %s is of. Start again with --overwrite, or remove "
-            "the log if only that was changed.", r->files.log, r->files.state);
-    r->files.hash = hash;
-    return rows;
-}
-
-/* Opens the log for new rows, under a temporary name until commit_outputs. */
-static void open_log(struct Run *r, struct Buffer rows)
-{
-    struct Output *o = output_open(r->files.log);
-    output_write(o, rows.data, rows.size);
-    output_flush(o);
-    r->files.rows = o->file;
-    free(rows.data);
-}
-
-/* Hands the log's rows to the system, or to the disk, too. */
-static void flush_log(const struct Run *r, bool to_disk)
-{
-    if (fflush(r->files.rows) || (to_disk && fsync(fileno(r->files.rows))))
-        die("%s: writing failed (%s). Free some space and --resume.", r->files.log,
-            strerror(errno));
-}
+enum { LOG_STEP, LOG_LOSS, LOG_VAL_LOSS, LOG_SECONDS = 8, LOG_TIMING = 2 };
 
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
-    char *row = text_of("%lld\t%.6f\t", (long long)r->step, s->loss);
-    r->files.hash = hash_row(r->files.hash, row);
-    fputs(row, r->files.rows);
-    free(row);
-    if (val) fprintf(r->files.rows, "%.6f\t%.6f", val->loss, val->bits_per_byte);
-    else fputc('\t', r->files.rows);
-    fprintf(r->files.rows, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
-            s->targets / s->seconds, r->clock.earlier + seconds() - r->clock.start);
-    flush_log(r, false);
+    const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
+    journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
+                (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
+                s->targets / s->seconds, r->clock.earlier + seconds() - r->clock.start);
+}
+
+static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
+
+/* The number in a column of a row; NaN if the row has none there. */
+static double number_in(const char *row, int column)
+{
+    char *end;
+    while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
+    if (column > 0 || isspace((unsigned char)*row)) return NAN;
+    const double x = strtod(row, &end);
+    return end > row ? x : NAN;
+}
+
+/* The number in a column of the last row; 0 without rows. */
+static double last_number(const char *rows, int column)
+{
+    double last = 0;
+    for (; *rows; rows = next_row(rows)) last = number_in(rows, column);
+    return last;
 }
 
 /* --- Saving --- */
-
-/* The state's entries of what is_sound knows. */
-static void set_norms(struct Metadata *state, const struct Run *r)
-{
-    struct Buffer text = {0};
-    for (int i = 0; i < SPIKE_WINDOW; i++) append(&text, "%s%.17g", i ? " " : "", r->norms[i]);
-    metadata_set(state, "norms", "%s", text.data);
-    metadata_set(state, "skipped", "%lld", (long long)r->skipped);
-    free(text.data);
-}
 
 /* Where the run is, for progress: "step/steps", or only the step while their number is not known.
  * The next call overwrites it. */
@@ -1092,33 +975,34 @@ static void evaluate_run(struct Run *r)
     r->clock.evaluated += r->clock.evaluating;
 }
 
-/* Writes everything that --resume needs, for commit_outputs. */
+/* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
+ * that it has every step of the state, even after a crash. */
 static void stage_run(const struct Run *r)
 {
     struct Metadata state = describe(r, &r->last);
+    struct Buffer norms = {0};
+    journal_describe(&state, &r->files.log);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
-    metadata_set(&state, "log_hash", "%s", hash_text(r->files.hash));
     if (r->best.tokens) set_score(&state, "best", &r->best);
-    if (r->fall.step) {
-        metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
-        metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
-    }
-    set_norms(&state, r);
+    metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
+    metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
+    for (int i = 0; i < SPIKE_WINDOW; i++) append(&norms, "%.17g ", r->norms[i]);
+    metadata_set(&state, "norms", "%s", norms.data);
+    metadata_set(&state, "skipped", "%lld", (long long)r->skipped);
     if (!r->options.steps)
-        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->clock.start));
+        metadata_set(&state, "time_left", "%.2f",
+                     r->options.time_limit - (seconds() - r->clock.start));
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
+    free(norms.data);
     metadata_free(&state);
 }
 
-/* Saves the last model and the state. The log is flushed to disk first, so that it has every step
- * of the state, even after a crash. Before the first evaluation, and without --val, the last model
+/* Saves the last model and the state. Before the first evaluation, and without --val, the last model
  * is the best. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
-    check_unchanged();
     struct Metadata last = describe(r, &r->last);
-    flush_log(r, true);
     if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
     stage_model(r->files.last, &r->model, &last, r->tokenizer->eot);
     stage_run(r);
@@ -1141,32 +1025,28 @@ static bool save_is_due(const struct Run *r)
 
 /* --- Resuming --- */
 
-/* Takes the options that define the run from its state. Dies if one that was given differs, unless
- * it may: --steps extends a run, --data and --val may have moved (restore_run checks them), and
- * --skip-spikes is for the steps to come. A run whose number of steps is not known yet has the time
- * that it had left, or a new limit. */
+/* Takes the options that were not given from the state. A run whose number of steps is not known yet
+ * has the time that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
     struct Metadata state;
-    load_state_metadata(r->files.state, &state);
+    load_metadata(r->files.state, &state);
     entry(&state, "train.data", r->files.state);
-    for (struct Option *row = r->table; defines_run(row); row++) {
-        char *key = text_of("train.%s", row->name);
-        const char *stored = metadata_get(&state, key);
-        const bool may_differ = !strcmp(row->name, "skip-spikes")
-                             || (stored && strstr("steps data val", row->name));
-        if (!row->given) {
-            if (stored) set_option(row, text_of("%s", stored));
-        } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
-            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
-                      "--out.", row->name, option_text(row), r->options.out,
-                      stored ? stored : "none");
-        free(key);
-    }
+    resume_options(r->table, &state, "train", o->out);
     if (!o->steps && !given(r, "time-limit"))
         o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->files.state), NULL));
     metadata_free(&state);
+}
+
+/* Opens the log: of a resumed run with the rows that its state knows, else state is NULL. */
+static void open_log(struct Run *r, const struct Metadata *state)
+{
+    char *path = text_of("%s/log.tsv", r->options.out),
+         *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
+    r->clock.earlier = last_number(rows, LOG_SECONDS);
+    free(rows);
+    free(path);
 }
 
 /* Refuses fewer steps than the run had, which would change what the learning rate has been. Says so
@@ -1185,8 +1065,8 @@ static void check_steps(const struct Run *r, int64_t steps_before)
                  "to %.1e", (long long)o->steps, (long long)steps_before, before, now);
 }
 
-/* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
- * data or val are not the same as before. */
+/* Loads what save_run wrote: weights, moments, the place in the data, scores, the log. Dies if
+ * tokenizer, data or val are not the same as before. */
 static void restore_run(struct Run *r)
 {
     const struct { const char *option, *key; uint64_t now; } same[] = {
@@ -1211,55 +1091,47 @@ static void restore_run(struct Run *r)
     r->last = get_score(&state, "val");
     r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
-    if (metadata_get(&state, "log_hash"))       /* older states have none */
-        r->files.hash = strtoull(metadata_get(&state, "log_hash"), NULL, 16);
-    if (metadata_get(&state, "fall_step")) {
-        r->fall.step = entry_integer(&state, "fall_step", path);
-        r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
-    }
-    if (metadata_get(&state, "norms")) {        /* nor these two */
-        char *norms = (char *)metadata_get(&state, "norms");
-        r->skipped = entry_integer(&state, "skipped", path);
-        for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
-    }
+    r->fall.step = entry_integer(&state, "fall_step", path);
+    r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
+    r->skipped = entry_integer(&state, "skipped", path);
+    char *norms = (char *)entry(&state, "norms", path);
+    for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
     check_steps(r, entry_integer(&state, "train.steps", path));
     append(&r->history, "%s", entry(&state, "history", path));
+    open_log(r, &state);
     metadata_free(&state);
 }
 
 /* --- The directory of a run --- */
 
-/* Refuses an --out that holds a run, unless --resume, --overwrite or --plan is given, and one that
- * is also --init. Where there is nothing to resume, --resume starts: a run has a state from its
- * first moment on, so the same command goes on wherever it was interrupted. */
-static void check_out(struct Run *r)
+/* Settles whether the run starts or goes on. Where there is nothing to resume, --resume starts: a
+ * run has a state from its first moment on, so the same command goes on wherever it was interrupted.
+ * Dies if --out holds what neither --resume nor --overwrite is for, or is also --init. */
+static void start_or_resume(struct Run *r)
 {
+    static const char *const run[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                      "config.json", NULL},
+                      *const models[] = {"model.safetensors", "last/model.safetensors", NULL};
     struct TrainOptions *o = &r->options;
     if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     if (o->resume && !file_exists(r->files.state)) {
-        char *best = text_of("%s/model.safetensors", o->out),
-             *last = text_of("%s/model.safetensors", r->files.last);
-        if (file_exists(best) || file_exists(last))
-            die("%s: no such file, but there is a model, so there is nothing to resume. Choose "
-                "another --out.", r->files.state);
-        free(best);
-        free(last);
+        refuse_existing(o->out, models, "It has no state.safetensors, so there is nothing to "
+                        "resume. Choose another --out.");
         progress(true, "nothing to resume in %s: the run starts", o->out);
         o->resume = false;
     } else if (!o->resume && !o->overwrite && !o->plan)
-        refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
+        refuse_existing(o->out, run, "Give --resume, --overwrite or another --out.");
     if (o->init && same_file(o->out, o->init))
         die_usage("--out %s: is the model to start from. Name another directory.", o->out);
 }
 
-/* Makes the directories and opens the log, with the tokenizer for both directories, right before
- * the first step, when all input has been checked. A run that replaces another leaves the old files
- * as they are until its own first save. */
-static void begin_files(struct Run *r, struct Buffer rows)
+/* Makes the directories, with the tokenizer for both, right before the first step, when all input
+ * has been checked. A run that replaces another leaves the old files as they are until its own first
+ * save. */
+static void begin_files(struct Run *r)
 {
-    r->files.replacing = !r->options.resume && holds_run(r->options.out);
+    r->files.replacing = r->options.overwrite;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
-    open_log(r, rows);
     r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
     r->tokenizer->max_length = r->options.context;
     tokenizer_stage(r->tokenizer, r->options.out);
@@ -1707,15 +1579,16 @@ static double fix_steps(struct Run *r)
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double time = o->time_limit - ending(r, s), now = seconds() - r->clock.start;
-    if (o->time_limit == 0 || r->clock.fit.done || !strcmp(o->schedule, "constant")) return;
+    struct Clock *c = &r->clock;
+    const double time = o->time_limit - ending(r, s), now = seconds() - c->start;
+    if (o->time_limit == 0 || c->fit.done || !strcmp(o->schedule, "constant")) return;
     if (now + s->seconds < 0.8 * time) {
-        if (now < 0.6 * time) { r->clock.fit.step = r->step; r->clock.fit.time = now - r->clock.evaluated; }
+        if (now < 0.6 * time) { c->fit.step = r->step; c->fit.time = now - c->evaluated; }
         return;
     }
-    r->clock.fit.done = true;
-    const double each = (now - r->clock.evaluated - r->clock.fit.time) / (r->step - r->clock.fit.step)
-                        + r->clock.evaluating / o->eval_every;
+    c->fit.done = true;
+    const double each = (now - c->evaluated - c->fit.time) / (r->step - c->fit.step)
+                        + c->evaluating / o->eval_every;
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
@@ -1828,8 +1701,8 @@ static int finish(const struct Run *r)
     const struct TrainOptions *o = &r->options;
     const double time = r->clock.earlier + seconds() - r->clock.start;
     if (!finished(r))
-        progress(true, "stopped after step %s%s and saved. Go on with: train_gpt train --out %s "
-                 "--resume", place(r), stop_signal ? "" : ", by --time-limit,", quoted(o->out));
+        advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
+                                     : ", by --time-limit,"), o->out);
     if (stop_signal && !finished(r)) return stopped_status();
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
@@ -1846,11 +1719,10 @@ static int finish(const struct Run *r)
 /* Everything is checked, loaded and allocated before the first step; then pretrain. */
 static int command_train(int argc, char **argv)
 {
-    int rows;
     struct Run r = {.clock.start = seconds(), .best.loss = INFINITY};
     struct TrainOptions *o = &r.options;
-    r.table = option_table(o, &rows);
-    refuse_arguments(parse_options(argc, argv, r.table, rows,
+    r.table = option_table(o);
+    refuse_arguments(read_options(argc, argv, r.table,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
         "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
@@ -1863,9 +1735,10 @@ static int command_train(int argc, char **argv)
     begin_training();
     set_threads(o->threads);
     if (o->out) {
-        r.files = files_in(o->out);
+        r.files.last = text_of("%s/last", o->out);
+        r.files.state = text_of("%s/state.safetensors", o->out);
         if (!o->plan) lock_directory(o->out);
-        check_out(&r);
+        start_or_resume(&r);
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
@@ -1877,17 +1750,20 @@ static int command_train(int argc, char **argv)
     r.peak = fma_peak();
     take_memory(&r);
     const double step = fix_steps(&r);
-    warn_of_unused(&r);
+    warn_idle(r.table);
+    if (given(&r, "warmup") && o->steps && o->warmup > o->steps)
+        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
+             "Use fewer.", (long long)o->warmup, (long long)o->steps);
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
-    const struct Buffer log = earlier_rows(&r);
+    else open_log(&r, NULL);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
                  o->out, (long long)r.step, (long long)o->steps);
         return 0;
     }
-    begin_files(&r, log);
+    begin_files(&r);
     stop_between_steps();
     r.clock.first = r.step + 1;
     r.clock.fit.step = r.step;
@@ -1916,9 +1792,10 @@ static int command_eval(int argc, char **argv)
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         PRECISION_OPTION(&precision),
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
     set_threads(threads);
@@ -1989,28 +1866,29 @@ static int command_sample(int argc, char **argv)
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9},
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9,
+         .idle = "with ignore-eot"},
         {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
          REAL_NUMBER, &temperature, 0, 100},
-        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9},
+        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9,
+         .idle = "with temperature 0"},
         {"top-p", "draw from the likeliest tokens that have this probability together",
-         REAL_NUMBER, &top_p, 0, 1},
-        {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
+         REAL_NUMBER, &top_p, 0, 1, .idle = "with temperature 0"},
+        {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15,
+         .idle = "with temperature 0"},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
         PRECISION_OPTION(&precision),
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
-    if (ignore_eot) warn_unused(options, "min-tokens", "with --ignore-eot");
-    else if (min_tokens > tokens)
+    warn_idle(options);
+    if (!ignore_eot && min_tokens > tokens)
         warn("--min-tokens %d: more than --tokens %d, so the texts are shorter.", min_tokens,
              tokens);
-    static const char *const random[] = {"top-k", "top-p", "seed"};
-    for (int i = 0; i < COUNT(random) && temperature == 0; i++)
-        warn_unused(options, random[i], "with --temperature 0, which takes the likeliest token");
     set_threads(threads);
     set_precision(precision);
     struct Model model;
@@ -2042,29 +1920,17 @@ struct Plot {
     double val[PLOT_WIDTH];         /* the last validation loss */
 };
 
-/* The number in a column of a row of the log; NaN if the row has none there. */
-static double number_in(const char *row, int column)
-{
-    char *end;
-    while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
-    if (column > 0 || isspace((unsigned char)*row)) return NAN;
-    const double x = strtod(row, &end);
-    return end > row ? x : NAN;
-}
-
-static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
-
 /* The plot of a log's rows, of which there is at least one. The width is 0 if they are in disorder. */
 static struct Plot fill_plot(const char *rows)
 {
-    struct Plot p = {.first = number_in(rows, 0)};
+    struct Plot p = {.first = number_in(rows, LOG_STEP), .last = last_number(rows, LOG_STEP)};
     int count[PLOT_WIDTH] = {0};
-    for (const char *row = rows; *row; row = next_row(row)) p.last = number_in(row, 0);
     const double steps = p.last - p.first + 1;
     p.width = steps >= 1 ? (int)fmin(steps, PLOT_WIDTH) : 0;
     for (int x = 0; x < p.width; x++) p.val[x] = NAN;
     for (const char *row = rows; *row; row = next_row(row)) {
-        const double step = number_in(row, 0), train = number_in(row, 1), val = number_in(row, 2);
+        const double step = number_in(row, LOG_STEP), train = number_in(row, LOG_LOSS),
+                     val = number_in(row, LOG_VAL_LOSS);
         if (!(step >= p.first && step <= p.last)) continue;
         const int x = (int)((step - p.first) * p.width / steps);
         if (isfinite(train)) { p.train[x] += train; count[x]++; }
@@ -2117,20 +1983,19 @@ static void print_history(const struct Metadata *meta, const char *dir)
         if (*end != '\n') break;
         printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
     }
-    const struct RunFiles paths = files_in(dir);
-    struct Buffer rows = {0};
-    if (file_exists(paths.log))
-        printf("seconds        %.1f (from log.tsv)\n", read_log(&rows, paths.log, INT64_MAX));
-    if (rows.size && is_log(paths.log)) plot_losses(rows.data);
-    free(rows.data);
+    char *path = text_of("%s/log.tsv", dir), *rows = read_journal(path, LOG_HEADER);
+    if (rows) printf("seconds        %.1f (from log.tsv)\n", last_number(rows, LOG_SECONDS));
+    if (rows && *rows) plot_losses(rows);
+    free(rows);
+    free(path);
 }
 
 /* Prints the configuration, the metadata and the history of a model directory. */
 static int command_info(int argc, char **argv)
 {
     const char *dir = NULL;
-    struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}};
-    refuse_arguments(parse_options(argc, argv, options, 1, "train_gpt info --model DIR\n"
+    struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}, {0}};
+    refuse_arguments(read_options(argc, argv, options, "train_gpt info --model DIR\n"
         "Configuration, number of parameters, tokenizer and training history."), argv);
     struct Model model;
     struct Metadata meta;

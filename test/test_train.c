@@ -331,8 +331,7 @@ static void tiny_run(struct Run *r, int batch, int accumulate)
     static struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136, .hash = 7};
     *r = (struct Run){0};
     const struct Config config = {2, 2, 16, 12, 137, 0, NULL};
-    int rows;
-    r->table = option_table(&r->options, &rows);
+    r->table = option_table(&r->options);
     r->options.batch = batch;
     r->options.accumulate = accumulate;
     r->options.context = config.context;
@@ -399,14 +398,15 @@ static void run_in(struct Run *r, const char *name, int steps, double clip)
     r->options.clip = clip;
     r->options.eval_every = 1;
     r->options.out = path_of(name);
-    r->files = files_in(r->options.out);
+    r->files.last = text_of("%s/last", r->options.out);
+    r->files.state = text_of("%s/state.safetensors", r->options.out);
     r->peak = 1;
     const double now = seconds();
     r->clock = (struct Clock){.first = 1, .start = now, .began = now, .saved = now, .shown = now};
     make_directory(r->options.out);
-    watched_log = r->files.log;
+    watched_log = text_of("%s/log.tsv", r->options.out);
     log_flushed = log_before_state = false;
-    open_log(r, earlier_rows(r));
+    open_log(r, NULL);
     pretrain(r);
 }
 
@@ -422,7 +422,7 @@ static void test_clip(void)
         for (size_t k = 0; k < r.model.parameter_count; k++)
             square += (double)r.model.m[k] * r.model.m[k];
         norms[i] = sqrt(square) / (1 - r.model.beta1);
-        fclose(r.files.rows);
+        fclose(r.files.log.file);
     }
     check(norms[0] > 1 && norms[3] == norms[0],
           "clip: 0 is no limit, nor is one above the norm, %.3f", norms[0]);
@@ -434,7 +434,7 @@ static void test_log_before_state(void)
 {
     struct Run r;
     run_in(&r, "order", 2, 1);
-    fclose(r.files.rows);
+    fclose(r.files.log.file);
     check(log_before_state, "the log is on the disk before the state that counts its rows");
 }
 
@@ -470,7 +470,7 @@ static void test_spikes(void)
     r.skipped = 3;
     r.norms[7] = INFINITY;
     save_run(&r);
-    fclose(r.files.rows);
+    fclose(r.files.log.file);
     tiny_run(&resumed, 4, 2);
     resumed.options = r.options;
     resumed.files = r.files;
@@ -762,24 +762,24 @@ static void test_cores(void)
     put("v2/a/cpu.max", "300000 100000\n");
     put("v2/a/b/cpu.max", "max 100000\n");
     put("v2/a/b:c/cpu.max", "50000 100000\n");
-    put("v1/cpu/a/cpu.cfs_quota_us", "-1\n");
-    put("v1/cpu/a/cpu.cfs_period_us", "100000\n");
-    put("v1/cpu/b/cpu.cfs_quota_us", "250000\n");
-    put("v1/cpu/b/cpu.cfs_period_us", "100000\n");
+    put("v2/a/memory.max", "1000000\n");
+    put("v2/a/b/memory.max", "max\n");
     const struct { const char *root, *groups; double cores; } cases[] = {
-        {"v2", "0::/a\n", 3}, {"v2", "0::/a/b\n", 3}, {"v2", "0::/a/b:c\n", 0.5},
+        {"v2", "0::/a\n", 3}, {"v2", "4:cpu:/x\n0::/a/b\n", INFINITY}, {"v2", "0::/a/b:c\n", 0.5},
         {"v2", "0::/\n", INFINITY}, {"v2", "0::/not/mounted\n", INFINITY},
         {"v2", "nonsense", INFINITY}, {"v2", "", INFINITY}, {"none", "0::/a\n", INFINITY},
-        {"v1", "5:memory:/b\n4:cpu,cpuacct:/b\n0::/\n", 2.5}, {"v1", "4:cpu:/a\n", INFINITY},
-        {"v1", "5:cpuset:/b\n", INFINITY}, {"v1", "4:cpu,cpuacct:/b/c\n", 2.5},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         put("groups", cases[i].groups);
-        const double got = cgroup_cores(path_of("groups"), path_of(cases[i].root));
+        const double got = cgroup_limit(path_of("groups"), path_of(cases[i].root), "cpu.max");
         check(got == cases[i].cores, "cores, cgroup %s: %.*s: %g", cases[i].root,
               (int)strcspn(cases[i].groups, "\n"), cases[i].groups, got);
     }
-    check(cgroup_cores(path_of("no file"), path_of("v2")) == INFINITY, "cores, no /proc");
+    check(cgroup_limit(path_of("no file"), path_of("v2"), "cpu.max") == INFINITY, "cores, no /proc");
+    put("groups", "0::/a\n");
+    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == 1e6, "memory of a cgroup");
+    put("groups", "0::/a/b\n");
+    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == INFINITY, "no limit");
 }
 
 /* --- The live line --- */
