@@ -39,7 +39,7 @@
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
  *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), tokenizer_piece (3)                   text <-> ids
+ *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                   text <-> ids
  *    open_shard, count_set, missing_shard (9)                                    shards
  *    heap_sift_down, heap_pop (6)                                                sampling */
 
@@ -165,6 +165,13 @@ enum { BYTES = 256, MAX_VOCABULARY = 65536, MAX_TOKEN_BYTES = 65535 };
 #define END_OF_TEXT "<|endoftext|>"
 enum { END_OF_TEXT_BYTES = sizeof END_OF_TEXT - 1 };
 
+/* How a model reads a text. Its directory says so (tokenizer_config.json). */
+struct Usage {
+    bool begins;                /* each text begins with <|endoftext|> */
+    bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
+    int max_length;             /* tokens that are read of a text; 0: not known */
+};
+
 struct Tokenizer {
     int vocabulary;             /* V = 256 + merges + 1 */
     int merges;
@@ -176,11 +183,7 @@ struct Tokenizer {
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
-    /* What the directory's model does to a text (tokenizer_config.json). */
-    bool begins;                /* each text begins with <|endoftext|> */
-    bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
-    int max_length;             /* tokens that are read of a text; 0: not known */
-    int *file_ids;              /* (V): how the directory numbers the tokens; NULL: as we do */
+    struct Usage usage;
 };
 
 static inline int token_length(const struct Tokenizer *t, int id)
@@ -189,7 +192,7 @@ static inline int token_length(const struct Tokenizer *t, int id)
 }
 
 /* The bytes of a token; *length: how many. They are valid as long as no token is added. */
-static inline const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
+static inline const uint8_t *bytes_of_token(const struct Tokenizer *t, int id, int *length)
 {
     *length = token_length(t, id);
     return t->bytes + t->offset[id];
@@ -687,7 +690,7 @@ static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
     pair_table_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->parts); free(t->bytes); free(t->offset);
     free(t);
 }
 
@@ -882,11 +885,12 @@ static int byte_of_symbol(uint32_t c)
 
 enum { READER_SLOTS = 2 * MAX_VOCABULARY };
 
-struct MergesReader {
+struct TokenReader {
     struct Tokenizer *tokenizer;
     uint32_t *slots;            /* (READER_SLOTS): id + 1, or 0; a hash table by a token's bytes */
     const char *path;
     int line;                   /* its number in the file, from 1 */
+    int *order;                 /* see read_order */
 };
 
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
@@ -897,21 +901,15 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 }
 
 /* The slot of the token with these bytes, or the empty slot where it belongs. */
-static uint32_t *find_token(const struct MergesReader *r, const uint8_t *bytes, size_t n)
+static uint32_t *find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
 {
     for (size_t i = hash_bytes(bytes, n); ; i++) {
         uint32_t *slot = &r->slots[i % READER_SLOTS];
         int length;
         if (!*slot) return slot;
-        const uint8_t *token = tokenizer_piece(r->tokenizer, (int)*slot - 1, &length);
+        const uint8_t *token = bytes_of_token(r->tokenizer, (int)*slot - 1, &length);
         if ((size_t)length == n && !memcmp(token, bytes, n)) return slot;
     }
-}
-
-/* What is shown of a long line in a message: its first 80 bytes. */
-static int shown_length(const char *text, const char *stop)
-{
-    return stop - text > 80 ? 80 : (int)(stop - text);
 }
 
 /* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
@@ -929,60 +927,53 @@ static size_t bytes_of_symbols(uint8_t *bytes, const char *text, const char *sto
     return n;
 }
 
+/* Dies because of the line, or the part of it, text .. stop. */
+static void refuse_line(const struct TokenReader *r, const char *text, const char *stop,
+                        const char *what)
+{
+    die("%s: line %d: \"%.*s\" %s", r->path, r->line, stop - text < 80 ? (int)(stop - text) : 80,
+        text, what);
+}
+
 /* The id of the token that text .. stop writes. Dies if there is none. */
-static int read_token(const struct MergesReader *r, const char *text, const char *stop)
+static int read_token(const struct TokenReader *r, const char *text, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
     const size_t n = bytes_of_symbols(bytes, text, stop);
     if (!n)
-        die("%s: line %d: \"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
-            r->path, r->line, shown_length(text, stop), text);
+        refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
     const int id = (int)*find_token(r, bytes, n) - 1;
     if (id < 0)
-        die("%s: line %d: \"%.*s\" is no token yet: a merge that makes it must come first. "
-            "Replace the file.", r->path, r->line, shown_length(text, stop), text);
+        refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
+                    "Replace the file.");
     return id;
 }
 
 /* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
  * make a new one. */
-static void read_merge(struct MergesReader *r, const char *text, const char *stop)
+static void read_merge(struct TokenReader *r, const char *text, const char *stop)
 {
     struct Tokenizer *t = r->tokenizer;
     const char *middle = memchr(text, ' ', stop - text);
-    const int shown = shown_length(text, stop);
     if (!middle || middle == text || middle + 1 == stop
         || memchr(middle + 1, ' ', stop - middle - 1))
-        die("%s: line %d: \"%.*s\" is not two symbols with one space between. Replace the file.",
-            r->path, r->line, shown, text);
+        refuse_line(r, text, stop, "is not two symbols with one space between. Replace the file.");
     const int a = read_token(r, text, middle), b = read_token(r, middle + 1, stop);
     if (t->vocabulary == MAX_VOCABULARY - 1)
-        die("%s: line %d: more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
-            r->path, r->line, MAX_VOCABULARY);
+        refuse_line(r, text, stop, "is one merge too many: more than 65536 tokens do not fit the "
+                    "16 bits of a shard. Use fewer merges.");
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
-        die("%s: line %d: a token of more than %d bytes is not supported. Remove the line.",
-            r->path, r->line, MAX_TOKEN_BYTES);
+        refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
     const int made = add_merge(t, a, b);
     uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
     if (*slot)
-        die("%s: line %d: \"%.*s\" makes a token that line %d makes. Remove one of them.", r->path,
-            r->line, shown, text, r->line - (made + 1 - (int)*slot));
+        refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
     *slot = (uint32_t)made + 1;
 }
 
-/* Dies if the first line, text .. stop, names special tokens, as older tokenizers could have. */
-static void check_first_line(const char *path, const char *text, const char *stop)
-{
-    static const char names[] = " special: ";
-    for (; (text = memchr(text, ' ', stop - text)); text++)
-        if (stop - text >= 10 && !memcmp(text, names, 10))
-            die("%s: line 1 names special tokens, but only %s is supported. Train a tokenizer "
-                "without them.", path, END_OF_TEXT);
-}
-
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
- * tokens. The caller releases r->slots. */
-static void read_merges(struct MergesReader *r, struct Bytes text)
+ * tokens. */
+static void read_merges(struct TokenReader *r, struct Bytes text)
 {
     const char *at = text.data, *end = text.data + text.size;
     r->tokenizer = tokenizer_new(text.size / 9);
@@ -992,9 +983,7 @@ static void read_merges(struct MergesReader *r, struct Bytes text)
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
         if (stop > at && stop[-1] == '\r') stop--;
-        if (r->line == 1 && end - at >= 8 && !memcmp(at, "#version", 8))
-            check_first_line(r->path, at, stop);
-        else if (stop > at || next < end) read_merge(r, at, stop);
+        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop);
         at = next;
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
@@ -1005,50 +994,48 @@ static void read_merges(struct MergesReader *r, struct Bytes text)
 
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
-/* Takes over the ids of a directory whose tokens are numbered otherwise than by merges.txt, as by
- * trainers that put special tokens first. names: {"token": id, ...}. eot: its id there. Dies if a
- * token of ours has no id. */
-static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
+/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
+ * special tokens first have another one than merges.txt, which has ours; that is NULL.
+ * names: {"token": id, ...}. eot: the id of <|endoftext|>. Dies if a token of ours has no id. */
+static void read_order(struct TokenReader *r, const struct Json *names, double eot)
 {
     struct Tokenizer *t = r->tokenizer;
-    t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
-    for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = i == t->eot ? eot : -1;
+    if (!(eot >= 0 && eot < MAX_IDS))
+        die("%s: has no %s, which separates texts. Add it.", r->path, END_OF_TEXT);
+    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
+    for (int i = 0; i < t->vocabulary; i++) r->order[i] = i == t->eot ? (int)eot : -1;
     for (const struct Json *j = names->child; j; j = j->next) {
         uint8_t bytes[MAX_TOKEN_BYTES];
         const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
         const uint32_t token = n ? *find_token(r, bytes, n) : 0;
         if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
-            t->file_ids[token - 1] = (int)j->number;
+            r->order[token - 1] = (int)j->number;
     }
     struct PairTable ids = pair_table(t->vocabulary);       /* to find one that is there twice */
-    bool same = true;
+    bool ours = true;
     for (int i = 0; i < t->vocabulary; i++) {
         int n;
-        const uint8_t *bytes = tokenizer_piece(t, i, &n);
-        if (t->file_ids[i] < 0)
+        const uint8_t *bytes = bytes_of_token(t, i, &n);
+        if (r->order[i] < 0)
             die("%s: has no id for token %d, \"%.*s\", which a merge makes, so another "
                 "tokenizer wrote it. Put the right one there.", r->path, i, n < 80 ? n : 80,
                 (const char *)bytes);
-        if (pair_find(&ids, t->file_ids[i]) >= 0)
-            die("%s: two tokens have the id %d. Replace the file.", r->path, t->file_ids[i]);
-        pair_add(&ids, t->file_ids[i], i);
-        same &= t->file_ids[i] == i;
+        if (pair_find(&ids, r->order[i]) >= 0)
+            die("%s: two tokens have the id %d. Replace the file.", r->path, r->order[i]);
+        pair_add(&ids, r->order[i], i);
+        ours &= r->order[i] == i;
     }
     pair_table_free(&ids);
-    if (same) { free(t->file_ids); t->file_ids = NULL; }
+    if (ours) { free(r->order); r->order = NULL; }
 }
 
-/* Ids follow from merges.txt, unless the vocab.json beside it has an order of its own. */
-static void read_vocabulary(struct MergesReader *r, const char *path)
+/* Reads the order in the vocab.json beside merges.txt, or the encoder.json beside vocab.bpe. */
+static void read_vocabulary(struct TokenReader *r, const char *path)
 {
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     struct Json *names = json_parse(file.data, file.size, path);
-    const double eot = json_number(names, END_OF_TEXT, -1);
-    if (!(eot >= 0 && eot < MAX_IDS))
-        die("%s: has no id for %s. Name merges.txt itself if the file is not needed.", path,
-            END_OF_TEXT);
     r->path = path;
-    read_ids(r, names, (int)eot);
+    read_order(r, names, json_number(names, END_OF_TEXT, -1));
     json_free(names);
     free((char *)file.data);
 }
@@ -1056,7 +1043,8 @@ static void read_vocabulary(struct MergesReader *r, const char *path)
 /* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
-    const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer");
+    const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer"),
+                      *normalizer = json_get(j, "normalizer");
     const char *type = json_text(model, "type", "BPE"), *cut_type = json_text(cut, "type", "none");
     if (strcmp(type, "BPE") || !json_get(model, "merges") || !json_get(model, "vocab"))
         die("%s: is a tokenizer of type %s; only byte-level BPE is supported.", path, type);
@@ -1064,7 +1052,6 @@ static void check_tokenizer_json(const struct Json *j, const char *path)
         || !json_number(cut, "use_regex", 1))
         die("%s: cuts texts into pieces by %s; only GPT-2's ByteLevel without add_prefix_space is "
             "supported.", path, cut_type);
-    const struct Json *normalizer = json_get(j, "normalizer");
     if (normalizer && normalizer->kind != JSON_NULL)
         die("%s: changes texts by a normalizer (%s), which is not supported.", path,
             json_text(normalizer, "type", "?"));
@@ -1078,11 +1065,11 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     struct Buffer text = {0};
     append(&text, "#version: 0.2\n");
     for (const struct Json *j = list->child; j; j = j->next) {
-        const struct Json *a = j->kind == JSON_ARRAY ? j->child : j, *b = a ? a->next : NULL;
-        const bool pair = j->kind == JSON_ARRAY && b && !b->next && b->kind == JSON_STRING;
-        if (!a || a->kind != JSON_STRING || (j->kind == JSON_ARRAY && !pair))
-            die("%s: a merge is neither \"a b\" nor [\"a\", \"b\"]. Replace the file.", path);
-        append(&text, pair ? "%s %s\n" : "%s\n", a->string, pair ? b->string : "");
+        const struct Json *a = j->child, *b = a ? a->next : NULL;
+        if (j->kind == JSON_STRING) append(&text, "%s\n", j->string);
+        else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
+            append(&text, "%s %s\n", a->string, b->string);
+        else die("%s: a merge is neither \"a b\" nor [\"a\", \"b\"]. Replace the file.", path);
     }
     return text;
 }
@@ -1097,85 +1084,64 @@ static double end_of_text_in(const struct Json *j)
     return eot;
 }
 
-static void append_merges(struct Buffer *b, const struct Tokenizer *t);
-
-/* Dies if the tokenizer.json beside merges.txt is of another tokenizer. */
-static void check_tokenizer_beside(const struct Tokenizer *t, const char *path)
+/* A tokenizer.json: merges, order, and whether its template puts <|endoftext|> before a text. */
+static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
 {
-    if (!file_exists(path)) return;
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    struct Json *j = json_parse(file.data, file.size, path);
-    const struct Json *list = json_get(json_get(j, "model"), "merges");
-    struct Buffer ours = {0}, theirs = {0};
-    append_merges(&ours, t);
-    if (list) theirs = merges_of_json(list, path);
-    if (list && (strcmp(ours.data, theirs.data)
-                 || end_of_text_in(j) != (t->file_ids ? t->file_ids[t->eot] : t->eot)))
-        die("%s: is of another tokenizer than merges.txt and vocab.json beside it. Put the right "
-            "one there, or remove it.", path);
-    free(ours.data);
-    free(theirs.data);
-    json_free(j);
-    free((char *)file.data);
-}
-
-/* A tokenizer.json, when there is no merges.txt: merges, ids, and whether its template puts
- * <|endoftext|> before a text. */
-static void read_tokenizer_json(struct MergesReader *r)
-{
-    const struct Bytes file = read_file(r->path, MAX_TOKENIZER, false);
     struct Json *j = json_parse(file.data, file.size, r->path);
     check_tokenizer_json(j, r->path);
-    const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
-                      *template = json_get(json_get(j, "post_processor"), "single");
+    const struct Json *model = json_get(j, "model"),
+                      *template = json_get(json_get(j, "post_processor"), "single"),
+                      *first = template ? json_get(template->child, "SpecialToken") : NULL;
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    const double eot = end_of_text_in(j);
-    if (!(eot >= 0 && eot < MAX_IDS))
-        die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
-    read_ids(r, names, (int)eot);
-    const struct Json *first = template ? json_get(template->child, "SpecialToken") : NULL;
-    r->tokenizer->begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
+    read_order(r, json_get(model, "vocab"), end_of_text_in(j));
+    r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
-    free((char *)file.data);
 }
 
-/* Reads from tokenizer_config.json, if it is there, what the directory's model does to a text. It
- * need not say anything: then texts do not begin with <|endoftext|>, and their head is read. */
-static void read_tokenizer_config(struct Tokenizer *t, const char *path)
+/* Reads the usage from tokenizer_config.json. What it does not say stays as it is: texts do not
+ * begin with <|endoftext|>, and their head is read. */
+static void read_usage(struct Usage *u, const char *path)
 {
-    if (!file_exists(path)) return;
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
-    t->begins = json_number(j, "add_bos_token", t->begins) != 0;
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
                                                        : json_text(j, "bos_token", END_OF_TEXT);
-    if (t->begins && strcmp(name, END_OF_TEXT))
+    const double longest = json_number(j, "model_max_length", 0);
+    u->begins = json_number(j, "add_bos_token", u->begins) != 0;
+    u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
+    u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
+    if (u->begins && strcmp(name, END_OF_TEXT))
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
             END_OF_TEXT);
-    const double longest = json_number(j, "model_max_length", 0);
-    t->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
-    t->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
     json_free(j);
     free((char *)file.data);
 }
 
-/* The file that a tokenizer is read from: `name` itself, or in a directory of that name merges.txt,
- * or vocab.bpe, as the authors of GPT-2 named it, or tokenizer.json. NULL: there is none. */
+/* The path of a file in a directory, which the caller owns, or NULL: there is none. */
+static char *existing_file(const char *directory, const char *name)
+{
+    char *path = text_of("%s/%s", directory, name);
+    if (file_exists(path)) return path;
+    free(path);
+    return NULL;
+}
+
+/* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
+ * that name. tokenizer.json says all; vocab.bpe is what the authors of GPT-2 called merges.txt.
+ * NULL: there is none. */
 static char *tokenizer_file(const char *name)
 {
-    static const char *const names[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
     struct stat status;
+    char *path = NULL;
     if (!file_exists(name)) return NULL;
     if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    for (int i = 0; i < COUNT(names); i++) {
-        char *path = text_of("%s/%s", name, names[i]);
-        if (file_exists(path)) return path;
-        free(path);
-    }
-    return NULL;
+    if (!path) path = existing_file(name, "tokenizer.json");
+    if (!path) path = existing_file(name, "merges.txt");
+    if (!path) path = existing_file(name, "vocab.bpe");
+    return path;
 }
 
 static bool ends_with(const char *text, const char *end)
@@ -1184,64 +1150,74 @@ static bool ends_with(const char *text, const char *end)
     return n >= m && !strcmp(text + n - m, end);
 }
 
-/* Reads a tokenizer_file. Ids come from the vocab.json beside merges.txt, or encoder.json beside
- * vocab.bpe, if it is there. Dies on files that do not fit. */
-static struct Tokenizer *tokenizer_load(const char *name)
+/* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
+static struct Tokenizer *tokenizer_read(const char *name, int **order)
 {
-    char *path = tokenizer_file(name);
+    struct TokenReader r = {.path = tokenizer_file(name)};
+    char *path = (char *)r.path;
     if (!path)
-        die("%s: no such file, or no merges.txt or tokenizer.json in it. Train a tokenizer, or "
+        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const bool directory = strcmp(path, name) != 0;
-    char *config = text_of("%s/tokenizer_config.json", name);
-    char *json = text_of("%s/tokenizer.json", name);
-    char *ids = text_of("%s/%s", name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
-    struct MergesReader r = {.path = path};
-    if (ends_with(path, ".json")) read_tokenizer_json(&r);
-    else {
-        const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-        read_merges(&r, file);
-        free((char *)file.data);
-        if (directory && file_exists(ids)) read_vocabulary(&r, ids);
-        if (directory) check_tokenizer_beside(r.tokenizer, json);
+    const bool json = ends_with(path, ".json");
+    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
+    if (json) read_tokenizer_json(&r, file);
+    else read_merges(&r, file);
+    if (strcmp(path, name)) {                   /* it is in a directory */
+        char *ids = existing_file(name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
+        char *config = existing_file(name, "tokenizer_config.json");
+        if (ids && !json) read_vocabulary(&r, ids);
+        if (config) read_usage(&r.tokenizer->usage, config);
+        free(ids);
+        free(config);
     }
-    if (directory) read_tokenizer_config(r.tokenizer, config);
     release(r.slots, READER_SLOTS * sizeof *r.slots);
-    free(path); free(ids); free(config); free(json);
+    free((char *)file.data);
+    free(path);
+    *order = r.order;
     return r.tokenizer;
 }
 
+/* The same, for who needs no order but ours. */
+static struct Tokenizer *tokenizer_load(const char *name)
+{
+    int *order;
+    struct Tokenizer *t = tokenizer_read(name, &order);
+    free(order);
+    return t;
+}
+
+/* --- The tokenizer of a model --- */
+
 /* Moves the rows of wte (V, C) to where our ids expect them. Rows of tokens that we do not know,
  * special ones and padding, come last, in their order. */
-static void renumber_tokens(struct Model *model, const int *file_ids, int known)
+static void renumber_tokens(struct Model *model, const int *order, int known)
 {
     const int V = model->config.vocabulary, C = model->config.channels;
     const size_t bytes = (size_t)V * C * sizeof(real), row = C * sizeof(real);
     real *old = resize(NULL, bytes);
-    bool *taken = resize(NULL, V * sizeof *taken);
+    bool *taken = allocate_zeroed(V * sizeof *taken);
     memcpy(old, model->w.wte, bytes);
-    memset(taken, 0, V * sizeof *taken);
     for (int i = 0; i < known; i++) {
-        memcpy(model->w.wte + (size_t)i * C, old + (size_t)file_ids[i] * C, row);
-        taken[file_ids[i]] = true;
+        memcpy(model->w.wte + (size_t)i * C, old + (size_t)order[i] * C, row);
+        taken[order[i]] = true;
     }
     for (int i = 0; i < V; i++)
         if (!taken[i]) memcpy(model->w.wte + (size_t)known++ * C, old + (size_t)i * C, row);
-    free(taken);
+    release(taken, V * sizeof *taken);
     free(old);
 }
 
-/* What is done to every text, as a model's metadata keep it. */
-static char *usage_text(const struct Tokenizer *t)
+/* The usage, as a model's metadata keep it. */
+static char *usage_text(const struct Usage *u)
 {
-    return text_of("begin %d, keep tail %d, at most %d tokens", t->begins, t->keeps_tail,
-                   t->max_length);
+    return text_of("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+                   u->max_length);
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
-    char *usage = usage_text(t);
+    char *usage = usage_text(&t->usage);
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
     metadata_set(meta, "tokenizer_usage", "%s", usage);
     free(usage);
@@ -1253,82 +1229,82 @@ static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
-    struct Tokenizer *t = tokenizer_load(dir);
+    int *order;
+    struct Tokenizer *t = tokenizer_read(dir, &order);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    char *config = text_of("%s/tokenizer_config.json", dir), *is = usage_text(t);
+    char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
-        die("%s: merges.txt (hash %s) is not the tokenizer that the model was trained with (%s). "
-            "Put that one there.", dir, hash_text(t->hash), hash);
+        die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
+            "(%s). Put that one there.", dir, hash_text(t->hash), hash);
     if (usage && strcmp(usage, is))
-        die("%s: does not belong to model.safetensors beside it: \"%s\" instead of \"%s\". Put "
-            "the right one there, or train again.", config, is, usage);
-    for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
+        die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
+            "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
+    for (int i = 0; order && i < t->vocabulary; i++) last = max_int(last, order[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
             "model was trained with.", dir, last + 1, model->config.vocabulary);
-    if (t->file_ids) renumber_tokens(model, t->file_ids, t->vocabulary);
-    if (hash && !file_exists(config)) t->begins = t->keeps_tail = true;     /* our older files */
-    free(config);
+    if (order) renumber_tokens(model, order, t->vocabulary);
+    free(order);
     free(is);
     return t;
+}
+
+/* --- Writing tokens --- */
+
+/* Appends the bytes of n tokens. */
+static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
+{
+    for (int i = 0, length; i < n; i++) {
+        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
+        append_bytes(b, bytes, length);
+    }
 }
 
 /* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
  * \n, \t, \r or, for example, \xE4. */
 static void append_readable(struct Buffer *b, const uint8_t *p, int n)
 {
-    for (const uint8_t *end = p + n; p < end; ) {
-        int length;
-        utf8_class(p, end, &length);
-        if (*p == '\n' || *p == '\t' || *p == '\r')
+    for (const uint8_t *end = p + n; p < end; p += n) {
+        uint32_t c = 0;
+        n = utf8_decode(p, end - p, &c);
+        const bool readable = n > 0 && c >= ' ' && (c < 0x7F || c >= 0xA0);
+        if (!readable) n = 1;
+        if (readable) append_bytes(b, p, n);
+        else if (*p == '\n' || *p == '\t' || *p == '\r')
             append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else if (length > 2 || (length == 2 && *p > 0xC2) || (length == 2 && p[1] >= 0xA0)
-                 || (length == 1 && *p >= ' ' && *p < 127)) append_bytes(b, p, length);
-        else for (int i = 0; i < length; i++) append(b, "\\x%02X", p[i]);
-        p += length;
+        else append(b, "\\x%02X", *p);
     }
 }
 
-/* Appends the bytes of n tokens. */
-static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
-{
-    for (int i = 0, length; i < n; i++) {
-        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
-        append_bytes(b, bytes, length);
-    }
-}
-
-/* --- Writing --- */
-
-static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)
+/* Appends a token's symbols; with `json` as a string's inside, all in ASCII: \u0120the */
+static void append_token(struct Buffer *b, const struct Tokenizer *t, int id, bool json)
 {
     int n;
-    const uint8_t *bytes = tokenizer_piece(t, id, &n);
-    for (int i = 0; i < n; i++) append_utf8(b, symbol_of_byte(bytes[i]));
+    const uint8_t *bytes = bytes_of_token(t, id, &n);
+    for (int i = 0; i < n; i++) {
+        const uint32_t c = symbol_of_byte(bytes[i]);
+        if (json && (c == '"' || c == '\\')) append(b, "\\");
+        if (json && c >= 128) append(b, "\\u%04x", c);
+        else append_utf8(b, c);
+    }
+}
+
+/* Appends a merge as merges.txt and tokenizer.json write it. */
+static void append_merge(struct Buffer *b, const struct Tokenizer *t, int merge, bool json)
+{
+    append_token(b, t, t->parts[merge][0], json);
+    append(b, " ");
+    append_token(b, t, t->parts[merge][1], json);
 }
 
 static void append_merges(struct Buffer *b, const struct Tokenizer *t)
 {
     append(b, "#version: 0.2\n");
     for (int r = 0; r < t->merges; r++) {
-        append_token(b, t, t->parts[r][0]);
-        append(b, " ");
-        append_token(b, t, t->parts[r][1]);
+        append_merge(b, t, r, false);
         append(b, "\n");
-    }
-}
-
-/* As a JSON string's inside, all in ASCII: \u0120the */
-static void append_token_json(struct Buffer *b, const struct Tokenizer *t, int id)
-{
-    int n;
-    const uint8_t *bytes = tokenizer_piece(t, id, &n);
-    for (int i = 0; i < n; i++) {
-        const uint32_t c = symbol_of_byte(bytes[i]);
-        if (c == '"' || c == '\\') append(b, "\\");
-        append(b, c < 128 ? "%c" : "\\u%04x", c);
     }
 }
 
@@ -1337,7 +1313,7 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 {
     for (int id = 0; id < t->vocabulary; id++) {
         append(b, "%s\"", id ? ", " : "{");
-        append_token_json(b, t, id);
+        append_token(b, t, id, true);
         append(b, "\": %d", id);
     }
     append(b, "}");
@@ -1348,7 +1324,7 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 static void append_special(struct Buffer *b, const struct Tokenizer *t, int id)
 {
     append(b, "\"content\": \"");
-    append_token_json(b, t, id);
+    append_token(b, t, id, true);
     append(b, "\", \"single_word\": %s, \"lstrip\": false, \"rstrip\": false, "
            "\"normalized\": false, \"special\": true}", id == PAD_TOKEN ? "true" : "false");
 }
@@ -1359,7 +1335,7 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
     static const char begin[] = "{\"SpecialToken\": {\"id\": \"" END_OF_TEXT
                                 "\", \"type_id\": 0}}, ";
-    const char *first = t->begins ? begin : "";
+    const char *first = t->usage.begins ? begin : "";
     append(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
            "\"added_tokens\": [{\"id\": %d, ", PAD_TOKEN);
     append_special(b, t, PAD_TOKEN);
@@ -1382,9 +1358,7 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
     append(b, ",\n\"merges\": [");
     for (int r = 0; r < t->merges; r++) {
         append(b, r ? ",\n\"" : "\n\"");
-        append_token_json(b, t, t->parts[r][0]);
-        append(b, " ");
-        append_token_json(b, t, t->parts[r][1]);
+        append_merge(b, t, r, true);
         append(b, "\"");
     }
     append(b, "]}}\n");
@@ -1396,15 +1370,16 @@ static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
     static const char *const roles[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
     append(b, "{\n  \"tokenizer_class\": \"GPT2Tokenizer\",\n  \"add_bos_token\": %s,\n"
-           "  \"add_prefix_space\": false,\n", t->begins ? "true" : "false");
+           "  \"add_prefix_space\": false,\n", t->usage.begins ? "true" : "false");
     for (int i = 0; i < COUNT(roles); i++) {
         append(b, "  \"%s\": \"", roles[i]);
-        append_token_json(b, t, i < 3 ? t->eot : PAD_TOKEN);
+        append_token(b, t, i < 3 ? t->eot : PAD_TOKEN, true);
         append(b, "\",\n");
     }
     append(b, "  \"padding_side\": \"right\",\n  \"truncation_side\": \"%s\",\n",
-           t->keeps_tail ? "left" : "right");
-    if (t->max_length) append(b, "  \"model_max_length\": %d,\n", t->max_length);
+           t->usage.keeps_tail ? "left" : "right");
+    if (t->usage.max_length)
+        append(b, "  \"model_max_length\": %d,\n", t->usage.max_length);
     append(b, "  \"clean_up_tokenization_spaces\": false,\n  \"split_special_tokens\": true,\n"
            "  \"added_tokens_decoder\": {\"%d\": {", PAD_TOKEN);
     append_special(b, t, PAD_TOKEN);
@@ -1413,28 +1388,24 @@ static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}\n}\n");
 }
 
-static void stage_text(const char *dir, const char *name, struct Buffer text)
-{
-    char *path = text_of("%s/%s", dir, name);
-    stage_file(path, text.data, text.size);
-    free(path);
-    free(text.data);
-}
+/* The files of a tokenizer. tokenizer.json comes last: it is the one that is read. */
+static const char *const tokenizer_files[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
+                                              "tokenizer.json", NULL};
 
-/* The files of a tokenizer. merges.txt comes last: a directory that has it is complete. */
-static const char *const tokenizer_files[] = {"vocab.json", "tokenizer.json",
-                                              "tokenizer_config.json", "merges.txt"};
-
-/* Writes the four files for commit_outputs. */
+/* Writes the files for commit_outputs. */
 static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
 {
-    struct Buffer texts[COUNT(tokenizer_files)] = {{0}};
+    static void (*const append_file[])(struct Buffer *, const struct Tokenizer *) = {
+        append_vocabulary, append_merges, append_tokenizer_config, append_tokenizer_json};
     make_directory(dir);
-    append_vocabulary(&texts[0], t);
-    append_tokenizer_json(&texts[1], t);
-    append_tokenizer_config(&texts[2], t);
-    append_merges(&texts[3], t);
-    for (int i = 0; i < COUNT(texts); i++) stage_text(dir, tokenizer_files[i], texts[i]);
+    for (int i = 0; tokenizer_files[i]; i++) {
+        struct Buffer text = {0};
+        char *path = text_of("%s/%s", dir, tokenizer_files[i]);
+        append_file[i](&text, t);
+        stage_file(path, text.data, text.size);
+        free(path);
+        free(text.data);
+    }
 }
 
 /* The same, with the names at once. */
@@ -2036,7 +2007,7 @@ enum { CHUNK_BYTES = 1 << 19 };
 static void begin_tokenizer(const char *out, bool overwrite)
 {
     lock_directory(out);
-    for (int i = 0; i < COUNT(tokenizer_files) && !overwrite; i++) {
+    for (int i = 0; tokenizer_files[i] && !overwrite; i++) {
         char *path = text_of("%s/%s", out, tokenizer_files[i]);
         if (file_exists(path))
             die("%s: exists. Choose another --out, or add --overwrite.", path);
@@ -2211,7 +2182,7 @@ static int command_train(int argc, char **argv)
         warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
              counted(t->merges, "merge"), t->merges + BYTES + 1, vocabulary);
     add_end_of_text(t);
-    t->begins = t->keeps_tail = true;
+    t->usage.begins = t->usage.keeps_tail = true;
     tokenizer_save(t, out);
     progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", out, t->vocabulary,
              source.done / 1e6, counted(words.count, "different word"), seconds() - start);
@@ -2567,7 +2538,7 @@ static int command_show(int argc, char **argv)
     int n, *ids = ids_of_text(t, text, special, &n);
     for (int i = 0; i < n; i++) {
         int length;
-        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
         if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
         append_readable(&line, bytes, length);
         append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
@@ -2591,7 +2562,7 @@ static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
         if (uses[id]) heap_push(&longest, (struct Entry){token_length(t, id), id, id});
     for (; n > 0 && longest.size; n--) {
         int length, id = heap_pop(&longest).index;
-        const uint8_t *bytes = tokenizer_piece(t, id, &length);
+        const uint8_t *bytes = bytes_of_token(t, id, &length);
         append(&b, "%8d %10lld  \"", id, (long long)uses[id]);
         append_readable(&b, bytes, length);
         append(&b, "\"\n");

@@ -468,7 +468,7 @@ static int *token_bytes(const struct Tokenizer *tokenizer, int V)
     for (int id = 0; id < V; id++) {
         bytes[id] = 0;
         if (id < tokenizer->vocabulary && id != tokenizer->eot)
-            tokenizer_piece(tokenizer, id, &bytes[id]);
+            bytes_of_token(tokenizer, id, &bytes[id]);
     }
     return bytes;
 }
@@ -679,7 +679,7 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
     const size_t length = strlen(prompt);
     int *ids = resize(NULL, (length + 1) * sizeof *ids);
     ids[0] = tokenizer->eot;
-    const int first = tokenizer->begins || !length;
+    const int first = tokenizer->usage.begins || !length;
     *count = first + tokenizer_encode(tokenizer, prompt, length, ids + first);
     return ids;
 }
@@ -700,7 +700,7 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
         token = next_token(g, hidden, written >= g->min_tokens);
         check_unchanged();
         if (token == g->tokenizer->eot) break;
-        const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
+        const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_result(&text);
         if (++written < max_tokens) hidden = read_next(g, token);
@@ -1223,8 +1223,8 @@ static void begin_files(struct Run *r, struct Buffer rows)
     r->replaces = !r->options.resume && holds_run(r->options.out);
     lock_directory(r->paths.last);              /* that it is no other run's --out either */
     open_log(r, rows);
-    r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
-    r->tokenizer->max_length = r->options.context;
+    r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
+                                         .max_length = r->options.context};
     tokenizer_stage(r->tokenizer, r->options.out);
     tokenizer_stage(r->tokenizer, r->paths.last);
     if (!r->options.resume && !r->replaces) stage_run(r);
