@@ -988,40 +988,43 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
+    *find_token(r, (const uint8_t *)END_OF_TEXT, END_OF_TEXT_BYTES) = r->tokenizer->eot + 1;
 }
 
 /* --- Reading vocab.json and tokenizer.json --- */
 
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
-/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
- * special tokens first have another one than merges.txt, which has ours; that is NULL.
- * names: {"token": id, ...}. eot: the id of <|endoftext|>. Dies if a token of ours has no id. */
-static void read_order(struct TokenReader *r, const struct Json *names, double eot)
+/* Notes the id that the directory gives to a token. Names of tokens that we do not have are
+ * skipped. */
+static void read_id(struct TokenReader *r, const char *name, const struct Json *id)
 {
-    struct Tokenizer *t = r->tokenizer;
-    if (!(eot >= 0 && eot < MAX_IDS))
-        die("%s: has no %s, which separates texts. Add it.", r->path, END_OF_TEXT);
-    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
-    for (int i = 0; i < t->vocabulary; i++) r->order[i] = i == t->eot ? (int)eot : -1;
-    for (const struct Json *j = names->child; j; j = j->next) {
-        uint8_t bytes[MAX_TOKEN_BYTES];
-        const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
-        const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
-            r->order[token - 1] = (int)j->number;
-    }
-    struct PairTable ids = pair_table(t->vocabulary);       /* to find one that is there twice */
+    uint8_t bytes[MAX_TOKEN_BYTES];
+    const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
+    const uint32_t token = n ? *find_token(r, bytes, n) : 0;
+    if (token && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->order[token - 1] = (int)id->number;
+}
+
+/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
+ * special tokens first have another one than ours; ours is NULL. names: {"token": id, ...}.
+ * added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of its own. */
+static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
+{
+    const struct Tokenizer *t = r->tokenizer;
+    struct PairTable ids = pair_table(t->vocabulary);
     bool ours = true;
-    for (int i = 0; i < t->vocabulary; i++) {
-        int n;
+    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
+    for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
+    for (const struct Json *j = names->child; j; j = j->next) read_id(r, j->key, j);
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
+        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT))
+            read_id(r, END_OF_TEXT, json_get(a, "id"));
+    for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0)
-            die("%s: has no id for token %d, \"%.*s\", which a merge makes, so another "
-                "tokenizer wrote it. Put the right one there.", r->path, i, n < 80 ? n : 80,
-                (const char *)bytes);
-        if (pair_find(&ids, r->order[i]) >= 0)
-            die("%s: two tokens have the id %d. Replace the file.", r->path, r->order[i]);
+        if (r->order[i] < 0 || pair_find(&ids, r->order[i]) >= 0)
+            die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
+                "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
         pair_add(&ids, r->order[i], i);
         ours &= r->order[i] == i;
     }
@@ -1035,28 +1038,27 @@ static void read_vocabulary(struct TokenReader *r, const char *path)
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     struct Json *names = json_parse(file.data, file.size, path);
     r->path = path;
-    read_order(r, names, json_number(names, END_OF_TEXT, -1));
+    read_order(r, names, NULL);
     json_free(names);
     free((char *)file.data);
 }
 
-/* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
+/* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
     const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer"),
                       *normalizer = json_get(j, "normalizer");
-    const char *type = json_text(model, "type", "BPE"), *cut_type = json_text(cut, "type", "none");
-    if (strcmp(type, "BPE") || !json_get(model, "merges") || !json_get(model, "vocab"))
-        die("%s: is a tokenizer of type %s; only byte-level BPE is supported.", path, type);
-    if (strcmp(cut_type, "ByteLevel") || json_number(cut, "add_prefix_space", 1)
-        || !json_number(cut, "use_regex", 1))
-        die("%s: cuts texts into pieces by %s; only GPT-2's ByteLevel without add_prefix_space is "
-            "supported.", path, cut_type);
-    if (normalizer && normalizer->kind != JSON_NULL)
-        die("%s: changes texts by a normalizer (%s), which is not supported.", path,
-            json_text(normalizer, "type", "?"));
-    if (json_number(model, "ignore_merges", 0))
-        die("%s: ignore_merges is true, which is not supported.", path);
+    const char *wrong =
+        strcmp(json_text(model, "type", "BPE"), "BPE") || !json_get(model, "merges")
+        || !json_get(model, "vocab") ? "its model is not BPE"
+        : strcmp(json_text(cut, "type", ""), "ByteLevel") || json_number(cut, "add_prefix_space", 1)
+          || !json_number(cut, "use_regex", 1)
+        ? "its pre_tokenizer is not GPT-2's ByteLevel without add_prefix_space"
+        : normalizer && normalizer->kind != JSON_NULL ? "its normalizer changes texts"
+        : json_number(model, "ignore_merges", 0) ? "its ignore_merges is true" : NULL;
+    if (wrong)
+        die("%s: %s, which is not supported. Use a model with a tokenizer like GPT-2's.", path,
+            wrong);
 }
 
 /* The lines of a merges.txt, from a tokenizer.json's list: ["a b", ...] or [["a", "b"], ...] */
@@ -1074,16 +1076,6 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
-/* The id of <|endoftext|> in a tokenizer.json, or -1. */
-static double end_of_text_in(const struct Json *j)
-{
-    const struct Json *added = json_get(j, "added_tokens");
-    double eot = json_number(json_get(json_get(j, "model"), "vocab"), END_OF_TEXT, -1);
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
-        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
-    return eot;
-}
-
 /* A tokenizer.json: merges, order, and whether its template puts <|endoftext|> before a text. */
 static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
 {
@@ -1094,7 +1086,7 @@ static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
                       *first = template ? json_get(template->child, "SpecialToken") : NULL;
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    read_order(r, json_get(model, "vocab"), end_of_text_in(j));
+    read_order(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
     r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
@@ -1249,6 +1241,38 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     free(order);
     free(is);
     return t;
+}
+
+/* --- Texts --- */
+
+/* Dies if the first n bytes of a file show that it is no plain text in UTF-8. */
+static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+{
+    static const struct { int at; const char *bytes; size_t n; const char *what, *remedy; }
+    kinds[] = {
+        {0, "\xFF\xFE\0\0", 4, "UTF-32", "iconv -f UTF-32 -t UTF-8"},
+        {0, "\0\0\xFE\xFF", 4, "UTF-32", "iconv -f UTF-32 -t UTF-8"},
+        {0, "\xFF\xFE", 2, "UTF-16", "iconv -f UTF-16 -t UTF-8"},
+        {0, "\xFE\xFF", 2, "UTF-16", "iconv -f UTF-16 -t UTF-8"},
+        {0, "\x1F\x8B", 2, "compressed", "gzip -d"},
+        {0, "\x28\xB5\x2F\xFD", 4, "compressed", "zstd -d"},
+        {4, "1AY&SY", 6, "compressed", "bzip2 -d"},
+        {0, "\xFD" "7zXZ", 5, "compressed", "xz -d"},
+        {0, "PK\3\4", 4, "a zip file, as .docx and .xlsx are", "unzip"},
+        {0, "%PDF-", 5, "a PDF document", "pdftotext"},
+        {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n))
+            die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, kinds[i].what,
+                kinds[i].remedy);
+    /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
+    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
+    size_t zeros[2] = {0};
+    for (size_t i = 0; i < first; i++) zeros[i % 2] += p[i] == 0;
+    for (int odd = 0; odd < 2; odd++)
+        if (first >= 4 && zeros[odd] == first / 2 && zeros[!odd] == 0)
+            die("%s: is UTF-16, not plain text in UTF-8. Convert it with `iconv -f UTF-16%s -t "
+                "UTF-8`.", path, odd ? "LE" : "BE");
 }
 
 /* --- Writing tokens --- */
@@ -1679,60 +1703,52 @@ static enum Split split_of(const char *name)
          : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
 }
 
+/* The input files. They are read one after the other into a window of memory and cut into chunks
+ * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
+struct Source {
+    char **paths;
+    int count, number;          /* files: all, and those that were opened */
+    enum Split split;
+    const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
+    int64_t chunk_bytes;
+    int64_t cut;                /* another document begins at this position of the file; 0: none */
+    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
+    int file;                   /* the descriptor of the open file, or -1 */
+    bool ended;                 /* the open file has been read to its end */
+    bool fresh;                 /* a document begins at window[at] */
+    int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
+    uint8_t *window;            /* (room), filled up to `size` */
+    size_t room, size, at;      /* chunks have been cut up to `at` */
+    double start, shown;        /* seconds: for show_progress */
+};
+
 /* A part of a file that one thread works on. No piece crosses the end of a chunk, and no line of
  * JSON. */
 struct Chunk {
+    const struct Source *source;
+    const char *path;           /* of the file */
+    int number;                 /* of the file, from 0 */
     const uint8_t *at, *end;
-    const uint8_t *readable;                /* the end of what is in memory, see piece_end */
-    const char *path;
-    int file_number;
-    int64_t file_bytes;                     /* the position of `readable` in the file */
-    int64_t cut;                            /* see Source */
-    bool fresh;                             /* a document begins at `at` */
-    enum Split split;
-    const char *field;                      /* for JSON: the name of the string, */
-    int64_t line;                           /* the number of the line at `at`, */
-    struct Json *json;                      /* and the line of the last part, or NULL */
+    const uint8_t *readable;    /* the end of what is in memory, see piece_end */
+    int64_t position, line;     /* of `at` in the file; line: with SPLIT_JSONL */
+    bool fresh;                 /* a document begins at `at` */
+    struct Json *json;          /* the line of the last part, or NULL */
 };
 
 /* A document, or what a chunk holds of it. */
 struct Part {
     const uint8_t *begin, *end, *readable;
-    int64_t position;                       /* where it begins in the file */
-    bool starts;                            /* the document begins here, not in an earlier chunk */
+    int64_t position;           /* where it begins in the file */
+    bool starts;                /* the document begins here, not in an earlier chunk */
 };
 
-/* The class of the character that ends at p, text < p. */
-static int class_before(const uint8_t *text, const uint8_t *p)
-{
-    for (int n = 1; n <= 4 && n <= p - text; n++) {
-        int length, class = class_at(p - n, p, &length);
-        if (length == n && (n > 1 || p[-1] < 128)) return class;
-    }
-    return OTHER;
-}
-
-/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
- * two characters of different classes if the left one is not white space and the right one is not
- * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
- * follows. A | on the right may be inside <|endoftext|>, which must not be cut. */
-static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
-{
-    int length;
-    const int class = class_at(p, end, &length), before = class_before(text, p);
-    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
-    return whole && class != LETTER && before != SPACE && before != class && *p != '|';
-}
-
-static bool mark_at(const uint8_t *p, const uint8_t *end)
-{
-    return end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES);
-}
+/* --- From chunks to documents --- */
 
 /* The next <|endoftext|> in p .. end, or NULL. */
 static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
 {
-    for (; (p = memchr(p, '<', end - p)); p++) if (mark_at(p, end)) return p;
+    for (; (p = memchr(p, '<', end - p)); p++)
+        if (end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES)) return p;
     return NULL;
 }
 
@@ -1749,8 +1765,9 @@ static void hint_at_marks(const struct Chunk *c)
     #pragma omp critical (hint)
     {
         if (!said) warn("%s: holds %s as ordinary text. %s", c->path, END_OF_TEXT,
-                        c->split == SPLIT_JSONL ? "Remove it if it is meant to end documents."
-                                                : "With --split eot, documents end there.");
+                        c->source->split == SPLIT_JSONL
+                        ? "Remove it if it is meant to end documents."
+                        : "With --split eot, documents end there.");
         said = true;
     }
 }
@@ -1759,20 +1776,21 @@ static void hint_at_marks(const struct Chunk *c)
  * on a line without that string. */
 static void read_json_line(struct Chunk *c, struct Part *p)
 {
+    const char *field = c->source->field;
     char *where = text_of("%s:%lld", c->path, (long long)c->line++);
     if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
         p->begin += 3;                              /* a byte order mark */
     while (p->begin < p->end && isspace(*p->begin)) p->begin++;
     if (p->begin < p->end) {
         c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
-        const struct Json *text = json_get(c->json, c->field);
+        const struct Json *text = json_get(c->json, field);
         if (c->json->kind != JSON_OBJECT)
-            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, c->field);
+            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, field);
         if (!text)
             die("%s: has no \"%s\". Name the one member that holds the text with --text-field.",
-                where, c->field);
+                where, field);
         if (text->kind != JSON_STRING)
-            die("%s: \"%s\" is not a string. Texts must be.", where, c->field);
+            die("%s: \"%s\" is not a string. Texts must be.", where, field);
         p->begin = (const uint8_t *)text->string;
         p->end = p->readable = p->begin + text->length;
     }
@@ -1783,47 +1801,30 @@ static void read_json_line(struct Chunk *c, struct Part *p)
  * nothing is left. The part of JSON is valid until the next call. */
 static bool next_part(struct Chunk *c, struct Part *p)
 {
-    const bool lines = c->split == SPLIT_LINES || c->split == SPLIT_JSONL;
+    const enum Split split = c->source->split;
+    const bool lines = split == SPLIT_LINES || split == SPLIT_JSONL;
     json_free(c->json);
     c->json = NULL;
-    while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
+    while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
         const uint8_t *stop = lines ? memchr(c->at, '\n', c->end - c->at)
-                            : c->split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
+                            : split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
         const bool ends = stop;                     /* the document ends in this chunk */
         const uint8_t *next = !ends ? c->end : lines ? stop + 1
                             : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
         if (!ends) stop = c->end;
         else if (lines && stop > c->at && stop[-1] == '\r') stop--;
-        *p = (struct Part){c->at, stop, c->readable, c->file_bytes - (c->readable - c->at),
-                           c->fresh};
+        *p = (struct Part){c->at, stop, c->readable, c->position, c->fresh};
+        c->position += next - c->at;
         c->at = next;
         c->fresh = ends;
-        if (c->split == SPLIT_JSONL) read_json_line(c, p);
-        if (c->split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
-        if (p->end > p->begin || c->split == SPLIT_FILE) return true;
+        if (split == SPLIT_JSONL) read_json_line(c, p);
+        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
+        if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
 }
 
-/* The input files. They are read one after the other into a window of memory and cut into chunks
- * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
-struct Source {
-    char **paths;
-    int count, number;          /* files: all, and those that were opened */
-    enum Split split;
-    const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
-    int64_t chunk_bytes;
-    int64_t cut;                /* another document begins at this position of the file; 0: none */
-    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
-    int file;                   /* the descriptor of the open file, or -1 */
-    bool ended;                 /* the open file has been read to its end */
-    bool fresh;                 /* a document begins at window[at] */
-    int64_t file_bytes;         /* bytes read of the open file */
-    int64_t line;               /* with SPLIT_JSONL: the number of the line at window[at] */
-    uint8_t *window;            /* (room), filled up to `size` */
-    size_t room, size, at;      /* chunks have been cut up to `at` */
-    double start, shown;        /* seconds: for show_progress */
-};
+/* --- From files to chunks --- */
 
 enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
@@ -1870,7 +1871,7 @@ static void fill_window(struct Source *s)
     if (s->file < 0) {
         const char *path = s->paths[s->number++];
         s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
-        s->file_bytes = 0;
+        s->position = 0;
         s->line = 1;
         s->ended = false;
         s->fresh = true;
@@ -1881,48 +1882,41 @@ static void fill_window(struct Source *s)
         if (n < 0) die("%s: cannot be read (%s).", s->paths[s->number - 1], strerror(errno));
         s->ended = n == 0;
         s->size += (size_t)n;
-        s->file_bytes += n;
     }
 }
 
-/* Whether the n bytes at p are UTF-16 of Latin letters: every byte at an even place (high = 0) or
- * at an odd place (high = 1) is 0, and no other. */
-static bool is_utf16(const uint8_t *p, size_t n, size_t high)
+/* The class of the character that ends at p, text < p. */
+static int class_before(const uint8_t *text, const uint8_t *p)
 {
-    size_t zeros = 0;
-    for (size_t i = 0; i < n; i++) zeros += (p[i] == 0) == (i % 2 == high);
-    return n >= 4 && zeros == n;
+    for (int n = 1; n <= 4 && n <= p - text; n++) {
+        int length, class = class_at(p - n, p, &length);
+        if (length == n && (n > 1 || p[-1] < 128)) return class;
+    }
+    return OTHER;
 }
 
-/* Dies if a file that begins with these n bytes is known not to be plain text. A dot in `bytes`
- * stands for any byte. */
-static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
+ * two characters of different classes if the left one is not white space and the right one is not
+ * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
+ * follows. A | on the right may be inside <|endoftext|>, and a > on the left may be its end: it
+ * stays whole, and so does the line end that follows it. */
+static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
 {
-    static const struct { const char *bytes; size_t n; const char *what, *remedy; } kinds[] = {
-        {"\xFF\xFE\0\0", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\0\0\xFE\xFF", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\xFF\xFE", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\xFE\xFF", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\x1F\x8B", 2, "compressed", "Unpack it with `gzip -d`."},
-        {"\x28\xB5\x2F\xFD", 4, "compressed", "Unpack it with `zstd -d`."},
-        {"BZh.1AY&SY", 10, "compressed", "Unpack it with `bzip2 -d`."},
-        {"\xFD" "7zXZ", 5, "compressed", "Unpack it with `xz -d`."},
-        {"PK\3\4", 4, "a zip file, as .docx and .xlsx are",
-         "Unpack it, or save the document as plain text."},
-        {"%PDF-", 5, "a PDF document", "Convert it with `pdftotext`."},
-        {"\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "`tokenizer decode` writes its text."}};
-    for (int i = 0; i < COUNT(kinds); i++) {
-        size_t same = 0;
-        while (same < n && same < kinds[i].n
-               && (p[same] == (uint8_t)kinds[i].bytes[same] || kinds[i].bytes[same] == '.')) same++;
-        if (same == kinds[i].n)
-            die("%s: is %s, not plain text. %s", path, kinds[i].what, kinds[i].remedy);
-    }
-    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    for (int high = 0; high < 2; high++)
-        if (is_utf16(p, first, high))
-            die("%s: is in UTF-16, not UTF-8. Convert it with `iconv -f UTF-16%s -t UTF-8`.", path,
-                high ? "LE" : "BE");
+    int length;
+    const int class = class_at(p, end, &length), before = class_before(text, p);
+    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
+    return whole && class != LETTER && before != SPACE && before != class && *p != '|'
+           && p[-1] != '>';
+}
+
+/* The end of a chunk that begins at `at`: the first place to cut after chunk_bytes, or `limit`. */
+static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
+{
+    const uint8_t *end = s->window + s->size;
+    if (limit - at <= s->chunk_bytes) return limit;
+    for (const uint8_t *p = at + s->chunk_bytes; p < limit; p++)
+        if (s->split == SPLIT_JSONL ? p[-1] == '\n' : can_cut(at, p, end)) return p;
+    return limit;
 }
 
 /* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
@@ -1930,26 +1924,18 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = s->window + s->at, *end = s->window + s->size;
-    const int64_t position = s->file_bytes - (end - at), before_cut = s->cut - position;
-    const uint8_t *limit = before_cut > 0 && before_cut < end - at ? at + before_cut : end;
-    const uint8_t *stop = limit;
-    if (limit - at > s->chunk_bytes) {
-        stop = at + s->chunk_bytes;
-        while (stop < limit && !(s->split == SPLIT_JSONL ? stop[-1] == '\n'
-                                                         : can_cut(at, stop, end))) stop++;
-    }
+    const int64_t before_cut = s->cut - s->position;
+    const bool meets_cut = before_cut > 0 && before_cut < end - at;
+    const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    const char *path = s->paths[s->number - 1];
-    if (!position) refuse_other_kinds(path, at, end - at);
-    const bool after_mark = s->split == SPLIT_EOT && s->fresh && position > 0;
-    *c = (struct Chunk){after_mark ? skip_line_end(at, stop) : at, stop, end, path, s->number - 1,
-                        s->file_bytes, s->cut, s->fresh, s->split, s->field, s->line};
-    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut
-            || (s->split == SPLIT_EOT && stop - at >= END_OF_TEXT_BYTES
-                && mark_at(stop - END_OF_TEXT_BYTES, stop));
+    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position, s->line,
+                        s->fresh, NULL};
+    if (!s->position) refuse_other_kinds(c->path, at, end - at);
+    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
         s->line++;
     s->at += (size_t)(stop - at);
+    s->position += stop - at;
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
         close(s->file);
@@ -2210,9 +2196,10 @@ struct Encoded {
  * two is not drawn. */
 static int side_of(const struct Chunk *c, const struct Part *p, double val_fraction, int64_t seed)
 {
-    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
+    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->number << 44),
                                     (uint64_t)p->position);
-    return c->cut ? p->position >= c->cut : random_uniform(&r) < val_fraction;
+    const int64_t cut = c->source->cut;
+    return cut ? p->position >= cut : random_uniform(&r) < val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
@@ -2488,14 +2475,6 @@ static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, i
     return ids;
 }
 
-static void append_id(struct Buffer *b, int id)
-{
-    char digits[8];
-    int k = sizeof digits;
-    do digits[--k] = (char)('0' + id % 10); while (id /= 10);
-    append_bytes(b, digits + k, sizeof digits - k);
-}
-
 /* Standard input -> its ids, on one line. */
 static int command_ids(int argc, char **argv)
 {
@@ -2509,12 +2488,9 @@ static int command_ids(int argc, char **argv)
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Buffer text = read_stdin(), line = {0};
     int n, *ids = ids_of_text(t, text, special, &n);
-    for (int i = 0; i < n; i++) {
-        if (i) append_bytes(&line, " ", 1);
-        append_id(&line, ids[i]);
-    }
-    append_bytes(&line, "\n", 1);
-    write_stdout(line.data, line.size);
+    for (int i = 0; i < n; i++) append(&line, i ? " %d" : "%d", ids[i]);
+    append(&line, "\n");
+    show_result(&line);
     free(ids); free(text.data); free(line.data);
     tokenizer_free(t);
     return 0;

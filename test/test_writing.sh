@@ -89,7 +89,7 @@ for file in log.tsv vocab.json merges.txt tokenizer_config.json tokenizer.json c
     answers "a classifier replaced up to $file"
     rm -r mixed
 done
-[ $refused -eq 3 ]
+[ $refused -eq 2 ]
 check $? "from what is done to a text to the model, the mixture is refused ($refused)"
 
 # The same tokenizer: only config.json, or what is done to a text, tells the two apart.
