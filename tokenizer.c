@@ -70,10 +70,6 @@ struct Heap { struct Entry *entries; size_t size, room; };
 static void heap_push(struct Heap *h, struct Entry entry);
 static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
 
-/* Shows now and then how many of the wanted merges are done. start and *shown: seconds, when the
- * work began and when this line was last written. */
-static void show_merging(int done, int wanted, double start, double *shown);
-
 /* ============================================================================================= */
 /* 1. Characters                                                                                 */
 /* ============================================================================================= */
@@ -455,8 +451,7 @@ static void merge_pair(struct Trainer *t, int index, int made)
 static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, int64_t min_count,
                          int max_bytes)
 {
-    const double start = seconds();
-    double shown = start;
+    struct Timer timer = start_timer();
     push_pairs(t, 0);
     while (out->merges < wanted && t->heap.size) {
         struct Entry top = heap_pop(&t->heap);
@@ -470,7 +465,7 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
         const int a = (int)(top.id >> 16), b = (int)(top.id & 0xFFFF);
         if (token_length(out, a) + token_length(out, b) > max_bytes) continue;
         merge_pair(t, top.index, add_merge(out, a, b));
-        show_merging(out->merges, wanted, start, &shown);
+        show_work(&timer, "merging", out->merges, wanted, "merges");
     }
 }
 
@@ -568,15 +563,6 @@ static struct Entry heap_pop(struct Heap *h)
     h->entries[h->size] = top;
     heap_sift_down(h, 0);
     return top;
-}
-
-/* --- Progress --- */
-
-static void show_merging(int done, int wanted, double start, double *shown)
-{
-    if (!line_is_due(shown)) return;
-    progress(false, "merging %d of %d  %s left", done, wanted,
-             duration((*shown - start) / done * (wanted - done)));
 }
 
 /* ============================================================================================= */
@@ -1469,43 +1455,64 @@ enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
-    struct Bytes file;          /* mapped; unmap_file ends its use */
-    const uint16_t *tokens;     /* (count), in the file */
+    struct File file;
     int64_t count;
-    uint64_t set, sum;          /* see ShardHeader; of these tokens, once open_data computed it */
+    uint64_t set, sum;          /* see ShardHeader; the checksum of these tokens */
     int shards;
+    int vocabulary;             /* no id reaches it */
 };
 
-/* Maps a shard. Dies if the header or the size of the file is wrong, or if another tokenizer than
- * the one with this hash made it; a hash of 0 fits all. The ids are not checked. */
-static struct Shard open_shard(const char *path, uint64_t hash)
+/* out (n) = the ids at .. at + n - 1. Dies if one is beyond the vocabulary. */
+static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
 {
-    const struct Bytes file = map_file(path);
-    struct ShardHeader header;
-    if (file.size < SHARD_HEADER)
-        die("%s: not a token shard: %s, less than its header of %d. Make one with "
-            "`tokenizer encode`.", path, counted(file.size, "byte"), SHARD_HEADER);
-    memcpy(&header, file.data, sizeof header);
-    if (header.magic != SHARD_MAGIC)
-        die("%s: not a token shard: byte 0: the number %d instead of %d. Make one with "
-            "`tokenizer encode`.", path, header.magic, SHARD_MAGIC);
-    if (header.version != SHARD_VERSION)
-        die("%s: byte 4: a shard of version %d; only version %d is read. Encode it again.", path,
-            header.version, SHARD_VERSION);
-    if (header.shards < 0 || header.shards > MAX_SHARDS)
-        die("%s: byte 32: the header says %d shards. Encode it again.", path, header.shards);
-    if (header.count < 0)
-        die("%s: byte 8: the header says %d tokens. Encode it again.", path, header.count);
-    const long long surplus = (long long)file.size - SHARD_HEADER - 2ll * header.count;
+    int largest = 0;
+    read_at(&s->file, out, n * sizeof *out, SHARD_HEADER + (size_t)at * sizeof *out);
+    #pragma omp simd reduction(max: largest)
+    for (size_t i = 0; i < n; i++) largest = out[i] > largest ? out[i] : largest;
+    if (largest >= s->vocabulary)
+        die("%s: holds token %d, but the tokenizer has only %d. Use the tokenizer that it was "
+            "encoded with, or encode the text again.", s->path, largest, s->vocabulary);
+}
+
+/* Reads all ids once, to check them and to compute their checksum. */
+static void check_ids(struct Shard *s)
+{
+    enum { BLOCK = 4 * MEGABYTE };              /* ids, whole megabytes */
+    uint16_t *ids = resize(NULL, BLOCK * sizeof *ids);
+    s->sum = (uint64_t)s->count * sizeof *ids;
+    for (int64_t at = 0; at < s->count; at += BLOCK) {
+        const size_t n = (size_t)(s->count - at < BLOCK ? s->count - at : BLOCK);
+        read_ids(ids, s, at, n);
+        s->sum = checksum_add(s->sum, ids, n * sizeof *ids);
+    }
+    free(ids);
+}
+
+/* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
+ * tokenizer than t made it; if t is NULL, any may have. */
+static struct Shard open_shard(const char *path, const struct Tokenizer *t)
+{
+    struct ShardHeader header = {0};
+    struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
+    if (s.file.size >= SHARD_HEADER) read_at(&s.file, &header, SHARD_HEADER, 0);
+    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
+        die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
+            SHARD_VERSION);
+    if (header.count < 0 || header.shards < 0 || header.shards > MAX_SHARDS)
+        die("%s: its header says %d tokens, and %d shards. Encode it again.", path, header.count,
+            header.shards);
+    const long long surplus = (long long)s.file.size - SHARD_HEADER - 2ll * header.count;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
-            counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more",
-            header.count);
-    if (hash && header.hash && header.hash != hash)
+            counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more", header.count);
+    if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
-            "encode the text again.", path, hash_text(header.hash), hash_text(hash));
-    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header.count,
-                          header.set, 0, header.shards};
+            "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
+    s.count = header.count;
+    s.set = header.set;
+    s.shards = header.shards;
+    check_ids(&s);
+    return s;
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
@@ -1553,13 +1560,9 @@ struct ShardWriter {
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     struct Output **shards;             /* (number) */
     int number;                         /* of shards so far */
-    int *old, old_count;                /* numbers of the shards to be replaced */
+    char **old;                         /* (old_count): paths of the shards to be replaced */
+    int old_count;
 };
-
-static char *shard_path(const struct ShardWriter *w, int number)
-{
-    return text_of("%s_%06d.bin", w->prefix, number);
-}
 
 static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
 {
@@ -1570,7 +1573,7 @@ static void write_shard_header(struct Output *o, const struct ShardWriter *w, in
 
 static void start_shard(struct ShardWriter *w)
 {
-    char *path = shard_path(w, w->number);
+    char *path = text_of("%s_%06d.bin", w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
     w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
     w->shards[w->number] = output_open(path);
@@ -1579,14 +1582,24 @@ static void start_shard(struct ShardWriter *w)
     free(path);
 }
 
-/* Closes the open shard and adds its tokens to the hash of the set. */
-static void close_shard(struct ShardWriter *w)
+/* Leaves shard i to the disk. There may be more shards than files that a process can have open, so
+ * only the first one, whose lock keeps out other writers of the prefix, stays open. */
+static void leave_shard(struct ShardWriter *w, int i)
+{
+    struct Output *o = w->shards[i];
+    output_finish(o);
+    if (i && fclose(o->file)) die_unwritten(o->path);
+    if (i) o->file = NULL;
+}
+
+/* Ends the open shard and adds its tokens to the hash of the set. */
+static void end_shard(struct ShardWriter *w)
 {
     struct Output *o = w->shards[w->number - 1];
+    const struct File file = {o->path, fileno(o->file)};
     output_finish(o);
-    const struct Bytes file = map_file(o->temporary);
-    w->set = mix64(w->set ^ checksum(file.data + SHARD_HEADER, file.size - SHARD_HEADER));
-    unmap_file(file);
+    w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
+    leave_shard(w, w->number - 1);
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1594,7 +1607,7 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 {
     while (n) {
         if (w->in_shard == w->limit) {
-            close_shard(w);
+            end_shard(w);
             start_shard(w);
         }
         const size_t room = (size_t)(w->limit - w->in_shard), now = n < room ? n : room;
@@ -1608,68 +1621,50 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 
 /* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
  * which set it belongs. */
-static void complete_shards(struct ShardWriter *w)
+static void complete_set(struct ShardWriter *w)
 {
-    if (!w->number) return;
-    close_shard(w);
+    end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
-        o->file = fopen(o->temporary, "r+b");
-        if (!o->file) die_unwritten(o->path);
+        if (i) o->file = fopen(o->temporary, "r+b");
+        if (!o->file || fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
         write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
-        output_finish(o);
+        leave_shard(w, i);
     }
 }
 
-/* Whether a file is PREFIX_<number>.bin, or the temporary file of one that the process `writer`
- * writes; else that is 0. name: the last part of PREFIX. */
-static bool has_prefix(const char *found, const char *name, int *number, long *writer)
-{
-    const size_t n = strlen(name);
-    const bool begins = !strncmp(found, name, n) && found[n] == '_';
-    *number = begins ? (int)strtol(found + n + 1, NULL, 10) : -1;
-    char *exactly = text_of("%s_%06d.bin", name, *number);
-    *writer = writer_of(found, exactly);
-    const bool is = *number >= 0 && (*writer || !strcmp(found, exactly));
-    free(exactly);
-    return is;
-}
-
 /* Notes a shard that is to be replaced. Dies if the file is none: then another program wrote it. */
-static void note_old_shard(struct ShardWriter *w, const char *path, int number)
+static void note_old_shard(struct ShardWriter *w, char *path)
 {
-    const struct Bytes file = map_file(path);
+    struct File file = open_file(path, false);
     int32_t magic = 0;
-    if (file.size >= sizeof magic) memcpy(&magic, file.data, sizeof magic);
+    if (file.size >= sizeof magic) read_at(&file, &magic, sizeof magic, 0);
     if (magic != SHARD_MAGIC)
         die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-    unmap_file(file);
+    close_file(&file);
     w->old = resize(w->old, (w->old_count + 1) * sizeof *w->old);
-    w->old[w->old_count++] = number;
+    w->old[w->old_count++] = path;
 }
 
-/* Begins the first shard, and then looks at the other files with the prefix: of two processes with
- * one prefix, the later one sees the first shard of the other. Dies if a shard of another process
- * is being written, or if one is there and may not be replaced. */
+/* Begins the first shard, which only one process can have open. Then looks at what other files have
+ * the prefix: removes what a killed process left, and dies if a shard may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
     char *directory = directory_of(w->prefix, &name);
+    DIR *files = NULL;
     make_directory(directory);
     start_shard(w);
-    DIR *files = NULL;
     for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        int number;
-        long writer;
-        if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
-        char *path = text_of("%s%s", w->prefix, f->d_name + strlen(name));
-        if (writer && is_alive(writer))
-            die("%s: process %ld is writing it. Wait for its end, or choose another --out.", path,
-                writer);
-        if (writer) unlink(path);
-        else if (overwrite) note_old_shard(w, path, number);
-        else die("%s: exists. Choose another --out, or add --overwrite.", path);
-        free(path);
+        const char *rest = f->d_name + strlen(name);        /* _000000.bin, if it is a shard */
+        if (strncmp(f->d_name, name, strlen(name)) || *rest != '_'
+            || strspn(rest + 1, "0123456789") != 6) continue;
+        char *path = text_of("%s%s", w->prefix, rest);
+        if (!strcmp(rest + 7, ".bin") && !overwrite)
+            die("%s: exists. Choose another --out, or add --overwrite.", path);
+        if (!strcmp(rest + 7, ".bin")) note_old_shard(w, path);
+        else if (!strcmp(rest + 7, ".bin" UNFINISHED) && strcmp(path, w->shards[0]->temporary))
+            remove_file(path);
     }
     free(directory);
 }
@@ -1677,13 +1672,8 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 /* Removes what the set before had more, once the new one has its names. */
 static void remove_old_shards(struct ShardWriter *w)
 {
-    for (int i = 0; i < w->old_count; i++) {
-        char *path = shard_path(w, w->old[i]);
-        if (w->old[i] >= w->number) remove_file(path);
-        free(path);
-    }
-    free(w->old);
-    free(w->shards);
+    for (int i = 0; i < w->old_count; i++)
+        if (atoi(w->old[i] + strlen(w->prefix) + 1) >= w->number) remove_file(w->old[i]);
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1719,7 +1709,7 @@ struct Source {
     int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
     uint8_t *window;            /* (room), filled up to `size` */
     size_t room, size, at;      /* chunks have been cut up to `at` */
-    double start, shown;        /* seconds: for show_progress */
+    struct Timer timer;
 };
 
 /* A part of a file that one thread works on. No piece crosses the end of a chunk, and no line of
@@ -1834,7 +1824,7 @@ static struct Source source_open(char **paths, int count, const char *split, con
 {
     struct Source s = {paths, count, .split = split_of(split), .field = field,
                        .chunk_bytes = chunk_bytes, .file = -1,
-                       .room = (size_t)(BATCH * chunk_bytes), .start = seconds()};
+                       .room = (size_t)(BATCH * chunk_bytes), .timer = start_timer()};
     bool sized = true;
     if (strcmp(field, "text") && s.split != SPLIT_JSONL)
         warn("--text-field %s: has no effect without --split jsonl.", field);
@@ -1961,16 +1951,9 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     return n;
 }
 
-/* Writes a line of progress: ten a second on a terminal, else one in ten seconds. */
-static void show_progress(struct Source *s, const char *doing)
+static void show_source(struct Source *s, const char *doing)
 {
-    const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
-    if (now - (s->shown > 0 ? s->shown : s->start) < (live() ? 0.1 : 10)) return;
-    s->shown = now;
-    if (s->total)
-        progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6,
-                 s->total / 1e6, rate / 1e6, duration((s->total - s->done) / rate));
-    else progress(false, "%s %.0f MB  %.1f MB/s", doing, s->done / 1e6, rate / 1e6);
+    show_work(&s->timer, doing, s->done / 1e6, s->total / 1e6, "MB");
 }
 
 /* ============================================================================================= */
@@ -1987,18 +1970,6 @@ enum { CHUNK_BYTES = 1 << 19 };
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
-
-/* Keeps other programs out of --out. Dies if it holds a tokenizer that may not be replaced. */
-static void begin_tokenizer(const char *out, bool overwrite)
-{
-    lock_directory(out);
-    for (int i = 0; tokenizer_files[i] && !overwrite; i++) {
-        char *path = text_of("%s/%s", out, tokenizer_files[i]);
-        if (file_exists(path))
-            die("%s: exists. Choose another --out, or add --overwrite.", path);
-        free(path);
-    }
-}
 
 /* --- train --- */
 
@@ -2090,7 +2061,7 @@ static struct WordTable count_words(struct Source *source)
     struct WordTable *tables = resize(NULL, threads * sizeof *tables);
     struct Chunk chunks[BATCH];
     for (int i = 0; i < threads; i++) tables[i] = word_table(16);
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words")) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
@@ -2149,13 +2120,15 @@ static int command_train(int argc, char **argv)
         {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads)};
-    const int files = parse_options(argc, argv, options, COUNT(options),
+        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+    const int files = read_options(argc, argv, options,
                                     "tokenizer train --out DIR [OPTION...] FILE...\n"
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
     const int merges = vocabulary - BYTES - 1;
-    begin_tokenizer(out, overwrite);
+    lock_directory(out);
+    if (!overwrite)
+        refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
     set_threads(threads);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     struct Tokenizer *t = tokenizer_new(merges);
@@ -2259,7 +2232,7 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
     const char *doing = s->writers ? "encoding" : "counting tokens";
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, doing)) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, doing)) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
@@ -2281,13 +2254,12 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
 /* Gives the shards their names, removes older ones, and says what was written. */
 static void finish_shards(struct ShardWriter *writers, int count)
 {
-    for (int i = 0; i < count; i++) complete_shards(&writers[i]);
+    for (int i = 0; i < count; i++) complete_set(&writers[i]);
     commit_outputs();
     for (struct ShardWriter *w = writers; w < writers + count; w++) {
         remove_old_shards(w);
         progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
-        free(w->prefix);
     }
 }
 
@@ -2295,10 +2267,15 @@ static void finish_shards(struct ShardWriter *writers, int count)
  * part of the file follows. 0 if there is no such line end. */
 static int64_t find_cut(const char *path, double val_fraction)
 {
-    const struct Bytes file = map_file(path);
+    char block[4096];
+    struct File file = open_file(path, false);
     int64_t cut = (int64_t)(file.size * (1 - val_fraction));
-    while (cut > 0 && file.data[cut - 1] != '\n') cut--;
-    unmap_file(file);
+    for (size_t n, k = 0; cut > 0 && !k; cut -= n - k) {
+        n = cut < (int64_t)sizeof block ? (size_t)cut : sizeof block;
+        read_at(&file, block, n, (size_t)cut - n);
+        for (k = n; k > 0 && block[k - 1] != '\n'; ) k--;
+    }
+    close_file(&file);
     return cut;
 }
 
@@ -2319,16 +2296,16 @@ static int command_encode(int argc, char **argv)
          REAL_NUMBER, &val_fraction, .max = 1},
         {"seed", "which documents these are", LONG, &seed, .max = 1e15},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads)};
-    const int files = parse_options(
-        argc, argv, options, COUNT(options),
+        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+    const int files = read_options(
+        argc, argv, options,
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
     struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
                                      {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
     const int sets = val_fraction > 0 ? 2 : 1;
     for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
-    char *val = shard_path(&writers[1], 0);
+    char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
     if (sets == 1 && writers[0].old_count && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, out);
@@ -2350,7 +2327,7 @@ static int command_encode(int argc, char **argv)
             counted(sink.documents, "document"),
             writers[0].total ? "none is set aside" : "none is left to train on");
     finish_shards(writers, sets);
-    const double elapsed = seconds() - source.start;
+    const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(sink.documents, "document"), source.done / 1e6,
              (double)sink.bytes / tokens, elapsed,
@@ -2362,18 +2339,13 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-enum { DECODE_TOKENS = 1 << 16 };       /* decoded at a time */
-
-/* The bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. Returns n, or the
- * index of the first id that is not in the vocabulary; then out is empty. A short token is copied
- * as 16 bytes; the next token overwrites the surplus. */
-static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids,
-                            size_t n, const char *mark)
+/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short token
+ * is copied as 16 bytes; the next token overwrites the surplus. */
+static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
+                       const char *mark)
 {
     const size_t mark_bytes = strlen(mark);
-    out->size = 0;
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= t->vocabulary) { out->size = 0; return i; }
         const bool eot = ids[i] == t->eot;
         const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
         const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
@@ -2382,36 +2354,22 @@ static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const
         else memcpy(out->data + out->size, bytes, length);
         out->size += length;
     }
-    return n;
-}
-
-static void write_stdout(const char *bytes, size_t n)
-{
-    while (n) {
-        const ssize_t written = write(1, bytes, n);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) die_unprinted();
-        bytes += written;
-        n -= (size_t)written;
-    }
 }
 
 /* Writes the text of a shard. In the first shard, no mark is written for the first document. */
-static void decode_shard(const struct Tokenizer *t, struct Shard s, bool first, const char *mark)
+static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
+                         const char *mark)
 {
+    static uint16_t ids[1 << 16];
     struct Buffer out = {0};
-    for (int64_t at = first && s.count && *s.tokens == t->eot; at < s.count; at += DECODE_TOKENS) {
-        const size_t n = (size_t)(s.count - at < DECODE_TOKENS ? s.count - at : DECODE_TOKENS);
-        const size_t good = decode_tokens(&out, t, s.tokens + at, n, mark);
-        const uint16_t *bad = s.tokens + at + good;
-        write_stdout(out.data, out.size);
-        if (good < n)
-            die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that "
-                "made the shard.", s.path, (size_t)((const char *)bad - s.file.data), *bad,
-                t->vocabulary);
+    for (int64_t at = 0; at < s->count; at += COUNT(ids)) {
+        const size_t n = (size_t)(s->count - at < COUNT(ids) ? s->count - at : COUNT(ids));
+        read_ids(ids, s, at, n);
+        const bool skip = first && at == 0 && ids[0] == t->eot;
+        decode_ids(&out, t, ids + skip, n - skip, mark);
+        show_result(&out);
     }
     free(out.data);
-    unmap_file(s.file);
 }
 
 /* Shards -> the bytes of their tokens, on standard output. */
@@ -2421,9 +2379,9 @@ static int command_decode(int argc, char **argv)
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
-         .choices = "file|lines|eot"}};
-    const int shards = parse_options(
-        argc, argv, options, COUNT(options),
+         .choices = "file|lines|eot"}, {0}};
+    const int shards = read_options(
+        argc, argv, options,
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
@@ -2431,7 +2389,7 @@ static int command_decode(int argc, char **argv)
     const enum Split kind = split_of(split);
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
-    for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t->hash);
+    for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
         char *path = missing_shard(&s[i], NULL);
         if (path)
@@ -2439,9 +2397,9 @@ static int command_decode(int argc, char **argv)
                  counted(s[i].shards, "shard"));
         free(path);
     }
-    for (int i = 0; i < shards; i++) decode_shard(t, s[i], i == 0, marks[kind]);
+    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[kind]);
     free(s);
-    if (kind == SPLIT_LINES) write_stdout("\n", 1);
+    if (kind == SPLIT_LINES) puts("");
     tokenizer_free(t);
     return 0;
 }
@@ -2479,8 +2437,8 @@ static int command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
-    if (parse_options(argc, argv, options, COUNT(options),
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
+    if (read_options(argc, argv, options,
                       "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
                       "Prints the token ids of standard input on one line."))
         die_usage("%s: not expected; the text is read from standard input.", argv[0]);
@@ -2500,9 +2458,9 @@ static int command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
-    const int texts = parse_options(
-        argc, argv, options, COUNT(options),
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
+    const int texts = read_options(
+        argc, argv, options,
         "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
         "Shows the tokens of TEXT, or of standard input, and their ids.");
     if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
@@ -2556,8 +2514,8 @@ static int command_stats(int argc, char **argv)
     struct Option options[] = {
         TOKENIZER_OPTION, SPLIT_OPTIONS,
         {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
-        THREADS_OPTION(&threads)};
-    const int files = parse_options(argc, argv, options, COUNT(options),
+        THREADS_OPTION(&threads), {0}};
+    const int files = read_options(argc, argv, options,
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
                                     "How well the vocabulary fits texts.");
     set_threads(threads);
