@@ -97,7 +97,7 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     }
     int *ids = d->tokens + start;
     ids[0] = tokenizer->eot;
-    const int first = tokenizer->begins || !text.size;
+    const int first = tokenizer->usage.begins || !text.size;
     const int all = w.pairs ? encode_pair(ids + first, tokenizer, text, INT32_MAX, w.truncate)
                             : tokenizer_encode(tokenizer, text.data, text.size, ids + first);
     int n = all;
@@ -2566,8 +2566,8 @@ static int train(struct Settings settings)
     char **names = load_data(&t, window, &classes);
     start_model(&t, &base, names, classes);
     choose_defaults(s, &t.model, t.train_count, t.val_count);
-    t.tokenizer->max_length = s->max_tokens;
-    t.tokenizer->keeps_tail = strcmp(s->truncate, "head") != 0;
+    t.tokenizer->usage.max_length = s->max_tokens;
+    t.tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     if (s->resume && take_up(&t)) return 0;
     warn_of_imbalance(&t);
     real *best = prepare(&t);
@@ -2718,10 +2718,11 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     const char *max = metadata_get(&meta, "max_tokens");
     const char *truncate = metadata_get(&meta, "truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->max_length;
+    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
     c->window = (struct Window){max ? (int)strtol(max, NULL, 10)
                                     : longest && longest < context ? longest : context,
-                                truncate ? truncate : c->tokenizer->keeps_tail ? "tail" : "head"};
+                                truncate ? truncate
+                                : c->tokenizer->usage.keeps_tail ? "tail" : "head"};
     if (c->window.max < 1 || c->window.max > c->model.config.context)
         die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
             c->model.config.context);
@@ -4131,7 +4132,7 @@ static int command_layers(int argc, char **argv)
 static void append_shown(struct Buffer *b, const struct Tokenizer *t, int token)
 {
     int n;
-    const uint8_t *bytes = tokenizer_piece(t, token, &n);
+    const uint8_t *bytes = bytes_of_token(t, token, &n);
     append_readable(b, bytes, n);
 }
 

@@ -47,21 +47,8 @@ struct Data {
     struct Shard *shards;       /* (count) */
     int count;                  /* 0: no data, as for --val when it is not given */
     int64_t tokens;             /* n */
-    int vocabulary;             /* of the tokenizer: no id reaches it */
     uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
-
-/* Dies if a token id is not below the vocabulary, as in shards of another tokenizer. */
-static void check_ids(const struct Shard *s, int vocabulary)
-{
-    int largest = 0;
-    #pragma omp parallel for simd reduction(max: largest)
-    for (int64_t i = 0; i < s->count; i++)
-        largest = s->tokens[i] > largest ? s->tokens[i] : largest;
-    if (largest >= vocabulary)
-        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that "
-            "is used here.", s->path, largest, vocabulary);
-}
 
 /* Dies if the shards, sorted by name, are not all those of their sets that the pattern names, or
  * not as they were encoded. */
@@ -107,15 +94,12 @@ static glob_t find_shards(const char *option, const char *pattern, const char *r
 static struct Data open_data(const char *option, const char *pattern, glob_t found,
                              const struct Tokenizer *t)
 {
-    struct Data d = {.vocabulary = t->vocabulary};
-    d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
-        check_ids(&s, t->vocabulary);
-        s.sum = checksum(s.tokens, s.count * sizeof *s.tokens);
-        d.shards[d.count++] = s;
-        d.tokens += s.count;
-        d.fingerprint = mix64(d.fingerprint ^ s.sum);
+    struct Data d = {.count = (int)found.gl_pathc};
+    d.shards = resize(NULL, d.count * sizeof *d.shards);
+    for (int i = 0; i < d.count; i++) {
+        d.shards[i] = open_shard(text_of("%s", found.gl_pathv[i]), t);
+        d.tokens += d.shards[i].count;
+        d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
     globfree(&found);
     check_sets(&d, pattern);
@@ -125,20 +109,22 @@ static struct Data open_data(const char *option, const char *pattern, glob_t fou
     return d;
 }
 
-/* out (n) = x[at] .. x[at + n - 1]. Dies on an id beyond the vocabulary: no shard had one when it
- * was opened (check_ids). */
+enum { BLOCK = 1 << 12 };           /* tokens that are read from a file at once */
+
+/* out (n) = x[at] .. x[at + n - 1]. Dies if a file was cut or rewritten since it was opened. */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
+    uint16_t ids[BLOCK];
     const struct Shard *s = d->shards;
-    for (; at >= s->count; s++) at -= s->count;     /* now `at` is the place in the shard s */
-    for (; n > 0; s++, at = 0)
-        for (; at < s->count && n > 0; at++, n--, out++)
-            if ((*out = s->tokens[at]) >= d->vocabulary)
-                die("%s: was rewritten while it was in use: token %d is beyond the vocabulary. "
-                    "Run again.", s->path, *out);
+    while (n > 0) {
+        if (at >= s->count) { at -= s->count; s++; continue; }      /* in a later shard */
+        const int most = min_int(n, BLOCK), now = s->count - at < most ? (int)(s->count - at) : most;
+        read_ids(ids, s, at, now);
+        for (int k = 0; k < now; k++) *out++ = ids[k];
+        at += now;
+        n -= now;
+    }
 }
-
-enum { BLOCK = 1 << 12 };           /* tokens, where a text is read from its beginning to its end */
 
 /* Reads the tokens from x[at] on, at most BLOCK. Returns how many; 0 at the end of the text. */
 static int read_block(int *out, const struct Data *d, int64_t at)
@@ -491,7 +477,7 @@ static int *token_lengths(const struct Tokenizer *tokenizer, int V)
     for (int id = 0; id < V; id++) {
         bytes[id] = 0;
         if (id < tokenizer->vocabulary && id != tokenizer->eot)
-            tokenizer_piece(tokenizer, id, &bytes[id]);
+            bytes_of_token(tokenizer, id, &bytes[id]);
     }
     return bytes;
 }
@@ -693,7 +679,7 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
     const size_t length = strlen(prompt);
     int *ids = resize(NULL, (length + 1) * sizeof *ids);
     ids[0] = tokenizer->eot;
-    const int first = tokenizer->begins || !length;
+    const int first = tokenizer->usage.begins || !length;
     *count = first + tokenizer_encode(tokenizer, prompt, length, ids + first);
     return ids;
 }
@@ -713,7 +699,7 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
         int length;
         token = next_token(g, hidden, written >= g->min_tokens);
             if (token == g->tokenizer->eot) break;
-        const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
+        const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_result(&text);
         if (++written < max_tokens) hidden = read_next(g, token);
@@ -1132,8 +1118,8 @@ static void begin_files(struct Run *r)
 {
     r->files.replacing = r->options.overwrite;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
-    r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
-    r->tokenizer->max_length = r->options.context;
+    r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
+                                         .max_length = r->options.context};
     tokenizer_stage(r->tokenizer, r->options.out);
     tokenizer_stage(r->tokenizer, r->files.last);
     if (!r->options.resume && !r->files.replacing) stage_run(r);

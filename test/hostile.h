@@ -212,7 +212,7 @@ static uint64_t hash_of_documents(const char *split, int64_t chunk_bytes)
                 if (p.starts) hash = mix64(hash + 1);
                 for (size_t k = 0; k < count; k++) {
                     int bytes;
-                    const uint8_t *piece = tokenizer_piece(t, ids[k], &bytes);
+                    const uint8_t *piece = bytes_of_token(t, ids[k], &bytes);
                     if (at + bytes > size || memcmp(p.begin + at, piece, bytes))
                         finding("ids of another text");
                     at += bytes;
@@ -265,15 +265,12 @@ static void check_tokenizer(struct Tokenizer *t)
 {
     int n, a, b;
     for (int r = 0; r < t->merges; r++) {
-        const uint8_t *p = tokenizer_piece(t, BYTES + r, &n);
-        const uint8_t *left = tokenizer_piece(t, t->parts[r][0], &a);
-        const uint8_t *right = tokenizer_piece(t, t->parts[r][1], &b);
+        const uint8_t *p = bytes_of_token(t, BYTES + r, &n);
+        const uint8_t *left = bytes_of_token(t, t->parts[r][0], &a);
+        const uint8_t *right = bytes_of_token(t, t->parts[r][1], &b);
         if (n != a + b || memcmp(p, left, a) || memcmp(p + a, right, b)) finding("a wrong token");
     }
-    for (int i = 0; t->file_ids && i < t->vocabulary; i++)
-        for (int k = 0; k < i; k++)
-            if (t->file_ids[k] == t->file_ids[i]) finding("two tokens with one id");
-    if (t->eot != t->vocabulary - 1 || t->max_length < 0) finding("a wrong vocabulary");
+    if (t->eot != t->vocabulary - 1 || t->usage.max_length < 0) finding("a wrong vocabulary");
 }
 
 static void read_tokenizer(void)
@@ -281,6 +278,13 @@ static void read_tokenizer(void)
     const struct Metadata none = {0};
     struct Model m;
     const struct Config config = {1, 1, 1, 1, 300, 0, NULL};
+    int *order;
+    struct Tokenizer *t = tokenizer_read(hostile_dir, &order);
+    for (int i = 0; order && i < t->vocabulary; i++)
+        for (int k = 0; k < i; k++)
+            if (order[k] == order[i]) finding("two tokens with one id");
+    free(order);
+    tokenizer_free(t);
     model_create(&m, config);
     check_tokenizer(tokenizer_of_model(hostile_dir, &m, &none));
 }
@@ -402,7 +406,7 @@ static struct Buffer other_order(const struct Tokenizer *t)
     append(&b, "{\"" END_OF_TEXT "\": 0");
     for (int id = 0; id < t->eot; id++) {
         append(&b, ", \"");
-        append_token_json(&b, t, id);
+        append_token(&b, t, id, true);
         append(&b, "\": %d", id + 1);
     }
     append(&b, "}");

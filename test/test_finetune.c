@@ -342,7 +342,7 @@ static void test_truncation(void)
 static struct Tokenizer *small_tokenizer(void)
 {
     struct Tokenizer *t = tokenizer_load(file_of("#version: 0.2\na b\n", 18));
-    t->begins = true;
+    t->usage.begins = true;
     return t;
 }
 
@@ -364,7 +364,7 @@ static void test_first_token(void)
 {
     struct Tokenizer *t = small_tokenizer();
     struct Dataset d = {0};
-    t->begins = false;
+    t->usage.begins = false;
     add_text(&d, t, (struct Bytes){"abc", 3}, 0, (struct Window){4, "tail"});
     add_text(&d, t, (struct Bytes){"", 0}, 0, (struct Window){4, "tail"});
     add_text(&d, t, (struct Bytes){"xyzzy", 5}, 0, (struct Window){4, "head"});
