@@ -153,7 +153,8 @@ static void test_large(void)
                                          sizeof message);
     check(status == 1 && strstr(message, "705031682 bytes more than the 2147483647 tokens"),
           "a shard of 5 GB is refused");
-    const struct Shard s = open_shard(write_holes("large.bin", full), NULL);
+    const char *path = write_holes("large.bin", full);
+    const struct Shard s = {path, open_file(path, false), INT32_MAX, .vocabulary = 11};
     struct Shard three[] = {s, s, s};
     const int64_t n = s.count;
     const struct Data d = {three, 3, 3 * n, 0};
