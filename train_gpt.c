@@ -290,7 +290,6 @@ struct TrainOptions {
 struct RunFiles {
     char *last, *state;                 /* the directory of the last model; state.safetensors */
     struct Journal log;
-    bool replacing;                     /* --overwrite: until the first save an older run stays */
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -306,11 +305,10 @@ struct Clock {
     double start, began;                /* times: of the process, of the loop */
     double shown, saved;                /* times: of the last line, of the last save */
     double earlier;                     /* seconds: of the processes before */
-    double evaluating, evaluated;       /* seconds: the last evaluation, all evaluations */
-    double saving;                      /* seconds: the last save */
+    double evaluating, saving;          /* seconds: the last evaluation, the last save */
     double rate;                        /* tokens per second, smoothed */
     int64_t first;                      /* the first step of this process */
-    struct { bool done; int64_t step; double time; } fit;       /* see fit_to_time */
+    bool fitted;                        /* fit_to_time has decided */
 };
 
 /* One run of training. */
@@ -348,7 +346,7 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 /* --- What the loop uses of the sections below --- */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
-static void end_step(struct Step *s);           /* stops both */
+static void end_step(struct Run *r, struct Step *s);    /* stops both */
 static bool judge_step(struct Run *r, const struct Step *s);
     /* Whether the step may update the weights. A loss or norm that is not finite ends the run. */
 static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
@@ -356,11 +354,11 @@ static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the ste
 static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
 static void end_here(struct Run *r);            /* if time decides how many steps the run has */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
-static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
+static void evaluate_run(struct Run *r);        /* sets r->last, r->best and r->best_step */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
 static void sample_run(struct Run *r);          /* prints a sample */
-static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
-static void save_run(struct Run *r);            /* the last model and the state */
+static bool save_is_due(const struct Run *r);   /* the best so far, --save-every, or long ago */
+static void save_run(struct Run *r);            /* the best model, the last one, the state */
 
 /* --- One step --- */
 
@@ -444,7 +442,7 @@ static void pretrain(struct Run *r)
         s.lr = rate_of(r, r->step, o->steps);
         if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
         else skip_update(r);
-        end_step(&s);
+        end_step(r, &s);
 
         /* Is this the last step? */
         fit_to_time(r, &s);
@@ -736,11 +734,12 @@ static struct Option *option_table(struct TrainOptions *o)
          TEXT, &o->val, .effect = EXTENDS},
         {"init", "model directory to start from, instead of random weights", TEXT, &o->init,
          .effect = DEFINES},
-        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES},
+        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
+         .idle = "with init"},
         {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
-         .effect = DEFINES},
+         .effect = DEFINES, .idle = "with init"},
         {"channels", "width of the model, a multiple of --heads", INTEGER, &o->channels, 1,
-         1 << 16, .effect = DEFINES},
+         1 << 16, .effect = DEFINES, .idle = "with init"},
         {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20,
          .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
@@ -889,14 +888,14 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
 
 static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
 
-/* The number in a column of a row; NaN if the row has none there. */
+/* The finite number in a column of a row; NaN if there is none. */
 static double number_in(const char *row, int column)
 {
     char *end;
     while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
     if (column > 0 || isspace((unsigned char)*row)) return NAN;
     const double x = strtod(row, &end);
-    return end > row ? x : NAN;
+    return end > row && isfinite(x) ? x : NAN;
 }
 
 /* The number in a column of the last row; 0 without rows. */
@@ -909,14 +908,11 @@ static double last_number(const char *rows, int column)
 
 /* --- Saving --- */
 
-/* Where the run is, for progress: "step/steps", or only the step while their number is not known.
- * The next call overwrites it. */
+/* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
 {
-    static char text[48];
     const long long step = r->step, steps = r->options.steps;
-    snprintf(text, sizeof text, steps ? "%lld/%lld" : "%lld", step, steps);
-    return text;
+    return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
 enum { MAX_HISTORY = 1 << 16 };     /* bytes, some 2,000 evaluations */
@@ -937,28 +933,20 @@ static void add_to_history(struct Buffer *history, int64_t step, const struct Sc
     append(history, "%lld %.6f %.6f\n", (long long)step, s->loss, s->bits_per_byte);
 }
 
-/* Evaluates, and saves the model in --out if it is the best so far. The first save of a run that
- * replaces another is left to save_run, which gives all files their names at once. */
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
-    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
-                                    r->lengths, r->options.eval_tokens, false);
-    r->last = s;
-    add_to_history(&r->history, r->step, &s);
-    const bool better = s.loss < r->best.loss;
+    r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->lengths,
+                       r->options.eval_tokens, false);
+    add_to_history(&r->history, r->step, &r->last);
+    const bool better = r->last.loss < r->best.loss;
     if (better) {
-        r->best = s;
+        r->best = r->last;
         r->best_step = r->step;
-        struct Metadata meta = describe(r, &s);
-        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
-        if (!r->files.replacing) commit_outputs();
-        metadata_free(&meta);
     }
-    progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
-             s.bits_per_byte, better ? "  (best)" : "");
+    progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), r->last.loss,
+             r->last.bits_per_byte, better ? "  (best)" : "");
     r->clock.evaluating = seconds() - start;
-    r->clock.evaluated += r->clock.evaluating;
 }
 
 /* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
@@ -983,28 +971,29 @@ static void stage_run(const struct Run *r)
     metadata_free(&state);
 }
 
-/* Saves the last model and the state. Before the first evaluation, and without --val, the last model
- * is the best. */
+/* Saves the state and the last model, which is the best one, too, if it has just been evaluated so,
+ * before the first evaluation, and without --val. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
-    struct Metadata last = describe(r, &r->last);
-    if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
-    stage_model(r->files.last, &r->model, &last, r->tokenizer->eot);
+    struct Metadata meta = describe(r, &r->last);
+    if (!r->best_step || r->best_step == r->step)
+        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+    stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
     stage_run(r);
     commit_outputs();
-    r->files.replacing = false;
-    metadata_free(&last);
+    metadata_free(&meta);
     r->clock.saved = seconds();
     r->clock.saving = r->clock.saved - start;
 }
 
-/* A resumed run computes the same whenever its state was saved, so this may depend on time. */
+/* Whether to save after this step. A resumed run computes the same whenever its state was saved, so
+ * this may depend on time. */
 static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->clock.saved;
-    if (r->files.replacing && r->best_step == r->step) return true;    /* evaluate_run waits for it */
+    if (r->best_step == r->step) return true;
     if (o->save_every) return r->step % o->save_every == 0;
     return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
 }
@@ -1116,14 +1105,14 @@ static void start_or_resume(struct Run *r)
  * save. */
 static void begin_files(struct Run *r)
 {
-    r->files.replacing = r->options.overwrite;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
     r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
                                          .max_length = r->options.context};
     tokenizer_stage(r->tokenizer, r->options.out);
     tokenizer_stage(r->tokenizer, r->files.last);
-    if (!r->options.resume && !r->files.replacing) stage_run(r);
-    if (!r->files.replacing) commit_outputs();
+    if (r->options.overwrite) return;
+    if (!r->options.resume) stage_run(r);
+    commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -1131,15 +1120,6 @@ static void begin_files(struct Run *r)
 /* ============================================================================================= */
 
 /* --- The weights to start from --- */
-
-/* Takes a size from the model of --init. Dies if the option was given and differs. */
-static void take_size(const struct Run *r, const char *name, int *value, int other)
-{
-    if (given(r, name) && *value != other)
-        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value,
-                  r->options.init, other);
-    *value = other;
-}
 
 /* Copies the trunk of a model directory, without a classifier's head. A shorter --context copies
  * the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which only pad it, are
@@ -1151,9 +1131,9 @@ static void init_from_directory(struct Run *r)
     struct Metadata meta;
     load_model(&source, o->init, &meta);
     struct Config config = source.config;
-    take_size(r, "layers", &o->layers, config.layers);
-    take_size(r, "heads", &o->heads, config.heads);
-    take_size(r, "channels", &o->channels, config.channels);
+    o->layers = config.layers;
+    o->heads = config.heads;
+    o->channels = config.channels;
     if (!given(r, "context")) o->context = config.context;
     if (o->context > config.context)
         die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
@@ -1421,10 +1401,13 @@ static struct Step begin_step(struct Run *r)
     return (struct Step){.start = now};
 }
 
-static void end_step(struct Step *s)
+/* The rate leaves out the first step. */
+static void end_step(struct Run *r, struct Step *s)
 {
     profile.on = false;
     s->seconds = seconds() - s->start;
+    const double rate = s->targets / s->seconds;
+    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * r->clock.rate + 0.1 * rate : rate;
 }
 
 /* Seconds of the last evaluation and save: as long as those before, or as expected of steps like
@@ -1449,12 +1432,11 @@ static void end_here(struct Run *r)
 }
 
 /* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
- * run. The rate leaves out the first step. */
+ * run. */
 static void show_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
-    const double now = seconds(), elapsed = now - r->clock.began, rate = s->targets / s->seconds;
-    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * r->clock.rate + 0.1 * rate : rate;
+    const double now = seconds(), elapsed = now - r->clock.began;
     const bool due = now - r->clock.shown >= (live() ? 0.1 : 2 + elapsed / 20);
     if (!due && r->step > r->clock.first && !finished(r)) return;
     r->clock.shown = now;
@@ -1557,24 +1539,19 @@ static double fix_steps(struct Run *r)
 }
 
 /* Fits the rest of the run to --time-limit, once, after the last step that ends in four fifths of
- * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
- * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
- * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
- * until then is what it would be without a limit, falls over them to its minimum (rate_of). A
- * constant one needs no such decision. */
+ * the time; the time for the last evaluation and save is set aside. The speed of the last steps,
+ * with the evaluations that are due, tells how many more fit, so a slow start does no harm. If
+ * --steps do not fit, they become those that do. The learning rate, which until then is what it
+ * would be without a limit, falls over them to its minimum (rate_of). A constant one needs no such
+ * decision. */
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    struct Clock *c = &r->clock;
-    const double time = o->time_limit - ending(r, s), now = seconds() - c->start;
-    if (o->time_limit == 0 || c->fit.done || !strcmp(o->schedule, "constant")) return;
-    if (now + s->seconds < 0.8 * time) {
-        if (now < 0.6 * time) { c->fit.step = r->step; c->fit.time = now - c->evaluated; }
-        return;
-    }
-    c->fit.done = true;
-    const double each = (now - c->evaluated - c->fit.time) / (r->step - c->fit.step)
-                        + c->evaluating / o->eval_every;
+    const double time = o->time_limit - ending(r, s), now = seconds() - r->clock.start;
+    if (o->time_limit == 0 || r->clock.fitted || !strcmp(o->schedule, "constant")) return;
+    if (now + s->seconds < 0.8 * time) return;
+    r->clock.fitted = true;
+    const double each = s->targets / r->clock.rate + r->clock.evaluating / o->eval_every;
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
@@ -1597,10 +1574,8 @@ static int64_t targets_of_step(const struct Run *r)
 /* How often the run reads the data: "0.25 epochs", "192 epochs". */
 static const char *epochs_of(const struct Run *r)
 {
-    static char text[32];
     const double n = (double)r->options.steps * targets_of_step(r) / (r->data.tokens - 1);
-    snprintf(text, sizeof text, "%.*f epochs", n < 100 ? 2 : 0, n);
-    return text;
+    return brief("%.*f epochs", n < 100 ? 2 : 0, n);
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
@@ -1635,12 +1610,9 @@ static void print_summary(const struct Run *r)
     const double needed = memory_needed(r, false);
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
              r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
-    if (o->steps)
-        progress(true, "%lld tokens; %s of %lld: %s", (long long)r->data.tokens,
-                 counted(o->steps, "step"), (long long)targets_of_step(r), epochs_of(r));
-    else
-        progress(true, "%lld tokens; steps of %lld for %s", (long long)r->data.tokens,
-                 (long long)targets_of_step(r), duration(o->time_limit));
+    progress(true, "%lld tokens; %s of %lld%s", (long long)r->data.tokens,
+             o->steps ? counted(o->steps, "step") : "steps", (long long)targets_of_step(r),
+             o->steps ? brief(": %s", epochs_of(r)) : brief(" for %s", duration(o->time_limit)));
     if (!fits_machine(r))
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", needed / 1e6, machine_memory() / 1e6);
@@ -1752,9 +1724,7 @@ static int command_train(int argc, char **argv)
     begin_files(&r);
     stop_between_steps();
     r.clock.first = r.step + 1;
-    r.clock.fit.step = r.step;
     r.clock.began = r.clock.saved = seconds();
-    r.clock.fit.time = r.clock.began - r.clock.start;
     pretrain(&r);
     return finish(&r);
 }
@@ -1898,62 +1868,53 @@ static int command_sample(int argc, char **argv)
 
 enum { PLOT_HEIGHT = 12, PLOT_WIDTH = 69 };     /* 80 columns with the labels */
 
-/* Each column of the plot stands for equally many steps, as nearly as it can; NaN: it has no loss. */
-struct Plot {
-    int width;
-    double first, last;             /* the steps at both ends */
-    double train[PLOT_WIDTH];       /* the mean training loss of the steps */
-    double val[PLOT_WIDTH];         /* the last validation loss */
-};
-
-/* The plot of a log's rows, of which there is at least one. The width is 0 if they are in disorder. */
-static struct Plot fill_plot(const char *rows)
+/* The mean of the numbers in a column of the log, for each column of the plot: these stand for
+ * equally many steps from first to last, as nearly as they can. NaN: there are none. */
+static void fill_curve(double *mean, int width, double first, double last, const char *rows,
+                       int column)
 {
-    struct Plot p = {.first = number_in(rows, LOG_STEP), .last = last_number(rows, LOG_STEP)};
     int count[PLOT_WIDTH] = {0};
-    const double steps = p.last - p.first + 1;
-    p.width = steps >= 1 ? (int)fmin(steps, PLOT_WIDTH) : 0;
-    for (int x = 0; x < p.width; x++) p.val[x] = NAN;
+    for (int x = 0; x < width; x++) mean[x] = 0;
     for (const char *row = rows; *row; row = next_row(row)) {
-        const double step = number_in(row, LOG_STEP), train = number_in(row, LOG_LOSS),
-                     val = number_in(row, LOG_VAL_LOSS);
-        if (!(step >= p.first && step <= p.last)) continue;
-        const int x = (int)((step - p.first) * p.width / steps);
-        if (isfinite(train)) { p.train[x] += train; count[x]++; }
-        if (isfinite(val)) p.val[x] = val;
+        const double step = number_in(row, LOG_STEP), value = number_in(row, column);
+        if (!(step >= first && step <= last) || isnan(value)) continue;
+        const int x = (int)((step - first) * width / (last - first + 1));
+        mean[x] += value;
+        count[x]++;
     }
-    for (int x = 0; x < p.width; x++) p.train[x] /= count[x];
-    return p;
+    for (int x = 0; x < width; x++) mean[x] /= count[x];
 }
 
 /* Draws the losses of a log's rows. */
 static void plot_losses(const char *rows)
 {
-    const struct Plot p = fill_plot(rows);
-    double low = INFINITY, high = -INFINITY;
-    for (int x = 0; x < p.width; x++) {
-        low = fmin(low, fmin(p.train[x], p.val[x]));
-        high = fmax(high, fmax(p.train[x], p.val[x]));
+    const double first = number_in(rows, LOG_STEP), last = last_number(rows, LOG_STEP);
+    const int width = last >= first ? (int)fmin(last - first + 1, PLOT_WIDTH) : 0;
+    double train[PLOT_WIDTH], val[PLOT_WIDTH], low = INFINITY, high = -INFINITY;
+    fill_curve(train, width, first, last, rows, LOG_LOSS);
+    fill_curve(val, width, first, last, rows, LOG_VAL_LOSS);
+    for (int x = 0; x < width; x++) {
+        low = fmin(low, fmin(train[x], val[x]));
+        high = fmax(high, fmax(train[x], val[x]));
     }
     if (low > high) return;                 /* no loss is finite */
-    const int height = high > low ? PLOT_HEIGHT : 1;
     const double unit = high > low ? (high - low) / (PLOT_HEIGHT - 1) : 1;
     printf("loss: * training, mean of each column; o validation\n");
-    for (int y = 0; y < height; y++) {
+    for (int y = 0; y < (high > low ? PLOT_HEIGHT : 1); y++) {
         char line[PLOT_WIDTH];
         int end = 0;
-        for (int x = 0; x < p.width; x++) {
-            const bool train = round((high - p.train[x]) / unit) == y,
-                       val = round((high - p.val[x]) / unit) == y;
-            line[x] = val ? 'o' : train ? '*' : ' ';
-            if (val || train) end = x + 1;
+        for (int x = 0; x < width; x++) {
+            const bool o = round((high - val[x]) / unit) == y,
+                       star = round((high - train[x]) / unit) == y;
+            line[x] = o ? 'o' : star ? '*' : ' ';
+            if (o || star) end = x + 1;
         }
         printf("%8.4f |%.*s\n", high - y * unit, end, line);
     }
     printf("%9s+", "");
-    for (int x = 0; x < p.width; x++) putchar('-');
-    const int length = printf("\n%10sstep %.0f", "", p.first) - 11;
-    printf("  %*.0f\n", max_int(p.width - length - 2, 0), p.last);
+    for (int x = 0; x < width; x++) putchar('-');
+    const int length = printf("\n%10sstep %.0f", "", first) - 11;
+    printf("  %*.0f\n", max_int(width - length - 2, 0), last);
 }
 
 /* Prints a row for each evaluation of the run, its duration and its loss curve, which only the log
