@@ -51,18 +51,6 @@ struct Data {
     uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
 
-/* Dies if a token id is not below the vocabulary, as in shards of another tokenizer. */
-static void check_ids(const struct Shard *s, int vocabulary)
-{
-    int largest = 0;
-    #pragma omp parallel for simd reduction(max: largest)
-    for (int64_t i = 0; i < s->count; i++)
-        largest = s->tokens[i] > largest ? s->tokens[i] : largest;
-    if (largest >= vocabulary)
-        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that "
-            "is used here.", s->path, largest, vocabulary);
-}
-
 /* Dies if the shards, sorted by name, are not all those of their sets that the pattern names, or
  * not as they were encoded. */
 static void check_sets(const struct Data *d, const char *pattern)
@@ -111,9 +99,7 @@ static struct Data open_data(const char *option, const char *pattern, const char
     struct Data d = {.vocabulary = t->vocabulary};
     d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
-        check_ids(&s, t->vocabulary);
-        s.sum = checksum(s.tokens, s.count * sizeof *s.tokens);
+        struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t);
         d.shards[d.count++] = s;
         d.tokens += s.count;
         d.fingerprint = mix64(d.fingerprint ^ s.sum);
@@ -126,15 +112,24 @@ static struct Data open_data(const char *option, const char *pattern, const char
     return d;
 }
 
-/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. Dies
- * on an id beyond the vocabulary: no shard had one when it was opened (check_ids). */
+/* out (n) = x[at] .. x[at + n - 1], from the shards that hold them. */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
-    for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
-        for (; at < s->count && n > 0; at++, n--, out++)
-            if ((*out = s->tokens[at]) >= d->vocabulary)
-                die("%s: was rewritten while it was in use: token %d is beyond the vocabulary. "
-                    "Run again.", s->path, *out);
+    uint16_t ids[1024];
+    const struct Shard *s = d->shards;
+    while (n > 0) {
+        if (at >= s->count) {                   /* it begins in a later shard */
+            at -= s++->count;
+            continue;
+        }
+        const int64_t left = s->count - at;
+        const int now = min_int(min_int(n, COUNT(ids)), left < COUNT(ids) ? (int)left : COUNT(ids));
+        read_ids(ids, s, at, now);
+        for (int i = 0; i < now; i++) out[i] = ids[i];
+        out += now;
+        at += now;
+        n -= now;
+    }
 }
 
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
@@ -163,17 +158,19 @@ static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int 
 /* Lists where sequences start. The last entry of `starts` is the end of the last sequence. */
 static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, int eot)
 {
+    static uint16_t ids[1 << 16];
     int64_t at = 0, room = 0;
     *s = (struct Sequences){.data = d, .T = T};
     for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count && at < d->tokens; k++, at++) {
-            const bool first = s->count == 0, document = d->shards[i].tokens[k] == eot,
-                       full = !first && at - s->starts[s->count - 1] == T;
-            if (!first && !document && !full && at < d->tokens - 1) continue;
-            if (s->count == room)
-                s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
-            s->starts[s->count++] = at;
-        }
+        for (int64_t k = 0, n; (n = read_block(ids, COUNT(ids), &d->shards[i], k)); k += n)
+            for (int j = 0; j < n; j++, at++) {
+                const bool first = s->count == 0, document = ids[j] == eot,
+                           full = !first && at - s->starts[s->count - 1] == T;
+                if (!first && !document && !full && at < d->tokens - 1) continue;
+                if (s->count == room)
+                    s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
+                s->starts[s->count++] = at;
+            }
     s->count--;
 }
 
@@ -513,10 +510,10 @@ static void print_baselines(const struct Data *d, int V)
 {
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0;
+    static uint16_t ids[1 << 16];
     for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count; k++)
-            counts[min_int(d->shards[i].tokens[k], V - 1)]++;
-    check_unchanged();
+        for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &d->shards[i], at)); at += n)
+            for (int k = 0; k < n; k++) counts[min_int(ids[k], V - 1)]++;
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
         if (p > 0) unigram -= p * log(p);
