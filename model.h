@@ -2789,7 +2789,7 @@ static void commit_outputs(void)
         flush_directory(directory);
         free(directory);
         done = o->next;
-        fclose(o->file);
+        if (o->file) fclose(o->file);           /* a writer of many files may have closed it */
         free(o->path);
         free(o->temporary);
     }

@@ -1474,17 +1474,22 @@ static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
             "encoded with, or encode the text again.", s->path, largest, s->vocabulary);
 }
 
+/* The same for as many as there are from `at` on, at most `max`. Returns how many; 0: the end. */
+static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
+{
+    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
+    read_ids(out, s, at, n);
+    return n;
+}
+
 /* Reads all ids once, to check them and to compute their checksum. */
 static void check_ids(struct Shard *s)
 {
-    enum { BLOCK = 4 * MEGABYTE };              /* ids, whole megabytes */
-    uint16_t *ids = resize(NULL, BLOCK * sizeof *ids);
+    const size_t max = s->count < 4 * MEGABYTE ? (size_t)s->count : 4 * MEGABYTE;
+    uint16_t *ids = resize(NULL, max * sizeof *ids);
     s->sum = (uint64_t)s->count * sizeof *ids;
-    for (int64_t at = 0; at < s->count; at += BLOCK) {
-        const size_t n = (size_t)(s->count - at < BLOCK ? s->count - at : BLOCK);
-        read_ids(ids, s, at, n);
+    for (int64_t at = 0, n; (n = read_block(ids, max, s, at)); at += n)
         s->sum = checksum_add(s->sum, ids, n * sizeof *ids);
-    }
     free(ids);
 }
 
@@ -1824,7 +1829,7 @@ static struct Source source_open(char **paths, int count, const char *split, con
 {
     struct Source s = {paths, count, .split = split_of(split), .field = field,
                        .chunk_bytes = chunk_bytes, .file = -1,
-                       .room = (size_t)(BATCH * chunk_bytes), .timer = start_timer()};
+                       .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
     if (strcmp(field, "text") && s.split != SPLIT_JSONL)
         warn("--text-field %s: has no effect without --split jsonl.", field);
@@ -2362,9 +2367,7 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
 {
     static uint16_t ids[1 << 16];
     struct Buffer out = {0};
-    for (int64_t at = 0; at < s->count; at += COUNT(ids)) {
-        const size_t n = (size_t)(s->count - at < COUNT(ids) ? s->count - at : COUNT(ids));
-        read_ids(ids, s, at, n);
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
         const bool skip = first && at == 0 && ids[0] == t->eot;
         decode_ids(&out, t, ids + skip, n - skip, mark);
         show_result(&out);

@@ -76,21 +76,18 @@ static glob_t find_shards(const char *option, const char *pattern, const char *r
 {
     glob_t found;
     const int error = glob(pattern, GLOB_ERR, NULL, &found);
-    const bool none = error || found.gl_pathc == 0;
+    const char *advice = run ? brief("The run in %s began with it, perhaps in another directory. "
+                                     "Give --%s.", run, option)
+                       : "Name token shards, with * inside quotes if there are many.";
     if (error && error != GLOB_NOMATCH && errno != ENOENT)
         die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
-    if (none && run)
-        die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
-            run, *pattern == '/' ? "" : ", relative to the directory in which it was started",
-            option);
-    if (none)
-        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
-            option, pattern);
+    if (error || !found.gl_pathc)
+        die("--%s %s: no such file. %s", option, pattern, advice);
     return found;
 }
 
-/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are fewer
- * than 2 tokens in all. */
+/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are
+ * fewer than 2 tokens in all. */
 static struct Data open_data(const char *option, const char *pattern, glob_t found,
                              const struct Tokenizer *t)
 {
@@ -118,8 +115,7 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
     const struct Shard *s = d->shards;
     while (n > 0) {
         if (at >= s->count) { at -= s->count; s++; continue; }      /* in a later shard */
-        const int most = min_int(n, BLOCK), now = s->count - at < most ? (int)(s->count - at) : most;
-        read_ids(ids, s, at, now);
+        const int now = (int)read_block(ids, min_int(n, BLOCK), s, at);
         for (int k = 0; k < now; k++) *out++ = ids[k];
         at += now;
         n -= now;
@@ -127,7 +123,7 @@ static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 }
 
 /* Reads the tokens from x[at] on, at most BLOCK. Returns how many; 0 at the end of the text. */
-static int read_block(int *out, const struct Data *d, int64_t at)
+static int next_tokens(int *out, const struct Data *d, int64_t at)
 {
     const int n = (int)(d->tokens - at < BLOCK ? d->tokens - at : BLOCK);
     read_tokens(out, d, at, n);
@@ -171,7 +167,7 @@ static void cut_by_documents(struct Sequences *s, int eot)
     int64_t room = 0;
     int block[BLOCK];
     for (int64_t at = 0; at <= end; ) {
-        const int n = read_block(block, s->data, at);
+        const int n = next_tokens(block, s->data, at);
         for (int k = 0; k < n; k++, at++) {
             const bool full = s->count && at - s->starts[s->count - 1] == s->T;
             if (at > 0 && at < end && !full && block[k] != eot) continue;
@@ -242,7 +238,7 @@ static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t
     loader_seek(l, 0, 0);
 }
 
-/* The number of the next sequence, if need be of the next epoch. It is read when `next` moves on. */
+/* The number of the next sequence, if need be of the next epoch. Who reads it adds 1 to `next`. */
 static int loader_peek(struct Loader *l)
 {
     if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
@@ -252,8 +248,8 @@ static int loader_peek(struct Loader *l)
 /* --- Minibatches: sequences of any length, back to back, without padding --- */
 
 /* Appends sequence i, its inputs and its targets as new rows, if it still fits. Cut by length, a
- * minibatch of B * T rows has at most B sequences, although the two short ones of an epoch may leave
- * room for another. */
+ * minibatch of B * T rows has at most B sequences, although the two short ones of an epoch may
+ * leave room for another. */
 static bool add_sequence(struct Minibatch *m, const struct Sequences *s, int64_t i)
 {
     const int64_t begin = s->starts[i];
@@ -333,7 +329,7 @@ struct Run {
     struct Score last, best;            /* on --val; best.loss starts at infinity */
     int64_t best_step;                  /* of the best score; 0: none yet */
     struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
-    struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: it has not decided */
+    struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: undecided */
     double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
     int64_t skipped;                    /* steps that did not update the weights */
 
@@ -513,7 +509,7 @@ static void print_baselines(const struct Data *d, int V)
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0;
     int block[BLOCK];
-    for (int64_t at = 0, n; (n = read_block(block, d, at)) > 0; at += n)
+    for (int64_t at = 0, n; (n = next_tokens(block, d, at)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
@@ -1000,8 +996,8 @@ static bool save_is_due(const struct Run *r)
 
 /* --- Resuming --- */
 
-/* Takes the options that were not given from the state. A run whose number of steps is not known yet
- * has the time that it had left, or a new limit. */
+/* Takes the options that were not given from the state. A run whose number of steps is not known
+ * yet has the time that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
@@ -1080,7 +1076,7 @@ static void restore_run(struct Run *r)
 /* --- The directory of a run --- */
 
 /* Settles whether the run starts or goes on. Where there is nothing to resume, --resume starts: a
- * run has a state from its first moment on, so the same command goes on wherever it was interrupted.
+ * run has a state from its first moment on, so the same command goes on wherever it was stopped.
  * Dies if --out holds what neither --resume nor --overwrite is for, or is also --init. */
 static void start_or_resume(struct Run *r)
 {
@@ -1101,8 +1097,8 @@ static void start_or_resume(struct Run *r)
 }
 
 /* Makes the directories, with the tokenizer for both, right before the first step, when all input
- * has been checked. A run that replaces another leaves the old files as they are until its own first
- * save. */
+ * has been checked. A run that replaces another leaves the old files as they are until its own
+ * first save. */
 static void begin_files(struct Run *r)
 {
     lock_directory(r->files.last);              /* that it is no other run's --out either */
@@ -1343,22 +1339,17 @@ static char *write_texts(const struct Run *r)
 }
 
 /* Ends the run before the update of a step whose loss or norm is not finite; the saved files stay
- * as they are. The message names the first tensor whose gradient is not finite. */
+ * as they are. */
 static void stop_at(const struct Run *r, const struct Step *s, const char *texts)
 {
     const struct TrainOptions *o = &r->options;
-    const char *where = "";
-    for (int i = 0; i < r->model.tensor_count && !*where; i++) {
-        const struct Tensor *p = &r->model.tensors[i];
-        if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
-    }
     char *resume = o->skip_spikes || !file_exists(r->files.state) ? NULL
         : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
                   quoted(o->out));
-    die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s holds what it read; %s keeps "
-        "what it held before. Start again with --overwrite and a lower --lr than %g%s.",
-        (long long)r->step + 1, value_text(s->loss), value_text(s->norm),
-        *where ? ", not finite in " : "", where, texts, o->out, o->lr, resume ? resume : "");
+    die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps what "
+        "it held before. Start again with --overwrite and a lower --lr than %g%s.",
+        (long long)r->step + 1, value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
+        resume ? resume : "");
 }
 
 /* Returns whether a step may update the weights: not if its loss or norm is not finite, which also
@@ -1440,7 +1431,8 @@ static void show_step(struct Run *r, const struct Step *s)
     const bool due = now - r->clock.shown >= (live() ? 0.1 : 2 + elapsed / 20);
     if (!due && r->step > r->clock.first && !finished(r)) return;
     r->clock.shown = now;
-    double eta = o->steps ? elapsed / (r->step - r->clock.first + 1) * (o->steps - r->step) : INFINITY;
+    const double each = elapsed / (r->step - r->clock.first + 1);
+    double eta = o->steps ? each * (o->steps - r->step) : INFINITY;
     if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->clock.start));
     progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
              place(r), s->loss, s->lr, s->norm, r->clock.rate,

@@ -629,7 +629,7 @@ if [ -d /sys ]; then                    # what the system said of /sys/x, not of
     check $? "the reason is that of the first directory that could not be made"
 fi
 elsewhere() { (cd tok && exec "$@"); }
-fails 1 '--data train_0\*.bin: no such file. The run in ../learn began with it, relative to' \
+fails 1 '--data train_0\*.bin: no such file. The run in ../learn began with it, perhaps in another' \
     elsewhere "$train" train --resume --out ../learn
 fails 1 'config.json: no such file' "$train" sample --model tok
 [ ! -e new ]
