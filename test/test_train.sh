@@ -230,14 +230,14 @@ check $? "resume without repeating the options"
 same_run whole stopped "resumed after SIGTERM = never interrupted, byte for byte"
 
 interrupt killed KILL $run
-touch killed/state.safetensors.tmp killed/last/model.safetensors.tmp
+touch killed/state.safetensors.unfinished killed/last/model.safetensors.unfinished
 [ $status -eq 137 ] && [ $steps -lt 240 ]
 check $? "kill -9 in the middle (step $steps)"
 "$train" train $run --resume --out killed >/dev/null 2>err.txt
 check $? "resume with the same options repeated"
 same_run whole killed "resumed after kill -9 = never interrupted, byte for byte"
 
-[ -z "$(find killed -name '*.tmp')" ]
+[ -z "$(find killed -name "*.unfinished")" ]
 check $? "what was being written when it was killed is gone"
 # This shell ignores SIGINT in what it runs in the background.
 env --default-signal=HUP true 2>/dev/null && default='env --default-signal=HUP'
@@ -641,7 +641,7 @@ fi
 limited() { (ulimit -f 100 && exec "$@"); }
 fails 1 'large/state.safetensors: writing failed' \
     limited "$train" train $data $tiny --steps 2 --out large
-ls large | grep -q tmp
+ls large | grep -q unfinished
 [ $? -eq 1 ]
 check $? "what could not be written is gone"
 cp -r learn broken
