@@ -353,8 +353,9 @@ static void show_step(struct Run *r, const struct Step *s);     /* the live line
 static void evaluate_run(struct Run *r);        /* sets r->last, r->best and r->best_step */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
 static void sample_run(struct Run *r);          /* prints a sample */
-static bool save_is_due(const struct Run *r);   /* the best so far, --save-every, or long ago */
+static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
 static void save_run(struct Run *r);            /* the best model, the last one, the state */
+static void save_best(const struct Run *r);     /* the model as it is, which is the best so far */
 
 /* --- One step --- */
 
@@ -456,6 +457,7 @@ static void pretrain(struct Run *r)
         /* Save. */
         stop = last || late || stop_signal;
         if (stop || save_is_due(r)) save_run(r);
+        else if (r->best_step == r->step) save_best(r);
     }
 }
 
@@ -967,8 +969,15 @@ static void stage_run(const struct Run *r)
     metadata_free(&state);
 }
 
-/* Saves the state and the last model, which is the best one, too, if it has just been evaluated so,
- * before the first evaluation, and without --val. */
+static void save_best(const struct Run *r)
+{
+    struct Metadata meta = describe(r, &r->last);
+    stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+    commit_outputs();
+    metadata_free(&meta);
+}
+
+/* Before the first evaluation, and without --val, the last model is the best. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
@@ -983,13 +992,13 @@ static void save_run(struct Run *r)
     r->clock.saving = r->clock.saved - start;
 }
 
-/* Whether to save after this step. A resumed run computes the same whenever its state was saved, so
- * this may depend on time. */
+/* A resumed run computes the same whenever its state was saved, so this may depend on time. The
+ * first save of a run that replaces another gives all files their names at once. */
 static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->clock.saved;
-    if (r->best_step == r->step) return true;
+    if (r->clock.saving == 0 && r->best_step == r->step) return true;
     if (o->save_every) return r->step % o->save_every == 0;
     return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
 }

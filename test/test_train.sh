@@ -571,7 +571,7 @@ fails 2 '--lr 0.1: the run in learn has 0.003' "$train" train --resume --out lea
 fails 1 '--data: not what the run.*: the fingerprint was [0-9a-f]* and is [0-9a-f]*\.' \
     "$train" train --resume --out learn --data train_000000.bin --steps 9
 fails 1 '--val: not what the run in few began with' \
-    "$train" train --resume --out few --val val_000000.bin
+    "$train" train --resume --out few --val train_000000.bin
 fails 1 '--data: not what the run' \
     "$train" train --resume --out learn --data train_000001.bin --steps 9
 fails 1 '--val: not what the run' \
