@@ -19,9 +19,10 @@
  *       |
  *     AdamW          w moves against g by about the learning rate                   adamw_step
  *       |
- *     evaluate       the loss on other text, every --eval-every steps;              evaluate_run
- *       |            the best model so far is saved
- *     save           the last model and the state, from which --resume goes on      save_run
+ *     evaluate       the loss on other text, every --eval-every steps               evaluate_run
+ *       |
+ *     save           the best model so far, the last one, and the state,            save_run
+ *                    from which --resume goes on
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
@@ -69,20 +70,16 @@ static void check_sets(const struct Data *d, const char *pattern)
     }
 }
 
-/* Finds all files that match the pattern, or dies. `option` names the pattern in messages; `run` is
- * the directory of the run whose state the pattern is from, or NULL if it is from the command
- * line. */
-static glob_t find_shards(const char *option, const char *pattern, const char *run)
+/* Finds all files that match the pattern, or dies. `option` names the pattern in messages. */
+static glob_t find_shards(const char *option, const char *pattern)
 {
     glob_t found;
     const int error = glob(pattern, GLOB_ERR, NULL, &found);
-    const char *advice = run ? brief("The run in %s began with it, perhaps in another directory. "
-                                     "Give --%s.", run, option)
-                       : "Name token shards, with * inside quotes if there are many.";
     if (error && error != GLOB_NOMATCH && errno != ENOENT)
         die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
     if (error || !found.gl_pathc)
-        die("--%s %s: no such file. %s", option, pattern, advice);
+        die("--%s %s: no such file here. Name token shards, with * inside quotes if there are "
+            "many.", option, pattern);
     return found;
 }
 
@@ -390,20 +387,21 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
     return sum / targets;
 }
 
-/* The learning rate of a step when the run has `steps`; 0: as many as time allows, and then the
- * rate stays at --lr after warm-up. The last step has min_lr_ratio times --lr. If that is 0, the
- * rate falls so that it would be 0 one step later: every update counts.
+/* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
+ * after warm-up. The last step has min_lr_ratio times --lr; if that is 0, the rate would be 0 one
+ * step later, since every update is to count.
  *
  * After fit_to_time has decided, the rate falls from what it was, as in the last fifth of wsd:
  *   lowest + (fall.rate - lowest) (1 - sqrt(t))      t: 0 to 1 from fall.step to the last step */
-static double rate_of(const struct Run *r, int64_t step, int64_t steps)
+static double rate_of(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const int64_t end = steps ? steps + (o->min_lr_ratio == 0) : INT64_MAX, begin = r->fall.step;
-    if (!begin || step <= begin)
-        return learning_rate(o->schedule, step, end, o->warmup, o->lr, o->min_lr_ratio);
+    const int64_t begin = r->fall.step,
+                  end = o->steps ? o->steps + (o->min_lr_ratio == 0) : INT64_MAX;
+    if (!begin || r->step <= begin)
+        return learning_rate(o->schedule, r->step, end, o->warmup, o->lr, o->min_lr_ratio);
     const double lowest = fmin(o->min_lr_ratio * o->lr, r->fall.rate);
-    const double t = (double)(step - begin) / (end - begin);
+    const double t = (double)(r->step - begin) / (end - begin);
     return lowest + (r->fall.rate - lowest) * (1 - sqrt(t));
 }
 
@@ -436,7 +434,7 @@ static void pretrain(struct Run *r)
         const bool update = judge_step(r, &s);
         r->step++;
         r->tokens += s.targets;
-        s.lr = rate_of(r, r->step, o->steps);
+        s.lr = rate_of(r);
         if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
         else skip_update(r);
         end_step(r, &s);
@@ -1029,22 +1027,6 @@ static void open_log(struct Run *r, const struct Metadata *state)
     free(path);
 }
 
-/* Refuses fewer steps than the run had, which would change what the learning rate has been. Says so
- * if more steps raise it again. */
-static void check_steps(const struct Run *r, int64_t steps_before)
-{
-    const struct TrainOptions *o = &r->options;
-    if (o->steps && o->steps < steps_before)
-        die_usage("--%s: %lld steps are fewer than the %lld of the run in %s. Leave the option "
-                  "out, or give more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps,
-                  (long long)steps_before, o->out);
-    const double before = rate_of(r, r->step, steps_before),
-                 now = rate_of(r, r->step + 1, o->steps);
-    if (r->step > o->warmup && o->steps != steps_before && now > before)
-        progress(true, "--steps %lld instead of %lld: the learning rate goes up again, from %.1e "
-                 "to %.1e", (long long)o->steps, (long long)steps_before, before, now);
-}
-
 /* Loads what save_run wrote: weights, moments, the place in the data, scores, the log. Dies if
  * tokenizer, data or val are not the same as before. */
 static void restore_run(struct Run *r)
@@ -1054,13 +1036,14 @@ static void restore_run(struct Run *r)
         {"data", "data_fingerprint", r->data.fingerprint},
         {"val", "val_fingerprint", r->val.fingerprint},
     };
+    const struct TrainOptions *o = &r->options;
     struct Metadata state;
     const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
-                "with the same.", same[i].option, r->options.out, entry(&state, same[i].key, path),
+                "with the same.", same[i].option, o->out, entry(&state, same[i].key, path),
                 hash_text(same[i].now));
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
@@ -1076,7 +1059,9 @@ static void restore_run(struct Run *r)
     r->skipped = entry_integer(&state, "skipped", path);
     char *norms = (char *)entry(&state, "norms", path);
     for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
-    check_steps(r, entry_integer(&state, "train.steps", path));
+    if (o->steps && o->steps < entry_integer(&state, "train.steps", path))
+        die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
+                  "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
     append(&r->history, "%s", entry(&state, "history", path));
     open_log(r, &state);
     metadata_free(&state);
@@ -1288,9 +1273,8 @@ static void load_tokenizer(struct Run *r)
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const char *run = o->resume ? o->out : NULL;
-    glob_t data = find_shards("data", o->data, given(r, "data") ? NULL : run), val = {0};
-    if (o->val) val = find_shards("val", o->val, given(r, "val") ? NULL : run);
+    glob_t data = find_shards("data", o->data), val = {0};
+    if (o->val) val = find_shards("val", o->val);
     r->data = open_data("data", o->data, data, r->tokenizer);
     if (o->val) r->val = open_data("val", o->val, val, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
@@ -1352,13 +1336,10 @@ static char *write_texts(const struct Run *r)
 static void stop_at(const struct Run *r, const struct Step *s, const char *texts)
 {
     const struct TrainOptions *o = &r->options;
-    char *resume = o->skip_spikes || !file_exists(r->files.state) ? NULL
-        : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
-                  quoted(o->out));
     die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps what "
         "it held before. Start again with --overwrite and a lower --lr than %g%s.",
         (long long)r->step + 1, value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
-        resume ? resume : "");
+        o->skip_spikes ? "" : ", or leave such steps out: --resume --skip-spikes");
 }
 
 /* Returns whether a step may update the weights: not if its loss or norm is not finite, which also
@@ -1765,7 +1746,7 @@ static int command_eval(int argc, char **argv)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, find_shards("data", pattern, NULL), tokenizer);
+    struct Data data = open_data("data", pattern, find_shards("data", pattern), tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
     const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
                                            tokenizer->eot);
