@@ -185,12 +185,12 @@ while_training() # COMMAND: changes the shard of a run that is under way
 while_training beyond
 succeeds "status 1" [ $? -eq 1 ]
 succeeds "ids beyond the vocabulary: $(tail -n 1 "$dir/said")" \
-    grep -q "^train_gpt: .*bad.bin: was rewritten while it was in use" "$dir/said"
+    grep -q "^train_gpt: .*bad.bin: was cut or rewritten while it was in use" "$dir/said"
 cut_shard() { : >"$dir/bad.bin"; }
 while_training cut_shard
 succeeds "status 1" [ $? -eq 1 ]
 succeeds "a shard that is cut: $(tail -n 1 "$dir/said")" \
-    grep -q "^train_gpt: .*bad.bin: was cut short while it was in use" "$dir/said"
+    grep -q "^train_gpt: .*bad.bin: was cut or rewritten while it was in use" "$dir/said"
 
 # --- Options ---
 
