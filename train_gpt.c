@@ -1495,13 +1495,6 @@ static int64_t steps_in_epochs(struct Run *r)
     return steps > 0 ? steps : 1;
 }
 
-/* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
-static int64_t default_eval_every(const struct Run *r)
-{
-    const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
-    return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
-}
-
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
  * estimate of it, which --plan shows. Returns the seconds of a step: measured if they are needed,
  * else assumed from the peak. */
@@ -1514,7 +1507,10 @@ static double fix_steps(struct Run *r)
     const double step = ((open && !o->resume) || o->plan) && fits_machine(r) ? measure_step(r)
         : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
     if (open) o->steps = steps_in_time(r, step);
-    if (o->eval_every == 0) o->eval_every = default_eval_every(r);
+    /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
+    if (o->eval_every == 0)
+        o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
+                                              ceil(10 * evaluation_in_steps(r))));
     if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
     if (open && !o->plan) o->steps = 0;
     return step;

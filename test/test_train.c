@@ -739,6 +739,20 @@ static void test_history(void)
     free(h.data);
 }
 
+/* --- The log --- */
+
+/* A row that is short or has an empty column has no number there, and not that of the next row. */
+static void test_columns(void)
+{
+    const char rows[] = "5\t1.5\t\n7\t2\tnan\tx\n9\n";
+    const char *second = next_row(rows), *third = next_row(second);
+    check(number_in(rows, 0) == 5 && number_in(rows, 1) == 1.5 && number_in(second, 1) == 2
+          && last_number(rows, 0) == 9 && last_number("", 0) == 0, "log: the numbers of its rows");
+    check(isnan(number_in(rows, 2)) && isnan(number_in(rows, 3)) && isnan(number_in(second, 2))
+          && isnan(number_in(second, 3)) && isnan(number_in(third, 1)) && isnan(last_number(rows, 1)),
+          "log: a short row, an empty column and words have none");
+}
+
 /* --- Messages --- */
 
 static void test_messages(void)
@@ -854,6 +868,7 @@ int main(void)
     test_harmless();
     test_fall();
     test_history();
+    test_columns();
     test_messages();
     test_cores();
     test_live_line();
