@@ -54,13 +54,13 @@
 
 /* --- Part II provides these tools --- */
 
-/* A hash table that maps a pair of tokens (see pair_of) to a number. */
-struct PairTable { uint64_t *slots; size_t count; int bits; };
+/* A hash table that maps a key, such as a pair of tokens (see pair_of), to a number. {0} is empty.
+ * A key is below 2^64 - 1. */
+struct Table { uint64_t *keys; int *values; size_t count; int bits; };
 
-static struct PairTable pair_table(size_t pairs);   /* empty; it grows beyond `pairs` if needed */
-static void pair_table_free(struct PairTable *table);
-static inline int pair_find(const struct PairTable *table, uint32_t pair);  /* -1: not there */
-static void pair_add(struct PairTable *table, uint32_t pair, int number);   /* not there yet */
+static inline int table_get(const struct Table *t, uint64_t key);       /* -1: not there */
+static void table_put(struct Table *t, uint64_t key, int value);        /* not there yet */
+static void table_free(struct Table *t);
 
 /* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
  * may store any number in index. */
@@ -174,7 +174,7 @@ struct Tokenizer {
     int eot;                    /* the id of <|endoftext|>: V - 1 */
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
-    struct PairTable pairs;     /* (a, b) -> the token that is made of a and b */
+    struct Table pairs;         /* (a, b) -> the token that is made of a and b */
     uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
@@ -215,14 +215,14 @@ static void prepare_bytes(void)
             }
 }
 
-/* A tokenizer of the 256 bytes; `merges` is the expected number of merges. Also fills the tables of
- * sections 1 and 3, so one tokenizer must be made before anything is cut or encoded. */
-static struct Tokenizer *tokenizer_new(size_t merges)
+/* A tokenizer of the 256 bytes. Also fills the tables of sections 1 and 3, so one tokenizer must be
+ * made before anything is cut or encoded. */
+static struct Tokenizer *tokenizer_new(void)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
     prepare_classes();
     prepare_bytes();
-    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = pair_table(merges), .room = BYTES + 16};
+    *t = (struct Tokenizer){.vocabulary = BYTES, .room = BYTES + 16};
     t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
     t->bytes = resize(NULL, t->room);
@@ -245,7 +245,7 @@ static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint3
 /* The token that the merge of a and b makes, or -1 if there is no such merge. */
 static inline int merged(const struct Tokenizer *t, int a, int b)
 {
-    return pair_find(&t->pairs, pair_of(a, b));
+    return table_get(&t->pairs, pair_of(a, b));
 }
 
 /* Adds the merge (a, b) to the end of the list; returns the id of its token. */
@@ -257,7 +257,7 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
-    pair_add(&t->pairs, pair_of(a, b), id);
+    table_put(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
@@ -335,14 +335,14 @@ struct Trainer {
     uint32_t word_count;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
-    struct PairTable index;     /* pair -> its index in pairs */
+    struct Table index;         /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
 /* An empty trainer with room for `words` words of `bytes` bytes in all. */
 static struct Trainer trainer_new(size_t words, size_t bytes)
 {
-    struct Trainer t = {.index = pair_table(1 << 15)};
+    struct Trainer t = {0};
     t.ids = resize(NULL, bytes * sizeof *t.ids);
     t.words = resize(NULL, words * sizeof *t.words);
     return t;
@@ -351,19 +351,19 @@ static struct Trainer trainer_new(size_t words, size_t bytes)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    pair_table_free(&t->index);
+    table_free(&t->index);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
 }
 
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
 {
-    const int found = pair_find(&t->index, pair);
+    const int found = table_get(&t->index, pair);
     if (found >= 0) return found;
     if (t->pair_count == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
-    pair_add(&t->index, pair, t->pair_count);
+    table_put(&t->index, pair, t->pair_count);
     return t->pair_count++;
 }
 
@@ -477,51 +477,48 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* 6. Tables                                                                                     */
 /* ============================================================================================= */
 
-/* --- Pairs of tokens -> numbers. Open addressing: a slot is pair << 32 | number + 1, or 0 --- */
+/* --- The hash table. Open addressing: keys holds each key + 1; 0: the slot is empty --- */
 
-static struct PairTable pair_table(size_t pairs)
+/* The slot of the key, or the empty slot where it belongs. The search begins at the top bits of a
+ * product (Fibonacci hashing). At most half of the slots are used, so that it ends after few steps. */
+static inline size_t table_slot(const struct Table *t, uint64_t key)
 {
-    int bits = 10;
-    while ((size_t)1 << bits < 2 * pairs) bits++;
-    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), 0, bits};
+    const size_t mask = ((size_t)1 << t->bits) - 1;
+    size_t i = (size_t)(key * 0x9E3779B97F4A7C15u >> (64 - t->bits));
+    while (t->keys[i] && t->keys[i] != key + 1) i = (i + 1) & mask;
+    return i;
 }
 
-static void pair_table_free(struct PairTable *table)
+static inline int table_get(const struct Table *t, uint64_t key)
 {
-    release(table->slots, sizeof(uint64_t) << table->bits);
+    if (!t->count) return -1;
+    const size_t slot = table_slot(t, key);
+    return t->keys[slot] ? t->values[slot] : -1;
 }
 
-/* The slot at which the search for a pair begins: the top bits of a product (Fibonacci hashing). */
-static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
+static void table_free(struct Table *t)
 {
-    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
+    release(t->keys, sizeof *t->keys << t->bits);
+    release(t->values, sizeof *t->values << t->bits);
+    *t = (struct Table){0};
 }
 
-static inline int pair_find(const struct PairTable *table, uint32_t pair)
+static void table_put(struct Table *t, uint64_t key, int value)
 {
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
-        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
-    return -1;
-}
-
-/* At most half of the slots are used, so that a search ends after few steps. */
-static void pair_add(struct PairTable *table, uint32_t pair, int number)
-{
-    const size_t slots = (size_t)1 << table->bits;
-    if (2 * table->count >= slots) {
-        struct PairTable larger = pair_table(slots);
+    const size_t slots = t->keys ? (size_t)1 << t->bits : 0;
+    if (2 * t->count >= slots) {
+        struct Table larger = {.bits = slots ? t->bits + 1 : 12};
+        larger.keys = allocate_zeroed(sizeof *t->keys << larger.bits);
+        larger.values = allocate_zeroed(sizeof *t->values << larger.bits);
         for (size_t i = 0; i < slots; i++)
-            if (table->slots[i])
-                pair_add(&larger, table->slots[i] >> 32, (int)(uint32_t)table->slots[i] - 1);
-        pair_table_free(table);
-        *table = larger;
+            if (t->keys[i]) table_put(&larger, t->keys[i] - 1, t->values[i]);
+        table_free(t);
+        *t = larger;
     }
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    size_t i = pair_slot(table, pair);
-    while (table->slots[i]) i = (i + 1) & mask;
-    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(number + 1);
-    table->count++;
+    const size_t slot = table_slot(t, key);
+    t->keys[slot] = key + 1;
+    t->values[slot] = value;
+    t->count++;
 }
 
 /* --- The heap: the children of entry i are the entries 2 i + 1 and 2 i + 2 --- */
@@ -675,7 +672,7 @@ static void encoders_free(struct Encoder *e, int n)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
-    pair_table_free(&t->pairs);
+    table_free(&t->pairs);
     free(t->parts); free(t->bytes); free(t->offset);
     free(t);
 }
@@ -869,11 +866,9 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
-enum { READER_SLOTS = 2 * MAX_VOCABULARY };
-
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    uint32_t *slots;            /* (READER_SLOTS): id + 1, or 0; a hash table by a token's bytes */
+    struct Table ids;           /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
     int *order;                 /* see read_order */
@@ -881,21 +876,28 @@ struct TokenReader {
 
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
-    uint64_t h = n;
+    uint64_t h = ~(uint64_t)n;
     for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
     return h;
 }
 
-/* The slot of the token with these bytes, or the empty slot where it belongs. */
-static uint32_t *find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
+/* The id of the token with these bytes, or -1. */
+static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
 {
-    for (size_t i = hash_bytes(bytes, n); ; i++) {
-        uint32_t *slot = &r->slots[i % READER_SLOTS];
-        int length;
-        if (!*slot) return slot;
-        const uint8_t *token = bytes_of_token(r->tokenizer, (int)*slot - 1, &length);
-        if ((size_t)length == n && !memcmp(token, bytes, n)) return slot;
-    }
+    const int id = table_get(&r->ids, hash_bytes(bytes, n));
+    const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
+                   && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
+    return same ? id : -1;
+}
+
+/* Lets find_token find a token, unless there is one with the same bytes. */
+static bool note_token(struct TokenReader *r, int id)
+{
+    int n;
+    const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
+    if (find_token(r, bytes, n) >= 0) return false;
+    table_put(&r->ids, hash_bytes(bytes, n), id);
+    return true;
 }
 
 /* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
@@ -928,7 +930,7 @@ static int read_token(const struct TokenReader *r, const char *text, const char 
     const size_t n = bytes_of_symbols(bytes, text, stop);
     if (!n)
         refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
-    const int id = (int)*find_token(r, bytes, n) - 1;
+    const int id = find_token(r, bytes, n);
     if (id < 0)
         refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
                     "Replace the file.");
@@ -950,11 +952,8 @@ static void read_merge(struct TokenReader *r, const char *text, const char *stop
                     "16 bits of a shard. Use fewer merges.");
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
         refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
-    const int made = add_merge(t, a, b);
-    uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
-    if (*slot)
+    if (!note_token(r, add_merge(t, a, b)))
         refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
-    *slot = (uint32_t)made + 1;
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
@@ -962,9 +961,8 @@ static void read_merge(struct TokenReader *r, const char *text, const char *stop
 static void read_merges(struct TokenReader *r, struct Bytes text)
 {
     const char *at = text.data, *end = text.data + text.size;
-    r->tokenizer = tokenizer_new(text.size / 9);
-    r->slots = allocate_zeroed(READER_SLOTS * sizeof *r->slots);
-    for (int i = 0; i < BYTES; i++) *find_token(r, &byte_of_id[i], 1) = (uint32_t)i + 1;
+    r->tokenizer = tokenizer_new();
+    for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
@@ -974,7 +972,7 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
-    *find_token(r, (const uint8_t *)END_OF_TEXT, END_OF_TEXT_BYTES) = r->tokenizer->eot + 1;
+    note_token(r, r->tokenizer->eot);
 }
 
 /* --- Reading vocab.json and tokenizer.json --- */
@@ -987,9 +985,9 @@ static void read_id(struct TokenReader *r, const char *name, const struct Json *
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
     const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
-    const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-    if (token && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
-        r->order[token - 1] = (int)id->number;
+    const int token = find_token(r, bytes, n);
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->order[token] = (int)id->number;
 }
 
 /* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
@@ -998,7 +996,7 @@ static void read_id(struct TokenReader *r, const char *name, const struct Json *
 static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
 {
     const struct Tokenizer *t = r->tokenizer;
-    struct PairTable ids = pair_table(t->vocabulary);
+    struct Table taken = {0};
     bool ours = true;
     r->order = resize(NULL, t->vocabulary * sizeof *r->order);
     for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
@@ -1008,13 +1006,13 @@ static void read_order(struct TokenReader *r, const struct Json *names, const st
             read_id(r, END_OF_TEXT, json_get(a, "id"));
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0 || pair_find(&ids, r->order[i]) >= 0)
+        if (r->order[i] < 0 || table_get(&taken, r->order[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
-        pair_add(&ids, r->order[i], i);
+        table_put(&taken, r->order[i], i);
         ours &= r->order[i] == i;
     }
-    pair_table_free(&ids);
+    table_free(&taken);
     if (ours) { free(r->order); r->order = NULL; }
 }
 
@@ -1148,7 +1146,7 @@ static struct Tokenizer *tokenizer_read(const char *name, int **order)
         free(ids);
         free(config);
     }
-    release(r.slots, READER_SLOTS * sizeof *r.slots);
+    table_free(&r.ids);
     free((char *)file.data);
     free(path);
     *order = r.order;
@@ -1923,8 +1921,8 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     const bool meets_cut = before_cut > 0 && before_cut < end - at;
     const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position, s->line,
-                        s->fresh, NULL};
+    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position,
+                        s->line, s->fresh, NULL};
     if (!s->position) refuse_other_kinds(c->path, at, end - at);
     s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
@@ -2136,7 +2134,7 @@ static int command_train(int argc, char **argv)
         refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
     set_threads(threads);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
-    struct Tokenizer *t = tokenizer_new(merges);
+    struct Tokenizer *t = tokenizer_new();
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
@@ -2344,8 +2342,8 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short token
- * is copied as 16 bytes; the next token overwrites the surplus. */
+/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short
+ * token is copied as 16 bytes; the next token overwrites the surplus. */
 static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
                        const char *mark)
 {
