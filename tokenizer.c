@@ -29,8 +29,8 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  Tables      pairs, the heap
- *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
+ *      1  Characters                             6  The heap
+ *      2  Pieces                                 7  Speed       16 bytes at a time, cache, heap
  *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
  *      4  Merging a piece                        9  Shards      what the training program reads
  *      5  Learning the merges                   10  Documents   texts, cut for the threads
@@ -53,14 +53,6 @@
 /* ============================================================================================= */
 
 /* --- Part II provides these tools --- */
-
-/* A hash table that maps a key, such as a pair of tokens (see pair_of), to a number. {0} is empty.
- * A key is below 2^64 - 1. */
-struct Table { uint64_t *keys; int *values; size_t count; int bits; };
-
-static inline int table_get(const struct Table *t, uint64_t key);       /* -1: not there */
-static void table_put(struct Table *t, uint64_t key, int value);        /* not there yet */
-static void table_free(struct Table *t);
 
 /* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
  * may store any number in index. */
@@ -174,7 +166,7 @@ struct Tokenizer {
     int eot;                    /* the id of <|endoftext|>: V - 1 */
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
-    struct Table pairs;         /* (a, b) -> the token that is made of a and b */
+    struct HashTable pairs;         /* (a, b) -> the token that is made of a and b */
     uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
@@ -222,7 +214,7 @@ static struct Tokenizer *tokenizer_new(void)
     struct Tokenizer *t = resize(NULL, sizeof *t);
     prepare_classes();
     prepare_bytes();
-    *t = (struct Tokenizer){.vocabulary = BYTES, .room = BYTES + 16};
+    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = hash_table(0), .room = BYTES + 16};
     t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
     t->bytes = resize(NULL, t->room);
@@ -245,7 +237,7 @@ static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint3
 /* The token that the merge of a and b makes, or -1 if there is no such merge. */
 static inline int merged(const struct Tokenizer *t, int a, int b)
 {
-    return table_get(&t->pairs, pair_of(a, b));
+    return hash_get(&t->pairs, pair_of(a, b));
 }
 
 /* Adds the merge (a, b) to the end of the list; returns the id of its token. */
@@ -257,7 +249,7 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
-    table_put(&t->pairs, pair_of(a, b), id);
+    hash_put(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
@@ -335,14 +327,14 @@ struct Trainer {
     uint32_t word_count;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
-    struct Table index;         /* pair -> its index in pairs */
+    struct HashTable index;         /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
 /* An empty trainer with room for `words` words of `bytes` bytes in all. */
 static struct Trainer trainer_new(size_t words, size_t bytes)
 {
-    struct Trainer t = {0};
+    struct Trainer t = {.index = hash_table(0)};
     t.ids = resize(NULL, bytes * sizeof *t.ids);
     t.words = resize(NULL, words * sizeof *t.words);
     return t;
@@ -351,19 +343,19 @@ static struct Trainer trainer_new(size_t words, size_t bytes)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    table_free(&t->index);
+    hash_free(&t->index);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
 }
 
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
 {
-    const int found = table_get(&t->index, pair);
+    const int found = hash_get(&t->index, pair);
     if (found >= 0) return found;
     if (t->pair_count == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
-    table_put(&t->index, pair, t->pair_count);
+    hash_put(&t->index, pair, t->pair_count);
     return t->pair_count++;
 }
 
@@ -474,54 +466,10 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Tables                                                                                     */
+/* 6. The heap                                                                                   */
 /* ============================================================================================= */
 
-/* --- The hash table. Open addressing: keys holds each key + 1; 0: the slot is empty --- */
-
-/* The slot of the key, or the empty slot where it belongs. The search begins at the top bits of a
- * product (Fibonacci hashing). At most half of the slots are used, so that it ends after few steps. */
-static inline size_t table_slot(const struct Table *t, uint64_t key)
-{
-    const size_t mask = ((size_t)1 << t->bits) - 1;
-    size_t i = (size_t)(key * 0x9E3779B97F4A7C15u >> (64 - t->bits));
-    while (t->keys[i] && t->keys[i] != key + 1) i = (i + 1) & mask;
-    return i;
-}
-
-static inline int table_get(const struct Table *t, uint64_t key)
-{
-    if (!t->count) return -1;
-    const size_t slot = table_slot(t, key);
-    return t->keys[slot] ? t->values[slot] : -1;
-}
-
-static void table_free(struct Table *t)
-{
-    release(t->keys, sizeof *t->keys << t->bits);
-    release(t->values, sizeof *t->values << t->bits);
-    *t = (struct Table){0};
-}
-
-static void table_put(struct Table *t, uint64_t key, int value)
-{
-    const size_t slots = t->keys ? (size_t)1 << t->bits : 0;
-    if (2 * t->count >= slots) {
-        struct Table larger = {.bits = slots ? t->bits + 1 : 12};
-        larger.keys = allocate_zeroed(sizeof *t->keys << larger.bits);
-        larger.values = allocate_zeroed(sizeof *t->values << larger.bits);
-        for (size_t i = 0; i < slots; i++)
-            if (t->keys[i]) table_put(&larger, t->keys[i] - 1, t->values[i]);
-        table_free(t);
-        *t = larger;
-    }
-    const size_t slot = table_slot(t, key);
-    t->keys[slot] = key + 1;
-    t->values[slot] = value;
-    t->count++;
-}
-
-/* --- The heap: the children of entry i are the entries 2 i + 1 and 2 i + 2 --- */
+/* The children of entry i are the entries 2 i + 1 and 2 i + 2. */
 
 static inline bool heap_before(const struct Entry *a, const struct Entry *b)
 {
@@ -672,93 +620,54 @@ static void encoders_free(struct Encoder *e, int n)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
-    table_free(&t->pairs);
+    hash_free(&t->pairs);
     free(t->parts); free(t->bytes); free(t->offset);
     free(t);
 }
 
-/* --- Long pieces: one sweep over the list of merges --- */
+/* --- Long pieces: a heap of the pairs that can be merged --- */
 
-/* The time of merge_short grows with the square of the length. Here a piece is a doubly linked
- * list of tokens, and each merge has a list of the places where it may apply. A merge makes new
- * pairs only with its own token, and their merges are later in the list of merges. So one sweep
- * over the merges, in order, does all of them, in a time that grows linearly. The memory is about
- * 36 bytes for each byte of the piece. */
-struct Sweep {
-    const struct Tokenizer *tokenizer;
-    uint32_t n;                 /* the length of the piece, in bytes */
-    struct { uint32_t next, before; uint16_t id; } *tokens;     /* (n) by their first byte */
-    struct { uint32_t at, next; } *places;      /* (3 n) linked by index; 0 ends a list */
-    uint32_t place_count;
-    uint32_t first[MAX_VOCABULARY];             /* of the list of the merge that makes this id */
-    uint64_t waiting[MAX_VOCABULARY / 64];      /* one bit for each id: the list is not empty */
-};
+/* The time of merge_short grows with the square of the length n, that of this with n log n. A piece
+ * is a doubly linked list of tokens. The heap has the pairs that have a merge: the merge that was
+ * learned first comes first, of equal ones the leftmost pair. The memory is about 60 bytes for each
+ * byte of the piece. */
+struct Link { uint32_t next, before; uint16_t id; };    /* of a token, by its first byte */
 
-/* If the token at `at` and the next one have a merge, adds the place to the list of that merge. */
-static void add_place(struct Sweep *s, uint32_t at)
+/* Pushes the pair of the token at `at` and the next one, if it has a merge. */
+static void push_link(struct Heap *h, const struct Tokenizer *t, const struct Link *list,
+                      uint32_t at, size_t n)
 {
-    const uint32_t right = s->tokens[at].next;
-    if (right >= s->n) return;
-    const int made = merged(s->tokenizer, s->tokens[at].id, s->tokens[right].id);
-    if (made < 0) return;
-    const uint64_t bit = 1ull << (made & 63);
-    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
-    s->first[made] = ++s->place_count;
-    s->places[s->place_count].at = at;
-    s->places[s->place_count].next = first;
-    s->waiting[made >> 6] |= bit;
+    const uint32_t right = list[at].next;
+    const int made = right < n ? merged(t, list[at].id, list[right].id) : -1;
+    if (made >= 0) heap_push(h, (struct Entry){-made, at, made});
 }
 
-/* Applies the merge that makes `made` at those of its places where both parts still are. In a run
- * of equal tokens, as in "aaa", the first two are merged first; so a run is merged from its start
- * when the first of its places is met. */
-static void sweep_merge(struct Sweep *s, int made)
-{
-    const int a = s->tokenizer->parts[made - BYTES][0], b = s->tokenizer->parts[made - BYTES][1];
-    for (uint32_t place = s->first[made]; place; place = s->places[place].next) {
-        uint32_t at = s->places[place].at, right;
-        if (s->tokens[at].id != a) continue;
-        while (a == b && at && s->tokens[s->tokens[at].before].id == a) at = s->tokens[at].before;
-        for (; at < s->n && s->tokens[at].id == a; at = s->tokens[at].next) {
-            right = s->tokens[at].next;
-            if (right >= s->n || s->tokens[right].id != b) break;
-            const uint32_t next = s->tokens[at].next = s->tokens[right].next;
-            s->tokens[at].id = (uint16_t)made;
-            s->tokens[right].id = UINT16_MAX;       /* an id that no merge contains */
-            if (next < s->n) s->tokens[next].before = at;
-            if (at) add_place(s, s->tokens[at].before);
-            add_place(s, at);
-        }
-    }
-}
-
-/* Merges a piece of any length, with the same result as merge_short. */
+/* Merges a piece of any length, with the same result as merge_short. A pair that is popped may be
+ * gone, because one of its tokens was merged with another. */
 static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
 {
     if (n >= 1u << 30)
         die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-    struct Sweep *s = resize(NULL, sizeof *s);
-    memset(s->waiting, 0, sizeof s->waiting);
-    s->tokenizer = t;
-    s->n = (uint32_t)n;
-    s->place_count = 0;
-    s->tokens = resize(NULL, n * sizeof *s->tokens);
-    s->places = resize(NULL, 3 * n * sizeof *s->places);        /* two new ones for each merge */
-    for (uint32_t i = 0; i < n; i++) {
-        s->tokens[i].id = id_of_byte[piece[i]];
-        s->tokens[i].next = i + 1;
-        s->tokens[i].before = i - 1;
+    struct Link *list = resize(NULL, n * sizeof *list);
+    struct Heap heap = {0};
+    for (uint32_t i = 0; i < n; i++)
+        list[i] = (struct Link){i + 1, i - 1, id_of_byte[piece[i]]};
+    for (uint32_t i = 0; i < n; i++) push_link(&heap, t, list, i, n);
+    while (heap.size) {
+        const struct Entry top = heap_pop(&heap);
+        const uint16_t *parts = t->parts[top.index - BYTES];
+        const uint32_t at = top.id, right = list[at].next;
+        if (list[at].id != parts[0] || right >= n || list[right].id != parts[1]) continue;
+        list[at] = (struct Link){list[right].next, list[at].before, (uint16_t)top.index};
+        list[right].id = UINT16_MAX;            /* an id that no merge contains */
+        if (list[at].next < n) list[list[at].next].before = at;
+        if (at) push_link(&heap, t, list, list[at].before, n);
+        push_link(&heap, t, list, at, n);
     }
-    for (uint32_t i = s->n; i-- > 0; ) add_place(s, i);
-    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
-        while (s->waiting[word]) {
-            const int bit = __builtin_ctzll(s->waiting[word]);
-            s->waiting[word] &= s->waiting[word] - 1;
-            sweep_merge(s, word * 64 + bit);
-        }
     size_t count = 0;
-    for (uint32_t i = 0; i < n; i = s->tokens[i].next) out[count++] = s->tokens[i].id;
-    free(s->tokens); free(s->places); free(s);
+    for (uint32_t i = 0; i < n; i = list[i].next) out[count++] = list[i].id;
+    free(list);
+    free(heap.entries);
     return count;
 }
 
@@ -868,7 +777,7 @@ static int byte_of_symbol(uint32_t c)
 
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    struct Table ids;           /* the hash of a token's bytes -> its id */
+    struct HashTable ids;           /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
     int *order;                 /* see read_order */
@@ -884,7 +793,7 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 /* The id of the token with these bytes, or -1. */
 static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
 {
-    const int id = table_get(&r->ids, hash_bytes(bytes, n));
+    const int id = hash_get(&r->ids, hash_bytes(bytes, n));
     const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
                    && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
     return same ? id : -1;
@@ -896,7 +805,7 @@ static bool note_token(struct TokenReader *r, int id)
     int n;
     const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
     if (find_token(r, bytes, n) >= 0) return false;
-    table_put(&r->ids, hash_bytes(bytes, n), id);
+    hash_put(&r->ids, hash_bytes(bytes, n), id);
     return true;
 }
 
@@ -962,6 +871,7 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
 {
     const char *at = text.data, *end = text.data + text.size;
     r->tokenizer = tokenizer_new();
+    r->ids = hash_table(BYTES);
     for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
@@ -996,7 +906,7 @@ static void read_id(struct TokenReader *r, const char *name, const struct Json *
 static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
 {
     const struct Tokenizer *t = r->tokenizer;
-    struct Table taken = {0};
+    struct HashTable taken = hash_table(t->vocabulary);
     bool ours = true;
     r->order = resize(NULL, t->vocabulary * sizeof *r->order);
     for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
@@ -1006,13 +916,13 @@ static void read_order(struct TokenReader *r, const struct Json *names, const st
             read_id(r, END_OF_TEXT, json_get(a, "id"));
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0 || table_get(&taken, r->order[i]) >= 0)
+        if (r->order[i] < 0 || hash_get(&taken, r->order[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
-        table_put(&taken, r->order[i], i);
+        hash_put(&taken, r->order[i], i);
         ours &= r->order[i] == i;
     }
-    table_free(&taken);
+    hash_free(&taken);
     if (ours) { free(r->order); r->order = NULL; }
 }
 
@@ -1146,7 +1056,7 @@ static struct Tokenizer *tokenizer_read(const char *name, int **order)
         free(ids);
         free(config);
     }
-    table_free(&r.ids);
+    hash_free(&r.ids);
     free((char *)file.data);
     free(path);
     *order = r.order;
