@@ -2796,7 +2796,7 @@ static void commit_outputs(void)
         flush_directory(directory);
         free(directory);
         done = o->next;
-        if (o->file) fclose(o->file);           /* a writer of many files may have closed it */
+        fclose(o->file);
         free(o->path);
         free(o->temporary);
     }

@@ -39,8 +39,8 @@
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
  *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                   text <-> ids
- *    open_shard, count_set, missing_shard (9)                                    shards
+ *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                    text <-> ids
+ *    open_shard, read_ids, read_block, count_set, missing_shard (9)              shards
  *    heap_sift_down, heap_pop (6)                                                sampling */
 
 #include "model.h"
@@ -926,7 +926,7 @@ static void read_order(struct TokenReader *r, const struct Json *names, const st
     if (ours) { free(r->order); r->order = NULL; }
 }
 
-/* Reads the order in the vocab.json beside merges.txt, or the encoder.json beside vocab.bpe. */
+/* Reads the order in the vocab.json beside merges.txt. */
 static void read_vocabulary(struct TokenReader *r, const char *path)
 {
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
@@ -1016,24 +1016,17 @@ static char *existing_file(const char *directory, const char *name)
 }
 
 /* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
- * that name. tokenizer.json says all; vocab.bpe is what the authors of GPT-2 called merges.txt.
- * NULL: there is none. */
+ * that name. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors, whose order
+ * is ours. NULL: there is none. */
 static char *tokenizer_file(const char *name)
 {
     struct stat status;
-    char *path = NULL;
     if (!file_exists(name)) return NULL;
     if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    if (!path) path = existing_file(name, "tokenizer.json");
+    char *path = existing_file(name, "tokenizer.json");
     if (!path) path = existing_file(name, "merges.txt");
     if (!path) path = existing_file(name, "vocab.bpe");
     return path;
-}
-
-static bool ends_with(const char *text, const char *end)
-{
-    const size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
 }
 
 /* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
@@ -1044,12 +1037,13 @@ static struct Tokenizer *tokenizer_read(const char *name, int **order)
     if (!path)
         die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const bool json = ends_with(path, ".json");
+    const char *dot = strrchr(path, '.');
+    const bool json = dot && !strcmp(dot, ".json");
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     if (json) read_tokenizer_json(&r, file);
     else read_merges(&r, file);
     if (strcmp(path, name)) {                   /* it is in a directory */
-        char *ids = existing_file(name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
+        char *ids = existing_file(name, "vocab.json");
         char *config = existing_file(name, "tokenizer_config.json");
         if (ids && !json) read_vocabulary(&r, ids);
         if (config) read_usage(&r.tokenizer->usage, config);
@@ -1359,7 +1353,7 @@ struct ShardHeader {
     int32_t shards, zeros[247];
 };
 enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1,
-       MAX_SHARDS = 1000000 };
+       MAX_SHARDS = 1000 };     /* of a set: they are all open until it is complete */
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
@@ -1401,13 +1395,20 @@ static void check_ids(struct Shard *s)
     free(ids);
 }
 
+/* The header of a file; all 0 if it is shorter. */
+static struct ShardHeader read_shard_header(const struct File *f)
+{
+    struct ShardHeader header = {0};
+    if (f->size >= sizeof header) read_at(f, &header, sizeof header, 0);
+    return header;
+}
+
 /* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
  * tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    struct ShardHeader header = {0};
     struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
-    if (s.file.size >= SHARD_HEADER) read_at(&s.file, &header, SHARD_HEADER, 0);
+    const struct ShardHeader header = read_shard_header(&s.file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
@@ -1473,8 +1474,7 @@ struct ShardWriter {
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     struct Output **shards;             /* (number) */
     int number;                         /* of shards so far */
-    char **old;                         /* (old_count): paths of the shards to be replaced */
-    int old_count;
+    int old;                            /* the shards to be replaced have smaller numbers */
 };
 
 static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
@@ -1495,16 +1495,6 @@ static void start_shard(struct ShardWriter *w)
     free(path);
 }
 
-/* Leaves shard i to the disk. There may be more shards than files that a process can have open, so
- * only the first one, whose lock keeps out other writers of the prefix, stays open. */
-static void leave_shard(struct ShardWriter *w, int i)
-{
-    struct Output *o = w->shards[i];
-    output_finish(o);
-    if (i && fclose(o->file)) die_unwritten(o->path);
-    if (i) o->file = NULL;
-}
-
 /* Ends the open shard and adds its tokens to the hash of the set. */
 static void end_shard(struct ShardWriter *w)
 {
@@ -1512,7 +1502,6 @@ static void end_shard(struct ShardWriter *w)
     const struct File file = {o->path, fileno(o->file)};
     output_finish(o);
     w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
-    leave_shard(w, w->number - 1);
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1539,24 +1528,20 @@ static void complete_set(struct ShardWriter *w)
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
-        if (i) o->file = fopen(o->temporary, "r+b");
-        if (!o->file || fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
+        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
         write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
-        leave_shard(w, i);
+        output_finish(o);
     }
 }
 
-/* Notes a shard that is to be replaced. Dies if the file is none: then another program wrote it. */
-static void note_old_shard(struct ShardWriter *w, char *path)
+/* Dies if a file may not be replaced by a shard. */
+static void check_old_shard(const char *path, bool overwrite)
 {
+    if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
     struct File file = open_file(path, false);
-    int32_t magic = 0;
-    if (file.size >= sizeof magic) read_at(&file, &magic, sizeof magic, 0);
-    if (magic != SHARD_MAGIC)
+    if (read_shard_header(&file).magic != SHARD_MAGIC)
         die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
     close_file(&file);
-    w->old = resize(w->old, (w->old_count + 1) * sizeof *w->old);
-    w->old[w->old_count++] = path;
 }
 
 /* Begins the first shard, which only one process can have open. Then looks at what other files have
@@ -1565,28 +1550,33 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
     char *directory = directory_of(w->prefix, &name);
+    const size_t n = strlen(name);
     DIR *files = NULL;
     make_directory(directory);
     start_shard(w);
     for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        const char *rest = f->d_name + strlen(name);        /* _000000.bin, if it is a shard */
-        if (strncmp(f->d_name, name, strlen(name)) || *rest != '_'
-            || strspn(rest + 1, "0123456789") != 6) continue;
+        const char *rest = f->d_name + n;       /* _000000.bin, if it is a shard */
+        if (strncmp(f->d_name, name, n) || *rest != '_' || strspn(rest + 1, "0123456789") != 6)
+            continue;
         char *path = text_of("%s%s", w->prefix, rest);
-        if (!strcmp(rest + 7, ".bin") && !overwrite)
-            die("%s: exists. Choose another --out, or add --overwrite.", path);
-        if (!strcmp(rest + 7, ".bin")) note_old_shard(w, path);
-        else if (!strcmp(rest + 7, ".bin" UNFINISHED) && strcmp(path, w->shards[0]->temporary))
-            remove_file(path);
+        const int number = atoi(rest + 1);
+        if (!strcmp(rest + 7, ".bin")) {
+            check_old_shard(path, overwrite);
+            w->old = max_int(w->old, number + 1);
+        } else if (!strcmp(rest + 7, ".bin" UNFINISHED) && number > 0) remove_file(path);
+        free(path);
     }
     free(directory);
 }
 
 /* Removes what the set before had more, once the new one has its names. */
-static void remove_old_shards(struct ShardWriter *w)
+static void remove_old_shards(const struct ShardWriter *w)
 {
-    for (int i = 0; i < w->old_count; i++)
-        if (atoi(w->old[i] + strlen(w->prefix) + 1) >= w->number) remove_file(w->old[i]);
+    for (int i = w->number; i < w->old; i++) {
+        char *path = text_of("%s_%06d.bin", w->prefix, i);
+        remove_file(path);
+        free(path);
+    }
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1739,8 +1729,6 @@ static struct Source source_open(char **paths, int count, const char *split, con
                        .chunk_bytes = chunk_bytes, .file = -1,
                        .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
-    if (strcmp(field, "text") && s.split != SPLIT_JSONL)
-        warn("--text-field %s: has no effect without --split jsonl.", field);
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
@@ -1879,7 +1867,8 @@ enum { CHUNK_BYTES = 1 << 19 };
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
                        .choices = "file|lines|eot|jsonl"}, \
-    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field}
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field, \
+     .idle = "with split file|with split lines|with split eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
@@ -2039,6 +2028,7 @@ static int command_train(int argc, char **argv)
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
     const int merges = vocabulary - BYTES - 1;
+    warn_idle(options);
     lock_directory(out);
     if (!overwrite)
         refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
@@ -2207,7 +2197,8 @@ static int command_encode(int argc, char **argv)
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
          REAL_NUMBER, &val_fraction, .max = 1},
-        {"seed", "which documents these are", LONG, &seed, .max = 1e15},
+        {"seed", "which documents these are", LONG, &seed, .max = 1e15,
+         .idle = "without val-fraction"},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
     const int files = read_options(
@@ -2219,18 +2210,18 @@ static int command_encode(int argc, char **argv)
     const int sets = val_fraction > 0 ? 2 : 1;
     for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
     char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
-    if (sets == 1 && writers[0].old_count && file_exists(val))
+    if (sets == 1 && writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, out);
     free(val);
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     writers[0].hash = writers[1].hash = t->hash;
     if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
-    if (seed != 1 && (source.cut || val_fraction == 0))
-        warn("--seed %lld: has no effect, since no documents are drawn.", (long long)seed);
+    if (source.cut) warn_unused(options, "seed", "with one document");
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
     const int64_t tokens = writers[0].total + writers[1].total;
@@ -2429,6 +2420,7 @@ static int command_stats(int argc, char **argv)
     const int files = read_options(argc, argv, options,
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
                                     "How well the vocabulary fits texts.");
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);
