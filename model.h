@@ -2432,18 +2432,18 @@ static void append_utf8(struct Buffer *b, unsigned c)
 
 /* --- A hash table from 64-bit keys to numbers, by open addressing --- */
 
-/* In an empty slot, `number` is 0; else it is the number + 1. At most half of the slots are used. */
-struct HashSlot { uint64_t key; int64_t number; };
-struct HashTable { struct HashSlot *slots; size_t count; int bits; };
+/* keys holds each key + 1, or 0 in an empty slot. At most half of the slots are used. Keys stand
+ * apart from numbers, since most searches are for a key that is not there. No key is 2^64 - 1. */
+struct HashTable { uint64_t *keys; int *numbers; size_t count; int bits; };
 
 /* The slot of a key, or the empty one where it belongs. The search begins at the top bits of a
  * product (Fibonacci hashing). */
-static inline struct HashSlot *hash_slot(const struct HashTable *t, uint64_t key)
+static inline size_t hash_slot(const struct HashTable *t, uint64_t key)
 {
     const size_t mask = ((size_t)1 << t->bits) - 1;
     size_t i = (size_t)(key * 0x9E3779B97F4A7C15u >> (64 - t->bits));
-    while (t->slots[i].number && t->slots[i].key != key) i = (i + 1) & mask;
-    return &t->slots[i];
+    while (t->keys[i] && t->keys[i] != key + 1) i = (i + 1) & mask;
+    return i;
 }
 
 /* An empty table with room for so many keys; it grows beyond them if needed. */
@@ -2451,15 +2451,21 @@ static struct HashTable hash_table(size_t keys)
 {
     int bits = 10;
     while ((size_t)1 << bits < 2 * keys) bits++;
-    return (struct HashTable){allocate_zeroed(sizeof(struct HashSlot) << bits), 0, bits};
+    return (struct HashTable){allocate_zeroed(sizeof(uint64_t) << bits),
+                              allocate_zeroed(sizeof(int) << bits), 0, bits};
 }
 
-static void hash_free(struct HashTable *t) { release(t->slots, sizeof *t->slots << t->bits); }
+static void hash_free(struct HashTable *t)
+{
+    release(t->keys, sizeof *t->keys << t->bits);
+    release(t->numbers, sizeof *t->numbers << t->bits);
+}
 
 /* The number of a key; -1: it is not there. */
 static inline int hash_get(const struct HashTable *t, uint64_t key)
 {
-    return (int)hash_slot(t, key)->number - 1;
+    const size_t slot = hash_slot(t, key);
+    return t->keys[slot] ? t->numbers[slot] : -1;
 }
 
 /* Adds a key that is not there yet. */
@@ -2469,12 +2475,13 @@ static void hash_put(struct HashTable *t, uint64_t key, int number)
     if (2 * t->count >= slots) {
         struct HashTable larger = hash_table(slots);
         for (size_t i = 0; i < slots; i++)
-            if (t->slots[i].number) *hash_slot(&larger, t->slots[i].key) = t->slots[i];
-        larger.count = t->count;
+            if (t->keys[i]) hash_put(&larger, t->keys[i] - 1, t->numbers[i]);
         hash_free(t);
         *t = larger;
     }
-    *hash_slot(t, key) = (struct HashSlot){key, (int64_t)number + 1};
+    const size_t slot = hash_slot(t, key);
+    t->keys[slot] = key + 1;
+    t->numbers[slot] = number;
     t->count++;
 }
 
@@ -2789,7 +2796,7 @@ static void commit_outputs(void)
         flush_directory(directory);
         free(directory);
         done = o->next;
-        if (o->file) fclose(o->file);           /* a writer of many files may have closed it */
+        fclose(o->file);
         free(o->path);
         free(o->temporary);
     }

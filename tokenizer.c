@@ -29,8 +29,8 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  Tables      pairs, the heap
- *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
+ *      1  Characters                             6  The heap
+ *      2  Pieces                                 7  Speed       16 bytes at a time, cache, heap
  *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
  *      4  Merging a piece                        9  Shards      what the training program reads
  *      5  Learning the merges                   10  Documents   texts, cut for the threads
@@ -39,8 +39,8 @@
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
  *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                   text <-> ids
- *    open_shard, count_set, missing_shard (9)                                    shards
+ *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                    text <-> ids
+ *    open_shard, read_ids, read_block, count_set, missing_shard (9)              shards
  *    heap_sift_down, heap_pop (6)                                                sampling */
 
 #include "model.h"
@@ -53,14 +53,6 @@
 /* ============================================================================================= */
 
 /* --- Part II provides these tools --- */
-
-/* A hash table that maps a pair of tokens (see pair_of) to a number. */
-struct PairTable { uint64_t *slots; size_t count; int bits; };
-
-static struct PairTable pair_table(size_t pairs);   /* empty; it grows beyond `pairs` if needed */
-static void pair_table_free(struct PairTable *table);
-static inline int pair_find(const struct PairTable *table, uint32_t pair);  /* -1: not there */
-static void pair_add(struct PairTable *table, uint32_t pair, int number);   /* not there yet */
 
 /* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
  * may store any number in index. */
@@ -174,7 +166,7 @@ struct Tokenizer {
     int eot;                    /* the id of <|endoftext|>: V - 1 */
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
-    struct PairTable pairs;     /* (a, b) -> the token that is made of a and b */
+    struct HashTable pairs;         /* (a, b) -> the token that is made of a and b */
     uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
@@ -215,14 +207,14 @@ static void prepare_bytes(void)
             }
 }
 
-/* A tokenizer of the 256 bytes; `merges` is the expected number of merges. Also fills the tables of
- * sections 1 and 3, so one tokenizer must be made before anything is cut or encoded. */
-static struct Tokenizer *tokenizer_new(size_t merges)
+/* A tokenizer of the 256 bytes. Also fills the tables of sections 1 and 3, so one tokenizer must be
+ * made before anything is cut or encoded. */
+static struct Tokenizer *tokenizer_new(void)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
     prepare_classes();
     prepare_bytes();
-    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = pair_table(merges), .room = BYTES + 16};
+    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = hash_table(0), .room = BYTES + 16};
     t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
     t->bytes = resize(NULL, t->room);
@@ -245,7 +237,7 @@ static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint3
 /* The token that the merge of a and b makes, or -1 if there is no such merge. */
 static inline int merged(const struct Tokenizer *t, int a, int b)
 {
-    return pair_find(&t->pairs, pair_of(a, b));
+    return hash_get(&t->pairs, pair_of(a, b));
 }
 
 /* Adds the merge (a, b) to the end of the list; returns the id of its token. */
@@ -257,7 +249,7 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
-    pair_add(&t->pairs, pair_of(a, b), id);
+    hash_put(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
@@ -335,14 +327,14 @@ struct Trainer {
     uint32_t word_count;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
-    struct PairTable index;     /* pair -> its index in pairs */
+    struct HashTable index;         /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
 /* An empty trainer with room for `words` words of `bytes` bytes in all. */
 static struct Trainer trainer_new(size_t words, size_t bytes)
 {
-    struct Trainer t = {.index = pair_table(1 << 15)};
+    struct Trainer t = {.index = hash_table(0)};
     t.ids = resize(NULL, bytes * sizeof *t.ids);
     t.words = resize(NULL, words * sizeof *t.words);
     return t;
@@ -351,19 +343,19 @@ static struct Trainer trainer_new(size_t words, size_t bytes)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    pair_table_free(&t->index);
+    hash_free(&t->index);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
 }
 
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
 {
-    const int found = pair_find(&t->index, pair);
+    const int found = hash_get(&t->index, pair);
     if (found >= 0) return found;
     if (t->pair_count == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
-    pair_add(&t->index, pair, t->pair_count);
+    hash_put(&t->index, pair, t->pair_count);
     return t->pair_count++;
 }
 
@@ -474,57 +466,10 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Tables                                                                                     */
+/* 6. The heap                                                                                   */
 /* ============================================================================================= */
 
-/* --- Pairs of tokens -> numbers. Open addressing: a slot is pair << 32 | number + 1, or 0 --- */
-
-static struct PairTable pair_table(size_t pairs)
-{
-    int bits = 10;
-    while ((size_t)1 << bits < 2 * pairs) bits++;
-    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), 0, bits};
-}
-
-static void pair_table_free(struct PairTable *table)
-{
-    release(table->slots, sizeof(uint64_t) << table->bits);
-}
-
-/* The slot at which the search for a pair begins: the top bits of a product (Fibonacci hashing). */
-static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
-{
-    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
-}
-
-static inline int pair_find(const struct PairTable *table, uint32_t pair)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
-        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
-    return -1;
-}
-
-/* At most half of the slots are used, so that a search ends after few steps. */
-static void pair_add(struct PairTable *table, uint32_t pair, int number)
-{
-    const size_t slots = (size_t)1 << table->bits;
-    if (2 * table->count >= slots) {
-        struct PairTable larger = pair_table(slots);
-        for (size_t i = 0; i < slots; i++)
-            if (table->slots[i])
-                pair_add(&larger, table->slots[i] >> 32, (int)(uint32_t)table->slots[i] - 1);
-        pair_table_free(table);
-        *table = larger;
-    }
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    size_t i = pair_slot(table, pair);
-    while (table->slots[i]) i = (i + 1) & mask;
-    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(number + 1);
-    table->count++;
-}
-
-/* --- The heap: the children of entry i are the entries 2 i + 1 and 2 i + 2 --- */
+/* The children of entry i are the entries 2 i + 1 and 2 i + 2. */
 
 static inline bool heap_before(const struct Entry *a, const struct Entry *b)
 {
@@ -675,93 +620,54 @@ static void encoders_free(struct Encoder *e, int n)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
-    pair_table_free(&t->pairs);
+    hash_free(&t->pairs);
     free(t->parts); free(t->bytes); free(t->offset);
     free(t);
 }
 
-/* --- Long pieces: one sweep over the list of merges --- */
+/* --- Long pieces: a heap of the pairs that can be merged --- */
 
-/* The time of merge_short grows with the square of the length. Here a piece is a doubly linked
- * list of tokens, and each merge has a list of the places where it may apply. A merge makes new
- * pairs only with its own token, and their merges are later in the list of merges. So one sweep
- * over the merges, in order, does all of them, in a time that grows linearly. The memory is about
- * 36 bytes for each byte of the piece. */
-struct Sweep {
-    const struct Tokenizer *tokenizer;
-    uint32_t n;                 /* the length of the piece, in bytes */
-    struct { uint32_t next, before; uint16_t id; } *tokens;     /* (n) by their first byte */
-    struct { uint32_t at, next; } *places;      /* (3 n) linked by index; 0 ends a list */
-    uint32_t place_count;
-    uint32_t first[MAX_VOCABULARY];             /* of the list of the merge that makes this id */
-    uint64_t waiting[MAX_VOCABULARY / 64];      /* one bit for each id: the list is not empty */
-};
+/* The time of merge_short grows with the square of the length n, that of this with n log n. A piece
+ * is a doubly linked list of tokens. The heap has the pairs that have a merge: the merge that was
+ * learned first comes first, of equal ones the leftmost pair. The memory is about 60 bytes for each
+ * byte of the piece. */
+struct Link { uint32_t next, before; uint16_t id; };    /* of a token, by its first byte */
 
-/* If the token at `at` and the next one have a merge, adds the place to the list of that merge. */
-static void add_place(struct Sweep *s, uint32_t at)
+/* Pushes the pair of the token at `at` and the next one, if it has a merge. */
+static void push_link(struct Heap *h, const struct Tokenizer *t, const struct Link *list,
+                      uint32_t at, size_t n)
 {
-    const uint32_t right = s->tokens[at].next;
-    if (right >= s->n) return;
-    const int made = merged(s->tokenizer, s->tokens[at].id, s->tokens[right].id);
-    if (made < 0) return;
-    const uint64_t bit = 1ull << (made & 63);
-    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
-    s->first[made] = ++s->place_count;
-    s->places[s->place_count].at = at;
-    s->places[s->place_count].next = first;
-    s->waiting[made >> 6] |= bit;
+    const uint32_t right = list[at].next;
+    const int made = right < n ? merged(t, list[at].id, list[right].id) : -1;
+    if (made >= 0) heap_push(h, (struct Entry){-made, at, made});
 }
 
-/* Applies the merge that makes `made` at those of its places where both parts still are. In a run
- * of equal tokens, as in "aaa", the first two are merged first; so a run is merged from its start
- * when the first of its places is met. */
-static void sweep_merge(struct Sweep *s, int made)
-{
-    const int a = s->tokenizer->parts[made - BYTES][0], b = s->tokenizer->parts[made - BYTES][1];
-    for (uint32_t place = s->first[made]; place; place = s->places[place].next) {
-        uint32_t at = s->places[place].at, right;
-        if (s->tokens[at].id != a) continue;
-        while (a == b && at && s->tokens[s->tokens[at].before].id == a) at = s->tokens[at].before;
-        for (; at < s->n && s->tokens[at].id == a; at = s->tokens[at].next) {
-            right = s->tokens[at].next;
-            if (right >= s->n || s->tokens[right].id != b) break;
-            const uint32_t next = s->tokens[at].next = s->tokens[right].next;
-            s->tokens[at].id = (uint16_t)made;
-            s->tokens[right].id = UINT16_MAX;       /* an id that no merge contains */
-            if (next < s->n) s->tokens[next].before = at;
-            if (at) add_place(s, s->tokens[at].before);
-            add_place(s, at);
-        }
-    }
-}
-
-/* Merges a piece of any length, with the same result as merge_short. */
+/* Merges a piece of any length, with the same result as merge_short. A pair that is popped may be
+ * gone, because one of its tokens was merged with another. */
 static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
 {
     if (n >= 1u << 30)
         die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-    struct Sweep *s = resize(NULL, sizeof *s);
-    memset(s->waiting, 0, sizeof s->waiting);
-    s->tokenizer = t;
-    s->n = (uint32_t)n;
-    s->place_count = 0;
-    s->tokens = resize(NULL, n * sizeof *s->tokens);
-    s->places = resize(NULL, 3 * n * sizeof *s->places);        /* two new ones for each merge */
-    for (uint32_t i = 0; i < n; i++) {
-        s->tokens[i].id = id_of_byte[piece[i]];
-        s->tokens[i].next = i + 1;
-        s->tokens[i].before = i - 1;
+    struct Link *list = resize(NULL, n * sizeof *list);
+    struct Heap heap = {0};
+    for (uint32_t i = 0; i < n; i++)
+        list[i] = (struct Link){i + 1, i - 1, id_of_byte[piece[i]]};
+    for (uint32_t i = 0; i < n; i++) push_link(&heap, t, list, i, n);
+    while (heap.size) {
+        const struct Entry top = heap_pop(&heap);
+        const uint16_t *parts = t->parts[top.index - BYTES];
+        const uint32_t at = top.id, right = list[at].next;
+        if (list[at].id != parts[0] || right >= n || list[right].id != parts[1]) continue;
+        list[at] = (struct Link){list[right].next, list[at].before, (uint16_t)top.index};
+        list[right].id = UINT16_MAX;            /* an id that no merge contains */
+        if (list[at].next < n) list[list[at].next].before = at;
+        if (at) push_link(&heap, t, list, list[at].before, n);
+        push_link(&heap, t, list, at, n);
     }
-    for (uint32_t i = s->n; i-- > 0; ) add_place(s, i);
-    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
-        while (s->waiting[word]) {
-            const int bit = __builtin_ctzll(s->waiting[word]);
-            s->waiting[word] &= s->waiting[word] - 1;
-            sweep_merge(s, word * 64 + bit);
-        }
     size_t count = 0;
-    for (uint32_t i = 0; i < n; i = s->tokens[i].next) out[count++] = s->tokens[i].id;
-    free(s->tokens); free(s->places); free(s);
+    for (uint32_t i = 0; i < n; i = list[i].next) out[count++] = list[i].id;
+    free(list);
+    free(heap.entries);
     return count;
 }
 
@@ -869,11 +775,9 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
-enum { READER_SLOTS = 2 * MAX_VOCABULARY };
-
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    uint32_t *slots;            /* (READER_SLOTS): id + 1, or 0; a hash table by a token's bytes */
+    struct HashTable ids;           /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
     int *order;                 /* see read_order */
@@ -881,21 +785,28 @@ struct TokenReader {
 
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
-    uint64_t h = n;
+    uint64_t h = ~(uint64_t)n;
     for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
     return h;
 }
 
-/* The slot of the token with these bytes, or the empty slot where it belongs. */
-static uint32_t *find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
+/* The id of the token with these bytes, or -1. */
+static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
 {
-    for (size_t i = hash_bytes(bytes, n); ; i++) {
-        uint32_t *slot = &r->slots[i % READER_SLOTS];
-        int length;
-        if (!*slot) return slot;
-        const uint8_t *token = bytes_of_token(r->tokenizer, (int)*slot - 1, &length);
-        if ((size_t)length == n && !memcmp(token, bytes, n)) return slot;
-    }
+    const int id = hash_get(&r->ids, hash_bytes(bytes, n));
+    const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
+                   && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
+    return same ? id : -1;
+}
+
+/* Lets find_token find a token, unless there is one with the same bytes. */
+static bool note_token(struct TokenReader *r, int id)
+{
+    int n;
+    const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
+    if (find_token(r, bytes, n) >= 0) return false;
+    hash_put(&r->ids, hash_bytes(bytes, n), id);
+    return true;
 }
 
 /* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
@@ -928,7 +839,7 @@ static int read_token(const struct TokenReader *r, const char *text, const char 
     const size_t n = bytes_of_symbols(bytes, text, stop);
     if (!n)
         refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
-    const int id = (int)*find_token(r, bytes, n) - 1;
+    const int id = find_token(r, bytes, n);
     if (id < 0)
         refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
                     "Replace the file.");
@@ -950,11 +861,8 @@ static void read_merge(struct TokenReader *r, const char *text, const char *stop
                     "16 bits of a shard. Use fewer merges.");
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
         refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
-    const int made = add_merge(t, a, b);
-    uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
-    if (*slot)
+    if (!note_token(r, add_merge(t, a, b)))
         refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
-    *slot = (uint32_t)made + 1;
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
@@ -962,9 +870,9 @@ static void read_merge(struct TokenReader *r, const char *text, const char *stop
 static void read_merges(struct TokenReader *r, struct Bytes text)
 {
     const char *at = text.data, *end = text.data + text.size;
-    r->tokenizer = tokenizer_new(text.size / 9);
-    r->slots = allocate_zeroed(READER_SLOTS * sizeof *r->slots);
-    for (int i = 0; i < BYTES; i++) *find_token(r, &byte_of_id[i], 1) = (uint32_t)i + 1;
+    r->tokenizer = tokenizer_new();
+    r->ids = hash_table(BYTES);
+    for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
@@ -974,7 +882,7 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
-    *find_token(r, (const uint8_t *)END_OF_TEXT, END_OF_TEXT_BYTES) = r->tokenizer->eot + 1;
+    note_token(r, r->tokenizer->eot);
 }
 
 /* --- Reading vocab.json and tokenizer.json --- */
@@ -987,9 +895,9 @@ static void read_id(struct TokenReader *r, const char *name, const struct Json *
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
     const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
-    const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-    if (token && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
-        r->order[token - 1] = (int)id->number;
+    const int token = find_token(r, bytes, n);
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->order[token] = (int)id->number;
 }
 
 /* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
@@ -998,7 +906,7 @@ static void read_id(struct TokenReader *r, const char *name, const struct Json *
 static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
 {
     const struct Tokenizer *t = r->tokenizer;
-    struct PairTable ids = pair_table(t->vocabulary);
+    struct HashTable taken = hash_table(t->vocabulary);
     bool ours = true;
     r->order = resize(NULL, t->vocabulary * sizeof *r->order);
     for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
@@ -1008,17 +916,17 @@ static void read_order(struct TokenReader *r, const struct Json *names, const st
             read_id(r, END_OF_TEXT, json_get(a, "id"));
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0 || pair_find(&ids, r->order[i]) >= 0)
+        if (r->order[i] < 0 || hash_get(&taken, r->order[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
-        pair_add(&ids, r->order[i], i);
+        hash_put(&taken, r->order[i], i);
         ours &= r->order[i] == i;
     }
-    pair_table_free(&ids);
+    hash_free(&taken);
     if (ours) { free(r->order); r->order = NULL; }
 }
 
-/* Reads the order in the vocab.json beside merges.txt, or the encoder.json beside vocab.bpe. */
+/* Reads the order in the vocab.json beside merges.txt. */
 static void read_vocabulary(struct TokenReader *r, const char *path)
 {
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
@@ -1108,24 +1016,17 @@ static char *existing_file(const char *directory, const char *name)
 }
 
 /* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
- * that name. tokenizer.json says all; vocab.bpe is what the authors of GPT-2 called merges.txt.
- * NULL: there is none. */
+ * that name. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors, whose order
+ * is ours. NULL: there is none. */
 static char *tokenizer_file(const char *name)
 {
     struct stat status;
-    char *path = NULL;
     if (!file_exists(name)) return NULL;
     if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    if (!path) path = existing_file(name, "tokenizer.json");
+    char *path = existing_file(name, "tokenizer.json");
     if (!path) path = existing_file(name, "merges.txt");
     if (!path) path = existing_file(name, "vocab.bpe");
     return path;
-}
-
-static bool ends_with(const char *text, const char *end)
-{
-    const size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
 }
 
 /* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
@@ -1136,19 +1037,20 @@ static struct Tokenizer *tokenizer_read(const char *name, int **order)
     if (!path)
         die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const bool json = ends_with(path, ".json");
+    const char *dot = strrchr(path, '.');
+    const bool json = dot && !strcmp(dot, ".json");
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     if (json) read_tokenizer_json(&r, file);
     else read_merges(&r, file);
     if (strcmp(path, name)) {                   /* it is in a directory */
-        char *ids = existing_file(name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
+        char *ids = existing_file(name, "vocab.json");
         char *config = existing_file(name, "tokenizer_config.json");
         if (ids && !json) read_vocabulary(&r, ids);
         if (config) read_usage(&r.tokenizer->usage, config);
         free(ids);
         free(config);
     }
-    release(r.slots, READER_SLOTS * sizeof *r.slots);
+    hash_free(&r.ids);
     free((char *)file.data);
     free(path);
     *order = r.order;
@@ -1451,7 +1353,7 @@ struct ShardHeader {
     int32_t shards, zeros[247];
 };
 enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1,
-       MAX_SHARDS = 1000000 };
+       MAX_SHARDS = 1000 };     /* of a set: they are all open until it is complete */
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
@@ -1493,13 +1395,20 @@ static void check_ids(struct Shard *s)
     free(ids);
 }
 
+/* The header of a file; all 0 if it is shorter. */
+static struct ShardHeader read_shard_header(const struct File *f)
+{
+    struct ShardHeader header = {0};
+    if (f->size >= sizeof header) read_at(f, &header, sizeof header, 0);
+    return header;
+}
+
 /* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
  * tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    struct ShardHeader header = {0};
     struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
-    if (s.file.size >= SHARD_HEADER) read_at(&s.file, &header, SHARD_HEADER, 0);
+    const struct ShardHeader header = read_shard_header(&s.file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
@@ -1565,8 +1474,7 @@ struct ShardWriter {
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     struct Output **shards;             /* (number) */
     int number;                         /* of shards so far */
-    char **old;                         /* (old_count): paths of the shards to be replaced */
-    int old_count;
+    int old;                            /* the shards to be replaced have smaller numbers */
 };
 
 static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
@@ -1587,16 +1495,6 @@ static void start_shard(struct ShardWriter *w)
     free(path);
 }
 
-/* Leaves shard i to the disk. There may be more shards than files that a process can have open, so
- * only the first one, whose lock keeps out other writers of the prefix, stays open. */
-static void leave_shard(struct ShardWriter *w, int i)
-{
-    struct Output *o = w->shards[i];
-    output_finish(o);
-    if (i && fclose(o->file)) die_unwritten(o->path);
-    if (i) o->file = NULL;
-}
-
 /* Ends the open shard and adds its tokens to the hash of the set. */
 static void end_shard(struct ShardWriter *w)
 {
@@ -1604,7 +1502,6 @@ static void end_shard(struct ShardWriter *w)
     const struct File file = {o->path, fileno(o->file)};
     output_finish(o);
     w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
-    leave_shard(w, w->number - 1);
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1631,24 +1528,20 @@ static void complete_set(struct ShardWriter *w)
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
-        if (i) o->file = fopen(o->temporary, "r+b");
-        if (!o->file || fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
+        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
         write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
-        leave_shard(w, i);
+        output_finish(o);
     }
 }
 
-/* Notes a shard that is to be replaced. Dies if the file is none: then another program wrote it. */
-static void note_old_shard(struct ShardWriter *w, char *path)
+/* Dies if a file may not be replaced by a shard. */
+static void check_old_shard(const char *path, bool overwrite)
 {
+    if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
     struct File file = open_file(path, false);
-    int32_t magic = 0;
-    if (file.size >= sizeof magic) read_at(&file, &magic, sizeof magic, 0);
-    if (magic != SHARD_MAGIC)
+    if (read_shard_header(&file).magic != SHARD_MAGIC)
         die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
     close_file(&file);
-    w->old = resize(w->old, (w->old_count + 1) * sizeof *w->old);
-    w->old[w->old_count++] = path;
 }
 
 /* Begins the first shard, which only one process can have open. Then looks at what other files have
@@ -1657,28 +1550,33 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
     char *directory = directory_of(w->prefix, &name);
+    const size_t n = strlen(name);
     DIR *files = NULL;
     make_directory(directory);
     start_shard(w);
     for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        const char *rest = f->d_name + strlen(name);        /* _000000.bin, if it is a shard */
-        if (strncmp(f->d_name, name, strlen(name)) || *rest != '_'
-            || strspn(rest + 1, "0123456789") != 6) continue;
+        const char *rest = f->d_name + n;       /* _000000.bin, if it is a shard */
+        if (strncmp(f->d_name, name, n) || *rest != '_' || strspn(rest + 1, "0123456789") != 6)
+            continue;
         char *path = text_of("%s%s", w->prefix, rest);
-        if (!strcmp(rest + 7, ".bin") && !overwrite)
-            die("%s: exists. Choose another --out, or add --overwrite.", path);
-        if (!strcmp(rest + 7, ".bin")) note_old_shard(w, path);
-        else if (!strcmp(rest + 7, ".bin" UNFINISHED) && strcmp(path, w->shards[0]->temporary))
-            remove_file(path);
+        const int number = atoi(rest + 1);
+        if (!strcmp(rest + 7, ".bin")) {
+            check_old_shard(path, overwrite);
+            w->old = max_int(w->old, number + 1);
+        } else if (!strcmp(rest + 7, ".bin" UNFINISHED) && number > 0) remove_file(path);
+        free(path);
     }
     free(directory);
 }
 
 /* Removes what the set before had more, once the new one has its names. */
-static void remove_old_shards(struct ShardWriter *w)
+static void remove_old_shards(const struct ShardWriter *w)
 {
-    for (int i = 0; i < w->old_count; i++)
-        if (atoi(w->old[i] + strlen(w->prefix) + 1) >= w->number) remove_file(w->old[i]);
+    for (int i = w->number; i < w->old; i++) {
+        char *path = text_of("%s_%06d.bin", w->prefix, i);
+        remove_file(path);
+        free(path);
+    }
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1831,8 +1729,6 @@ static struct Source source_open(char **paths, int count, const char *split, con
                        .chunk_bytes = chunk_bytes, .file = -1,
                        .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
-    if (strcmp(field, "text") && s.split != SPLIT_JSONL)
-        warn("--text-field %s: has no effect without --split jsonl.", field);
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
@@ -1923,8 +1819,8 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     const bool meets_cut = before_cut > 0 && before_cut < end - at;
     const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position, s->line,
-                        s->fresh, NULL};
+    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position,
+                        s->line, s->fresh, NULL};
     if (!s->position) refuse_other_kinds(c->path, at, end - at);
     s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
@@ -1971,7 +1867,8 @@ enum { CHUNK_BYTES = 1 << 19 };
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
                        .choices = "file|lines|eot|jsonl"}, \
-    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field}
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field, \
+     .idle = "with split file|with split lines|with split eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
@@ -2131,12 +2028,13 @@ static int command_train(int argc, char **argv)
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
     const int merges = vocabulary - BYTES - 1;
+    warn_idle(options);
     lock_directory(out);
     if (!overwrite)
         refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
     set_threads(threads);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
-    struct Tokenizer *t = tokenizer_new(merges);
+    struct Tokenizer *t = tokenizer_new();
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
@@ -2299,7 +2197,8 @@ static int command_encode(int argc, char **argv)
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
          REAL_NUMBER, &val_fraction, .max = 1},
-        {"seed", "which documents these are", LONG, &seed, .max = 1e15},
+        {"seed", "which documents these are", LONG, &seed, .max = 1e15,
+         .idle = "without val-fraction"},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
         CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
     const int files = read_options(
@@ -2311,18 +2210,18 @@ static int command_encode(int argc, char **argv)
     const int sets = val_fraction > 0 ? 2 : 1;
     for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
     char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
-    if (sets == 1 && writers[0].old_count && file_exists(val))
+    if (sets == 1 && writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, out);
     free(val);
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     writers[0].hash = writers[1].hash = t->hash;
     if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
-    if (seed != 1 && (source.cut || val_fraction == 0))
-        warn("--seed %lld: has no effect, since no documents are drawn.", (long long)seed);
+    if (source.cut) warn_unused(options, "seed", "with one document");
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
     const int64_t tokens = writers[0].total + writers[1].total;
@@ -2344,8 +2243,8 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short token
- * is copied as 16 bytes; the next token overwrites the surplus. */
+/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short
+ * token is copied as 16 bytes; the next token overwrites the surplus. */
 static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
                        const char *mark)
 {
@@ -2521,6 +2420,7 @@ static int command_stats(int argc, char **argv)
     const int files = read_options(argc, argv, options,
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
                                     "How well the vocabulary fits texts.");
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);

@@ -421,7 +421,7 @@ static struct Tokenizer *write_files(void)
 {
     static char *labels[] = {"bad", "good"};
     struct Metadata meta = {0};
-    struct Tokenizer *t = tokenizer_new(3);
+    struct Tokenizer *t = tokenizer_new();
     const int l = id_of_byte['l'], o = id_of_byte['o'], w = id_of_byte['w'];
     add_merge(t, add_merge(t, l, o), w);
     add_merge(t, id_of_byte[' '], l);

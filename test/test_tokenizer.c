@@ -807,6 +807,42 @@ static void test_other_kinds(void)
         }
 }
 
+/* What killed processes left of a set is removed, what others write is not. */
+static void test_leftovers(void)
+{
+    static const struct { const char *name; bool stays; } files[] = {
+        {"l_000000.bin.unfinished", false}, {"l_000005.bin.unfinished", false},
+        {"l_val_000000.bin.unfinished", true}, {"ll_000000.bin.unfinished", true},
+        {"l_0000005.bin.unfinished", true}, {"l_000001.bin.unfinished.x", true},
+        {"l_00000a.bin.unfinished", true}, {"l_000001.txt", true}};
+    for (int i = 0; i < COUNT(files); i++) write_plain(files[i].name, "left", 4);
+    check(run(NULL, "encode --tokenizer tok --out l text") == 0, "encode ends well");
+    for (int i = 0; i < COUNT(files); i++)
+        check(file_exists(in_directory(files[i].name)) == files[i].stays, "%s: %s", files[i].name,
+              files[i].stays ? "stays" : "is gone");
+    run(NULL, "encode --tokenizer tok --overwrite --shard-tokens 7 --out l text");
+    check(file_exists(in_directory("l_000011.bin")), "a set of many shards");
+    expect_error(1, ".bin: exists", "encode --tokenizer tok --out l text");
+    check(run(NULL, "encode --tokenizer tok --overwrite --out l text") == 0
+          && file_exists(in_directory("l_000000.bin")) && !file_exists(in_directory("l_000001.bin"))
+          && !file_exists(in_directory("l_000011.bin")), "the set after it has one");
+    expect_error(1, "too many shards. Give a larger --shard-tokens",
+                 "encode --tokenizer tok --shard-tokens 1 --out k random");
+    check(!file_exists(in_directory("k_000000.bin.unfinished")), "what fails leaves nothing");
+}
+
+/* Two processes cannot write one set. */
+static void test_one_writer(void)
+{
+    const int fd = open_locked(in_directory("w_000000.bin.unfinished"), O_RDWR | O_CREAT);
+    expect_error(1, "w_000000.bin: another program is writing it",
+                 "encode --tokenizer tok --out w text");
+    expect_error(1, "w_000000.bin: another program is writing it",
+                 "encode --tokenizer tok --overwrite --out w text");
+    close(fd);
+    check(run(NULL, "encode --tokenizer tok --out w text") == 0, "one after the other can");
+}
+
 static void test_lossless(void)
 {
     const size_t n = 1 << 20;
@@ -990,11 +1026,11 @@ static void test_errors(void)
     expect_error(2, "--vocab", "train --vocab 12 --out n text");
     expect_error(2, "--special", "train --special <|a|> --out n text");
     expect_error(2, "--special", "encode --tokenizer tok --special --out n text");
-    expect_error(0, "--text-field body: has no effect",
+    expect_error(0, "--text-field: has no effect with --split file",
                  "encode --tokenizer tok --text-field body --overwrite --out a text");
-    expect_error(0, "--seed 3: has no effect",
+    expect_error(0, "--seed: has no effect without --val-fraction",
                  "encode --tokenizer tok --seed 3 --overwrite --out a text");
-    expect_error(0, "--seed 3: has no effect",
+    expect_error(0, "--seed: has no effect with one document",
                  "encode --tokenizer tok --seed 3 --val-fraction 0.2 --overwrite --out a text");
     expect_error(2, "--tokenizer", "ids");
     expect_error(2, "no such subcommand", "tokenise");
@@ -1061,6 +1097,8 @@ int main(int argc, char **argv)
     test_windows();
     test_shards(t);
     test_lossless();
+    test_leftovers();
+    test_one_writer();
     test_json_lines();
     test_json_errors();
     test_end_set_aside();

@@ -129,7 +129,7 @@ check $? "merges.txt alone is a tokenizer"
 rm -r mixed
 for file in vocab.json tokenizer.json merges.txt; do
     mkdir some && touch some/$file
-    fails 1 "some/$file: exists" "$tokenizer" train --vocab 262 --out some old.txt
+    fails 2 "some: already holds $file" "$tokenizer" train --vocab 262 --out some old.txt
     rm -r some
 done
 
@@ -410,7 +410,7 @@ check $? "$(tail -n 1 said)"
 rm -r stays
 mkdir some && ln -s merges.txt some/merges.txt      # a link to itself can be neither read nor seen
 speaker=tokenizer
-fails 1 "some/merges.txt: exists" "$tokenizer" train --vocab 262 --out some old.txt
+fails 2 "some: already holds merges.txt" "$tokenizer" train --vocab 262 --out some old.txt
 fails 1 "some/merges.txt: cannot be read" answer_tok some
 speaker=train_gpt
 fails 1 '--data some/merges.txt/[*]: \(cannot be searched for\|no such file\)' \
