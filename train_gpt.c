@@ -830,7 +830,7 @@ static struct Score get_score(const struct Metadata *meta, const char *kind)
 }
 
 /* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
-static struct Metadata describe(const struct Run *r, const struct Score *score)
+static struct Metadata describe(const struct Run *r)
 {
     struct Metadata meta = {0};
     metadata_set(&meta, "program", "train_gpt");
@@ -838,7 +838,7 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     metadata_set(&meta, "tokens", "%lld", (long long)r->tokens);
     metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
     metadata_set(&meta, "position", "%d", r->loader.next);
-    if (score->tokens) set_score(&meta, "val", score);
+    if (r->last.tokens) set_score(&meta, "val", &r->last);
     tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
@@ -949,7 +949,7 @@ static void evaluate_run(struct Run *r)
  * that it has every step of the state, even after a crash. */
 static void stage_run(const struct Run *r)
 {
-    struct Metadata state = describe(r, &r->last);
+    struct Metadata state = describe(r);
     struct Buffer norms = {0};
     journal_describe(&state, &r->files.log);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
@@ -969,7 +969,7 @@ static void stage_run(const struct Run *r)
 
 static void save_best(const struct Run *r)
 {
-    struct Metadata meta = describe(r, &r->last);
+    struct Metadata meta = describe(r);
     stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
     commit_outputs();
     metadata_free(&meta);
@@ -979,7 +979,7 @@ static void save_best(const struct Run *r)
 static void save_run(struct Run *r)
 {
     const double start = seconds();
-    struct Metadata meta = describe(r, &r->last);
+    struct Metadata meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
         stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
     stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
