@@ -314,7 +314,7 @@ struct Run {
     int *lengths;                       /* (V): the bytes of each token */
     struct Data data, val;
     struct Sequences val_sequences;
-    struct Minibatch *minibatches;      /* (accumulate): those of one step */
+    struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
     struct Workspace ws;                /* for one minibatch: B * T rows */
     struct Generator *generator;        /* for --sample-every; else NULL */
     double peak;                        /* FLOP/s of the machine's multiply-adds */
@@ -929,6 +929,7 @@ static void add_to_history(struct Buffer *history, int64_t step, const struct Sc
     append(history, "%lld %.6f %.6f\n", (long long)step, s->loss, s->bits_per_byte);
 }
 
+/* Evaluates the model as it is, and notes it if it is the best so far. */
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
@@ -967,6 +968,7 @@ static void stage_run(const struct Run *r)
     metadata_free(&state);
 }
 
+/* Saves the model as the best one. If the run is killed and resumed, it does so again. */
 static void save_best(const struct Run *r)
 {
     struct Metadata meta = describe(r);
@@ -975,7 +977,8 @@ static void save_best(const struct Run *r)
     metadata_free(&meta);
 }
 
-/* Before the first evaluation, and without --val, the last model is the best. */
+/* Saves the last model, the state and, if it is the last one, the best model: so it is before the
+ * first evaluation, and without --val. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
