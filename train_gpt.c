@@ -299,8 +299,11 @@ struct Clock {
     double shown, saved;                /* times: of the last line, of the last save */
     double earlier;                     /* seconds: of the processes before */
     double evaluating, saving;          /* seconds: the last evaluation, the last save */
+    double evaluated;                   /* seconds: all evaluations */
     double rate;                        /* tokens per second, smoothed */
     int64_t first;                      /* the first step of this process */
+    int64_t mark_step;                  /* the last step in the first three fifths of the time, */
+    double mark;                        /* and its time since start, without evaluations */
     bool fitted;                        /* fit_to_time has decided */
 };
 
@@ -944,6 +947,7 @@ static void evaluate_run(struct Run *r)
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), r->last.loss,
              r->last.bits_per_byte, better ? "  (best)" : "");
     r->clock.evaluating = seconds() - start;
+    r->clock.evaluated += r->clock.evaluating;
 }
 
 /* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
@@ -1385,27 +1389,32 @@ static struct Step begin_step(struct Run *r)
     return (struct Step){.start = now};
 }
 
-/* The rate leaves out the first step. */
+/* The rate begins with the faster one of two steps, since the first also touches new memory. */
 static void end_step(struct Run *r, struct Step *s)
 {
     profile.on = false;
     s->seconds = seconds() - s->start;
-    const double rate = s->targets / s->seconds;
-    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * r->clock.rate + 0.1 * rate : rate;
+    const double rate = s->targets / s->seconds, before = r->clock.rate;
+    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * before + 0.1 * rate : fmax(before, rate);
 }
 
-/* Seconds of the last evaluation and save: as long as those before, or as expected of steps like
- * this one. */
+/* Seconds of one more step, at the speed of the last ones. */
+static double next_step(const struct Run *r, const struct Step *s)
+{
+    return s->targets / r->clock.rate;
+}
+
+/* Seconds of the last evaluation and save: as long as those before, or as expected. */
 static double ending(const struct Run *r, const struct Step *s)
 {
     const double last = r->clock.evaluating;
-    return r->clock.saving + (last > 0 ? last : evaluation_in_steps(r) * s->seconds);
+    return r->clock.saving + (last > 0 ? last : evaluation_in_steps(r) * next_step(r, s));
 }
 
 static bool out_of_time(const struct Run *r, const struct Step *s)
 {
     const double limit = r->options.time_limit;
-    return limit > 0 && seconds() - r->clock.start + s->seconds + ending(r, s) > limit;
+    return limit > 0 && seconds() - r->clock.start + next_step(r, s) + ending(r, s) > limit;
 }
 
 /* There is no time for one more step. If time decides how many steps the run has, this is the last
@@ -1520,19 +1529,24 @@ static double fix_steps(struct Run *r)
 }
 
 /* Fits the rest of the run to --time-limit, once, after the last step that ends in four fifths of
- * the time; the time for the last evaluation and save is set aside. The speed of the last steps,
- * with the evaluations that are due, tells how many more fit, so a slow start does no harm. If
- * --steps do not fit, they become those that do. The learning rate, which until then is what it
- * would be without a limit, falls over them to its minimum (rate_of). A constant one needs no such
- * decision. */
+ * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
+ * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
+ * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
+ * until then is what it would be without a limit, falls over them to its minimum (rate_of). A
+ * constant one needs no such decision. */
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double time = o->time_limit - ending(r, s), now = seconds() - r->clock.start;
-    if (o->time_limit == 0 || r->clock.fitted || !strcmp(o->schedule, "constant")) return;
-    if (now + s->seconds < 0.8 * time) return;
-    r->clock.fitted = true;
-    const double each = s->targets / r->clock.rate + r->clock.evaluating / o->eval_every;
+    struct Clock *c = &r->clock;
+    const double time = o->time_limit - ending(r, s), now = seconds() - c->start;
+    if (o->time_limit == 0 || c->fitted || !strcmp(o->schedule, "constant")) return;
+    if (now + next_step(r, s) < 0.8 * time) {
+        if (now < 0.6 * time) { c->mark_step = r->step; c->mark = now - c->evaluated; }
+        return;
+    }
+    c->fitted = true;
+    const double each = (now - c->evaluated - c->mark) / (r->step - c->mark_step)
+                        + c->evaluating / o->eval_every;
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
@@ -1705,7 +1719,9 @@ static int command_train(int argc, char **argv)
     begin_files(&r);
     stop_between_steps();
     r.clock.first = r.step + 1;
+    r.clock.mark_step = r.step;
     r.clock.began = r.clock.saved = seconds();
+    r.clock.mark = r.clock.began - r.clock.start;
     pretrain(&r);
     return finish(&r);
 }
