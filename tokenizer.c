@@ -360,13 +360,16 @@ static int pair_index(struct Trainer *t, uint32_t pair)
 }
 
 /* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
- * often if change < 0. */
+ * often if change < 0. The pairs of a word are counted one after the other, so if the pair occurs in
+ * it twice, the word is the last of the list the second time. A word that a later merge adds to the
+ * list again is visited in vain, no more. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
     const int index = pair_index(t, pair_of(a, b));
     struct PairCount *p = &t->pairs[index];
     p->count += change;
-    if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
+    if (change < 0) return;                                     /* the list keeps the word */
+    if (p->places && p->words[p->places - 1] == word) return;   /* it was added just before */
     if (p->places == p->room)
         p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
     p->words[p->places++] = word;
