@@ -75,6 +75,7 @@ typedef REAL real;          /* -DREAL=double: for comparing gradients with finit
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* ============================================================================================= */
 /* 1. Layers                                                                                     */
@@ -389,23 +390,45 @@ static inline double softmax(real *x, real scale, real total, int n)
     return scale * max + log(sum);
 }
 
-/* Attention of one row, the last of n rows of one sequence: its query, and the keys and values of
- * all.   y (C): of that row   qkv (n, 3C)   P (H, n): of each head its row of P
- * Generation computes each new token in this way, and qkv is its key-value cache. */
+/* Rows of qkv lie apart, so the processor does not foresee the next ones by itself. */
+static inline void prefetch(const real *x, int n)
+{
+    for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
+}
+
+/* Heads h0 .. h1 - 1 of one row, the last of n rows of one sequence: its query, and the keys and
+ * values of all.   y (C): of that row   qkv (n, 3C)   P (H, n): of each head the row's P
+ * The heads of a row lie side by side, so they take turns at each key and at each value. */
+static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int D, int h0, int h1)
+{
+    enum { AHEAD = 4 };                         /* rows */
+    const int begin = h0 * D, channels = (h1 - h0) * D;
+    const size_t next = 3 * (size_t)C;          /* from a row of qkv to the next */
+    const real *q = qkv + (n - 1) * next, *k = qkv + C, *v = qkv + 2 * C;
+    for (int j = 0; j < n; j++, k += next) {
+        prefetch(k + AHEAD * next + begin, channels);
+        for (int h = h0; h < h1; h++)
+            P[(size_t)h * n + j] = dot_product(q + h * D, k + h * D, D);
+    }
+    for (int h = h0; h < h1; h++) softmax(P + (size_t)h * n, 1 / (real)sqrt(D), 1, n);
+    for (int c = begin; c < begin + channels; c++) y[c] = 0;
+    for (int j = 0; j < n; j++, v += next) {
+        prefetch(v + AHEAD * next + begin, channels);
+        for (int h = h0; h < h1; h++) {
+            const real p = P[(size_t)h * n + j];
+            for (int c = h * D; c < (h + 1) * D; c++) y[c] += p * v[c];
+        }
+    }
+}
+
+/* Attention of one row, all heads. Generation computes every new token in this way, and qkv is its
+ * key-value cache. */
 static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H)
 {
-    const int D = C / H;
-    const size_t next = 3 * (size_t)C;          /* from a row of qkv to the next */
+    const int share = ceil_div(H, omp_get_max_threads());       /* heads of a thread */
     #pragma omp parallel for schedule(static)
-    for (int h = 0; h < H; h++) {
-        const real *q = qkv + (n - 1) * next + h * D, *k = qkv + C + h * D, *v = k + C;
-        real *p = P + (size_t)h * n, *yh = y + h * D;
-        for (int j = 0; j < n; j++) p[j] = dot_product(q, k + j * next, D);
-        softmax(p, 1 / (real)sqrt(D), 1, n);
-        for (int c = 0; c < D; c++) yh[c] = 0;
-        for (int j = 0; j < n; j++)
-            for (int c = 0; c < D; c++) yh[c] += p[j] * v[j * next + c];
-    }
+    for (int h = 0; h < H; h += share)
+        attention_heads(y, P, qkv, n, C, C / H, h, min_int(H, h + share));
 }
 
 /* Attention of all N rows of a batch, as attention_row computes it for each, but in blocks of rows,
@@ -1015,8 +1038,6 @@ static void unmap_file(struct Bytes bytes);
 /* ============================================================================================= */
 /* 6. Numbers                                                                                    */
 /* ============================================================================================= */
-
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* --- Random numbers: value `counter` of stream `key`; the two are the whole state --- */
 
