@@ -63,6 +63,8 @@ static int omp_get_max_threads(void) { return 1; }
 static int omp_get_num_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
 #endif
+static int thread_count(void) { return omp_get_max_threads(); }
+static int thread_index(void) { return omp_get_thread_num(); }
 
 /* ============================================================================================= */
 /* I. THE MODEL                                                                                  */
@@ -333,17 +335,10 @@ static inline uint32_t mix32(uint32_t x)
     return x ^ x >> 16;
 }
 
-/* The key of value number `index`: beyond 2^32 values it is another one. */
-static inline uint32_t key_at(uint32_t key, uint64_t index)
-{
-    return key + (uint32_t)(index >> 32) * 0x9E3779B9u;
-}
-
 /* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p). */
-static inline real mask_factor(struct Mask m, uint64_t index)
+static inline real mask_factor(struct Mask m, uint32_t index)
 {
-    const uint32_t random = mix32(mix32((uint32_t)index) ^ key_at(m.key, index));
-    return random >= m.threshold ? m.scale : 0;
+    return mix32(mix32(index) ^ m.key) >= m.threshold ? m.scale : 0;
 }
 
 /* y = from + mask x, for n values; from may be NULL. The backward pass is dx = mask dy, so it calls
@@ -352,7 +347,7 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct M
 {
     #pragma omp parallel for simd schedule(static) firstprivate(mask)
     for (size_t i = 0; i < n; i++)
-        y[i] = (from ? from[i] : 0) + x[i] * mask_factor(mask, i);
+        y[i] = (from ? from[i] : 0) + x[i] * mask_factor(mask, (uint32_t)i);
 }
 
 /* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
@@ -390,7 +385,7 @@ static inline double softmax(real *x, real scale, real total, int n)
     return scale * max + log(sum);
 }
 
-/* Rows of qkv lie apart, so the processor does not foresee the next ones by itself. */
+/* Loads n values into the cache. Rows of qkv lie apart: no processor foresees the next by itself. */
 static inline void prefetch(const real *x, int n)
 {
     for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
@@ -425,7 +420,7 @@ static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int
  * key-value cache. */
 static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H)
 {
-    const int share = ceil_div(H, omp_get_max_threads());       /* heads of a thread */
+    const int share = ceil_div(H, thread_count());        /* heads of a thread */
     #pragma omp parallel for schedule(static)
     for (int h = 0; h < H; h += share)
         attention_heads(y, P, qkv, n, C, C / H, h, min_int(H, h + share));
@@ -501,8 +496,6 @@ struct Weights {
     real *score_w;                  /* (K, C) */
 };
 
-struct Bytes { const char *data; size_t size; };
-
 /* One row of the list of parameters. Initialisation, AdamW, checkpoint and tests walk that list. */
 struct Tensor {
     char name[64];              /* Hugging Face's */
@@ -524,27 +517,28 @@ struct Model {
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
-    double *partial_sums;       /* of the gradient's norm */
+    double *partial_sums;       /* (parameter_count / SUM_CHUNK + 1): of grad_norm */
 };
 
-/* The list as it grows. base: where the values lie, or NULL if they have no place. */
+/* The list as it grows; tensors may be NULL. base: where the values lie, or NULL. */
 struct List { struct Tensor *tensors; int count; size_t size; real *base; };
 
 /* Appends a tensor and returns its place. A %d in its name is the number of the block. */
 static real *add(struct List *list, int layer, int rows, int columns, enum Init init,
                  const char *name)
 {
-    struct Tensor *t = &list->tensors[list->count++];
-    *t = (struct Tensor){.offset = list->size, .size = (size_t)rows * columns, .rows = rows,
-                         .columns = columns, .decay = rows > 1, .init = init, .lr_scale = 1,
-                         .layer = layer};
-    snprintf(t->name, sizeof t->name, name, layer);
-    list->size += t->size;
-    return list->base ? list->base + t->offset : NULL;
+    struct Tensor t = {.offset = list->size, .size = (size_t)rows * columns, .rows = rows,
+                       .columns = columns, .decay = rows > 1, .init = init, .lr_scale = 1,
+                       .layer = layer};
+    snprintf(t.name, sizeof t.name, name, layer);
+    if (list->tensors) list->tensors[list->count] = t;
+    list->count++;
+    list->size += t.size;
+    return list->base ? list->base + t.offset : NULL;
 }
 
-/* The list of parameters, in the order of the file. Sets the places in *w to base + offset, or to
- * NULL if base is NULL. Returns the number of tensors.
+/* The list of parameters, in the order of the file; tensors may be NULL. Sets the places in *w to
+ * base + offset, or to NULL if base is NULL. Returns the number of tensors.
  *
  * First values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
  * two projections of a block add to the residual stream, 2L terms in all, and variances of
@@ -650,13 +644,13 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
 {
     const int N = batch->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, batch, c, layer);
-    const struct Mask mask = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
+    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
                       mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
     layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
     linear_forward(a->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
     attention_forward(a->att, a->lse, a->qkv, &attention);
-    residual_forward(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, N, C, C, mask,
+    residual_forward(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, N, C, C, mask1,
                      ws->masked);
 
     layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
@@ -755,7 +749,7 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
 {
     const int N = batch->rows, C = c->channels;
     const struct Attention attention = attention_of(ws, batch, c, layer);
-    const struct Mask mask = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
+    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
                       mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
     const real *dproj = dropout_backward(ws->masked, ws->dx, N, C, mask2);
@@ -767,7 +761,7 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
 
-    dproj = dropout_backward(ws->masked, ws->dx, N, C, mask);
+    dproj = dropout_backward(ws->masked, ws->dx, N, C, mask1);
     linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
                     C, C);
     attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, &attention);
@@ -1126,12 +1120,6 @@ static inline real exp_real(real x)
     return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x);
 }
 
-/* --- Threads --- */
-
-static int thread_count(void) { return omp_get_max_threads(); }
-static int thread_index(void) { return omp_get_thread_num(); }
-static int team_size(void) { return omp_get_num_threads(); }    /* of this parallel region */
-
 /* --- Vectors: the types of GCC and Clang, as wide as the machine's registers --- */
 
 #if defined(__AVX512F__)
@@ -1320,15 +1308,14 @@ static inline real slot(const real *x, size_t pair, bool whole)
 #endif
 
 enum { FLOATS = VECTOR_BYTES / sizeof(float) };
-typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
 
 /* Transposes a square of FLOATS vectors. Interleaving vectors i and i + half rotates the bits of
  * each element's address (i, j) by one place; half a turn exchanges i and j. */
-static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
+static inline __attribute__((always_inline)) void transpose(words x[FLOATS])
 {
     #pragma GCC unroll 4
     for (int turned = 1; turned < FLOATS; turned *= 2) {
-        floats y[FLOATS];
+        words y[FLOATS];
         #pragma GCC unroll 16
         for (int i = 0; i < FLOATS / 2; i++) {
             y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
@@ -1348,12 +1335,12 @@ struct Lines { const real *at; size_t line, step; int terms, precision; };
  * into the second level of cache: lines a multiple of 4 KB apart share too few places of the
  * first. */
 static inline __attribute__((always_inline))
-int pack_squares(float *panel, const real *x, size_t line, size_t pair, int width, int K)
+int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
     for (; k + FLOATS < K; k += FLOATS)
         for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
-            floats square[FLOATS];
+            words square[FLOATS];
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++) {
                 const real *ahead = x + (i0 + i) * line + k + 2 * FLOATS;
@@ -1362,12 +1349,11 @@ int pack_squares(float *panel, const real *x, size_t line, size_t pair, int widt
             }
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? (floats)slots(x + (i0 + i) * line + k, pair)
-                                           : (floats){0};
+                square[i] = i0 + i < width ? slots(x + (i0 + i) * line + k, pair) : (words){0};
             transpose(square);
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
+                *(words *)(panel + (size_t)(k + i) * width + i0) = square[i];
         }
     return k;
 }
@@ -1380,7 +1366,7 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
     if (x.step == 1 && count == width && sizeof(real) == sizeof(float))
-        k0 = pack_squares((float *)panel, x.at, x.line, pair, width, K);
+        k0 = pack_squares(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
             panel[(size_t)k * width + i] = slot(x.at + i * x.line + k * x.step, pair,
@@ -1440,7 +1426,7 @@ void pack_lines(real *packed, struct Lines x, int lines, int width)
 static inline __attribute__((always_inline))
 void pack_all(real *packed, struct Lines x, int lines, int width)
 {
-    const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
+    const int share = ceil_div(ceil_div(lines, width), omp_get_num_threads()) * width,
               begin = min_int(lines, thread_index() * share);
     x.at += begin * x.line;
     pack_lines(packed + (size_t)begin * slot_count(x.terms, x.precision), x,
@@ -1552,10 +1538,11 @@ static size_t gemm_buffer_size(void)
 static void gemm_reserve(void)
 {
     static size_t capacity;
-    if (gemm_buffer_size() <= capacity) return;
+    const size_t size = gemm_buffer_size();
+    if (size <= capacity) return;
     release(gemm_buffer, capacity * sizeof(real));
-    capacity = gemm_buffer_size();
-    gemm_buffer = allocate_zeroed(capacity * sizeof(real));
+    gemm_buffer = allocate_zeroed(size * sizeof(real));
+    capacity = size;
 }
 
 /* With so few columns of b, packing a costs more than it saves: with FP32 its rows, if they are
@@ -1570,8 +1557,8 @@ struct Share { int rows, columns; };
 static struct Share share_size(int m, int N)
 {
     struct Share t = {TASK_M, BLOCK_N};
-    const bool few_rows = m < team_size() * BLOCK_M * 4;
-    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * team_size())
+    const bool few_rows = m < omp_get_num_threads() * BLOCK_M * 4;
+    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * omp_get_num_threads())
         if (few_rows && t.columns > TILE_COLUMNS) t.columns /= 2;
         else if (t.rows > BLOCK_M) t.rows /= 2;
         else break;
@@ -1844,14 +1831,11 @@ static void attention_dropout(real *P, const struct Attention *t, int head, int 
                               int keys)
 {
     struct Mask mask = t->mask;
-    uint32_t keys_of_masks[QUERIES];
-    for (int i = 0; i < n; i++) {
-        const uint64_t query = (uint64_t)(row + i) * t->H + head;
-        keys_of_masks[i] = mix32(key_at(t->mask.key, query) + (uint32_t)query);
-    }
+    uint32_t key[QUERIES];
+    for (int i = 0; i < n; i++) key[i] = mix32(t->mask.key + (uint32_t)((row + i) * t->H + head));
     for (int j = 0; j < keys; j++)
         for (int i = 0; i < n; i++) {
-            mask.key = keys_of_masks[i];
+            mask.key = key[i];
             P[(size_t)j * QUERIES + i] *= mask_factor(mask, j);
         }
 }
@@ -2039,12 +2023,6 @@ static void model_init(struct Model *model, uint64_t seed)
     for (int i = 0; i < model->tensor_count; i++) tensor_init(model, i, seed);
 }
 
-/* No tensor has more chunks than all parameters together. */
-static size_t partial_sums_bytes(const struct Model *model)
-{
-    return (model->parameter_count / SUM_CHUNK + 1) * sizeof(double);
-}
-
 /* Allocates what training needs. Blocks below first_layer are frozen, and unless it is 0 the
  * embeddings are, too. first_layer = L trains ln_f and the head alone. */
 static void model_train_from(struct Model *model, int first_layer)
@@ -2059,10 +2037,8 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(bytes);
     model->m = allocate_zeroed(bytes);
     model->v = allocate_zeroed(bytes);
-    model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
-    struct Tensor *same = resize(NULL, model->tensor_count * sizeof *same);
-    list_parameters(same, &model->dw, model->grads, &model->config);
-    free(same);
+    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + 1) * sizeof(double));
+    list_parameters(NULL, &model->dw, model->grads, &model->config);
 }
 
 static void model_free(struct Model *model)
@@ -2072,7 +2048,7 @@ static void model_free(struct Model *model)
     release(model->grads, bytes);
     release(model->m, bytes);
     release(model->v, bytes);
-    release(model->partial_sums, partial_sums_bytes(model));
+    free(model->partial_sums);
     free(model->tensors);
     free(model->w.blocks);
     free(model->dw.blocks);
@@ -2218,6 +2194,8 @@ static int minibatch_add(struct Minibatch *m, int length)
 /* ============================================================================================= */
 /* 11. Errors and text                                                                           */
 /* ============================================================================================= */
+
+struct Bytes { const char *data; size_t size; };
 
 static const char *program = "gpt";     /* begin_program sets it; messages start with it */
 
