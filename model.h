@@ -162,18 +162,6 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
     }
 }
 
-/* y again, from the stored mean and rstd, with the same bits: storing y would cost memory. */
-static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
-                                const real *w, const real *b, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *xn = x + (size_t)n * C, m = mean[n], r = rstd[n];
-        real *yn = y + (size_t)n * C;
-        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
-    }
-}
-
 /* g = w dy is the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
  *   dx += rstd (g - avg(g) - xhat avg(g xhat))    dw += sum_n dy xhat    db += sum_n dy
  * Threads share out rows for dx, then channels for dw and db. */
@@ -385,7 +373,7 @@ static inline double softmax(real *x, real scale, real total, int n)
     return scale * max + log(sum);
 }
 
-/* Loads n values into the cache. Rows of qkv lie apart: no processor foresees the next by itself. */
+/* Loads n values into the cache: rows of qkv lie apart, so the processor foresees no next one. */
 static inline void prefetch(const real *x, int n)
 {
     for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
@@ -450,7 +438,8 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
 /* --- The time of a layer, for --profile --- */
 
 /* lap charges the time since the last lap to a kind of work. Each call of a layer from here on ends
- * with a lap, without a word of it where the layer is called; attention has its own in section 9. */
+ * with a lap, without a word of it where the layer is called; attention has its own in section 9.
+ * What backward computes again of the forward pass counts as forward. */
 enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 static void lap(int kind, int direction);
@@ -459,7 +448,6 @@ static void lap(int kind, int direction);
 #define embedding_forward(...)   TIMED(EMBEDDING, FORWARD, embedding_forward(__VA_ARGS__))
 #define embedding_backward(...)  TIMED(EMBEDDING, BACKWARD, embedding_backward(__VA_ARGS__))
 #define layernorm_forward(...)   TIMED(LAYERNORM, FORWARD, layernorm_forward(__VA_ARGS__))
-#define layernorm_recompute(...) TIMED(LAYERNORM, BACKWARD, layernorm_recompute(__VA_ARGS__))
 #define layernorm_backward(...)  TIMED(LAYERNORM, BACKWARD, layernorm_backward(__VA_ARGS__))
 #define linear_forward(...)      TIMED(LINEAR, FORWARD, linear_forward(__VA_ARGS__))
 #define linear_backward(...)     TIMED(LINEAR, BACKWARD, linear_backward(__VA_ARGS__))
@@ -742,7 +730,7 @@ static const real *dropout_backward(real *scratch, const real *dx, int N, int C,
 
 /* ws->dx: from the gradient at the output of the block to that at its input, in place. The + of
  * the residual stream hands it on unchanged, and each branch adds what comes through its LayerNorm.
- * d collects the gradients of the block's weights. */
+ * d collects the gradients of the block's weights. ws->gelu and ws->ln are computed again. */
 static void block_backward(struct Block *d, const struct Block *b, struct Activations *a,
                            struct Workspace *ws, const struct Batch *batch,
                            const struct Config *c, int layer)
@@ -756,7 +744,7 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
     gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
-    layernorm_recompute(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
+    layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
     linear_backward(ws->dbranch, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
@@ -765,7 +753,7 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
                     C, C);
     attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, &attention);
-    layernorm_recompute(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
+    layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
     linear_backward(ws->dbranch, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dbranch, a->x, b->ln1_w, a->mean1, a->rstd1,
                        N, C);

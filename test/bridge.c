@@ -194,8 +194,8 @@ int main(void)
     for (int s = 0; s < SENTENCES; s++) text_create(&sentences[s], PARAGRAPH[s], -1);
     text_create(&four, FOUR, -1);
     four.example.N--;
-    printf("\nThe same sentences with the functions of model.h, which the programs use. They compute "
-           "in blocks,\nvectors and threads, with numbers of 7 digits instead of 16. The largest "
+    printf("\nThe same sentences with the functions of model.h, which the programs use. They "
+           "compute in blocks,\nvectors and threads, with numbers of 7 digits instead of 16. The largest "
            "difference of each quantity\nfrom the lesson's, relative to its largest value:\n");
     compare_text(&net, &four);
     model_from(&m, &net);

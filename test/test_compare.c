@@ -671,7 +671,8 @@ static void test_levels(void)
     for (int l = 0; l < LAYERS; l++)
         for (int i = 0; i < COUNT_HERE; i++) {
             const struct Batch b = gather(&r, &d, &order[i], 1);
-            const real *x = blocks_forward(&model, &r.ws, &b, 0, 0, 0, l) + (size_t)(b.rows - 1) * WIDTH;
+            const real *x = blocks_forward(&model, &r.ws, &b, 0, 0, 0, l)
+                          + (size_t)(b.rows - 1) * WIDTH;
             layernorm_forward(want, &mean, &rstd, x, model.w.lnf_w, model.w.lnf_b, 1, WIDTH);
             same = same && !memcmp(want, got[l] + i * WIDTH, WIDTH * sizeof *want);
         }

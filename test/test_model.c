@@ -275,8 +275,7 @@ static void test_layernorm(int N, int C)
 {
     rng = random_stream(N, C);
     const size_t n = (size_t)N * C;
-    real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1),
-        *y2 = randoms(n, 1);
+    real *x = randoms(n, 2), *w = randoms(C, 1), *b = randoms(C, 1), *y = randoms(n, 1);
     real *dy = randoms(n, 1), *dx = randoms(n, 1), *dw = randoms(C, 1), *db = randoms(C, 1);
     real *mean = randoms(N, 1), *rstd = randoms(N, 1);
     for (size_t i = 0; i < n; i++) x[i] += 3;       /* a mean that must be taken out */
@@ -286,7 +285,6 @@ static void test_layernorm(int N, int C)
     plain_layernorm(Y, X, W, B, N, C);
     plain_layernorm_backward(DX, DW, DB, DY, X, W, N, C);
     layernorm_forward(y, mean, rstd, x, w, b, N, C);
-    layernorm_recompute(y2, mean, rstd, x, w, b, N, C);
     layernorm_backward(dx, dw, db, dy, x, w, mean, rstd, N, C);
     const double forward = error_of(y, Y, n);
     const double backward = worse(error_of(dx, DX, n),
@@ -294,8 +292,7 @@ static void test_layernorm(int N, int C)
     check(forward < SUM_ERROR, "layernorm (%d, %d): relative error %.1e", N, C, forward);
     check(backward < SUM_ERROR, "layernorm backward (%d, %d): adds, relative error %.1e", N, C,
           backward);
-    check(same_bytes(y, y2, n), "layernorm again (%d, %d): the same bits", N, C);
-    free(x), free(w), free(b), free(y), free(y2), free(dy), free(dx), free(dw), free(db),
+    free(x), free(w), free(b), free(y), free(dy), free(dx), free(dw), free(db),
         free(mean), free(rstd);
     free(X), free(W), free(B), free(DY), free(Y), free(DX), free(DW), free(DB);
 }
@@ -458,7 +455,8 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
         }
     const double rows = error_of(y, Y, n);
     check(rows < 2 * SUM_ERROR, "attention of each row, the same: relative error %.1e", rows);
-    free(scores), free(starts), free(t.scratch), free(qkv), free(y), free(lse), free(dy), free(dqkv);
+    free(scores), free(starts), free(t.scratch), free(qkv), free(y), free(lse), free(dy),
+        free(dqkv);
     free(QKV), free(Y), free(DY), free(DQKV), free(S), free(P);
 }
 
@@ -677,7 +675,8 @@ static void model_random(struct Model *m, struct Config config, int first_layer)
     for (int i = 0; i < m->tensor_count; i++) {
         const struct Tensor *p = &m->tensors[i];
         for (size_t k = 0; k < p->size; k++)
-            m->weights[p->offset + k] = (real)(float)((p->init == ONES) + 0.2 * random_normal(&rng));
+            m->weights[p->offset + k] =
+                (real)(float)((p->init == ONES) + 0.2 * random_normal(&rng));
     }
     model_train_from(m, first_layer);
 }
@@ -1042,10 +1041,11 @@ static void test_cache(void)
     check(worst < 5 * SUM_ERROR, "key-value cache: worst relative error of a hidden state %.1e",
           worst);
     lm_logits(one, &m, cache.hidden);
-    double *hidden = as_doubles(cache.hidden, C), *wte = as_doubles(m.w.wte, V * C), p[V], logits[V];
+    double *hidden = as_doubles(cache.hidden, C), *wte = as_doubles(m.w.wte, V * C);
+    double p[V], logits[V];
     plain_head(logits, p, hidden, wte, -1, V, C);
-    check(error_of(one, logits, V) < 5 * SUM_ERROR, "lm_logits against plain_head: relative error %.1e",
-          error_of(one, logits, V));
+    check(error_of(one, logits, V) < 5 * SUM_ERROR,
+          "lm_logits against plain_head: relative error %.1e", error_of(one, logits, V));
     free(want), free(one), free(hidden), free(wte), case_free(&c), workspace_free(&whole),
         workspace_free(&cache), model_free(&m);
 }
