@@ -388,14 +388,14 @@ static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int
     const int begin = h0 * D, channels = (h1 - h0) * D;
     const size_t next = 3 * (size_t)C;          /* from a row of qkv to the next */
     const real *q = qkv + (n - 1) * next, *k = qkv + C, *v = qkv + 2 * C;
-    for (int j = 0; j < n; j++, k += next) {
+    for (int j = 0; j < n; j++, k += next) {                            /* q . k_j */
         prefetch(k + AHEAD * next + begin, channels);
         for (int h = h0; h < h1; h++)
             P[(size_t)h * n + j] = dot_product(q + h * D, k + h * D, D);
     }
     for (int h = h0; h < h1; h++) softmax(P + (size_t)h * n, 1 / (real)sqrt(D), 1, n);
     for (int c = begin; c < begin + channels; c++) y[c] = 0;
-    for (int j = 0; j < n; j++, v += next) {
+    for (int j = 0; j < n; j++, v += next) {                            /* y = sum_j P_j v_j */
         prefetch(v + AHEAD * next + begin, channels);
         for (int h = h0; h < h1; h++) {
             const real p = P[(size_t)h * n + j];
@@ -408,7 +408,7 @@ static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int
  * key-value cache. */
 static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H)
 {
-    const int share = ceil_div(H, thread_count());        /* heads of a thread */
+    const int share = ceil_div(H, thread_count());          /* heads of a thread */
     #pragma omp parallel for schedule(static)
     for (int h = 0; h < H; h += share)
         attention_heads(y, P, qkv, n, C, C / H, h, min_int(H, h + share));
