@@ -37,10 +37,13 @@ out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c \
 out/lesson: test/lesson.c test/reference.h
 	@mkdir -p out
 	$(BUILD)
-lesson: out/lesson
-	@out/lesson
+out/bridge: test/bridge.c test/lesson.c test/reference.h model.h
+	@mkdir -p out
+	$(BUILD)
+lesson: out/lesson out/bridge
+	@out/lesson && out/bridge
 
-test: all out/lesson $(TESTS)
+test: all out/lesson out/bridge $(TESTS)
 	@sh test/run.sh $(TESTS) $(wildcard test/test_*.sh)
 
 demo: all
@@ -64,6 +67,6 @@ help:
 	@sed -n 's/^# *\(make\|CC\)/\1/p' Makefile
 
 clean:
-	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bench
+	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench
 
 .PHONY: all lesson test demo debug data bench help clean

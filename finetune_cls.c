@@ -210,19 +210,13 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
 {
     struct Workspace *ws = &r->ws;
     const int C = r->model->config.channels, L = r->model->config.layers;
-    if (!r->frozen) return trunk_forward(r->model, ws, b, p, key);
     real *x = ws->activations[r->frozen].x;
-    ws->to = r->frozen;
-    if (!r->cache.x) trunk_forward(r->model, ws, b, 0, 0);
-    else
+    if (!r->cache.x && r->frozen) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
+    else if (r->cache.x)
         for (int s = 0; s < b->sequences; s++)
             memcpy(x + (size_t)b->starts[s] * C, r->cache.x + r->cache.row[list[s]] * C,
                    (size_t)length_of(d, list[s]) * C * sizeof *x);
-    ws->from = r->frozen;
-    ws->to = L;
-    const real *hidden = trunk_forward(r->model, ws, b, p, key);
-    ws->from = 0;
-    return hidden;
+    return blocks_forward(r->model, ws, b, p, key, r->frozen, L);
 }
 
 /* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
@@ -235,14 +229,12 @@ static void fill_cache(struct Runner *r, const struct Dataset *d, const int *lis
     for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
     if (c->rows * C * sizeof(real) > machine_memory() / 4) return;
     real *x = allocate_zeroed(c->rows * C * sizeof(real));
-    r->ws.to = r->frozen;
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
-        const real *out = trunk_forward(r->model, &r->ws, &b, 0, 0);
+        const real *out = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->frozen);
         memcpy(x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
         done += b.sequences;
     }
-    r->ws.to = r->model->config.layers;
     c->x = x;
 }
 
@@ -298,7 +290,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
         if (r->measure_lm) {
             r->lm_tokens += set_next_tokens(r, &b);
-            r->lm_loss += lm_head(r->model, &r->ws, r->next, 0);
+            r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
         }
         if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
                                              0, p);
@@ -584,12 +576,9 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
     for (int i = 0; i < model->tensor_count; i++) {      /* the head is last in both lists */
         const struct Tensor *p = &model->tensors[i];
-        struct Random r = random_stream(t->set.seed, i);
         real *w = model->weights + p->offset;
-        if (strcmp(p->name, "score.weight"))
-            memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
-        else
-            for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
+        if (!strcmp(p->name, "score.weight")) tensor_init(model, i, t->set.seed);
+        else memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
     }
 }
 
@@ -668,7 +657,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, t->class_weights,
                            (real)1 / count, NULL);
         if (s->lm_coef > 0 && set_next_tokens(r, &b) > 0)
-            lm_head(r->model, &r->ws, r->next, (real)(s->lm_coef / next_tokens));
+            lm_head(r->model, &r->ws, &b, r->next, (real)(s->lm_coef / next_tokens));
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
@@ -4032,9 +4021,7 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
         for (int l = 0; l <= L; l++) {
-            ws->from = max_int(l - 1, 0);
-            ws->to = l;
-            const real *x = trunk_forward(r->model, ws, &b, 0, 0);
+            const real *x = blocks_forward(r->model, ws, &b, 0, 0, max_int(l - 1, 0), l);
             real *last = levels[l] + (size_t)done * C;
             for (int s = 0; s < b.sequences; s++)
                 memcpy(last + (size_t)s * C, x + (size_t)(b.starts[s + 1] - 1) * C,
@@ -4043,7 +4030,6 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
                 layernorm_forward(last, mean, mean + ws->max_rows, last, w->lnf_w, w->lnf_b,
                                   b.sequences, C);
         }
-        ws->from = 0;
         done += b.sequences;
         if (line_is_due(&r->shown)) show_rate("features", done, count, start);
     }

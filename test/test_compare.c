@@ -671,13 +671,12 @@ static void test_levels(void)
     for (int l = 0; l < LAYERS; l++)
         for (int i = 0; i < COUNT_HERE; i++) {
             const struct Batch b = gather(&r, &d, &order[i], 1);
-            r.ws.to = l;
-            const real *x = trunk_forward(&model, &r.ws, &b, 0, 0) + (size_t)(b.rows - 1) * WIDTH;
+            const real *x = blocks_forward(&model, &r.ws, &b, 0, 0, 0, l)
+                          + (size_t)(b.rows - 1) * WIDTH;
             layernorm_forward(want, &mean, &rstd, x, model.w.lnf_w, model.w.lnf_b, 1, WIDTH);
             same = same && !memcmp(want, got[l] + i * WIDTH, WIDTH * sizeof *want);
         }
     check(same, "layers: the last token after each number of blocks, and ln_f");
-    r.ws.to = LAYERS;
     run_examples(&r, NULL, want, &d, NULL, COUNT_HERE, NULL);
     check(!memcmp(want, got[LAYERS], sizeof want),
           "layers: after all blocks, the probe's features");
