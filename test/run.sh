@@ -33,7 +33,7 @@ run_one() # COUNTS TEST
     rm -f "$log" "$log.said"
 }
 
-if [ "$1" = --one ]; then run_one "$2" "$3"; exit 0; fi
+if [ "$1" = --one ]; then [ $# -lt 3 ] || run_one "$2" "$3"; exit 0; fi
 
 export OMP_WAIT_POLICY=passive      # more threads than cores, in some tests
 counts=$(mktemp)
