@@ -59,39 +59,25 @@ static void *watched_realloc(void *old, size_t size)
 
 static void *watched_malloc(size_t size) { return watched_realloc(NULL, size); }
 
-/* Whether the address sanitizer is there. It knows where a block ends, but not where a mapped file
- * does, so files are read into blocks then. */
-#ifdef __has_feature
-#define SANITIZED __has_feature(address_sanitizer)
-#elif defined __SANITIZE_ADDRESS__
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
-
 static void *watched_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
 {
-    const bool copied = SANITIZED && !(flags & MAP_ANONYMOUS);
-    void *p = copied ? malloc(size) : mmap(at, size, protection, flags, file, offset);
+    void *p = mmap(at, size, protection, flags, file, offset);
     int i = 0;
     while (i < 64 && maps[i].at) i++;
     if (i == 64) finding("64 mappings");
-    if (copied && (!p || pread(file, p, size, offset) != (ssize_t)size)) finding("no copy");
+    if (!(flags & MAP_ANONYMOUS)) finding("a mapped file");
     if (p == MAP_FAILED) return p;
     maps[i].at = p;
-    maps[i].size = flags & MAP_ANONYMOUS ? size : 0;
-    count_bytes(0, maps[i].size);
+    maps[i].size = size;
+    count_bytes(0, size);
     return p;
 }
 
 static int watched_munmap(void *p, size_t size)
 {
-    size_t counted = 0;
-    for (int i = 0; i < 64; i++) if (maps[i].at == p) { counted = maps[i].size; maps[i].at = NULL; }
-    count_bytes(counted, 0);
-    if (!SANITIZED || counted) return munmap(p, size);
-    free(p);
-    return 0;
+    for (int i = 0; i < 64; i++)
+        if (maps[i].at == p) { count_bytes(maps[i].size, 0); maps[i].at = NULL; }
+    return munmap(p, size);
 }
 
 #define free    watched_free
@@ -365,10 +351,19 @@ static const struct Reader { const char *name; void (*read)(struct Bytes input);
 
 #endif
 
+/* The descriptor that the next file gets. */
+static int next_descriptor(void)
+{
+    const int fd = open("/dev/null", O_RDONLY);
+    if (fd < 0 || close(fd)) finding("no descriptors");
+    return fd;
+}
+
 /* Reads one input. Returns whether it was good; if not, last_words says why. */
 static bool run_reader(const struct Reader *r, struct Bytes input)
 {
     const struct Watched *kept = all_blocks.after;        /* blocks from before stay */
+    const int first = next_descriptor();
     void *maps_kept[64];
     for (int i = 0; i < 64; i++) maps_kept[i] = maps[i].at;
     allowed_bytes = live_bytes + FIXED_BYTES + BYTES_FOR_ONE * input.size;
@@ -377,8 +372,8 @@ static bool run_reader(const struct Reader *r, struct Bytes input)
     while (all_blocks.after != kept) watched_free(all_blocks.after + 1);
     for (int i = 0; i < 64; i++)
         if (maps[i].at != maps_kept[i] && maps[i].at) watched_munmap(maps[i].at, maps[i].size);
-    mappings = NULL;
-    mapping_count = 0;
+    if (good && next_descriptor() != first) finding("a file stays open");
+    for (int fd = first; fd < first + 8; fd++) close(fd);       /* of a reader that died */
     allowed_bytes = SIZE_MAX;
     return good;
 }
@@ -429,7 +424,7 @@ static struct Tokenizer *write_files(void)
         model_init(&tiny, 1);
         model_train_from(&tiny, 0);
     }
-    save_model(hostile_dir, &tiny, &meta, 2);
+    stage_model(hostile_dir, &tiny, &meta, 2);
     stage_state(in_dir("state.safetensors"), &tiny, NULL, NULL, &meta);
     commit_outputs();
     return t;
