@@ -84,6 +84,18 @@ def read_tokenizer(directory):
         [m.rstrip("\r") for m in merges[merges[0].startswith("#version"):]]
 
 
+def begins_with_mark(directory, ours):
+    """Whether a text begins with <|endoftext|>, as tokenizer_config.json says, or else tokenizer.json's
+    template; a directory of ours that says nothing means it."""
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        says = read_json(directory, name) if name in os.listdir(directory) else {}
+        if "add_bos_token" in says:
+            return bool(says["add_bos_token"])
+        if says.get("post_processor"):
+            return "SpecialToken" in (says["post_processor"].get("single") or [{}])[0]
+    return ours
+
+
 def add_tokenizer(writer, directory, vocabulary, ours):
     """The tokens in the order of their ids. A model may have more rows than there are tokens."""
     ids, merges = read_tokenizer(directory)
@@ -94,8 +106,6 @@ def add_tokenizer(writer, directory, vocabulary, ours):
     for token, i in ids.items():
         tokens[i] = token
         types[i] = gguf.TokenType.CONTROL if token == MARK else gguf.TokenType.NORMAL
-    settings = "tokenizer_config.json"
-    says = read_json(directory, settings) if settings in os.listdir(directory) else {}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -103,7 +113,7 @@ def add_tokenizer(writer, directory, vocabulary, ours):
     writer.add_token_merges([m for m in merges if m])
     writer.add_bos_token_id(ids[MARK])
     writer.add_eos_token_id(ids[MARK])
-    writer.add_add_bos_token(bool(says.get("add_bos_token", ours)))
+    writer.add_add_bos_token(begins_with_mark(directory, ours))
 
 
 def main():
