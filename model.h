@@ -3074,7 +3074,7 @@ static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, b
 static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
 {
     enum { BLOCK = 8 * MEGABYTE };
-    char *block = resize(NULL, BLOCK);
+    char *block = resize(NULL, n < BLOCK ? n : BLOCK);
     uint64_t sum = n;
     for (size_t now; n; n -= now, at += now) {
         now = n < BLOCK ? n : BLOCK;
