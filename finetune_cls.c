@@ -3012,29 +3012,47 @@ struct Cell {
     char *right;                        /* (test_count): '1' where a test text's label was found */
 };
 
+/* What the seeds of a method with a budget say together. */
+struct Estimate {
+    int seeds;                          /* so many are done; 0: the rest means nothing */
+    double seconds;                     /* of all of them */
+    double mean, low, high;             /* accuracy and its 95% interval */
+    double p;                           /* of its difference to the budget's best method */
+    double holm;                        /* p, corrected for the number of such differences */
+};
+
 struct Compare {
-    const char *model, *train, *test, *out, *methods_text, *labels_text;
-    struct Columns columns;
-    struct Settings base_set;           /* what all tuned methods share */
-    int seeds, threads, test_examples;
+    struct Task task;                   /* what trainings share: settings, tokenizer, features of
+                                         * the pretrained model, texts to learn from and to test */
+    const char *test, *methods_text, *labels_text;
+    int seeds, test_examples;
     double time_limit, start, test_part;
-    bool resume, overwrite;
 
     struct Method *methods;             /* (method_count) */
-    int method_count, *budgets, budget_count, *seed_numbers;
+    int method_count, *budgets, budget_count;
     struct Model base;
-    struct Tokenizer *tokenizer;
-    struct Dataset data;                /* texts to learn from, then those to test on */
-    struct Bytes *texts;                /* the same, as bytes */
-    struct Bags bags;
-    real *features;                     /* (data.count, C): of the pretrained model */
     double lm_loss;                     /* of the pretrained model on the test texts */
+    struct Bytes *texts;                /* those of task.data, as bytes */
+    struct Bags bags;
     char **names;                       /* (K) */
-    int *all, *truth;                   /* (data.count): 0, 1, ..; (test_count) */
+    const int *truth;                   /* (test_count): the labels of the test texts */
+    int *test_list;                     /* (test_count): their places in task.data */
     int train_count, test_count, classes;
-    struct Cell *cells;                 /* (cell_count), in the order in which they are run */
+    struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     int cell_count;
+    struct Estimate *estimates;         /* (budget_count, method_count) */
 };
+
+static struct Cell *cell_at(const struct Compare *c, int seed, int budget, int method)
+{
+    const size_t row = (size_t)(seed - 1) * c->budget_count + budget;
+    return c->cells + row * c->method_count + method;
+}
+
+static struct Estimate *estimate_at(const struct Compare *c, int budget, int method)
+{
+    return c->estimates + (size_t)budget * c->method_count + method;
+}
 
 /* --- The command line --- */
 
@@ -3080,31 +3098,76 @@ static void set_method_option(struct Settings *s, const char *method, char *opti
               "class-weights.", method, option);
 }
 
+/* Reads one method of --methods. */
+static struct Method parse_method(const char *name, const struct Settings *shared)
+{
+    static const char *const families[] = {"majority", "nb", "nbsvm"};
+    struct Method m = {name, TUNED, *shared};
+    int parts;
+    char **part = split_list(name, '+', &parts);
+    for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m.family = k;
+    if (m.family != TUNED && parts > 1)
+        die_usage("--methods %s: %s has no options. Leave them out.", name, part[0]);
+    if (m.family != TUNED) return m;
+    m.set.tune = part[0];
+    parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
+    for (int k = 1; k < parts; k++) set_method_option(&m.set, name, part[k]);
+    if (m.set.kind == SCRATCH && m.set.l2sp > 0)
+        warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
+    return m;
+}
+
 static void parse_methods(struct Compare *c)
 {
     char **names = split_list(c->methods_text, ',', &c->method_count);
     c->methods = resize(NULL, c->method_count * sizeof *c->methods);
     for (int i = 0; i < c->method_count; i++) {
-        static const char *const families[] = {"majority", "nb", "nbsvm"};
-        struct Method *m = &c->methods[i];
-        *m = (struct Method){names[i], TUNED, c->base_set};
-        int parts;
-        char **part = split_list(names[i], '+', &parts);
-        for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m->family = k;
         for (int k = 0; k < i; k++)
             if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
-        if (m->family != TUNED && parts > 1)
-            die_usage("--methods %s: %s has no options. Leave them out.", names[i], part[0]);
-        if (m->family != TUNED) continue;
-        m->set.tune = part[0];
-        parse_tune("--methods", "majority, nb, nbsvm, ", &m->set);
-        for (int k = 1; k < parts; k++) set_method_option(&m->set, names[i], part[k]);
-        if (m->set.kind == SCRATCH && m->set.l2sp > 0)
-            warn("--methods %s: l2sp pulls random weights to the pretrained ones.", names[i]);
+        c->methods[i] = parse_method(names[i], &c->task.set);
     }
 }
 
 static const char usual_labels[] = "20,100,500,1000,all";
+
+/* Reads --labels. "all" is INT_MAX until the number of texts is known. */
+static void parse_budgets(struct Compare *c)
+{
+    int count;
+    char **parts = split_list(c->labels_text, ',', &count);
+    c->budgets = resize(NULL, count * sizeof *c->budgets);
+    for (int i = 0; i < count; free(parts[i++])) {
+        double x = INT_MAX;
+        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
+                                        || x != floor(x) || x < 1 || x > 1e9))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (i > 0 && x <= c->budgets[i - 1])
+            die_usage("--labels %s: numbers must rise.", c->labels_text);
+        c->budgets[c->budget_count++] = (int)x;
+    }
+    free(parts);
+}
+
+/* Compares the budgets with the texts that there are. Of the usual ones, those that do not fit are
+ * left out. */
+static void check_budgets(struct Compare *c)
+{
+    const int texts = c->train_count, least = 2 * c->classes, count = c->budget_count;
+    c->budget_count = 0;
+    for (int i = 0; i < count; i++) {
+        const int n = c->budgets[i] == INT_MAX ? texts : c->budgets[i];
+        const bool usual = c->labels_text == usual_labels && i < count - 1;
+        if (usual && (n > texts || n < least)) continue;
+        if (n > texts)
+            die_usage("--labels %d: %s has %d texts to learn from. Choose no more.", n,
+                      c->task.set.train, texts);
+        if (n < least)
+            die_usage("--labels %d: %d classes need %d at least, one each to learn from and to "
+                      "validate on.", n, c->classes, least);
+        if (c->budget_count > 0 && c->budgets[c->budget_count - 1] == n) continue;  /* "60,all" */
+        c->budgets[c->budget_count++] = n;
+    }
+}
 
 /* Dies if the texts to learn from are those to test on. */
 static void refuse_same_file(const char *train, const char *test)
@@ -3114,107 +3177,69 @@ static void refuse_same_file(const char *train, const char *test)
                   test);
 }
 
-/* What of --test and --labels can be checked before texts are read. */
-static void check_before_texts(const struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    if (c->test) refuse_same_file(c->train, c->test);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
-    }
-    free(parts);
-}
-
-/* Reads --labels, which check_before_texts has seen, in ascending order; "all" is the number of
- * texts in --train. Usual ones that are too many for the texts or too few for the classes are left
- * out. */
-static void parse_budgets(struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    c->budgets = resize(NULL, count * sizeof *c->budgets);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x = c->train_count;
-        if (strcmp(parts[i], "all")) parse_number(parts[i], "k", (double[]){1e3}, &x);
-        if (c->labels_text == usual_labels && i < count - 1
-            && (x >= c->train_count || x < 2 * c->classes)) continue;
-        if (x > c->train_count)
-            die_usage("--labels %s: %s has %d texts to learn from. Choose no more.", parts[i],
-                      c->train, c->train_count);
-        if (x < 2 * c->classes)
-            die_usage("--labels %s: %d classes need %d at least, one each to learn from and to "
-                      "validate on.", parts[i], c->classes, 2 * c->classes);
-        if (c->budget_count > 0 && x <= c->budgets[c->budget_count - 1])
-            die_usage("--labels %s: numbers must rise.", c->labels_text);
-        c->budgets[c->budget_count++] = (int)x;
-    }
-    free(parts);
-}
-
 /* --- Texts, labels, subsets --- */
 
-/* Without --test: moves --test-part of each class to the end of train, and returns it. */
-static struct Examples set_test_aside(struct Examples *train, const struct Compare *c)
+/* Moves a part of each class to the end of e, and returns it. */
+static struct Examples set_aside(struct Examples *e, double part, const struct Compare *c,
+                                 int stream)
 {
-    const int N = train->count;
+    const int N = e->count;
     struct Numbered *sorted = sorted_names(c->names, c->classes);
     struct Example *items = resize(NULL, N * sizeof *items);
     int *labels = resize(NULL, N * sizeof *labels), *order = resize(NULL, N * sizeof *order);
-    for (int i = 0; i < N; i++) labels[i] = class_of(train->items[i].label, sorted, c->classes);
-    train->count = split_stratified(order, labels, N, c->classes, c->test_part,
-                                    random_stream(c->base_set.seed, STREAM_TEST));
-    for (int i = 0; i < N; i++) items[i] = train->items[order[i]];
-    free(train->items);
-    train->items = items;
+    refuse_unknown_labels(e, sorted, c->names, c->classes);
+    for (int i = 0; i < N; i++) labels[i] = class_of(e->items[i].label, sorted, c->classes);
+    e->count = split_stratified(order, labels, N, c->classes, part,
+                                random_stream(c->task.set.seed, stream));
+    for (int i = 0; i < N; i++) items[i] = e->items[order[i]];
+    free(e->items);
+    e->items = items;
     free(sorted); free(labels); free(order);
-    if (train->count == N)
-        die("%s: no class has two texts, so none can be set aside. Give --test.", train->path);
-    progress(true, "%d of %d texts of %s are set aside as test", N - train->count, N, train->path);
-    return (struct Examples){train->path, items + train->count, N - train->count};
+    return (struct Examples){e->path, items + e->count, N - e->count};
 }
 
-/* Reads both files. Texts of --train that are in --test, too, are left out. */
-static void load_texts(struct Compare *c)
+/* The texts to test on: those of --test, or a part of those to learn from. Texts of --train that
+ * are in --test, too, are left out. */
+static struct Examples take_test(struct Compare *c, struct Examples *train)
 {
-    struct Examples train = read_examples(c->train, c->columns), test = {0};
-    const struct Settings *s = &c->base_set;
-    const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
-    if (c->test) test = read_examples(c->test, c->columns);
-    drop_repeats(&train, &test, "left out", "--test");
-    c->names = class_names(&train, &c->classes);
-    if (!c->test) test = set_test_aside(&train, c);
-    add_examples(&c->data, c->tokenizer, &train, c->names, c->classes, window);
-    add_examples(&c->data, c->tokenizer, &test, c->names, c->classes, window);
-    const int all = c->data.count;
-    c->train_count = train.count;
-    c->test_count = test.count;
-    c->texts = resize(NULL, all * sizeof *c->texts);
-    c->all = resize(NULL, all * sizeof *c->all);
-    for (int i = 0; i < all; i++) {
-        c->all[i] = i;
-        c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+    struct Examples test = {0};
+    const int all = train->count;
+    if (c->test) test = read_examples(c->test, c->task.set.columns);
+    drop_repeats(train, &test, "left out", "--test");
+    c->names = class_names(train, &c->classes);
+    if (!c->test) {
+        test = set_aside(train, c->test_part, c, STREAM_TEST);
+        if (!test.count)
+            die("%s: no class has two texts, so none can be set aside. Give --test.", train->path);
+        progress(true, "%d of %d texts of %s are set aside as test", test.count, all, train->path);
     }
-    if (c->test_examples && c->test_examples < c->test_count) {     /* in proportion to classes */
-        int *list = c->all + c->train_count;
-        const int rest = split_stratified(list, c->data.labels + c->train_count, c->test_count,
-                                          c->classes, (double)c->test_examples / c->test_count,
-                                          random_stream(s->seed, STREAM_SPLIT));
-        c->test_count -= rest;
-        if (!c->test_count)
+    if (c->test_examples && c->test_examples < test.count) {
+        test = set_aside(&test, (double)c->test_examples / test.count, c, STREAM_SPLIT);
+        if (!test.count)
             die_usage("--test-examples %d: no class of %s has two texts. Leave it out.",
                       c->test_examples, test.path);
-        memmove(list, list + rest, c->test_count * sizeof *list);
-        for (int i = 0; i < c->test_count; i++) list[i] += c->train_count;
     }
-    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
-    for (int i = 0; i < c->test_count; i++)
-        c->truth[i] = c->data.labels[c->all[c->train_count + i]];
-    free(train.items);
-    if (c->test) free(test.items);
+    return test;
+}
+
+static void load_texts(struct Compare *c)
+{
+    struct Task *t = &c->task;
+    const struct Settings *s = &t->set;
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    struct Examples train = read_examples(s->train, s->columns), test = take_test(c, &train);
+    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
+    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
+    c->train_count = train.count;
+    c->test_count = test.count;
+    c->truth = t->data.labels + train.count;
+    c->test_list = resize(NULL, test.count * sizeof *c->test_list);
+    c->texts = resize(NULL, t->data.count * sizeof *c->texts);
+    for (int i = 0; i < train.count; i++) c->texts[i] = train.items[i].text;
+    for (int i = 0; i < test.count; i++) {
+        c->test_list[i] = train.count + i;
+        c->texts[train.count + i] = test.items[i].text;
+    }
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
@@ -3222,7 +3247,7 @@ static void load_texts(struct Compare *c)
 static void choose_subset(int *list, const struct Compare *c, int budget, int seed)
 {
     const int N = c->train_count, K = c->classes;
-    const int *labels = c->data.labels;
+    const int *labels = c->task.data.labels;
     int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
     int *count = left + K, chosen = 0;
     struct Random random = random_stream(seed, STREAM_SUBSET);
@@ -3259,19 +3284,24 @@ static void score_cell(struct Cell *cell, const struct Compare *c, const real *p
     free(confusion);
 }
 
-/* A method that knows no model. */
+/* The same answer to every text: the commonest label.   scores (test_count, K) */
+static void majority(double *scores, const struct BagTask *t)
+{
+    const int K = t->classes;
+    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
+    for (int i = 1; i < t->test_count; i++)
+        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+}
+
+/* A method that knows no model. Only naive Bayes has probabilities, and so a loss. */
 static void run_classical(struct Cell *cell, const struct Compare *c, const int *list, int count)
 {
+    static void (*const run[])(double *, const struct BagTask *) = {majority, naive_bayes, nbsvm};
     const int K = c->classes, n = c->test_count, family = c->methods[cell->method].family;
-    const struct BagTask task = {&c->bags, c->data.labels, list, c->all + c->train_count, count, n,
-                                 K};
+    const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
     double *scores = allocate_zeroed((size_t)n * K * sizeof *scores), loss = 0;
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    if (family == NAIVE_BAYES) naive_bayes(scores, &task);
-    if (family == NBSVM) nbsvm(scores, &task);
-    for (int i = 0; family == MAJORITY && i < count; i++) scores[c->data.labels[list[i]]]++;
-    for (int i = 1; family == MAJORITY && i < n; i++)
-        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+    run[family](scores, &task);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3302,28 +3332,39 @@ static double distance_from(const struct Model *model, const struct Model *sourc
     return sqrt(moved / length);
 }
 
-/* The test texts, by the trained model; the probe needs only its kept features. */
+/* A probe asked about the texts of a list, by their kept features: .p (n, K) has the answers. loss:
+ * their mean; accuracy: may be NULL. The caller frees the result. */
+static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
+                                 int n)
+{
+    struct Logistic f = probe_features(t, list, n, NULL);
+    const int size = f.K * f.C;
+    double *w = resize(NULL, size * sizeof *w);
+    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
+    logistic_scores(f.z, &f, w);
+    *loss = logistic_loss(&f, accuracy);
+    free(w);
+    return f;
+}
+
+/* The test texts, by the trained model. */
 static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c)
 {
-    const int K = c->classes, C = c->base.config.channels, n = c->test_count;
-    const int *test = c->all + c->train_count;
-    real *p = resize(NULL, (size_t)n * K * sizeof *p);
+    const int n = c->test_count;
+    const size_t size = (size_t)n * c->classes;
+    real *p = resize(NULL, size * sizeof *p);
     if (t->set.kind == PROBE) {
-        struct Logistic f = probe_features(t, test, n, NULL);
-        double *w = resize(NULL, (size_t)K * C * sizeof *w);
-        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
-        logistic_scores(f.z, &f, w);
-        const double loss = n * logistic_loss(&f, NULL);
-        for (size_t i = 0; i < (size_t)n * K; i++) p[i] = (real)f.p[i];
-        score_cell(cell, c, p, loss);
+        double loss;
+        struct Logistic f = ask_probe(&loss, NULL, t, c->test_list, n);
+        for (size_t i = 0; i < size; i++) p[i] = (real)f.p[i];
+        score_cell(cell, c, p, n * loss);
         cell->lm_loss = c->lm_loss;
         logistic_free(&f);
-        free(w);
     } else {
         struct Runner *r = &t->runner;
         r->frozen = 0;                      /* nothing was kept of the test texts */
         r->measure_lm = true;
-        score_cell(cell, c, p, run_examples(r, p, NULL, &c->data, test, n, NULL));
+        score_cell(cell, c, p, run_examples(r, p, NULL, &t->data, c->test_list, n, NULL));
         if (!isfinite(cell->loss))
             die("--methods %s: the loss is not finite. Lower its lr.",
                 c->methods[cell->method].name);
@@ -3335,15 +3376,14 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
 
 /* A training as `train` does it, in silence. list (count) becomes training and validation. Returns
  * false, without a result, if a signal ended it. */
-static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+static bool run_tuned(struct Cell *cell, struct Compare *c, const int *list, int count)
 {
-    struct Task t = {.set = c->methods[cell->method].set, .tokenizer = c->tokenizer,
-                     .data = c->data, .source = c->base.weights, .features = c->features,
-                     .quiet = true};
+    struct Task t = c->task;
     struct Metadata meta = {0};
     int *labels = resize(NULL, count * sizeof *labels), *places = resize(NULL, count * sizeof(int));
+    t.set = c->methods[cell->method].set;
     t.set.seed = cell->seed;
-    for (int i = 0; i < count; i++) labels[i] = c->data.labels[list[i]];
+    for (int i = 0; i < count; i++) labels[i] = t.data.labels[list[i]];
     t.train = resize(NULL, count * sizeof *t.train);
     t.train_count = split_stratified(places, labels, count, c->classes, t.set.val_part,
                                      random_stream(cell->seed, STREAM_SPLIT));
@@ -3364,158 +3404,154 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     return whole;
 }
 
+/* list (train_count): the texts that some training learns from, each once. Returns how many. */
+static int texts_to_learn(int *list, const struct Compare *c)
+{
+    bool *use = allocate_zeroed(c->train_count);
+    int count = 0;
+    for (int seed = 1; seed <= c->seeds; seed++)
+        for (int b = 0; b < c->budget_count; b++) {
+            choose_subset(list, c, c->budgets[b], seed);
+            for (int i = 0; i < c->budgets[b]; i++) use[list[i]] = true;
+        }
+    for (int i = 0; i < c->train_count; i++) if (use[i]) list[count++] = i;
+    release(use, c->train_count);
+    return count;
+}
+
+/* Keeps the pretrained model's features of all texts that matter to a probe, and its loss on the
+ * test texts. */
+static void keep_features(struct Compare *c)
+{
+    const struct Dataset *d = &c->task.data;
+    const size_t C = c->base.config.channels;
+    struct Runner r;
+    real *features = allocate_zeroed(d->count * C * sizeof *features);
+    int *learn = resize(NULL, c->train_count * sizeof *learn);
+    const int learn_count = texts_to_learn(learn, c);
+    real *x = allocate_zeroed(learn_count * C * sizeof *x);
+    runner_create(&r, &c->base, max_int(BATCH_ROWS, d->longest), WORK_EVAL);
+    run_examples(&r, NULL, x, d, learn, learn_count, "features");
+    for (int i = 0; i < learn_count; i++)
+        memcpy(features + learn[i] * C, x + i * C, C * sizeof *x);
+    r.measure_lm = true;
+    run_examples(&r, NULL, features + c->train_count * C, d, c->test_list, c->test_count,
+                 "test features");
+    c->task.features = features;
+    c->lm_loss = r.lm_loss / r.lm_tokens;
+    release(x, learn_count * C * sizeof *x);
+    runner_free(&r);
+    free(learn);
+}
+
+/* A cell that is done counts for its method and budget. */
+static void finish_cell(const struct Compare *c, struct Cell *cell)
+{
+    struct Estimate *e = estimate_at(c, cell->budget, cell->method);
+    cell->done = true;
+    e->seeds++;
+    e->seconds += cell->seconds;
+}
+
+/* Runs a cell, unless a signal ends it. What cells share is computed before the first that needs
+ * it, and outside of the time that the cell is said to take. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
+    const struct Method *m = &c->methods[cell->method];
     const int count = c->budgets[cell->budget];
-    const double start = seconds();
     int *list = resize(NULL, count * sizeof *list);
+    bool whole = true;
+    if (m->family == TUNED && m->set.kind == PROBE && !c->task.features) keep_features(c);
+    if (m->family != TUNED && !c->bags.count) c->bags = bags_of(c->texts, c->task.data.count);
+    const double start = seconds();
     choose_subset(list, c, count, cell->seed);
-    cell->done = true;
-    if (c->methods[cell->method].family == TUNED) cell->done = run_tuned(cell, c, list, count);
+    if (m->family == TUNED) whole = run_tuned(cell, c, list, count);
     else run_classical(cell, c, list, count);
     cell->seconds = seconds() - start;
+    if (whole) finish_cell(c, cell);
     free(list);
 }
 
 /* --- What is kept on disk: a row for each cell --- */
 
-/* compare.tsv has the scores, right.tsv a digit for each test text, for the paired tests. A row
- * goes to right.tsv first, so a row of compare.tsv has its partner. */
+/* The last column has a digit for each test text, for paired tests. */
 static const char table_header[] =
-    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\n";
-
-static char *file_in(const struct Compare *c, const char *name)
-{
-    return text_of("%s/%s", c->out, name);
-}
-
-/* Appends a row to a file, and flushes it. */
-static void append_row(const struct Compare *c, const char *name, const char *row)
-{
-    char *path = file_in(c, name);
-    FILE *f = fopen(path, "ab");
-    if (!f || fputs(row, f) < 0 || fflush(f) || fsync(fileno(f)) || fclose(f))
-        die("%s: writing failed (%s). Free some space and run again with --resume.", path,
-            strerror(errno));
-    free(path);
-}
+    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\tright\n";
 
 /* Refuses an --out that already holds a file of that name, of a comparison or of the user's. */
-static void refuse_comparison_in(const struct Compare *c)
+static void refuse_comparison_in(const char *out)
 {
-    static const char *const files[] = {"compare.tsv", "right.tsv", "settings.txt"};
+    static const char *const files[] = {"compare.tsv", "settings.txt"};
     for (int i = 0; i < COUNT(files); i++) {
-        char *path = file_in(c, files[i]);
+        char *path = text_of("%s/%s", out, files[i]);
         if (file_exists(path))
             die_usage("--out %s: already holds a comparison (%s). Give --resume, --overwrite or "
-                      "another --out.", c->out, files[i]);
+                      "another --out.", out, files[i]);
         free(path);
     }
 }
 
 static void save_cell(const struct Compare *c, const struct Cell *cell)
 {
-    const char *method = c->methods[cell->method].name;
-    const int labels = c->budgets[cell->budget];
     commit_outputs();               /* before the first row: see open_comparison */
-    char *row = text_of("%s\t%d\t%d\t%s\n", method, labels, cell->seed, cell->right);
-    append_row(c, "right.tsv", row);
-    free(row);
-    row = text_of("%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\n", method, labels, cell->seed,
-                  cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
-                  cell->lm_loss);
-    append_row(c, "compare.tsv", row);
-    free(row);
-}
-
-/* The cell that a row, "method TAB labels TAB seed TAB rest", is about, or NULL. */
-static struct Cell *cell_of_row(const struct Compare *c, char *row, char **rest)
-{
-    int labels, seed, used;
-    char *tab = strchr(row, '\t');
-    if (!tab || sscanf(tab, "\t%d\t%d\t%n", &labels, &seed, &used) != 2) return NULL;
-    *tab = 0;
-    *rest = tab + used;
-    for (struct Cell *cell = c->cells; cell < c->cells + c->cell_count; cell++)
-        if (!strcmp(c->methods[cell->method].name, row) && c->budgets[cell->budget] == labels
-            && cell->seed == seed) return cell;
-    return NULL;
-}
-
-/* The next complete line of *at, without its end; NULL at the end or before a line without one. */
-static char *next_line(char **at)
-{
-    char *line = *at, *stop = strchr(line, '\n');
-    if (!stop) return NULL;
-    *stop = 0;
-    *at = stop + 1;
-    return line;
-}
-
-/* A file of c->out as text. */
-static struct Buffer read_text(const struct Compare *c, const char *name)
-{
-    struct Buffer text = {0};
-    char *path = file_in(c, name);
-    const struct Bytes file = map_file(path);
-    append_bytes(&text, file.data, file.size);
-    unmap_file(file);
-    free(path);
-    return text;
-}
-
-/* Cuts off what stands behind the first `size` bytes of a file. */
-static void cut_off(const struct Compare *c, const char *name, size_t size)
-{
-    char *path = file_in(c, name);
-    if (truncate(path, size))
-        die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
+    char *path = text_of("%s/compare.tsv", c->task.set.out);
+    FILE *f = fopen(path, "ab");
+    if (!f || fprintf(f, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
+                      c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
+                      cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
+                      cell->lm_loss, cell->right) < 0 || fflush(f) || fsync(fileno(f)) || fclose(f))
+        die("%s: writing failed (%s). Free some space and run again with --resume.", path,
+            strerror(errno));
     free(path);
 }
 
-/* Takes over the cells that an earlier run has finished. Row by row the two files are about the
- * same trainings; what has no partner, because the run was interrupted, is cut off. A training with
- * scores that cannot be is done again. */
-static void read_cells(struct Compare *c)
+/* Takes over a row of compare.tsv, if it is of a cell of this comparison and its scores can be. */
+static void read_cell(struct Compare *c, const char *row)
 {
-    struct Buffer table = read_text(c, "compare.tsv"), right = read_text(c, "right.tsv");
-    const size_t header = strlen(table_header);
-    if (strncmp(table.data, table_header, header))
-        die("%s/compare.tsv: does not begin with the names of its columns. Give --overwrite.",
-            c->out);
-    char *scores_end = table.data + header, *digits_end = right.data, *scores, *digits;
-    for (char *at = scores_end, *row, *other; (row = next_line(&at)); scores_end = at) {
-        char *next = digits_end;
-        if (!(other = next_line(&next))) break;
-        struct Cell *cell = cell_of_row(c, row, &scores);
-        digits_end = next;
-        if (cell != cell_of_row(c, other, &digits))
-            die("%s: compare.tsv and right.tsv have other rows at a training of %s. Give "
-                "--overwrite.", c->out, row);
-        if (!cell) continue;
-        cell->right = text_of("%s", digits);
-        cell->done = sscanf(scores, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
-                            &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
-                            &cell->lm_loss) == 6 && cell->accuracy >= 0 && cell->accuracy <= 1
-                     && strlen(digits) == (size_t)c->test_count
-                     && strspn(digits, "01") == strlen(digits);
+    struct Cell x = {0};
+    int labels, end = 0, name = (int)strcspn(row, "\t\n");
+    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed, &x.accuracy,
+           &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
+    const char *right = row + name + end;
+    if (!end || x.seed < 1 || x.seed > c->seeds || !(x.accuracy >= 0 && x.accuracy <= 1)
+        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n') return;
+    while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
+    for (; x.method < c->method_count; x.method++) {
+        const char *known = c->methods[x.method].name;
+        if ((int)strlen(known) == name && !memcmp(known, row, name)) break;
     }
-    cut_off(c, "compare.tsv", scores_end - table.data);
-    cut_off(c, "right.tsv", digits_end - right.data);
-    free(table.data);
-    free(right.data);
+    if (x.budget == c->budget_count || x.method == c->method_count) return;
+    x.right = text_of("%.*s", c->test_count, right);
+    struct Cell *cell = cell_at(c, x.seed, x.budget, x.method);
+    if (cell->done) return;
+    *cell = x;
+    finish_cell(c, cell);
+}
+
+/* Takes over the cells that an earlier run has finished. What follows the last whole row, because
+ * the run was interrupted, is cut off. */
+static void read_cells(struct Compare *c, const char *path)
+{
+    const struct Bytes file = read_file(path, SIZE_MAX, true);
+    const char *at = file.data, *stop;
+    if (file.size < sizeof table_header - 1 || memcmp(at, table_header, sizeof table_header - 1))
+        die("%s: does not begin with the names of its columns. Give --overwrite.", path);
+    for (; (stop = memchr(at, '\n', file.data + file.size - at)); at = stop + 1) read_cell(c, at);
+    if (truncate(path, at - file.data))
+        die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
+    free((char *)file.data);
 }
 
 /* What must be the same for the rows of one table, as lines "name value". */
 static struct Buffer describe_comparison(const struct Compare *c)
 {
-    const struct Settings *s = &c->base_set;
+    const struct Settings *s = &c->task.set;
     struct Buffer b = {0};
-    const struct { const char *name, *path; } files[] = {{"train", c->train},
-                                                         {"test", c->test ? c->test : c->train}};
+    const struct { const char *name, *path; } files[] = {{"train", s->train},
+                                                         {"test", c->test ? c->test : s->train}};
     append(&b, "model %s\n", hash_text(checksum(c->base.weights, c->base.parameter_count
                                                                  * sizeof(real))));
-    append(&b, "tokenizer %s\n", hash_text(c->tokenizer->hash));
+    append(&b, "tokenizer %s\n", hash_text(c->task.tokenizer->hash));
     for (int i = 0; i < 2; i++) {
         const struct Bytes file = map_file(files[i].path);
         append(&b, "%s %s\n", files[i].name, hash_text(checksum(file.data, file.size)));
@@ -3527,144 +3563,120 @@ static struct Buffer describe_comparison(const struct Compare *c)
            s->epochs, s->steps, s->batch, s->precision);
     for (int i = 0; i < COLUMNS; i++)
         append(&b, "%s_column %s\n", column_words[i],
-               c->columns.names[i] ? c->columns.names[i] : "(usual)");
+               s->columns.names[i] ? s->columns.names[i] : "(usual)");
     return b;
-}
-
-/* Dies unless settings.txt says the same as the lines `now`. An older version wrote no precision,
- * which was fp32. */
-static void check_settings_kept(const struct Compare *c, char *now)
-{
-    struct Buffer old = read_text(c, "settings.txt");
-    append(&old, "\nprecision fp32\n");    /* the first line of a name counts */
-    for (char *line; (line = next_line(&now)); ) {
-        const int name = (int)strcspn(line, " ") + 1;
-        const char *was = old.data;
-        while (was && strncmp(was, line, name)) was = (was = strchr(was, '\n')) ? was + 1 : NULL;
-        const int length = was ? (int)strcspn(was, "\n") : 0;
-        if (!was || (size_t)length != strlen(line) || strncmp(was, line, length))
-            die("--resume: the comparison in %s was made with %.*s, this one with %s. Choose "
-                "another --out.", c->out, was ? length : 6, was ? was : "(none)", line);
-    }
-    free(old.data);
 }
 
 /* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
  * --overwrite, an older comparison is replaced when the first row of the new one is there. */
 static void open_comparison(struct Compare *c)
 {
-    char *path = file_in(c, "settings.txt"), *table = file_in(c, "compare.tsv"),
-         *right = file_in(c, "right.tsv");
+    const struct Settings *s = &c->task.set;
+    char *path = text_of("%s/settings.txt", s->out), *table = text_of("%s/compare.tsv", s->out);
     struct Buffer now = describe_comparison(c);
-    if (c->resume && file_exists(table)) {
-        check_settings_kept(c, now.data);
-        read_cells(c);
+    if (s->resume && file_exists(table)) {
+        read_cells(c, table);
     } else {
-        stage_file(right, "", 0);       /* without its rows, nothing is taken for finished */
         stage_file(path, now.data, now.size);
         stage_file(table, table_header, sizeof table_header - 1);
-        if (!c->overwrite) commit_outputs();
+        if (!s->overwrite) commit_outputs();
     }
-    free(now.data); free(path); free(table); free(right);
+    free(now.data); free(path); free(table);
 }
 
 /* --- Statistics --- */
 
-/* The 97.5% quantile of Student's t with df degrees of freedom, df >= 1. Below 5 there are straight
- * lines between the table's values, from 5 on an expansion in 1 / df of the normal quantile z
- * (Abramowitz and Stegun 26.7.5), within 0.001. */
-static double student_quantile(double df)
+/* Differences that chance makes less often than this are called significant. */
+static const double SIGNIFICANT = 0.05;
+
+/* The probability that Student's t with df degrees of freedom is t or more away from 0. With
+ * t = sqrt(df) tan(a) its density is proportional to cos(a)^(df - 1), which has the integral
+ * sqrt(pi) gamma(df / 2) / gamma((df + 1) / 2). Simpson's rule from 0 to a; degrees of freedom
+ * beyond 10,000 change nothing that is printed. */
+static double student_tail(double t, double df)
 {
-    static const double small[] = {12.706, 4.303, 3.182, 2.776};
-    const double z = 1.959964, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z,
-                 z9 = z7 * z * z;
-    if (df < 5) {
-        const int low = (int)df;
-        const double next = low < 4 ? small[low] : 2.571;
-        return small[low - 1] + (df - low) * (next - small[low - 1]);
-    }
-    return z + (z3 + z) / (4 * df) + (5 * z5 + 16 * z3 + 3 * z) / (96 * df * df)
-         + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * df * df * df)
-         + (79 * z9 + 776 * z7 + 1482 * z5 - 1920 * z3 - 945 * z) / (92160 * df * df * df * df);
+    enum { STEPS = 400 };
+    df = fmin(df, 1e4);
+    const double a = atan(t / sqrt(df)), h = a / STEPS;
+    double sum = 1 + pow(cos(a), df - 1);
+    for (int i = 1; i < STEPS; i++) sum += (i % 2 ? 4 : 2) * pow(cos(i * h), df - 1);
+    const double all = sqrt(acos(-1)) * exp(lgamma(df / 2) - lgamma((df + 1) / 2));
+    return fmax(0, 1 - 2 * sum * h / 3 / all);
 }
 
-struct Estimate { double mean, half; int seeds; };      /* mean +- half: its 95% interval */
-
-/* The mean over seeds and test texts of "a was right", minus that of b if b is not NULL, where both
- * saw the same labels. Seeds and texts are both samples: with means over one of them,
- *   variance = variance of the seeds' means / seeds + variance of the texts' means / texts
- * which counts the noise of single answers twice, so it is rather too large. The degrees of freedom
- * are Satterthwaite's. With one seed only the texts' part is known. */
-static struct Estimate estimate(const struct Compare *c, int budget, int a, int b)
+/* The t with student_tail(t, df) = SIGNIFICANT: half a 95% interval, in standard errors. For
+ * df >= 1 it is
+ * between 1.9 and 12.8; bisection. */
+static double student_quantile(double df)
 {
-    const int n = c->test_count;
-    double *text = allocate_zeroed(n * sizeof *text), sum = 0, squares = 0, mean = 0, spread = 0;
+    double low = 1.9, high = 12.8;
+    for (int i = 0; i < 40; i++) {
+        const double t = (low + high) / 2;
+        if (student_tail(t, df) > SIGNIFICANT) low = t; else high = t;
+    }
+    return (low + high) / 2;
+}
+
+/* A mean with its standard error and degrees of freedom. */
+struct Mean { double mean, error, df; int seeds; };
+
+/* The mean over seeds and test texts of "a was right", minus that of b if b is not negative, where
+ * both saw the same labels. Seeds and texts are both samples: with means over one of them,
+ *   error^2 = variance of the seeds' means / seeds + variance of the texts' means / texts
+ * which counts the noise of single answers twice, so it is rather too large. The degrees of freedom
+ * are Satterthwaite's. With one seed only the texts' part is known.
+ *   A difference is that with two texts more, one that only a has right and one that only b has
+ * right. Otherwise two texts, answered alike with every seed, would be a certainty. (Agresti and
+ * Min 2005 add half a text to each of the four cases.) */
+static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
+{
+    const int n = c->test_count, N = b < 0 ? n : n + 2;
+    double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
     int seeds = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        if (!x->done || x->method != a || x->budget != budget) continue;
-        const struct Cell *y = b < 0 ? NULL : c->cells;
-        while (y && (y->method != b || y->budget != budget || y->seed != x->seed)) y++;
-        if (y && !y->done) continue;
+    for (int seed = 1; seed <= c->seeds; seed++) {
+        const struct Cell *x = cell_at(c, seed, budget, a);
+        const struct Cell *y = b < 0 ? NULL : cell_at(c, seed, budget, b);
+        if (!x->done || (y && !y->done)) continue;
         double own = 0;
         for (int i = 0; i < n; i++) {
             const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
             text[i] += d;
             own += d;                   /* a whole number: equal sums are equal to the bit */
         }
+        if (y) { text[n]++; text[n + 1]--; }
         seeds++;
         sum += own;
         squares += own * own;
     }
-    mean = seeds ? sum / n / seeds : NAN;
-    for (int i = 0; i < n; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
-    const double texts_part = n > 1 ? spread / (n - 1) / n : 0;
-    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / n / n
+    const double mean = seeds ? sum / N / seeds : NAN;
+    for (int i = 0; i < N; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
+    const double texts_part = N > 1 ? spread / (N - 1) / N : 0;
+    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / N / N
                                               / (seeds - 1) / seeds;
     const double both = texts_part + seeds_part,
-                 df = both * both / (texts_part * texts_part / fmax(n - 1, 1)
+                 df = both * both / (texts_part * texts_part / fmax(N - 1, 1)
                                      + seeds_part * seeds_part / fmax(seeds - 1, 1));
-    release(text, n * sizeof *text);
-    return (struct Estimate){mean, both > 0 ? sqrt(both) * student_quantile(df) : 0, seeds};
+    release(text, N * sizeof *text);
+    return (struct Mean){mean, sqrt(both), both > 0 ? df : 1, seeds};
 }
 
-/* Whether a's accuracy is significantly above b's: all of the difference's 95% interval is. */
-static bool better(const struct Compare *c, int budget, int a, int b)
+/* Adds a method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for
+ * so many texts, since no number of seeds makes few texts many. */
+static void estimate(struct Estimate *e, const struct Compare *c, int budget, int method)
 {
-    const struct Estimate d = estimate(c, budget, a, b);
-    return d.seeds > 0 && d.mean - d.half > 0;
+    const struct Mean m = mean_right(c, budget, method, -1);
+    const double half = m.error * student_quantile(m.df);
+    wilson_interval(&e->low, &e->high, m.mean, c->test_count);
+    e->mean = m.mean;
+    e->low = fmax(0, fmin(e->low, m.mean - half));
+    e->high = fmin(1, fmax(e->high, m.mean + half));
 }
 
-/* --- The table and its verdict --- */
-
-static double mean_seconds(const struct Compare *c, int budget, int method)
+/* The probability that two methods of equal worth differ so much; NAN if no seed has both. */
+static double p_value(const struct Compare *c, int budget, int a, int b)
 {
-    double sum = 0;
-    int count = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (x->done && x->method == method && x->budget == budget) { sum += x->seconds; count++; }
-    return count ? sum / count : NAN;
-}
-
-static void print_table(const struct Compare *c)
-{
-    int width = 8;
-    for (int m = 0; m < c->method_count; m++)
-        width = max_int(width, (int)strlen(c->methods[m].name));
-    printf("accuracy on %d test texts, mean and 95%% interval; seconds of one training with test\n",
-           c->test_count);
-    printf("%-*s", width, "labels");
-    for (int b = 0; b < c->budget_count; b++) printf("  %*d        ", 6, c->budgets[b]);
-    printf("  seconds\n");
-    for (int m = 0; m < c->method_count; m++) {
-        printf("%-*s", width, c->methods[m].name);
-        for (int b = 0; b < c->budget_count; b++) {
-            const struct Estimate e = estimate(c, b, m, -1);
-            if (e.seeds) printf("  %.3f ± %.3f ", e.mean, e.half);
-            else printf("  %-14s", "-");
-        }
-        const double spent = mean_seconds(c, c->budget_count - 1, m);
-        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
-    }
+    const struct Mean d = mean_right(c, budget, a, b);
+    return d.seeds ? student_tail(fabs(d.mean) / d.error, d.df) : NAN;
 }
 
 static bool is_pretrained(const struct Method *m)
@@ -3676,112 +3688,198 @@ static bool is_pretrained(const struct Method *m)
 static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
-    double highest = -1;
     for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate e = estimate(c, budget, m, -1);
-        if (pretrained && !is_pretrained(&c->methods[m])) continue;
-        if (!e.seeds || e.mean <= highest) continue;
-        best = m;
-        highest = e.mean;
+        const struct Estimate *e = estimate_at(c, budget, m);
+        if (!e->seeds || (pretrained && !is_pretrained(&c->methods[m]))) continue;
+        if (best < 0 || e->mean > estimate_at(c, budget, best)->mean) best = m;
     }
     return best;
 }
 
-/* "a, b": the methods that are not significantly worse than the best one. */
-static char *others_as_good(const struct Compare *c, int budget, int best)
+/* Holm's correction (1979): of n values of p the smallest counts n times, the next n - 1 times, and
+ * so on, and none becomes less than one before it. Methods whose p is NAN do not count. */
+static void correct_by_holm(struct Estimate *e, int methods)
 {
-    struct Buffer b = {0};
-    append(&b, "%s", "");
+    for (int i = 0; i < methods; i++) {
+        e[i].holm = e[i].p;
+        for (int j = 0; j < methods; j++) {
+            int times = 0;
+            for (int k = 0; k < methods; k++) times += e[k].p >= e[j].p;
+            if (e[j].p <= e[i].p) e[i].holm = fmax(e[i].holm, fmin(1, times * e[j].p));
+        }
+    }
+}
+
+/* Completes c->estimates when no more cells will be done. */
+static void compute_estimates(struct Compare *c)
+{
+    const int M = c->method_count;
+    for (int b = 0; b < c->budget_count; b++) {
+        struct Estimate *e = estimate_at(c, b, 0);
+        for (int m = 0; m < M; m++) if (e[m].seeds) estimate(&e[m], c, b, m);
+        const int best = best_method(c, b, false);
+        for (int m = 0; m < M; m++)
+            e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
+        correct_by_holm(e, M);
+    }
+}
+
+/* --- The table and its verdict --- */
+
+/* Seconds of a training, on average; NAN if there was none. */
+static double mean_seconds(const struct Estimate *e)
+{
+    return e->seeds ? e->seconds / e->seeds : NAN;
+}
+
+static void print_table(const struct Compare *c)
+{
+    int width = 8;
     for (int m = 0; m < c->method_count; m++)
-        if (m != best && estimate(c, budget, m, -1).seeds && !better(c, budget, best, m))
-            append(&b, "%s%s", b.size ? ", " : "", c->methods[m].name);
-    return b.data;
+        width = max_int(width, (int)strlen(c->methods[m].name));
+    printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
+           c->test_count, c->test_count < FEW_TEXTS ? ", too few for small differences" : "");
+    printf("%-*s", width, "labels");
+    for (int b = 0; b < c->budget_count; b++) printf("  %5d            ", c->budgets[b]);
+    printf("  seconds\n");
+    for (int m = 0; m < c->method_count; m++) {
+        printf("%-*s", width, c->methods[m].name);
+        for (int b = 0; b < c->budget_count; b++) {
+            const struct Estimate *e = estimate_at(c, b, m);
+            if (e->seeds) printf("  %.3f %.3f-%.3f", e->mean, e->low, e->high);
+            else printf("  %-17s", "-");
+        }
+        const double spent = mean_seconds(estimate_at(c, c->budget_count - 1, m));
+        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
+    }
+}
+
+/* "With 100 labels nb is best, 0.841; probe, full are not significantly worse." */
+static void print_best(const struct Compare *c, int budget)
+{
+    const int best = best_method(c, budget, false);
+    int compared = 0, level = 0;
+    if (best < 0) return;
+    printf("With %d labels %s is best, %.3f", c->budgets[budget], c->methods[best].name,
+           estimate_at(c, budget, best)->mean);
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate *e = estimate_at(c, budget, m);
+        compared += e->p >= 0;
+        if (e->holm >= SIGNIFICANT) printf("%s%s", level++ ? ", " : "; ", c->methods[m].name);
+    }
+    if (level) printf(level > 1 ? " are not significantly worse" : " is not significantly worse");
+    else if (compared) printf(", significantly better than all others");
+    if (compared < c->method_count - 1) printf(", of those that have run");
+    printf(".\n");
 }
 
 /* How many labels the method needs to reach an accuracy, by its means: between two budgets along a
- * straight line over the logarithm of labels. 0: more than the largest budget; -1: already the
- * smallest is enough. */
+ * straight line over the logarithm of labels. At least the smallest budget; infinite if not even
+ * the largest is enough. */
 static double labels_needed(const struct Compare *c, int method, double accuracy)
 {
     double before = NAN;
-    int last = -1;
+    int last = 0;
     for (int b = 0; b < c->budget_count; b++) {
-        const struct Estimate e = estimate(c, b, method, -1);
-        if (!e.seeds) continue;
-        if (e.mean >= accuracy)
-            return last < 0 ? -1 : c->budgets[last] * pow((double)c->budgets[b] / c->budgets[last],
-                                                          (accuracy - before) / (e.mean - before));
-        before = e.mean;
-        last = b;
+        const struct Estimate *e = estimate_at(c, b, method);
+        const double labels = c->budgets[b];
+        if (!e->seeds) continue;
+        if (e->mean >= accuracy)
+            return !last ? labels : last * pow(labels / last, (accuracy - before)
+                                                              / (e->mean - before));
+        before = e->mean;
+        last = c->budgets[b];
     }
-    return 0;
+    return INFINITY;
 }
 
 /* "Pretraining is worth N labels", by what the best pretrained method reaches with about 100. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1;
+    int near = 0, scratch = -1, pretrained = 0;
     for (int b = 0; b < c->budget_count; b++)
         if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
-    for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].family == TUNED && c->methods[m].set.kind == SCRATCH && scratch < 0)
-            scratch = m;
+    for (int m = 0; m < c->method_count; m++) {
+        pretrained += is_pretrained(&c->methods[m]);
+        if (c->methods[m].family == TUNED && !is_pretrained(&c->methods[m])) scratch = m;
+    }
     const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0 || !estimate(c, near, scratch, -1).seeds) return;
-    const double accuracy = estimate(c, near, best, -1).mean;
+    if (best < 0 || scratch < 0 || !estimate_at(c, near, scratch)->seeds) return;
+    const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
+    const double accuracy = estimate_at(c, near, best)->mean;
     const double needed = labels_needed(c, scratch, accuracy);
-    const int first = c->budgets[0], last = c->budgets[c->budget_count - 1];
-    printf("%s reaches %.3f with %d labels. ", c->methods[best].name, accuracy, c->budgets[near]);
-    if (needed < 0)
-        printf("Training from scratch reaches that with %d: here pretraining is worth nothing.\n",
-               first);
-    else if (needed == 0 && last == c->budgets[near])
-        printf("Training from scratch reaches %.3f; larger --labels would tell how many it needs"
-               ".\n",
-               estimate(c, near, scratch, -1).mean);
-    else if (needed == 0)
-        printf("Training from scratch does not reach that with %d: pretraining is worth more than "
-               "%d labels.\n", last, last - c->budgets[near]);
-    else if (needed <= c->budgets[near])
-        printf("Training from scratch needs only about %.0f: here pretraining is worth nothing.\n",
-               needed);
+    printf("%s reaches %.3f with %d labels%s. Training from scratch ", c->methods[best].name,
+           accuracy, few, pretrained < 2 ? "" : " (as the best of several, so a little flattered)");
+    if (needed <= few)
+        printf("needs no more: here pretraining is worth nothing.\n");
+    else if (isfinite(needed))
+        printf("needs about %.0f: pretraining is worth some %.0f labels.\n", needed, needed - few);
+    else if (most > few)
+        printf("does not reach that with %d: pretraining is worth more than %d labels.\n", most,
+               most - few);
     else
-        printf("Training from scratch needs about %.0f: pretraining is worth some %.0f labels.\n",
-               needed, needed - c->budgets[near]);
-    if (!better(c, near, best, scratch))
+        printf("reaches %.3f; larger --labels would tell how many it needs.\n",
+               estimate_at(c, near, scratch)->mean);
+    if (!(p_value(c, near, best, scratch) < SIGNIFICANT))
         printf("But with %d labels the two do not differ significantly, so this is a guess.\n",
-               c->budgets[near]);
+               few);
+}
+
+/* What to use with the largest budget: the best method, or a clearly quicker one that is within its
+ * interval and not worse even by a test without correction. */
+static void print_choice(const struct Compare *c)
+{
+    const int b = c->budget_count - 1, best = best_method(c, b, false);
+    int choice = best;
+    if (best < 0) return;
+    double limit = 0.7 * mean_seconds(estimate_at(c, b, best));
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate *e = estimate_at(c, b, m);
+        if (e->p >= SIGNIFICANT && e->mean >= estimate_at(c, b, best)->low
+            && c->methods[m].family != MAJORITY && mean_seconds(e) < limit) {
+            choice = m;
+            limit = mean_seconds(e);
+        }
+    }
+    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
+           choice == best ? "" : ", the quickest of those that are not significantly worse");
+}
+
+/* What the figures cannot tell. */
+static void print_limits(const struct Compare *c)
+{
+    const int b = c->budget_count - 1;
+    int fewest = c->seeds;
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate *e = estimate_at(c, b, m);
+        if (e->seeds) fewest = min_int(fewest, e->seeds);
+        if (c->methods[m].family == MAJORITY && e->holm >= SIGNIFICANT)
+            printf("No method is significantly better than the commonest label: give more labels "
+                   "or more test texts.\n");
+    }
+    if (c->budgets[b] == c->train_count && fewest > 1)
+        printf("With all %d labels every seed learns from the same texts: what other texts would "
+               "change is not in that interval.\n", c->train_count);
+    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
+                           fewest == 1 ? "" : "s");
 }
 
 /* Sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
-    printf("\n");
-    for (int b = 0; b < c->budget_count; b++) {
-        const int best = best_method(c, b, false);
-        if (best < 0) continue;
-        char *others = others_as_good(c, b, best);
-        printf("With %d labels %s is best, %.3f", c->budgets[b], c->methods[best].name,
-               estimate(c, b, best, -1).mean);
-        if (*others) printf("; the difference to %s is not significant.\n", others);
-        else printf(c->method_count > 1 ? ", and significantly better than all others.\n" : ".\n");
-        free(others);
+    int others = 0;
+    for (int i = 0; i < c->test_count; i++) others += c->truth[i] != c->truth[0];
+    if (!others) {
+        printf("\nAll test texts are of the class %s, so this table tells nothing of the others: "
+               "there is no verdict. Give another --test.\n", c->names[c->truth[0]]);
+        return;
     }
+    printf("\nSignificant: p < %g by paired differences, with Holm's correction for all that are "
+           "compared with the best.\n", SIGNIFICANT);
+    for (int b = 0; b < c->budget_count; b++) print_best(c, b);
     print_worth(c);
-    const int b = c->budget_count - 1, best = best_method(c, b, false);
-    int choice = best;
-    for (int m = 0; m < c->method_count && best >= 0; m++)      /* quicker by more than noise */
-        if (mean_seconds(c, b, m) < mean_seconds(c, b, choice) * (choice == best ? 0.7 : 1)
-            && !better(c, b, best, m))
-            choice = m;
-    if (best < 0) return;
-    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
-           choice == best ? "" : ", the quickest of those that are as good as the best");
-    int fewest = c->seeds;
-    for (int m = 0; m < c->method_count; m++)
-        fewest = min_int(fewest, estimate(c, b, m, -1).seeds);
-    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
-                           fewest == 1 ? "" : "s");
+    print_choice(c);
+    print_limits(c);
 }
 
 /* --- The whole comparison --- */
@@ -3790,86 +3888,38 @@ static void print_verdict(const struct Compare *c)
  * some. */
 static void list_cells(struct Compare *c)
 {
-    const size_t count = (size_t)c->method_count * c->budget_count * c->seeds;
-    c->cells = resize(NULL, count * sizeof *c->cells);
+    const size_t row = (size_t)c->budget_count * c->method_count;
+    c->estimates = allocate_zeroed(row * sizeof *c->estimates);
+    c->cells = allocate_zeroed(c->seeds * row * sizeof *c->cells);
     for (int seed = 1; seed <= c->seeds; seed++)
         for (int b = 0; b < c->budget_count; b++)
             for (int m = 0; m < c->method_count; m++)
-                c->cells[c->cell_count++] = (struct Cell){m, b, seed, false};
+                *cell_at(c, seed, b, m) = (struct Cell){m, b, seed, false};
+    c->cell_count = (int)(c->seeds * row);
 }
 
-/* Seconds that a cell will take: as another seed of it, else as the same method with fewer labels,
- * else as any cell. */
+/* Seconds that a training will take: as its other seeds, else as the same method with fewer labels;
+ * NAN if that method has not run yet. */
 static double expected_seconds(const struct Compare *c, const struct Cell *cell)
 {
-    double expected = NAN, sum = 0;
-    int count = 0;
-    for (int b = 0; b <= cell->budget; b++)
-        if (!isnan(mean_seconds(c, b, cell->method))) expected = mean_seconds(c, b, cell->method);
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (x->done) { sum += x->seconds; count++; }
-    return !isnan(expected) ? expected : count ? sum / count : 0;
+    for (int b = cell->budget; b >= 0; b--) {
+        const struct Estimate *e = estimate_at(c, b, cell->method);
+        if (e->seeds) return mean_seconds(e);
+    }
+    return NAN;
 }
 
-/* list (train_count): the texts that the probes still to be run learn from, each once. Returns how
- * many. Every subset is looked at: by rounding, a smaller one may have a text that a larger one has
- * not. */
-static int texts_of_probes(int *list, const struct Compare *c)
-{
-    bool *use = allocate_zeroed(c->train_count);
-    int count = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        const struct Method *m = &c->methods[x->method];
-        if (x->done || m->family != TUNED || m->set.kind != PROBE) continue;
-        choose_subset(list, c, c->budgets[x->budget], x->seed);
-        for (int i = 0; i < c->budgets[x->budget]; i++) use[list[i]] = true;
-    }
-    for (int i = 0; i < c->train_count; i++) if (use[i]) list[count++] = i;
-    release(use, c->train_count);
-    return count;
-}
-
-/* What the cells still to be run share: bags of words, and the pretrained model's features and
- * loss. */
-static void prepare_comparison(struct Compare *c)
-{
-    const size_t C = c->base.config.channels;
-    bool bags = false;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        const int family = c->methods[x->method].family;
-        bags |= !x->done && (family == NAIVE_BAYES || family == NBSVM);
-    }
-    if (bags) c->bags = bags_of(c->texts, c->data.count);
-    struct Runner r;
-    int *needed = resize(NULL, c->train_count * sizeof *needed);
-    const int count = texts_of_probes(needed, c);
-    if (count == 0) { free(needed); return; }
-    c->features = allocate_zeroed(c->data.count * C * sizeof(real));
-    runner_create(&r, &c->base, max_int(BATCH_ROWS, c->data.longest), WORK_EVAL);
-    for (int part = 0; part < 2; part++) {      /* texts to learn from, then to test on */
-        const int *texts = part ? c->all + c->train_count : needed;
-        const int n = part ? c->test_count : count;
-        real *x = allocate_zeroed(n * C * sizeof *x);
-        r.measure_lm = part;
-        run_examples(&r, NULL, x, &c->data, texts, n, part ? "test features" : "features");
-        for (int i = 0; i < n; i++)
-            memcpy(c->features + texts[i] * C, x + i * C, C * sizeof *x);
-        release(x, n * C * sizeof *x);
-    }
-    c->lm_loss = r.lm_loss / r.lm_tokens;
-    runner_free(&r);
-    free(needed);
-}
-
-static void show_cell(const struct Compare *c, const struct Cell *cell, int number)
+/* A line about a cell that is done. The time left is known when every method has run. */
+static void show_cell(const struct Compare *c, const struct Cell *cell)
 {
     double rest = 0;
     for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
         if (!x->done) rest += expected_seconds(c, x);
     if (c->time_limit) rest = fmin(rest, c->time_limit - (seconds() - c->start));
-    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s  %s left", number,
-             c->cell_count, c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-             cell->accuracy, cell->seconds, duration(rest));
+    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s%s%s",
+             (int)(cell - c->cells) + 1, c->cell_count, c->methods[cell->method].name,
+             c->budgets[cell->budget], cell->seed, cell->accuracy, cell->seconds,
+             isnan(rest) ? "" : "  left: ", isnan(rest) ? "" : duration(rest));
 }
 
 /* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
@@ -3881,13 +3931,13 @@ static int run_cells(struct Compare *c)
         struct Cell *cell = &c->cells[i];
         if (cell->done) continue;
         left++;
-        if (stop_signal || (c->time_limit && seconds() - c->start + expected_seconds(c, cell)
-                                             > c->time_limit)) continue;
+        const double end = seconds() - c->start + expected_seconds(c, cell);
+        if (stop_signal || (c->time_limit && end > c->time_limit)) continue;
         run_cell(cell, c);
         if (!cell->done) continue;
         left--;
         save_cell(c, cell);
-        show_cell(c, cell, i + 1);
+        show_cell(c, cell);
     }
     if (live()) fprintf(stderr, "\r\033[K");
     return left;
@@ -3896,39 +3946,35 @@ static int run_cells(struct Compare *c)
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
+    const struct Settings *s = &c->task.set;
     struct Metadata meta;
-    load_model(&c->base, c->model, &meta);
-    c->tokenizer = tokenizer_of_model(c->model, &c->base, &meta);
-    const int context = c->base.config.context;
-    if (c->base_set.max_tokens == 0) c->base_set.max_tokens = context;
-    if (c->base_set.max_tokens > context)
-        die_usage("--max-tokens %d: the model's context is %d. Choose no more.",
-                  c->base_set.max_tokens, context);
+    load_base(&c->task, &c->base, &meta);
+    const int L = c->base.config.layers;
     if (!c->methods_text) {
         c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
-                                  min_int(2, c->base.config.layers));
+                                  min_int(2, L));
         parse_methods(c);
     }
     for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
-        if (m->set.kind == LAST && m->set.last > c->base.config.layers)
+        if (m->set.kind == LAST && m->set.last > L)
             die_usage("--methods %s: the model has %s. Choose no more.", m->name,
-                      counted(c->base.config.layers, "block"));
+                      counted(L, "block"));
     load_texts(c);
-    parse_budgets(c);
+    check_budgets(c);
     list_cells(c);
     open_comparison(c);
-    prepare_comparison(c);
     stop_between_steps();
     const int left = run_cells(c);
     if (stop_signal && left) {
         progress(true, "stopped: %d of %d trainings are done and kept. Go on with the same command "
                  "and --resume%s", c->cell_count - left, c->cell_count,
-                 c->overwrite ? " instead of --overwrite" : "");
+                 s->overwrite ? " instead of --overwrite" : "");
         return stopped_status();
     }
     if (left)
         warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
              "them.", left, c->cell_count);
+    compute_estimates(c);
     print_table(c);
     print_verdict(c);
     return 0;
@@ -3960,16 +4006,15 @@ static const char compare_usage[] =
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = usual_labels, .start = seconds(),
-                        .test_part = 0.3,
-                        .base_set = DEFAULT_SETTINGS};
-    struct Settings *s = &c.base_set;
+                        .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
+    struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &c.model, .required = true},
-        {"train", data_meaning, TEXT, &c.train, .required = true},
+        {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
+        {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &c.test},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
-        {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
+        {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
         {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
          &c.labels_text},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
@@ -3989,27 +4034,30 @@ static int command_compare(int argc, char **argv)
          &s->max_tokens, 0, 1 << 20},
         {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
          .choices = "head|tail|both"},
-        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
+        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
+        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
+        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
         PRECISION_OPTION(&s->precision),
-        {"threads", "0: all", INTEGER, &c.threads, 0, 1024},
-        {"resume", "go on where an earlier comparison in --out stopped", FLAG, &c.resume},
-        {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
+        {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
+        {"resume", "go on where an earlier comparison in --out stopped", FLAG, &s->resume},
+        {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
     };
     refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
     check_settings(s);
-    if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(c.out);
-    if (!c.resume && !c.overwrite) refuse_comparison_in(&c);
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    lock_directory(s->out);
+    if (!s->resume && !s->overwrite) refuse_comparison_in(s->out);
     if (c.methods_text) {
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
-    check_before_texts(&c);
-    if (c.test) warn_unused(options, "test-part", "with --test");
+    parse_budgets(&c);
+    if (c.test) {
+        refuse_same_file(s->train, c.test);
+        warn_unused(options, "test-part", "with --test");
+    }
     begin_training();
-    set_threads(c.threads);
+    set_threads(s->threads);
     set_precision(s->precision);
     return compare(&c);
 }
