@@ -423,7 +423,6 @@ struct Model {
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
     double *partial_sums;       /* of the gradient's norm */
-    struct Bytes file;          /* not empty: a mapped file, in which the weights lie */
 };
 
 /* The list of parameters, in the order of the file. Sets the places in *w to base + offset, or to
@@ -885,6 +884,7 @@ static double grad_norm(const struct Model *model)
 /* ============================================================================================= */
 
 /* What only parts II and III need. */
+#include <assert.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -894,6 +894,7 @@ static double grad_norm(const struct Model *model)
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -905,7 +906,6 @@ __attribute__((noreturn, format(printf, 2, 3)))
 static void end_with(int status, const char *format, ...);
 #define die(...) end_with(STATUS_FAILED, __VA_ARGS__)
 static double seconds(void);
-static void unmap_file(struct Bytes bytes);
 
 /* ============================================================================================= */
 /* 6. Numbers                                                                                    */
@@ -2064,8 +2064,7 @@ static void model_train_from(struct Model *model, int first_layer)
 static void model_free(struct Model *model)
 {
     const size_t bytes = model->parameter_count * sizeof(real);
-    if (model->file.size) unmap_file(model->file);
-    else release(model->weights, bytes);
+    release(model->weights, bytes);
     release(model->grads, bytes);
     release(model->m, bytes);
     release(model->v, bytes);
@@ -2397,39 +2396,30 @@ static void show_result(struct Buffer *b)
     b->size = 0;
 }
 
-/* A 64-bit hash as files hold it: 16 hex digits. The next three calls keep the result. */
-static const char *hash_text(uint64_t hash)
+/* A short text for a message. The next seven calls keep it. */
+__attribute__((format(printf, 1, 2))) static const char *brief(const char *format, ...)
 {
-    static char text[4][17];
+    static char texts[8][64];
     static int next;
-    char *t = text[next++ & 3];
-    snprintf(t, 17, "%016llx", (unsigned long long)hash);
-    return t;
+    char *text = texts[next++ & 7];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof texts[0], format, arguments);
+    va_end(arguments);
+    return text;
 }
 
-/* A number and its noun, for messages: "1 step", "2 steps". The next seven calls keep it. */
+/* A 64-bit hash as files hold it: 16 hex digits. */
+static const char *hash_text(uint64_t hash) { return brief("%016llx", (unsigned long long)hash); }
+
+/* A number and its noun: "1 step", "2 steps". */
 static const char *counted(int64_t n, const char *noun)
 {
-    static char text[8][64];
-    static int next;
-    char *t = text[next++ & 7];
-    snprintf(t, 64, "%lld %s%s", (long long)n, noun, n == 1 ? "" : "s");
-    return t;
+    return brief("%lld %s%s", (long long)n, noun, n == 1 ? "" : "s");
 }
 
-/* A value for messages: words where printf has only nan, with any sign. The next call keeps the
- * result. */
-static const char *value_text(double x)
-{
-    static char text[2][32];
-    static int next;
-    char *t = text[next++ & 1];
-    if (isnan(x)) return "not a number";
-    snprintf(t, 32, "%g", x);
-    return t;
-}
-
-/* --- UTF-8 --- */
+/* A value: words where printf has only nan, with any sign. */
+static const char *value_text(double x) { return isnan(x) ? "not a number" : brief("%g", x); }
 
 static void append_utf8(struct Buffer *b, unsigned c)
 {
@@ -2437,6 +2427,55 @@ static void append_utf8(struct Buffer *b, unsigned c)
     unsigned char bytes[4] = {(unsigned char)(more ? 0xFF00 >> (more + 1) | c >> 6 * more : c)};
     for (int i = 1; i <= more; i++) bytes[i] = 0x80 | (c >> 6 * (more - i) & 0x3F);
     append_bytes(b, bytes, more + 1);
+}
+
+
+/* --- A hash table from 64-bit keys to numbers, by open addressing --- */
+
+/* In an empty slot, `number` is 0; else it is the number + 1. At most half of the slots are used. */
+struct HashSlot { uint64_t key; int64_t number; };
+struct HashTable { struct HashSlot *slots; size_t count; int bits; };
+
+/* The slot of a key, or the empty one where it belongs. The search begins at the top bits of a
+ * product (Fibonacci hashing). */
+static inline struct HashSlot *hash_slot(const struct HashTable *t, uint64_t key)
+{
+    const size_t mask = ((size_t)1 << t->bits) - 1;
+    size_t i = (size_t)(key * 0x9E3779B97F4A7C15u >> (64 - t->bits));
+    while (t->slots[i].number && t->slots[i].key != key) i = (i + 1) & mask;
+    return &t->slots[i];
+}
+
+/* An empty table with room for so many keys; it grows beyond them if needed. */
+static struct HashTable hash_table(size_t keys)
+{
+    int bits = 10;
+    while ((size_t)1 << bits < 2 * keys) bits++;
+    return (struct HashTable){allocate_zeroed(sizeof(struct HashSlot) << bits), 0, bits};
+}
+
+static void hash_free(struct HashTable *t) { release(t->slots, sizeof *t->slots << t->bits); }
+
+/* The number of a key; -1: it is not there. */
+static inline int hash_get(const struct HashTable *t, uint64_t key)
+{
+    return (int)hash_slot(t, key)->number - 1;
+}
+
+/* Adds a key that is not there yet. */
+static void hash_put(struct HashTable *t, uint64_t key, int number)
+{
+    const size_t slots = (size_t)1 << t->bits;
+    if (2 * t->count >= slots) {
+        struct HashTable larger = hash_table(slots);
+        for (size_t i = 0; i < slots; i++)
+            if (t->slots[i].number) *hash_slot(&larger, t->slots[i].key) = t->slots[i];
+        larger.count = t->count;
+        hash_free(t);
+        *t = larger;
+    }
+    *hash_slot(t, key) = (struct HashSlot){key, (int64_t)number + 1};
+    t->count++;
 }
 
 /* ============================================================================================= */
@@ -2472,67 +2511,79 @@ static char *quoted(const char *path)
     return b.data;
 }
 
-/* --- Reading. What must not change is checked: a file may be rewritten while it is in use --- */
+/* --- Reading --- */
 
-/* What tells whether a file is still the same: written to in place, it has another size or time. */
-struct Version { dev_t device; ino_t inode; off_t size; struct timespec written; };
+/* A file that is open to be read, and how it was then: it may be written to while it is in use. The
+ * path must outlive it. */
+struct File { const char *path; int fd; size_t size; struct stat status; };
 
-static struct Version version_of(const struct stat *s)
-{
 #ifdef __APPLE__
-    return (struct Version){s->st_dev, s->st_ino, s->st_size, s->st_mtimespec};
-#else
-    return (struct Version){s->st_dev, s->st_ino, s->st_size, s->st_mtim};
+#define st_mtim st_mtimespec
 #endif
-}
 
-/* Whether b is the file a, written to in the meantime. A new file of the same name is another. */
-static bool was_rewritten(const struct Version *a, const struct Version *b)
+/* Unless the file may be of `any` kind it must be a regular one: a device may have no end, and a
+ * pipe without a writer would have to be waited for. */
+static struct File open_file(const char *path, bool any)
 {
-    return a->device == b->device && a->inode == b->inode
-           && (a->size != b->size || a->written.tv_sec != b->written.tv_sec
-               || a->written.tv_nsec != b->written.tv_nsec);
-}
-
-/* Opens a file and sets its version. Unless it is `any` kind of file it must be a regular one: a
- * device may have no end, and a pipe without a writer would have to be waited for. */
-static int open_to_read(const char *path, bool any, struct Version *version)
-{
-    const int fd = open(path, O_RDONLY | (any ? 0 : O_NONBLOCK));
-    struct stat status;
-    if (fd < 0 || fstat(fd, &status) < 0)
+    struct File f = {path, open(path, O_RDONLY | O_CLOEXEC | (any ? 0 : O_NONBLOCK))};
+    if (f.fd < 0 || fstat(f.fd, &f.status) < 0)
         die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
-    if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name a file.", path);
-    if (!any && !S_ISREG(status.st_mode))
+    if (S_ISDIR(f.status.st_mode)) die("%s: is a directory. Name a file.", path);
+    if (!any && !S_ISREG(f.status.st_mode))
         die("%s: is no regular file, but a pipe or a device. Put a copy of the file there.", path);
-    *version = version_of(&status);
-    return fd;
+    f.size = (size_t)f.status.st_size;
+    return f;
+}
+
+static void close_file(struct File *f) { close(f->fd); }
+
+/* Dies if a regular file was written to since it was opened: what was read of it may be a mixture.
+ * A new file that has taken its name is another file. */
+static void refuse_changed(const struct File *f)
+{
+    const struct stat *was = &f->status;
+    struct stat is;
+    if (!S_ISREG(was->st_mode)) return;
+    if (fstat(f->fd, &is) || is.st_size != was->st_size
+        || is.st_mtim.tv_sec != was->st_mtim.tv_sec || is.st_mtim.tv_nsec != was->st_mtim.tv_nsec)
+        die("%s: was cut or rewritten while it was in use, so no result can be trusted. Run again.",
+            f->path);
+}
+
+/* Returns how many of n bytes a call of read has given. 0: the file has ended. */
+static size_t bytes_read(const struct File *f, ssize_t n)
+{
+    if (n < 0) die("%s: cannot be read (%s). Check its disk.", f->path, strerror(errno));
+    return (size_t)n;
+}
+
+/* out (n) = bytes at .. at + n - 1 of a regular file, which must have as many. */
+static void read_at(const struct File *f, void *out, size_t n, size_t at)
+{
+    size_t got = 1;
+    for (char *to = out; n && got; to += got, at += got, n -= got)
+        got = bytes_read(f, pread(f->fd, to, n, (off_t)at));
+    refuse_changed(f);
+    assert(!n);
 }
 
 /* Reads a file whole, at most `max` bytes, into memory that the caller frees. A NUL follows. Files
- * of any kind: see open_to_read. */
+ * of any kind: see open_file. */
 static struct Bytes read_file(const char *path, size_t max, bool any)
 {
-    struct Version before;
-    struct stat status;
-    const int fd = open_to_read(path, any, &before);
+    struct File f = open_file(path, any);
     struct Buffer b = {0};
-    reserve(&b, before.size > 0 && (size_t)before.size < max ? (size_t)before.size : 4096);
-    for (ssize_t n = 1; n; b.size += n) {
+    reserve(&b, f.size > 0 && f.size < max ? f.size : 4096);
+    for (size_t n = 1; n; b.size += n) {
         if (b.size + 1 >= b.capacity) reserve(&b, b.size);
-        if ((n = read(fd, b.data + b.size, b.capacity - b.size - 1)) < 0)
-            die("%s: cannot be read (%s). Check its disk.", path, strerror(errno));
+        n = bytes_read(&f, read(f.fd, b.data + b.size, b.capacity - b.size - 1));
         if (b.size + n > max)
             die("%s: has more than %.4g MB, the most that is read of such a file. Is it the right "
                 "one?", path, max / 1e6);
     }
     b.data[b.size] = 0;
-    if (!fstat(fd, &status)) {
-        const struct Version after = version_of(&status);
-        if (S_ISREG(status.st_mode) && was_rewritten(&before, &after))
-            die("%s: was rewritten while it was read. Run again.", path);
-    }
-    close(fd);
+    refuse_changed(&f);
+    close_file(&f);
     return (struct Bytes){resize(b.data, b.size + 1), b.size};
 }
 
@@ -2547,80 +2598,7 @@ static struct Bytes read_input(const char *path)
  * the tokenizer.json of 65,536 tokens, the most that a shard can hold, 5 MB. */
 enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
-/* The mapped files, for two cases: a page that the file no longer has when it is used, because the
- * file was cut, raises SIGBUS; a file that was rewritten shows new bytes or a mixture. */
-struct Mapping { struct Bytes bytes; char *path, *when_cut; struct Version version; };
-static struct Mapping *mappings;
-static int mapping_count;
-
-static void remove_unfinished(void);
-
-/* On SIGBUS: one sentence that names the file, by system calls alone. The first thread that meets
- * the end of the file says it; others wait for the end of the program. */
-static void end_on_lost_page(int signal_number, siginfo_t *info, void *context)
-{
-    static bool told;
-    const char *at = info->si_addr;
-    (void)context;
-    while (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) pause();
-    for (int i = 0; i < mapping_count; i++) {
-        const struct Mapping *m = &mappings[i];
-        if (at < m->bytes.data || at >= m->bytes.data + m->bytes.size) continue;
-        const ssize_t written = write(2, m->when_cut, strlen(m->when_cut));
-        (void)written;                      /* there may be no reader */
-        remove_unfinished();
-        _exit(STATUS_FAILED);
-    }
-    signal(signal_number, SIG_DFL);                             /* not of a file: a fault of ours */
-}
-
-/* Dies if a mapped file was rewritten. Called before an answer is printed or saved. */
-static void check_unchanged(void)
-{
-    struct stat status;
-    for (int i = 0; i < mapping_count; i++) {
-        if (stat(mappings[i].path, &status)) continue;          /* removed: its pages stay */
-        const struct Version now = version_of(&status);
-        if (was_rewritten(&mappings[i].version, &now))
-            die("%s: was rewritten while it was in use, so no result can be trusted. Run again.",
-                mappings[i].path);
-    }
-}
-
-/* The bytes of a regular file, mapped into memory: each page is read when it is used. */
-static struct Bytes map_file(const char *path)
-{
-    struct Version version;
-    const int fd = open_to_read(path, false, &version);
-    struct Bytes bytes = {"", (size_t)version.size};
-    if (bytes.size > 0) {
-        void *p = mmap(NULL, bytes.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-            die("%s: cannot be mapped (%s). Copy it to another disk.", path, strerror(errno));
-        bytes.data = p;
-        mappings = resize(mappings, (mapping_count + 1) * sizeof *mappings);
-        char *shown = harmless(path);
-        mappings[mapping_count++] = (struct Mapping){
-            bytes, text_of("%s", path), text_of("%s: %s: was cut short while it was in use. Copy "
-                                                "it and run again.\n", program, shown), version};
-        free(shown);
-        struct sigaction action = {.sa_sigaction = end_on_lost_page, .sa_flags = SA_SIGINFO};
-        sigaction(SIGBUS, &action, NULL);
-    }
-    close(fd);
-    return bytes;
-}
-
-static void unmap_file(struct Bytes bytes)
-{
-    int i = 0;
-    while (i < mapping_count && mappings[i].bytes.data != bytes.data) i++;
-    if (i == mapping_count) return;                             /* an empty file */
-    munmap((void *)bytes.data, bytes.size);
-    free(mappings[i].path);
-    free(mappings[i].when_cut);
-    mappings[i] = mappings[--mapping_count];
-}
+/* --- Directories and locks --- */
 
 /* What a program that fails or is stopped removes: directories that it made, if they are empty. The
  * newest comes first. */
@@ -2649,35 +2627,49 @@ static void make_directory(const char *path)
     free(p);
 }
 
+/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if that
+ * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to its
+ * name, so the name must still be that of the file. A file system without locks is used without. */
+static int open_locked(const char *path, int flags)
+{
+    struct stat locked, named;
+    for (int fd; (fd = open(path, flags | O_CLOEXEC, 0666)) >= 0; close(fd)) {
+        const bool taken = flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+        if (!taken && !fstat(fd, &locked) && !stat(path, &named)
+            && locked.st_dev == named.st_dev && locked.st_ino == named.st_ino) return fd;
+        if (!taken) continue;
+        close(fd);
+        errno = EWOULDBLOCK;
+        return -1;
+    }
+    return -1;
+}
+
 /* Makes the directory of --out, and keeps other programs from writing there until this one ends:
- * two writers would mix their files. Readers do not wait. The lock is the directory's own, so no
- * file stays behind. A file system without locks is used without. */
+ * two writers would mix their files. Readers do not wait. No file stays behind. */
 static void lock_directory(const char *path)
 {
-    struct stat locked, now;
-    for (bool same = false; !same; ) {      /* not if its maker has removed it meanwhile */
-        make_directory(path);
-        if (access(path, W_OK))             /* found now, not when all has been computed */
-            die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-        const int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0) return;
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
-            die("%s: another program is writing there. Wait for its end, or choose another --out.",
-                path);
-        same = !fstat(fd, &locked) && !stat(path, &now) && locked.st_dev == now.st_dev
-               && locked.st_ino == now.st_ino;
-        if (!same) close(fd);
-    }
+    int fd;
+    make_directory(path);
+    if (access(path, W_OK))                 /* found now, not when all has been computed */
+        die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
+    while ((fd = open_locked(path, O_RDONLY)) < 0 && errno == ENOENT) make_directory(path);
+    if (fd < 0 && errno == EWOULDBLOCK)
+        die("%s: another program is writing there. Wait for its end, or choose another --out.",
+            path);
 }
 
 /* --- Writing: files that belong together are replaced together ---
  *
- * Each is written under a temporary name in its directory. When all are complete on disk,
+ * Each is written under a temporary name beside its own, and locked. When all are complete on disk,
  * commit_outputs renames them in the order in which they were opened. The file that says which
- * others belong to it comes last, so that a crash in between is noticed by who reads them. */
+ * others belong to it comes last, so that a crash in between is noticed by who reads them. What a
+ * killed process left under a temporary name is overwritten. */
+
+#define UNFINISHED ".unfinished"
 
 struct Output {
-    FILE *file;
+    FILE *file;                             /* open and locked until it has its name */
     char *path, *temporary;
     bool complete;                          /* on disk; commit_outputs may rename it */
     struct Output *volatile next;
@@ -2711,21 +2703,6 @@ static char *directory_of(const char *path, const char **name)
     return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
 }
 
-/* The number of the process that writes, or wrote, the temporary file `found` of the file `name`.
- * 0: it is none. */
-static long writer_of(const char *found, const char *name)
-{
-    const size_t n = strlen(name);
-    if (strncmp(found, name, n) || strncmp(found + n, ".tmp", 4)) return 0;
-    const long process = strtol(found + n + 4, NULL, 10);
-    char *exactly = text_of("%s.tmp%ld", name, process);
-    const bool same = process > 0 && !strcmp(found, exactly);
-    free(exactly);
-    return same ? process : 0;
-}
-
-static bool is_alive(long process) { return !kill((pid_t)process, 0) || errno == EPERM; }
-
 /* The next file in a directory, or NULL at the end. Dies if the directory cannot be read. *files:
  * NULL before the first call and after the last one. */
 static struct dirent *next_file(DIR **files, const char *directory)
@@ -2741,22 +2718,6 @@ static struct dirent *next_file(DIR **files, const char *directory)
     return NULL;
 }
 
-/* Removes temporary files of `path` that killed processes left. */
-static void remove_leftovers(const char *path)
-{
-    const char *name;
-    char *directory = directory_of(path, &name);
-    DIR *files = NULL;
-    for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        const long writer = writer_of(f->d_name, name);
-        if (!writer || is_alive(writer)) continue;
-        char *left = text_of("%s.tmp%ld", path, writer);
-        unlink(left);
-        free(left);
-    }
-    free(directory);
-}
-
 /* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
 static void remove_file(const char *path)
 {
@@ -2764,22 +2725,25 @@ static void remove_file(const char *path)
         die("%s: is out of date and cannot be removed (%s). Remove it.", path, strerror(errno));
 }
 
-static struct Output *output_open(const char *path)
-{
-    struct Output *o = resize(NULL, sizeof *o);
-    *o = (struct Output){NULL, text_of("%s", path), text_of("%s.tmp%ld", path, (long)getpid())};
-    *outputs_end = o;           /* before the file exists, since a signal may come at any time */
-    outputs_end = &o->next;
-    o->file = fopen(o->temporary, "wb");
-    if (!o->file) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    remove_leftovers(path);
-    return o;
-}
-
-/* Dies because a file of the group cannot be written. */
+/* Dies because a file cannot be written. */
 static void die_unwritten(const char *path)
 {
     die("%s: writing failed (%s). Free some space and run again.", path, strerror(errno));
+}
+
+static struct Output *output_open(const char *path)
+{
+    struct Output *o = resize(NULL, sizeof *o);
+    *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
+    const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
+    if (fd < 0 && errno == EWOULDBLOCK)
+        die("%s: another program is writing it. Wait for its end, or choose another place.", path);
+    if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    *outputs_end = o;
+    outputs_end = &o->next;
+    o->file = fdopen(fd, "w+b");
+    if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
+    return o;
 }
 
 static void output_write(struct Output *o, const void *bytes, size_t n)
@@ -2788,16 +2752,10 @@ static void output_write(struct Output *o, const void *bytes, size_t n)
 }
 
 /* Waits until all that was written is on disk. The file may grow further. */
-static void output_flush(struct Output *o)
+static void output_finish(struct Output *o)
 {
     if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
     o->complete = true;
-}
-
-static void output_finish(struct Output *o)
-{
-    output_flush(o);
-    if (fclose(o->file)) die_unwritten(o->path);
 }
 
 /* Writes the names in a directory to disk, too. Some file systems cannot, and need not. */
@@ -2812,7 +2770,6 @@ static void flush_directory(const char *directory)
 static void commit_outputs(void)
 {
     struct Output *o, *done = NULL, *volatile *at = &outputs;
-    char *last = text_of("%s", "");         /* the directory of the file before */
     const char *name;
     committing = true;
     while ((o = *at)) {
@@ -2829,14 +2786,13 @@ static void commit_outputs(void)
     if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
     for (; (o = done); free(o)) {
         char *directory = directory_of(o->path, &name);
-        if (strcmp(last, directory)) flush_directory(directory);
-        free(last);
-        last = directory;
+        flush_directory(directory);
+        free(directory);
         done = o->next;
+        fclose(o->file);
         free(o->path);
         free(o->temporary);
     }
-    free(last);
 }
 
 /* Writes a file of a group, which commit_outputs completes. */
@@ -2845,13 +2801,6 @@ static void stage_file(const char *path, const void *bytes, size_t n)
     struct Output *o = output_open(path);
     output_write(o, bytes, n);
     output_finish(o);
-}
-
-/* Writes a file, and completes the group if there is one. */
-static void write_file(const char *path, const void *bytes, size_t n)
-{
-    stage_file(path, bytes, n);
-    commit_outputs();
 }
 
 /* Writes a file that belongs to no group and that no program reads. A failure is only warned of. */
@@ -3112,13 +3061,16 @@ static void metadata_free(struct Metadata *meta)
     meta->count = 0;
 }
 
-/* A hash of n bytes, fast enough for every file that is opened: eight independent chains of
- * multiply and xor over each megabyte, then one chain over the results of the megabytes. */
-static uint64_t checksum(const void *bytes, size_t n)
+/* A hash of bytes, fast enough for every file that is opened: eight independent chains of multiply
+ * and xor over each megabyte, then one chain over the results of the megabytes, which begins with
+ * the number of bytes. This adds n more bytes to the `sum` of those before, whole megabytes. */
+enum { MEGABYTE = 1 << 20 };
+
+static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
 {
-    enum { MEGABYTE = 1 << 20, CHAINS = 8 };
+    enum { CHAINS = 8 };
     const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
-    uint64_t *results = resize(NULL, blocks * sizeof *results), all = n;
+    uint64_t *results = resize(NULL, blocks * sizeof *results);
     #pragma omp parallel for schedule(static)
     for (size_t b = 0; b < blocks; b++) {
         const char *p = (const char *)bytes + b * MEGABYTE;
@@ -3135,9 +3087,26 @@ static uint64_t checksum(const void *bytes, size_t n)
         for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
         results[b] = result;
     }
-    for (size_t b = 0; b < blocks; b++) all = mix64(all ^ results[b]);
+    for (size_t b = 0; b < blocks; b++) sum = mix64(sum ^ results[b]);
     free(results);
-    return all;
+    return sum;
+}
+
+static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, bytes, n); }
+
+/* The checksum of the bytes at .. at + n - 1 of a file. */
+static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
+{
+    enum { BLOCK = 8 * MEGABYTE };
+    char *block = resize(NULL, BLOCK);
+    uint64_t sum = n;
+    for (size_t now; n; n -= now, at += now) {
+        now = n < BLOCK ? n : BLOCK;
+        read_at(f, block, now, at);
+        sum = checksum_add(sum, block, now);
+    }
+    free(block);
+    return sum;
 }
 
 /* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
@@ -3203,18 +3172,12 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
     free(header.data);
 }
 
-/* A tensor in the header of a file: its entry there and where its bytes begin and end. */
-struct Place { const struct Json *entry; double begin, end; bool known; };
-
 struct Safetensors {
-    const char *path;
-    struct Bytes file;
-    const char *data;
-    size_t size;
+    char *path, *text;              /* text: of the header; its tree points into it */
     struct Json *header;
-    struct Place *tensors;          /* (count), sorted by name */
-    int count;
-    struct Safetensors *next;       /* a large model from elsewhere may be in several files */
+    const struct Json *next;        /* where find_tensor begins: tensors are asked for in order */
+    char *data;                     /* (size): the bytes of all tensors */
+    size_t size;
 };
 
 /* Where a tensor's bytes begin or end; -1 if the header does not say. */
@@ -3225,133 +3188,57 @@ static double tensor_place(const struct Json *t, bool end)
     return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
 }
 
-/* Names in files from elsewhere whose values follow from the rest: masks and the tied head. */
-static bool is_redundant(const char *name)
-{
-    const size_t n = strlen(name);
-    return !strcmp(name, "lm_head.weight") || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
-           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
-}
+static bool is_metadata(const struct Json *t) { return !strcmp(t->key, "__metadata__"); }
 
-static int compare_names(const void *a, const void *b)
-{
-    return strcmp(((const struct Place *)a)->entry->key, ((const struct Place *)b)->entry->key);
-}
-
-static int compare_places(const void *a, const void *b)
-{
-    const struct Place *x = a, *y = b;
-    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin)
-                                : (x->end > y->end) - (x->end < y->end);
-}
-
-/* The tensor of that name in a file, or NULL. */
-static struct Place *place_of(const struct Safetensors *s, const char *name)
-{
-    const struct Json entry = {.key = (char *)name};
-    const struct Place key = {.entry = &entry};
-    return bsearch(&key, s->tensors, s->count, sizeof key, compare_names);
-}
-
-/* Lists the tensors of the header. Dies unless all lie inside the file, reach its end, and have
- * different names, and no two parameters overlap. */
-static void list_tensors(struct Safetensors *s)
+/* Dies unless the tensors of the header lie inside the file and reach its end. */
+static void check_places(const struct Safetensors *s)
 {
     double last = 0;
-    int room = 64;
-    s->tensors = resize(NULL, room * sizeof *s->tensors);   /* qsort takes no NULL */
     for (const struct Json *t = s->header->child; t; t = t->next) {
-        if (!strcmp(t->key, "__metadata__")) continue;
-        const struct Place p = {t, tensor_place(t, false), tensor_place(t, true), false};
-        if (!(p.begin >= 0 && p.begin <= p.end && p.end <= (double)s->size))
+        const double begin = tensor_place(t, false), end = tensor_place(t, true);
+        if (is_metadata(t)) continue;
+        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
             die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
-                "it again.", s->path, t->key, p.begin, p.end, s->size);
-        last = fmax(last, p.end);
-        if (s->count == room)
-            s->tensors = resize(s->tensors, (room *= 2) * sizeof *s->tensors);
-        s->tensors[s->count++] = p;
+                "it again.", s->path, t->key, begin, end, s->size);
+        last = fmax(last, end);
     }
     if (last != (double)s->size)
         die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
             s->path, s->size, last);
-    const struct Place *reach = NULL;               /* of those so far, the one that ends last */
-    qsort(s->tensors, s->count, sizeof *s->tensors, compare_places);
-    for (const struct Place *p = s->tensors; p < s->tensors + s->count; p++) {
-        if (is_redundant(p->entry->key)) continue;
-        if (reach && p->begin < reach->end)
-            die("%s: tensors %s and %s overlap. Replace the file.", s->path, reach->entry->key,
-                p->entry->key);
-        if (!reach || p->end > reach->end) reach = p;
-    }
-    qsort(s->tensors, s->count, sizeof *s->tensors, compare_names);
-    for (int i = 1; i < s->count; i++)
-        if (!compare_names(&s->tensors[i - 1], &s->tensors[i]))
-            die("%s: tensor %s is there twice. Replace the file.", s->path,
-                s->tensors[i].entry->key);
 }
 
-/* Maps the file and parses its header. Dies unless both fit together. */
-static struct Safetensors open_safetensors(const char *path)
+/* Reads the header of a file, and the tensors if `whole`. Dies unless both fit together. */
+static struct Safetensors open_safetensors(const char *path, bool whole)
 {
-    struct Safetensors s = {.path = text_of("%s", path), .file = map_file(path)};
+    struct Safetensors s = {.path = text_of("%s", path)};
+    struct File file = open_file(s.path, false);
     uint64_t length = 0;
-    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
-    if (s.file.size < 8 || length < 2 || length > s.file.size - 8)
+    if (file.size >= 8) read_at(&file, &length, 8, 0);
+    if (file.size < 8 || length < 2 || length > file.size - 8)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
-            path, s.file.size);
+            path, file.size);
     if (length > MAX_HEADER)
         die("%s: the header has %.1f MB, more than %.1f. Such a file is not supported.", path,
             length / 1e6, MAX_HEADER / 1e6);
-    s.header = json_parse(s.file.data + 8, length, path);
+    s.text = resize(NULL, length);
+    read_at(&file, s.text, length, 8);
+    s.header = json_parse(s.text, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
-    s.data = s.file.data + 8 + length;
-    s.size = s.file.size - 8 - length;
-    list_tensors(&s);
+    s.size = file.size - 8 - length;
+    check_places(&s);
+    if (whole) {
+        s.data = resize(NULL, s.size);
+        read_at(&file, s.data, s.size, 8 + length);
+    }
+    close_file(&file);
     return s;
 }
 
 static void close_safetensors(struct Safetensors *s)
 {
-    if (s->next) { close_safetensors(s->next); free(s->next); }
-    free((char *)s->path);
-    free(s->tensors);
     json_free(s->header);
-    unmap_file(s->file);
-}
-
-/* The files that model.safetensors.index.json names: {"weight_map": {tensor: file, ...}}. */
-static struct Safetensors open_parts(const char *dir, const char *index_path)
-{
-    enum { MAX_PARTS = 1000 };
-    const struct Bytes file = read_file(index_path, MAX_CONFIG, false);
-    struct Json *index = json_parse(file.data, file.size, index_path);
-    const struct Json *map = json_get(index, "weight_map");
-    struct Safetensors first = {NULL}, *last = NULL;
-    int parts = 0;
-    for (const struct Json *j = map ? map->child : NULL; j; j = j->next) {
-        const char *name = j->kind == JSON_STRING ? j->string : "";
-        if (!*name || strchr(name, '/'))
-            die("%s: \"%s\" is not the name of a file beside it. Replace the file.", index_path,
-                name);
-        char *path = text_of("%s/%s", dir, name);
-        const struct Safetensors *known = last ? &first : NULL;
-        while (known && strcmp(known->path, path)) known = known->next;
-        if (!known) {
-            if (++parts > MAX_PARTS)
-                die("%s: names more than %d files. Such a model is not supported.", index_path,
-                    MAX_PARTS);
-            struct Safetensors *part = last ? resize(NULL, sizeof *part) : &first;
-            *part = open_safetensors(path);
-            if (last) last->next = part;
-            last = part;
-        }
-        free(path);
-    }
-    if (!last) die("%s: names no file. Replace it.", index_path);
-    json_free(index);
-    free((char *)file.data);
-    return first;
+    free(s->path); free(s->text); free(s->data);
 }
 
 enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
@@ -3423,48 +3310,43 @@ static bool all_finite(const real *x, size_t n)
     return !others;
 }
 
-/* The header's entry of a tensor, and in *s the file that has it. Files from elsewhere may leave
- * out "transformer.". NULL: no file has it. What is asked for is known (refuse_strangers). */
-static const struct Json *find_tensor(const struct Safetensors **s, const char *prefix,
-                                      const char *name)
+/* Whether a name in a file is that of a parameter. Files from elsewhere may leave out
+ * "transformer.". */
+static bool is_name_of(const char *found, const char *name)
 {
-    const bool trunk = !strncmp(name, "transformer.", 12);
-    char full[128], bare[128];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    snprintf(bare, sizeof bare, "%s%s", prefix, trunk ? name + 12 : name);
-    for (const struct Safetensors *file = *s; file; file = file->next) {
-        struct Place *p = place_of(file, full), *other = place_of(file, bare);
-        if (other) other->known = true;
-        if (!p) p = other;
-        if (p) { p->known = true; *s = file; return p->entry; }
-    }
+    return !strcmp(found, name)
+           || (!strncmp(name, "transformer.", 12) && !strcmp(found, name + 12));
+}
+
+/* The header's entry of a tensor; NULL: the file has none. prefix: see stage_safetensors. */
+static const struct Json *find_tensor(struct Safetensors *s, const char *prefix, const char *name)
+{
+    const size_t n = strlen(prefix);
+    const struct Json *t = s->next;
+    do {
+        if (!t) t = s->header->child;
+        if (!t) return NULL;
+        const bool found = !strncmp(t->key, prefix, n) && is_name_of(t->key + n, name);
+        const struct Json *entry = t;
+        t = t->next;
+        if (found) { s->next = t; return entry; }
+    } while (t != s->next);
     return NULL;
 }
 
-/* The bytes of tensor p in the array with this prefix (see stage_safetensors). Dies without it. */
-static const char *param_bytes(const struct Safetensors *s, const struct Tensor *p,
-                               const char *prefix, int *dtype)
+/* The bytes of tensor p in the array with this prefix. Dies without it. */
+static const char *param_bytes(struct Safetensors *s, const struct Tensor *p, const char *prefix,
+                               int *dtype)
 {
-    const struct Json *t = find_tensor(&s, prefix, p->name);
+    const struct Json *t = find_tensor(s, prefix, p->name);
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
     return tensor_bytes(s, t, p->rows, p->columns, dtype);
 }
 
-static void check_values(const struct Safetensors *s, const struct Model *model, const real *array,
-                         const char *prefix)
-{
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        if (!all_finite(array + p->offset, p->size))
-            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
-                s->path, prefix, p->name);
-    }
-}
-
 /* Reads the array with this prefix. Dies on values that are not finite. */
-static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
+static void read_array(real *array, struct Safetensors *s, const struct Model *model,
                        const char *prefix)
 {
     for (int i = 0; i < model->tensor_count; i++) {
@@ -3472,69 +3354,49 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
         int dtype;
         const char *bytes = param_bytes(s, p, prefix, &dtype);
         convert_values(array + p->offset, bytes, p->size, dtype);
+        if (!all_finite(array + p->offset, p->size))
+            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
+                s->path, prefix, p->name);
     }
-    check_values(s, model, array, prefix);
-}
-
-/* If the tensors of the file lie as they would in memory, which is so in files of ours, the mapped
- * file becomes the weights: half the time of a copy. Changes stay in memory (MAP_PRIVATE). Returns
- * false for any other file. Dies if a tensor is missing or has another shape, before memory is
- * taken for any. */
-static bool use_file(struct Model *model, struct Safetensors *s)
-{
-    int dtype;
-    const char *first = param_bytes(s, &model->tensors[0], "", &dtype);
-    bool same = sizeof(real) == sizeof(float) && (size_t)first % sizeof(float) == 0 && !s->next;
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        same &= param_bytes(s, p, "", &dtype) == first + p->offset * sizeof(float)
-             && dtype == DTYPE_F32;
-    }
-    if (!same || mprotect((void *)s->file.data, s->file.size, PROT_READ | PROT_WRITE)) return false;
-    model->file = s->file;              /* model_free unmaps it */
-    s->file = (struct Bytes){"", 0};
-    model->weights = (real *)first;
-    list_parameters(model->tensors, &model->w, model->weights, &model->config);
-    check_values(s, model, model->weights, "");
-    return true;
 }
 
 /* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
     const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
-    if (!stored || s->next) return;
+    const size_t part = s->size / array_count;
     uint64_t sum = 0;
-    for (int a = 0; a < array_count; a++)
-        sum = mix64(sum + checksum(s->data + s->size / array_count * a, s->size / array_count));
-    if (strcmp(hash_text(sum), stored))
+    for (int a = 0; stored && a < array_count; a++)
+        sum = mix64(sum + checksum(s->data + part * a, part));
+    if (stored && strcmp(hash_text(sum), stored))
         die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
             s->path, hash_text(sum), stored);
 }
 
-/* Whether an untied head, as files from elsewhere may hold it, is equal to wte. */
-static bool head_is_tied(const struct Safetensors *s, const struct Safetensors *all,
-                         const struct Json *head, const struct Config *c)
+/* Names in files from elsewhere whose values follow from the rest: masks and the tied head. */
+static bool is_redundant(const char *name)
 {
-    int a, b;
-    const struct Json *wte = find_tensor(&all, "", "transformer.wte.weight");
-    const char *x = tensor_bytes(s, head, c->vocabulary, c->channels, &a),
-               *y = tensor_bytes(all, wte, c->vocabulary, c->channels, &b);
-    return a == b && !memcmp(x, y, (size_t)c->vocabulary * c->channels * (a == DTYPE_F32 ? 4 : 2));
+    const size_t n = strlen(name);
+    return !strcmp(name, "lm_head.weight") || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
+           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
 }
 
-/* Dies if a file has a tensor that GPT-2 has not: one that nothing has asked for. A head equal to
- * wte is allowed. */
-static void refuse_strangers(const struct Safetensors *all, const struct Config *c)
+/* Dies if a file has a tensor that GPT-2 has not. Entries and parameters mostly have one order, so
+ * the search goes on after the last parameter that was found. */
+static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
 {
-    for (const struct Safetensors *s = all; s; s = s->next)
-        for (const struct Place *p = s->tensors; p < s->tensors + s->count; p++) {
-            const char *name = p->entry->key;
-            if (!p->known && !(strcmp(name, "lm_head.weight") ? is_redundant(name)
-                                                              : head_is_tied(s, all, p->entry, c)))
-                die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
-                    "supported.", s->path, name);
+    int at = 0;
+    for (const struct Json *t = s->header->child; t; t = t->next) {
+        int tried = 0;
+        if (is_metadata(t) || is_redundant(t->key)) continue;
+        while (tried < model->tensor_count && !is_name_of(t->key, model->tensors[at].name)) {
+            at = (at + 1) % model->tensor_count;
+            tried++;
         }
+        if (tried == model->tensor_count)
+            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+                "supported.", s->path, t->key);
+    }
 }
 
 /* The metadata of the file, without the entries that stage_safetensors and stage_model add. */
@@ -3712,68 +3574,21 @@ static void stage_model(const char *dir, const struct Model *model, const struct
     free(file);
 }
 
-/* The same, with the names at once. */
-static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta,
-                       int eot)
-{
-    stage_model(dir, model, meta, eot);
-    commit_outputs();
-}
-
-/* The name of a GGUF file in the directory, or NULL. */
-static char *gguf_in(const char *dir)
-{
-    DIR *files = opendir(dir);
-    char *found = NULL;
-    for (struct dirent *f; files && !found && (f = readdir(files)); ) {
-        const size_t n = strlen(f->d_name);
-        if (n > 5 && !strcmp(f->d_name + n - 5, ".gguf")) found = text_of("%s", f->d_name);
-    }
-    if (files) closedir(files);
-    return found;
-}
-
-/* Dies because no model can be read from `name`. Names the file of another format that is there,
- * and the command that converts it. */
-__attribute__((noreturn)) static void die_no_model(const char *name)
+/* Dies because no model can be read from the directory. Names what is there instead. */
+__attribute__((noreturn)) static void die_no_model(const char *dir)
 {
     struct stat status;
-    const bool file = !stat(name, &status) && !S_ISDIR(status.st_mode);
-    char *config = text_of("%s/config.json", name), *bin = text_of("%s/pytorch_model.bin", name),
-         *parts = text_of("%s/pytorch_model.bin.index.json", name), *gguf = gguf_in(name);
-    const char *slash = strrchr(name, '/');
-    if (file) gguf = text_of("%s", slash ? slash + 1 : name);
-    char *dir = !file ? text_of("%s", name)
-                      : slash ? text_of("%.*s", (int)(slash - name), name) : text_of(".");
-    if (gguf && strstr(gguf, ".gguf"))
-        die("%s/%s: GGUF is not read. Convert it by `python3 -c \"import gguf, transformers as t, "
-            "safetensors.torch as s; d, f, o = '%s', '%s', 'converted'; n = int(gguf.GGUFReader("
-            "d + '/' + f).fields['gpt2.context_length'].contents()); "
-            "m = t.AutoModelForCausalLM.from_pretrained(d, gguf_file=f, n_positions=n); "
-            "t.AutoTokenizer.from_pretrained(d, gguf_file=f).save_pretrained(o); "
-            "m.config.save_pretrained(o); s.save_file({k: v.contiguous().clone() "
-            "for k, v in m.state_dict().items()}, o + '/model.safetensors')\"` "
-            "(pip install gguf transformers accelerate).", dir, gguf, dir, gguf);
-    if (file) die("%s: is a file. --model must name a model directory.", name);
+    char *config = text_of("%s/config.json", dir), *bin = text_of("%s/pytorch_model.bin", dir),
+         *parts = text_of("%s/model.safetensors.index.json", dir);
+    if (!stat(dir, &status) && !S_ISDIR(status.st_mode))
+        die("%s: is a file. --model must name a model directory; dev/manual.md tells how others, "
+            "such as GGUF, are converted.", dir);
     if (!file_exists(config))
         die("%s: no such file. --model must name a model directory.", config);
     if (file_exists(bin) || file_exists(parts))
-        die("%s: is not read, since it could run any program. Convert it by `python3 -c \"import "
-            "transformers as t; d = '%s'; getattr(t, t.AutoConfig.from_pretrained(d)"
-            ".architectures[0]).from_pretrained(d).save_pretrained(d)\"`.", bin, name);
-    die("%s/model.safetensors: no such file. --model must name a model directory.", name);
-}
-
-/* Opens the file of a model directory, or the files that it is in. */
-static struct Safetensors open_model(const char *dir)
-{
-    char *config = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir),
-         *index = text_of("%s/model.safetensors.index.json", dir);
-    const bool single = file_exists(path);
-    if (!file_exists(config) || (!single && !file_exists(index))) die_no_model(dir);
-    const struct Safetensors s = single ? open_safetensors(path) : open_parts(dir, index);
-    free(config); free(path); free(index);
-    return s;
+        die("%s: is not read; a model must be one model.safetensors. dev/manual.md tells how to "
+            "convert it.", file_exists(bin) ? bin : parts);
+    die("%s/model.safetensors: no such file. --model must name a model directory.", dir);
 }
 
 /* Dies if model.safetensors says to which config.json it belongs, and it is another one. */
@@ -3785,28 +3600,29 @@ static void check_config_hash(const struct Safetensors *s, const char *path, uin
             "label. Put the right one there, or train again.", path);
 }
 
-/* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. */
+/* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. Dies if a
+ * tensor is missing or has another shape, before memory is taken for any. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
-    char *config_path = text_of("%s/config.json", dir);
-    struct Safetensors s = open_model(dir);
-    const struct Safetensors *has = &s;
+    char *config_path = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir);
     uint64_t hash;
-    const struct Config config = read_config(config_path, find_tensor(&has, "", "score.weight"),
-                                             &hash);
+    int dtype;
+    if (!file_exists(config_path) || !file_exists(path)) die_no_model(dir);
+    struct Safetensors s = open_safetensors(path, true);
+    const struct Json *score = find_tensor(&s, "", "score.weight");
+    const struct Config config = read_config(config_path, score, &hash);
     check_config_hash(&s, config_path, hash);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
     verify_checksum(&s, 1);
     model_describe(model, config);
-    if (!use_file(model, &s)) {
-        model_allocate(model);
-        read_array(model->weights, &s, model, "");
-    }
-    refuse_strangers(&s, &model->config);
-    check_unchanged();
+    for (int i = 0; i < model->tensor_count; i++) param_bytes(&s, &model->tensors[i], "", &dtype);
+    refuse_strangers(&s, model);
+    model_allocate(model);
+    read_array(model->weights, &s, model, "");
     close_safetensors(&s);
     free(config_path);
+    free(path);
 }
 
 /* What resuming needs: the weights, both moments, the metadata; of a fine-tuning also the best
@@ -3821,10 +3637,10 @@ static void stage_state(const char *path, const struct Model *model, real *best,
                       meta);
 }
 
-/* The metadata alone, which are needed before the model exists. */
-static void load_state_metadata(const char *path, struct Metadata *meta)
+/* The metadata of a model or state alone, which are needed before the model exists. */
+static void load_metadata(const char *path, struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path);
+    struct Safetensors s = open_safetensors(path, false);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
     close_safetensors(&s);
@@ -3833,19 +3649,95 @@ static void load_state_metadata(const char *path, struct Metadata *meta)
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
                        struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path);
+    struct Safetensors s = open_safetensors(path, true);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = (struct Metadata){0};
     read_metadata(meta, &s);
     verify_checksum(&s, count);
     for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
-    check_unchanged();
     close_safetensors(&s);
 }
 
 /* ============================================================================================= */
-/* 15. Programs and options: one table parses, checks and prints them                            */
+/* 15. Time and progress                                                                         */
+/* ============================================================================================= */
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+/* 75 -> "1m15s". The next seven calls of `brief` keep it. */
+static const char *duration(double s)
+{
+    const long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
+    if (n < 60) return brief("%lds", n);
+    return n < 3600 ? brief("%ldm%02lds", n / 60, n % 60) : brief("%ldh%02ldm", n / 3600, n / 60 % 60);
+}
+
+/* Whether stderr is a terminal, where one line is replaced again and again. */
+static bool live(void) { return isatty(2); }
+
+/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
+ * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
+ * caller decides how often. */
+__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
+{
+    char line[MAX_MESSAGE];
+    struct winsize terminal;
+    va_list arguments;
+    va_start(arguments, format);
+    format_message(line, format, arguments);
+    va_end(arguments);
+    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
+    show_message("", line, last || !live());
+}
+
+/* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
+ * of the last one, and becomes now if one is due. */
+static bool line_is_due(double *shown)
+{
+    const double now = seconds();
+    if (now - *shown < (live() ? 0.2 : 20)) return false;
+    *shown = now;
+    return true;
+}
+
+/* The progress of long work. */
+struct Timer { double start, shown; };
+
+static struct Timer start_timer(void) { return (struct Timer){seconds(), seconds()}; }
+
+/* Shows, if a line is due, how much of `all` is done: "eval: 120/872 texts  93 texts/s  8s left". all
+ * is 0 if it is not known. */
+static void show_work(struct Timer *t, const char *what, double done, double all, const char *unit)
+{
+    if (!line_is_due(&t->shown)) return;
+    const double rate = done / (t->shown - t->start);
+    const char *of_all = all > 0 ? brief("/%.0f", all) : "",
+               *left = all > 0 ? brief("  %s left", duration((all - done) / rate)) : "";
+    progress(false, "%s: %.0f%s %s  %.*f %s/s%s", what, done, of_all, unit, rate < 100 ? 1 : 0,
+             rate, unit, left);
+}
+
+/* --- Profile: the time of each kind of work, forward and backward --- */
+
+static struct { bool on; double last, seconds[KINDS][2]; } profile;
+
+static void lap(int kind, int direction)
+{
+    if (!profile.on) return;
+    const double now = seconds();
+    profile.seconds[kind][direction] += now - profile.last;
+    profile.last = now;
+}
+
+/* ============================================================================================= */
+/* 16. Programs, settings, runs                                                                  */
 /* ============================================================================================= */
 
 /* --- Signals, and readers or terminals that go away --- */
@@ -3921,42 +3813,26 @@ static void end_program(void)
     _exit(STATUS_FAILED);
 }
 
-#if defined _OPENMP && !defined __APPLE__
-/* Whether the file that runs is the one that argv[0] names. It is not if the dynamic loader runs,
- * with our file as its argument. A name without a directory was found in PATH. */
-static bool runs_itself(const char *name)
+/* Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
+ * 30-fold. The runtime reads its settings before main, so we set them and execute ourselves once:
+ * spin for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the
+ * system then lets another program's thread and ours change cores, which makes a small model up to a
+ * third faster beside a busy program. Short products, as in generation, bear the wait less. If the
+ * file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
+static void calm_threads(char **argv)
 {
-    char path[4096];
-    if (strchr(name, '/')) return same_file(name, "/proc/self/exe");
-    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    path[max_int((int)n, 0)] = 0;
-    const char *slash = strrchr(path, '/');
-    return slash && !strcmp(slash + 1, name);
-}
-#endif
-
-/* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
- *
- * Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
- * 30-fold. The runtime reads its settings before main, so we set them and exec ourselves once: spin
- * for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the system
- * then lets another program's thread and ours change cores, which makes a small model up to a third
- * faster beside a busy program. Short products, as in generation, bear the wait less. The dynamic
- * loader is not executed again. Without /proc, threads spin. */
-static void begin_program(const char *name, char **argv)
-{
-    program = name;
-    for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
-            exit(STATUS_FAILED);
 #if defined _OPENMP && defined __APPLE__
     if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
     (void)argv;
 #elif defined _OPENMP
+    char self[4096] = "";
+    const char *name, *runs;
     const bool trains = argv[0] && argv[1]
                         && (!strcmp(argv[1], "train") || !strcmp(argv[1], "compare"));
-    if (argv[0] && runs_itself(argv[0]) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
+    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0 || !argv[0]) return;
+    free(directory_of(self, &runs));
+    free(directory_of(argv[0], &name));
+    if (!strcmp(name, runs) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
         && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
         && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
@@ -3964,6 +3840,23 @@ static void begin_program(const char *name, char **argv)
 #else
     (void)argv;
 #endif
+}
+
+/* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
+ * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
+ * Each shard that is read or written stays open. */
+static void begin_program(const char *name, char **argv)
+{
+    struct rlimit files;
+    program = name;
+    for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
+            exit(STATUS_FAILED);
+    calm_threads(argv);
+    if (!getrlimit(RLIMIT_NOFILE, &files)) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
     atexit(end_program);
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
@@ -3972,50 +3865,23 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* The cores that a cgroup directory allows on average: quota / period, of version 2 in one file, of
- * version 1 in two. Infinite if they do not say. */
-static double cores_in(const char *directory)
+/* A limit of the process's own cgroup (version 2): the bytes in memory.max, or the cores that
+ * cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the
+ * process's cgroups, of which 0::/path is that of version 2; root: where they are mounted. */
+static double cgroup_limit(const char *list, const char *root, const char *file)
 {
-    static const char *const files[] = {"cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"};
-    struct Buffer text = {0};
-    double quota = 0, period = 0;
-    for (int i = 0; i < COUNT(files); i++) {
-        char *path = text_of("%s/%s", directory, files[i]), line[64] = "";
-        FILE *f = fopen(path, "r");
-        if (f && fgets(line, sizeof line, f)) append(&text, "%s ", line);
-        if (f) fclose(f);
-        free(path);
-    }
-    const bool limited = text.size && sscanf(text.data, "%lf %lf", &quota, &period) == 2
-                         && quota > 0 && period > 0;
-    free(text.data);
-    return limited ? quota / period : INFINITY;
-}
-
-/* The fewest cores that the process's own cgroup or one above it allows. `groups` is a file that
- * lists its cgroups, as /proc/self/cgroup does: "0::/path" is of version 2, "4:cpu,cpuacct:/path"
- * of version 1. root: where they are mounted. What cannot be read is no limit. */
-static double cgroup_cores(const char *groups, const char *root)
-{
-    double cores = INFINITY;
-    char line[4096];
-    FILE *f = fopen(groups, "r");
-    while (f && fgets(line, sizeof line, f)) {
-        char *first = strchr(line, ':'), *path = first ? strchr(first + 1, ':') : NULL;
-        if (!path) continue;
-        *path++ = 0;
-        path[strcspn(path, "\n")] = 0;
-        const char *controllers = first + 1, *mount = *controllers ? "/cpu" : "";
-        if (*mount && strcmp(controllers, "cpu") && strncmp(controllers, "cpu,", 4)) continue;
-        for (char *end = path; end; ) {
-            char *directory = text_of("%s%s%s", root, mount, path);
-            cores = fmin(cores, cores_in(directory));
-            free(directory);
-            if ((end = strrchr(path, '/'))) *end = 0;
-        }
-    }
+    char group[4096] = "", line[64] = "";
+    double value = INFINITY, period = 1;
+    FILE *f = fopen(list, "r");
+    while (f && fgets(group, sizeof group, f) && strncmp(group, "0::", 3)) group[0] = 0;
     if (f) fclose(f);
-    return cores;
+    group[strcspn(group, "\n")] = 0;
+    char *path = text_of("%s%s/%s", root, group[0] ? group + 3 : "", file);
+    if ((f = fopen(path, "r")) && fgets(line, sizeof line, f))
+        sscanf(line, "%lf %lf", &value, &period);
+    if (f) fclose(f);
+    free(path);
+    return value > 0 && period > 0 ? value / period : INFINITY;
 }
 
 /* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
@@ -4024,7 +3890,7 @@ static double cgroup_cores(const char *groups, const char *root)
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    const double allowed = cgroup_cores("/proc/self/cgroup", "/sys/fs/cgroup");
+    const double allowed = cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "cpu.max");
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
@@ -4034,22 +3900,6 @@ static void set_threads(int n)
     if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
 #endif
 }
-
-/* INTEGER and LONG also read 64k, 100M, 2G. SECONDS reads 90, 90s, 30m, 2h. CHOICE reads one word
- * of `choices`, "a|b|c". A TEXT is not empty, unless it may be; a required one must be given unless
- * its value is already set. */
-struct Option {
-    const char *name, *meaning;
-    enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
-    void *value;                /* bool, int, int64_t, double, double, const char *, const char * */
-    double min, max;
-    const char *choices;
-    bool required, may_be_empty, given;     /* given: set when the command line names it */
-};
-
-#define PRECISION_OPTION(place)                                                                \
-    {"precision", "of the factors of products; bf16 is faster on a processor with AVX512_BF16", \
-     CHOICE, place, .choices = "fp32|bf16"}
 
 static void set_precision(const char *name)
 {
@@ -4061,21 +3911,76 @@ static void set_precision(const char *name)
 #endif
 }
 
-/* One line for each option: name, kind of value, meaning, default. */
-static void print_options(const struct Option *options, int n)
+/* --- Settings: one table serves the command line, --help, metadata and --resume --- */
+
+/* A row of a table, which ends with a row without a name. INTEGER and LONG also read 64k, 100M, 2G.
+ * SECONDS reads 90, 90s, 30m, 2h. CHOICE reads one word of `choices`, "a|b|c". A TEXT is not empty,
+ * unless it may be; a required one must be given unless its value is already set. */
+struct Option {
+    const char *name, *meaning;
+    enum { FLAG, INTEGER, LONG, REAL_NUMBER, SECONDS, TEXT, CHOICE } kind;
+    void *value;                /* bool, int, int64_t, double, double, const char *, const char * */
+    double min, max;
+    const char *choices;
+    /* On the result. DEFINES: it is stored with a model or state, and --resume must agree with it.
+     * EXTENDS: it is stored, too, but --resume may change it. */
+    enum { PASSING, DEFINES, EXTENDS } effect;
+    const char *idle;           /* "without val|with schedule constant": no effect then */
+    bool required, may_be_empty, given;     /* given: set when the command line names it */
+};
+
+#define PRECISION_OPTION(place)                                                                \
+    {"precision", "of the factors of products; bf16 is faster on a processor with AVX512_BF16", \
+     CHOICE, place, .choices = "fp32|bf16", .effect = DEFINES}
+#define THREADS_OPTION(place) {"threads", "0: all cores it may use", INTEGER, place, 0, 1024}
+
+/* The row of that name, of which only the first `length` bytes count; NULL: there is none. */
+static struct Option *find_row(const struct Option *table, const char *name, size_t length)
 {
-    for (int i = 0; i < n; i++) {
-        const struct Option *o = &options[i];
-        static const char *const shown[] = {"", "N", "N", "X", "TIME", "TEXT", ""};
-        int width = printf("  --%s %s", o->name, o->kind == CHOICE ? o->choices : shown[o->kind]);
+    for (; table->name; table++)
+        if (strlen(table->name) == length && !strncmp(table->name, name, length))
+            return (struct Option *)table;
+    return NULL;
+}
+
+static struct Option *find_option(const struct Option *table, const char *name)
+{
+    return find_row(table, name, strlen(name));
+}
+
+/* Whether the command line names the option, which the table must have. */
+static bool is_given(const struct Option *table, const char *name)
+{
+    return find_option(table, name)->given;
+}
+
+/* The value as text, which the caller frees: the shortest from which the same number is read back.
+ * NULL for a TEXT without a value and a FLAG that is not set. */
+static char *option_text(const struct Option *o)
+{
+    if (o->kind == FLAG) return *(bool *)o->value ? text_of("1") : NULL;
+    if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
+    if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
+    if (o->kind == TEXT || o->kind == CHOICE)
+        return *(const char **)o->value ? text_of("%s", *(const char **)o->value) : NULL;
+    const double x = *(double *)o->value;
+    const char *text = brief("%g", x);
+    return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
+}
+
+/* One line for each option: name, kind of value, meaning, default. */
+static void print_options(const struct Option *table)
+{
+    static const char *const shown[] = {"", "N", "N", "X", "TIME", "TEXT", ""};
+    for (const struct Option *o = table; o->name; o++) {
+        const int width = printf("  --%s %s", o->name,
+                                 o->kind == CHOICE ? o->choices : shown[o->kind]);
+        char *text = o->kind == FLAG || (o->kind == SECONDS && *(double *)o->value == 0)
+                   ? NULL : option_text(o);
         printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
-        if (o->kind == INTEGER) printf(" (%d)", *(int *)o->value);
-        if (o->kind == LONG) printf(" (%lld)", (long long)*(int64_t *)o->value);
-        if (o->kind == REAL_NUMBER || (o->kind == SECONDS && *(double *)o->value > 0))
-            printf(" (%g)", *(double *)o->value);
-        if ((o->kind == TEXT || o->kind == CHOICE) && *(const char **)o->value)
-            printf(" (%s)", *(const char **)o->value);
+        if (text) printf(" (%s)", text);
         printf("%s\n", o->required ? " (required)" : "");
+        free(text);
     }
 }
 
@@ -4090,80 +3995,73 @@ static bool parse_number(const char *text, const char *letters, const double *sc
     return !*end && isfinite(*out);
 }
 
-/* Sets the value from the text after the option, or dies on one that is out of range. */
-static void set_option(struct Option *o, const char *text)
+/* Whether the word is one of "a|b|c". */
+static bool is_choice(const char *word, const char *choices)
 {
+    const size_t n = strlen(word);
+    for (const char *at = choices; n && at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
+        if (!strncmp(at, word, n) && (!at[n] || at[n] == '|')) return true;
+    return false;
+}
+
+/* Sets the value from a text, or dies on one that is out of range. where: what messages name, such
+ * as "--lr". The text must outlive the value. */
+static void set_option(struct Option *o, const char *where, const char *text)
+{
+    const bool whole = o->kind == INTEGER || o->kind == LONG;
     double x = 0;
-    bool whole = o->kind == INTEGER || o->kind == LONG;
-    if (o->kind == TEXT && !*text && !o->may_be_empty)
-        die_usage("--%s: the value is empty. Give one, or leave the option out.", o->name);
     if (o->kind == FLAG) { *(bool *)o->value = true; return; }
-    if (o->kind == TEXT) *(const char **)o->value = text;
-    if (o->kind == CHOICE) {
-        size_t n = strlen(text);
-        const char *at = o->choices;
-        while (at && (strncmp(at, text, n) || (at[n] && at[n] != '|')))
-            at = (at = strchr(at, '|')) ? at + 1 : NULL;
-        if (!at || !n) die_usage("--%s %s: not one of %s.", o->name, text, o->choices);
-        *(const char **)o->value = text;
-    }
-    if (o->kind == TEXT || o->kind == CHOICE) return;
+    if (o->kind == TEXT && !*text && !o->may_be_empty)
+        die_usage("%s: the value is empty. Give one, or leave the option out.", where);
+    if (o->kind == CHOICE && !is_choice(text, o->choices))
+        die_usage("%s %s: not one of %s.", where, text, o->choices);
+    if (o->kind == TEXT || o->kind == CHOICE) { *(const char **)o->value = text; return; }
     if (whole ? !parse_number(text, "kMG", (double[]){1e3, 1e6, 1e9}, &x) || x != floor(x)
               : !parse_number(text, o->kind == SECONDS ? "smh" : "", (double[]){1, 60, 3600}, &x))
-        die_usage("--%s %s: not a %s.", o->name, text, whole ? "whole number" : o->kind == SECONDS ?
+        die_usage("%s %s: not a %s.", where, text, whole ? "whole number" : o->kind == SECONDS ?
                   "time such as 90s, 30m or 2h" : "number");
     if (x < o->min || x > o->max)
-        die_usage("--%s %s: out of range, %g to %g.", o->name, text, o->min, o->max);
+        die_usage("%s %s: out of range, %g to %g.", where, text, o->min, o->max);
     if (o->kind == INTEGER) *(int *)o->value = (int)x;
-    if (o->kind == LONG) *(int64_t *)o->value = (int64_t)x;
-    if (o->kind == REAL_NUMBER || o->kind == SECONDS) *(double *)o->value = x;
+    else if (o->kind == LONG) *(int64_t *)o->value = (int64_t)x;
+    else *(double *)o->value = x;
 }
 
 /* Reads argv[0 .. argc) into the table. Other arguments move to the front of argv, in order, and
  * their number is returned. --help prints `usage` and the table, then exits. After "--" nothing is
  * an option. */
-static int parse_options(int argc, char **argv, struct Option *options, int n, const char *usage)
+static int read_options(int argc, char **argv, struct Option *table, const char *usage)
 {
     int left = 0;
     bool only_text = false;
     for (int i = 0; i < argc; i++) {
         char *arg = argv[i];
-        if (only_text || strncmp(arg, "--", 2)) {
-            if (!only_text && arg[0] == '-' && arg[1] == 'h' && !arg[2]) arg = "--help";
-            else { argv[left++] = arg; continue; }
-        }
-        if (!arg[2]) { only_text = true; continue; }
-        if (!strcmp(arg, "--help")) {
+        const bool help = !strcmp(arg, "--help") || !strcmp(arg, "-h");
+        if (only_text || (strncmp(arg, "--", 2) && !help)) { argv[left++] = arg; continue; }
+        if (!strcmp(arg, "--")) { only_text = true; continue; }
+        if (help) {
             printf("%s\n", usage);
-            print_options(options, n);
+            print_options(table);
             exit(0);
         }
-        char *equals = strchr(arg, '=');
-        size_t length = equals ? (size_t)(equals - arg - 2) : strlen(arg + 2);
-        struct Option *o = NULL;
-        for (int k = 0; k < n; k++)
-            if (strlen(options[k].name) == length && !strncmp(options[k].name, arg + 2, length))
-                o = &options[k];
+        const char *name = arg + 2, *equals = strchr(name, '=');
+        struct Option *o = find_row(table, name, equals ? (size_t)(equals - name) : strlen(name));
         if (!o) die_usage("%s: no such option. --help lists them.", arg);
+        if (o->kind == FLAG && equals) die_usage("--%s: takes no value.", o->name);
+        if (o->kind != FLAG && !equals && i + 1 == argc)
+            die_usage("--%s: needs a value.", o->name);
         o->given = true;
-        if (o->kind == FLAG) {
-            if (equals) die_usage("--%s: takes no value.", o->name);
-            set_option(o, "1");
-        } else if (equals) set_option(o, equals + 1);
-        else if (++i < argc) set_option(o, argv[i]);
-        else die_usage("--%s: needs a value.", o->name);
+        set_option(o, brief("--%s", o->name), equals ? equals + 1 : o->kind == FLAG ? "" : argv[++i]);
     }
-    for (int k = 0; k < n; k++)
-        if (options[k].required && !*(const char **)options[k].value)
-            die_usage("--%s: must be given. --help explains it.", options[k].name);
+    for (const struct Option *o = table; o->name; o++)
+        if (o->required && !*(const char **)o->value)
+            die_usage("--%s: must be given. --help explains it.", o->name);
     return left;
 }
 
-/* Whether the command line names the option, which the table must have. */
-static bool is_given(const struct Option *table, const char *name)
+static void refuse_arguments(int left, char **argv)
 {
-    while (strcmp(table->name, name)) table++;
-    return table->given;
+    if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
 }
 
 /* Warns of an option that was given in vain. why: the rest of the sentence. */
@@ -4172,31 +4070,169 @@ static void warn_unused(const struct Option *table, const char *name, const char
     if (is_given(table, name)) warn("--%s: has no effect %s.", name, why);
 }
 
-static void refuse_arguments(int left, char **argv)
+/* Whether a condition of `idle` holds: "with NAME", "without NAME" or "with NAME VALUE". An option is
+ * on if it is a FLAG that is set, a number other than 0, or a TEXT. */
+static bool condition_holds(const struct Option *table, const char *condition)
 {
-    if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
+    char word[8], name[32], value[32] = "";
+    sscanf(condition, "%7s %31[^ |] %31[^|]", word, name, value);
+    char *is = option_text(find_option(table, name));
+    const bool on = is && strcmp(is, "0"), holds = *value ? is && !strcmp(is, value) : on;
+    free(is);
+    return holds == !strcmp(word, "with");
 }
 
-/* The file by which a directory holds a run; NULL: none. */
-static const char *holds_run(const char *out)
+/* Warns of each option that was given and has no effect with the others. */
+static void warn_idle(const struct Option *table)
 {
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
-                                        "config.json"};
-    const char *found = NULL;
-    for (int i = 0; i < COUNT(files) && !found; i++) {
-        char *path = text_of("%s/%s", out, files[i]);
-        if (file_exists(path)) found = files[i];
+    for (const struct Option *o = table; o->name; o++)
+        for (const char *at = o->given ? o->idle : NULL; at; ) {
+            const char *bar = strchr(at, '|');
+            const int word = (int)strcspn(at, " ") + 1, n = (int)strcspn(at, "|");
+            if (condition_holds(table, at)) {
+                warn("--%s: has no effect %.*s--%.*s.", o->name, word, at, n - word, at + word);
+                break;
+            }
+            at = bar ? bar + 1 : NULL;
+        }
+}
+
+/* Stores the options that define the result, as PREFIX.NAME. */
+static void describe_options(struct Metadata *meta, const struct Option *table, const char *prefix)
+{
+    for (const struct Option *o = table; o->name; o++) {
+        char *text = o->effect == PASSING ? NULL : option_text(o);
+        if (text) metadata_set(meta, brief("%s.%s", prefix, o->name), "%s", text);
+        free(text);
+    }
+}
+
+/* For --resume: takes the options that were not given from what describe_options stored. Dies if one
+ * that was given differs, unless it may. out: the directory of the run. */
+static void resume_options(struct Option *table, const struct Metadata *old, const char *prefix,
+                           const char *out)
+{
+    for (struct Option *o = table; o->name; o++) {
+        const char *stored = metadata_get(old, brief("%s.%s", prefix, o->name));
+        char *now = option_text(o);
+        if (o->effect != PASSING && !o->given && stored)
+            set_option(o, brief("--%s", o->name), text_of("%s", stored));
+        if (o->effect == DEFINES && o->given && (!now || !stored || strcmp(now, stored)))
+            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
+                      "--out.", o->name, now ? now : "", out, stored ? stored : "none");
+        free(now);
+    }
+}
+
+/* --- The directory of a run: it is locked (lock_directory) and holds a log and a state --- */
+
+/* The one "already holds": refuses an --out with one of the files, whose list NULL ends. remedy:
+ * what to do, one sentence. */
+static void refuse_existing(const char *out, const char *const *files, const char *remedy)
+{
+    for (; *files; files++) {
+        char *path = text_of("%s/%s", out, *files);
+        if (file_exists(path)) die_usage("--out %s: already holds %s. %s", out, *files, remedy);
         free(path);
     }
-    return found;
 }
 
-/* Refuses an --out that already holds a run. remedy: what to do, one sentence. */
-static void refuse_run_in(const char *out, const char *remedy)
+/* How to go on with a run that has ended early. done: how far it came. */
+static void advise_resume(const char *command, const char *done, const char *out)
 {
-    const char *file = holds_run(out);
-    if (file) die_usage("--out %s: already holds a run (%s). %s", out, file, remedy);
+    char *directory = quoted(out);
+    progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, program,
+             command, directory);
+    free(directory);
 }
+
+/* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`
+ * columns depend on the time; the others are the same in every run, and their hash is in the state,
+ * with the number of rows. So a resumed run finds the rows that its state knows, and cuts off what a
+ * killed process wrote after it. */
+struct Journal { char *path; FILE *file; int timing; int64_t rows; uint64_t hash; };
+
+/* Counts a row, and adds it to the hash. */
+static void journal_hash(struct Journal *j, const char *row, size_t n)
+{
+    for (int columns = 0; columns < j->timing && n; columns += row[--n] == '\t') ;
+    j->hash = mix64(j->hash ^ checksum(row, n));
+    j->rows++;
+}
+
+/* The whole rows of a journal, after its header; NULL: the file is no such journal, or not there.
+ * The caller frees them. A last line without a newline was cut off by a crash and is left out. So is
+ * what follows a NUL byte, as a file system may leave it where it lost data. */
+static char *read_journal(const char *path, const char *header)
+{
+    const size_t n = strlen(header);
+    if (!file_exists(path)) return NULL;
+    struct Bytes file = read_file(path, SIZE_MAX / 2, false);
+    char *text = (char *)file.data, *last = strrchr(text, '\n');
+    if (strncmp(text, header, n)) { free(text); return NULL; }
+    last[1] = 0;
+    return memmove(text, text + n, strlen(text + n) + 1);
+}
+
+/* Begins a journal: a new one, or, if the state of a resumed run is given, with the rows that the
+ * state knows. Dies if the file has others. It gets its name by the next commit_outputs. Returns the
+ * rows, which the caller frees. */
+static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
+                          const struct Metadata *state)
+{
+    const char *rows = state ? metadata_get(state, "log_rows") : "0",
+               *hash = state ? metadata_get(state, "log_hash") : NULL;
+    char *text = state ? read_journal(path, header) : NULL, *at = text ? text : "";
+    *j = (struct Journal){.path = text_of("%s", path), .timing = timing};
+    for (int64_t left = rows ? strtoll(rows, NULL, 10) : 0; left > 0 && *at; left--) {
+        char *end = strchr(at, '\n');
+        journal_hash(j, at, end - at);
+        at = end + 1;
+    }
+    if (text) *at = 0;
+    if (state && (!rows || !hash || strcmp(hash, hash_text(j->hash))
+                  || j->rows != strtoll(rows, NULL, 10)))
+        die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
+    struct Output *o = output_open(path);
+    output_write(o, header, strlen(header));
+    output_write(o, text ? text : "", text ? strlen(text) : 0);
+    output_finish(o);
+    j->file = fdopen(dup(fileno(o->file)), "wb");
+    if (!j->file) die_unwritten(path);
+    return text ? text : text_of("%s", "");
+}
+
+/* Hands what was printed to the journal to the system, or to the disk, too. */
+static void journal_flush(const struct Journal *j, bool to_disk)
+{
+    if (fflush(j->file) || ferror(j->file) || (to_disk && fsync(fileno(j->file))))
+        die("%s: writing failed (%s). Free some space and --resume.", j->path, strerror(errno));
+}
+
+/* Adds a row, with its newline. */
+__attribute__((format(printf, 2, 3)))
+static void journal_add(struct Journal *j, const char *format, ...)
+{
+    struct Buffer row = {0};
+    va_list arguments;
+    va_start(arguments, format);
+    append_arguments(&row, format, arguments);
+    va_end(arguments);
+    journal_hash(j, row.data, row.size - 1);
+    fwrite(row.data, 1, row.size, j->file);
+    journal_flush(j, false);
+    free(row.data);
+}
+
+/* Flushes the journal to disk, and notes in a state which rows it has. */
+static void journal_describe(struct Metadata *state, const struct Journal *j)
+{
+    journal_flush(j, true);
+    metadata_set(state, "log_rows", "%lld", (long long)j->rows);
+    metadata_set(state, "log_hash", "%s", hash_text(j->hash));
+}
+
+/* --- Subcommands --- */
 
 /* A subcommand gets the arguments after its name and returns the exit status. */
 struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
@@ -4227,69 +4263,65 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
     die_usage("%s: no such subcommand. There are %s; --help explains them.", chosen, names.data);
 }
 
-/* ============================================================================================= */
-/* 16. Time and progress                                                                         */
-/* ============================================================================================= */
 
-static double seconds(void)
+/* --- To go: what the programs still use of the interface before --- */
+
+static struct Bytes map_file(const char *path) { return read_file(path, SIZE_MAX / 2, false); }
+static void unmap_file(struct Bytes bytes) { free((char *)bytes.data); }
+#define check_unchanged() ((void)0)
+#define output_flush output_finish
+
+static int parse_options(int argc, char **argv, struct Option *options, int n, const char *usage)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    struct Option *table = allocate_zeroed((n + 1) * sizeof *table);
+    memcpy(table, options, n * sizeof *table);
+    const int left = read_options(argc, argv, table, usage);
+    for (int i = 0; i < n; i++) options[i].given = table[i].given;
+    return left;
 }
 
-/* 75 -> "1m15s". The next three calls keep the result. */
-static const char *duration(double s)
+static void write_file(const char *path, const void *bytes, size_t n)
 {
-    static char text[4][24];
-    static int next;
-    char *t = text[next++ & 3];
-    long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
-    if (n < 60) snprintf(t, 24, "%lds", n);
-    else if (n < 3600) snprintf(t, 24, "%ldm%02lds", n / 60, n % 60);
-    else snprintf(t, 24, "%ldh%02ldm", n / 3600, n / 60 % 60);
-    return t;
+    stage_file(path, bytes, n);
+    commit_outputs();
 }
 
-/* Whether stderr is a terminal, where one line is replaced again and again. */
-static bool live(void) { return isatty(2); }
-
-/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
- * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
- * caller decides how often. */
-__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
+static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta,
+                       int eot)
 {
-    char line[MAX_MESSAGE];
-    struct winsize terminal;
-    va_list arguments;
-    va_start(arguments, format);
-    format_message(line, format, arguments);
-    va_end(arguments);
-    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-    show_message("", line, last || !live());
+    stage_model(dir, model, meta, eot);
+    commit_outputs();
 }
 
-/* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
- * of the last one, and becomes now if one is due. */
-static bool line_is_due(double *shown)
+static void load_state_metadata(const char *path, struct Metadata *meta) { load_metadata(path, meta); }
+
+static const char *holds_run(const char *out)
 {
-    const double now = seconds();
-    if (now - *shown < (live() ? 0.2 : 20)) return false;
-    *shown = now;
-    return true;
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                        "config.json"};
+    const char *found = NULL;
+    for (int i = 0; i < COUNT(files) && !found; i++) {
+        char *path = text_of("%s/%s", out, files[i]);
+        if (file_exists(path)) found = files[i];
+        free(path);
+    }
+    return found;
 }
 
-/* --- Profile: the time of each kind of work, forward and backward --- */
-
-static struct { bool on; double last, seconds[KINDS][2]; } profile;
-
-static void lap(int kind, int direction)
+static void refuse_run_in(const char *out, const char *remedy)
 {
-    if (!profile.on) return;
-    const double now = seconds();
-    profile.seconds[kind][direction] += now - profile.last;
-    profile.last = now;
+    const char *file = holds_run(out);
+    if (file) die_usage("--out %s: already holds a run (%s). %s", out, file, remedy);
 }
+
+static long writer_of(const char *found, const char *name)
+{
+    char *exactly = text_of("%s" UNFINISHED, name);
+    const bool same = !strcmp(found, exactly);
+    free(exactly);
+    return same ? (long)getpid() : 0;
+}
+
+static bool is_alive(long process) { return process == 0; }
 
 #endif

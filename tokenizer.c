@@ -2022,7 +2022,6 @@ static void show_progress(struct Source *s, const char *doing)
 
 enum { CHUNK_BYTES = 1 << 19 };
 
-#define THREADS_OPTION {"threads", "0: all cores it may use", INTEGER, &threads, .max = 1024}
 #define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
@@ -2193,7 +2192,7 @@ static int command_train(int argc, char **argv)
         {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION};
+        CHUNK_OPTION, THREADS_OPTION(&threads)};
     const int files = parse_options(argc, argv, options, COUNT(options),
                                     "tokenizer train --out DIR [OPTION...] FILE...\n"
                                     "Learns merges from texts (- is standard input).");
@@ -2362,7 +2361,7 @@ static int command_encode(int argc, char **argv)
          REAL_NUMBER, &val_fraction, .max = 1},
         {"seed", "which documents these are", LONG, &seed, .max = 1e15},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION};
+        CHUNK_OPTION, THREADS_OPTION(&threads)};
     const int files = parse_options(
         argc, argv, options, COUNT(options),
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
@@ -2610,7 +2609,7 @@ static int command_stats(int argc, char **argv)
     struct Option options[] = {
         TOKENIZER_OPTION, SPLIT_OPTIONS,
         {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
-        THREADS_OPTION};
+        THREADS_OPTION(&threads)};
     const int files = parse_options(argc, argv, options, COUNT(options),
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
                                     "How well the vocabulary fits texts.");

@@ -816,21 +816,6 @@ static void warn_of_unused(const struct Run *r)
              "Use fewer.", (long long)o->warmup, (long long)o->steps);
 }
 
-/* The value as text, which the caller frees: the shortest from which the same number is read back.
- * NULL for a TEXT without a value and a FLAG that is not set. */
-static char *option_text(const struct Option *o)
-{
-    if (o->kind == TEXT && !*(const char **)o->value) return NULL;
-    if (o->kind == FLAG) return *(bool *)o->value ? text_of("1") : NULL;
-    if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
-    if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
-    if (o->kind == TEXT || o->kind == CHOICE) return text_of("%s", *(const char **)o->value);
-    const double x = *(double *)o->value;
-    char text[32];
-    snprintf(text, sizeof text, "%g", x);
-    return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
-}
-
 static struct Paths paths_in(const char *out)
 {
     return (struct Paths){
@@ -983,7 +968,7 @@ static void open_log(struct Run *r, struct Buffer rows)
     struct Output *o = output_open(r->paths.log);
     output_write(o, rows.data, rows.size);
     output_flush(o);
-    r->log = o->file;
+    r->log = fdopen(dup(fileno(o->file)), "wb");
     free(rows.data);
 }
 
@@ -1120,7 +1105,7 @@ static void take_options(struct Run *r)
         const bool may_differ = !strcmp(row->name, "skip-spikes")
                              || (stored && strstr("steps data val", row->name));
         if (!row->given) {
-            if (stored) set_option(row, text_of("%s", stored));
+            if (stored) set_option(row, "--resume", text_of("%s", stored));
         } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
             die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
                       "--out.", row->name, option_text(row), r->options.out,

@@ -721,9 +721,9 @@ static void score(struct Score *s, const struct Grammar *g, const struct Review 
 
 /* A file of reviews: lines of text, or text TAB label under a header. Each has a random stream of
  * its own, so that one file's size does not change another's reviews. */
-struct File { const char *name; int *count; bool labelled, scored; struct Score score; };
+struct TextFile { const char *name; int *count; bool labelled, scored; struct Score score; };
 
-static void write_reviews(const struct Grammar *g, const char *out, struct File *f,
+static void write_reviews(const struct Grammar *g, const char *out, struct TextFile *f,
                           struct Random random)
 {
     struct Buffer file = {0};
@@ -744,13 +744,13 @@ static void write_reviews(const struct Grammar *g, const char *out, struct File 
 }
 
 /* The limits of any model: of all reviews, and of the very ones in a file. */
-static void report_limits(struct Buffer *b, const struct Limits *limits, const struct File *files,
+static void report_limits(struct Buffer *b, const struct Limits *limits, const struct TextFile *files,
                           int n)
 {
     append(b, "review_bits %.3f\nreview_bytes %.3f\n", limits->bits, limits->bytes);
     append(b, "lowest_bits_per_byte %.4f\n", limits->bits / limits->bytes);
     append(b, "best_accuracy %.4f\n", limits->accuracy);
-    for (const struct File *f = files; f < files + n; f++) {
+    for (const struct TextFile *f = files; f < files + n; f++) {
         const struct Score *s = &f->score;
         if (!s->count) continue;
         append(b, "%s: lowest_bits_per_byte %.4f\n", f->name, s->bits / s->bytes);
@@ -780,7 +780,7 @@ int main(int argc, char **argv)
         {"test", "in test.tsv", INTEGER, &test, .max = 1e6},
         {"overwrite", "replace the reviews in --out", FLAG, &overwrite},
     };
-    struct File files[] = {
+    struct TextFile files[] = {
         {"unlabelled.txt", &unlabelled},
         {"unlabelled_val.txt", &unlabelled_val, .scored = true},
         {"train.tsv", &labelled, .labelled = true},
