@@ -3041,6 +3041,8 @@ struct Compare {
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     int cell_count;
     struct Estimate *estimates;         /* (budget_count, method_count) */
+    struct Metadata state, old;         /* its settings; those in --out, with --resume */
+    struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
 
 static struct Cell *cell_at(const struct Compare *c, int seed, int budget, int method)
@@ -3070,32 +3072,32 @@ static char **split_list(const char *text, char separator, int *count)
     }
 }
 
-/* Sets the option that "name:value" names; dies on another name or on what is no number. */
+/* Sets the option that "name:value" names; dies on another name, or on a value that cannot be. */
 static void set_method_option(struct Settings *s, const char *method, char *option)
 {
-    const struct { const char *name; double *value, min, max; } known[] = {
-        {"l2sp", &s->l2sp, 0, 1e30}, {"layer-decay", &s->layer_decay, 0.01, 1},
-        {"average", &s->average, 0, 1}, {"lm-coef", &s->lm_coef, 0, 100}, {"lr", &s->lr, 0, 10},
-        {"dropout", &s->dropout, 0, 0.9}, {"head-lr-ratio", &s->head_lr_ratio, 0, 1e4},
-        {"weight-decay", &s->weight_decay, 0, 10}};
-    char *colon = strchr(option, ':');
-    double x;
-    if (!strcmp(option, "class-weights")) { s->class_weights = "auto"; return; }
-    for (int i = 0; i < COUNT(known) && colon; i++) {
-        const size_t n = colon - option;
-        if (strncmp(option, known[i].name, n) || known[i].name[n]) continue;
-        if (!parse_number(colon + 1, "", NULL, &x) || x < known[i].min || x > known[i].max)
-            die_usage("--methods %s: %s must be a number from %g to %g.", method, known[i].name,
-                      known[i].min, known[i].max);
-        *known[i].value = x;
-        if (s->kind == PROBE)
-            warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.",
-                 method, known[i].name);
-        return;
-    }
-    die_usage("--methods %s: %s is no option of a method. There are l2sp:X, layer-decay:X, "
-              "lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, weight-decay:X and "
-              "class-weights.", method, option);
+    struct Option rows[] = {
+        {"l2sp", "", REAL_NUMBER, &s->l2sp, 0, 1e30},
+        {"layer-decay", "", REAL_NUMBER, &s->layer_decay, 0.01, 1},
+        {"lm-coef", "", REAL_NUMBER, &s->lm_coef, 0, 100},
+        {"average", "", REAL_NUMBER, &s->average, 0, 1},
+        {"lr", "", REAL_NUMBER, &s->lr, 0, 10},
+        {"head-lr-ratio", "", REAL_NUMBER, &s->head_lr_ratio, 0, 1e4},
+        {"dropout", "", REAL_NUMBER, &s->dropout, 0, 0.9},
+        {"weight-decay", "", REAL_NUMBER, &s->weight_decay, 0, 10},
+        {"class-weights", "", CHOICE, &s->class_weights, .choices = "none|auto"},
+        {0}
+    };
+    char *value = strchr(option, ':');
+    if (value) *value++ = 0;
+    struct Option *row = find_option(rows, option);
+    if (!row || (!value && row->kind != CHOICE))
+        die_usage("--methods %s: %s is no option of a method with a value. There are l2sp:X, "
+                  "layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
+                  "weight-decay:X and class-weights.", method, option);
+    set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
+    if (s->kind == PROBE && row->kind != CHOICE)
+        warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.", method,
+             option);
 }
 
 /* Reads one method of --methods. */
@@ -3156,7 +3158,7 @@ static void check_budgets(struct Compare *c)
     c->budget_count = 0;
     for (int i = 0; i < count; i++) {
         const int n = c->budgets[i] == INT_MAX ? texts : c->budgets[i];
-        const bool usual = c->labels_text == usual_labels && i < count - 1;
+        const bool usual = !strcmp(c->labels_text, usual_labels) && i < count - 1;
         if (usual && (n > texts || n < least)) continue;
         if (n > texts)
             die_usage("--labels %d: %s has %d texts to learn from. Choose no more.", n,
@@ -3478,31 +3480,14 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 static const char table_header[] =
     "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\tright\n";
 
-/* Refuses an --out that already holds a file of that name, of a comparison or of the user's. */
-static void refuse_comparison_in(const char *out)
+static void save_cell(struct Compare *c, const struct Cell *cell)
 {
-    static const char *const files[] = {"compare.tsv", "settings.txt"};
-    for (int i = 0; i < COUNT(files); i++) {
-        char *path = text_of("%s/%s", out, files[i]);
-        if (file_exists(path))
-            die_usage("--out %s: already holds a comparison (%s). Give --resume, --overwrite or "
-                      "another --out.", out, files[i]);
-        free(path);
-    }
-}
-
-static void save_cell(const struct Compare *c, const struct Cell *cell)
-{
-    commit_outputs();               /* before the first row: see open_comparison */
-    char *path = text_of("%s/compare.tsv", c->task.set.out);
-    FILE *f = fopen(path, "ab");
-    if (!f || fprintf(f, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
-                      c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-                      cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
-                      cell->lm_loss, cell->right) < 0 || fflush(f) || fsync(fileno(f)) || fclose(f))
-        die("%s: writing failed (%s). Free some space and run again with --resume.", path,
-            strerror(errno));
-    free(path);
+    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
+                c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
+                cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
+                cell->lm_loss, cell->right);
+    journal_flush(&c->journal, true);
+    commit_outputs();
 }
 
 /* Takes over a row of compare.tsv, if it is of a cell of this comparison and its scores can be. */
@@ -3528,60 +3513,36 @@ static void read_cell(struct Compare *c, const char *row)
     finish_cell(c, cell);
 }
 
-/* Takes over the cells that an earlier run has finished. What follows the last whole row, because
- * the run was interrupted, is cut off. */
-static void read_cells(struct Compare *c, const char *path)
-{
-    const struct Bytes file = read_file(path, SIZE_MAX, true);
-    const char *at = file.data, *stop;
-    if (file.size < sizeof table_header - 1 || memcmp(at, table_header, sizeof table_header - 1))
-        die("%s: does not begin with the names of its columns. Give --overwrite.", path);
-    for (; (stop = memchr(at, '\n', file.data + file.size - at)); at = stop + 1) read_cell(c, at);
-    if (truncate(path, at - file.data))
-        die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
-    free((char *)file.data);
-}
-
-/* What must be the same for the rows of one table, as lines "name value". */
-static struct Buffer describe_comparison(const struct Compare *c)
-{
-    const struct Settings *s = &c->task.set;
-    struct Buffer b = {0};
-    const struct { const char *name, *path; } files[] = {{"train", s->train},
-                                                         {"test", c->test ? c->test : s->train}};
-    append(&b, "model %s\n", hash_text(checksum(c->base.weights, c->base.parameter_count
-                                                                 * sizeof(real))));
-    append(&b, "tokenizer %s\n", hash_text(c->task.tokenizer->hash));
-    for (int i = 0; i < 2; i++) {
-        const struct Bytes file = map_file(files[i].path);
-        append(&b, "%s %s\n", files[i].name, hash_text(checksum(file.data, file.size)));
-        unmap_file(file);
-    }
-    if (!c->test) append(&b, "test_part %g\n", c->test_part);
-    append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
-           "batch %d\nprecision %s\n", c->test_count, s->max_tokens, s->truncate, s->val_part,
-           s->epochs, s->steps, s->batch, s->precision);
-    for (int i = 0; i < COLUMNS; i++)
-        append(&b, "%s_column %s\n", column_words[i],
-               s->columns.names[i] ? s->columns.names[i] : "(usual)");
-    return b;
-}
-
-/* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
- * --overwrite, an older comparison is replaced when the first row of the new one is there. */
+/* Begins the table, or goes on with the one in --out, whose settings command_compare has taken
+ * over. Dies if it was made with another model or other texts. With --overwrite, the older files
+ * are replaced when the first row of the new table is there. */
 static void open_comparison(struct Compare *c)
 {
+    static const char *const names[] = {"model", "texts"};
     const struct Settings *s = &c->task.set;
-    char *path = text_of("%s/settings.txt", s->out), *table = text_of("%s/compare.tsv", s->out);
-    struct Buffer now = describe_comparison(c);
-    if (s->resume && file_exists(table)) {
-        read_cells(c, table);
-    } else {
-        stage_file(path, now.data, now.size);
-        stage_file(table, table_header, sizeof table_header - 1);
-        if (!s->overwrite) commit_outputs();
+    char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
+    uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
+                         checksum(c->task.data.labels, c->task.data.count * sizeof(int))};
+    for (int i = 0; i < c->task.data.count; i++)
+        hashes[1] = mix64(hashes[1] + checksum(c->texts[i].data, c->texts[i].size));
+    for (int i = 0; i < COUNT(names); i++) {
+        const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
+        if (c->old.count && (!was || strcmp(was, now)))
+            die("--resume: the comparison in %s was made with another %s. Choose another --out.",
+                s->out, names[i]);
+        metadata_set(&c->state, names[i], "%s", now);
     }
-    free(now.data); free(path); free(table);
+    char *rows = c->old.count ? read_journal(table, table_header) : NULL;
+    if (c->old.count && !rows)
+        die("%s: is not the table of a comparison. Give --overwrite.", table);
+    journal_open(&c->journal, table, table_header, 0, NULL);
+    for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1) {
+        read_cell(c, at);
+        journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
+    }
+    stage_safetensors(state, &(struct Model){0}, NULL, NULL, 0, &c->state);
+    if (!s->overwrite) commit_outputs();
+    free(rows); free(state); free(table);
 }
 
 /* --- Statistics --- */
@@ -3946,7 +3907,6 @@ static int run_cells(struct Compare *c)
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
-    const struct Settings *s = &c->task.set;
     struct Metadata meta;
     load_base(&c->task, &c->base, &meta);
     const int L = c->base.config.layers;
@@ -3966,9 +3926,8 @@ static int compare(struct Compare *c)
     stop_between_steps();
     const int left = run_cells(c);
     if (stop_signal && left) {
-        progress(true, "stopped: %d of %d trainings are done and kept. Go on with the same command "
-                 "and --resume%s", c->cell_count - left, c->cell_count,
-                 s->overwrite ? " instead of --overwrite" : "");
+        advise_resume("compare", brief("%d of %d trainings", c->cell_count - left, c->cell_count),
+                      c->task.set.out);
         return stopped_status();
     }
     if (left)
@@ -4009,53 +3968,65 @@ static int command_compare(int argc, char **argv)
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
-        {"train", data_meaning, TEXT, &s->train, .required = true},
+        {"model", "directory of the pretrained model (required)", TEXT, &s->model,
+         .effect = EXTENDS},
+        {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
-         &c.test},
-        {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
+         &c.test, .effect = EXTENDS},
+        {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
+         .effect = DEFINES, .idle = "with test"},
+        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
+         &c.test_examples, 0, 1e9, .effect = DEFINES},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
         {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
-         &c.labels_text},
+         &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
-         1000},
+         1000, .effect = EXTENDS},
         {"methods", "without: majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10", TEXT,
-         &c.methods_text},
+         &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
-        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
-         &c.test_examples, 0, 1e9},
         {"val-part", "how much of the labels each training sets aside", REAL_NUMBER, &s->val_part,
-         0.001, 0.9},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6},
-        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1},
-        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6},
+         0.001, 0.9, .effect = DEFINES},
+        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
+         .effect = DEFINES},
+        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1,
+         .effect = DEFINES},
+        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES},
         {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1 << 20},
+         &s->max_tokens, 0, 1e6, .effect = DEFINES},
         {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both"},
-        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
+         .choices = "head|tail|both", .effect = DEFINES},
+        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
+        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS], .effect = DEFINES},
+        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS], .effect = DEFINES},
         PRECISION_OPTION(&s->precision),
-        {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
-        {"resume", "go on where an earlier comparison in --out stopped", FLAG, &s->resume},
+        THREADS_OPTION(&s->threads),
+        {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
         {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
-    check_settings(s);
+    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
+    refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
-    if (!s->resume && !s->overwrite) refuse_comparison_in(s->out);
+    if (!s->resume && !s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    if (s->resume && file_exists(state_path(s))) {
+        load_metadata(state_path(s), &c.old);
+        resume_options(options, &c.old, "compare", s->out);
+    }
+    if (!s->model || !s->train) die_usage("--model and --train: must be given, unless --resume "
+                                          "finds a comparison in --out. --help explains them.");
+    check_settings(s);
+    warn_idle(options);
+    describe_options(&c.state, options, "compare");
     if (c.methods_text) {
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
     parse_budgets(&c);
-    if (c.test) {
-        refuse_same_file(s->train, c.test);
-        warn_unused(options, "test-part", "with --test");
-    }
+    if (c.test) refuse_same_file(s->train, c.test);
     begin_training();
     set_threads(s->threads);
     set_precision(s->precision);
