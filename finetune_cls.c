@@ -1065,6 +1065,7 @@ static void scale_features(real *x, const double *deviation, int N, int C)
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
     const double start = seconds();
+    if (t->quiet) what = NULL;
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
     if (!t->features) {
@@ -3022,8 +3023,8 @@ struct Estimate {
 };
 
 struct Compare {
-    struct Task task;                   /* what trainings share: settings, tokenizer, features of
-                                         * the pretrained model, texts to learn from and to test */
+    struct Task task;                   /* what trainings share: settings, tokenizer, texts, first
+                                         * those to learn from, then those to test on */
     const char *test, *methods_text, *labels_text;
     int seeds, test_examples;
     double time_limit, start, test_part;
@@ -3031,7 +3032,6 @@ struct Compare {
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
     struct Model base;
-    double lm_loss;                     /* of the pretrained model on the test texts */
     struct Bytes *texts;                /* those of task.data, as bytes */
     struct Bags bags;
     char **names;                       /* (K) */
@@ -3130,8 +3130,6 @@ static void parse_methods(struct Compare *c)
     }
 }
 
-static const char usual_labels[] = "20,100,500,1000,all";
-
 /* Reads --labels. "all" is INT_MAX until the number of texts is known. */
 static void parse_budgets(struct Compare *c)
 {
@@ -3150,25 +3148,22 @@ static void parse_budgets(struct Compare *c)
     free(parts);
 }
 
-/* Compares the budgets with the texts that there are. Of the usual ones, those that do not fit are
- * left out. */
-static void check_budgets(struct Compare *c)
+/* Fits the budgets to the texts that there are: a larger number means all of them. */
+static void fit_budgets(struct Compare *c)
 {
     const int texts = c->train_count, least = 2 * c->classes, count = c->budget_count;
     c->budget_count = 0;
     for (int i = 0; i < count; i++) {
-        const int n = c->budgets[i] == INT_MAX ? texts : c->budgets[i];
-        const bool usual = !strcmp(c->labels_text, usual_labels) && i < count - 1;
-        if (usual && (n > texts || n < least)) continue;
-        if (n > texts)
-            die_usage("--labels %d: %s has %d texts to learn from. Choose no more.", n,
-                      c->task.set.train, texts);
+        const int n = min_int(c->budgets[i], texts);
         if (n < least)
-            die_usage("--labels %d: %d classes need %d at least, one each to learn from and to "
-                      "validate on.", n, c->classes, least);
-        if (c->budget_count > 0 && c->budgets[c->budget_count - 1] == n) continue;  /* "60,all" */
-        c->budgets[c->budget_count++] = n;
+            warn("--labels %d: left out, since %d classes need %d at least, one each to learn from "
+                 "and to validate on.", n, c->classes, least);
+        else if (!c->budget_count || n > c->budgets[c->budget_count - 1])
+            c->budgets[c->budget_count++] = n;
     }
+    if (!c->budget_count)
+        die_usage("--labels %s: no number fits to %s, which has %d texts of %d classes.",
+                  c->labels_text, c->task.set.train, texts, c->classes);
 }
 
 /* Dies if the texts to learn from are those to test on. */
@@ -3334,8 +3329,8 @@ static double distance_from(const struct Model *model, const struct Model *sourc
     return sqrt(moved / length);
 }
 
-/* A probe asked about the texts of a list, by their kept features: .p (n, K) has the answers. loss:
- * their mean; accuracy: may be NULL. The caller frees the result. */
+/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
+ * accuracy: may be NULL. The caller frees the result. */
 static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
                                  int n)
 {
@@ -3354,24 +3349,21 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
 {
     const int n = c->test_count;
     const size_t size = (size_t)n * c->classes;
+    struct Runner *r = &t->runner;
     real *p = resize(NULL, size * sizeof *p);
+    r->frozen = 0;                          /* nothing was kept of the test texts */
+    r->measure_lm = true;
+    double loss;
     if (t->set.kind == PROBE) {
-        double loss;
         struct Logistic f = ask_probe(&loss, NULL, t, c->test_list, n);
         for (size_t i = 0; i < size; i++) p[i] = (real)f.p[i];
-        score_cell(cell, c, p, n * loss);
-        cell->lm_loss = c->lm_loss;
+        loss *= n;
         logistic_free(&f);
-    } else {
-        struct Runner *r = &t->runner;
-        r->frozen = 0;                      /* nothing was kept of the test texts */
-        r->measure_lm = true;
-        score_cell(cell, c, p, run_examples(r, p, NULL, &t->data, c->test_list, n, NULL));
-        if (!isfinite(cell->loss))
-            die("--methods %s: the loss is not finite. Lower its lr.",
-                c->methods[cell->method].name);
-        cell->lm_loss = r->lm_loss / r->lm_tokens;
-    }
+    } else loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    if (!isfinite(loss))
+        die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
+    score_cell(cell, c, p, loss);
+    cell->lm_loss = r->lm_loss / r->lm_tokens;
     cell->distance = distance_from(&t->model, &c->base);
     free(p);
 }
@@ -3406,46 +3398,6 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, const int *list, int
     return whole;
 }
 
-/* list (train_count): the texts that some training learns from, each once. Returns how many. */
-static int texts_to_learn(int *list, const struct Compare *c)
-{
-    bool *use = allocate_zeroed(c->train_count);
-    int count = 0;
-    for (int seed = 1; seed <= c->seeds; seed++)
-        for (int b = 0; b < c->budget_count; b++) {
-            choose_subset(list, c, c->budgets[b], seed);
-            for (int i = 0; i < c->budgets[b]; i++) use[list[i]] = true;
-        }
-    for (int i = 0; i < c->train_count; i++) if (use[i]) list[count++] = i;
-    release(use, c->train_count);
-    return count;
-}
-
-/* Keeps the pretrained model's features of all texts that matter to a probe, and its loss on the
- * test texts. */
-static void keep_features(struct Compare *c)
-{
-    const struct Dataset *d = &c->task.data;
-    const size_t C = c->base.config.channels;
-    struct Runner r;
-    real *features = allocate_zeroed(d->count * C * sizeof *features);
-    int *learn = resize(NULL, c->train_count * sizeof *learn);
-    const int learn_count = texts_to_learn(learn, c);
-    real *x = allocate_zeroed(learn_count * C * sizeof *x);
-    runner_create(&r, &c->base, max_int(BATCH_ROWS, d->longest), WORK_EVAL);
-    run_examples(&r, NULL, x, d, learn, learn_count, "features");
-    for (int i = 0; i < learn_count; i++)
-        memcpy(features + learn[i] * C, x + i * C, C * sizeof *x);
-    r.measure_lm = true;
-    run_examples(&r, NULL, features + c->train_count * C, d, c->test_list, c->test_count,
-                 "test features");
-    c->task.features = features;
-    c->lm_loss = r.lm_loss / r.lm_tokens;
-    release(x, learn_count * C * sizeof *x);
-    runner_free(&r);
-    free(learn);
-}
-
 /* A cell that is done counts for its method and budget. */
 static void finish_cell(const struct Compare *c, struct Cell *cell)
 {
@@ -3455,15 +3407,13 @@ static void finish_cell(const struct Compare *c, struct Cell *cell)
     e->seconds += cell->seconds;
 }
 
-/* Runs a cell, unless a signal ends it. What cells share is computed before the first that needs
- * it, and outside of the time that the cell is said to take. */
+/* Runs a cell, unless a signal ends it. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
     const int count = c->budgets[cell->budget];
     int *list = resize(NULL, count * sizeof *list);
     bool whole = true;
-    if (m->family == TUNED && m->set.kind == PROBE && !c->task.features) keep_features(c);
     if (m->family != TUNED && !c->bags.count) c->bags = bags_of(c->texts, c->task.data.count);
     const double start = seconds();
     choose_subset(list, c, count, cell->seed);
@@ -3920,7 +3870,7 @@ static int compare(struct Compare *c)
             die_usage("--methods %s: the model has %s. Choose no more.", m->name,
                       counted(L, "block"));
     load_texts(c);
-    check_budgets(c);
+    fit_budgets(c);
     list_cells(c);
     open_comparison(c);
     stop_between_steps();
@@ -3964,7 +3914,7 @@ static const char compare_usage[] =
 
 static int command_compare(int argc, char **argv)
 {
-    struct Compare c = {.seeds = 5, .labels_text = usual_labels, .start = seconds(),
+    struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
@@ -3978,7 +3928,7 @@ static int command_compare(int argc, char **argv)
         {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
          &c.test_examples, 0, 1e9, .effect = DEFINES},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
-        {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
+        {"labels", "how many to learn from, rising; all, or more than there are: all of them", TEXT,
          &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
@@ -4072,10 +4022,9 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
  * labels tells how many to tune: those above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
-    const int L = t->model.config.layers, C = t->model.config.channels, K = t->model.config.labels;
+    const int L = t->model.config.layers, C = t->model.config.channels;
     const int all = t->data.count, n = all - train_texts;
     real **levels = resize(NULL, (L + 1) * sizeof *levels);
-    double *w = resize(NULL, (size_t)K * C * sizeof *w);
     int *order = resize(NULL, all * sizeof *order);
     for (int i = 0; i < all; i++) order[i] = i;
     for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
@@ -4083,23 +4032,20 @@ static void probe_levels(struct Task *t, int train_texts)
     printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
     for (int l = 0; l <= L; l++) {
         struct Metadata meta = {0};
-        double val, test, low, high;
+        double loss, val, test, low, high;
         t->features = levels[l];
         train_probe(t, &meta);
-        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
-        for (int part = 0; part < 2; part++) {
-            struct Logistic f = probe_features(t, part ? order + train_texts : t->val,
-                                               part ? n : t->val_count, NULL);
-            logistic_scores(f.z, &f, w);
-            logistic_loss(&f, part ? &test : &val);
-            logistic_free(&f);
-        }
+        struct Logistic f = ask_probe(&loss, &val, t, t->val, t->val_count);
+        logistic_free(&f);
+        f = ask_probe(&loss, &test, t, order + train_texts, n);
+        logistic_free(&f);
         wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
         metadata_free(&meta);
     }
-    free(levels); free(w); free(order);
+    free(levels);
+    free(order);
 }
 
 /* One pass over the texts, then a probe for every block. */
@@ -4117,16 +4063,17 @@ static int command_layers(int argc, char **argv)
         {"val-part", "how much of --train is set aside to choose the probe's penalty", REAL_NUMBER,
          &s->val_part, 0.001, 0.9},
         {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1 << 20},
+         &s->max_tokens, 0, 1e6},
         {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
         {"seed", "of the part that is set aside", LONG, &s->seed, 0, 9e15},
-        {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
+        THREADS_OPTION(&s->threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
@@ -4146,12 +4093,27 @@ static int command_layers(int argc, char **argv)
     return 0;
 }
 
-/* A token's bytes, those that are no text as \xNN. */
-static void append_shown(struct Buffer *b, const struct Tokenizer *t, int token)
+/* A token's bytes, those that are no text as \xNN. The caller frees them. */
+static char *shown_token(const struct Tokenizer *t, int token)
 {
     int n;
+    struct Buffer b = {0};
     const uint8_t *bytes = tokenizer_piece(t, token, &n);
-    append_readable(b, bytes, n);
+    append_readable(&b, bytes, n);
+    return b.data;
+}
+
+/* p (n, K): the probabilities after each of the n tokens of a text. */
+static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d)
+{
+    const int n = length_of(d, 0), zero = 0;
+    const struct Batch whole = gather(&c->runner, d, &zero, 1);
+    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts);
+    for (int i = 0; i <= n; i++) starts[i] = i;
+    const struct Batch rows = {n, n, d->tokens, starts};    /* each row the last of a sequence */
+    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
+    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
+    free(starts);
 }
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
@@ -4161,39 +4123,31 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const int K = c->model.config.labels;
     struct Dataset d = {0};
     add_text(&d, c->tokenizer, text, -1, c->window);
-    const int n = length_of(&d, 0), zero = 0;
-    const struct Batch whole = gather(&c->runner, &d, &zero, 1);
-    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts), most = 0;
+    const int n = length_of(&d, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    for (int i = 0; i <= n; i++) starts[i] = i;
-    const struct Batch rows = {n, n, d.tokens, starts};     /* each row the last of a sequence */
-    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
-    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
-    check_unchanged();
+    read_prefixes(p, c, &d);
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
-    printf("P(%s) after each token:\n", c->model.config.label_names[best]);
+    const char *label = c->model.config.label_names[best];
+    double before = p[best], largest = 0;
+    int most = 0;
+    printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
-        const double now = p[(size_t)i * K + best], was = i ? p[(size_t)(i - 1) * K + best] : now;
-        const double record = most ? p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]
-                                   : 0;
-        if (fabs(now - was) > fabs(record)) most = i;
-        struct Buffer shown = {0};
-        append_shown(&shown, c->tokenizer, d.tokens[i]);
+        const double now = p[(size_t)i * K + best], change = now - before;
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
+        char *token = shown_token(c->tokenizer, d.tokens[i]);
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s", now, now - was, shown.data);
+        printf("%.4f  %+.4f  %s", now, change, token);
         printf(isatty(1) ? "\033[0m\n" : "\n");
-        free(shown.data);
+        free(token);
+        if (fabs(change) > fabs(largest)) { most = i; largest = change; }
+        before = now;
     }
     if (most) {
-        struct Buffer shown = {0};
-        append_shown(&shown, c->tokenizer, d.tokens[most]);
-        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n",
-               c->model.config.label_names[best], shown.data, most + 1,
-               p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]);
-        free(shown.data);
+        char *token = shown_token(c->tokenizer, d.tokens[most]);
+        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label, token,
+               most + 1, largest);
+        free(token);
     }
-    free(starts);
     free(p);
 }
 
@@ -4204,9 +4158,10 @@ static int command_explain(int argc, char **argv)
     struct Classifier c = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    const int count = parse_options(argc, argv, options, COUNT(options),
+    const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
