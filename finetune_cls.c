@@ -3091,8 +3091,8 @@ static void set_method_option(struct Settings *s, const char *method, char *opti
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
     if (!row || (!value && row->kind != CHOICE))
-        die_usage("--methods %s: %s is no option of a method with a value. There are l2sp:X, "
-                  "layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
+        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are "
+                  "l2sp:X, layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
                   "weight-decay:X and class-weights.", method, option);
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     if (s->kind == PROBE && row->kind != CHOICE)
@@ -3151,19 +3151,17 @@ static void parse_budgets(struct Compare *c)
 /* Fits the budgets to the texts that there are: a larger number means all of them. */
 static void fit_budgets(struct Compare *c)
 {
+    static const char need[] = "--labels %d: %d classes need %d at least, one each to learn from "
+                               "and to validate on%s.";
     const int texts = c->train_count, least = 2 * c->classes, count = c->budget_count;
     c->budget_count = 0;
     for (int i = 0; i < count; i++) {
         const int n = min_int(c->budgets[i], texts);
-        if (n < least)
-            warn("--labels %d: left out, since %d classes need %d at least, one each to learn from "
-                 "and to validate on.", n, c->classes, least);
+        if (n < least && i == count - 1) die_usage(need, n, c->classes, least, "");
+        if (n < least) warn(need, n, c->classes, least, "; it is left out");
         else if (!c->budget_count || n > c->budgets[c->budget_count - 1])
             c->budgets[c->budget_count++] = n;
     }
-    if (!c->budget_count)
-        die_usage("--labels %s: no number fits to %s, which has %d texts of %d classes.",
-                  c->labels_text, c->task.set.train, texts, c->classes);
 }
 
 /* Dies if the texts to learn from are those to test on. */
@@ -3440,27 +3438,30 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
     commit_outputs();
 }
 
-/* Takes over a row of compare.tsv, if it is of a cell of this comparison and its scores can be. */
-static void read_cell(struct Compare *c, const char *row)
+/* Takes over a row of compare.tsv, if it is of a cell of this comparison. Returns false if no such
+ * table can have it. */
+static bool read_cell(struct Compare *c, const char *row)
 {
     struct Cell x = {0};
     int labels, end = 0, name = (int)strcspn(row, "\t\n");
-    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed, &x.accuracy,
-           &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
+    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed,
+           &x.accuracy, &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
     const char *right = row + name + end;
-    if (!end || x.seed < 1 || x.seed > c->seeds || !(x.accuracy >= 0 && x.accuracy <= 1)
-        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n') return;
+    if (!end || x.seed < 1 || !(x.accuracy >= 0 && x.accuracy <= 1)
+        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n')
+        return false;
     while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
     for (; x.method < c->method_count; x.method++) {
         const char *known = c->methods[x.method].name;
         if ((int)strlen(known) == name && !memcmp(known, row, name)) break;
     }
-    if (x.budget == c->budget_count || x.method == c->method_count) return;
-    x.right = text_of("%.*s", c->test_count, right);
+    if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
+        return true;
     struct Cell *cell = cell_at(c, x.seed, x.budget, x.method);
-    if (cell->done) return;
+    x.right = text_of("%.*s", c->test_count, right);
     *cell = x;
     finish_cell(c, cell);
+    return true;
 }
 
 /* Begins the table, or goes on with the one in --out, whose settings command_compare has taken
@@ -3468,7 +3469,7 @@ static void read_cell(struct Compare *c, const char *row)
  * are replaced when the first row of the new table is there. */
 static void open_comparison(struct Compare *c)
 {
-    static const char *const names[] = {"model", "texts"};
+    static const char *const names[] = {"weights", "texts"};
     const struct Settings *s = &c->task.set;
     char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
     uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
@@ -3478,7 +3479,7 @@ static void open_comparison(struct Compare *c)
     for (int i = 0; i < COUNT(names); i++) {
         const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
         if (c->old.count && (!was || strcmp(was, now)))
-            die("--resume: the comparison in %s was made with another %s. Choose another --out.",
+            die("--resume: the comparison in %s was made with other %s. Choose another --out.",
                 s->out, names[i]);
         metadata_set(&c->state, names[i], "%s", now);
     }
@@ -3487,8 +3488,7 @@ static void open_comparison(struct Compare *c)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
     journal_open(&c->journal, table, table_header, 0, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1) {
-        read_cell(c, at);
-        journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
+        if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
     }
     stage_safetensors(state, &(struct Model){0}, NULL, NULL, 0, &c->state);
     if (!s->overwrite) commit_outputs();
@@ -3737,7 +3737,8 @@ static void print_worth(const struct Compare *c)
 }
 
 /* What to use with the largest budget: the best method, or a clearly quicker one that is within its
- * interval and not worse even by a test without correction. */
+ * interval and not worse even by a test without correction. None, if the commonest label might be
+ * as good as any. */
 static void print_choice(const struct Compare *c)
 {
     const int b = c->budget_count - 1, best = best_method(c, b, false);
@@ -3746,8 +3747,13 @@ static void print_choice(const struct Compare *c)
     double limit = 0.7 * mean_seconds(estimate_at(c, b, best));
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, b, m);
+        if (c->methods[m].family == MAJORITY && (m == best || e->holm >= SIGNIFICANT)) {
+            printf("With %d labels no method is significantly better than the commonest label: "
+                   "give more labels or more test texts.\n", c->budgets[b]);
+            return;
+        }
         if (e->p >= SIGNIFICANT && e->mean >= estimate_at(c, b, best)->low
-            && c->methods[m].family != MAJORITY && mean_seconds(e) < limit) {
+            && mean_seconds(e) < limit) {
             choice = m;
             limit = mean_seconds(e);
         }
@@ -3759,16 +3765,10 @@ static void print_choice(const struct Compare *c)
 /* What the figures cannot tell. */
 static void print_limits(const struct Compare *c)
 {
-    const int b = c->budget_count - 1;
     int fewest = c->seeds;
-    for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, b, m);
-        if (e->seeds) fewest = min_int(fewest, e->seeds);
-        if (c->methods[m].family == MAJORITY && e->holm >= SIGNIFICANT)
-            printf("No method is significantly better than the commonest label: give more labels "
-                   "or more test texts.\n");
-    }
-    if (c->budgets[b] == c->train_count && fewest > 1)
+    for (int i = 0; i < c->budget_count * c->method_count; i++)
+        if (c->estimates[i].seeds) fewest = min_int(fewest, c->estimates[i].seeds);
+    if (c->budgets[c->budget_count - 1] == c->train_count && fewest > 1)
         printf("With all %d labels every seed learns from the same texts: what other texts would "
                "change is not in that interval.\n", c->train_count);
     if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
@@ -3785,8 +3785,10 @@ static void print_verdict(const struct Compare *c)
                "there is no verdict. Give another --test.\n", c->names[c->truth[0]]);
         return;
     }
-    printf("\nSignificant: p < %g by paired differences, with Holm's correction for all that are "
-           "compared with the best.\n", SIGNIFICANT);
+    printf("\n");
+    if (c->method_count > 1)
+        printf("Significant: p < %g by paired differences, with Holm's correction for all that are "
+               "compared with the best.\n", SIGNIFICANT);
     for (int b = 0; b < c->budget_count; b++) print_best(c, b);
     print_worth(c);
     print_choice(c);
@@ -3842,7 +3844,7 @@ static int run_cells(struct Compare *c)
         struct Cell *cell = &c->cells[i];
         if (cell->done) continue;
         left++;
-        const double end = seconds() - c->start + expected_seconds(c, cell);
+        const double end = seconds() - c->start + fmax(0, expected_seconds(c, cell));
         if (stop_signal || (c->time_limit && end > c->time_limit)) continue;
         run_cell(cell, c);
         if (!cell->done) continue;
@@ -3885,7 +3887,7 @@ static int compare(struct Compare *c)
              "them.", left, c->cell_count);
     compute_estimates(c);
     print_table(c);
-    print_verdict(c);
+    if (left < c->cell_count) print_verdict(c);
     return 0;
 }
 
@@ -3960,12 +3962,11 @@ static int command_compare(int argc, char **argv)
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
-    if (!s->resume && !s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     if (s->resume && file_exists(state_path(s))) {
         load_metadata(state_path(s), &c.old);
         resume_options(options, &c.old, "compare", s->out);
-    }
+    } else if (!s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     if (!s->model || !s->train) die_usage("--model and --train: must be given, unless --resume "
                                           "finds a comparison in --out. --help explains them.");
     check_settings(s);
