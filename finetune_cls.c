@@ -3430,12 +3430,12 @@ static const char table_header[] =
 
 static void save_cell(struct Compare *c, const struct Cell *cell)
 {
+    commit_outputs();                   /* before the first row: see open_comparison */
     journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
                 cell->lm_loss, cell->right);
     journal_flush(&c->journal, true);
-    commit_outputs();
 }
 
 /* Takes over a row of compare.tsv, if it is of a cell of this comparison. Returns false if no such
@@ -3464,32 +3464,39 @@ static bool read_cell(struct Compare *c, const char *row)
     return true;
 }
 
-/* Begins the table, or goes on with the one in --out, whose settings command_compare has taken
- * over. Dies if it was made with another model or other texts. With --overwrite, the older files
- * are replaced when the first row of the new table is there. */
-static void open_comparison(struct Compare *c)
+/* Describes the model and the texts in c->state. Dies if those of the comparison in --out, which is
+ * to be resumed, are others. */
+static void check_same_inputs(struct Compare *c)
 {
     static const char *const names[] = {"weights", "texts"};
-    const struct Settings *s = &c->task.set;
-    char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
+    const struct Dataset *d = &c->task.data;
     uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
-                         checksum(c->task.data.labels, c->task.data.count * sizeof(int))};
-    for (int i = 0; i < c->task.data.count; i++)
+                         checksum(d->labels, d->count * sizeof(int))};
+    for (int i = 0; i < d->count; i++)
         hashes[1] = mix64(hashes[1] + checksum(c->texts[i].data, c->texts[i].size));
     for (int i = 0; i < COUNT(names); i++) {
         const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
         if (c->old.count && (!was || strcmp(was, now)))
             die("--resume: the comparison in %s was made with other %s. Choose another --out.",
-                s->out, names[i]);
+                c->task.set.out, names[i]);
         metadata_set(&c->state, names[i], "%s", now);
     }
+}
+
+/* Begins the table, or goes on with the one in --out. With --overwrite, an older one is replaced
+ * when the new one gets its first row: first by a table without rows, so that no settings ever
+ * stand beside rows that were not made with them. */
+static void open_comparison(struct Compare *c)
+{
+    const struct Settings *s = &c->task.set;
+    char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
+    check_same_inputs(c);
     char *rows = c->old.count ? read_journal(table, table_header) : NULL;
     if (c->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
     journal_open(&c->journal, table, table_header, 0, NULL);
-    for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1) {
+    for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
-    }
     stage_safetensors(state, &(struct Model){0}, NULL, NULL, 0, &c->state);
     if (!s->overwrite) commit_outputs();
     free(rows); free(state); free(table);
@@ -3515,9 +3522,8 @@ static double student_tail(double t, double df)
     return fmax(0, 1 - 2 * sum * h / 3 / all);
 }
 
-/* The t with student_tail(t, df) = SIGNIFICANT: half a 95% interval, in standard errors. For
- * df >= 1 it is
- * between 1.9 and 12.8; bisection. */
+/* The t with student_tail(t, df) = SIGNIFICANT: half a 95% interval, in standard errors. Bisection:
+ * for df >= 1 it is between 1.9 and 12.8. */
 static double student_quantile(double df)
 {
     double low = 1.9, high = 12.8;
@@ -3878,6 +3884,7 @@ static int compare(struct Compare *c)
     stop_between_steps();
     const int left = run_cells(c);
     if (stop_signal && left) {
+        commit_outputs();
         advise_resume("compare", brief("%d of %d trainings", c->cell_count - left, c->cell_count),
                       c->task.set.out);
         return stopped_status();
