@@ -3023,8 +3023,7 @@ struct Estimate {
 };
 
 struct Compare {
-    struct Task task;                   /* what trainings share: settings, tokenizer, texts, first
-                                         * those to learn from, then those to test on */
+    struct Task task;                   /* what trainings share: settings, tokenizer, texts */
     const char *test, *methods_text, *labels_text;
     int seeds, test_examples;
     double time_limit, start, test_part;
@@ -3035,9 +3034,9 @@ struct Compare {
     struct Bytes *texts;                /* those of task.data, as bytes */
     struct Bags bags;
     char **names;                       /* (K) */
-    const int *truth;                   /* (test_count): the labels of the test texts */
-    int *test_list;                     /* (test_count): their places in task.data */
-    int train_count, test_count, classes;
+    int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
+    int *truth;                         /* (test_count): the labels of the test texts */
+    int learn_count, test_count, classes;
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     int cell_count;
     struct Estimate *estimates;         /* (budget_count, method_count) */
@@ -3153,7 +3152,7 @@ static void fit_budgets(struct Compare *c)
 {
     static const char need[] = "--labels %d: %d classes need %d at least, one each to learn from "
                                "and to validate on%s.";
-    const int texts = c->train_count, least = 2 * c->classes, count = c->budget_count;
+    const int texts = c->learn_count, least = 2 * c->classes, count = c->budget_count;
     c->budget_count = 0;
     for (int i = 0; i < count; i++) {
         const int n = min_int(c->budgets[i], texts);
@@ -3174,80 +3173,81 @@ static void refuse_same_file(const char *train, const char *test)
 
 /* --- Texts, labels, subsets --- */
 
-/* Moves a part of each class to the end of e, and returns it. */
-static struct Examples set_aside(struct Examples *e, double part, const struct Compare *c,
-                                 int stream)
+/* Reorders a list of texts by split_stratified: a part of each class comes last. Returns how many
+ * come first. */
+static int split_texts(int *list, int count, const struct Compare *c, double part,
+                       struct Random random)
 {
-    const int N = e->count;
-    struct Numbered *sorted = sorted_names(c->names, c->classes);
-    struct Example *items = resize(NULL, N * sizeof *items);
-    int *labels = resize(NULL, N * sizeof *labels), *order = resize(NULL, N * sizeof *order);
-    refuse_unknown_labels(e, sorted, c->names, c->classes);
-    for (int i = 0; i < N; i++) labels[i] = class_of(e->items[i].label, sorted, c->classes);
-    e->count = split_stratified(order, labels, N, c->classes, part,
-                                random_stream(c->task.set.seed, stream));
-    for (int i = 0; i < N; i++) items[i] = e->items[order[i]];
-    free(e->items);
-    e->items = items;
-    free(sorted); free(labels); free(order);
-    return (struct Examples){e->path, items + e->count, N - e->count};
+    int *labels = allocate_zeroed(2 * count * sizeof *labels), *order = labels + count;
+    for (int i = 0; i < count; i++) labels[i] = c->task.data.labels[list[i]];
+    const int first = split_stratified(order, labels, count, c->classes, part, random);
+    for (int i = 0; i < count; i++) labels[i] = list[order[i]];
+    memcpy(list, labels, count * sizeof *list);
+    release(labels, 2 * count * sizeof *labels);
+    return first;
 }
 
-/* The texts to test on: those of --test, or a part of those to learn from. Texts of --train that
- * are in --test, too, are left out. */
-static struct Examples take_test(struct Compare *c, struct Examples *train)
-{
-    struct Examples test = {0};
-    const int all = train->count;
-    if (c->test) test = read_examples(c->test, c->task.set.columns);
-    drop_repeats(train, &test, "left out", "--test");
-    c->names = class_names(train, &c->classes);
-    if (!c->test) {
-        test = set_aside(train, c->test_part, c, STREAM_TEST);
-        if (!test.count)
-            die("%s: no class has two texts, so none can be set aside. Give --test.", train->path);
-        progress(true, "%d of %d texts of %s are set aside as test", test.count, all, train->path);
-    }
-    if (c->test_examples && c->test_examples < test.count) {
-        test = set_aside(&test, (double)c->test_examples / test.count, c, STREAM_SPLIT);
-        if (!test.count)
-            die_usage("--test-examples %d: no class of %s has two texts. Leave it out.",
-                      c->test_examples, test.path);
-    }
-    return test;
-}
-
+/* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
+ * of --train is the test. */
 static void load_texts(struct Compare *c)
 {
     struct Task *t = &c->task;
     const struct Settings *s = &t->set;
     const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    struct Examples train = read_examples(s->train, s->columns), test = take_test(c, &train);
+    struct Examples train = read_examples(s->train, s->columns), test = {0};
+    if (c->test) test = read_examples(c->test, s->columns);
+    drop_repeats(&train, &test, "left out", "--test");
+    c->names = class_names(&train, &c->classes);
     add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
     add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
-    c->train_count = train.count;
-    c->test_count = test.count;
-    c->truth = t->data.labels + train.count;
-    c->test_list = resize(NULL, test.count * sizeof *c->test_list);
     c->texts = resize(NULL, t->data.count * sizeof *c->texts);
-    for (int i = 0; i < train.count; i++) c->texts[i] = train.items[i].text;
-    for (int i = 0; i < test.count; i++) {
-        c->test_list[i] = train.count + i;
-        c->texts[train.count + i] = test.items[i].text;
+    c->learn = resize(NULL, t->data.count * sizeof *c->learn);
+    for (int i = 0; i < t->data.count; i++) {
+        c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+        c->learn[i] = i;
     }
+    c->learn_count = train.count;
+    if (!c->test) {
+        c->learn_count = split_texts(c->learn, train.count, c, c->test_part,
+                                     random_stream(s->seed, STREAM_TEST));
+        progress(true, "%d of %d texts of %s are set aside as test", train.count - c->learn_count,
+                 train.count, s->train);
+    }
+    free(train.items);
+    free(test.items);
+}
+
+/* The texts to test on: those behind the texts to learn from, or --test-examples of them. */
+static void choose_test(struct Compare *c)
+{
+    c->test_list = c->learn + c->learn_count;
+    c->test_count = c->task.data.count - c->learn_count;
+    if (c->test_examples && c->test_examples < c->test_count) {
+        const int rest = split_texts(c->test_list, c->test_count, c,
+                                     (double)c->test_examples / c->test_count,
+                                     random_stream(c->task.set.seed, STREAM_SPLIT));
+        c->test_list += rest;
+        c->test_count -= rest;
+    }
+    if (!c->test_count)
+        die_usage("%s: no class has two texts, so none can be chosen. Give other texts.",
+                  c->test ? c->test : c->task.set.train);
+    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
+    for (int i = 0; i < c->test_count; i++)
+        c->truth[i] = c->task.data.labels[c->test_list[i]];
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
  * seed's smaller budgets are parts of its larger ones. */
 static void choose_subset(int *list, const struct Compare *c, int budget, int seed)
 {
-    const int N = c->train_count, K = c->classes;
-    const int *labels = c->task.data.labels;
+    const int N = c->learn_count, K = c->classes, *labels = c->task.data.labels;
     int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
     int *count = left + K, chosen = 0;
     struct Random random = random_stream(seed, STREAM_SUBSET);
     memset(left, 0, 2 * K * sizeof *left);
-    for (int i = 0; i < N; i++) { order[i] = i; count[labels[i]]++; }
+    memcpy(order, c->learn, N * sizeof *order);
+    for (int i = 0; i < N; i++) count[labels[order[i]]]++;
     for (int k = 0; k < K; k++)
         chosen += left[k] = min_int(count[k], max_int(2, (int)((double)budget * count[k] / N)));
     for (int k = 0; chosen != budget; k = (k + 1) % K) {    /* what rounding left over */
@@ -3366,20 +3366,17 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
     free(p);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation. Returns
- * false, without a result, if a signal ended it. */
-static bool run_tuned(struct Cell *cell, struct Compare *c, const int *list, int count)
+/* A training as `train` does it, in silence. list (count) becomes training and validation, and is
+ * freed. Returns false, without a result, if a signal ended it. */
+static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
 {
     struct Task t = c->task;
     struct Metadata meta = {0};
-    int *labels = resize(NULL, count * sizeof *labels), *places = resize(NULL, count * sizeof(int));
     t.set = c->methods[cell->method].set;
     t.set.seed = cell->seed;
-    for (int i = 0; i < count; i++) labels[i] = t.data.labels[list[i]];
-    t.train = resize(NULL, count * sizeof *t.train);
-    t.train_count = split_stratified(places, labels, count, c->classes, t.set.val_part,
-                                     random_stream(cell->seed, STREAM_SPLIT));
-    for (int i = 0; i < count; i++) t.train[i] = list[places[i]];
+    t.train = list;
+    t.train_count = split_texts(list, count, c, t.set.val_part,
+                                random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
@@ -3390,8 +3387,6 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, const int *list, int
     if (whole) test_task(cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
-    free(labels);
-    free(places);
     task_free(&t);
     return whole;
 }
@@ -3416,10 +3411,9 @@ static void run_cell(struct Cell *cell, struct Compare *c)
     const double start = seconds();
     choose_subset(list, c, count, cell->seed);
     if (m->family == TUNED) whole = run_tuned(cell, c, list, count);
-    else run_classical(cell, c, list, count);
+    else { run_classical(cell, c, list, count); free(list); }
     cell->seconds = seconds() - start;
     if (whole) finish_cell(c, cell);
-    free(list);
 }
 
 /* --- What is kept on disk: a row for each cell --- */
@@ -3774,9 +3768,9 @@ static void print_limits(const struct Compare *c)
     int fewest = c->seeds;
     for (int i = 0; i < c->budget_count * c->method_count; i++)
         if (c->estimates[i].seeds) fewest = min_int(fewest, c->estimates[i].seeds);
-    if (c->budgets[c->budget_count - 1] == c->train_count && fewest > 1)
+    if (c->budgets[c->budget_count - 1] == c->learn_count && fewest > 1)
         printf("With all %d labels every seed learns from the same texts: what other texts would "
-               "change is not in that interval.\n", c->train_count);
+               "change is not in that interval.\n", c->learn_count);
     if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
                            fewest == 1 ? "" : "s");
 }
@@ -3878,6 +3872,7 @@ static int compare(struct Compare *c)
             die_usage("--methods %s: the model has %s. Choose no more.", m->name,
                       counted(L, "block"));
     load_texts(c);
+    choose_test(c);
     fit_budgets(c);
     list_cells(c);
     open_comparison(c);

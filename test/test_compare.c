@@ -373,30 +373,32 @@ static void test_separable(void)
 static struct Compare labelled(const int *counts, int classes)
 {
     struct Compare c = {.classes = classes};
-    for (int k = 0; k < classes; k++) c.train_count += counts[k];
-    c.task.data.labels = resize(NULL, c.train_count * sizeof(int));
-    for (int round = 0, n = 0; n < c.train_count; round++)
+    for (int k = 0; k < classes; k++) c.learn_count += counts[k];
+    c.task.data.labels = resize(NULL, c.learn_count * sizeof(int));
+    for (int round = 0, n = 0; n < c.learn_count; round++)
         for (int k = 0; k < classes; k++) if (round < counts[k]) c.task.data.labels[n++] = k;
+    c.learn = resize(NULL, c.learn_count * sizeof(int));
+    for (int i = 0; i < c.learn_count; i++) c.learn[i] = i;
     return c;
 }
 
 /* Whether a subset is what choose_subset promises: so many texts, each once, of each class at least
- * two or all, and as many as its part but for `slack`. taken (train_count): which ones. */
+ * two or all, and as many as its part but for `slack`. taken (learn_count): which ones. */
 static bool proper_subset(bool *taken, const struct Compare *c, const int *counts, int budget,
                           int seed, double slack)
 {
     int *list = resize(NULL, budget * sizeof *list), of_class[8] = {0};
-    memset(taken, 0, c->train_count * sizeof *taken);
+    memset(taken, 0, c->learn_count * sizeof *taken);
     choose_subset(list, c, budget, seed);
     bool good = true;
     for (int i = 0; i < budget; i++) {
-        good = good && list[i] >= 0 && list[i] < c->train_count && !taken[list[i]];
+        good = good && list[i] >= 0 && list[i] < c->learn_count && !taken[list[i]];
         if (!good) break;
         taken[list[i]] = true;
         of_class[c->task.data.labels[list[i]]]++;
     }
     for (int k = 0; k < c->classes; k++) {
-        const double part = (double)budget * counts[k] / c->train_count;
+        const double part = (double)budget * counts[k] / c->learn_count;
         good = good && of_class[k] >= min_int(2, counts[k]) && of_class[k] <= counts[k]
             && fabs(of_class[k] - fmax(part, 2)) <= slack + (part < 2);
     }
@@ -408,13 +410,13 @@ static bool proper_subset(bool *taken, const struct Compare *c, const int *count
 static void test_subsets_of(const int *counts, int classes, double slack, const char *what)
 {
     struct Compare c = labelled(counts, classes);
-    bool *taken = resize(NULL, 2 * c.train_count), *before = taken + c.train_count, good = true;
+    bool *taken = resize(NULL, 2 * c.learn_count), *before = taken + c.learn_count, good = true;
     int most_lost = 0;
-    for (int budget = 2 * classes; budget <= c.train_count; budget++) {
+    for (int budget = 2 * classes; budget <= c.learn_count; budget++) {
         int lost = 0;
-        memcpy(before, taken, c.train_count);
+        memcpy(before, taken, c.learn_count);
         good = proper_subset(taken, &c, counts, budget, 7, slack) && good;
-        for (int i = 0; i < c.train_count; i++)
+        for (int i = 0; i < c.learn_count; i++)
             lost += budget > 2 * classes && before[i] && !taken[i];
         most_lost = max_int(most_lost, lost);
     }
@@ -622,12 +624,12 @@ static void test_methods(void)
 
 static void test_budgets(void)
 {
-    struct Compare c = {.labels_text = "4,50,1k,all", .train_count = 1234, .classes = 2};
+    struct Compare c = {.labels_text = "4,50,1k,all", .learn_count = 1234, .classes = 2};
     parse_budgets(&c);
     fit_budgets(&c);
     check(c.budget_count == 4 && c.budgets[0] == 4 && c.budgets[1] == 50 && c.budgets[2] == 1000
           && c.budgets[3] == 1234, "labels: numbers, 1k, all");
-    c = (struct Compare){.labels_text = "20,100,500,1000,all", .train_count = 500, .classes = 11};
+    c = (struct Compare){.labels_text = "20,100,500,1000,all", .learn_count = 500, .classes = 11};
     parse_budgets(&c);
     fit_budgets(&c);
     check(c.budget_count == 2 && c.budgets[0] == 100 && c.budgets[1] == 500,
@@ -685,9 +687,13 @@ static void test_row_is_train(void)
     char *base = path_of("base"), *train = path_of("train.tsv"), *test = path_of("test.tsv"),
          *table = path_of("compare"), *same = path_of("same.tsv"), *out = path_of("classifier");
     int order[TEXTS_TO_LEARN];
-    struct Compare c = {.train_count = TEXTS_TO_LEARN, .classes = 2};
+    struct Compare c = {.learn_count = TEXTS_TO_LEARN, .classes = 2};
     c.task.data.labels = resize(NULL, TEXTS_TO_LEARN * sizeof(int));
-    for (int i = 0; i < TEXTS_TO_LEARN; i++) c.task.data.labels[i] = i % 3 == 0;
+    c.learn = resize(NULL, TEXTS_TO_LEARN * sizeof(int));
+    for (int i = 0; i < TEXTS_TO_LEARN; i++) {
+        c.task.data.labels[i] = i % 3 == 0;
+        c.learn[i] = i;
+    }
     choose_subset(order, &c, TEXTS_TO_LEARN, 1);
     save_random_model(base);
     write_texts(train, "learn", NULL, TEXTS_TO_LEARN);
