@@ -3922,8 +3922,7 @@ static int command_compare(int argc, char **argv)
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model (required)", TEXT, &s->model,
-         .effect = EXTENDS},
+        {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
         {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &c.test, .effect = EXTENDS},
