@@ -234,13 +234,13 @@ check $? "another tokenizer stays, the same one is completed by a model"
 rm -r some mixed 2>/dev/null
 
 # Files of the user's with a name that a run gives to one of its own.
-for file in config.json settings.txt right.tsv; do
+for file in config.json compare.tsv; do
     mkdir mine && echo mine >mine/$file
     [ $file = config.json ] && speaker=train_gpt && fails 2 "mine: already holds a run ($file)" \
         run old mine --steps 1
     speaker=finetune_cls
     if [ $file = config.json ]; then fails 2 "mine: already holds a run ($file)" classify old mine
-    else fails 2 "mine: already holds a comparison ($file)" "$finetune" compare \
+    else fails 2 "mine: already holds $file" "$finetune" compare \
         --model base_old --train old.tsv --out mine
     fi
     [ "$(cat mine/$file)" = mine ] && [ "$(ls mine)" = $file ]
@@ -376,7 +376,7 @@ compare() # OPTION...
         --methods majority --labels 4 --seeds 1 "$@"
 }
 compare >/dev/null 2>&1 && cp -r cmp before_cmp
-stopped_at cmp right.tsv compare --overwrite --seeds 2
+stopped_at cmp compare.tsv compare --overwrite --seeds 2
 diff -r cmp before_cmp
 check $? "a comparison is replaced when the new one has its first row"
 compare --overwrite --seeds 2 >/dev/null 2>&1 && [ "$(wc -l <cmp/compare.tsv)" -eq 3 ]
