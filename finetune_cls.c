@@ -211,8 +211,8 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
     struct Workspace *ws = &r->ws;
     const int C = r->model->config.channels, L = r->model->config.layers;
     real *x = ws->activations[r->frozen].x;
-    if (!r->cache.x && r->frozen) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
-    else if (r->cache.x)
+    if (r->frozen && !r->cache.x) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
+    else if (r->frozen)
         for (int s = 0; s < b->sequences; s++)
             memcpy(x + (size_t)b->starts[s] * C, r->cache.x + r->cache.row[list[s]] * C,
                    (size_t)length_of(d, list[s]) * C * sizeof *x);
