@@ -1875,7 +1875,8 @@ static void fill_curve(double *mean, int width, double first, double last, const
     for (const char *row = rows; *row; row = next_row(row)) {
         const double step = number_in(row, LOG_STEP), value = number_in(row, column);
         if (!(step >= first && step <= last) || isnan(value)) continue;
-        const int x = (int)((step - first) * width / (last - first + 1));
+        const double place = (step - first) * width / (last - first + 1);
+        const int x = (int)fmin(place, width - 1);      /* of steps beyond 2^53, too */
         mean[x] += value;
         count[x]++;
     }
