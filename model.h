@@ -2660,15 +2660,22 @@ static void remove_unfinished(void)
     for (struct Made *m = made; m; m = m->older) rmdir(m->path);
 }
 
-static volatile sig_atomic_t committing, signal_to_come;    /* a signal waits for the last name */
+/* While files get their names, a signal waits: those on disk and those in the list must agree. */
+static volatile sig_atomic_t naming, signal_to_come;
 
 static void remove_unfinished_on_signal(int signal_number)
 {
     signal_to_come = signal_number;
-    if (committing) return;
+    if (naming) return;
     remove_unfinished();
     signal(signal_number, SIG_DFL);
     raise(signal_number);
+}
+
+static void end_naming(void)
+{
+    naming = false;
+    if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
 }
 
 /* The directory that a path is in, which the caller owns. *name: what the path calls the file. */
@@ -2711,12 +2718,14 @@ static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o);
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
+    naming = true;
     const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
     if (fd < 0 && errno == EWOULDBLOCK)
         die("%s: another program is writing it. Wait for its end, or choose another place.", path);
     if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
     *outputs_end = o;
     outputs_end = &o->next;
+    end_naming();
     o->file = fdopen(fd, "w+b");
     if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
     return o;
@@ -2747,7 +2756,7 @@ static void commit_outputs(void)
 {
     struct Output *o, *done = NULL, *volatile *at = &outputs;
     const char *name;
-    committing = true;
+    naming = true;
     while ((o = *at)) {
         if (!o->complete) { at = &o->next; continue; }
         if (rename(o->temporary, o->path))
@@ -2758,8 +2767,7 @@ static void commit_outputs(void)
         done = o;
     }
     outputs_end = at;
-    committing = false;
-    if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
+    end_naming();
     for (; (o = done); free(o)) {
         char *directory = directory_of(o->path, &name);
         flush_directory(directory);
