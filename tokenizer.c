@@ -1691,6 +1691,46 @@ static void remove_old_shards(struct ShardWriter *w)
     free(w->shards);
 }
 
+/* Whether the n bytes at p are UTF-16 of Latin letters: every byte at an even place (high = 0) or
+ * at an odd place (high = 1) is 0, and no other. */
+static bool is_utf16(const uint8_t *p, size_t n, size_t high)
+{
+    size_t zeros = 0;
+    for (size_t i = 0; i < n; i++) zeros += (p[i] == 0) == (i % 2 == high);
+    return n >= 4 && zeros == n;
+}
+
+/* Dies if a file that begins with these n bytes is known not to be plain text. A dot in `bytes`
+ * stands for any byte. */
+static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+{
+    static const struct { const char *bytes; size_t n; const char *what, *remedy; } kinds[] = {
+        {"\xFF\xFE\0\0", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
+        {"\0\0\xFE\xFF", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
+        {"\xFF\xFE", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
+        {"\xFE\xFF", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
+        {"\x1F\x8B", 2, "compressed", "Unpack it with `gzip -d`."},
+        {"\x28\xB5\x2F\xFD", 4, "compressed", "Unpack it with `zstd -d`."},
+        {"BZh.1AY&SY", 10, "compressed", "Unpack it with `bzip2 -d`."},
+        {"\xFD" "7zXZ", 5, "compressed", "Unpack it with `xz -d`."},
+        {"PK\3\4", 4, "a zip file, as .docx and .xlsx are",
+         "Unpack it, or save the document as plain text."},
+        {"%PDF-", 5, "a PDF document", "Convert it with `pdftotext`."},
+        {"\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "`tokenizer decode` writes its text."}};
+    for (int i = 0; i < COUNT(kinds); i++) {
+        size_t same = 0;
+        while (same < n && same < kinds[i].n
+               && (p[same] == (uint8_t)kinds[i].bytes[same] || kinds[i].bytes[same] == '.')) same++;
+        if (same == kinds[i].n)
+            die("%s: is %s, not plain text. %s", path, kinds[i].what, kinds[i].remedy);
+    }
+    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
+    for (int high = 0; high < 2; high++)
+        if (is_utf16(p, first, high))
+            die("%s: is in UTF-16, not UTF-8. Convert it with `iconv -f UTF-16%s -t UTF-8`.", path,
+                high ? "LE" : "BE");
+}
+
 #ifndef TOKENIZER_NO_MAIN
 
 /* ============================================================================================= */
@@ -1912,46 +1952,6 @@ static void fill_window(struct Source *s)
         s->size += (size_t)n;
         s->file_bytes += n;
     }
-}
-
-/* Whether the n bytes at p are UTF-16 of Latin letters: every byte at an even place (high = 0) or
- * at an odd place (high = 1) is 0, and no other. */
-static bool is_utf16(const uint8_t *p, size_t n, size_t high)
-{
-    size_t zeros = 0;
-    for (size_t i = 0; i < n; i++) zeros += (p[i] == 0) == (i % 2 == high);
-    return n >= 4 && zeros == n;
-}
-
-/* Dies if a file that begins with these n bytes is known not to be plain text. A dot in `bytes`
- * stands for any byte. */
-static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
-{
-    static const struct { const char *bytes; size_t n; const char *what, *remedy; } kinds[] = {
-        {"\xFF\xFE\0\0", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\0\0\xFE\xFF", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\xFF\xFE", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\xFE\xFF", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\x1F\x8B", 2, "compressed", "Unpack it with `gzip -d`."},
-        {"\x28\xB5\x2F\xFD", 4, "compressed", "Unpack it with `zstd -d`."},
-        {"BZh.1AY&SY", 10, "compressed", "Unpack it with `bzip2 -d`."},
-        {"\xFD" "7zXZ", 5, "compressed", "Unpack it with `xz -d`."},
-        {"PK\3\4", 4, "a zip file, as .docx and .xlsx are",
-         "Unpack it, or save the document as plain text."},
-        {"%PDF-", 5, "a PDF document", "Convert it with `pdftotext`."},
-        {"\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "`tokenizer decode` writes its text."}};
-    for (int i = 0; i < COUNT(kinds); i++) {
-        size_t same = 0;
-        while (same < n && same < kinds[i].n
-               && (p[same] == (uint8_t)kinds[i].bytes[same] || kinds[i].bytes[same] == '.')) same++;
-        if (same == kinds[i].n)
-            die("%s: is %s, not plain text. %s", path, kinds[i].what, kinds[i].remedy);
-    }
-    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    for (int high = 0; high < 2; high++)
-        if (is_utf16(p, first, high))
-            die("%s: is in UTF-16, not UTF-8. Convert it with `iconv -f UTF-16%s -t UTF-8`.", path,
-                high ? "LE" : "BE");
 }
 
 /* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
