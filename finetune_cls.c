@@ -374,13 +374,13 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
 
 /* What the loop uses of section 8: lines of progress and log.tsv; the state and the best weights on
  * disk. A quiet training has none of them. */
-static void show_step(struct Task *t, const struct TrainState *c, double loss, double lr);
-static void report_validation(struct Task *t, const struct TrainState *c, struct Scores now,
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
+static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
                               bool better);
-static void begin_state(struct Task *t, struct TrainState *c);
-static void save_training(struct Task *t, struct TrainState *c);
-static void save_best(struct Task *t, const struct TrainState *c);
-static bool save_is_due(const struct TrainState *c);
+static void begin_state(struct Task *t, struct TrainState *run);
+static void save_training(struct Task *t, struct TrainState *run);
+static void save_best(struct Task *t, const struct TrainState *run);
+static bool save_is_due(const struct TrainState *run);
 
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K);
@@ -395,29 +395,29 @@ static struct Scores validate(struct Task *t)
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
-static void average_weights(struct TrainState *c, const struct Model *model)
+static void average_weights(struct TrainState *run, const struct Model *model)
 {
-    const real part = 1 / (real)++c->averaged;
+    const real part = 1 / (real)++run->averaged;
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < model->parameter_count; i++)
-        c->mean[i] += part * (model->weights[i] - c->mean[i]);
+        run->mean[i] += part * (model->weights[i] - run->mean[i]);
 }
 
 /* Validates, and keeps the weights if they are the most accurate so far, of equally accurate ones
  * those with the lowest loss. */
-static void validate_and_keep(struct Task *t, struct TrainState *c)
+static void validate_and_keep(struct Task *t, struct TrainState *run)
 {
-    const struct Scores now = validate(t), top = c->best_scores;
+    const struct Scores now = validate(t), top = run->best_scores;
     const bool better = now.accuracy > top.accuracy
                      || (now.accuracy == top.accuracy && now.loss < top.loss);
-    report_validation(t, c, now, better);
-    c->since_best = better ? 0 : c->since_best + 1;
-    c->loss = c->examples = 0;
+    report_validation(t, run, now, better);
+    run->since_best = better ? 0 : run->since_best + 1;
+    run->loss = run->examples = 0;
     if (!better) return;
-    c->best_scores = now;
-    c->best_step = c->step;
-    memcpy(c->best, t->model.weights, t->model.parameter_count * sizeof(real));
-    if (!t->quiet) save_best(t, c);
+    run->best_scores = now;
+    run->best_step = run->step;
+    memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
+    if (!t->quiet) save_best(t, run);
 }
 
 /* The number of passes over the training examples that an update belongs to. */
@@ -428,13 +428,14 @@ static int epoch_of(const struct Task *t, int step)
 
 /* The model ends with the mean of the last weights if there is one, else with the best on
  * validation; meta says which. */
-static void choose_final_weights(struct Task *t, const struct TrainState *c, struct Metadata *meta)
+static void choose_final_weights(struct Task *t, const struct TrainState *run,
+                                 struct Metadata *meta)
 {
-    memcpy(t->model.weights, c->averaged ? c->mean : c->best,
+    memcpy(t->model.weights, run->averaged ? run->mean : run->best,
            t->model.parameter_count * sizeof(real));
-    metadata_set(meta, "best_epoch", "%d", epoch_of(t, c->best_step));
-    metadata_set(meta, "best_step", "%d", c->best_step);
-    if (c->averaged) metadata_set(meta, "weights", "mean of the last %d updates", c->averaged);
+    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
+    metadata_set(meta, "best_step", "%d", run->best_step);
+    if (run->averaged) metadata_set(meta, "weights", "mean of the last %d updates", run->averaged);
     else metadata_set(meta, "weights", "best on validation");
 }
 
@@ -449,33 +450,33 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
     const int updates = ceil_div(t->train_count, s->batch);             /* of an epoch */
     const int64_t warmup = (int64_t)(s->warmup * s->steps);
     const size_t bytes = t->model.parameter_count * sizeof(real);
-    struct TrainState c = {.start = seconds(), .best = best,
+    struct TrainState run = {.start = seconds(), .best = best,
                            .best_scores = {.accuracy = -1, .loss = INFINITY},
                            .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
     bool done = false, stop = false;
-    begin_state(t, &c);
+    begin_state(t, &run);
     while (!done && !stop) {
-        const int first = c.step % updates * s->batch,
+        const int first = run.step % updates * s->batch,
                   count = min_int(s->batch, t->train_count - first);
         if (first == 0) shuffle(t->train, t->train_count, &t->order);
-        c.step++;
-        const double lr = learning_rate("cosine", c.step, s->steps + 1, warmup, s->lr, 0);
-        const double loss = train_step(t, &c.norm, t->train + first, count, lr, c.step);
-        c.loss += loss * count;
-        c.examples += count;
-        show_step(t, &c, loss, lr);
-        if (c.mean && c.step > (1 - s->average) * s->steps) average_weights(&c, &t->model);
-        if (c.step % s->every == 0 || c.step == s->steps) validate_and_keep(t, &c);
-        done = c.step == s->steps || (s->patience && c.since_best >= s->patience);
+        run.step++;
+        const double lr = learning_rate("cosine", run.step, s->steps + 1, warmup, s->lr, 0);
+        const double loss = train_step(t, &run.norm, t->train + first, count, lr, run.step);
+        run.loss += loss * count;
+        run.examples += count;
+        show_step(t, &run, loss, lr);
+        if (run.mean && run.step > (1 - s->average) * s->steps) average_weights(&run, &t->model);
+        if (run.step % s->every == 0 || run.step == s->steps) validate_and_keep(t, &run);
+        done = run.step == s->steps || (s->patience && run.since_best >= s->patience);
         stop = stop_signal && !done;
-        if (!t->quiet && !done && (stop || save_is_due(&c))) save_training(t, &c);
+        if (!t->quiet && !done && (stop || save_is_due(&run))) save_training(t, &run);
     }
-    if (done && s->patience && c.since_best >= s->patience && !t->quiet)
-        progress(true, "stopped: %d times no better on validation", c.since_best);
+    if (done && s->patience && run.since_best >= s->patience && !t->quiet)
+        progress(true, "stopped: %d times no better on validation", run.since_best);
     if (stop && !t->quiet)
-        advise_resume("train", brief("step %d/%d", c.step, s->steps), s->out);
-    if (done) choose_final_weights(t, &c, meta);
-    release(c.mean, bytes);
+        advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
+    if (done) choose_final_weights(t, &run, meta);
+    release(run.mean, bytes);
     return done;
 }
 
@@ -1410,6 +1411,7 @@ static char find_separator(const struct Reader *r, const char *candidates)
     return best ? *best : '\n';
 }
 
+/* FORMATS: none, or "auto". */
 static int format_number(const char *name)
 {
     int number = 0;
@@ -1438,7 +1440,8 @@ static void choose_format(struct Reader *r)
     r->format = said < FORMATS && !kept ? said : marked < FORMATS ? marked
               : lines && (kept || r->separator == '\n') ? LINES
               : r->separator == '\t' ? TSV : CSV;
-    r->like_training = kept && (said == r->format || (said <= CSV && r->format != JSONL));
+    r->like_training = kept && (said == r->format || (said <= CSV && r->format != JSONL
+                                                      && r->format != FASTTEXT));
     if (!r->like_training) return;
     w->header = w->header ? w->header : kept->header;
     for (int i = 0; i < COLUMNS; i++) if (!w->names[i]) w->names[i] = kept->names[i];
@@ -1553,17 +1556,22 @@ static char *missing_column(const struct Reader *r, int which)
     return b.data;
 }
 
-/* Whether the fields of the first row are names. They must be if a column is wanted by name. */
+/* Whether the fields of the first row are names. They must be if a column is wanted by name. Lines
+ * are then a table, if the texts are named alone or with the labels. */
 static bool has_header(const struct Reader *r)
 {
     const struct Columns *w = &r->wanted;
-    bool names = false, usual = false;
+    bool names = false, usual = false, all = true;
     for (int which = 0; which < COLUMNS; which++) {
-        const double position = position_of(w->names[which]);
+        const char *wanted = w->names[which];
+        const double position = position_of(wanted);
+        if (which == TEXTS || (which == LABELS && r->count > 1))
+            all = all && !position && find_name(r, wanted ? wanted : usual_names[which]) >= 0;
         if (!is_wanted(r, which)) continue;
         names |= !position;
         usual |= position && find_name(r, usual_names[which]) == position - 1;
     }
+    if (r->format == LINES) return all;
     if (!w->header || !strcmp(w->header, "auto")) return names || usual;
     if (!strcmp(w->header, "yes")) return true;
     if (names)
@@ -1595,15 +1603,6 @@ static void find_columns(struct Reader *r)
     }
 }
 
-/* Whether the first of some lines names the texts, alone or with the labels: they are a table. */
-static bool names_texts(const struct Reader *r)
-{
-    const struct Columns *c = r->like_training ? r->wanted.training : &r->wanted;
-    const char *text = c->names[TEXTS], *label = c->names[LABELS];
-    return !position_of(text) && find_name(r, text ? text : usual_names[TEXTS]) >= 0
-        && (r->count == 1 || find_name(r, label ? label : usual_names[LABELS]) >= 0);
-}
-
 /* Reads the first row: the columns, and whether it is their header. */
 static void read_first_row(struct Reader *r)
 {
@@ -1611,7 +1610,7 @@ static void read_first_row(struct Reader *r)
     r->begun = r->line;
     read_fields(r);
     r->columns = r->count;
-    const bool lines = r->format == LINES, header = lines ? names_texts(r) : has_header(r);
+    const bool lines = r->format == LINES, header = has_header(r);
     if (header && lines) r->format = r->separator == '\t' ? TSV : CSV;
     if (r->format <= CSV) find_columns(r);
     r->decided.header = header ? "yes" : "no";
@@ -1817,9 +1816,8 @@ static bool next_record(struct Reader *r)
     for (;;) {
         if (!r->wanted.texts_only || r->format == JSONL) skip_blank_lines(r);
         if (begins_with((struct Bytes){r->at, r->end - r->at}, "\xEF\xBB\xBF")) r->at += 3;
-        if (r->format == JSONL)
-            for (const char *s = r->at; s < r->end && strchr("[,] \t\r\n", *s) && *s; advance(r, s))
-                s++;
+        while (r->format == JSONL && r->at < r->end && *r->at && strchr("[,] \t\r\n", *r->at))
+            advance(r, r->at + 1);
         if (r->at == r->end) return false;
         const char *next = r->at;
         const struct Bytes line = take_line(&next, r->end), header = r->header;
@@ -1990,8 +1988,8 @@ static void refuse_unknown_labels(const struct Examples *e, const struct Numbere
     int unknown = 0;
     for (const struct Example *x = e->items; x < e->items + e->count; x++)
         if (class_of(x->label, sorted, classes) < 0 && unknown++ < 3)
-            append(&b, "%s\"%.*s\" (line %d)", b.size ? ", " : "", (int)x->label.size, x->label.data,
-                   x->line);
+            append(&b, "%s\"%.*s\" (line %d)", b.size ? ", " : "", (int)x->label.size,
+                   x->label.data, x->line);
     if (unknown)
         die("%s: %d of %d labels are not known to the model: %s%s. Its labels are: %s. Correct or "
             "remove those lines.", e->path, unknown, e->count, b.data, unknown > 3 ? ", ..." : "",
@@ -2296,7 +2294,7 @@ static const char steps_header[] =
     "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n",
     probe_header[] = "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
 
-/* Begins log.tsv, of which the last column depends on time. state: of a resumed training, or NULL. */
+/* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)
 {
     char *path = text_of("%s/log.tsv", t->set.out);
@@ -2304,23 +2302,23 @@ static void open_log(struct Task *t, const char *header, const struct Metadata *
     free(path);
 }
 
-static void show_step(struct Task *t, const struct TrainState *c, double loss, double lr)
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
 {
-    const int step = c->step, steps = t->set.steps;
+    const int step = run->step, steps = t->set.steps;
     if (t->quiet || !line_is_due(&t->runner.shown)) return;
     progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
-             epoch_of(t, step), epoch_of(t, steps), step, steps, loss, lr, c->norm,
-             duration((seconds() - c->start) * (steps - step) / step));
+             epoch_of(t, step), epoch_of(t, steps), step, steps, loss, lr, run->norm,
+             duration((seconds() - run->start) * (steps - step) / step));
 }
 
-static void report_validation(struct Task *t, const struct TrainState *c, struct Scores now,
+static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
                               bool better)
 {
-    const int epoch = epoch_of(t, c->step);
-    const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
+    const int epoch = epoch_of(t, run->step);
+    const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
     if (t->quiet) return;
-    journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, c->step, train_loss,
-                now.loss, now.accuracy, c->norm, spent);
+    journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, run->step, train_loss,
+                now.loss, now.accuracy, run->norm, spent);
     progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
              epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
              better ? "  best" : "");
@@ -2410,77 +2408,79 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     commit_outputs();
 }
 
-static void save_best(struct Task *t, const struct TrainState *c)
+static void save_best(struct Task *t, const struct TrainState *run)
 {
     struct Metadata meta = {0};
-    metadata_set(&meta, "best_epoch", "%d", epoch_of(t, c->best_step));
-    metadata_set(&meta, "best_step", "%d", c->best_step);
+    metadata_set(&meta, "best_epoch", "%d", epoch_of(t, run->best_step));
+    metadata_set(&meta, "best_step", "%d", run->best_step);
     metadata_set(&meta, "weights", "best on validation so far");
-    save_classifier(t, c->best, &meta, c->best_scores);
+    save_classifier(t, run->best, &meta, run->best_scores);
     metadata_free(&meta);
 }
 
 /* Every minute, in a fiftieth of the time at most. */
-static bool save_is_due(const struct TrainState *c)
+static bool save_is_due(const struct TrainState *run)
 {
-    return seconds() - c->saved > fmax(60, 50 * c->saving);
+    return seconds() - run->saved > fmax(60, 50 * run->saving);
 }
 
 /* The state has all that resume_training needs. The order of the texts follows from the step. */
-static void save_training(struct Task *t, struct TrainState *c)
+static void save_training(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta = {0};
     const double start = seconds();
-    const struct Scores *best = &c->best_scores;
+    const struct Scores *best = &run->best_scores;
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
     metadata_set(&meta, "position",
-                 "%d %d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f", c->step,
-                 c->best_step, c->since_best, c->examples, c->averaged,
-                 (unsigned long long)t->masks.counter, c->loss, c->norm, best->accuracy,
-                 best->macro_f1, best->loss, best->ece, start - c->start);
-    stage_state(state_path(&t->set), &t->model, c->best, c->mean, &meta);
+                 "%d %d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f", run->step,
+                 run->best_step, run->since_best, run->examples, run->averaged,
+                 (unsigned long long)t->masks.counter, run->loss, run->norm, best->accuracy,
+                 best->macro_f1, best->loss, best->ece, start - run->start);
+    stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
     commit_outputs();
     metadata_free(&meta);
-    c->saved = seconds();
-    c->saving = c->saved - start;
+    run->saved = seconds();
+    run->saving = run->saved - start;
 }
 
 /* Goes to the place at which save_training was called. An earlier process may have ended between
  * the state and the best classifier, so that is written again. */
-static void resume_training(struct Task *t, struct TrainState *c)
+static void resume_training(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta;
-    struct Scores *best = &c->best_scores;
+    struct Scores *best = &run->best_scores;
     char *path = state_path(&t->set);
     unsigned long long masks;
     double spent;
-    load_state(path, &t->model, c->best, c->mean, &meta);
+    load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
     if (!position
-        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &c->step,
-                  &c->best_step, &c->since_best, &c->examples, &c->averaged, &masks, &c->loss,
-                  &c->norm, &best->accuracy, &best->macro_f1, &best->loss, &best->ece, &spent) != 13
-        || c->step < 0 || c->step >= t->set.steps || c->averaged < 0 || (c->averaged && !c->mean))
+        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &run->step,
+                  &run->best_step, &run->since_best, &run->examples, &run->averaged, &masks,
+                  &run->loss, &run->norm, &best->accuracy, &best->macro_f1, &best->loss,
+                  &best->ece, &spent) != 13
+        || run->step < 0 || run->step >= t->set.steps || run->averaged < 0
+        || (run->averaged && !run->mean))
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
-    for (int i = epoch_of(t, c->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
+    for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;
     open_log(t, steps_header, &meta);
-    c->start -= spent;
-    c->saved = seconds();
-    if (c->best_step) save_best(t, c);
+    run->start -= spent;
+    run->saved = seconds();
+    if (run->best_step) save_best(t, run);
     else commit_outputs();
-    progress(true, "resumed after step %d/%d", c->step, t->set.steps);
+    progress(true, "resumed after step %d/%d", run->step, t->set.steps);
     metadata_free(&meta);
     free(path);
 }
 
-static void begin_state(struct Task *t, struct TrainState *c)
+static void begin_state(struct Task *t, struct TrainState *run)
 {
     if (t->quiet) return;
-    if (t->resumes) { resume_training(t, c); return; }
+    if (t->resumes) { resume_training(t, run); return; }
     open_log(t, steps_header, NULL);
-    save_training(t, c);
+    save_training(t, run);
 }
 
 /* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
@@ -3283,7 +3283,7 @@ static void load_texts(struct Compare *c)
 {
     struct Examples train = read_examples(c->train, c->base_set.columns), test = {0};
     const struct Settings *s = &c->base_set;
-    const struct Window window = {s->max_tokens, s->truncate, c->base_set.columns.names[PAIRS] != NULL};
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     if (c->test) test = read_examples(c->test, c->base_set.columns);
     drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
