@@ -29,8 +29,8 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  Tables      pairs, the heap
- *      2  Pieces                                 7  Speed       16 bytes at a time, cache, sweep
+ *      1  Characters                             6  The heap
+ *      2  Pieces                                 7  Speed       16 bytes at a time, cache, heap
  *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
  *      4  Merging a piece                        9  Shards      what the training program reads
  *      5  Learning the merges                   10  Documents   texts, cut for the threads
@@ -39,8 +39,8 @@
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
  * and 11. They use:
  *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), tokenizer_piece (3)                   text <-> ids
- *    open_shard, count_set, missing_shard (9)                                    shards
+ *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                    text <-> ids
+ *    open_shard, read_ids, read_block, count_set, missing_shard (9)              shards
  *    heap_sift_down, heap_pop (6)                                                sampling */
 
 #include "model.h"
@@ -54,14 +54,6 @@
 
 /* --- Part II provides these tools --- */
 
-/* A hash table that maps a pair of tokens (see pair_of) to a number. */
-struct PairTable { uint64_t *slots; size_t count; int bits; };
-
-static struct PairTable pair_table(size_t pairs);   /* empty; it grows beyond `pairs` if needed */
-static void pair_table_free(struct PairTable *table);
-static inline int pair_find(const struct PairTable *table, uint32_t pair);  /* -1: not there */
-static void pair_add(struct PairTable *table, uint32_t pair, int number);   /* not there yet */
-
 /* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
  * may store any number in index. */
 struct Entry { double key; uint32_t id; int index; };
@@ -69,10 +61,6 @@ struct Heap { struct Entry *entries; size_t size, room; };
 
 static void heap_push(struct Heap *h, struct Entry entry);
 static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
-
-/* Shows now and then how many of the wanted merges are done. start and *shown: seconds, when the
- * work began and when this line was last written. */
-static void show_merging(int done, int wanted, double start, double *shown);
 
 /* ============================================================================================= */
 /* 1. Characters                                                                                 */
@@ -165,22 +153,25 @@ enum { BYTES = 256, MAX_VOCABULARY = 65536, MAX_TOKEN_BYTES = 65535 };
 #define END_OF_TEXT "<|endoftext|>"
 enum { END_OF_TEXT_BYTES = sizeof END_OF_TEXT - 1 };
 
+/* How a model reads a text. Its directory says so (tokenizer_config.json). */
+struct Usage {
+    bool begins;                /* each text begins with <|endoftext|> */
+    bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
+    int max_length;             /* tokens that are read of a text; 0: not known */
+};
+
 struct Tokenizer {
     int vocabulary;             /* V = 256 + merges + 1 */
     int merges;
     int eot;                    /* the id of <|endoftext|>: V - 1 */
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
-    struct PairTable pairs;     /* (a, b) -> the token that is made of a and b */
+    struct HashTable pairs;         /* (a, b) -> the token that is made of a and b */
     uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
-    /* What the directory's model does to a text (tokenizer_config.json). */
-    bool begins;                /* each text begins with <|endoftext|> */
-    bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
-    int max_length;             /* tokens that are read of a text; 0: not known */
-    int *file_ids;              /* (V): how the directory numbers the tokens; NULL: as we do */
+    struct Usage usage;
 };
 
 static inline int token_length(const struct Tokenizer *t, int id)
@@ -189,7 +180,7 @@ static inline int token_length(const struct Tokenizer *t, int id)
 }
 
 /* The bytes of a token; *length: how many. They are valid as long as no token is added. */
-static inline const uint8_t *tokenizer_piece(const struct Tokenizer *t, int id, int *length)
+static inline const uint8_t *bytes_of_token(const struct Tokenizer *t, int id, int *length)
 {
     *length = token_length(t, id);
     return t->bytes + t->offset[id];
@@ -216,14 +207,14 @@ static void prepare_bytes(void)
             }
 }
 
-/* A tokenizer of the 256 bytes; `merges` is the expected number of merges. Also fills the tables of
- * sections 1 and 3, so one tokenizer must be made before anything is cut or encoded. */
-static struct Tokenizer *tokenizer_new(size_t merges)
+/* A tokenizer of the 256 bytes. Also fills the tables of sections 1 and 3, so one tokenizer must be
+ * made before anything is cut or encoded. */
+static struct Tokenizer *tokenizer_new(void)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
     prepare_classes();
     prepare_bytes();
-    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = pair_table(merges), .room = BYTES + 16};
+    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = hash_table(0), .room = BYTES + 16};
     t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
     t->bytes = resize(NULL, t->room);
@@ -246,7 +237,7 @@ static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint3
 /* The token that the merge of a and b makes, or -1 if there is no such merge. */
 static inline int merged(const struct Tokenizer *t, int a, int b)
 {
-    return pair_find(&t->pairs, pair_of(a, b));
+    return hash_get(&t->pairs, pair_of(a, b));
 }
 
 /* Adds the merge (a, b) to the end of the list; returns the id of its token. */
@@ -258,7 +249,7 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
-    pair_add(&t->pairs, pair_of(a, b), id);
+    hash_put(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
@@ -336,14 +327,14 @@ struct Trainer {
     uint32_t word_count;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
-    struct PairTable index;     /* pair -> its index in pairs */
+    struct HashTable index;         /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
 /* An empty trainer with room for `words` words of `bytes` bytes in all. */
 static struct Trainer trainer_new(size_t words, size_t bytes)
 {
-    struct Trainer t = {.index = pair_table(1 << 15)};
+    struct Trainer t = {.index = hash_table(0)};
     t.ids = resize(NULL, bytes * sizeof *t.ids);
     t.words = resize(NULL, words * sizeof *t.words);
     return t;
@@ -352,30 +343,33 @@ static struct Trainer trainer_new(size_t words, size_t bytes)
 static void trainer_free(struct Trainer *t)
 {
     for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    pair_table_free(&t->index);
+    hash_free(&t->index);
     free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
 }
 
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
 {
-    const int found = pair_find(&t->index, pair);
+    const int found = hash_get(&t->index, pair);
     if (found >= 0) return found;
     if (t->pair_count == t->pair_room)
         t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
     t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
-    pair_add(&t->index, pair, t->pair_count);
+    hash_put(&t->index, pair, t->pair_count);
     return t->pair_count++;
 }
 
 /* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
- * often if change < 0. */
+ * often if change < 0. The pairs of a word are counted one after the other, so if the pair occurs in
+ * it twice, the word is the last of the list the second time. A word that a later merge adds to the
+ * list again is visited in vain, no more. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
     const int index = pair_index(t, pair_of(a, b));
     struct PairCount *p = &t->pairs[index];
     p->count += change;
-    if (change < 0 || (p->places && p->words[p->places - 1] == word)) return;
+    if (change < 0) return;                                     /* the list keeps the word */
+    if (p->places && p->words[p->places - 1] == word) return;   /* it was added just before */
     if (p->places == p->room)
         p->words = resize(p->words, (p->room = 2 * p->room + 2) * sizeof *p->words);
     p->words[p->places++] = word;
@@ -452,8 +446,7 @@ static void merge_pair(struct Trainer *t, int index, int made)
 static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, int64_t min_count,
                          int max_bytes)
 {
-    const double start = seconds();
-    double shown = start;
+    struct Timer timer = start_timer();
     push_pairs(t, 0);
     while (out->merges < wanted && t->heap.size) {
         struct Entry top = heap_pop(&t->heap);
@@ -467,7 +460,7 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
         const int a = (int)(top.id >> 16), b = (int)(top.id & 0xFFFF);
         if (token_length(out, a) + token_length(out, b) > max_bytes) continue;
         merge_pair(t, top.index, add_merge(out, a, b));
-        show_merging(out->merges, wanted, start, &shown);
+        show_work(&timer, "merging", out->merges, wanted, "merges");
     }
 }
 
@@ -476,57 +469,10 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. Tables                                                                                     */
+/* 6. The heap                                                                                   */
 /* ============================================================================================= */
 
-/* --- Pairs of tokens -> numbers. Open addressing: a slot is pair << 32 | number + 1, or 0 --- */
-
-static struct PairTable pair_table(size_t pairs)
-{
-    int bits = 10;
-    while ((size_t)1 << bits < 2 * pairs) bits++;
-    return (struct PairTable){allocate_zeroed(sizeof(uint64_t) << bits), 0, bits};
-}
-
-static void pair_table_free(struct PairTable *table)
-{
-    release(table->slots, sizeof(uint64_t) << table->bits);
-}
-
-/* The slot at which the search for a pair begins: the top bits of a product (Fibonacci hashing). */
-static inline size_t pair_slot(const struct PairTable *table, uint32_t pair)
-{
-    return (size_t)(pair * 0x9E3779B97F4A7C15u >> (64 - table->bits));
-}
-
-static inline int pair_find(const struct PairTable *table, uint32_t pair)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = pair_slot(table, pair); table->slots[i]; i = (i + 1) & mask)
-        if (table->slots[i] >> 32 == pair) return (int)(uint32_t)table->slots[i] - 1;
-    return -1;
-}
-
-/* At most half of the slots are used, so that a search ends after few steps. */
-static void pair_add(struct PairTable *table, uint32_t pair, int number)
-{
-    const size_t slots = (size_t)1 << table->bits;
-    if (2 * table->count >= slots) {
-        struct PairTable larger = pair_table(slots);
-        for (size_t i = 0; i < slots; i++)
-            if (table->slots[i])
-                pair_add(&larger, table->slots[i] >> 32, (int)(uint32_t)table->slots[i] - 1);
-        pair_table_free(table);
-        *table = larger;
-    }
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    size_t i = pair_slot(table, pair);
-    while (table->slots[i]) i = (i + 1) & mask;
-    table->slots[i] = (uint64_t)pair << 32 | (uint32_t)(number + 1);
-    table->count++;
-}
-
-/* --- The heap: the children of entry i are the entries 2 i + 1 and 2 i + 2 --- */
+/* The children of entry i are the entries 2 i + 1 and 2 i + 2. */
 
 static inline bool heap_before(const struct Entry *a, const struct Entry *b)
 {
@@ -565,15 +511,6 @@ static struct Entry heap_pop(struct Heap *h)
     h->entries[h->size] = top;
     heap_sift_down(h, 0);
     return top;
-}
-
-/* --- Progress --- */
-
-static void show_merging(int done, int wanted, double start, double *shown)
-{
-    if (!line_is_due(shown)) return;
-    progress(false, "merging %d of %d  %s left", done, wanted,
-             duration((*shown - start) / done * (wanted - done)));
 }
 
 /* ============================================================================================= */
@@ -686,93 +623,54 @@ static void encoders_free(struct Encoder *e, int n)
 static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
-    pair_table_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    hash_free(&t->pairs);
+    free(t->parts); free(t->bytes); free(t->offset);
     free(t);
 }
 
-/* --- Long pieces: one sweep over the list of merges --- */
+/* --- Long pieces: a heap of the pairs that can be merged --- */
 
-/* The time of merge_short grows with the square of the length. Here a piece is a doubly linked
- * list of tokens, and each merge has a list of the places where it may apply. A merge makes new
- * pairs only with its own token, and their merges are later in the list of merges. So one sweep
- * over the merges, in order, does all of them, in a time that grows linearly. The memory is about
- * 36 bytes for each byte of the piece. */
-struct Sweep {
-    const struct Tokenizer *tokenizer;
-    uint32_t n;                 /* the length of the piece, in bytes */
-    struct { uint32_t next, before; uint16_t id; } *tokens;     /* (n) by their first byte */
-    struct { uint32_t at, next; } *places;      /* (3 n) linked by index; 0 ends a list */
-    uint32_t place_count;
-    uint32_t first[MAX_VOCABULARY];             /* of the list of the merge that makes this id */
-    uint64_t waiting[MAX_VOCABULARY / 64];      /* one bit for each id: the list is not empty */
-};
+/* The time of merge_short grows with the square of the length n, that of this with n log n. A piece
+ * is a doubly linked list of tokens. The heap has the pairs that have a merge: the merge that was
+ * learned first comes first, of equal ones the leftmost pair. The memory is about 60 bytes for each
+ * byte of the piece. */
+struct Link { uint32_t next, before; uint16_t id; };    /* of a token, by its first byte */
 
-/* If the token at `at` and the next one have a merge, adds the place to the list of that merge. */
-static void add_place(struct Sweep *s, uint32_t at)
+/* Pushes the pair of the token at `at` and the next one, if it has a merge. */
+static void push_link(struct Heap *h, const struct Tokenizer *t, const struct Link *list,
+                      uint32_t at, size_t n)
 {
-    const uint32_t right = s->tokens[at].next;
-    if (right >= s->n) return;
-    const int made = merged(s->tokenizer, s->tokens[at].id, s->tokens[right].id);
-    if (made < 0) return;
-    const uint64_t bit = 1ull << (made & 63);
-    const uint32_t first = s->waiting[made >> 6] & bit ? s->first[made] : 0;
-    s->first[made] = ++s->place_count;
-    s->places[s->place_count].at = at;
-    s->places[s->place_count].next = first;
-    s->waiting[made >> 6] |= bit;
+    const uint32_t right = list[at].next;
+    const int made = right < n ? merged(t, list[at].id, list[right].id) : -1;
+    if (made >= 0) heap_push(h, (struct Entry){-made, at, made});
 }
 
-/* Applies the merge that makes `made` at those of its places where both parts still are. In a run
- * of equal tokens, as in "aaa", the first two are merged first; so a run is merged from its start
- * when the first of its places is met. */
-static void sweep_merge(struct Sweep *s, int made)
-{
-    const int a = s->tokenizer->parts[made - BYTES][0], b = s->tokenizer->parts[made - BYTES][1];
-    for (uint32_t place = s->first[made]; place; place = s->places[place].next) {
-        uint32_t at = s->places[place].at, right;
-        if (s->tokens[at].id != a) continue;
-        while (a == b && at && s->tokens[s->tokens[at].before].id == a) at = s->tokens[at].before;
-        for (; at < s->n && s->tokens[at].id == a; at = s->tokens[at].next) {
-            right = s->tokens[at].next;
-            if (right >= s->n || s->tokens[right].id != b) break;
-            const uint32_t next = s->tokens[at].next = s->tokens[right].next;
-            s->tokens[at].id = (uint16_t)made;
-            s->tokens[right].id = UINT16_MAX;       /* an id that no merge contains */
-            if (next < s->n) s->tokens[next].before = at;
-            if (at) add_place(s, s->tokens[at].before);
-            add_place(s, at);
-        }
-    }
-}
-
-/* Merges a piece of any length, with the same result as merge_short. */
+/* Merges a piece of any length, with the same result as merge_short. A pair that is popped may be
+ * gone, because one of its tokens was merged with another. */
 static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
 {
     if (n >= 1u << 30)
         die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-    struct Sweep *s = resize(NULL, sizeof *s);
-    memset(s->waiting, 0, sizeof s->waiting);
-    s->tokenizer = t;
-    s->n = (uint32_t)n;
-    s->place_count = 0;
-    s->tokens = resize(NULL, n * sizeof *s->tokens);
-    s->places = resize(NULL, 3 * n * sizeof *s->places);        /* two new ones for each merge */
-    for (uint32_t i = 0; i < n; i++) {
-        s->tokens[i].id = id_of_byte[piece[i]];
-        s->tokens[i].next = i + 1;
-        s->tokens[i].before = i - 1;
+    struct Link *list = resize(NULL, n * sizeof *list);
+    struct Heap heap = {0};
+    for (uint32_t i = 0; i < n; i++)
+        list[i] = (struct Link){i + 1, i - 1, id_of_byte[piece[i]]};
+    for (uint32_t i = 0; i < n; i++) push_link(&heap, t, list, i, n);
+    while (heap.size) {
+        const struct Entry top = heap_pop(&heap);
+        const uint16_t *parts = t->parts[top.index - BYTES];
+        const uint32_t at = top.id, right = list[at].next;
+        if (list[at].id != parts[0] || right >= n || list[right].id != parts[1]) continue;
+        list[at] = (struct Link){list[right].next, list[at].before, (uint16_t)top.index};
+        list[right].id = UINT16_MAX;            /* an id that no merge contains */
+        if (list[at].next < n) list[list[at].next].before = at;
+        if (at) push_link(&heap, t, list, list[at].before, n);
+        push_link(&heap, t, list, at, n);
     }
-    for (uint32_t i = s->n; i-- > 0; ) add_place(s, i);
-    for (int word = 0; word < MAX_VOCABULARY / 64; word++)
-        while (s->waiting[word]) {
-            const int bit = __builtin_ctzll(s->waiting[word]);
-            s->waiting[word] &= s->waiting[word] - 1;
-            sweep_merge(s, word * 64 + bit);
-        }
     size_t count = 0;
-    for (uint32_t i = 0; i < n; i = s->tokens[i].next) out[count++] = s->tokens[i].id;
-    free(s->tokens); free(s->places); free(s);
+    for (uint32_t i = 0; i < n; i = list[i].next) out[count++] = list[i].id;
+    free(list);
+    free(heap.entries);
     return count;
 }
 
@@ -880,38 +778,38 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
-enum { READER_SLOTS = 2 * MAX_VOCABULARY };
-
-struct MergesReader {
+struct TokenReader {
     struct Tokenizer *tokenizer;
-    uint32_t *slots;            /* (READER_SLOTS): id + 1, or 0; a hash table by a token's bytes */
+    struct HashTable ids;           /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
+    int *order;                 /* see read_order */
 };
 
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
-    uint64_t h = n;
+    uint64_t h = ~(uint64_t)n;
     for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
     return h;
 }
 
-/* The slot of the token with these bytes, or the empty slot where it belongs. */
-static uint32_t *find_token(const struct MergesReader *r, const uint8_t *bytes, size_t n)
+/* The id of the token with these bytes, or -1. */
+static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
 {
-    for (size_t i = hash_bytes(bytes, n); ; i++) {
-        uint32_t *slot = &r->slots[i % READER_SLOTS];
-        int length;
-        if (!*slot) return slot;
-        const uint8_t *token = tokenizer_piece(r->tokenizer, (int)*slot - 1, &length);
-        if ((size_t)length == n && !memcmp(token, bytes, n)) return slot;
-    }
+    const int id = hash_get(&r->ids, hash_bytes(bytes, n));
+    const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
+                   && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
+    return same ? id : -1;
 }
 
-/* What is shown of a long line in a message: its first 80 bytes. */
-static int shown_length(const char *text, const char *stop)
+/* Lets find_token find a token, unless there is one with the same bytes. */
+static bool note_token(struct TokenReader *r, int id)
 {
-    return stop - text > 80 ? 80 : (int)(stop - text);
+    int n;
+    const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
+    if (find_token(r, bytes, n) >= 0) return false;
+    hash_put(&r->ids, hash_bytes(bytes, n), id);
+    return true;
 }
 
 /* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
@@ -929,147 +827,135 @@ static size_t bytes_of_symbols(uint8_t *bytes, const char *text, const char *sto
     return n;
 }
 
+/* Dies because of the line, or the part of it, text .. stop. */
+static void refuse_line(const struct TokenReader *r, const char *text, const char *stop,
+                        const char *what)
+{
+    die("%s: line %d: \"%.*s\" %s", r->path, r->line, stop - text < 80 ? (int)(stop - text) : 80,
+        text, what);
+}
+
 /* The id of the token that text .. stop writes. Dies if there is none. */
-static int read_token(const struct MergesReader *r, const char *text, const char *stop)
+static int read_token(const struct TokenReader *r, const char *text, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
     const size_t n = bytes_of_symbols(bytes, text, stop);
     if (!n)
-        die("%s: line %d: \"%.*s\" is not written in GPT-2's 256 byte symbols. Replace the file.",
-            r->path, r->line, shown_length(text, stop), text);
-    const int id = (int)*find_token(r, bytes, n) - 1;
+        refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
+    const int id = find_token(r, bytes, n);
     if (id < 0)
-        die("%s: line %d: \"%.*s\" is no token yet: a merge that makes it must come first. "
-            "Replace the file.", r->path, r->line, shown_length(text, stop), text);
+        refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
+                    "Replace the file.");
     return id;
 }
 
 /* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
  * make a new one. */
-static void read_merge(struct MergesReader *r, const char *text, const char *stop)
+static void read_merge(struct TokenReader *r, const char *text, const char *stop)
 {
     struct Tokenizer *t = r->tokenizer;
     const char *middle = memchr(text, ' ', stop - text);
-    const int shown = shown_length(text, stop);
     if (!middle || middle == text || middle + 1 == stop
         || memchr(middle + 1, ' ', stop - middle - 1))
-        die("%s: line %d: \"%.*s\" is not two symbols with one space between. Replace the file.",
-            r->path, r->line, shown, text);
+        refuse_line(r, text, stop, "is not two symbols with one space between. Replace the file.");
     const int a = read_token(r, text, middle), b = read_token(r, middle + 1, stop);
     if (t->vocabulary == MAX_VOCABULARY - 1)
-        die("%s: line %d: more than %d tokens do not fit the 16 bits of a shard. Use fewer merges.",
-            r->path, r->line, MAX_VOCABULARY);
+        refuse_line(r, text, stop, "is one merge too many: more than 65536 tokens do not fit the "
+                    "16 bits of a shard. Use fewer merges.");
     if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
-        die("%s: line %d: a token of more than %d bytes is not supported. Remove the line.",
-            r->path, r->line, MAX_TOKEN_BYTES);
-    const int made = add_merge(t, a, b);
-    uint32_t *slot = find_token(r, t->bytes + t->offset[made], token_length(t, made));
-    if (*slot)
-        die("%s: line %d: \"%.*s\" makes a token that line %d makes. Remove one of them.", r->path,
-            r->line, shown, text, r->line - (made + 1 - (int)*slot));
-    *slot = (uint32_t)made + 1;
-}
-
-/* Dies if the first line, text .. stop, names special tokens, as older tokenizers could have. */
-static void check_first_line(const char *path, const char *text, const char *stop)
-{
-    static const char names[] = " special: ";
-    for (; (text = memchr(text, ' ', stop - text)); text++)
-        if (stop - text >= 10 && !memcmp(text, names, 10))
-            die("%s: line 1 names special tokens, but only %s is supported. Train a tokenizer "
-                "without them.", path, END_OF_TEXT);
+        refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
+    if (!note_token(r, add_merge(t, a, b)))
+        refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
- * tokens. The caller releases r->slots. */
-static void read_merges(struct MergesReader *r, struct Bytes text)
+ * tokens. */
+static void read_merges(struct TokenReader *r, struct Bytes text)
 {
     const char *at = text.data, *end = text.data + text.size;
-    r->tokenizer = tokenizer_new(text.size / 9);
-    r->slots = allocate_zeroed(READER_SLOTS * sizeof *r->slots);
-    for (int i = 0; i < BYTES; i++) *find_token(r, &byte_of_id[i], 1) = (uint32_t)i + 1;
+    r->tokenizer = tokenizer_new();
+    r->ids = hash_table(BYTES);
+    for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const char *next = newline ? newline + 1 : end;
         if (stop > at && stop[-1] == '\r') stop--;
-        if (r->line == 1 && end - at >= 8 && !memcmp(at, "#version", 8))
-            check_first_line(r->path, at, stop);
-        else if (stop > at || next < end) read_merge(r, at, stop);
+        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop);
         at = next;
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
+    note_token(r, r->tokenizer->eot);
 }
 
 /* --- Reading vocab.json and tokenizer.json --- */
 
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
-/* Takes over the ids of a directory whose tokens are numbered otherwise than by merges.txt, as by
- * trainers that put special tokens first. names: {"token": id, ...}. eot: its id there. Dies if a
- * token of ours has no id. */
-static void read_ids(struct MergesReader *r, const struct Json *names, int eot)
+/* Notes the id that the directory gives to a token. Names of tokens that we do not have are
+ * skipped. */
+static void read_id(struct TokenReader *r, const char *name, const struct Json *id)
 {
-    struct Tokenizer *t = r->tokenizer;
-    t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
-    for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = i == t->eot ? eot : -1;
-    for (const struct Json *j = names->child; j; j = j->next) {
-        uint8_t bytes[MAX_TOKEN_BYTES];
-        const size_t n = bytes_of_symbols(bytes, j->key, j->key + strlen(j->key));
-        const uint32_t token = n ? *find_token(r, bytes, n) : 0;
-        if (token && j->kind == JSON_NUMBER && j->number >= 0 && j->number < MAX_IDS)
-            t->file_ids[token - 1] = (int)j->number;
-    }
-    struct PairTable ids = pair_table(t->vocabulary);       /* to find one that is there twice */
-    bool same = true;
-    for (int i = 0; i < t->vocabulary; i++) {
-        int n;
-        const uint8_t *bytes = tokenizer_piece(t, i, &n);
-        if (t->file_ids[i] < 0)
-            die("%s: has no id for token %d, \"%.*s\", which a merge makes, so another "
-                "tokenizer wrote it. Put the right one there.", r->path, i, n < 80 ? n : 80,
-                (const char *)bytes);
-        if (pair_find(&ids, t->file_ids[i]) >= 0)
-            die("%s: two tokens have the id %d. Replace the file.", r->path, t->file_ids[i]);
-        pair_add(&ids, t->file_ids[i], i);
-        same &= t->file_ids[i] == i;
-    }
-    pair_table_free(&ids);
-    if (same) { free(t->file_ids); t->file_ids = NULL; }
+    uint8_t bytes[MAX_TOKEN_BYTES];
+    const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
+    const int token = find_token(r, bytes, n);
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->order[token] = (int)id->number;
 }
 
-/* Ids follow from merges.txt, unless the vocab.json beside it has an order of its own. */
-static void read_vocabulary(struct MergesReader *r, const char *path)
+/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
+ * special tokens first have another one than ours; ours is NULL. names: {"token": id, ...}.
+ * added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of its own. */
+static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
+{
+    const struct Tokenizer *t = r->tokenizer;
+    struct HashTable taken = hash_table(t->vocabulary);
+    bool ours = true;
+    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
+    for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
+    for (const struct Json *j = names->child; j; j = j->next) read_id(r, j->key, j);
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
+        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT))
+            read_id(r, END_OF_TEXT, json_get(a, "id"));
+    for (int i = 0, n; i < t->vocabulary; i++) {
+        const uint8_t *bytes = bytes_of_token(t, i, &n);
+        if (r->order[i] < 0 || hash_get(&taken, r->order[i]) >= 0)
+            die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
+                "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
+        hash_put(&taken, r->order[i], i);
+        ours &= r->order[i] == i;
+    }
+    hash_free(&taken);
+    if (ours) { free(r->order); r->order = NULL; }
+}
+
+/* Reads the order in the vocab.json beside merges.txt. */
+static void read_vocabulary(struct TokenReader *r, const char *path)
 {
     const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
     struct Json *names = json_parse(file.data, file.size, path);
-    const double eot = json_number(names, END_OF_TEXT, -1);
-    if (!(eot >= 0 && eot < MAX_IDS))
-        die("%s: has no id for %s. Name merges.txt itself if the file is not needed.", path,
-            END_OF_TEXT);
     r->path = path;
-    read_ids(r, names, (int)eot);
+    read_order(r, names, NULL);
     json_free(names);
     free((char *)file.data);
 }
 
-/* Dies unless the tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
+/* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
-    const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer");
-    const char *type = json_text(model, "type", "BPE"), *cut_type = json_text(cut, "type", "none");
-    if (strcmp(type, "BPE") || !json_get(model, "merges") || !json_get(model, "vocab"))
-        die("%s: is a tokenizer of type %s; only byte-level BPE is supported.", path, type);
-    if (strcmp(cut_type, "ByteLevel") || json_number(cut, "add_prefix_space", 1)
-        || !json_number(cut, "use_regex", 1))
-        die("%s: cuts texts into pieces by %s; only GPT-2's ByteLevel without add_prefix_space is "
-            "supported.", path, cut_type);
-    const struct Json *normalizer = json_get(j, "normalizer");
-    if (normalizer && normalizer->kind != JSON_NULL)
-        die("%s: changes texts by a normalizer (%s), which is not supported.", path,
-            json_text(normalizer, "type", "?"));
-    if (json_number(model, "ignore_merges", 0))
-        die("%s: ignore_merges is true, which is not supported.", path);
+    const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer"),
+                      *normalizer = json_get(j, "normalizer");
+    const char *wrong =
+        strcmp(json_text(model, "type", "BPE"), "BPE") || !json_get(model, "merges")
+        || !json_get(model, "vocab") ? "its model is not BPE"
+        : strcmp(json_text(cut, "type", ""), "ByteLevel") || json_number(cut, "add_prefix_space", 1)
+          || !json_number(cut, "use_regex", 1)
+        ? "its pre_tokenizer is not GPT-2's ByteLevel without add_prefix_space"
+        : normalizer && normalizer->kind != JSON_NULL ? "its normalizer changes texts"
+        : json_number(model, "ignore_merges", 0) ? "its ignore_merges is true" : NULL;
+    if (wrong)
+        die("%s: %s, which is not supported. Use a model with a tokenizer like GPT-2's.", path,
+            wrong);
 }
 
 /* The lines of a merges.txt, from a tokenizer.json's list: ["a b", ...] or [["a", "b"], ...] */
@@ -1078,170 +964,143 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     struct Buffer text = {0};
     append(&text, "#version: 0.2\n");
     for (const struct Json *j = list->child; j; j = j->next) {
-        const struct Json *a = j->kind == JSON_ARRAY ? j->child : j, *b = a ? a->next : NULL;
-        const bool pair = j->kind == JSON_ARRAY && b && !b->next && b->kind == JSON_STRING;
-        if (!a || a->kind != JSON_STRING || (j->kind == JSON_ARRAY && !pair))
-            die("%s: a merge is neither \"a b\" nor [\"a\", \"b\"]. Replace the file.", path);
-        append(&text, pair ? "%s %s\n" : "%s\n", a->string, pair ? b->string : "");
+        const struct Json *a = j->child, *b = a ? a->next : NULL;
+        if (j->kind == JSON_STRING) append(&text, "%s\n", j->string);
+        else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
+            append(&text, "%s %s\n", a->string, b->string);
+        else die("%s: a merge is neither \"a b\" nor [\"a\", \"b\"]. Replace the file.", path);
     }
     return text;
 }
 
-/* The id of <|endoftext|> in a tokenizer.json, or -1. */
-static double end_of_text_in(const struct Json *j)
+/* A tokenizer.json: merges, order, and whether its template puts <|endoftext|> before a text. */
+static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
 {
-    const struct Json *added = json_get(j, "added_tokens");
-    double eot = json_number(json_get(json_get(j, "model"), "vocab"), END_OF_TEXT, -1);
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
-        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT)) eot = json_number(a, "id", -1);
-    return eot;
-}
-
-static void append_merges(struct Buffer *b, const struct Tokenizer *t);
-
-/* Dies if the tokenizer.json beside merges.txt is of another tokenizer. */
-static void check_tokenizer_beside(const struct Tokenizer *t, const char *path)
-{
-    if (!file_exists(path)) return;
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    struct Json *j = json_parse(file.data, file.size, path);
-    const struct Json *list = json_get(json_get(j, "model"), "merges");
-    struct Buffer ours = {0}, theirs = {0};
-    append_merges(&ours, t);
-    if (list) theirs = merges_of_json(list, path);
-    if (list && (strcmp(ours.data, theirs.data)
-                 || end_of_text_in(j) != (t->file_ids ? t->file_ids[t->eot] : t->eot)))
-        die("%s: is of another tokenizer than merges.txt and vocab.json beside it. Put the right "
-            "one there, or remove it.", path);
-    free(ours.data);
-    free(theirs.data);
-    json_free(j);
-    free((char *)file.data);
-}
-
-/* A tokenizer.json, when there is no merges.txt: merges, ids, and whether its template puts
- * <|endoftext|> before a text. */
-static void read_tokenizer_json(struct MergesReader *r)
-{
-    const struct Bytes file = read_file(r->path, MAX_TOKENIZER, false);
     struct Json *j = json_parse(file.data, file.size, r->path);
     check_tokenizer_json(j, r->path);
-    const struct Json *model = json_get(j, "model"), *names = json_get(model, "vocab"),
-                      *template = json_get(json_get(j, "post_processor"), "single");
+    const struct Json *model = json_get(j, "model"),
+                      *template = json_get(json_get(j, "post_processor"), "single"),
+                      *first = template ? json_get(template->child, "SpecialToken") : NULL;
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    const double eot = end_of_text_in(j);
-    if (!(eot >= 0 && eot < MAX_IDS))
-        die("%s: has no %s, which texts are separated by. Add it.", r->path, END_OF_TEXT);
-    read_ids(r, names, (int)eot);
-    const struct Json *first = template ? json_get(template->child, "SpecialToken") : NULL;
-    r->tokenizer->begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
+    read_order(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
+    r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
-    free((char *)file.data);
 }
 
-/* Reads from tokenizer_config.json, if it is there, what the directory's model does to a text. It
- * need not say anything: then texts do not begin with <|endoftext|>, and their head is read. */
-static void read_tokenizer_config(struct Tokenizer *t, const char *path)
+/* Reads the usage from tokenizer_config.json. What it does not say stays as it is: texts do not
+ * begin with <|endoftext|>, and their head is read. */
+static void read_usage(struct Usage *u, const char *path)
 {
-    if (!file_exists(path)) return;
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
-    t->begins = json_number(j, "add_bos_token", t->begins) != 0;
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
                                                        : json_text(j, "bos_token", END_OF_TEXT);
-    if (t->begins && strcmp(name, END_OF_TEXT))
+    const double longest = json_number(j, "model_max_length", 0);
+    u->begins = json_number(j, "add_bos_token", u->begins) != 0;
+    u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
+    u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
+    if (u->begins && strcmp(name, END_OF_TEXT))
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
             END_OF_TEXT);
-    const double longest = json_number(j, "model_max_length", 0);
-    t->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
-    t->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
     json_free(j);
     free((char *)file.data);
 }
 
-/* The file that a tokenizer is read from: `name` itself, or in a directory of that name merges.txt,
- * or vocab.bpe, as the authors of GPT-2 named it, or tokenizer.json. NULL: there is none. */
-static char *tokenizer_file(const char *name)
+/* The path of a file in a directory, which the caller owns, or NULL: there is none. */
+static char *existing_file(const char *directory, const char *name)
 {
-    static const char *const names[] = {"merges.txt", "vocab.bpe", "tokenizer.json"};
-    struct stat status;
-    if (!file_exists(name)) return NULL;
-    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    for (int i = 0; i < COUNT(names); i++) {
-        char *path = text_of("%s/%s", name, names[i]);
-        if (file_exists(path)) return path;
-        free(path);
-    }
+    char *path = text_of("%s/%s", directory, name);
+    if (file_exists(path)) return path;
+    free(path);
     return NULL;
 }
 
-static bool ends_with(const char *text, const char *end)
+/* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
+ * that name. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors, whose order
+ * is ours. NULL: there is none. */
+static char *tokenizer_file(const char *name)
 {
-    const size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
+    struct stat status;
+    if (!file_exists(name)) return NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
+    char *path = existing_file(name, "tokenizer.json");
+    if (!path) path = existing_file(name, "merges.txt");
+    if (!path) path = existing_file(name, "vocab.bpe");
+    return path;
 }
 
-/* Reads a tokenizer_file. Ids come from the vocab.json beside merges.txt, or encoder.json beside
- * vocab.bpe, if it is there. Dies on files that do not fit. */
-static struct Tokenizer *tokenizer_load(const char *name)
+/* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
+static struct Tokenizer *tokenizer_read(const char *name, int **order)
 {
-    char *path = tokenizer_file(name);
+    struct TokenReader r = {.path = tokenizer_file(name)};
+    char *path = (char *)r.path;
     if (!path)
-        die("%s: no such file, or no merges.txt or tokenizer.json in it. Train a tokenizer, or "
+        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const bool directory = strcmp(path, name) != 0;
-    char *config = text_of("%s/tokenizer_config.json", name);
-    char *json = text_of("%s/tokenizer.json", name);
-    char *ids = text_of("%s/%s", name, ends_with(path, ".bpe") ? "encoder.json" : "vocab.json");
-    struct MergesReader r = {.path = path};
-    if (ends_with(path, ".json")) read_tokenizer_json(&r);
-    else {
-        const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-        read_merges(&r, file);
-        free((char *)file.data);
-        if (directory && file_exists(ids)) read_vocabulary(&r, ids);
-        if (directory) check_tokenizer_beside(r.tokenizer, json);
+    const char *dot = strrchr(path, '.');
+    const bool json = dot && !strcmp(dot, ".json");
+    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
+    if (json) read_tokenizer_json(&r, file);
+    else read_merges(&r, file);
+    if (strcmp(path, name)) {                   /* it is in a directory */
+        char *ids = existing_file(name, "vocab.json");
+        char *config = existing_file(name, "tokenizer_config.json");
+        if (ids && !json) read_vocabulary(&r, ids);
+        if (config) read_usage(&r.tokenizer->usage, config);
+        free(ids);
+        free(config);
     }
-    if (directory) read_tokenizer_config(r.tokenizer, config);
-    release(r.slots, READER_SLOTS * sizeof *r.slots);
-    free(path); free(ids); free(config); free(json);
+    hash_free(&r.ids);
+    free((char *)file.data);
+    free(path);
+    *order = r.order;
     return r.tokenizer;
 }
 
+/* The same, for who needs no order but ours. */
+static struct Tokenizer *tokenizer_load(const char *name)
+{
+    int *order;
+    struct Tokenizer *t = tokenizer_read(name, &order);
+    free(order);
+    return t;
+}
+
+/* --- The tokenizer of a model --- */
+
 /* Moves the rows of wte (V, C) to where our ids expect them. Rows of tokens that we do not know,
  * special ones and padding, come last, in their order. */
-static void renumber_tokens(struct Model *model, const int *file_ids, int known)
+static void renumber_tokens(struct Model *model, const int *order, int known)
 {
     const int V = model->config.vocabulary, C = model->config.channels;
     const size_t bytes = (size_t)V * C * sizeof(real), row = C * sizeof(real);
     real *old = resize(NULL, bytes);
-    bool *taken = resize(NULL, V * sizeof *taken);
+    bool *taken = allocate_zeroed(V * sizeof *taken);
     memcpy(old, model->w.wte, bytes);
-    memset(taken, 0, V * sizeof *taken);
     for (int i = 0; i < known; i++) {
-        memcpy(model->w.wte + (size_t)i * C, old + (size_t)file_ids[i] * C, row);
-        taken[file_ids[i]] = true;
+        memcpy(model->w.wte + (size_t)i * C, old + (size_t)order[i] * C, row);
+        taken[order[i]] = true;
     }
     for (int i = 0; i < V; i++)
         if (!taken[i]) memcpy(model->w.wte + (size_t)known++ * C, old + (size_t)i * C, row);
-    free(taken);
+    release(taken, V * sizeof *taken);
     free(old);
 }
 
-/* What is done to every text, as a model's metadata keep it. */
-static char *usage_text(const struct Tokenizer *t)
+/* The usage, as a model's metadata keep it. */
+static char *usage_text(const struct Usage *u)
 {
-    return text_of("begin %d, keep tail %d, at most %d tokens", t->begins, t->keeps_tail,
-                   t->max_length);
+    return text_of("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+                   u->max_length);
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
-    char *usage = usage_text(t);
+    char *usage = usage_text(&t->usage);
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
     metadata_set(meta, "tokenizer_usage", "%s", usage);
     free(usage);
@@ -1253,82 +1112,114 @@ static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
-    struct Tokenizer *t = tokenizer_load(dir);
+    int *order;
+    struct Tokenizer *t = tokenizer_read(dir, &order);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    char *config = text_of("%s/tokenizer_config.json", dir), *is = usage_text(t);
+    char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
-        die("%s: merges.txt (hash %s) is not the tokenizer that the model was trained with (%s). "
-            "Put that one there.", dir, hash_text(t->hash), hash);
+        die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
+            "(%s). Put that one there.", dir, hash_text(t->hash), hash);
     if (usage && strcmp(usage, is))
-        die("%s: does not belong to model.safetensors beside it: \"%s\" instead of \"%s\". Put "
-            "the right one there, or train again.", config, is, usage);
-    for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
+        die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
+            "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
+    for (int i = 0; order && i < t->vocabulary; i++) last = max_int(last, order[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
             "model was trained with.", dir, last + 1, model->config.vocabulary);
-    if (t->file_ids) renumber_tokens(model, t->file_ids, t->vocabulary);
-    if (hash && !file_exists(config)) t->begins = t->keeps_tail = true;     /* our older files */
-    free(config);
+    if (order) renumber_tokens(model, order, t->vocabulary);
+    free(order);
     free(is);
     return t;
+}
+
+/* --- Texts --- */
+
+/* Dies if the first n bytes of a file show that it is no plain text in UTF-8. */
+static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+{
+    static const struct { int at; const char *bytes; size_t n; const char *what, *remedy; }
+    kinds[] = {
+        {0, "\xFF\xFE\0\0", 4, "UTF-32", "iconv -f UTF-32 -t UTF-8"},
+        {0, "\0\0\xFE\xFF", 4, "UTF-32", "iconv -f UTF-32 -t UTF-8"},
+        {0, "\xFF\xFE", 2, "UTF-16", "iconv -f UTF-16 -t UTF-8"},
+        {0, "\xFE\xFF", 2, "UTF-16", "iconv -f UTF-16 -t UTF-8"},
+        {0, "\x1F\x8B", 2, "compressed", "gzip -d"},
+        {0, "\x28\xB5\x2F\xFD", 4, "compressed", "zstd -d"},
+        {4, "1AY&SY", 6, "compressed", "bzip2 -d"},
+        {0, "\xFD" "7zXZ", 5, "compressed", "xz -d"},
+        {0, "PK\3\4", 4, "a zip file, as .docx and .xlsx are", "unzip"},
+        {0, "%PDF-", 5, "a PDF document", "pdftotext"},
+        {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n))
+            die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, kinds[i].what,
+                kinds[i].remedy);
+    /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
+    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
+    size_t zeros[2] = {0};
+    for (size_t i = 0; i < first; i++) zeros[i % 2] += p[i] == 0;
+    for (int odd = 0; odd < 2; odd++)
+        if (first >= 4 && zeros[odd] == first / 2 && zeros[!odd] == 0)
+            die("%s: is UTF-16, not plain text in UTF-8. Convert it with `iconv -f UTF-16%s -t "
+                "UTF-8`.", path, odd ? "LE" : "BE");
+}
+
+/* --- Writing tokens --- */
+
+/* Appends the bytes of n tokens. */
+static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
+{
+    for (int i = 0, length; i < n; i++) {
+        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
+        append_bytes(b, bytes, length);
+    }
 }
 
 /* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
  * \n, \t, \r or, for example, \xE4. */
 static void append_readable(struct Buffer *b, const uint8_t *p, int n)
 {
-    for (const uint8_t *end = p + n; p < end; ) {
-        int length;
-        utf8_class(p, end, &length);
-        if (*p == '\n' || *p == '\t' || *p == '\r')
+    for (const uint8_t *end = p + n; p < end; p += n) {
+        uint32_t c = 0;
+        n = utf8_decode(p, end - p, &c);
+        const bool readable = n > 0 && c >= ' ' && (c < 0x7F || c >= 0xA0);
+        if (!readable) n = 1;
+        if (readable) append_bytes(b, p, n);
+        else if (*p == '\n' || *p == '\t' || *p == '\r')
             append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else if (length > 2 || (length == 2 && *p > 0xC2) || (length == 2 && p[1] >= 0xA0)
-                 || (length == 1 && *p >= ' ' && *p < 127)) append_bytes(b, p, length);
-        else for (int i = 0; i < length; i++) append(b, "\\x%02X", p[i]);
-        p += length;
+        else append(b, "\\x%02X", *p);
     }
 }
 
-/* Appends the bytes of n tokens. */
-static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
-{
-    for (int i = 0, length; i < n; i++) {
-        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
-        append_bytes(b, bytes, length);
-    }
-}
-
-/* --- Writing --- */
-
-static void append_token(struct Buffer *b, const struct Tokenizer *t, int id)
+/* Appends a token's symbols; with `json` as a string's inside, all in ASCII: \u0120the */
+static void append_token(struct Buffer *b, const struct Tokenizer *t, int id, bool json)
 {
     int n;
-    const uint8_t *bytes = tokenizer_piece(t, id, &n);
-    for (int i = 0; i < n; i++) append_utf8(b, symbol_of_byte(bytes[i]));
+    const uint8_t *bytes = bytes_of_token(t, id, &n);
+    for (int i = 0; i < n; i++) {
+        const uint32_t c = symbol_of_byte(bytes[i]);
+        if (json && (c == '"' || c == '\\')) append(b, "\\");
+        if (json && c >= 128) append(b, "\\u%04x", c);
+        else append_utf8(b, c);
+    }
+}
+
+/* Appends a merge as merges.txt and tokenizer.json write it. */
+static void append_merge(struct Buffer *b, const struct Tokenizer *t, int merge, bool json)
+{
+    append_token(b, t, t->parts[merge][0], json);
+    append(b, " ");
+    append_token(b, t, t->parts[merge][1], json);
 }
 
 static void append_merges(struct Buffer *b, const struct Tokenizer *t)
 {
     append(b, "#version: 0.2\n");
     for (int r = 0; r < t->merges; r++) {
-        append_token(b, t, t->parts[r][0]);
-        append(b, " ");
-        append_token(b, t, t->parts[r][1]);
+        append_merge(b, t, r, false);
         append(b, "\n");
-    }
-}
-
-/* As a JSON string's inside, all in ASCII: \u0120the */
-static void append_token_json(struct Buffer *b, const struct Tokenizer *t, int id)
-{
-    int n;
-    const uint8_t *bytes = tokenizer_piece(t, id, &n);
-    for (int i = 0; i < n; i++) {
-        const uint32_t c = symbol_of_byte(bytes[i]);
-        if (c == '"' || c == '\\') append(b, "\\");
-        append(b, c < 128 ? "%c" : "\\u%04x", c);
     }
 }
 
@@ -1337,7 +1228,7 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 {
     for (int id = 0; id < t->vocabulary; id++) {
         append(b, "%s\"", id ? ", " : "{");
-        append_token_json(b, t, id);
+        append_token(b, t, id, true);
         append(b, "\": %d", id);
     }
     append(b, "}");
@@ -1348,7 +1239,7 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
 static void append_special(struct Buffer *b, const struct Tokenizer *t, int id)
 {
     append(b, "\"content\": \"");
-    append_token_json(b, t, id);
+    append_token(b, t, id, true);
     append(b, "\", \"single_word\": %s, \"lstrip\": false, \"rstrip\": false, "
            "\"normalized\": false, \"special\": true}", id == PAD_TOKEN ? "true" : "false");
 }
@@ -1359,7 +1250,7 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
     static const char begin[] = "{\"SpecialToken\": {\"id\": \"" END_OF_TEXT
                                 "\", \"type_id\": 0}}, ";
-    const char *first = t->begins ? begin : "";
+    const char *first = t->usage.begins ? begin : "";
     append(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
            "\"added_tokens\": [{\"id\": %d, ", PAD_TOKEN);
     append_special(b, t, PAD_TOKEN);
@@ -1382,9 +1273,7 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
     append(b, ",\n\"merges\": [");
     for (int r = 0; r < t->merges; r++) {
         append(b, r ? ",\n\"" : "\n\"");
-        append_token_json(b, t, t->parts[r][0]);
-        append(b, " ");
-        append_token_json(b, t, t->parts[r][1]);
+        append_merge(b, t, r, true);
         append(b, "\"");
     }
     append(b, "]}}\n");
@@ -1396,15 +1285,16 @@ static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
     static const char *const roles[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
     append(b, "{\n  \"tokenizer_class\": \"GPT2Tokenizer\",\n  \"add_bos_token\": %s,\n"
-           "  \"add_prefix_space\": false,\n", t->begins ? "true" : "false");
+           "  \"add_prefix_space\": false,\n", t->usage.begins ? "true" : "false");
     for (int i = 0; i < COUNT(roles); i++) {
         append(b, "  \"%s\": \"", roles[i]);
-        append_token_json(b, t, i < 3 ? t->eot : PAD_TOKEN);
+        append_token(b, t, i < 3 ? t->eot : PAD_TOKEN, true);
         append(b, "\",\n");
     }
     append(b, "  \"padding_side\": \"right\",\n  \"truncation_side\": \"%s\",\n",
-           t->keeps_tail ? "left" : "right");
-    if (t->max_length) append(b, "  \"model_max_length\": %d,\n", t->max_length);
+           t->usage.keeps_tail ? "left" : "right");
+    if (t->usage.max_length)
+        append(b, "  \"model_max_length\": %d,\n", t->usage.max_length);
     append(b, "  \"clean_up_tokenization_spaces\": false,\n  \"split_special_tokens\": true,\n"
            "  \"added_tokens_decoder\": {\"%d\": {", PAD_TOKEN);
     append_special(b, t, PAD_TOKEN);
@@ -1413,28 +1303,24 @@ static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}\n}\n");
 }
 
-static void stage_text(const char *dir, const char *name, struct Buffer text)
-{
-    char *path = text_of("%s/%s", dir, name);
-    stage_file(path, text.data, text.size);
-    free(path);
-    free(text.data);
-}
+/* The files of a tokenizer. tokenizer.json comes last: it is the one that is read. */
+static const char *const tokenizer_files[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
+                                              "tokenizer.json", NULL};
 
-/* The files of a tokenizer. merges.txt comes last: a directory that has it is complete. */
-static const char *const tokenizer_files[] = {"vocab.json", "tokenizer.json",
-                                              "tokenizer_config.json", "merges.txt"};
-
-/* Writes the four files for commit_outputs. */
+/* Writes the files for commit_outputs. */
 static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
 {
-    struct Buffer texts[COUNT(tokenizer_files)] = {{0}};
+    static void (*const append_file[])(struct Buffer *, const struct Tokenizer *) = {
+        append_vocabulary, append_merges, append_tokenizer_config, append_tokenizer_json};
     make_directory(dir);
-    append_vocabulary(&texts[0], t);
-    append_tokenizer_json(&texts[1], t);
-    append_tokenizer_config(&texts[2], t);
-    append_merges(&texts[3], t);
-    for (int i = 0; i < COUNT(texts); i++) stage_text(dir, tokenizer_files[i], texts[i]);
+    for (int i = 0; tokenizer_files[i]; i++) {
+        struct Buffer text = {0};
+        char *path = text_of("%s/%s", dir, tokenizer_files[i]);
+        append_file[i](&text, t);
+        stage_file(path, text.data, text.size);
+        free(path);
+        free(text.data);
+    }
 }
 
 /* The same, with the names at once. */
@@ -1470,47 +1356,80 @@ struct ShardHeader {
     int32_t shards, zeros[247];
 };
 enum { SHARD_HEADER = sizeof(struct ShardHeader), SHARD_MAGIC = 20240520, SHARD_VERSION = 1,
-       MAX_SHARDS = 1000000 };
+       MAX_SHARDS = 1000 };     /* of a set: they are all open until it is complete */
 
 struct Shard {
     const char *path;           /* the caller's, not a copy */
-    struct Bytes file;          /* mapped; unmap_file ends its use */
-    const uint16_t *tokens;     /* (count), in the file */
+    struct File file;
     int64_t count;
-    uint64_t set, sum;          /* see ShardHeader; of these tokens, once open_data computed it */
+    uint64_t set, sum;          /* see ShardHeader; the checksum of these tokens */
     int shards;
+    int vocabulary;             /* no id reaches it */
 };
 
-/* Maps a shard. Dies if the header or the size of the file is wrong, or if another tokenizer than
- * the one with this hash made it; a hash of 0 fits all. The ids are not checked. */
-static struct Shard open_shard(const char *path, uint64_t hash)
+/* out (n) = the ids at .. at + n - 1. Dies if one is beyond the vocabulary. */
+static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
 {
-    const struct Bytes file = map_file(path);
-    struct ShardHeader header;
-    if (file.size < SHARD_HEADER)
-        die("%s: not a token shard: %s, less than its header of %d. Make one with "
-            "`tokenizer encode`.", path, counted(file.size, "byte"), SHARD_HEADER);
-    memcpy(&header, file.data, sizeof header);
-    if (header.magic != SHARD_MAGIC)
-        die("%s: not a token shard: byte 0: the number %d instead of %d. Make one with "
-            "`tokenizer encode`.", path, header.magic, SHARD_MAGIC);
-    if (header.version != SHARD_VERSION)
-        die("%s: byte 4: a shard of version %d; only version %d is read. Encode it again.", path,
-            header.version, SHARD_VERSION);
-    if (header.shards < 0 || header.shards > MAX_SHARDS)
-        die("%s: byte 32: the header says %d shards. Encode it again.", path, header.shards);
-    if (header.count < 0)
-        die("%s: byte 8: the header says %d tokens. Encode it again.", path, header.count);
-    const long long surplus = (long long)file.size - SHARD_HEADER - 2ll * header.count;
+    int largest = 0;
+    read_at(&s->file, out, n * sizeof *out, SHARD_HEADER + (size_t)at * sizeof *out);
+    #pragma omp simd reduction(max: largest)
+    for (size_t i = 0; i < n; i++) largest = out[i] > largest ? out[i] : largest;
+    if (largest >= s->vocabulary)
+        die("%s: holds token %d, but the tokenizer has only %d. Use the tokenizer that it was "
+            "encoded with, or encode the text again.", s->path, largest, s->vocabulary);
+}
+
+/* The same for as many as there are from `at` on, at most `max`. Returns how many; 0: the end. */
+static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
+{
+    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
+    read_ids(out, s, at, n);
+    return n;
+}
+
+/* Reads all ids once, to check them and to compute their checksum. */
+static void check_ids(struct Shard *s)
+{
+    const size_t max = s->count < 4 * MEGABYTE ? (size_t)s->count : 4 * MEGABYTE;
+    uint16_t *ids = resize(NULL, max * sizeof *ids);
+    s->sum = (uint64_t)s->count * sizeof *ids;
+    for (int64_t at = 0, n; (n = read_block(ids, max, s, at)); at += n)
+        s->sum = checksum_add(s->sum, ids, n * sizeof *ids);
+    free(ids);
+}
+
+/* The header of a file; all 0 if it is shorter. */
+static struct ShardHeader read_shard_header(const struct File *f)
+{
+    struct ShardHeader header = {0};
+    if (f->size >= sizeof header) read_at(f, &header, sizeof header, 0);
+    return header;
+}
+
+/* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
+ * tokenizer than t made it; if t is NULL, any may have. */
+static struct Shard open_shard(const char *path, const struct Tokenizer *t)
+{
+    struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
+    const struct ShardHeader header = read_shard_header(&s.file);
+    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
+        die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
+            SHARD_VERSION);
+    if (header.count < 0 || header.shards < 0 || header.shards > MAX_SHARDS)
+        die("%s: its header says %d tokens, and %d shards. Encode it again.", path, header.count,
+            header.shards);
+    const long long surplus = (long long)s.file.size - SHARD_HEADER - 2ll * header.count;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
-            counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more",
-            header.count);
-    if (hash && header.hash && header.hash != hash)
+            counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more", header.count);
+    if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
-            "encode the text again.", path, hash_text(header.hash), hash_text(hash));
-    return (struct Shard){path, file, (const uint16_t *)(file.data + SHARD_HEADER), header.count,
-                          header.set, 0, header.shards};
+            "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
+    s.count = header.count;
+    s.set = header.set;
+    s.shards = header.shards;
+    check_ids(&s);
+    return s;
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
@@ -1558,13 +1477,8 @@ struct ShardWriter {
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     struct Output **shards;             /* (number) */
     int number;                         /* of shards so far */
-    int *old, old_count;                /* numbers of the shards to be replaced */
+    int old;                            /* the shards to be replaced have smaller numbers */
 };
-
-static char *shard_path(const struct ShardWriter *w, int number)
-{
-    return text_of("%s_%06d.bin", w->prefix, number);
-}
 
 static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
 {
@@ -1575,7 +1489,7 @@ static void write_shard_header(struct Output *o, const struct ShardWriter *w, in
 
 static void start_shard(struct ShardWriter *w)
 {
-    char *path = shard_path(w, w->number);
+    char *path = text_of("%s_%06d.bin", w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
     w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
     w->shards[w->number] = output_open(path);
@@ -1584,14 +1498,13 @@ static void start_shard(struct ShardWriter *w)
     free(path);
 }
 
-/* Closes the open shard and adds its tokens to the hash of the set. */
-static void close_shard(struct ShardWriter *w)
+/* Ends the open shard and adds its tokens to the hash of the set. */
+static void end_shard(struct ShardWriter *w)
 {
     struct Output *o = w->shards[w->number - 1];
+    const struct File file = {o->path, fileno(o->file)};
     output_finish(o);
-    const struct Bytes file = map_file(o->temporary);
-    w->set = mix64(w->set ^ checksum(file.data + SHARD_HEADER, file.size - SHARD_HEADER));
-    unmap_file(file);
+    w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1599,7 +1512,7 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 {
     while (n) {
         if (w->in_shard == w->limit) {
-            close_shard(w);
+            end_shard(w);
             start_shard(w);
         }
         const size_t room = (size_t)(w->limit - w->in_shard), now = n < room ? n : room;
@@ -1613,122 +1526,60 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 
 /* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
  * which set it belongs. */
-static void complete_shards(struct ShardWriter *w)
+static void complete_set(struct ShardWriter *w)
 {
-    if (!w->number) return;
-    close_shard(w);
+    end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
-        o->file = fopen(o->temporary, "r+b");
-        if (!o->file) die_unwritten(o->path);
+        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
         write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
         output_finish(o);
     }
 }
 
-/* Whether a file is PREFIX_<number>.bin, or the temporary file of one that the process `writer`
- * writes; else that is 0. name: the last part of PREFIX. */
-static bool has_prefix(const char *found, const char *name, int *number, long *writer)
+/* Dies if a file may not be replaced by a shard. */
+static void check_old_shard(const char *path, bool overwrite)
 {
-    const size_t n = strlen(name);
-    const bool begins = !strncmp(found, name, n) && found[n] == '_';
-    *number = begins ? (int)strtol(found + n + 1, NULL, 10) : -1;
-    char *exactly = text_of("%s_%06d.bin", name, *number);
-    *writer = writer_of(found, exactly);
-    const bool is = *number >= 0 && (*writer || !strcmp(found, exactly));
-    free(exactly);
-    return is;
-}
-
-/* Notes a shard that is to be replaced. Dies if the file is none: then another program wrote it. */
-static void note_old_shard(struct ShardWriter *w, const char *path, int number)
-{
-    const struct Bytes file = map_file(path);
-    int32_t magic = 0;
-    if (file.size >= sizeof magic) memcpy(&magic, file.data, sizeof magic);
-    if (magic != SHARD_MAGIC)
+    if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+    struct File file = open_file(path, false);
+    if (read_shard_header(&file).magic != SHARD_MAGIC)
         die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-    unmap_file(file);
-    w->old = resize(w->old, (w->old_count + 1) * sizeof *w->old);
-    w->old[w->old_count++] = number;
+    close_file(&file);
 }
 
-/* Begins the first shard, and then looks at the other files with the prefix: of two processes with
- * one prefix, the later one sees the first shard of the other. Dies if a shard of another process
- * is being written, or if one is there and may not be replaced. */
+/* Begins the first shard, which only one process can have open. Then looks at what other files have
+ * the prefix: removes what a killed process left, and dies if a shard may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
     char *directory = directory_of(w->prefix, &name);
+    const size_t n = strlen(name);
+    DIR *files = NULL;
     make_directory(directory);
     start_shard(w);
-    DIR *files = NULL;
     for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        int number;
-        long writer;
-        if (!has_prefix(f->d_name, name, &number, &writer) || writer == (long)getpid()) continue;
-        char *path = text_of("%s%s", w->prefix, f->d_name + strlen(name));
-        if (writer && is_alive(writer))
-            die("%s: process %ld is writing it. Wait for its end, or choose another --out.", path,
-                writer);
-        if (writer) unlink(path);
-        else if (overwrite) note_old_shard(w, path, number);
-        else die("%s: exists. Choose another --out, or add --overwrite.", path);
+        const char *rest = f->d_name + n;       /* _000000.bin, if it is a shard */
+        if (strncmp(f->d_name, name, n) || *rest != '_' || strspn(rest + 1, "0123456789") != 6)
+            continue;
+        char *path = text_of("%s%s", w->prefix, rest);
+        const int number = atoi(rest + 1);
+        if (!strcmp(rest + 7, ".bin")) {
+            check_old_shard(path, overwrite);
+            w->old = max_int(w->old, number + 1);
+        } else if (!strcmp(rest + 7, ".bin" UNFINISHED) && number > 0) remove_file(path);
         free(path);
     }
     free(directory);
 }
 
 /* Removes what the set before had more, once the new one has its names. */
-static void remove_old_shards(struct ShardWriter *w)
+static void remove_old_shards(const struct ShardWriter *w)
 {
-    for (int i = 0; i < w->old_count; i++) {
-        char *path = shard_path(w, w->old[i]);
-        if (w->old[i] >= w->number) remove_file(path);
+    for (int i = w->number; i < w->old; i++) {
+        char *path = text_of("%s_%06d.bin", w->prefix, i);
+        remove_file(path);
         free(path);
     }
-    free(w->old);
-    free(w->shards);
-}
-
-/* Whether the n bytes at p are UTF-16 of Latin letters: every byte at an even place (high = 0) or
- * at an odd place (high = 1) is 0, and no other. */
-static bool is_utf16(const uint8_t *p, size_t n, size_t high)
-{
-    size_t zeros = 0;
-    for (size_t i = 0; i < n; i++) zeros += (p[i] == 0) == (i % 2 == high);
-    return n >= 4 && zeros == n;
-}
-
-/* Dies if a file that begins with these n bytes is known not to be plain text. A dot in `bytes`
- * stands for any byte. */
-static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
-{
-    static const struct { const char *bytes; size_t n; const char *what, *remedy; } kinds[] = {
-        {"\xFF\xFE\0\0", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\0\0\xFE\xFF", 4, "in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`."},
-        {"\xFF\xFE", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\xFE\xFF", 2, "in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`."},
-        {"\x1F\x8B", 2, "compressed", "Unpack it with `gzip -d`."},
-        {"\x28\xB5\x2F\xFD", 4, "compressed", "Unpack it with `zstd -d`."},
-        {"BZh.1AY&SY", 10, "compressed", "Unpack it with `bzip2 -d`."},
-        {"\xFD" "7zXZ", 5, "compressed", "Unpack it with `xz -d`."},
-        {"PK\3\4", 4, "a zip file, as .docx and .xlsx are",
-         "Unpack it, or save the document as plain text."},
-        {"%PDF-", 5, "a PDF document", "Convert it with `pdftotext`."},
-        {"\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "`tokenizer decode` writes its text."}};
-    for (int i = 0; i < COUNT(kinds); i++) {
-        size_t same = 0;
-        while (same < n && same < kinds[i].n
-               && (p[same] == (uint8_t)kinds[i].bytes[same] || kinds[i].bytes[same] == '.')) same++;
-        if (same == kinds[i].n)
-            die("%s: is %s, not plain text. %s", path, kinds[i].what, kinds[i].remedy);
-    }
-    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    for (int high = 0; high < 2; high++)
-        if (is_utf16(p, first, high))
-            die("%s: is in UTF-16, not UTF-8. Convert it with `iconv -f UTF-16%s -t UTF-8`.", path,
-                high ? "LE" : "BE");
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1748,60 +1599,52 @@ static enum Split split_of(const char *name)
          : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
 }
 
+/* The input files. They are read one after the other into a window of memory and cut into chunks
+ * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
+struct Source {
+    char **paths;
+    int count, number;          /* files: all, and those that were opened */
+    enum Split split;
+    const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
+    int64_t chunk_bytes;
+    int64_t cut;                /* another document begins at this position of the file; 0: none */
+    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
+    int file;                   /* the descriptor of the open file, or -1 */
+    bool ended;                 /* the open file has been read to its end */
+    bool fresh;                 /* a document begins at window[at] */
+    int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
+    uint8_t *window;            /* (room), filled up to `size` */
+    size_t room, size, at;      /* chunks have been cut up to `at` */
+    struct Timer timer;
+};
+
 /* A part of a file that one thread works on. No piece crosses the end of a chunk, and no line of
  * JSON. */
 struct Chunk {
+    const struct Source *source;
+    const char *path;           /* of the file */
+    int number;                 /* of the file, from 0 */
     const uint8_t *at, *end;
-    const uint8_t *readable;                /* the end of what is in memory, see piece_end */
-    const char *path;
-    int file_number;
-    int64_t file_bytes;                     /* the position of `readable` in the file */
-    int64_t cut;                            /* see Source */
-    bool fresh;                             /* a document begins at `at` */
-    enum Split split;
-    const char *field;                      /* for JSON: the name of the string, */
-    int64_t line;                           /* the number of the line at `at`, */
-    struct Json *json;                      /* and the line of the last part, or NULL */
+    const uint8_t *readable;    /* the end of what is in memory, see piece_end */
+    int64_t position, line;     /* of `at` in the file; line: with SPLIT_JSONL */
+    bool fresh;                 /* a document begins at `at` */
+    struct Json *json;          /* the line of the last part, or NULL */
 };
 
 /* A document, or what a chunk holds of it. */
 struct Part {
     const uint8_t *begin, *end, *readable;
-    int64_t position;                       /* where it begins in the file */
-    bool starts;                            /* the document begins here, not in an earlier chunk */
+    int64_t position;           /* where it begins in the file */
+    bool starts;                /* the document begins here, not in an earlier chunk */
 };
 
-/* The class of the character that ends at p, text < p. */
-static int class_before(const uint8_t *text, const uint8_t *p)
-{
-    for (int n = 1; n <= 4 && n <= p - text; n++) {
-        int length, class = class_at(p - n, p, &length);
-        if (length == n && (n > 1 || p[-1] < 128)) return class;
-    }
-    return OTHER;
-}
-
-/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
- * two characters of different classes if the left one is not white space and the right one is not
- * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
- * follows. A | on the right may be inside <|endoftext|>, which must not be cut. */
-static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
-{
-    int length;
-    const int class = class_at(p, end, &length), before = class_before(text, p);
-    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
-    return whole && class != LETTER && before != SPACE && before != class && *p != '|';
-}
-
-static bool mark_at(const uint8_t *p, const uint8_t *end)
-{
-    return end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES);
-}
+/* --- From chunks to documents --- */
 
 /* The next <|endoftext|> in p .. end, or NULL. */
 static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
 {
-    for (; (p = memchr(p, '<', end - p)); p++) if (mark_at(p, end)) return p;
+    for (; (p = memchr(p, '<', end - p)); p++)
+        if (end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES)) return p;
     return NULL;
 }
 
@@ -1818,8 +1661,9 @@ static void hint_at_marks(const struct Chunk *c)
     #pragma omp critical (hint)
     {
         if (!said) warn("%s: holds %s as ordinary text. %s", c->path, END_OF_TEXT,
-                        c->split == SPLIT_JSONL ? "Remove it if it is meant to end documents."
-                                                : "With --split eot, documents end there.");
+                        c->source->split == SPLIT_JSONL
+                        ? "Remove it if it is meant to end documents."
+                        : "With --split eot, documents end there.");
         said = true;
     }
 }
@@ -1828,20 +1672,21 @@ static void hint_at_marks(const struct Chunk *c)
  * on a line without that string. */
 static void read_json_line(struct Chunk *c, struct Part *p)
 {
+    const char *field = c->source->field;
     char *where = text_of("%s:%lld", c->path, (long long)c->line++);
     if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
         p->begin += 3;                              /* a byte order mark */
     while (p->begin < p->end && isspace(*p->begin)) p->begin++;
     if (p->begin < p->end) {
         c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
-        const struct Json *text = json_get(c->json, c->field);
+        const struct Json *text = json_get(c->json, field);
         if (c->json->kind != JSON_OBJECT)
-            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, c->field);
+            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, field);
         if (!text)
             die("%s: has no \"%s\". Name the one member that holds the text with --text-field.",
-                where, c->field);
+                where, field);
         if (text->kind != JSON_STRING)
-            die("%s: \"%s\" is not a string. Texts must be.", where, c->field);
+            die("%s: \"%s\" is not a string. Texts must be.", where, field);
         p->begin = (const uint8_t *)text->string;
         p->end = p->readable = p->begin + text->length;
     }
@@ -1852,47 +1697,30 @@ static void read_json_line(struct Chunk *c, struct Part *p)
  * nothing is left. The part of JSON is valid until the next call. */
 static bool next_part(struct Chunk *c, struct Part *p)
 {
-    const bool lines = c->split == SPLIT_LINES || c->split == SPLIT_JSONL;
+    const enum Split split = c->source->split;
+    const bool lines = split == SPLIT_LINES || split == SPLIT_JSONL;
     json_free(c->json);
     c->json = NULL;
-    while (c->at < c->end || (c->fresh && c->split == SPLIT_FILE)) {
+    while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
         const uint8_t *stop = lines ? memchr(c->at, '\n', c->end - c->at)
-                            : c->split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
+                            : split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
         const bool ends = stop;                     /* the document ends in this chunk */
         const uint8_t *next = !ends ? c->end : lines ? stop + 1
                             : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
         if (!ends) stop = c->end;
         else if (lines && stop > c->at && stop[-1] == '\r') stop--;
-        *p = (struct Part){c->at, stop, c->readable, c->file_bytes - (c->readable - c->at),
-                           c->fresh};
+        *p = (struct Part){c->at, stop, c->readable, c->position, c->fresh};
+        c->position += next - c->at;
         c->at = next;
         c->fresh = ends;
-        if (c->split == SPLIT_JSONL) read_json_line(c, p);
-        if (c->split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
-        if (p->end > p->begin || c->split == SPLIT_FILE) return true;
+        if (split == SPLIT_JSONL) read_json_line(c, p);
+        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
+        if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
 }
 
-/* The input files. They are read one after the other into a window of memory and cut into chunks
- * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
-struct Source {
-    char **paths;
-    int count, number;          /* files: all, and those that were opened */
-    enum Split split;
-    const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
-    int64_t chunk_bytes;
-    int64_t cut;                /* another document begins at this position of the file; 0: none */
-    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
-    int file;                   /* the descriptor of the open file, or -1 */
-    bool ended;                 /* the open file has been read to its end */
-    bool fresh;                 /* a document begins at window[at] */
-    int64_t file_bytes;         /* bytes read of the open file */
-    int64_t line;               /* with SPLIT_JSONL: the number of the line at window[at] */
-    uint8_t *window;            /* (room), filled up to `size` */
-    size_t room, size, at;      /* chunks have been cut up to `at` */
-    double start, shown;        /* seconds: for show_progress */
-};
+/* --- From files to chunks --- */
 
 enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
@@ -1902,10 +1730,8 @@ static struct Source source_open(char **paths, int count, const char *split, con
 {
     struct Source s = {paths, count, .split = split_of(split), .field = field,
                        .chunk_bytes = chunk_bytes, .file = -1,
-                       .room = (size_t)(BATCH * chunk_bytes), .start = seconds()};
+                       .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
-    if (strcmp(field, "text") && s.split != SPLIT_JSONL)
-        warn("--text-field %s: has no effect without --split jsonl.", field);
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status;
@@ -1939,7 +1765,7 @@ static void fill_window(struct Source *s)
     if (s->file < 0) {
         const char *path = s->paths[s->number++];
         s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
-        s->file_bytes = 0;
+        s->position = 0;
         s->line = 1;
         s->ended = false;
         s->fresh = true;
@@ -1950,8 +1776,41 @@ static void fill_window(struct Source *s)
         if (n < 0) die("%s: cannot be read (%s).", s->paths[s->number - 1], strerror(errno));
         s->ended = n == 0;
         s->size += (size_t)n;
-        s->file_bytes += n;
     }
+}
+
+/* The class of the character that ends at p, text < p. */
+static int class_before(const uint8_t *text, const uint8_t *p)
+{
+    for (int n = 1; n <= 4 && n <= p - text; n++) {
+        int length, class = class_at(p - n, p, &length);
+        if (length == n && (n > 1 || p[-1] < 128)) return class;
+    }
+    return OTHER;
+}
+
+/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
+ * two characters of different classes if the left one is not white space and the right one is not
+ * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
+ * follows. A | on the right may be inside <|endoftext|>, and a > on the left may be its end: it
+ * stays whole, and so does the line end that follows it. */
+static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
+{
+    int length;
+    const int class = class_at(p, end, &length), before = class_before(text, p);
+    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
+    return whole && class != LETTER && before != SPACE && before != class && *p != '|'
+           && p[-1] != '>';
+}
+
+/* The end of a chunk that begins at `at`: the first place to cut after chunk_bytes, or `limit`. */
+static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
+{
+    const uint8_t *end = s->window + s->size;
+    if (limit - at <= s->chunk_bytes) return limit;
+    for (const uint8_t *p = at + s->chunk_bytes; p < limit; p++)
+        if (s->split == SPLIT_JSONL ? p[-1] == '\n' : can_cut(at, p, end)) return p;
+    return limit;
 }
 
 /* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
@@ -1959,26 +1818,18 @@ static void fill_window(struct Source *s)
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = s->window + s->at, *end = s->window + s->size;
-    const int64_t position = s->file_bytes - (end - at), before_cut = s->cut - position;
-    const uint8_t *limit = before_cut > 0 && before_cut < end - at ? at + before_cut : end;
-    const uint8_t *stop = limit;
-    if (limit - at > s->chunk_bytes) {
-        stop = at + s->chunk_bytes;
-        while (stop < limit && !(s->split == SPLIT_JSONL ? stop[-1] == '\n'
-                                                         : can_cut(at, stop, end))) stop++;
-    }
+    const int64_t before_cut = s->cut - s->position;
+    const bool meets_cut = before_cut > 0 && before_cut < end - at;
+    const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    const char *path = s->paths[s->number - 1];
-    if (!position) refuse_other_kinds(path, at, end - at);
-    const bool after_mark = s->split == SPLIT_EOT && s->fresh && position > 0;
-    *c = (struct Chunk){after_mark ? skip_line_end(at, stop) : at, stop, end, path, s->number - 1,
-                        s->file_bytes, s->cut, s->fresh, s->split, s->field, s->line};
-    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut
-            || (s->split == SPLIT_EOT && stop - at >= END_OF_TEXT_BYTES
-                && mark_at(stop - END_OF_TEXT_BYTES, stop));
+    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position,
+                        s->line, s->fresh, NULL};
+    if (!s->position) refuse_other_kinds(c->path, at, end - at);
+    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
         s->line++;
     s->at += (size_t)(stop - at);
+    s->position += stop - at;
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
         close(s->file);
@@ -2004,16 +1855,9 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     return n;
 }
 
-/* Writes a line of progress: ten a second on a terminal, else one in ten seconds. */
-static void show_progress(struct Source *s, const char *doing)
+static void show_source(struct Source *s, const char *doing)
 {
-    const double now = seconds(), rate = s->done / (now - s->start + 1e-9);
-    if (now - (s->shown > 0 ? s->shown : s->start) < (live() ? 0.1 : 10)) return;
-    s->shown = now;
-    if (s->total)
-        progress(false, "%s %.0f of %.0f MB  %.1f MB/s  %s left", doing, s->done / 1e6,
-                 s->total / 1e6, rate / 1e6, duration((s->total - s->done) / rate));
-    else progress(false, "%s %.0f MB  %.1f MB/s", doing, s->done / 1e6, rate / 1e6);
+    show_work(&s->timer, doing, s->done / 1e6, s->total / 1e6, "MB");
 }
 
 /* ============================================================================================= */
@@ -2026,22 +1870,11 @@ enum { CHUNK_BYTES = 1 << 19 };
                       LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
                        .choices = "file|lines|eot|jsonl"}, \
-    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field}
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field, \
+     .idle = "with split file|with split lines|with split eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
                           &tokenizer, .required = true}
 #define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
-
-/* Keeps other programs out of --out. Dies if it holds a tokenizer that may not be replaced. */
-static void begin_tokenizer(const char *out, bool overwrite)
-{
-    lock_directory(out);
-    for (int i = 0; i < COUNT(tokenizer_files) && !overwrite; i++) {
-        char *path = text_of("%s/%s", out, tokenizer_files[i]);
-        if (file_exists(path))
-            die("%s: exists. Choose another --out, or add --overwrite.", path);
-        free(path);
-    }
-}
 
 /* --- train --- */
 
@@ -2133,7 +1966,7 @@ static struct WordTable count_words(struct Source *source)
     struct WordTable *tables = resize(NULL, threads * sizeof *tables);
     struct Chunk chunks[BATCH];
     for (int i = 0; i < threads; i++) tables[i] = word_table(16);
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, "counting words")) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
@@ -2192,16 +2025,19 @@ static int command_train(int argc, char **argv)
         {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads)};
-    const int files = parse_options(argc, argv, options, COUNT(options),
+        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+    const int files = read_options(argc, argv, options,
                                     "tokenizer train --out DIR [OPTION...] FILE...\n"
                                     "Learns merges from texts (- is standard input).");
     const double start = seconds();
     const int merges = vocabulary - BYTES - 1;
-    begin_tokenizer(out, overwrite);
+    warn_idle(options);
+    lock_directory(out);
+    if (!overwrite)
+        refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
     set_threads(threads);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
-    struct Tokenizer *t = tokenizer_new(merges);
+    struct Tokenizer *t = tokenizer_new();
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
@@ -2210,7 +2046,7 @@ static int command_train(int argc, char **argv)
         warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
              counted(t->merges, "merge"), t->merges + BYTES + 1, vocabulary);
     add_end_of_text(t);
-    t->begins = t->keeps_tail = true;
+    t->usage.begins = t->usage.keeps_tail = true;
     tokenizer_save(t, out);
     progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", out, t->vocabulary,
              source.done / 1e6, counted(words.count, "different word"), seconds() - start);
@@ -2238,9 +2074,10 @@ struct Encoded {
  * two is not drawn. */
 static int side_of(const struct Chunk *c, const struct Part *p, double val_fraction, int64_t seed)
 {
-    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->file_number << 44),
+    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->number << 44),
                                     (uint64_t)p->position);
-    return c->cut ? p->position >= c->cut : random_uniform(&r) < val_fraction;
+    const int64_t cut = c->source->cut;
+    return cut ? p->position >= cut : random_uniform(&r) < val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
@@ -2301,7 +2138,7 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
     const char *doing = s->writers ? "encoding" : "counting tokens";
-    for (int n; (n = next_chunks(source, chunks)); show_progress(source, doing)) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, doing)) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
@@ -2323,13 +2160,12 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
 /* Gives the shards their names, removes older ones, and says what was written. */
 static void finish_shards(struct ShardWriter *writers, int count)
 {
-    for (int i = 0; i < count; i++) complete_shards(&writers[i]);
+    for (int i = 0; i < count; i++) complete_set(&writers[i]);
     commit_outputs();
     for (struct ShardWriter *w = writers; w < writers + count; w++) {
         remove_old_shards(w);
         progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
-        free(w->prefix);
     }
 }
 
@@ -2337,10 +2173,15 @@ static void finish_shards(struct ShardWriter *writers, int count)
  * part of the file follows. 0 if there is no such line end. */
 static int64_t find_cut(const char *path, double val_fraction)
 {
-    const struct Bytes file = map_file(path);
+    char block[4096];
+    struct File file = open_file(path, false);
     int64_t cut = (int64_t)(file.size * (1 - val_fraction));
-    while (cut > 0 && file.data[cut - 1] != '\n') cut--;
-    unmap_file(file);
+    for (size_t n, k = 0; cut > 0 && !k; cut -= n - k) {
+        n = cut < (int64_t)sizeof block ? (size_t)cut : sizeof block;
+        read_at(&file, block, n, (size_t)cut - n);
+        for (k = n; k > 0 && block[k - 1] != '\n'; ) k--;
+    }
+    close_file(&file);
     return cut;
 }
 
@@ -2359,30 +2200,31 @@ static int command_encode(int argc, char **argv)
         {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
          REAL_NUMBER, &val_fraction, .max = 1},
-        {"seed", "which documents these are", LONG, &seed, .max = 1e15},
+        {"seed", "which documents these are", LONG, &seed, .max = 1e15,
+         .idle = "without val-fraction"},
         {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads)};
-    const int files = parse_options(
-        argc, argv, options, COUNT(options),
+        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+    const int files = read_options(
+        argc, argv, options,
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
     struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
                                      {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
     const int sets = val_fraction > 0 ? 2 : 1;
     for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
-    char *val = shard_path(&writers[1], 0);
-    if (sets == 1 && writers[0].old_count && file_exists(val))
+    char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
+    if (sets == 1 && writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, out);
     free(val);
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
     writers[0].hash = writers[1].hash = t->hash;
     if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
-    if (seed != 1 && (source.cut || val_fraction == 0))
-        warn("--seed %lld: has no effect, since no documents are drawn.", (long long)seed);
+    if (source.cut) warn_unused(options, "seed", "with one document");
     struct Sink sink = {.writers = writers};
     encode_files(&sink, t, &source, val_fraction, seed);
     const int64_t tokens = writers[0].total + writers[1].total;
@@ -2392,7 +2234,7 @@ static int command_encode(int argc, char **argv)
             counted(sink.documents, "document"),
             writers[0].total ? "none is set aside" : "none is left to train on");
     finish_shards(writers, sets);
-    const double elapsed = seconds() - source.start;
+    const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(sink.documents, "document"), source.done / 1e6,
              (double)sink.bytes / tokens, elapsed,
@@ -2404,18 +2246,13 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-enum { DECODE_TOKENS = 1 << 16 };       /* decoded at a time */
-
-/* The bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. Returns n, or the
- * index of the first id that is not in the vocabulary; then out is empty. A short token is copied
- * as 16 bytes; the next token overwrites the surplus. */
-static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids,
-                            size_t n, const char *mark)
+/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short
+ * token is copied as 16 bytes; the next token overwrites the surplus. */
+static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
+                       const char *mark)
 {
     const size_t mark_bytes = strlen(mark);
-    out->size = 0;
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] >= t->vocabulary) { out->size = 0; return i; }
         const bool eot = ids[i] == t->eot;
         const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
         const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
@@ -2424,36 +2261,20 @@ static size_t decode_tokens(struct Buffer *out, const struct Tokenizer *t, const
         else memcpy(out->data + out->size, bytes, length);
         out->size += length;
     }
-    return n;
-}
-
-static void write_stdout(const char *bytes, size_t n)
-{
-    while (n) {
-        const ssize_t written = write(1, bytes, n);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) die_unprinted();
-        bytes += written;
-        n -= (size_t)written;
-    }
 }
 
 /* Writes the text of a shard. In the first shard, no mark is written for the first document. */
-static void decode_shard(const struct Tokenizer *t, struct Shard s, bool first, const char *mark)
+static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
+                         const char *mark)
 {
+    static uint16_t ids[1 << 16];
     struct Buffer out = {0};
-    for (int64_t at = first && s.count && *s.tokens == t->eot; at < s.count; at += DECODE_TOKENS) {
-        const size_t n = (size_t)(s.count - at < DECODE_TOKENS ? s.count - at : DECODE_TOKENS);
-        const size_t good = decode_tokens(&out, t, s.tokens + at, n, mark);
-        const uint16_t *bad = s.tokens + at + good;
-        write_stdout(out.data, out.size);
-        if (good < n)
-            die("%s: byte %zu: token %d is not in the vocabulary of %d. Name the tokenizer that "
-                "made the shard.", s.path, (size_t)((const char *)bad - s.file.data), *bad,
-                t->vocabulary);
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
+        const bool skip = first && at == 0 && ids[0] == t->eot;
+        decode_ids(&out, t, ids + skip, n - skip, mark);
+        show_result(&out);
     }
     free(out.data);
-    unmap_file(s.file);
 }
 
 /* Shards -> the bytes of their tokens, on standard output. */
@@ -2463,9 +2284,9 @@ static int command_decode(int argc, char **argv)
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
-         .choices = "file|lines|eot"}};
-    const int shards = parse_options(
-        argc, argv, options, COUNT(options),
+         .choices = "file|lines|eot"}, {0}};
+    const int shards = read_options(
+        argc, argv, options,
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
@@ -2473,7 +2294,7 @@ static int command_decode(int argc, char **argv)
     const enum Split kind = split_of(split);
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
-    for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t->hash);
+    for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
         char *path = missing_shard(&s[i], NULL);
         if (path)
@@ -2481,9 +2302,9 @@ static int command_decode(int argc, char **argv)
                  counted(s[i].shards, "shard"));
         free(path);
     }
-    for (int i = 0; i < shards; i++) decode_shard(t, s[i], i == 0, marks[kind]);
+    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[kind]);
     free(s);
-    if (kind == SPLIT_LINES) write_stdout("\n", 1);
+    if (kind == SPLIT_LINES) puts("");
     tokenizer_free(t);
     return 0;
 }
@@ -2516,33 +2337,22 @@ static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, i
     return ids;
 }
 
-static void append_id(struct Buffer *b, int id)
-{
-    char digits[8];
-    int k = sizeof digits;
-    do digits[--k] = (char)('0' + id % 10); while (id /= 10);
-    append_bytes(b, digits + k, sizeof digits - k);
-}
-
 /* Standard input -> its ids, on one line. */
 static int command_ids(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
-    if (parse_options(argc, argv, options, COUNT(options),
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
+    if (read_options(argc, argv, options,
                       "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
                       "Prints the token ids of standard input on one line."))
         die_usage("%s: not expected; the text is read from standard input.", argv[0]);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Buffer text = read_stdin(), line = {0};
     int n, *ids = ids_of_text(t, text, special, &n);
-    for (int i = 0; i < n; i++) {
-        if (i) append_bytes(&line, " ", 1);
-        append_id(&line, ids[i]);
-    }
-    append_bytes(&line, "\n", 1);
-    write_stdout(line.data, line.size);
+    for (int i = 0; i < n; i++) append(&line, i ? " %d" : "%d", ids[i]);
+    append(&line, "\n");
+    show_result(&line);
     free(ids); free(text.data); free(line.data);
     tokenizer_free(t);
     return 0;
@@ -2553,9 +2363,9 @@ static int command_show(int argc, char **argv)
 {
     const char *tokenizer = NULL;
     bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION};
-    const int texts = parse_options(
-        argc, argv, options, COUNT(options),
+    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
+    const int texts = read_options(
+        argc, argv, options,
         "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
         "Shows the tokens of TEXT, or of standard input, and their ids.");
     if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
@@ -2566,7 +2376,7 @@ static int command_show(int argc, char **argv)
     int n, *ids = ids_of_text(t, text, special, &n);
     for (int i = 0; i < n; i++) {
         int length;
-        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
         if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
         append_readable(&line, bytes, length);
         append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
@@ -2590,7 +2400,7 @@ static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
         if (uses[id]) heap_push(&longest, (struct Entry){token_length(t, id), id, id});
     for (; n > 0 && longest.size; n--) {
         int length, id = heap_pop(&longest).index;
-        const uint8_t *bytes = tokenizer_piece(t, id, &length);
+        const uint8_t *bytes = bytes_of_token(t, id, &length);
         append(&b, "%8d %10lld  \"", id, (long long)uses[id]);
         append_readable(&b, bytes, length);
         append(&b, "\"\n");
@@ -2609,10 +2419,11 @@ static int command_stats(int argc, char **argv)
     struct Option options[] = {
         TOKENIZER_OPTION, SPLIT_OPTIONS,
         {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
-        THREADS_OPTION(&threads)};
-    const int files = parse_options(argc, argv, options, COUNT(options),
+        THREADS_OPTION(&threads), {0}};
+    const int files = read_options(argc, argv, options,
                                     "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
                                     "How well the vocabulary fits texts.");
+    warn_idle(options);
     set_threads(threads);
     struct Tokenizer *t = tokenizer_load(tokenizer);
     struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);

@@ -19,9 +19,10 @@
  *       |
  *     AdamW          w moves against g by about the learning rate                   adamw_step
  *       |
- *     evaluate       the loss on other text, every --eval-every steps;              evaluate_run
- *       |            the best model so far is saved
- *     save           the last model and the state, from which --resume goes on      save_run
+ *     evaluate       the loss on other text, every --eval-every steps               evaluate_run
+ *       |
+ *     save           the best model so far, the last one, and the state,            save_run
+ *                    from which --resume goes on
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
@@ -47,21 +48,8 @@ struct Data {
     struct Shard *shards;       /* (count) */
     int count;                  /* 0: no data, as for --val when it is not given */
     int64_t tokens;             /* n */
-    int vocabulary;             /* of the tokenizer: no id reaches it */
     uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
-
-/* Dies if a token id is not below the vocabulary, as in shards of another tokenizer. */
-static void check_ids(const struct Shard *s, int vocabulary)
-{
-    int largest = 0;
-    #pragma omp parallel for simd reduction(max: largest)
-    for (int64_t i = 0; i < s->count; i++)
-        largest = s->tokens[i] > largest ? s->tokens[i] : largest;
-    if (largest >= vocabulary)
-        die("%s: holds token %d, but the tokenizer has only %d. Encode it with the tokenizer that "
-            "is used here.", s->path, largest, vocabulary);
-}
 
 /* Dies if the shards, sorted by name, are not all those of their sets that the pattern names, or
  * not as they were encoded. */
@@ -82,41 +70,30 @@ static void check_sets(const struct Data *d, const char *pattern)
     }
 }
 
-/* Finds all files that match the pattern, or dies. `option` names the pattern in messages; `run` is
- * the directory of the run whose state the pattern is from, or NULL if it is from the command
- * line. */
-static glob_t find_shards(const char *option, const char *pattern, const char *run)
+/* Finds all files that match the pattern, or dies. `option` names the pattern in messages. */
+static glob_t find_shards(const char *option, const char *pattern)
 {
     glob_t found;
     const int error = glob(pattern, GLOB_ERR, NULL, &found);
-    const bool none = error || found.gl_pathc == 0;
     if (error && error != GLOB_NOMATCH && errno != ENOENT)
         die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
-    if (none && run)
-        die("--%s %s: no such file. The run in %s began with it%s. Give --%s.", option, pattern,
-            run, *pattern == '/' ? "" : ", relative to the directory in which it was started",
-            option);
-    if (none)
-        die("--%s %s: no such file. Name token shards, with * inside quotes if there are many.",
-            option, pattern);
+    if (error || !found.gl_pathc)
+        die("--%s %s: no such file here. Name token shards, with * inside quotes if there are "
+            "many.", option, pattern);
     return found;
 }
 
-/* Opens the shards of find_shards. Dies if another tokenizer made one, or if there are fewer than 2
- * tokens in all. */
-static struct Data open_data(const char *option, const char *pattern, const char *run,
+/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are
+ * fewer than 2 tokens in all. */
+static struct Data open_data(const char *option, const char *pattern, glob_t found,
                              const struct Tokenizer *t)
 {
-    glob_t found = find_shards(option, pattern, run);
-    struct Data d = {.vocabulary = t->vocabulary};
-    d.shards = resize(NULL, found.gl_pathc * sizeof *d.shards);
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        struct Shard s = open_shard(text_of("%s", found.gl_pathv[i]), t->hash);
-        check_ids(&s, t->vocabulary);
-        s.sum = checksum(s.tokens, s.count * sizeof *s.tokens);
-        d.shards[d.count++] = s;
-        d.tokens += s.count;
-        d.fingerprint = mix64(d.fingerprint ^ s.sum);
+    struct Data d = {.count = (int)found.gl_pathc};
+    d.shards = resize(NULL, d.count * sizeof *d.shards);
+    for (int i = 0; i < d.count; i++) {
+        d.shards[i] = open_shard(text_of("%s", found.gl_pathv[i]), t);
+        d.tokens += d.shards[i].count;
+        d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
     globfree(&found);
     check_sets(&d, pattern);
@@ -126,76 +103,96 @@ static struct Data open_data(const char *option, const char *pattern, const char
     return d;
 }
 
-/* out (n) = x[at] .. x[at + n - 1]. Each shard that is passed makes `at` relative to the next. Dies
- * on an id beyond the vocabulary: no shard had one when it was opened (check_ids). */
+enum { BLOCK = 1 << 12 };           /* tokens that are read from a file at once */
+
+/* out (n) = x[at] .. x[at + n - 1]. Dies if a file was cut or rewritten since it was opened. */
 static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
-    for (const struct Shard *s = d->shards; n > 0; at -= s++->count)
-        for (; at < s->count && n > 0; at++, n--, out++)
-            if ((*out = s->tokens[at]) >= d->vocabulary)
-                die("%s: was rewritten while it was in use: token %d is beyond the vocabulary. "
-                    "Run again.", s->path, *out);
+    uint16_t ids[BLOCK];
+    const struct Shard *s = d->shards;
+    while (n > 0) {
+        if (at >= s->count) { at -= s->count; s++; continue; }      /* in a later shard */
+        const int now = (int)read_block(ids, min_int(n, BLOCK), s, at);
+        for (int k = 0; k < now; k++) *out++ = ids[k];
+        at += now;
+        n -= now;
+    }
+}
+
+/* Reads the tokens from x[at] on, at most BLOCK. Returns how many; 0 at the end of the text. */
+static int next_tokens(int *out, const struct Data *d, int64_t at)
+{
+    const int n = (int)(d->tokens - at < BLOCK ? d->tokens - at : BLOCK);
+    read_tokens(out, d, at, n);
+    return n;
 }
 
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
 
-/* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence.
+/* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence:
+ * sequence i has the inputs x[starts[i]] .. x[starts[i+1] - 1].
  *
- * Cut by length, sequence i has the inputs x[iT - shift] .. x[(i+1)T - shift - 1]. The first and
- * the last sequence are shorter, because the text begins and ends there:
+ * Cut by length, they all have T inputs, but for the first and the last, because the text begins
+ * and ends there. The first has T - shift:
  *
- *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9
+ *     n = 11, T = 4, shift = 1:    inputs  0 1 2 | 3 4 5 6 | 7 8 9      starts 0 3 7 10
  *                                  targets 1 2 3 | 4 5 6 7 | 8 9 10
  *
  * Cut by documents, a sequence also ends before each <|endoftext|>, and the next one begins with
  * it. Then attention never reaches from one document into another. */
 struct Sequences {
     const struct Data *data;
-    int T, shift;               /* shift: 0 .. T-1 */
-    int64_t count, *starts;     /* starts (count + 1): the first input of each; NULL: by length */
+    int T;
+    bool by_documents;
+    int64_t count, *starts;     /* starts (count + 1): the last one is the end of the text, n - 1 */
 };
 
-static void cut_by_length(struct Sequences *s, const struct Data *d, int T, int shift)
+/* Lists the sequences of a cut by length; shift: 0 .. T-1. `starts` has room for one more than a
+ * cut without a shift has. */
+static void cut_by_length(struct Sequences *s, int shift)
 {
-    *s = (struct Sequences){d, T, shift, (d->tokens - 1 + shift + T - 1) / T, NULL};
+    const int64_t end = s->data->tokens - 1;
+    s->count = 0;
+    for (int64_t at = 0; at < end; at += at == 0 ? s->T - shift : s->T) s->starts[s->count++] = at;
+    s->starts[s->count] = end;
 }
 
-/* Lists where sequences start. The last entry of `starts` is the end of the last sequence. */
-static void cut_by_documents(struct Sequences *s, const struct Data *d, int T, int eot)
+/* Lists the sequences of a cut by documents. */
+static void cut_by_documents(struct Sequences *s, int eot)
 {
-    int64_t at = 0, room = 0;
-    *s = (struct Sequences){.data = d, .T = T};
-    for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count && at < d->tokens; k++, at++) {
-            const bool first = s->count == 0, document = d->shards[i].tokens[k] == eot,
-                       full = !first && at - s->starts[s->count - 1] == T;
-            if (!first && !document && !full && at < d->tokens - 1) continue;
+    const int64_t end = s->data->tokens - 1;
+    int64_t room = 0;
+    int block[BLOCK];
+    for (int64_t at = 0; at <= end; ) {
+        const int n = next_tokens(block, s->data, at);
+        for (int k = 0; k < n; k++, at++) {
+            const bool full = s->count && at - s->starts[s->count - 1] == s->T;
+            if (at > 0 && at < end && !full && block[k] != eot) continue;
             if (s->count == room)
                 s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
             s->starts[s->count++] = at;
         }
-    s->count--;
+    }
+    s->count--;                 /* the last entry is the end */
 }
 
 /* Cuts as --cut says: how is "length" or "documents". Dies if sequences cannot be counted in
  * int. */
-static void cut(struct Sequences *s, const struct Data *d, int T, const char *how,
-                const struct Tokenizer *t)
+static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
-    if (!strcmp(how, "documents")) cut_by_documents(s, d, T, t->eot);
-    else cut_by_length(s, d, T, 0);
-    if (s->count >= INT32_MAX)              /* a shift may add one */
-        die("--data: too many sequences (%lld). Use a longer --context.", (long long)s->count);
-}
-
-/* Returns the length of sequence i, 1 .. T, and the place of its first input in *begin. */
-static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
-{
-    const int64_t first = s->starts ? s->starts[i] : i * s->T > s->shift ? i * s->T - s->shift : 0;
-    const int64_t end = s->starts ? s->starts[i + 1] : (i + 1) * s->T - s->shift,
-                  last = s->data->tokens - 1;
-    *begin = first;
-    return (int)((end < last ? end : last) - first);
+    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents")};
+    int64_t count = (d->tokens - 1 + T - 1) / T;
+    if (s.by_documents) {
+        cut_by_documents(&s, eot);
+        count = s.count;
+    }
+    if (count >= INT32_MAX)                 /* a shift may add one */
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)count);
+    if (!s.by_documents) {
+        s.starts = resize(NULL, (count + 2) * sizeof *s.starts);
+        cut_by_length(&s, 0);
+    }
+    return s;
 }
 
 /* --- Loader: the sequences of epoch 0, 1, 2, .. in random order --- */
@@ -205,10 +202,10 @@ static int sequence_at(int64_t *begin, const struct Sequences *s, int64_t i)
  * of its sequence. */
 struct Loader {
     struct Sequences sequences;
-    int next;                   /* sequences of this epoch that have been read */
     int *order;                 /* (count): a permutation of the sequences */
     uint64_t seed;
     int64_t epoch;
+    int next;                   /* sequences of this epoch that have been read */
 };
 
 enum { ORDER_STREAM = 1, DROPOUT_STREAM, SAMPLE_STREAM };
@@ -224,7 +221,7 @@ static void loader_seek(struct Loader *l, int64_t epoch, int next)
 {
     struct Sequences *s = &l->sequences;
     struct Random r = stream_for(l->seed, ORDER_STREAM, epoch);
-    if (!s->starts) cut_by_length(s, s->data, s->T, (int)random_below(&r, s->T));
+    if (!s->by_documents) cut_by_length(s, (int)random_below(&r, s->T));
     for (int i = 0; i < s->count; i++) l->order[i] = i;
     shuffle(l->order, (int)s->count, &r);
     l->epoch = epoch;
@@ -238,42 +235,35 @@ static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t
     loader_seek(l, 0, 0);
 }
 
-/* The length and the first input of the next sequence, if need be of the next epoch. loader_skip
- * moves on. */
-static int loader_peek(struct Loader *l, int64_t *begin)
+/* The number of the next sequence, if need be of the next epoch. Who reads it adds 1 to `next`. */
+static int loader_peek(struct Loader *l)
 {
     if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
-    return sequence_at(begin, &l->sequences, l->order[l->next]);
+    return l->order[l->next];
 }
-
-static void loader_skip(struct Loader *l) { l->next++; }
 
 /* --- Minibatches: sequences of any length, back to back, without padding --- */
 
-/* Whether a sequence of `length` rows still fits. Cut by length, a minibatch of B * T rows has at
- * most B sequences, although the two short ones of an epoch may leave room for another. */
-static bool minibatch_fits(const struct Minibatch *m, const struct Sequences *s, int length)
+/* Appends sequence i, its inputs and its targets as new rows, if it still fits. Cut by length, a
+ * minibatch of B * T rows has at most B sequences, although the two short ones of an epoch may
+ * leave room for another. */
+static bool add_sequence(struct Minibatch *m, const struct Sequences *s, int64_t i)
 {
-    return m->batch.rows + length <= m->max_rows
-           && (s->starts || (m->batch.sequences + 1) * s->T <= m->max_rows);
-}
-
-/* Appends the inputs x[begin] .. and their targets x[begin + 1] .. as `length` new rows. */
-static void add_sequence(struct Minibatch *m, const struct Data *d, int64_t begin, int length)
-{
+    const int64_t begin = s->starts[i];
+    const int length = (int)(s->starts[i + 1] - begin);
+    if (m->batch.rows + length > m->max_rows) return false;
+    if (!s->by_documents && (m->batch.sequences + 1) * s->T > m->max_rows) return false;
     const int row = minibatch_add(m, length);
-    read_tokens(m->tokens + row, d, begin, length);
-    read_tokens(m->targets + row, d, begin + 1, length);
+    read_tokens(m->tokens + row, s->data, begin, length);
+    read_tokens(m->targets + row, s->data, begin + 1, length);
+    return true;
 }
 
 /* Refills a minibatch with as many of the loader's next sequences as fit. */
 static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 {
-    int64_t begin;
-    int length;
     minibatch_clear(m);
-    for (; minibatch_fits(m, &l->sequences, length = loader_peek(l, &begin)); loader_skip(l))
-        add_sequence(m, l->sequences.data, begin, length);
+    while (add_sequence(m, &l->sequences, loader_peek(l))) l->next++;
 }
 
 /* ============================================================================================= */
@@ -289,8 +279,11 @@ struct TrainOptions {
     bool skip_spikes, resume, overwrite, plan, profile;
 };
 
-/* What --out holds beside the best model: the directory of the last one, the state, the log. */
-struct Paths { char *last, *state, *log; };
+/* What --out holds beside the best model. */
+struct RunFiles {
+    char *last, *state;                 /* the directory of the last model; state.safetensors */
+    struct Journal log;
+};
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
  * per byte of text do not:
@@ -298,45 +291,49 @@ struct Paths { char *last, *state, *log; };
  * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
 struct Score { double loss, bits_per_byte; int64_t tokens; };
 
-enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see is_sound */
+enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see judge_step */
 
-/* One run of training. The first group is fixed before the first step; the second is stored in the
- * state; the third is wall-clock time, which never influences what a step computes. */
-struct Run {
-    struct TrainOptions options;
-    struct Option *table;               /* rows for `options`, which say what was given */
-    struct Paths paths;
-    struct Model model;
-    struct Workspace ws;                /* for one minibatch: B * T rows */
-    struct Tokenizer *tokenizer;
-    int *bytes;                         /* (V): the length of each token */
-    struct Data data, val;
-    struct Sequences val_sequences;
-    struct Loader loader;
-    struct Minibatch *minibatches;      /* (accumulate): those of one step */
-    struct Generator *generator;        /* for --sample-every; else NULL */
-    FILE *log;
-    uint64_t log_hash;                  /* of its rows; the state has it */
-    bool replaces;                      /* nothing is saved yet, and --out holds an older run */
-    double peak;                        /* FLOP/s of the machine's multiply-adds */
-
-    int64_t step, tokens, best_step;    /* steps and targets so far; step of the best score */
-    struct Score last, best;            /* on --val; best.loss starts at infinity */
-    struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
-    int64_t fall_step;                  /* fit_to_time's decision: from this step on the rate */
-    double fall_rate;                   /* falls from this one; step 0: it has not decided so */
-    double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
-    int64_t skipped;                    /* steps that did not update the weights */
-
-    int64_t first;                      /* the first step of this process */
-    bool fitted;                        /* fit_to_time has done its work */
-    int64_t mark;                       /* the last step in the first three fifths of the time */
-    double marked;                      /* and its time since start, without evaluations */
-    double start, began, shown, saved;  /* times: of the process, loop, last line, last save */
-    double earlier, working;            /* seconds: of the process before, in steps */
+/* Wall-clock time of a run, which never influences what a step computes. */
+struct Clock {
+    double start, began;                /* times: of the process, of the loop */
+    double shown, saved;                /* times: of the last line, of the last save */
+    double earlier;                     /* seconds: of the processes before */
     double evaluating, saving;          /* seconds: the last evaluation, the last save */
     double evaluated;                   /* seconds: all evaluations */
     double rate;                        /* tokens per second, smoothed */
+    int64_t first;                      /* the first step of this process */
+    int64_t mark_step;                  /* the last step in the first three fifths of the time, */
+    double mark;                        /* and its time since start, without evaluations */
+    bool fitted;                        /* fit_to_time has decided */
+};
+
+/* One run of training. */
+struct Run {
+    /* Fixed before the first step */
+    struct TrainOptions options;
+    struct Option *table;               /* rows for `options`, which say what was given */
+    struct RunFiles files;
+    struct Tokenizer *tokenizer;
+    int *lengths;                       /* (V): the bytes of each token */
+    struct Data data, val;
+    struct Sequences val_sequences;
+    struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
+    struct Workspace ws;                /* for one minibatch: B * T rows */
+    struct Generator *generator;        /* for --sample-every; else NULL */
+    double peak;                        /* FLOP/s of the machine's multiply-adds */
+
+    /* Stored in the state */
+    struct Model model;
+    struct Loader loader;
+    int64_t step, tokens;               /* steps and targets so far */
+    struct Score last, best;            /* on --val; best.loss starts at infinity */
+    int64_t best_step;                  /* of the best score; 0: none yet */
+    struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
+    struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: undecided */
+    double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
+    int64_t skipped;                    /* steps that did not update the weights */
+
+    struct Clock clock;
 };
 
 /* What is known of one step. */
@@ -346,16 +343,19 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
-static bool is_sound(struct Run *r, const struct Step *s);      /* whether it may update */
+static bool judge_step(struct Run *r, const struct Step *s);
+    /* Whether the step may update the weights. A loss or norm that is not finite ends the run. */
 static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
 static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
-static bool out_of_time(struct Run *r, const struct Step *s);   /* for one more like s */
+static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
+static void end_here(struct Run *r);            /* if time decides how many steps the run has */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
-static void evaluate_run(struct Run *r);        /* sets r->last; saves the best model */
+static void evaluate_run(struct Run *r);        /* sets r->last, r->best and r->best_step */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
 static void sample_run(struct Run *r);          /* prints a sample */
 static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
-static void save_run(struct Run *r);            /* the last model and the state */
+static void save_run(struct Run *r);            /* the best model, the last one, the state */
+static void save_best(const struct Run *r);     /* the model as it is, which is the best so far */
 
 /* --- One step --- */
 
@@ -384,27 +384,28 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
         struct Minibatch *m = &r->minibatches[a];
         const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + a).key;
         trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
-        sum += lm_head(&r->model, &r->ws, m->targets, (real)(1.0 / targets));
+        sum += lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
         trunk_backward(&r->model, &r->ws, &m->batch);
     }
     return sum / targets;
 }
 
-/* The learning rate of a step when the run has `steps`; 0: as many as time allows, and then the
- * rate stays at --lr after warm-up. The last step has min_lr_ratio times --lr. If that is 0, the
- * rate falls so that it would be 0 one step later: every update counts.
+/* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
+ * after warm-up. The last step has min_lr_ratio times --lr; if that is 0, the rate would be 0 one
+ * step later, since every update is to count.
  *
  * After fit_to_time has decided, the rate falls from what it was, as in the last fifth of wsd:
- * learning_rate then takes a warm-up whose end is four times as far before fall_step as the last
- * step is behind it. */
-static double rate_of(const struct Run *r, int64_t step, int64_t steps)
+ *   lowest + (fall.rate - lowest) (1 - sqrt(t))      t: 0 to 1 from fall.step to the last step */
+static double rate_of(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const int64_t end = steps ? steps + (o->min_lr_ratio == 0) : INT64_MAX;
-    if (!r->fall_step || step <= r->fall_step)
-        return learning_rate(o->schedule, step, end, o->warmup, o->lr, o->min_lr_ratio);
-    return learning_rate("wsd", step, end, r->fall_step - 4 * (end - r->fall_step), r->fall_rate,
-                         fmin(1, o->min_lr_ratio * o->lr / r->fall_rate));
+    const int64_t begin = r->fall.step,
+                  end = o->steps ? o->steps + (o->min_lr_ratio == 0) : INT64_MAX;
+    if (!begin || r->step <= begin)
+        return learning_rate(o->schedule, r->step, end, o->warmup, o->lr, o->min_lr_ratio);
+    const double lowest = fmin(o->min_lr_ratio * o->lr, r->fall.rate);
+    const double t = (double)(r->step - begin) / (end - begin);
+    return lowest + (r->fall.rate - lowest) * (1 - sqrt(t));
 }
 
 /* --- The loop --- */
@@ -433,17 +434,21 @@ static void pretrain(struct Run *r)
         const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
 
         /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
-        const bool update = is_sound(r, &s);
+        const bool update = judge_step(r, &s);
         r->step++;
         r->tokens += s.targets;
-        s.lr = rate_of(r, r->step, o->steps);
+        s.lr = rate_of(r);
         if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
         else skip_update(r);
         end_step(r, &s);
 
-        /* Evaluate, log, sample. */
+        /* Is this the last step? */
         fit_to_time(r, &s);
-        const bool late = out_of_time(r, &s), last = finished(r);
+        const bool late = out_of_time(r, &s);
+        if (late) end_here(r);
+        const bool last = finished(r);
+
+        /* Evaluate, log, sample. */
         const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
         show_step(r, &s);
         if (evaluated) evaluate_run(r);
@@ -453,6 +458,7 @@ static void pretrain(struct Run *r)
         /* Save. */
         stop = last || late || stop_signal;
         if (stop || save_is_due(r)) save_run(r);
+        else if (r->best_step == r->step) save_best(r);
     }
 }
 
@@ -462,13 +468,13 @@ static void pretrain(struct Run *r)
 
 /* The bytes of each token (V). <|endoftext|> and ids beyond the tokenizer's vocabulary, which pad
  * the matrices of some models, have 0. */
-static int *token_bytes(const struct Tokenizer *tokenizer, int V)
+static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 {
     int *bytes = resize(NULL, V * sizeof *bytes);
     for (int id = 0; id < V; id++) {
         bytes[id] = 0;
         if (id < tokenizer->vocabulary && id != tokenizer->eot)
-            tokenizer_piece(tokenizer, id, &bytes[id]);
+            bytes_of_token(tokenizer, id, &bytes[id]);
     }
     return bytes;
 }
@@ -483,25 +489,17 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
-    double sum = 0, start = seconds(), shown = start;
+    double sum = 0;
+    struct Timer timer = start_timer();
     for (int64_t i = 0; i < chosen; ) {
         minibatch_clear(m);
-        for (; i < chosen; i++) {
-            int64_t begin;
-            const int length = sequence_at(&begin, s, i * s->count / chosen);
-            if (!minibatch_fits(m, s, length)) break;
-            add_sequence(m, s->data, begin, length);
-        }
+        while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
         trunk_forward(model, ws, &m->batch, 0, 0);
-        sum += lm_head(model, ws, m->targets, 0);
+        sum += lm_head(model, ws, &m->batch, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
-        if (!show || !line_is_due(&shown)) continue;
-        progress(false, "%3.0f%%  loss %.4f  %.0f tok/s  eta %s", 100.0 * i / chosen,
-                 sum / score.tokens, score.tokens / (shown - start),
-                 duration((shown - start) * (chosen - i) / i));
+        if (show) show_work(&timer, "eval", i, chosen, "sequences");
     }
-    check_unchanged();
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
@@ -513,10 +511,9 @@ static void print_baselines(const struct Data *d, int V)
 {
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0;
-    for (int i = 0; i < d->count; i++)
-        for (int64_t k = 0; k < d->shards[i].count; k++)
-            counts[min_int(d->shards[i].tokens[k], V - 1)]++;
-    check_unchanged();
+    int block[BLOCK];
+    for (int64_t at = 0, n; (n = next_tokens(block, d, at)) > 0; at += n)
+        for (int k = 0; k < n; k++) counts[block[k]]++;
     for (int id = 0; id < V; id++) {
         const double p = (double)counts[id] / d->tokens;
         if (p > 0) unigram -= p * log(p);
@@ -645,8 +642,8 @@ static const real *read_next(struct Generator *g, int token)
 {
     const int context = g->model->config.context, half = context / 2;
     if (g->count < context) {
-        g->window[g->count++] = token;
-        return trunk_next(g->model, &g->ws, token);
+        g->window[g->count] = token;
+        return trunk_next(g->model, &g->ws, token, g->count++);
     }
     memmove(g->window, g->window + context - half, half * sizeof token);
     g->window[half] = token;                /* if T = 1, half = 0 */
@@ -661,7 +658,7 @@ static int next_token(struct Generator *g, const real *hidden, bool may_end)
     /* Ids from V on are not drawn: those that pad a model, and <|endoftext|>, which is the last. */
     const int V = may_end ? g->tokenizer->vocabulary : g->tokenizer->eot;
     int best = 0;
-    lm_logits(g->model, hidden, 1, g->logits);
+    lm_logits(g->logits, g->model, hidden);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
     if (g->temperature == 0) return best;
     const real highest = g->logits[best];
@@ -679,7 +676,7 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
     const size_t length = strlen(prompt);
     int *ids = resize(NULL, (length + 1) * sizeof *ids);
     ids[0] = tokenizer->eot;
-    const int first = tokenizer->begins || !length;
+    const int first = tokenizer->usage.begins || !length;
     *count = first + tokenizer_encode(tokenizer, prompt, length, ids + first);
     return ids;
 }
@@ -698,9 +695,8 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
     while (written < max_tokens) {
         int length;
         token = next_token(g, hidden, written >= g->min_tokens);
-        check_unchanged();
-        if (token == g->tokenizer->eot) break;
-        const unsigned char *piece = tokenizer_piece(g->tokenizer, token, &length);
+            if (token == g->tokenizer->eot) break;
+        const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_result(&text);
         if (++written < max_tokens) hidden = read_next(g, token);
@@ -727,48 +723,56 @@ static const struct TrainOptions DEFAULTS = {
     .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
 };
 
-/* Sets *o to the defaults and returns the table, a row for each member. The rows above "tokenizer"
- * define the run: its models and state store them as train.NAME in this order, and --resume reads
- * them from the state. */
-static struct Option *option_table(struct TrainOptions *o, int *count)
+/* Sets *o to the defaults and returns the table, a row for each member. */
+static struct Option *option_table(struct TrainOptions *o)
 {
     *o = DEFAULTS;
     const struct Option rows[] = {
-        {"data", "token shards to learn from", TEXT, &o->data},
+        {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
         {"val", "token shards to evaluate on; without them the last model is the best",
-         TEXT, &o->val},
-        {"init", "model directory to start from, instead of random weights", TEXT, &o->init},
-        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000},
-        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16},
+         TEXT, &o->val, .effect = EXTENDS},
+        {"init", "model directory to start from, instead of random weights", TEXT, &o->init,
+         .effect = DEFINES},
+        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
+         .idle = "with init"},
+        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
+         .effect = DEFINES, .idle = "with init"},
         {"channels", "width of the model, a multiple of --heads", INTEGER, &o->channels, 1,
-         1 << 16},
-        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20},
+         1 << 16, .effect = DEFINES, .idle = "with init"},
+        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20,
+         .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
-         CHOICE, &o->cut, .choices = "length|documents"},
+         CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
         {"batch",
          "sequences of --context tokens computed together, or as many tokens of shorter ones",
-         INTEGER, &o->batch, 1, 1 << 20},
+         INTEGER, &o->batch, 1, 1 << 20, .effect = DEFINES},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
-         INTEGER, &o->accumulate, 1, 1 << 20},
+         INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
         {"steps", "updates of the weights; 0: as many as --time-limit allows; with --resume, a "
-         "larger number extends the run", LONG, &o->steps, 0, 1e12},
-        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3},
-        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1},
+         "larger number extends the run", LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
+        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3, .effect = DEFINES},
+        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
+         .effect = DEFINES, .idle = "with schedule constant"},
         {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
-         LONG, &o->warmup, 0, 1e12},
+         LONG, &o->warmup, 0, 1e12, .effect = DEFINES},
         {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
-         CHOICE, &o->schedule, .choices = "cosine|wsd|constant"},
-        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999},
-        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3},
-        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9},
+         CHOICE, &o->schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
+        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999,
+         .effect = DEFINES},
+        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3,
+         .effect = DEFINES},
+        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9,
+         .effect = DEFINES},
         {"skip-spikes", "no update in steps whose gradient is not finite, or whose norm is beyond "
-         "5 times the median of 33 steps", FLAG, &o->skip_spikes},
-        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99},
-        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15},
+         "5 times the median of 33 steps", FLAG, &o->skip_spikes, .effect = EXTENDS},
+        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
+         .effect = DEFINES},
+        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15,
+         .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
-         LONG, &o->eval_every, 0, 1e12},
+         LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
         {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
-         LONG, &o->eval_tokens, 0, 1e15},
+         LONG, &o->eval_tokens, 0, 1e15, .effect = DEFINES, .idle = "without val"},
         PRECISION_OPTION(&o->precision),
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
@@ -777,52 +781,25 @@ static struct Option *option_table(struct TrainOptions *o, int *count)
          "over the steps that still fit, unless --steps do; alone it means --steps 0",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
-         LONG, &o->save_every, 0, 1e12},
-        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12},
-        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt, .may_be_empty = true},
-        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6},
-        {"threads", "0: all cores it may use", INTEGER, &o->threads, 0, 1024},
+         LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
+        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12,
+         .idle = "with plan"},
+        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt, .may_be_empty = true,
+         .idle = "without sample-every"},
+        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6,
+         .idle = "without sample-every"},
+        THREADS_OPTION(&o->threads),
         {"resume", "go on with the run in --out, with its options", FLAG, &o->resume},
         {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
         {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
-        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile},
+        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile,
+         .idle = "with plan"},
+        {0}
     };
-    *count = COUNT(rows);
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-static bool defines_run(const struct Option *row) { return strcmp(row->name, "tokenizer") != 0; }
-
 static bool given(const struct Run *r, const char *name) { return is_given(r->table, name); }
-
-/* Warns of options that were given and do nothing. */
-static void warn_of_unused(const struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    const struct { const char *name; bool unused; const char *why; } rows[] = {
-        {"min-lr-ratio", !strcmp(o->schedule, "constant"), "with --schedule constant"},
-        {"eval-every", !o->val, "without --val"},
-        {"eval-tokens", !o->val, "without --val"},
-        {"sample-prompt", !o->sample_every, "without --sample-every"},
-        {"sample-tokens", !o->sample_every, "without --sample-every"},
-        {"save-every", o->plan, "with --plan"},
-        {"sample-every", o->plan, "with --plan"},
-        {"profile", o->plan, "with --plan"},
-    };
-    for (int i = 0; i < COUNT(rows); i++)
-        if (rows[i].unused) warn_unused(r->table, rows[i].name, rows[i].why);
-    if (given(r, "warmup") && o->steps && o->warmup > o->steps)
-        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
-             "Use fewer.", (long long)o->warmup, (long long)o->steps);
-}
-
-static struct Paths paths_in(const char *out)
-{
-    return (struct Paths){
-        .last = text_of("%s/last", out), .state = text_of("%s/state.safetensors", out),
-        .log = text_of("%s/log.tsv", out),
-    };
-}
 
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
@@ -830,35 +807,33 @@ static struct Paths paths_in(const char *out)
 
 /* --- Metadata of model.safetensors and of the state --- */
 
-static const char *const SCORE_NAMES[] = {"loss", "bits_per_byte", "tokens"};
+/* The name of the entry that holds a value of a score: "val_loss", "best_tokens". */
+static const char *score_key(const char *kind, int value)
+{
+    static const char *const names[] = {"loss", "bits_per_byte", "tokens"};
+    return brief("%s_%s", kind, names[value]);
+}
 
-/* Stores a score as three entries, KIND_loss and so on. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
 {
     const double values[] = {s->loss, s->bits_per_byte, (double)s->tokens};
-    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
-        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
-        metadata_set(meta, key, "%.17g", values[i]);
-        free(key);
-    }
+    for (int i = 0; i < COUNT(values); i++)
+        metadata_set(meta, score_key(kind, i), "%.17g", values[i]);
 }
 
 /* Reads what set_score stored. Without entries: an infinite loss on 0 tokens. */
 static struct Score get_score(const struct Metadata *meta, const char *kind)
 {
-    double values[COUNT(SCORE_NAMES)];
-    for (int i = 0; i < COUNT(SCORE_NAMES); i++) {
-        char *key = text_of("%s_%s", kind, SCORE_NAMES[i]);
-        const char *text = metadata_get(meta, key);
-        free(key);
-        if (!text) return (struct Score){.loss = INFINITY};
-        values[i] = strtod(text, NULL);
+    double values[3] = {INFINITY, 0, 0};
+    for (int i = 0; i < COUNT(values); i++) {
+        const char *text = metadata_get(meta, score_key(kind, i));
+        if (text) values[i] = strtod(text, NULL);
     }
     return (struct Score){values[0], values[1], (int64_t)values[2]};
 }
 
 /* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
-static struct Metadata describe(const struct Run *r, const struct Score *score)
+static struct Metadata describe(const struct Run *r)
 {
     struct Metadata meta = {0};
     metadata_set(&meta, "program", "train_gpt");
@@ -866,275 +841,201 @@ static struct Metadata describe(const struct Run *r, const struct Score *score)
     metadata_set(&meta, "tokens", "%lld", (long long)r->tokens);
     metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
     metadata_set(&meta, "position", "%d", r->loader.next);
-    if (score->tokens) set_score(&meta, "val", score);
+    if (r->last.tokens) set_score(&meta, "val", &r->last);
     tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
-    for (const struct Option *row = r->table; defines_run(row); row++) {
-        char *key = text_of("train.%s", row->name), *text = option_text(row);
-        if (text) metadata_set(&meta, key, "%s", text);
-        free(key);
-        free(text);
-    }
+    describe_options(&meta, r->table, "train");
     metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
     return meta;
 }
 
 /* An entry that every state has. Dies if it is missing. */
-static const char *entry(const struct Metadata *meta, const char *key, const char *path)
+static const char *entry(const struct Metadata *state, const char *key, const char *path)
 {
-    const char *value = metadata_get(meta, key);
+    const char *value = metadata_get(state, key);
     if (!value) die("%s: no entry `%s`, so it is no state of a run. Start it again.", path, key);
     return value;
 }
 
 /* The same for a whole number from 0 to 2^50, which can be counted on. Dies if it is anything
  * else. */
-static int64_t entry_integer(const struct Metadata *meta, const char *key, const char *path)
+static int64_t entry_integer(const struct Metadata *state, const char *key, const char *path)
 {
-    const char *text = entry(meta, key, path);
-    char *end;
-    long long value = strtoll(text, &end, 10);
-    if (end == text || *end || value < 0 || value > INT64_C(1) << 50)
+    const char *text = entry(state, key, path);
+    double x;
+    if (!parse_number(text, "", NULL, &x) || x != floor(x) || x < 0 || x > 0x1p50)
         die("%s: entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
-    return value;
+    return (int64_t)x;
 }
 
-/* --- The log: one row a step --- */
+/* --- The log: a journal with one row a step --- */
 
 /* The columns that depend on time are the last two, so that runs can be compared by the others. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
-
-/* Appends the rows of a log up to `step` to *rows. Returns the seconds in the last one; 0 if there
- * is no row or no file. A last line that has no newline was cut off by a crash and is left out. So
- * is a line that holds a NUL byte, as a file system may leave it where it lost data. */
-static double read_log(struct Buffer *rows, const char *path, int64_t step)
-{
-    double last = 0;
-    if (!file_exists(path)) return last;
-    struct Bytes file = map_file(path);
-    const char *at = file.data, *end = at + file.size, *newline;
-    for (; at < end && (newline = memchr(at, '\n', end - at)); at = newline + 1) {
-        char row[512] = "";
-        memcpy(row, at, newline - at < 511 ? newline - at : 511);
-        if (!isdigit((unsigned char)*row) || strtoll(row, NULL, 10) > step
-            || memchr(at, 0, newline - at)) continue;
-        append_bytes(rows, at, newline + 1 - at);
-        if (strrchr(row, '\t')) last = strtod(strrchr(row, '\t'), NULL);
-    }
-    unmap_file(file);
-    return last;
-}
-
-/* Whether a file is a log of this program, and not of another, as beside a classifier. */
-static bool is_log(const char *path)
-{
-    const struct Bytes file = map_file(path);
-    const bool same = file.size >= sizeof LOG_HEADER
-                      && !memcmp(file.data, LOG_HEADER, sizeof LOG_HEADER - 1);
-    unmap_file(file);
-    return same;
-}
-
-/* Adds a row of the log to the hash of those before it: step and loss, the same in every run. */
-static uint64_t hash_row(uint64_t hash, const char *row)
-{
-    const char *tab = strchr(row, '\t'), *second = tab ? strchr(tab + 1, '\t') : NULL;
-    return second ? mix64(hash ^ checksum(row, second - row)) : hash;
-}
-
-/* The log so far: of a resumed run the rows up to its step. Dies if they are not those of the run
- * whose state it has (log_hash): then the files in --out are of two runs. */
-static struct Buffer earlier_rows(struct Run *r)
-{
-    struct Buffer rows = {0};
-    uint64_t hash = 0;
-    append(&rows, "%s", LOG_HEADER);
-    const size_t header = rows.size;
-    if (r->step > 0) r->earlier = read_log(&rows, r->paths.log, r->step);
-    for (char *row = rows.data + header; *row; row = strchr(row, '\n') + 1)
-        hash = hash_row(hash, row);
-    if (r->log_hash && rows.size > header && hash != r->log_hash)
-        die("%s: is not the log of the run that %s is of. Start again with --overwrite, or remove "
-            "the log if only that was changed.", r->paths.log, r->paths.state);
-    r->log_hash = hash;
-    return rows;
-}
-
-/* Opens the log for new rows, under a temporary name until commit_outputs. */
-static void open_log(struct Run *r, struct Buffer rows)
-{
-    struct Output *o = output_open(r->paths.log);
-    output_write(o, rows.data, rows.size);
-    output_flush(o);
-    r->log = fdopen(dup(fileno(o->file)), "wb");
-    free(rows.data);
-}
-
-/* Hands the log's rows to the system, or to the disk, too. */
-static void flush_log(const struct Run *r, bool to_disk)
-{
-    if (fflush(r->log) || (to_disk && fsync(fileno(r->log))))
-        die("%s: writing failed (%s). Free some space and --resume.", r->paths.log,
-            strerror(errno));
-}
+enum { LOG_STEP, LOG_LOSS, LOG_VAL_LOSS, LOG_SECONDS = 8, LOG_TIMING = 2 };
 
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
-    char *row = text_of("%lld\t%.6f\t", (long long)r->step, s->loss);
-    r->log_hash = hash_row(r->log_hash, row);
-    fputs(row, r->log);
-    free(row);
-    if (val) fprintf(r->log, "%.6f\t%.6f", val->loss, val->bits_per_byte);
-    else fputc('\t', r->log);
-    fprintf(r->log, "\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n", s->lr, s->norm, (long long)r->tokens,
-            s->targets / s->seconds, r->earlier + seconds() - r->start);
-    flush_log(r, false);
+    const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
+    journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
+                (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
+                s->targets / s->seconds, r->clock.earlier + seconds() - r->clock.start);
+}
+
+static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
+
+/* The finite number in a column of a row; NaN if there is none. */
+static double number_in(const char *row, int column)
+{
+    char *end;
+    while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
+    if (column > 0 || isspace((unsigned char)*row)) return NAN;
+    const double x = strtod(row, &end);
+    return end > row && isfinite(x) ? x : NAN;
+}
+
+/* The number in a column of the last row; 0 without rows. */
+static double last_number(const char *rows, int column)
+{
+    double last = 0;
+    for (; *rows; rows = next_row(rows)) last = number_in(rows, column);
+    return last;
 }
 
 /* --- Saving --- */
 
-/* The state's entries of what is_sound knows. */
-static void set_norms(struct Metadata *state, const struct Run *r)
-{
-    struct Buffer text = {0};
-    for (int i = 0; i < SPIKE_WINDOW; i++) append(&text, "%s%.17g", i ? " " : "", r->norms[i]);
-    metadata_set(state, "norms", "%s", text.data);
-    metadata_set(state, "skipped", "%lld", (long long)r->skipped);
-    free(text.data);
-}
-
-/* Where the run is, for progress: "step/steps", or only the step while their number is not known.
- * The next call overwrites it. */
+/* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
 {
-    static char text[48];
     const long long step = r->step, steps = r->options.steps;
-    snprintf(text, sizeof text, steps ? "%lld/%lld" : "%lld", step, steps);
-    return text;
+    return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
-/* Evaluates, and saves the model in --out if it is the best so far. The first save of a run that
- * replaces another is left to save_run, which gives all files their names at once. */
+enum { MAX_HISTORY = 1 << 16 };     /* bytes, some 2,000 evaluations */
+
+/* Adds an evaluation to the history, a part of every model. When it is too long, each second one of
+ * those before is removed. */
+static void add_to_history(struct Buffer *history, int64_t step, const struct Score *s)
+{
+    if (history->size > MAX_HISTORY) {
+        char *to = history->data, *from = to;
+        for (int i = 0; from < history->data + history->size; i++) {
+            const size_t length = strcspn(from, "\n") + 1;
+            if (i % 2 == 0) { memmove(to, from, length); to += length; }
+            from += length;
+        }
+        history->size = to - history->data;
+    }
+    append(history, "%lld %.6f %.6f\n", (long long)step, s->loss, s->bits_per_byte);
+}
+
+/* Evaluates the model as it is, and notes it if it is the best so far. */
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
-    const struct Score s = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences,
-                                    r->bytes, r->options.eval_tokens, false);
-    r->last = s;
-    append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, s.loss, s.bits_per_byte);
-    const bool better = s.loss < r->best.loss;
+    r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->lengths,
+                       r->options.eval_tokens, false);
+    add_to_history(&r->history, r->step, &r->last);
+    const bool better = r->last.loss < r->best.loss;
     if (better) {
-        r->best = s;
+        r->best = r->last;
         r->best_step = r->step;
-        struct Metadata meta = describe(r, &s);
-        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
-        if (!r->replaces) commit_outputs();
-        metadata_free(&meta);
     }
-    progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), s.loss,
-             s.bits_per_byte, better ? "  (best)" : "");
-    r->evaluating = seconds() - start;
-    r->evaluated += r->evaluating;
+    progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), r->last.loss,
+             r->last.bits_per_byte, better ? "  (best)" : "");
+    r->clock.evaluating = seconds() - start;
+    r->clock.evaluated += r->clock.evaluating;
 }
 
-/* Writes everything that --resume needs, for commit_outputs. */
+/* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
+ * that it has every step of the state, even after a crash. */
 static void stage_run(const struct Run *r)
 {
-    struct Metadata state = describe(r, &r->last);
+    struct Metadata state = describe(r);
+    struct Buffer norms = {0};
+    journal_describe(&state, &r->files.log);
     metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
-    metadata_set(&state, "log_hash", "%s", hash_text(r->log_hash));
     if (r->best.tokens) set_score(&state, "best", &r->best);
-    if (r->fall_step) {
-        metadata_set(&state, "fall_step", "%lld", (long long)r->fall_step);
-        metadata_set(&state, "fall_rate", "%.17g", r->fall_rate);
-    }
-    set_norms(&state, r);
+    metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
+    metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
+    for (int i = 0; i < SPIKE_WINDOW; i++) append(&norms, "%.17g ", r->norms[i]);
+    metadata_set(&state, "norms", "%s", norms.data);
+    metadata_set(&state, "skipped", "%lld", (long long)r->skipped);
     if (!r->options.steps)
-        metadata_set(&state, "time_left", "%.2f", r->options.time_limit - (seconds() - r->start));
-    stage_state(r->paths.state, &r->model, NULL, NULL, &state);
+        metadata_set(&state, "time_left", "%.2f",
+                     r->options.time_limit - (seconds() - r->clock.start));
+    stage_state(r->files.state, &r->model, NULL, NULL, &state);
+    free(norms.data);
     metadata_free(&state);
 }
 
-/* Saves the last model and the state. The log is flushed to disk first, so that it has every step
- * of the state, even after a crash. Before the first evaluation, and without --val, the last model
- * is the best. */
+/* Saves the model as the best one. If the run is killed and resumed, it does so again. */
+static void save_best(const struct Run *r)
+{
+    struct Metadata meta = describe(r);
+    stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+    commit_outputs();
+    metadata_free(&meta);
+}
+
+/* Saves the last model, the state and, if it is the last one, the best model: so it is before the
+ * first evaluation, and without --val. */
 static void save_run(struct Run *r)
 {
     const double start = seconds();
-    check_unchanged();
-    struct Metadata last = describe(r, &r->last);
-    flush_log(r, true);
-    if (!r->best_step) stage_model(r->options.out, &r->model, &last, r->tokenizer->eot);
-    stage_model(r->paths.last, &r->model, &last, r->tokenizer->eot);
+    struct Metadata meta = describe(r);
+    if (!r->best_step || r->best_step == r->step)
+        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+    stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
     stage_run(r);
     commit_outputs();
-    r->replaces = false;
-    metadata_free(&last);
-    r->saved = seconds();
-    r->saving = r->saved - start;
+    metadata_free(&meta);
+    r->clock.saved = seconds();
+    r->clock.saving = r->clock.saved - start;
 }
 
-/* A resumed run computes the same whenever its state was saved, so this may depend on time. */
+/* A resumed run computes the same whenever its state was saved, so this may depend on time. The
+ * first save of a run that replaces another gives all files their names at once. */
 static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double since = seconds() - r->saved;
-    if (r->replaces && r->best_step == r->step) return true;    /* evaluate_run waits for it */
+    const double since = seconds() - r->clock.saved;
+    if (r->clock.saving == 0 && r->best_step == r->step) return true;
     if (o->save_every) return r->step % o->save_every == 0;
-    return since > 100 * r->saving && (r->step % o->eval_every == 0 || since > 600);
+    return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
 }
 
 /* --- Resuming --- */
 
-/* Takes the options that define the run from its state. Dies if one that was given differs, unless
- * it may: --steps extends a run, --data and --val may have moved (restore_run checks them), and
- * --skip-spikes is for the steps to come. A run whose number of steps is not known yet has the time
- * that it had left, or a new limit. */
+/* Takes the options that were not given from the state. A run whose number of steps is not known
+ * yet has the time that it had left, or a new limit. */
 static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
     struct Metadata state;
-    load_state_metadata(r->paths.state, &state);
-    entry(&state, "train.data", r->paths.state);
-    for (struct Option *row = r->table; defines_run(row); row++) {
-        char *key = text_of("train.%s", row->name);
-        const char *stored = metadata_get(&state, key);
-        const bool may_differ = !strcmp(row->name, "skip-spikes")
-                             || (stored && strstr("steps data val", row->name));
-        if (!row->given) {
-            if (stored) set_option(row, "--resume", text_of("%s", stored));
-        } else if (!may_differ && (!stored || strcmp(stored, option_text(row))))
-            die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
-                      "--out.", row->name, option_text(row), r->options.out,
-                      stored ? stored : "none");
-        free(key);
-    }
+    load_metadata(r->files.state, &state);
+    entry(&state, "train.data", r->files.state);
+    resume_options(r->table, &state, "train", o->out);
     if (!o->steps && !given(r, "time-limit"))
-        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->paths.state), NULL));
+        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->files.state), NULL));
     metadata_free(&state);
 }
 
-/* Refuses fewer steps than the run had, which would change what the learning rate has been. Says so
- * if more steps raise it again. */
-static void check_steps(const struct Run *r, int64_t steps_before)
+/* Opens the log: of a resumed run with the rows that its state knows, else state is NULL. */
+static void open_log(struct Run *r, const struct Metadata *state)
 {
-    const struct TrainOptions *o = &r->options;
-    if (o->steps && o->steps < steps_before)
-        die_usage("--%s: %lld steps are fewer than the %lld of the run in %s. Leave the option "
-                  "out, or give more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps,
-                  (long long)steps_before, o->out);
-    const double before = rate_of(r, r->step, steps_before),
-                 now = rate_of(r, r->step + 1, o->steps);
-    if (r->step > o->warmup && o->steps != steps_before && now > before)
-        progress(true, "--steps %lld instead of %lld: the learning rate goes up again, from %.1e "
-                 "to %.1e", (long long)o->steps, (long long)steps_before, before, now);
+    char *path = text_of("%s/log.tsv", r->options.out),
+         *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
+    r->clock.earlier = last_number(rows, LOG_SECONDS);
+    free(rows);
+    free(path);
 }
 
-/* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
- * data or val are not the same as before. */
+/* Loads what save_run wrote: weights, moments, the place in the data, scores, the log. Dies if
+ * tokenizer, data or val are not the same as before. */
 static void restore_run(struct Run *r)
 {
     const struct { const char *option, *key; uint64_t now; } same[] = {
@@ -1142,13 +1043,14 @@ static void restore_run(struct Run *r)
         {"data", "data_fingerprint", r->data.fingerprint},
         {"val", "val_fingerprint", r->val.fingerprint},
     };
+    const struct TrainOptions *o = &r->options;
     struct Metadata state;
-    const char *path = r->paths.state;
+    const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
-                "with the same.", same[i].option, r->options.out, entry(&state, same[i].key, path),
+                "with the same.", same[i].option, o->out, entry(&state, same[i].key, path),
                 hash_text(same[i].now));
     r->step = entry_integer(&state, "step", path);
     r->tokens = entry_integer(&state, "tokens", path);
@@ -1159,61 +1061,55 @@ static void restore_run(struct Run *r)
     r->last = get_score(&state, "val");
     r->best = get_score(&state, "best");
     r->best_step = entry_integer(&state, "best_step", path);
-    if (metadata_get(&state, "log_hash"))       /* older states have none */
-        r->log_hash = strtoull(metadata_get(&state, "log_hash"), NULL, 16);
-    if (metadata_get(&state, "fall_step")) {
-        r->fall_step = entry_integer(&state, "fall_step", path);
-        r->fall_rate = strtod(entry(&state, "fall_rate", path), NULL);
-    }
-    if (metadata_get(&state, "norms")) {        /* nor these two */
-        char *norms = (char *)metadata_get(&state, "norms");
-        r->skipped = entry_integer(&state, "skipped", path);
-        for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
-    }
-    check_steps(r, entry_integer(&state, "train.steps", path));
+    r->fall.step = entry_integer(&state, "fall_step", path);
+    r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
+    r->skipped = entry_integer(&state, "skipped", path);
+    char *norms = (char *)entry(&state, "norms", path);
+    for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
+    if (o->steps && o->steps < entry_integer(&state, "train.steps", path))
+        die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
+                  "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
     append(&r->history, "%s", entry(&state, "history", path));
+    open_log(r, &state);
     metadata_free(&state);
 }
 
 /* --- The directory of a run --- */
 
-/* Refuses an --out that holds a run, unless --resume, --overwrite or --plan is given, and one that
- * is also --init. Where there is nothing to resume, --resume starts: a run has a state from its
- * first moment on, so the same command goes on wherever it was interrupted. */
-static void check_out(struct Run *r)
+/* Settles whether the run starts or goes on. Where there is nothing to resume, --resume starts: a
+ * run has a state from its first moment on, so the same command goes on wherever it was stopped.
+ * Dies if --out holds what neither --resume nor --overwrite is for, or is also --init. */
+static void start_or_resume(struct Run *r)
 {
+    static const char *const run[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                      "config.json", NULL},
+                      *const models[] = {"model.safetensors", "last/model.safetensors", NULL};
     struct TrainOptions *o = &r->options;
     if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (o->resume && !file_exists(r->paths.state)) {
-        char *best = text_of("%s/model.safetensors", o->out),
-             *last = text_of("%s/model.safetensors", r->paths.last);
-        if (file_exists(best) || file_exists(last))
-            die("%s: no such file, but there is a model, so there is nothing to resume. Choose "
-                "another --out.", r->paths.state);
-        free(best);
-        free(last);
+    if (o->resume && !file_exists(r->files.state)) {
+        refuse_existing(o->out, models, "It has no state.safetensors, so there is nothing to "
+                        "resume. Choose another --out.");
         progress(true, "nothing to resume in %s: the run starts", o->out);
         o->resume = false;
     } else if (!o->resume && !o->overwrite && !o->plan)
-        refuse_run_in(o->out, "Give --resume, --overwrite or another --out.");
+        refuse_existing(o->out, run, "Give --resume, --overwrite or another --out.");
     if (o->init && same_file(o->out, o->init))
         die_usage("--out %s: is the model to start from. Name another directory.", o->out);
 }
 
-/* Makes the directories and opens the log, with the tokenizer for both directories, right before
- * the first step, when all input has been checked. A run that replaces another leaves the old files
- * as they are until its own first save. */
-static void begin_files(struct Run *r, struct Buffer rows)
+/* Makes the directories, with the tokenizer for both, right before the first step, when all input
+ * has been checked. A run that replaces another leaves the old files as they are until its own
+ * first save. */
+static void begin_files(struct Run *r)
 {
-    r->replaces = !r->options.resume && holds_run(r->options.out);
-    lock_directory(r->paths.last);              /* that it is no other run's --out either */
-    open_log(r, rows);
-    r->tokenizer->begins = r->tokenizer->keeps_tail = true;     /* as documents do in shards */
-    r->tokenizer->max_length = r->options.context;
+    lock_directory(r->files.last);              /* that it is no other run's --out either */
+    r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
+                                         .max_length = r->options.context};
     tokenizer_stage(r->tokenizer, r->options.out);
-    tokenizer_stage(r->tokenizer, r->paths.last);
-    if (!r->options.resume && !r->replaces) stage_run(r);
-    if (!r->replaces) commit_outputs();
+    tokenizer_stage(r->tokenizer, r->files.last);
+    if (r->options.overwrite) return;
+    if (!r->options.resume) stage_run(r);
+    commit_outputs();
 }
 
 /* ============================================================================================= */
@@ -1221,15 +1117,6 @@ static void begin_files(struct Run *r, struct Buffer rows)
 /* ============================================================================================= */
 
 /* --- The weights to start from --- */
-
-/* Takes a size from the model of --init. Dies if the option was given and differs. */
-static void take_size(const struct Run *r, const char *name, int *value, int other)
-{
-    if (given(r, name) && *value != other)
-        die_usage("--%s %d: the model in --init %s has %d. Leave it out.", name, *value,
-                  r->options.init, other);
-    *value = other;
-}
 
 /* Copies the trunk of a model directory, without a classifier's head. A shorter --context copies
  * the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which only pad it, are
@@ -1241,24 +1128,19 @@ static void init_from_directory(struct Run *r)
     struct Metadata meta;
     load_model(&source, o->init, &meta);
     struct Config config = source.config;
-    take_size(r, "layers", &o->layers, config.layers);
-    take_size(r, "heads", &o->heads, config.heads);
-    take_size(r, "channels", &o->channels, config.channels);
+    o->layers = config.layers;
+    o->heads = config.heads;
+    o->channels = config.channels;
     if (!given(r, "context")) o->context = config.context;
     if (o->context > config.context)
         die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
                   counted(config.context, "position"));
     const char *hash = metadata_get(&meta, "tokenizer_hash");
-    bool other = config.vocabulary < r->tokenizer->vocabulary
-              || (hash && strcmp(hash, hash_text(r->tokenizer->hash)));
     char *file = tokenizer_file(o->init);
-    if (file && !other) {
-        struct Tokenizer *own = tokenizer_of_model(o->init, &source, &meta);
-        other = own->hash != r->tokenizer->hash;
-        tokenizer_free(own);
-    }
+    if (file) hash = hash_text(tokenizer_of_model(o->init, &source, &meta)->hash);
     free(file);
-    if (other)
+    if (config.vocabulary < r->tokenizer->vocabulary
+        || (hash && strcmp(hash, hash_text(r->tokenizer->hash))))
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
             o->init, o->tokenizer);
     config.vocabulary = r->tokenizer->vocabulary;
@@ -1335,7 +1217,7 @@ static double memory_needed(const struct Run *r, bool print)
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)gemm_buffer_size() * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
-                 + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
+                 + s->count * (sizeof(int) + sizeof(int64_t))},
     };
     double total = 0;
     for (int i = 0; i < COUNT(kinds); i++) {
@@ -1355,10 +1237,9 @@ static bool fits_machine(const struct Run *r)
 static void take_memory(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    struct Sequences sequences;
-    cut(&sequences, &r->data, o->context, o->cut, r->tokenizer);
-    if (r->val.count) cut(&r->val_sequences, &r->val, o->context, o->cut, r->tokenizer);
-    loader_create(&r->loader, sequences, o->seed);
+    const int eot = r->tokenizer->eot;
+    loader_create(&r->loader, cut(&r->data, o->context, o->cut, eot), o->seed);
+    if (r->val.count) r->val_sequences = cut(&r->val, o->context, o->cut, eot);
     r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
     for (int a = 0; a < o->accumulate; a++)
         r->minibatches[a] = minibatch_create(o->batch * o->context);
@@ -1392,20 +1273,17 @@ static void load_tokenizer(struct Run *r)
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
     if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
-    r->bytes = token_bytes(r->tokenizer, r->tokenizer->vocabulary);
+    r->lengths = token_lengths(r->tokenizer, r->tokenizer->vocabulary);
 }
 
 /* Opens the data. That both names are right is checked first, since reading may take minutes. */
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const char *run = o->resume ? o->out : NULL, *data_run = given(r, "data") ? NULL : run,
-               *val_run = given(r, "val") ? NULL : run;
-    glob_t found = find_shards("data", o->data, data_run);
-    globfree(&found);
-    if (o->val) { found = find_shards("val", o->val, val_run); globfree(&found); }
-    r->data = open_data("data", o->data, data_run, r->tokenizer);
-    if (o->val) r->val = open_data("val", o->val, val_run, r->tokenizer);
+    glob_t data = find_shards("data", o->data), val = {0};
+    if (o->val) val = find_shards("val", o->val);
+    r->data = open_data("data", o->data, data, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, val, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1427,7 +1305,7 @@ static int compare_norms(const void *a, const void *b)
 
 /* Notes the norm of a step, infinity if it is not finite. Returns the median of the last
  * SPIKE_WINDOW; 0 as long as there are fewer. */
-static double median_norm(struct Run *r, double norm)
+static double note_norm(struct Run *r, double norm)
 {
     double sorted[SPIKE_WINDOW];
     r->norms[r->step % SPIKE_WINDOW] = norm;
@@ -1461,35 +1339,27 @@ static char *write_texts(const struct Run *r)
 }
 
 /* Ends the run before the update of a step whose loss or norm is not finite; the saved files stay
- * as they are. The message names the first tensor whose gradient is not finite. */
+ * as they are. */
 static void stop_at(const struct Run *r, const struct Step *s, const char *texts)
 {
     const struct TrainOptions *o = &r->options;
-    const char *where = "";
-    for (int i = 0; i < r->model.tensor_count && !*where; i++) {
-        const struct Tensor *p = &r->model.tensors[i];
-        if (!all_finite(r->model.grads + p->offset, p->size)) where = p->name;
-    }
-    char *resume = o->skip_spikes || !file_exists(r->paths.state) ? NULL
-        : text_of(", or leave such steps out: train_gpt train --out %s --resume --skip-spikes",
-                  quoted(o->out));
-    die("step %lld: the loss is %s, the gradient's norm %s%s%s. %s holds what it read; %s keeps "
-        "what it held before. Start again with --overwrite and a lower --lr than %g%s.",
-        (long long)r->step + 1, value_text(s->loss), value_text(s->norm),
-        *where ? ", not finite in " : "", where, texts, o->out, o->lr, resume ? resume : "");
+    die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps what "
+        "it held before. Start again with --overwrite and a lower --lr than %g%s.",
+        (long long)r->step + 1, value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
+        o->skip_spikes ? "" : ", or leave such steps out: --resume --skip-spikes");
 }
 
-/* Whether a step may update the weights: not if its loss or norm is not finite, which also ends the
- * run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more than
- * SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the median, a
- * norm that stays high is soon none; one that stays infinite ends the run. */
-static bool is_sound(struct Run *r, const struct Step *s)
+/* Returns whether a step may update the weights: not if its loss or norm is not finite, which also
+ * ends the run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more
+ * than SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the
+ * median, a norm that stays high is soon none; one that stays infinite ends the run. */
+static bool judge_step(struct Run *r, const struct Step *s)
 {
     const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = r->options.skip_spikes;
-    const double median = median_norm(r, finite ? s->norm : INFINITY);
+    const double median = note_norm(r, finite ? s->norm : INFINITY);
+    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
     char *texts = finite ? NULL : write_texts(r);
     if (!finite && (!skip || isinf(median))) stop_at(r, s, texts);
-    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
     progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s",
              (long long)r->step + 1, value_text(s->loss), value_text(s->norm), median,
              skip ? "; skipped" : "", texts ? "; it read " : "", texts ? texts : "");
@@ -1497,9 +1367,14 @@ static bool is_sound(struct Run *r, const struct Step *s)
     return !skip;
 }
 
+static void forget_gradient(struct Model *model)
+{
+    memset(model->grads, 0, model->parameter_count * sizeof(real));
+}
+
 static void skip_update(struct Run *r)
 {
-    memset(r->model.grads, 0, r->model.parameter_count * sizeof(real));
+    forget_gradient(&r->model);
     r->skipped++;
 }
 
@@ -1509,51 +1384,61 @@ static void skip_update(struct Run *r)
 static struct Step begin_step(struct Run *r)
 {
     const double now = seconds();
-    profile.on = r->options.profile && r->step >= r->first;
+    profile.on = r->options.profile && r->step >= r->clock.first;
     profile.last = now;
     return (struct Step){.start = now};
 }
 
+/* The rate begins with the faster one of two steps, since the first also touches new memory. */
 static void end_step(struct Run *r, struct Step *s)
 {
     profile.on = false;
     s->seconds = seconds() - s->start;
-    r->working += s->seconds;
+    const double rate = s->targets / s->seconds, before = r->clock.rate;
+    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * before + 0.1 * rate : fmax(before, rate);
+}
+
+/* Seconds of one more step, at the speed of the last ones. */
+static double next_step(const struct Run *r, const struct Step *s)
+{
+    return s->targets / r->clock.rate;
 }
 
 /* Seconds of the last evaluation and save: as long as those before, or as expected. */
-static double ending(const struct Run *r)
+static double ending(const struct Run *r, const struct Step *s)
 {
-    const double step = r->working / (r->step - r->first + 1);
-    return r->saving + (r->evaluating > 0 ? r->evaluating : evaluation_in_steps(r) * step);
+    const double last = r->clock.evaluating;
+    return r->clock.saving + (last > 0 ? last : evaluation_in_steps(r) * next_step(r, s));
 }
 
-/* Whether there is no time for one more step. Where time decides how many steps the run has, this
- * was then the last. */
-static bool out_of_time(struct Run *r, const struct Step *s)
+static bool out_of_time(const struct Run *r, const struct Step *s)
 {
-    struct TrainOptions *o = &r->options;
-    const bool late = o->time_limit > 0
-                      && seconds() - r->start + s->seconds + ending(r) > o->time_limit;
-    if (late && (!o->steps || r->fall_step)) o->steps = r->step;
-    return late;
+    const double limit = r->options.time_limit;
+    return limit > 0 && seconds() - r->clock.start + next_step(r, s) + ending(r, s) > limit;
+}
+
+/* There is no time for one more step. If time decides how many steps the run has, this is the last
+ * one; else the run can be resumed. */
+static void end_here(struct Run *r)
+{
+    if (!r->options.steps || r->fall.step) r->options.steps = r->step;
 }
 
 /* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
- * run. The rate leaves out the first step. */
+ * run. */
 static void show_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
-    const double now = seconds(), elapsed = now - r->began, rate = s->targets / s->seconds;
-    r->rate = r->step > r->first + 1 ? 0.9 * r->rate + 0.1 * rate : rate;
-    const bool due = now - r->shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->first && !finished(r)) return;
-    r->shown = now;
-    double eta = o->steps ? elapsed / (r->step - r->first + 1) * (o->steps - r->step) : INFINITY;
-    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->start));
+    const double now = seconds(), elapsed = now - r->clock.began;
+    const bool due = now - r->clock.shown >= (live() ? 0.1 : 2 + elapsed / 20);
+    if (!due && r->step > r->clock.first && !finished(r)) return;
+    r->clock.shown = now;
+    const double each = elapsed / (r->step - r->clock.first + 1);
+    double eta = o->steps ? each * (o->steps - r->step) : INFINITY;
+    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->clock.start));
     progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             place(r), s->loss, s->lr, s->norm, r->rate,
-             100 * r->rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+             place(r), s->loss, s->lr, s->norm, r->clock.rate,
+             100 * r->clock.rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
 /* Samples from the model as it is. The step determines the random numbers. */
@@ -1571,8 +1456,9 @@ static void sample_run(struct Run *r)
  * decides is recorded in the state --- */
 
 /* Seconds of a step, from up to 20 steps of one minibatch. The first also touches new memory; it
- * counts only if it took so long that there is no third. All traces are removed: lr = 0 leaves the
- * weights as they are; the moments become 0 and the place in the data is restored. */
+ * counts only if it took so long that there is no third. No trace stays: the rate 0 leaves the
+ * weights as they are, the moments become 0 and the place in the data is restored. Infinity times 0
+ * is not 0, so a gradient that is not finite is forgotten. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1583,7 +1469,8 @@ static double measure_step(struct Run *r)
         const double start = seconds();
         step_gradient(r, 1, 1, read_step(r, 1));
         const double middle = seconds();
-        adamw_step(&r->model, 0 * grad_norm(&r->model), 1, 0, 1);
+        if (!isfinite(grad_norm(&r->model))) forget_gradient(&r->model);
+        adamw_step(&r->model, 0, 1, 0, 1);
         gradient = n > 1 ? fmin(gradient, middle - start) : middle - start;
         rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
     }
@@ -1597,7 +1484,7 @@ static double measure_step(struct Run *r)
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
-    const double left = 0.96 * (o->time_limit - (seconds() - r->start)) / step_seconds;
+    const double left = 0.96 * (o->time_limit - (seconds() - r->clock.start)) / step_seconds;
     const double cost = evaluation_in_steps(r);
     const double share = o->eval_every ? cost / o->eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
@@ -1620,13 +1507,6 @@ static int64_t steps_in_epochs(struct Run *r)
     return steps > 0 ? steps : 1;
 }
 
-/* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
-static int64_t default_eval_every(const struct Run *r)
-{
-    const double for_a_tenth = ceil(10 * evaluation_in_steps(r));
-    return (int64_t)fmax(1, fmax(ceil(r->options.steps / 20.0), for_a_tenth));
-}
-
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
  * estimate of it, which --plan shows. Returns the seconds of a step: measured if they are needed,
  * else assumed from the peak. */
@@ -1639,7 +1519,10 @@ static double fix_steps(struct Run *r)
     const double step = ((open && !o->resume) || o->plan) && fits_machine(r) ? measure_step(r)
         : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
     if (open) o->steps = steps_in_time(r, step);
-    if (o->eval_every == 0) o->eval_every = default_eval_every(r);
+    /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
+    if (o->eval_every == 0)
+        o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
+                                              ceil(10 * evaluation_in_steps(r))));
     if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
     if (open && !o->plan) o->steps = 0;
     return step;
@@ -1654,41 +1537,40 @@ static double fix_steps(struct Run *r)
 static void fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    const double time = o->time_limit - ending(r), now = seconds() - r->start;
-    if (o->time_limit == 0 || r->fitted || !strcmp(o->schedule, "constant")) return;
-    if (now + s->seconds < 0.8 * time) {
-        if (now < 0.6 * time) { r->mark = r->step; r->marked = now - r->evaluated; }
+    struct Clock *c = &r->clock;
+    const double time = o->time_limit - ending(r, s), now = seconds() - c->start;
+    if (o->time_limit == 0 || c->fitted || !strcmp(o->schedule, "constant")) return;
+    if (now + next_step(r, s) < 0.8 * time) {
+        if (now < 0.6 * time) { c->mark_step = r->step; c->mark = now - c->evaluated; }
         return;
     }
-    r->fitted = true;
-    const double each = (now - r->evaluated - r->marked) / (r->step - r->mark)
-                        + r->evaluating / o->eval_every;
+    c->fitted = true;
+    const double each = (now - c->evaluated - c->mark) / (r->step - c->mark_step)
+                        + c->evaluating / o->eval_every;
     const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
     if (o->steps && o->steps <= steps) return;
     o->steps = steps;
-    r->fall_step = r->step;
-    r->fall_rate = s->lr;
+    r->fall.step = r->step;
+    r->fall.rate = s->lr;
     progress(true, "step %s  four fifths of the time are over: the learning rate falls from here "
              "to the last step", place(r));
 }
 
 /* --- Plan, summary and profile --- */
 
-/* Targets of a step, about: B sequences of at most T, and of no more than the data have. */
+/* Targets of a step, about: B sequences of T, or of all that the data have. */
 static int64_t targets_of_step(const struct Run *r)
 {
-    const int64_t most = tokens_per_step(&r->options), all = r->data.tokens - 1;
-    const int64_t sequences = (int64_t)r->options.batch * r->options.accumulate;
-    return r->loader.sequences.starts || all >= most / sequences ? most : sequences * all;
+    const int64_t all = r->data.tokens - 1, T = r->options.context;
+    const bool one_short = !r->loader.sequences.by_documents && all < T;
+    return tokens_per_step(&r->options) / T * (one_short ? all : T);
 }
 
 /* How often the run reads the data: "0.25 epochs", "192 epochs". */
 static const char *epochs_of(const struct Run *r)
 {
-    static char text[32];
     const double n = (double)r->options.steps * targets_of_step(r) / (r->data.tokens - 1);
-    snprintf(text, sizeof text, "%.*f epochs", n < 100 ? 2 : 0, n);
-    return text;
+    return brief("%.*f epochs", n < 100 ? 2 : 0, n);
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
@@ -1723,12 +1605,9 @@ static void print_summary(const struct Run *r)
     const double needed = memory_needed(r, false);
     progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
              r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
-    if (o->steps)
-        progress(true, "%lld tokens; %s of %lld: %s", (long long)r->data.tokens,
-                 counted(o->steps, "step"), (long long)targets_of_step(r), epochs_of(r));
-    else
-        progress(true, "%lld tokens; steps of %lld for %s", (long long)r->data.tokens,
-                 (long long)targets_of_step(r), duration(o->time_limit));
+    progress(true, "%lld tokens; %s of %lld%s", (long long)r->data.tokens,
+             o->steps ? counted(o->steps, "step") : "steps", (long long)targets_of_step(r),
+             o->steps ? brief(": %s", epochs_of(r)) : brief(" for %s", duration(o->time_limit)));
     if (!fits_machine(r))
         warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
              "--accumulate.", needed / 1e6, machine_memory() / 1e6);
@@ -1741,7 +1620,7 @@ static void print_profile(const struct Run *r)
         [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
         [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
         [HEAD] = "head and loss", [ADAMW] = "AdamW", [REST] = "rest"};
-    const double steps = r->step - r->first, tokens = tokens_per_step(&r->options);
+    const double steps = r->step - r->clock.first, tokens = tokens_per_step(&r->options);
     double total = 0;
     for (int k = 0; k < KINDS; k++)
         total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
@@ -1773,10 +1652,10 @@ static void print_profile(const struct Run *r)
 static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double time = r->earlier + seconds() - r->start;
+    const double time = r->clock.earlier + seconds() - r->clock.start;
     if (!finished(r))
-        progress(true, "stopped after step %s%s and saved. Go on with: train_gpt train --out %s "
-                 "--resume", place(r), stop_signal ? "" : ", by --time-limit,", quoted(o->out));
+        advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
+                                     : ", by --time-limit,"), o->out);
     if (stop_signal && !finished(r)) return stopped_status();
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
@@ -1793,11 +1672,10 @@ static int finish(const struct Run *r)
 /* Everything is checked, loaded and allocated before the first step; then pretrain. */
 static int command_train(int argc, char **argv)
 {
-    int rows;
-    struct Run r = {.start = seconds(), .best.loss = INFINITY};
+    struct Run r = {.clock.start = seconds(), .best.loss = INFINITY};
     struct TrainOptions *o = &r.options;
-    r.table = option_table(o, &rows);
-    refuse_arguments(parse_options(argc, argv, r.table, rows,
+    r.table = option_table(o);
+    refuse_arguments(read_options(argc, argv, r.table,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
         "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
@@ -1810,9 +1688,10 @@ static int command_train(int argc, char **argv)
     begin_training();
     set_threads(o->threads);
     if (o->out) {
-        r.paths = paths_in(o->out);
+        r.files.last = text_of("%s/last", o->out);
+        r.files.state = text_of("%s/state.safetensors", o->out);
         if (!o->plan) lock_directory(o->out);
-        check_out(&r);
+        start_or_resume(&r);
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
@@ -1824,22 +1703,25 @@ static int command_train(int argc, char **argv)
     r.peak = fma_peak();
     take_memory(&r);
     const double step = fix_steps(&r);
-    warn_of_unused(&r);
+    warn_idle(r.table);
+    if (given(&r, "warmup") && o->steps && o->warmup > o->steps)
+        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
+             "Use fewer.", (long long)o->warmup, (long long)o->steps);
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
-    const struct Buffer log = earlier_rows(&r);
+    else open_log(&r, NULL);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
                  o->out, (long long)r.step, (long long)o->steps);
         return 0;
     }
-    begin_files(&r, log);
+    begin_files(&r);
     stop_between_steps();
-    r.first = r.step + 1;
-    r.mark = r.step;
-    r.began = r.saved = seconds();
-    r.marked = r.began - r.start;
+    r.clock.first = r.step + 1;
+    r.clock.mark_step = r.step;
+    r.clock.began = r.clock.saved = seconds();
+    r.clock.mark = r.clock.began - r.clock.start;
     pretrain(&r);
     return finish(&r);
 }
@@ -1863,9 +1745,10 @@ static int command_eval(int argc, char **argv)
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         PRECISION_OPTION(&precision),
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
     set_threads(threads);
@@ -1878,10 +1761,10 @@ static int command_eval(int argc, char **argv)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
     struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, NULL, tokenizer);
+    struct Data data = open_data("data", pattern, find_shards("data", pattern), tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
-    struct Sequences sequences;
-    cut(&sequences, &data, T, how ? how : trained ? trained : "length", tokenizer);
+    const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
+                                           tokenizer->eot);
     if (batch > sequences.count) batch = (int)sequences.count;
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
@@ -1890,7 +1773,7 @@ static int command_eval(int argc, char **argv)
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
-    const int *bytes = token_bytes(tokenizer, model.config.vocabulary);
+    const int *bytes = token_lengths(tokenizer, model.config.vocabulary);
     struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens, true);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
@@ -1936,28 +1819,29 @@ static int command_sample(int argc, char **argv)
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9},
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9,
+         .idle = "with ignore-eot"},
         {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
          REAL_NUMBER, &temperature, 0, 100},
-        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9},
+        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9,
+         .idle = "with temperature 0"},
         {"top-p", "draw from the likeliest tokens that have this probability together",
-         REAL_NUMBER, &top_p, 0, 1},
-        {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15},
+         REAL_NUMBER, &top_p, 0, 1, .idle = "with temperature 0"},
+        {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15,
+         .idle = "with temperature 0"},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
         PRECISION_OPTION(&precision),
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
-    if (ignore_eot) warn_unused(options, "min-tokens", "with --ignore-eot");
-    else if (min_tokens > tokens)
+    warn_idle(options);
+    if (!ignore_eot && min_tokens > tokens)
         warn("--min-tokens %d: more than --tokens %d, so the texts are shorter.", min_tokens,
              tokens);
-    static const char *const random[] = {"top-k", "top-p", "seed"};
-    for (int i = 0; i < COUNT(random) && temperature == 0; i++)
-        warn_unused(options, random[i], "with --temperature 0, which takes the likeliest token");
     set_threads(threads);
     set_precision(precision);
     struct Model model;
@@ -1979,84 +1863,55 @@ static int command_sample(int argc, char **argv)
 
 /* --- The loss curve: the rows of a log as a plot of characters --- */
 
-enum { PLOT_HEIGHT = 12, PLOT_LABEL = 10, PLOT_WIDTH = 1000 };
+enum { PLOT_HEIGHT = 12, PLOT_WIDTH = 69 };     /* 80 columns with the labels */
 
-/* A column of the plot stands for equally many steps, as nearly as it can. Empty columns: NaN. */
-struct Plot {
-    int width;
-    double first, last;             /* the steps at both ends */
-    double train[PLOT_WIDTH];       /* the mean training loss of the steps */
-    double val[PLOT_WIDTH];         /* the last validation loss */
-    double low, high;               /* of all these values */
-};
-
-/* The next row of a log: its step and losses, NaN for no validation. Returns what follows it, or
- * NULL at the end. */
-static const char *read_losses(const char *row, int64_t *step, double *train, double *val)
+/* The mean of the numbers in a column of the log, for each column of the plot: these stand for
+ * equally many steps from first to last, as nearly as they can. NaN: there are none. */
+static void fill_curve(double *mean, int width, double first, double last, const char *rows,
+                       int column)
 {
-    char *at;
-    if (!*row) return NULL;
-    *step = strtoll(row, &at, 10);
-    *train = strtod(at, &at);
-    *val = *at == '\t' && at[1] != '\t' ? strtod(at + 1, NULL) : NAN;
-    return strchr(row, '\n') + 1;
+    int count[PLOT_WIDTH] = {0};
+    for (int x = 0; x < width; x++) mean[x] = 0;
+    for (const char *row = rows; *row; row = next_row(row)) {
+        const double step = number_in(row, LOG_STEP), value = number_in(row, column);
+        if (!(step >= first && step <= last) || isnan(value)) continue;
+        const int x = (int)((step - first) * width / (last - first + 1));
+        mean[x] += value;
+        count[x]++;
+    }
+    for (int x = 0; x < width; x++) mean[x] /= count[x];
 }
 
-/* Sets the plot from the rows of a log, of which there is at least one. */
-static void fill_plot(struct Plot *p, const char *rows, int width)
-{
-    int64_t step, count[PLOT_WIDTH] = {0};
-    double train, val;
-    *p = (struct Plot){.first = INFINITY, .low = INFINITY, .high = -INFINITY};
-    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
-        p->first = fmin(p->first, step);
-        p->last = fmax(p->last, step);
-    }
-    const double steps = p->last - p->first + 1;
-    p->width = (int)fmin(min_int(width, PLOT_WIDTH), steps);
-    for (int x = 0; x < p->width; x++) p->val[x] = NAN;
-    for (const char *row = rows; (row = read_losses(row, &step, &train, &val)); ) {
-        const int x = min_int((int)((step - p->first) * p->width / steps), p->width - 1);
-        if (isfinite(train)) { p->train[x] += train; count[x]++; }
-        if (isfinite(val)) p->val[x] = val;
-    }
-    for (int x = 0; x < p->width; x++) {
-        p->train[x] /= count[x];                /* NaN without a step */
-        p->low = fmin(p->low, fmin(p->train[x], p->val[x]));
-        p->high = fmax(p->high, fmax(p->train[x], p->val[x]));
-    }
-}
-
-/* Whether a value stands in line y, counted from the highest. */
-static bool in_line(const struct Plot *p, double value, int y)
-{
-    const double unit = p->high > p->low ? (p->high - p->low) / (PLOT_HEIGHT - 1) : 1;
-    return floor((p->high - value) / unit + 0.5) == y;
-}
-
-/* Draws the losses of a log's rows, in the width of the terminal, or of 80 columns. */
+/* Draws the losses of a log's rows. */
 static void plot_losses(const char *rows)
 {
-    struct winsize terminal = {0};
-    struct Plot p;
-    const bool known = !ioctl(1, TIOCGWINSZ, &terminal) && terminal.ws_col > 2 * PLOT_LABEL;
-    fill_plot(&p, rows, (known ? terminal.ws_col : 80) - PLOT_LABEL - 1);
-    if (p.low > p.high) return;             /* no loss is finite */
-    const double unit = (p.high - p.low) / (PLOT_HEIGHT - 1);
-    printf("loss: * training, mean of each column; o validation\n");
-    for (int y = 0; y < (unit > 0 ? PLOT_HEIGHT : 1); y++) {
-        char line[PLOT_WIDTH + 1] = "";
-        int end = 0;
-        for (int x = 0; x < p.width; x++) {
-            line[x] = in_line(&p, p.val[x], y) ? 'o' : in_line(&p, p.train[x], y) ? '*' : ' ';
-            if (line[x] != ' ') end = x + 1;
-        }
-        printf("%*.4f |%.*s\n", PLOT_LABEL - 2, p.high - y * unit, end, line);
+    const double first = number_in(rows, LOG_STEP), last = last_number(rows, LOG_STEP);
+    const int width = last >= first ? (int)fmin(last - first + 1, PLOT_WIDTH) : 0;
+    double train[PLOT_WIDTH], val[PLOT_WIDTH], low = INFINITY, high = -INFINITY;
+    fill_curve(train, width, first, last, rows, LOG_LOSS);
+    fill_curve(val, width, first, last, rows, LOG_VAL_LOSS);
+    for (int x = 0; x < width; x++) {
+        low = fmin(low, fmin(train[x], val[x]));
+        high = fmax(high, fmax(train[x], val[x]));
     }
-    printf("%*s+", PLOT_LABEL - 1, "");
-    for (int x = 0; x < p.width; x++) putchar('-');
-    const int length = printf("\n%*sstep %.0f", PLOT_LABEL, "", p.first) - PLOT_LABEL - 1;
-    printf("  %*.0f\n", max_int(p.width - length - 2, 0), p.last);
+    if (low > high) return;                 /* no loss is finite */
+    const double unit = high > low ? (high - low) / (PLOT_HEIGHT - 1) : 1;
+    printf("loss: * training, mean of each column; o validation\n");
+    for (int y = 0; y < (high > low ? PLOT_HEIGHT : 1); y++) {
+        char line[PLOT_WIDTH];
+        int end = 0;
+        for (int x = 0; x < width; x++) {
+            const bool o = round((high - val[x]) / unit) == y,
+                       star = round((high - train[x]) / unit) == y;
+            line[x] = o ? 'o' : star ? '*' : ' ';
+            if (o || star) end = x + 1;
+        }
+        printf("%8.4f |%.*s\n", high - y * unit, end, line);
+    }
+    printf("%9s+", "");
+    for (int x = 0; x < width; x++) putchar('-');
+    const int length = printf("\n%10sstep %.0f", "", first) - 11;
+    printf("  %*.0f\n", max_int(width - length - 2, 0), last);
 }
 
 /* Prints a row for each evaluation of the run, its duration and its loss curve, which only the log
@@ -2072,20 +1927,19 @@ static void print_history(const struct Metadata *meta, const char *dir)
         if (*end != '\n') break;
         printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
     }
-    const struct Paths paths = paths_in(dir);
-    struct Buffer rows = {0};
-    if (file_exists(paths.log))
-        printf("seconds        %.1f (from log.tsv)\n", read_log(&rows, paths.log, INT64_MAX));
-    if (rows.size && is_log(paths.log)) plot_losses(rows.data);
-    free(rows.data);
+    char *path = text_of("%s/log.tsv", dir), *rows = read_journal(path, LOG_HEADER);
+    if (rows) printf("seconds        %.1f (from log.tsv)\n", last_number(rows, LOG_SECONDS));
+    if (rows && *rows) plot_losses(rows);
+    free(rows);
+    free(path);
 }
 
 /* Prints the configuration, the metadata and the history of a model directory. */
 static int command_info(int argc, char **argv)
 {
     const char *dir = NULL;
-    struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}};
-    refuse_arguments(parse_options(argc, argv, options, 1, "train_gpt info --model DIR\n"
+    struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}, {0}};
+    refuse_arguments(read_options(argc, argv, options, "train_gpt info --model DIR\n"
         "Configuration, number of parameters, tokenizer and training history."), argv);
     struct Model model;
     struct Metadata meta;

@@ -252,7 +252,7 @@ static void test_refusals(void)
     REFUSED("", "data: the file is empty");
     REFUSED("\n\r\n", "data: the file is empty");
     REFUSED("text\tlabel\n", "data: has a header but no examples");
-    REFUSED("\xFF\xFEt\0", "data: is in UTF-16");
+    REFUSED("\xFF\xFEt\0", "data: is UTF-16");
     REFUSED("a\tlabel\nx\ty\n",
             "data:1: no column is named text|sentence|content|review|tweet|");
     REFUSED("a\tlabel\nx\ty\n", "|message (there are: a, label). --text-column");
@@ -282,7 +282,7 @@ static void test_refusals(void)
     REFUSED("{\"text\": 3, \"label\": 1}\n", "line 1: \"text\" is not a string");
     REFUSED("{\"text\": \"a\", \"label\": null}\n",
             "line 1: \"label\" is neither a string nor a number");
-    REFUSED("t\0e\0x\0t\0", "data: is in UTF-16, not UTF-8. Convert it with `iconv");
+    REFUSED("t\0e\0x\0t\0", "data: is UTF-16, not plain text in UTF-8. Convert it with `iconv");
     REFUSED("\x1F\x8B\x08", "data: is compressed");
     REFUSED("text\tlabel\rgood\tpos\r", "data: its lines end with CR alone, as on old Macs");
     REFUSED("a\x1B\rb\tlabel\nx\ty\n", "(there are: a??b, label)");
@@ -380,7 +380,7 @@ static void test_truncation(void)
 static struct Tokenizer *small_tokenizer(void)
 {
     struct Tokenizer *t = tokenizer_load(file_of("#version: 0.2\na b\n", 18));
-    t->begins = true;
+    t->usage.begins = true;
     return t;
 }
 
@@ -402,7 +402,7 @@ static void test_first_token(void)
 {
     struct Tokenizer *t = small_tokenizer();
     struct Dataset d = {0};
-    t->begins = false;
+    t->usage.begins = false;
     add_text(&d, t, (struct Bytes){"abc", 3}, 0, (struct Window){4, "tail"});
     add_text(&d, t, (struct Bytes){"", 0}, 0, (struct Window){4, "tail"});
     add_text(&d, t, (struct Bytes){"xyzzy", 5}, 0, (struct Window){4, "head"});
@@ -709,7 +709,7 @@ static void lm_gradient(struct Task *t, double *g, const int *list, int count)
     const struct Batch b = gather(r, &t->data, list, count);
     trunk_forward(r->model, &r->ws, &b, 0, 0);
     const int next = set_next_tokens(r, &b);
-    lm_head(r->model, &r->ws, r->next, (real)1 / next);
+    lm_head(r->model, &r->ws, &b, r->next, (real)1 / next);
     trunk_backward(r->model, &r->ws, &b);
     for (size_t i = 0; i < t->model.parameter_count; i++) g[i] = t->model.grads[i];
     memset(t->model.grads, 0, t->model.parameter_count * sizeof(real));

@@ -416,10 +416,7 @@ printf 'text\tlabel\nwell\ta\nbad\tb\n' >"$dir/two.tsv"
 fails 1 "no class has two examples" train --train "$dir/two.tsv" --out "$dir/new"
 cp -r "$dir/full1" "$dir/changed"
 head -n 20 "$dir/base/merges.txt" >"$dir/changed/merges.txt"
-rm "$dir/changed/vocab.json"
-fails 1 "tokenizer.json: is of another tokenizer than merges.txt" \
-    ./finetune_cls predict --model "$dir/changed" x
-rm "$dir/changed/tokenizer.json"
+rm "$dir/changed/vocab.json" "$dir/changed/tokenizer.json"
 fails 1 "is not the tokenizer that the model was trained with" \
     ./finetune_cls predict --model "$dir/changed" x
 printf 'text\tlabel\nwell\ta\nfine\ta\nbad\tb\nawful\tb\n' >"$dir/four.tsv"

@@ -263,7 +263,7 @@ static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, con
     size_t at = 0;
     for (int i = 0; i < count; i++) {
         int length;
-        const uint8_t *bytes = tokenizer_piece(t, ids[i], &length);
+        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
         if (at + length > n || memcmp(bytes, text + at, length)) return false;
         at += length;
     }
@@ -345,8 +345,9 @@ static void test_json_files(const struct Tokenizer *t)
 {
     struct Buffer b = read_plain("tok/tokenizer.json");
     write_in("one_file", "tokenizer.json", b.data, b.size);
-    struct Tokenizer *u = tokenizer_load(in_directory("one_file"));
-    check(u->hash == t->hash && u->vocabulary == t->vocabulary && !u->file_ids && u->begins,
+    int *order;
+    struct Tokenizer *u = tokenizer_read(in_directory("one_file"), &order);
+    check(u->hash == t->hash && u->vocabulary == t->vocabulary && !order && u->usage.begins,
           "tokenizer.json alone holds the same %d merges and ids; texts begin with <|endoftext|>",
           u->merges);
     struct Json *j = json_parse(b.data, b.size, "tokenizer.json");
@@ -388,9 +389,10 @@ static void test_foreign_config(void)
         struct Tokenizer *u = tokenizer_load(in_directory("foreign"));
         const int begins = i < 0 ? 0 : cases[i].begins, tail = i < 0 ? 0 : cases[i].tail,
                   longest = i < 0 ? 0 : cases[i].longest;
-        check(u->begins == begins && u->keeps_tail == tail && u->max_length == longest,
+        const struct Usage *is = &u->usage;
+        check(is->begins == begins && is->keeps_tail == tail && is->max_length == longest,
               "%s: first token %d, tail %d, longest %d", i < 0 ? "no config" : cases[i].text,
-              u->begins, u->keeps_tail, u->max_length);
+              is->begins, is->keeps_tail, is->max_length);
         tokenizer_free(u);
     }
 }
@@ -405,7 +407,7 @@ static void test_foreign_order(const struct Tokenizer *t)
     append(&ids, "{\"<s>\": 0, \"" END_OF_TEXT "\": 1, \"<pad>\": 2, \"</s>\": 3");
     for (int i = 0; i < t->eot; i++) {
         append(&ids, ", \"");
-        append_token_json(&ids, t, i);
+        append_token(&ids, t, i, true);
         append(&ids, "\": %d", i + 1 + EXTRA);
     }
     append(&ids, "}");
@@ -415,9 +417,9 @@ static void test_foreign_order(const struct Tokenizer *t)
            "\"model\": {\"type\": \"BPE\", \"vocab\": %s, \"merges\": [", ids.data);
     for (int r = 0; r < t->merges; r++) {
         append(&json, r ? ", [\"" : "[\"");
-        append_token_json(&json, t, t->parts[r][0]);
+        append_token(&json, t, t->parts[r][0], true);
         append(&json, "\", \"");
-        append_token_json(&json, t, t->parts[r][1]);
+        append_token(&json, t, t->parts[r][1], true);
         append(&json, "\"]");
     }
     append(&json, "]}}");
@@ -513,7 +515,7 @@ static void test_training(const struct Tokenizer *t)
     struct Tokenizer *u = tokenizer_load(in_directory("short"));
     int longest = 0, n;
     for (int id = 0; id < BYTES + u->merges; id++)
-        if (tokenizer_piece(u, id, &n) && n > longest) longest = n;
+        if (bytes_of_token(u, id, &n) && n > longest) longest = n;
     check(longest == 3 && u->vocabulary == BYTES + u->merges + 1,
           "--max-token-bytes and --min-frequency are kept");
     tokenizer_free(u);
@@ -805,6 +807,42 @@ static void test_other_kinds(void)
         }
 }
 
+/* What killed processes left of a set is removed, what others write is not. */
+static void test_leftovers(void)
+{
+    static const struct { const char *name; bool stays; } files[] = {
+        {"l_000000.bin.unfinished", false}, {"l_000005.bin.unfinished", false},
+        {"l_val_000000.bin.unfinished", true}, {"ll_000000.bin.unfinished", true},
+        {"l_0000005.bin.unfinished", true}, {"l_000001.bin.unfinished.x", true},
+        {"l_00000a.bin.unfinished", true}, {"l_000001.txt", true}};
+    for (int i = 0; i < COUNT(files); i++) write_plain(files[i].name, "left", 4);
+    check(run(NULL, "encode --tokenizer tok --out l text") == 0, "encode ends well");
+    for (int i = 0; i < COUNT(files); i++)
+        check(file_exists(in_directory(files[i].name)) == files[i].stays, "%s: %s", files[i].name,
+              files[i].stays ? "stays" : "is gone");
+    run(NULL, "encode --tokenizer tok --overwrite --shard-tokens 7 --out l text");
+    check(file_exists(in_directory("l_000011.bin")), "a set of many shards");
+    expect_error(1, ".bin: exists", "encode --tokenizer tok --out l text");
+    check(run(NULL, "encode --tokenizer tok --overwrite --out l text") == 0
+          && file_exists(in_directory("l_000000.bin")) && !file_exists(in_directory("l_000001.bin"))
+          && !file_exists(in_directory("l_000011.bin")), "the set after it has one");
+    expect_error(1, "too many shards. Give a larger --shard-tokens",
+                 "encode --tokenizer tok --shard-tokens 1 --out k random");
+    check(!file_exists(in_directory("k_000000.bin.unfinished")), "what fails leaves nothing");
+}
+
+/* Two processes cannot write one set. */
+static void test_one_writer(void)
+{
+    const int fd = open_locked(in_directory("w_000000.bin.unfinished"), O_RDWR | O_CREAT);
+    expect_error(1, "w_000000.bin: another program is writing it",
+                 "encode --tokenizer tok --out w text");
+    expect_error(1, "w_000000.bin: another program is writing it",
+                 "encode --tokenizer tok --overwrite --out w text");
+    close(fd);
+    check(run(NULL, "encode --tokenizer tok --out w text") == 0, "one after the other can");
+}
+
 static void test_lossless(void)
 {
     const size_t n = 1 << 20;
@@ -931,23 +969,25 @@ static void test_shard_errors(void)
     write_plain("long.bin", shard.data, shard.size--);
     expect_error(1, "long.bin: 1 byte more", "decode --tokenizer tok long.bin");
     write_plain("short.bin", shard.data, 100);
-    expect_error(1, "not a token shard: 100 bytes", "decode --tokenizer tok short.bin");
+    expect_error(1, "short.bin: not a token shard", "decode --tokenizer tok short.bin");
     shard.data[1024 + 2 * 7] = shard.data[1024 + 2 * 7 + 1] = (char)0xFF;
     write_plain("id.bin", shard.data, shard.size);
-    expect_error(1, "byte 1038", "decode --tokenizer tok id.bin");
+    expect_error(1, "id.bin: holds token 65535, but the tokenizer has only",
+                 "decode --tokenizer tok id.bin");
     shard.data[0]++;
     write_plain("magic.bin", shard.data, shard.size);
-    expect_error(1, "not a token shard: byte 0", "decode --tokenizer tok magic.bin");
+    expect_error(1, "magic.bin: not a token shard", "decode --tokenizer tok magic.bin");
     shard.data[0]--;
     shard.data[16]++;
     write_plain("other.bin", shard.data, shard.size);
     expect_error(1, "other.bin: made by another tokenizer", "decode --tokenizer tok other.bin");
     memset(shard.data + 16, 0, 8);
     write_plain("unknown.bin", shard.data, shard.size);
-    expect_error(1, "unknown.bin: byte 1038", "decode --tokenizer tok unknown.bin");
+    expect_error(1, "unknown.bin: holds token 65535", "decode --tokenizer tok unknown.bin");
     shard.data[4] = 2;
     write_plain("version.bin", shard.data, shard.size);
-    expect_error(1, "byte 4: a shard of version 2", "decode --tokenizer tok version.bin");
+    expect_error(1, "version.bin: not a token shard of version 1",
+                 "decode --tokenizer tok version.bin");
     free(shard.data);
 }
 
@@ -959,9 +999,8 @@ static void test_errors(void)
             {"#version: 0.2\nt h x\n", "line 2"},
         {"#version: 0.2\nt \xE2\x82\xAC\n", "256 byte symbols"},
             {"#version: 0.2\nt \xFF\n", "256 byte symbols"},
-        {"a b\nb c\na bc\nab c\n", "makes a token that line 3 makes"},
-            {"#version: 0.2\n\nt h\n", "line 2"},
-        {"#version: 0.2 special: <|a|>\nt h\n", "line 1 names special tokens"}};
+        {"a b\nb c\na bc\nab c\n", "line 4: \"ab c\" makes a token that a line before makes"},
+            {"#version: 0.2\n\nt h\n", "line 2"}};
     for (int i = 0; i < COUNT(bad); i++) {
         write_plain("bad.txt", bad[i].merges, strlen(bad[i].merges));
         expect_error(1, bad[i].says, "ids --tokenizer bad.txt");
@@ -978,7 +1017,7 @@ static void test_errors(void)
     expect_error(1, "more than 65536 tokens", "ids --tokenizer many.txt");
     free(many.data);
 
-    expect_error(1, "--overwrite", "train --vocab 300 --out tok text");
+    expect_error(2, "--overwrite", "train --vocab 300 --out tok text");
     expect_error(1, "--overwrite", "encode --tokenizer tok --out r random");
     expect_error(1, "nowhere", "train --vocab 300 --out n nowhere");
     expect_error(1, "nowhere", "encode --tokenizer nowhere --out n text");
@@ -987,11 +1026,11 @@ static void test_errors(void)
     expect_error(2, "--vocab", "train --vocab 12 --out n text");
     expect_error(2, "--special", "train --special <|a|> --out n text");
     expect_error(2, "--special", "encode --tokenizer tok --special --out n text");
-    expect_error(0, "--text-field body: has no effect",
+    expect_error(0, "--text-field: has no effect with --split file",
                  "encode --tokenizer tok --text-field body --overwrite --out a text");
-    expect_error(0, "--seed 3: has no effect",
+    expect_error(0, "--seed: has no effect without --val-fraction",
                  "encode --tokenizer tok --seed 3 --overwrite --out a text");
-    expect_error(0, "--seed 3: has no effect",
+    expect_error(0, "--seed: has no effect with one document",
                  "encode --tokenizer tok --seed 3 --val-fraction 0.2 --overwrite --out a text");
     expect_error(2, "--tokenizer", "ids");
     expect_error(2, "no such subcommand", "tokenise");
@@ -1058,6 +1097,8 @@ int main(int argc, char **argv)
     test_windows();
     test_shards(t);
     test_lossless();
+    test_leftovers();
+    test_one_writer();
     test_json_lines();
     test_json_errors();
     test_end_set_aside();

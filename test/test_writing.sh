@@ -7,6 +7,7 @@
 . test/lib.sh
 tokenizer=$PWD/tokenizer train=$PWD/train_gpt finetune=$PWD/finetune_cls
 cd "$dir" || exit 1
+unfinished=.unfinished                  # what a temporary name ends with
 
 # --- Two of everything, "old" and "new" ---
 
@@ -23,7 +24,6 @@ prepare() # NAME: tokenizer, shards, base model
 }
 prepare old >log 2>&1 && prepare new >>log 2>&1
 check $? "two tokenizers, two sets of shards, two models"
-dead=$(sh -c 'echo $$')                 # the number of a process that has ended
 
 classify() # NAME OUT OPTION...
 {
@@ -51,7 +51,7 @@ stopped_at() # DIRECTORY FILE COMMAND...
     [ $? -eq 1 ] && tail -n 1 said | grep -q "^$speaker: $at: cannot be replaced"
     check $? "$(tail -n 1 said)"
     rmdir "$at" && mv kept "$at"
-    left=$(find "$dir" -name '*.tmp*')
+    left=$(find "$dir" -name "*$unfinished*")
     [ -z "$left" ]
     check $? "no temporary file is left${left:+ but $left}"
 }
@@ -188,7 +188,7 @@ set -f
 "$train" $(run_of new replaced) $endless --save-every 1000000000 >/dev/null 2>&1 &
 pid=$!
 set +f
-wait_for rows replaced/log.tsv.tmp$pid
+wait_for rows replaced/log.tsv$unfinished
 speaker=train_gpt
 fails 1 "replaced: another program is writing there" run new replaced --steps 1 --overwrite
 fails 1 "replaced: another program is writing there" \
@@ -205,10 +205,10 @@ fails 1 "replaced: another program is writing there" \
 check $? "readers do not wait"
 kill -KILL $pid
 wait $pid 2>/dev/null
-[ -f replaced/log.tsv.tmp$pid ] && same_run replaced run_old
+[ -f replaced/log.tsv$unfinished ] && same_run replaced run_old
 check $? "killed before its first save, it leaves the old run as it was"
 run new replaced --steps 2 --eval-every 2 --overwrite >/dev/null 2>&1 &&
-    same_run replaced run_new && [ -z "$(find replaced -name '*.tmp*')" ]
+    same_run replaced run_new && [ -z "$(find replaced -name "*$unfinished*")" ]
 check $? "the next one replaces it, and removes what the killed one left"
 cp -r run_old unevaluated
 set -f
@@ -234,13 +234,13 @@ check $? "another tokenizer stays, the same one is completed by a model"
 rm -r some mixed 2>/dev/null
 
 # Files of the user's with a name that a run gives to one of its own.
-for file in config.json settings.txt right.tsv; do
+for file in config.json compare.tsv; do
     mkdir mine && echo mine >mine/$file
     [ $file = config.json ] && speaker=train_gpt && fails 2 "mine: already holds a run ($file)" \
         run old mine --steps 1
     speaker=finetune_cls
     if [ $file = config.json ]; then fails 2 "mine: already holds a run ($file)" classify old mine
-    else fails 2 "mine: already holds a comparison ($file)" "$finetune" compare \
+    else fails 2 "mine: already holds $file" "$finetune" compare \
         --model base_old --train old.tsv --out mine
     fi
     [ "$(cat mine/$file)" = mine ] && [ "$(ls mine)" = $file ]
@@ -331,16 +331,16 @@ diff -r set again
 check $? "and nothing is"
 rm -r set
 
-# --- One writer of a prefix, and what dead and living processes left ---
+# --- One writer of a prefix, and what a killed process has left ---
 
 mkdir set
 mkfifo pipe
 "$tokenizer" encode --tokenizer tok_old --out set/a - <pipe 2>/dev/null &
 pid=$!
 exec 3>pipe
-wait_for test -e set/a_000000.bin.tmp$pid
-fails 1 "set/a_000000.bin.tmp$pid: process $pid is writing it" encode set/a
-fails 1 "set/a_000000.bin.tmp$pid: process $pid is writing it" encode set/a --overwrite
+wait_for test -e set/a_000000.bin$unfinished
+fails 1 "set/a_000000.bin: another program is writing it" encode set/a
+fails 1 "set/a_000000.bin: another program is writing it" encode set/a --overwrite
 encode set/b 2>/dev/null
 check $? "two prefixes in a directory at the same time"
 echo text >&3
@@ -348,28 +348,22 @@ exec 3>&-
 wait $pid && [ "$(ls set)" = "a_000000.bin
 b_000000.bin" ]
 check $? "the first one ends well"
-touch set/a_000000.bin.tmp$dead set/a_000005.bin.tmp$dead set/ab_000000.bin.tmp$dead \
-    set/a_000000.bin.tmp$dead.x set/a_000000.bin.tmp0$dead set/a_0000005.bin.tmp$dead
+echo left >set/a_000000.bin$unfinished
 encode set/a --overwrite 2>/dev/null
-[ "$(LC_ALL=C ls set | tr '\n' ' ')" = "a_000000.bin a_000000.bin.tmp0$dead \
-a_000000.bin.tmp$dead.x a_0000005.bin.tmp$dead ab_000000.bin.tmp$dead b_000000.bin " ]
-check $? "of a dead process, the temporary files of just these shards are removed"
-
+[ "$(LC_ALL=C ls set | tr '\n' ' ')" = "a_000000.bin b_000000.bin " ]
+check $? "what a killed process has left of a shard is gone"
 rm -r set
 mkdir o1 'o[12]'
 for out in o1 'o[12]'; do
-    for process in $dead $$; do
-        touch "$out/model.safetensors.tmp$process" "$out/config.json.tmp$process"
-    done
+    echo left >"$out/model.safetensors$unfinished" && echo left >"$out/config.json$unfinished"
 done
 classify old 'o[12]' >/dev/null 2>&1
-[ "$(ls o1 | wc -l)" -eq 4 ] && [ "$(ls 'o[12]' | grep -c "tmp$$\$")" -eq 2 ] &&
-    ! ls 'o[12]' | grep -q "tmp$dead\$"
-check $? "--out 'o[12]' is no pattern, and a living process keeps its files"
+[ "$(ls o1 | wc -l)" -eq 2 ] && [ -s 'o[12]/config.json' ] && ! ls 'o[12]' | grep -q "$unfinished"
+check $? "--out 'o[12]' is no pattern; what was left there is gone"
 rm -r o1 'o[12]'
-touch p.tmp$dead
+yes left | head -n 1000 >p$unfinished
 "$finetune" eval --model cls_old --data old.tsv --predictions p >/dev/null 2>&1 &&
-    [ -s p ] && [ ! -e p.tmp$dead ]
+    [ -s p ] && ! grep -q left p && [ ! -e p$unfinished ]
 check $? "--predictions, too"
 
 # --- compare ---
@@ -382,7 +376,7 @@ compare() # OPTION...
         --methods majority --labels 4 --seeds 1 "$@"
 }
 compare >/dev/null 2>&1 && cp -r cmp before_cmp
-stopped_at cmp right.tsv compare --overwrite --seeds 2
+stopped_at cmp compare.tsv compare --overwrite --seeds 2
 diff -r cmp before_cmp
 check $? "a comparison is replaced when the new one has its first row"
 compare --overwrite --seeds 2 >/dev/null 2>&1 && [ "$(wc -l <cmp/compare.tsv)" -eq 3 ]
