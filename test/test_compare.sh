@@ -222,7 +222,7 @@ for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not on
     "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
     "full+lr:fast|lr fast: not a number" "full+lr:|lr : not a number" \
     "full+lr:11|lr 11: out of range, 0 to 10" \
-    "full+dropout:0.95|dropout 0.95: out of range, 0 to 0.9" \
+    "full+dropout:0.95|dropout 0.95: out of range, -1 to 0.9" \
     "full+layer-decay:0|layer-decay 0: out of range, 0.01 to 1" \
     "full+l2sp:-1|l2sp -1: out of range, 0 to 1e+30" "full+class-weights:some|not one of none"; do
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"

@@ -397,10 +397,9 @@ fails 2 "--val: the value is empty" train --val= --out "$dir/new"
 fails 2 "--steps 3: --epochs 2 says otherwise how long to train" \
     train --steps 3 --epochs 2 --out "$dir/new"
 fails 2 "--steps 2147483646: out of range" train --steps 2147483646 --out "$dir/new"
-alone=
+awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 3000; i++) print "n " i "\t" i % 2 }' >"$dir/many"
 fails 2 "--epochs 1000000: are more than 1000000000 updates" \
-    train --batch 1 --epochs 1000000 --train "$dir/thousand.tsv" --out "$dir/new"
-alone=yes
+    train --batch 1 --epochs 1000000 --train "$dir/many" --out "$dir/new"
 fails 2 "stray: not an option" train --out "$dir/new" stray
 fails 1 "none: cannot be read" train --train "$dir/none" --out "$dir/new"
 fails 1 "no column is named stars" train --label-column stars --out "$dir/new"
