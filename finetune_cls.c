@@ -210,19 +210,13 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
 {
     struct Workspace *ws = &r->ws;
     const int C = r->model->config.channels, L = r->model->config.layers;
-    if (!r->frozen) return trunk_forward(r->model, ws, b, p, key);
     real *x = ws->activations[r->frozen].x;
-    ws->to = r->frozen;
-    if (!r->cache.x) trunk_forward(r->model, ws, b, 0, 0);
-    else
+    if (r->frozen && !r->cache.x) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
+    else if (r->frozen)
         for (int s = 0; s < b->sequences; s++)
             memcpy(x + (size_t)b->starts[s] * C, r->cache.x + r->cache.row[list[s]] * C,
                    (size_t)length_of(d, list[s]) * C * sizeof *x);
-    ws->from = r->frozen;
-    ws->to = L;
-    const real *hidden = trunk_forward(r->model, ws, b, p, key);
-    ws->from = 0;
-    return hidden;
+    return blocks_forward(r->model, ws, b, p, key, r->frozen, L);
 }
 
 /* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
@@ -235,14 +229,12 @@ static void fill_cache(struct Runner *r, const struct Dataset *d, const int *lis
     for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
     if (c->rows * C * sizeof(real) > machine_memory() / 4) return;
     real *x = allocate_zeroed(c->rows * C * sizeof(real));
-    r->ws.to = r->frozen;
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
-        const real *out = trunk_forward(r->model, &r->ws, &b, 0, 0);
+        const real *out = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->frozen);
         memcpy(x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
         done += b.sequences;
     }
-    r->ws.to = r->model->config.layers;
     c->x = x;
 }
 
@@ -298,7 +290,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
         if (r->measure_lm) {
             r->lm_tokens += set_next_tokens(r, &b);
-            r->lm_loss += lm_head(r->model, &r->ws, r->next, 0);
+            r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
         }
         if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
                                              0, p);
@@ -584,12 +576,9 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
     for (int i = 0; i < model->tensor_count; i++) {      /* the head is last in both lists */
         const struct Tensor *p = &model->tensors[i];
-        struct Random r = random_stream(t->set.seed, i);
         real *w = model->weights + p->offset;
-        if (strcmp(p->name, "score.weight"))
-            memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
-        else
-            for (size_t k = 0; k < p->size; k++) w[k] = (real)(p->init * random_normal(&r));
+        if (!strcmp(p->name, "score.weight")) tensor_init(model, i, t->set.seed);
+        else memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
     }
 }
 
@@ -668,7 +657,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, t->class_weights,
                            (real)1 / count, NULL);
         if (s->lm_coef > 0 && set_next_tokens(r, &b) > 0)
-            lm_head(r->model, &r->ws, r->next, (real)(s->lm_coef / next_tokens));
+            lm_head(r->model, &r->ws, &b, r->next, (real)(s->lm_coef / next_tokens));
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
@@ -1065,6 +1054,7 @@ static void scale_features(real *x, const double *deviation, int N, int C)
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
     const double start = seconds();
+    if (t->quiet) what = NULL;
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
     if (!t->features) {
@@ -3013,29 +3003,47 @@ struct Cell {
     char *right;                        /* (test_count): '1' where a test text's label was found */
 };
 
+/* What the seeds of a method with a budget say together. */
+struct Estimate {
+    int seeds;                          /* so many are done; 0: the rest means nothing */
+    double seconds;                     /* of all of them */
+    double mean, low, high;             /* accuracy and its 95% interval */
+    double p;                           /* of its difference to the budget's best method */
+    double holm;                        /* p, corrected for the number of such differences */
+};
+
 struct Compare {
-    const char *model, *train, *test, *out, *methods_text, *labels_text;
-    struct Columns columns;
-    struct Settings base_set;           /* what all tuned methods share */
-    int seeds, threads, test_examples;
+    struct Task task;                   /* what trainings share: settings, tokenizer, texts */
+    const char *test, *methods_text, *labels_text;
+    int seeds, test_examples;
     double time_limit, start, test_part;
-    bool resume, overwrite;
 
     struct Method *methods;             /* (method_count) */
-    int method_count, *budgets, budget_count, *seed_numbers;
+    int method_count, *budgets, budget_count;
     struct Model base;
-    struct Tokenizer *tokenizer;
-    struct Dataset data;                /* texts to learn from, then those to test on */
-    struct Bytes *texts;                /* the same, as bytes */
+    struct Bytes *texts;                /* those of task.data, as bytes */
     struct Bags bags;
-    real *features;                     /* (data.count, C): of the pretrained model */
-    double lm_loss;                     /* of the pretrained model on the test texts */
     char **names;                       /* (K) */
-    int *all, *truth;                   /* (data.count): 0, 1, ..; (test_count) */
-    int train_count, test_count, classes;
-    struct Cell *cells;                 /* (cell_count), in the order in which they are run */
+    int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
+    int *truth;                         /* (test_count): the labels of the test texts */
+    int learn_count, test_count, classes;
+    struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     int cell_count;
+    struct Estimate *estimates;         /* (budget_count, method_count) */
+    struct Metadata state, old;         /* its settings; those in --out, with --resume */
+    struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
+
+static struct Cell *cell_at(const struct Compare *c, int seed, int budget, int method)
+{
+    const size_t row = (size_t)(seed - 1) * c->budget_count + budget;
+    return c->cells + row * c->method_count + method;
+}
+
+static struct Estimate *estimate_at(const struct Compare *c, int budget, int method)
+{
+    return c->estimates + (size_t)budget * c->method_count + method;
+}
 
 /* --- The command line --- */
 
@@ -3053,32 +3061,51 @@ static char **split_list(const char *text, char separator, int *count)
     }
 }
 
-/* Sets the option that "name:value" names; dies on another name or on what is no number. */
+/* Sets the option that "name:value" names; dies on another name, or on a value that cannot be. */
 static void set_method_option(struct Settings *s, const char *method, char *option)
 {
-    const struct { const char *name; double *value, min, max; } known[] = {
-        {"l2sp", &s->l2sp, 0, 1e30}, {"layer-decay", &s->layer_decay, 0.01, 1},
-        {"average", &s->average, 0, 1}, {"lm-coef", &s->lm_coef, 0, 100}, {"lr", &s->lr, 0, 10},
-        {"dropout", &s->dropout, 0, 0.9}, {"head-lr-ratio", &s->head_lr_ratio, 0, 1e4},
-        {"weight-decay", &s->weight_decay, 0, 10}};
-    char *colon = strchr(option, ':');
-    double x;
-    if (!strcmp(option, "class-weights")) { s->class_weights = "auto"; return; }
-    for (int i = 0; i < COUNT(known) && colon; i++) {
-        const size_t n = colon - option;
-        if (strncmp(option, known[i].name, n) || known[i].name[n]) continue;
-        if (!parse_number(colon + 1, "", NULL, &x) || x < known[i].min || x > known[i].max)
-            die_usage("--methods %s: %s must be a number from %g to %g.", method, known[i].name,
-                      known[i].min, known[i].max);
-        *known[i].value = x;
-        if (s->kind == PROBE)
-            warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.",
-                 method, known[i].name);
-        return;
-    }
-    die_usage("--methods %s: %s is no option of a method. There are l2sp:X, layer-decay:X, "
-              "lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, weight-decay:X and "
-              "class-weights.", method, option);
+    struct Option rows[] = {
+        {"l2sp", "", REAL_NUMBER, &s->l2sp, 0, 1e30},
+        {"layer-decay", "", REAL_NUMBER, &s->layer_decay, 0.01, 1},
+        {"lm-coef", "", REAL_NUMBER, &s->lm_coef, 0, 100},
+        {"average", "", REAL_NUMBER, &s->average, 0, 1},
+        {"lr", "", REAL_NUMBER, &s->lr, 0, 10},
+        {"head-lr-ratio", "", REAL_NUMBER, &s->head_lr_ratio, 0, 1e4},
+        {"dropout", "", REAL_NUMBER, &s->dropout, 0, 0.9},
+        {"weight-decay", "", REAL_NUMBER, &s->weight_decay, 0, 10},
+        {"class-weights", "", CHOICE, &s->class_weights, .choices = "none|auto"},
+        {0}
+    };
+    char *value = strchr(option, ':');
+    if (value) *value++ = 0;
+    struct Option *row = find_option(rows, option);
+    if (!row || (!value && row->kind != CHOICE))
+        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are "
+                  "l2sp:X, layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
+                  "weight-decay:X and class-weights.", method, option);
+    set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
+    if (s->kind == PROBE && row->kind != CHOICE)
+        warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.", method,
+             option);
+}
+
+/* Reads one method of --methods. */
+static struct Method parse_method(const char *name, const struct Settings *shared)
+{
+    static const char *const families[] = {"majority", "nb", "nbsvm"};
+    struct Method m = {name, TUNED, *shared};
+    int parts;
+    char **part = split_list(name, '+', &parts);
+    for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m.family = k;
+    if (m.family != TUNED && parts > 1)
+        die_usage("--methods %s: %s has no options. Leave them out.", name, part[0]);
+    if (m.family != TUNED) return m;
+    m.set.tune = part[0];
+    parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
+    for (int k = 1; k < parts; k++) set_method_option(&m.set, name, part[k]);
+    if (m.set.kind == SCRATCH && m.set.l2sp > 0)
+        warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
+    return m;
 }
 
 static void parse_methods(struct Compare *c)
@@ -3086,26 +3113,45 @@ static void parse_methods(struct Compare *c)
     char **names = split_list(c->methods_text, ',', &c->method_count);
     c->methods = resize(NULL, c->method_count * sizeof *c->methods);
     for (int i = 0; i < c->method_count; i++) {
-        static const char *const families[] = {"majority", "nb", "nbsvm"};
-        struct Method *m = &c->methods[i];
-        *m = (struct Method){names[i], TUNED, c->base_set};
-        int parts;
-        char **part = split_list(names[i], '+', &parts);
-        for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m->family = k;
         for (int k = 0; k < i; k++)
             if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
-        if (m->family != TUNED && parts > 1)
-            die_usage("--methods %s: %s has no options. Leave them out.", names[i], part[0]);
-        if (m->family != TUNED) continue;
-        m->set.tune = part[0];
-        parse_tune("--methods", "majority, nb, nbsvm, ", &m->set);
-        for (int k = 1; k < parts; k++) set_method_option(&m->set, names[i], part[k]);
-        if (m->set.kind == SCRATCH && m->set.l2sp > 0)
-            warn("--methods %s: l2sp pulls random weights to the pretrained ones.", names[i]);
+        c->methods[i] = parse_method(names[i], &c->task.set);
     }
 }
 
-static const char usual_labels[] = "20,100,500,1000,all";
+/* Reads --labels. "all" is INT_MAX until the number of texts is known. */
+static void parse_budgets(struct Compare *c)
+{
+    int count;
+    char **parts = split_list(c->labels_text, ',', &count);
+    c->budgets = resize(NULL, count * sizeof *c->budgets);
+    for (int i = 0; i < count; free(parts[i++])) {
+        double x = INT_MAX;
+        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
+                                        || x != floor(x) || x < 1 || x > 1e9))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
+        if (i > 0 && x <= c->budgets[i - 1])
+            die_usage("--labels %s: numbers must rise.", c->labels_text);
+        c->budgets[c->budget_count++] = (int)x;
+    }
+    free(parts);
+}
+
+/* Fits the budgets to the texts that there are: a larger number means all of them. */
+static void fit_budgets(struct Compare *c)
+{
+    static const char need[] = "--labels %d: %d classes need %d at least, one each to learn from "
+                               "and to validate on%s.";
+    const int texts = c->learn_count, least = 2 * c->classes, count = c->budget_count;
+    c->budget_count = 0;
+    for (int i = 0; i < count; i++) {
+        const int n = min_int(c->budgets[i], texts);
+        if (n < least && i == count - 1) die_usage(need, n, c->classes, least, "");
+        if (n < least) warn(need, n, c->classes, least, "; it is left out");
+        else if (!c->budget_count || n > c->budgets[c->budget_count - 1])
+            c->budgets[c->budget_count++] = n;
+    }
+}
 
 /* Dies if the texts to learn from are those to test on. */
 static void refuse_same_file(const char *train, const char *test)
@@ -3115,120 +3161,83 @@ static void refuse_same_file(const char *train, const char *test)
                   test);
 }
 
-/* What of --test and --labels can be checked before texts are read. */
-static void check_before_texts(const struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    if (c->test) refuse_same_file(c->train, c->test);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
-    }
-    free(parts);
-}
-
-/* Reads --labels, which check_before_texts has seen, in ascending order; "all" is the number of
- * texts in --train. Usual ones that are too many for the texts or too few for the classes are left
- * out. */
-static void parse_budgets(struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    c->budgets = resize(NULL, count * sizeof *c->budgets);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x = c->train_count;
-        if (strcmp(parts[i], "all")) parse_number(parts[i], "k", (double[]){1e3}, &x);
-        if (c->labels_text == usual_labels && i < count - 1
-            && (x >= c->train_count || x < 2 * c->classes)) continue;
-        if (x > c->train_count)
-            die_usage("--labels %s: %s has %d texts to learn from. Choose no more.", parts[i],
-                      c->train, c->train_count);
-        if (x < 2 * c->classes)
-            die_usage("--labels %s: %d classes need %d at least, one each to learn from and to "
-                      "validate on.", parts[i], c->classes, 2 * c->classes);
-        if (c->budget_count > 0 && x <= c->budgets[c->budget_count - 1])
-            die_usage("--labels %s: numbers must rise.", c->labels_text);
-        c->budgets[c->budget_count++] = (int)x;
-    }
-    free(parts);
-}
-
 /* --- Texts, labels, subsets --- */
 
-/* Without --test: moves --test-part of each class to the end of train, and returns it. */
-static struct Examples set_test_aside(struct Examples *train, const struct Compare *c)
+/* Reorders a list of texts by split_stratified: a part of each class comes last. Returns how many
+ * come first. */
+static int split_texts(int *list, int count, const struct Compare *c, double part,
+                       struct Random random)
 {
-    const int N = train->count;
-    struct Numbered *sorted = sorted_names(c->names, c->classes);
-    struct Example *items = resize(NULL, N * sizeof *items);
-    int *labels = resize(NULL, N * sizeof *labels), *order = resize(NULL, N * sizeof *order);
-    for (int i = 0; i < N; i++) labels[i] = class_of(train->items[i].label, sorted, c->classes);
-    train->count = split_stratified(order, labels, N, c->classes, c->test_part,
-                                    random_stream(c->base_set.seed, STREAM_TEST));
-    for (int i = 0; i < N; i++) items[i] = train->items[order[i]];
-    free(train->items);
-    train->items = items;
-    free(sorted); free(labels); free(order);
-    if (train->count == N)
-        die("%s: no class has two texts, so none can be set aside. Give --test.", train->path);
-    progress(true, "%d of %d texts of %s are set aside as test", N - train->count, N, train->path);
-    return (struct Examples){train->path, items + train->count, N - train->count};
+    int *labels = allocate_zeroed(2 * count * sizeof *labels), *order = labels + count;
+    for (int i = 0; i < count; i++) labels[i] = c->task.data.labels[list[i]];
+    const int first = split_stratified(order, labels, count, c->classes, part, random);
+    for (int i = 0; i < count; i++) labels[i] = list[order[i]];
+    memcpy(list, labels, count * sizeof *list);
+    release(labels, 2 * count * sizeof *labels);
+    return first;
 }
 
-/* Reads both files. Texts of --train that are in --test, too, are left out. */
+/* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
+ * of --train is the test. */
 static void load_texts(struct Compare *c)
 {
-    struct Examples train = read_examples(c->train, c->columns), test = {0};
-    const struct Settings *s = &c->base_set;
-    const struct Window window = {s->max_tokens, s->truncate, c->columns.names[PAIRS] != NULL};
-    if (c->test) test = read_examples(c->test, c->columns);
+    struct Task *t = &c->task;
+    const struct Settings *s = &t->set;
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    struct Examples train = read_examples(s->train, s->columns), test = {0};
+    if (c->test) test = read_examples(c->test, s->columns);
     drop_repeats(&train, &test, "left out", "--test");
     c->names = class_names(&train, &c->classes);
-    if (!c->test) test = set_test_aside(&train, c);
-    add_examples(&c->data, c->tokenizer, &train, c->names, c->classes, window);
-    add_examples(&c->data, c->tokenizer, &test, c->names, c->classes, window);
-    const int all = c->data.count;
-    c->train_count = train.count;
-    c->test_count = test.count;
-    c->texts = resize(NULL, all * sizeof *c->texts);
-    c->all = resize(NULL, all * sizeof *c->all);
-    for (int i = 0; i < all; i++) {
-        c->all[i] = i;
+    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
+    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
+    c->texts = resize(NULL, t->data.count * sizeof *c->texts);
+    c->learn = resize(NULL, t->data.count * sizeof *c->learn);
+    for (int i = 0; i < t->data.count; i++) {
         c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+        c->learn[i] = i;
     }
-    if (c->test_examples && c->test_examples < c->test_count) {     /* in proportion to classes */
-        int *list = c->all + c->train_count;
-        const int rest = split_stratified(list, c->data.labels + c->train_count, c->test_count,
-                                          c->classes, (double)c->test_examples / c->test_count,
-                                          random_stream(s->seed, STREAM_SPLIT));
+    c->learn_count = train.count;
+    if (!c->test) {
+        c->learn_count = split_texts(c->learn, train.count, c, c->test_part,
+                                     random_stream(s->seed, STREAM_TEST));
+        progress(true, "%d of %d texts of %s are set aside as test", train.count - c->learn_count,
+                 train.count, s->train);
+    }
+    free(train.items);
+    free(test.items);
+}
+
+/* The texts to test on: those behind the texts to learn from, or --test-examples of them. */
+static void choose_test(struct Compare *c)
+{
+    c->test_list = c->learn + c->learn_count;
+    c->test_count = c->task.data.count - c->learn_count;
+    if (c->test_examples && c->test_examples < c->test_count) {
+        const int rest = split_texts(c->test_list, c->test_count, c,
+                                     (double)c->test_examples / c->test_count,
+                                     random_stream(c->task.set.seed, STREAM_SPLIT));
+        c->test_list += rest;
         c->test_count -= rest;
-        if (!c->test_count)
-            die_usage("--test-examples %d: no class of %s has two texts. Leave it out.",
-                      c->test_examples, test.path);
-        memmove(list, list + rest, c->test_count * sizeof *list);
-        for (int i = 0; i < c->test_count; i++) list[i] += c->train_count;
     }
+    if (!c->test_count)
+        die_usage("%s: no class has two texts, so none can be chosen. Give other texts.",
+                  c->test ? c->test : c->task.set.train);
     c->truth = resize(NULL, c->test_count * sizeof *c->truth);
     for (int i = 0; i < c->test_count; i++)
-        c->truth[i] = c->data.labels[c->all[c->train_count + i]];
-    free(train.items);
-    if (c->test) free(test.items);
+        c->truth[i] = c->task.data.labels[c->test_list[i]];
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
  * seed's smaller budgets are parts of its larger ones. */
 static void choose_subset(int *list, const struct Compare *c, int budget, int seed)
 {
-    const int N = c->train_count, K = c->classes;
-    const int *labels = c->data.labels;
+    const int N = c->learn_count, K = c->classes, *labels = c->task.data.labels;
     int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
     int *count = left + K, chosen = 0;
     struct Random random = random_stream(seed, STREAM_SUBSET);
     memset(left, 0, 2 * K * sizeof *left);
-    for (int i = 0; i < N; i++) { order[i] = i; count[labels[i]]++; }
+    memcpy(order, c->learn, N * sizeof *order);
+    for (int i = 0; i < N; i++) count[labels[order[i]]]++;
     for (int k = 0; k < K; k++)
         chosen += left[k] = min_int(count[k], max_int(2, (int)((double)budget * count[k] / N)));
     for (int k = 0; chosen != budget; k = (k + 1) % K) {    /* what rounding left over */
@@ -3260,19 +3269,24 @@ static void score_cell(struct Cell *cell, const struct Compare *c, const real *p
     free(confusion);
 }
 
-/* A method that knows no model. */
+/* The same answer to every text: the commonest label.   scores (test_count, K) */
+static void majority(double *scores, const struct BagTask *t)
+{
+    const int K = t->classes;
+    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
+    for (int i = 1; i < t->test_count; i++)
+        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+}
+
+/* A method that knows no model. Only naive Bayes has probabilities, and so a loss. */
 static void run_classical(struct Cell *cell, const struct Compare *c, const int *list, int count)
 {
+    static void (*const run[])(double *, const struct BagTask *) = {majority, naive_bayes, nbsvm};
     const int K = c->classes, n = c->test_count, family = c->methods[cell->method].family;
-    const struct BagTask task = {&c->bags, c->data.labels, list, c->all + c->train_count, count, n,
-                                 K};
+    const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
     double *scores = allocate_zeroed((size_t)n * K * sizeof *scores), loss = 0;
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    if (family == NAIVE_BAYES) naive_bayes(scores, &task);
-    if (family == NBSVM) nbsvm(scores, &task);
-    for (int i = 0; family == MAJORITY && i < count; i++) scores[c->data.labels[list[i]]]++;
-    for (int i = 1; family == MAJORITY && i < n; i++)
-        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+    run[family](scores, &task);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3303,52 +3317,56 @@ static double distance_from(const struct Model *model, const struct Model *sourc
     return sqrt(moved / length);
 }
 
-/* The test texts, by the trained model; the probe needs only its kept features. */
+/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
+ * accuracy: may be NULL. The caller frees the result. */
+static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
+                                 int n)
+{
+    struct Logistic f = probe_features(t, list, n, NULL);
+    const int size = f.K * f.C;
+    double *w = resize(NULL, size * sizeof *w);
+    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
+    logistic_scores(f.z, &f, w);
+    *loss = logistic_loss(&f, accuracy);
+    free(w);
+    return f;
+}
+
+/* The test texts, by the trained model. */
 static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c)
 {
-    const int K = c->classes, C = c->base.config.channels, n = c->test_count;
-    const int *test = c->all + c->train_count;
-    real *p = resize(NULL, (size_t)n * K * sizeof *p);
+    const int n = c->test_count;
+    const size_t size = (size_t)n * c->classes;
+    struct Runner *r = &t->runner;
+    real *p = resize(NULL, size * sizeof *p);
+    r->frozen = 0;                          /* nothing was kept of the test texts */
+    r->measure_lm = true;
+    double loss;
     if (t->set.kind == PROBE) {
-        struct Logistic f = probe_features(t, test, n, NULL);
-        double *w = resize(NULL, (size_t)K * C * sizeof *w);
-        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
-        logistic_scores(f.z, &f, w);
-        const double loss = n * logistic_loss(&f, NULL);
-        for (size_t i = 0; i < (size_t)n * K; i++) p[i] = (real)f.p[i];
-        score_cell(cell, c, p, loss);
-        cell->lm_loss = c->lm_loss;
+        struct Logistic f = ask_probe(&loss, NULL, t, c->test_list, n);
+        for (size_t i = 0; i < size; i++) p[i] = (real)f.p[i];
+        loss *= n;
         logistic_free(&f);
-        free(w);
-    } else {
-        struct Runner *r = &t->runner;
-        r->frozen = 0;                      /* nothing was kept of the test texts */
-        r->measure_lm = true;
-        score_cell(cell, c, p, run_examples(r, p, NULL, &c->data, test, n, NULL));
-        if (!isfinite(cell->loss))
-            die("--methods %s: the loss is not finite. Lower its lr.",
-                c->methods[cell->method].name);
-        cell->lm_loss = r->lm_loss / r->lm_tokens;
-    }
+    } else loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    if (!isfinite(loss))
+        die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
+    score_cell(cell, c, p, loss);
+    cell->lm_loss = r->lm_loss / r->lm_tokens;
     cell->distance = distance_from(&t->model, &c->base);
     free(p);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation. Returns
- * false, without a result, if a signal ended it. */
+/* A training as `train` does it, in silence. list (count) becomes training and validation, and is
+ * freed. Returns false, without a result, if a signal ended it. */
 static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
 {
-    struct Task t = {.set = c->methods[cell->method].set, .tokenizer = c->tokenizer,
-                     .data = c->data, .source = c->base.weights, .features = c->features,
-                     .quiet = true};
+    struct Task t = c->task;
     struct Metadata meta = {0};
-    int *labels = resize(NULL, count * sizeof *labels), *places = resize(NULL, count * sizeof(int));
+    t.set = c->methods[cell->method].set;
     t.set.seed = cell->seed;
-    for (int i = 0; i < count; i++) labels[i] = c->data.labels[list[i]];
-    t.train = resize(NULL, count * sizeof *t.train);
-    t.train_count = split_stratified(places, labels, count, c->classes, t.set.val_part,
-                                     random_stream(cell->seed, STREAM_SPLIT));
-    for (int i = 0; i < count; i++) t.train[i] = list[places[i]];
+    t.train = list;
+    t.train_count = split_texts(list, count, c, t.set.val_part,
+                                random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
@@ -3359,313 +3377,207 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     if (whole) test_task(cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
-    free(labels);
-    free(places);
     task_free(&t);
     return whole;
 }
 
+/* A cell that is done counts for its method and budget. */
+static void finish_cell(const struct Compare *c, struct Cell *cell)
+{
+    struct Estimate *e = estimate_at(c, cell->budget, cell->method);
+    cell->done = true;
+    e->seeds++;
+    e->seconds += cell->seconds;
+}
+
+/* Runs a cell, unless a signal ends it. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
+    const struct Method *m = &c->methods[cell->method];
     const int count = c->budgets[cell->budget];
-    const double start = seconds();
     int *list = resize(NULL, count * sizeof *list);
+    bool whole = true;
+    if (m->family != TUNED && !c->bags.count) c->bags = bags_of(c->texts, c->task.data.count);
+    const double start = seconds();
     choose_subset(list, c, count, cell->seed);
-    cell->done = true;
-    if (c->methods[cell->method].family == TUNED) cell->done = run_tuned(cell, c, list, count);
-    else run_classical(cell, c, list, count);
+    if (m->family == TUNED) whole = run_tuned(cell, c, list, count);
+    else { run_classical(cell, c, list, count); free(list); }
     cell->seconds = seconds() - start;
-    free(list);
+    if (whole) finish_cell(c, cell);
 }
 
 /* --- What is kept on disk: a row for each cell --- */
 
-/* compare.tsv has the scores, right.tsv a digit for each test text, for the paired tests. A row
- * goes to right.tsv first, so a row of compare.tsv has its partner. */
+/* The last column has a digit for each test text, for paired tests. */
 static const char table_header[] =
-    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\n";
+    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\tright\n";
 
-static char *file_in(const struct Compare *c, const char *name)
+static void save_cell(struct Compare *c, const struct Cell *cell)
 {
-    return text_of("%s/%s", c->out, name);
+    commit_outputs();                   /* before the first row: see open_comparison */
+    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
+                c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
+                cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
+                cell->lm_loss, cell->right);
+    journal_flush(&c->journal, true);
 }
 
-/* Appends a row to a file, and flushes it. */
-static void append_row(const struct Compare *c, const char *name, const char *row)
+/* Takes over a row of compare.tsv, if it is of a cell of this comparison. Returns false if no such
+ * table can have it. */
+static bool read_cell(struct Compare *c, const char *row)
 {
-    char *path = file_in(c, name);
-    FILE *f = fopen(path, "ab");
-    if (!f || fputs(row, f) < 0 || fflush(f) || fsync(fileno(f)) || fclose(f))
-        die("%s: writing failed (%s). Free some space and run again with --resume.", path,
-            strerror(errno));
-    free(path);
+    struct Cell x = {0};
+    int labels, end = 0, name = (int)strcspn(row, "\t\n");
+    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed,
+           &x.accuracy, &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
+    const char *right = row + name + end;
+    if (!end || x.seed < 1 || !(x.accuracy >= 0 && x.accuracy <= 1)
+        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n')
+        return false;
+    while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
+    for (; x.method < c->method_count; x.method++) {
+        const char *known = c->methods[x.method].name;
+        if ((int)strlen(known) == name && !memcmp(known, row, name)) break;
+    }
+    if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
+        return true;
+    struct Cell *cell = cell_at(c, x.seed, x.budget, x.method);
+    x.right = text_of("%.*s", c->test_count, right);
+    *cell = x;
+    finish_cell(c, cell);
+    return true;
 }
 
-/* Refuses an --out that already holds a file of that name, of a comparison or of the user's. */
-static void refuse_comparison_in(const struct Compare *c)
+/* Describes the model and the texts in c->state. Dies if those of the comparison in --out, which is
+ * to be resumed, are others. */
+static void check_same_inputs(struct Compare *c)
 {
-    static const char *const files[] = {"compare.tsv", "right.tsv", "settings.txt"};
-    for (int i = 0; i < COUNT(files); i++) {
-        char *path = file_in(c, files[i]);
-        if (file_exists(path))
-            die_usage("--out %s: already holds a comparison (%s). Give --resume, --overwrite or "
-                      "another --out.", c->out, files[i]);
-        free(path);
+    static const char *const names[] = {"weights", "texts"};
+    const struct Dataset *d = &c->task.data;
+    uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
+                         checksum(d->labels, d->count * sizeof(int))};
+    for (int i = 0; i < d->count; i++)
+        hashes[1] = mix64(hashes[1] + checksum(c->texts[i].data, c->texts[i].size));
+    for (int i = 0; i < COUNT(names); i++) {
+        const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
+        if (c->old.count && (!was || strcmp(was, now)))
+            die("--resume: the comparison in %s was made with other %s. Choose another --out.",
+                c->task.set.out, names[i]);
+        metadata_set(&c->state, names[i], "%s", now);
     }
 }
 
-static void save_cell(const struct Compare *c, const struct Cell *cell)
-{
-    const char *method = c->methods[cell->method].name;
-    const int labels = c->budgets[cell->budget];
-    commit_outputs();               /* before the first row: see open_comparison */
-    char *row = text_of("%s\t%d\t%d\t%s\n", method, labels, cell->seed, cell->right);
-    append_row(c, "right.tsv", row);
-    free(row);
-    row = text_of("%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\n", method, labels, cell->seed,
-                  cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
-                  cell->lm_loss);
-    append_row(c, "compare.tsv", row);
-    free(row);
-}
-
-/* The cell that a row, "method TAB labels TAB seed TAB rest", is about, or NULL. */
-static struct Cell *cell_of_row(const struct Compare *c, char *row, char **rest)
-{
-    int labels, seed, used;
-    char *tab = strchr(row, '\t');
-    if (!tab || sscanf(tab, "\t%d\t%d\t%n", &labels, &seed, &used) != 2) return NULL;
-    *tab = 0;
-    *rest = tab + used;
-    for (struct Cell *cell = c->cells; cell < c->cells + c->cell_count; cell++)
-        if (!strcmp(c->methods[cell->method].name, row) && c->budgets[cell->budget] == labels
-            && cell->seed == seed) return cell;
-    return NULL;
-}
-
-/* The next complete line of *at, without its end; NULL at the end or before a line without one. */
-static char *next_line(char **at)
-{
-    char *line = *at, *stop = strchr(line, '\n');
-    if (!stop) return NULL;
-    *stop = 0;
-    *at = stop + 1;
-    return line;
-}
-
-/* A file of c->out as text. */
-static struct Buffer read_text(const struct Compare *c, const char *name)
-{
-    struct Buffer text = {0};
-    char *path = file_in(c, name);
-    const struct Bytes file = map_file(path);
-    append_bytes(&text, file.data, file.size);
-    unmap_file(file);
-    free(path);
-    return text;
-}
-
-/* Cuts off what stands behind the first `size` bytes of a file. */
-static void cut_off(const struct Compare *c, const char *name, size_t size)
-{
-    char *path = file_in(c, name);
-    if (truncate(path, size))
-        die("%s: cannot be cut after its last whole row (%s).", path, strerror(errno));
-    free(path);
-}
-
-/* Takes over the cells that an earlier run has finished. Row by row the two files are about the
- * same trainings; what has no partner, because the run was interrupted, is cut off. A training with
- * scores that cannot be is done again. */
-static void read_cells(struct Compare *c)
-{
-    struct Buffer table = read_text(c, "compare.tsv"), right = read_text(c, "right.tsv");
-    const size_t header = strlen(table_header);
-    if (strncmp(table.data, table_header, header))
-        die("%s/compare.tsv: does not begin with the names of its columns. Give --overwrite.",
-            c->out);
-    char *scores_end = table.data + header, *digits_end = right.data, *scores, *digits;
-    for (char *at = scores_end, *row, *other; (row = next_line(&at)); scores_end = at) {
-        char *next = digits_end;
-        if (!(other = next_line(&next))) break;
-        struct Cell *cell = cell_of_row(c, row, &scores);
-        digits_end = next;
-        if (cell != cell_of_row(c, other, &digits))
-            die("%s: compare.tsv and right.tsv have other rows at a training of %s. Give "
-                "--overwrite.", c->out, row);
-        if (!cell) continue;
-        cell->right = text_of("%s", digits);
-        cell->done = sscanf(scores, "%lf\t%lf\t%lf\t%lf\t%lf\t%lf", &cell->accuracy,
-                            &cell->macro_f1, &cell->loss, &cell->seconds, &cell->distance,
-                            &cell->lm_loss) == 6 && cell->accuracy >= 0 && cell->accuracy <= 1
-                     && strlen(digits) == (size_t)c->test_count
-                     && strspn(digits, "01") == strlen(digits);
-    }
-    cut_off(c, "compare.tsv", scores_end - table.data);
-    cut_off(c, "right.tsv", digits_end - right.data);
-    free(table.data);
-    free(right.data);
-}
-
-/* What must be the same for the rows of one table, as lines "name value". */
-static struct Buffer describe_comparison(const struct Compare *c)
-{
-    const struct Settings *s = &c->base_set;
-    struct Buffer b = {0};
-    const struct { const char *name, *path; } files[] = {{"train", c->train},
-                                                         {"test", c->test ? c->test : c->train}};
-    append(&b, "model %s\n", hash_text(checksum(c->base.weights, c->base.parameter_count
-                                                                 * sizeof(real))));
-    append(&b, "tokenizer %s\n", hash_text(c->tokenizer->hash));
-    for (int i = 0; i < 2; i++) {
-        const struct Bytes file = map_file(files[i].path);
-        append(&b, "%s %s\n", files[i].name, hash_text(checksum(file.data, file.size)));
-        unmap_file(file);
-    }
-    if (!c->test) append(&b, "test_part %g\n", c->test_part);
-    append(&b, "test_texts %d\nmax_tokens %d\ntruncate %s\nval_part %g\nepochs %d\nsteps %d\n"
-           "batch %d\nprecision %s\n", c->test_count, s->max_tokens, s->truncate, s->val_part,
-           s->epochs, s->steps, s->batch, s->precision);
-    for (int i = 0; i < COLUMNS; i++)
-        append(&b, "%s_column %s\n", column_words[i],
-               c->columns.names[i] ? c->columns.names[i] : "(usual)");
-    return b;
-}
-
-/* Dies unless settings.txt says the same as the lines `now`. An older version wrote no precision,
- * which was fp32. */
-static void check_settings_kept(const struct Compare *c, char *now)
-{
-    struct Buffer old = read_text(c, "settings.txt");
-    append(&old, "\nprecision fp32\n");    /* the first line of a name counts */
-    for (char *line; (line = next_line(&now)); ) {
-        const int name = (int)strcspn(line, " ") + 1;
-        const char *was = old.data;
-        while (was && strncmp(was, line, name)) was = (was = strchr(was, '\n')) ? was + 1 : NULL;
-        const int length = was ? (int)strcspn(was, "\n") : 0;
-        if (!was || (size_t)length != strlen(line) || strncmp(was, line, length))
-            die("--resume: the comparison in %s was made with %.*s, this one with %s. Choose "
-                "another --out.", c->out, was ? length : 6, was ? was : "(none)", line);
-    }
-    free(old.data);
-}
-
-/* Begins the files, or with --resume reads what is there. Dies if it is of another comparison. With
- * --overwrite, an older comparison is replaced when the first row of the new one is there. */
+/* Begins the table, or goes on with the one in --out. With --overwrite, an older one is replaced
+ * when the new one gets its first row: first by a table without rows, so that no settings ever
+ * stand beside rows that were not made with them. */
 static void open_comparison(struct Compare *c)
 {
-    char *path = file_in(c, "settings.txt"), *table = file_in(c, "compare.tsv"),
-         *right = file_in(c, "right.tsv");
-    struct Buffer now = describe_comparison(c);
-    if (c->resume && file_exists(table)) {
-        check_settings_kept(c, now.data);
-        read_cells(c);
-    } else {
-        stage_file(right, "", 0);       /* without its rows, nothing is taken for finished */
-        stage_file(path, now.data, now.size);
-        stage_file(table, table_header, sizeof table_header - 1);
-        if (!c->overwrite) commit_outputs();
-    }
-    free(now.data); free(path); free(table); free(right);
+    const struct Settings *s = &c->task.set;
+    char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
+    check_same_inputs(c);
+    char *rows = c->old.count ? read_journal(table, table_header) : NULL;
+    if (c->old.count && !rows)
+        die("%s: is not the table of a comparison. Give --overwrite.", table);
+    journal_open(&c->journal, table, table_header, 0, NULL);
+    for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
+        if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
+    stage_safetensors(state, &(struct Model){0}, NULL, NULL, 0, &c->state);
+    if (!s->overwrite) commit_outputs();
+    free(rows); free(state); free(table);
 }
 
 /* --- Statistics --- */
 
-/* The 97.5% quantile of Student's t with df degrees of freedom, df >= 1. Below 5 there are straight
- * lines between the table's values, from 5 on an expansion in 1 / df of the normal quantile z
- * (Abramowitz and Stegun 26.7.5), within 0.001. */
-static double student_quantile(double df)
+/* Differences that chance makes less often than this are called significant. */
+static const double SIGNIFICANT = 0.05;
+
+/* The probability that Student's t with df degrees of freedom is t or more away from 0. With
+ * t = sqrt(df) tan(a) its density is proportional to cos(a)^(df - 1), which has the integral
+ * sqrt(pi) gamma(df / 2) / gamma((df + 1) / 2). Simpson's rule from 0 to a; degrees of freedom
+ * beyond 10,000 change nothing that is printed. */
+static double student_tail(double t, double df)
 {
-    static const double small[] = {12.706, 4.303, 3.182, 2.776};
-    const double z = 1.959964, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z,
-                 z9 = z7 * z * z;
-    if (df < 5) {
-        const int low = (int)df;
-        const double next = low < 4 ? small[low] : 2.571;
-        return small[low - 1] + (df - low) * (next - small[low - 1]);
-    }
-    return z + (z3 + z) / (4 * df) + (5 * z5 + 16 * z3 + 3 * z) / (96 * df * df)
-         + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * df * df * df)
-         + (79 * z9 + 776 * z7 + 1482 * z5 - 1920 * z3 - 945 * z) / (92160 * df * df * df * df);
+    enum { STEPS = 400 };
+    df = fmin(df, 1e4);
+    const double a = atan(t / sqrt(df)), h = a / STEPS;
+    double sum = 1 + pow(cos(a), df - 1);
+    for (int i = 1; i < STEPS; i++) sum += (i % 2 ? 4 : 2) * pow(cos(i * h), df - 1);
+    const double all = sqrt(acos(-1)) * exp(lgamma(df / 2) - lgamma((df + 1) / 2));
+    return fmax(0, 1 - 2 * sum * h / 3 / all);
 }
 
-struct Estimate { double mean, half; int seeds; };      /* mean +- half: its 95% interval */
-
-/* The mean over seeds and test texts of "a was right", minus that of b if b is not NULL, where both
- * saw the same labels. Seeds and texts are both samples: with means over one of them,
- *   variance = variance of the seeds' means / seeds + variance of the texts' means / texts
- * which counts the noise of single answers twice, so it is rather too large. The degrees of freedom
- * are Satterthwaite's. With one seed only the texts' part is known. */
-static struct Estimate estimate(const struct Compare *c, int budget, int a, int b)
+/* The t with student_tail(t, df) = SIGNIFICANT: half a 95% interval, in standard errors. Bisection:
+ * for df >= 1 it is between 1.9 and 12.8. */
+static double student_quantile(double df)
 {
-    const int n = c->test_count;
-    double *text = allocate_zeroed(n * sizeof *text), sum = 0, squares = 0, mean = 0, spread = 0;
+    double low = 1.9, high = 12.8;
+    for (int i = 0; i < 40; i++) {
+        const double t = (low + high) / 2;
+        if (student_tail(t, df) > SIGNIFICANT) low = t; else high = t;
+    }
+    return (low + high) / 2;
+}
+
+/* A mean with its standard error and degrees of freedom. */
+struct Mean { double mean, error, df; int seeds; };
+
+/* The mean over seeds and test texts of "a was right", minus that of b if b is not negative, where
+ * both saw the same labels. Seeds and texts are both samples: with means over one of them,
+ *   error^2 = variance of the seeds' means / seeds + variance of the texts' means / texts
+ * which counts the noise of single answers twice, so it is rather too large. The degrees of freedom
+ * are Satterthwaite's. With one seed only the texts' part is known.
+ *   A difference is that with two texts more, one that only a has right and one that only b has
+ * right. Otherwise two texts, answered alike with every seed, would be a certainty. (Agresti and
+ * Min 2005 add half a text to each of the four cases.) */
+static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
+{
+    const int n = c->test_count, N = b < 0 ? n : n + 2;
+    double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
     int seeds = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        if (!x->done || x->method != a || x->budget != budget) continue;
-        const struct Cell *y = b < 0 ? NULL : c->cells;
-        while (y && (y->method != b || y->budget != budget || y->seed != x->seed)) y++;
-        if (y && !y->done) continue;
+    for (int seed = 1; seed <= c->seeds; seed++) {
+        const struct Cell *x = cell_at(c, seed, budget, a);
+        const struct Cell *y = b < 0 ? NULL : cell_at(c, seed, budget, b);
+        if (!x->done || (y && !y->done)) continue;
         double own = 0;
         for (int i = 0; i < n; i++) {
             const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
             text[i] += d;
             own += d;                   /* a whole number: equal sums are equal to the bit */
         }
+        if (y) { text[n]++; text[n + 1]--; }
         seeds++;
         sum += own;
         squares += own * own;
     }
-    mean = seeds ? sum / n / seeds : NAN;
-    for (int i = 0; i < n; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
-    const double texts_part = n > 1 ? spread / (n - 1) / n : 0;
-    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / n / n
+    const double mean = seeds ? sum / N / seeds : NAN;
+    for (int i = 0; i < N; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
+    const double texts_part = N > 1 ? spread / (N - 1) / N : 0;
+    const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / N / N
                                               / (seeds - 1) / seeds;
     const double both = texts_part + seeds_part,
-                 df = both * both / (texts_part * texts_part / fmax(n - 1, 1)
+                 df = both * both / (texts_part * texts_part / fmax(N - 1, 1)
                                      + seeds_part * seeds_part / fmax(seeds - 1, 1));
-    release(text, n * sizeof *text);
-    return (struct Estimate){mean, both > 0 ? sqrt(both) * student_quantile(df) : 0, seeds};
+    release(text, N * sizeof *text);
+    return (struct Mean){mean, sqrt(both), both > 0 ? df : 1, seeds};
 }
 
-/* Whether a's accuracy is significantly above b's: all of the difference's 95% interval is. */
-static bool better(const struct Compare *c, int budget, int a, int b)
+/* Adds a method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for
+ * so many texts, since no number of seeds makes few texts many. */
+static void estimate(struct Estimate *e, const struct Compare *c, int budget, int method)
 {
-    const struct Estimate d = estimate(c, budget, a, b);
-    return d.seeds > 0 && d.mean - d.half > 0;
+    const struct Mean m = mean_right(c, budget, method, -1);
+    const double half = m.error * student_quantile(m.df);
+    wilson_interval(&e->low, &e->high, m.mean, c->test_count);
+    e->mean = m.mean;
+    e->low = fmax(0, fmin(e->low, m.mean - half));
+    e->high = fmin(1, fmax(e->high, m.mean + half));
 }
 
-/* --- The table and its verdict --- */
-
-static double mean_seconds(const struct Compare *c, int budget, int method)
+/* The probability that two methods of equal worth differ so much; NAN if no seed has both. */
+static double p_value(const struct Compare *c, int budget, int a, int b)
 {
-    double sum = 0;
-    int count = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (x->done && x->method == method && x->budget == budget) { sum += x->seconds; count++; }
-    return count ? sum / count : NAN;
-}
-
-static void print_table(const struct Compare *c)
-{
-    int width = 8;
-    for (int m = 0; m < c->method_count; m++)
-        width = max_int(width, (int)strlen(c->methods[m].name));
-    printf("accuracy on %d test texts, mean and 95%% interval; seconds of one training with test\n",
-           c->test_count);
-    printf("%-*s", width, "labels");
-    for (int b = 0; b < c->budget_count; b++) printf("  %*d        ", 6, c->budgets[b]);
-    printf("  seconds\n");
-    for (int m = 0; m < c->method_count; m++) {
-        printf("%-*s", width, c->methods[m].name);
-        for (int b = 0; b < c->budget_count; b++) {
-            const struct Estimate e = estimate(c, b, m, -1);
-            if (e.seeds) printf("  %.3f ± %.3f ", e.mean, e.half);
-            else printf("  %-14s", "-");
-        }
-        const double spent = mean_seconds(c, c->budget_count - 1, m);
-        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
-    }
+    const struct Mean d = mean_right(c, budget, a, b);
+    return d.seeds ? student_tail(fabs(d.mean) / d.error, d.df) : NAN;
 }
 
 static bool is_pretrained(const struct Method *m)
@@ -3677,112 +3589,200 @@ static bool is_pretrained(const struct Method *m)
 static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
-    double highest = -1;
     for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate e = estimate(c, budget, m, -1);
-        if (pretrained && !is_pretrained(&c->methods[m])) continue;
-        if (!e.seeds || e.mean <= highest) continue;
-        best = m;
-        highest = e.mean;
+        const struct Estimate *e = estimate_at(c, budget, m);
+        if (!e->seeds || (pretrained && !is_pretrained(&c->methods[m]))) continue;
+        if (best < 0 || e->mean > estimate_at(c, budget, best)->mean) best = m;
     }
     return best;
 }
 
-/* "a, b": the methods that are not significantly worse than the best one. */
-static char *others_as_good(const struct Compare *c, int budget, int best)
+/* Holm's correction (1979): of n values of p the smallest counts n times, the next n - 1 times, and
+ * so on, and none becomes less than one before it. Methods whose p is NAN do not count. */
+static void correct_by_holm(struct Estimate *e, int methods)
 {
-    struct Buffer b = {0};
-    append(&b, "%s", "");
+    for (int i = 0; i < methods; i++) {
+        e[i].holm = e[i].p;
+        for (int j = 0; j < methods; j++) {
+            int times = 0;
+            for (int k = 0; k < methods; k++) times += e[k].p >= e[j].p;
+            if (e[j].p <= e[i].p) e[i].holm = fmax(e[i].holm, fmin(1, times * e[j].p));
+        }
+    }
+}
+
+/* Completes c->estimates when no more cells will be done. */
+static void compute_estimates(struct Compare *c)
+{
+    const int M = c->method_count;
+    for (int b = 0; b < c->budget_count; b++) {
+        struct Estimate *e = estimate_at(c, b, 0);
+        for (int m = 0; m < M; m++) if (e[m].seeds) estimate(&e[m], c, b, m);
+        const int best = best_method(c, b, false);
+        for (int m = 0; m < M; m++)
+            e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
+        correct_by_holm(e, M);
+    }
+}
+
+/* --- The table and its verdict --- */
+
+/* Seconds of a training, on average; NAN if there was none. */
+static double mean_seconds(const struct Estimate *e)
+{
+    return e->seeds ? e->seconds / e->seeds : NAN;
+}
+
+static void print_table(const struct Compare *c)
+{
+    int width = 8;
     for (int m = 0; m < c->method_count; m++)
-        if (m != best && estimate(c, budget, m, -1).seeds && !better(c, budget, best, m))
-            append(&b, "%s%s", b.size ? ", " : "", c->methods[m].name);
-    return b.data;
+        width = max_int(width, (int)strlen(c->methods[m].name));
+    printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
+           c->test_count, c->test_count < FEW_TEXTS ? ", too few for small differences" : "");
+    printf("%-*s", width, "labels");
+    for (int b = 0; b < c->budget_count; b++) printf("  %5d            ", c->budgets[b]);
+    printf("  seconds\n");
+    for (int m = 0; m < c->method_count; m++) {
+        printf("%-*s", width, c->methods[m].name);
+        for (int b = 0; b < c->budget_count; b++) {
+            const struct Estimate *e = estimate_at(c, b, m);
+            if (e->seeds) printf("  %.3f %.3f-%.3f", e->mean, e->low, e->high);
+            else printf("  %-17s", "-");
+        }
+        const double spent = mean_seconds(estimate_at(c, c->budget_count - 1, m));
+        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
+    }
+}
+
+/* "With 100 labels nb is best, 0.841; probe, full are not significantly worse." */
+static void print_best(const struct Compare *c, int budget)
+{
+    const int best = best_method(c, budget, false);
+    int compared = 0, level = 0;
+    if (best < 0) return;
+    printf("With %d labels %s is best, %.3f", c->budgets[budget], c->methods[best].name,
+           estimate_at(c, budget, best)->mean);
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate *e = estimate_at(c, budget, m);
+        compared += e->p >= 0;
+        if (e->holm >= SIGNIFICANT) printf("%s%s", level++ ? ", " : "; ", c->methods[m].name);
+    }
+    if (level) printf(level > 1 ? " are not significantly worse" : " is not significantly worse");
+    else if (compared) printf(", significantly better than all others");
+    if (compared < c->method_count - 1) printf(", of those that have run");
+    printf(".\n");
 }
 
 /* How many labels the method needs to reach an accuracy, by its means: between two budgets along a
- * straight line over the logarithm of labels. 0: more than the largest budget; -1: already the
- * smallest is enough. */
+ * straight line over the logarithm of labels. At least the smallest budget; infinite if not even
+ * the largest is enough. */
 static double labels_needed(const struct Compare *c, int method, double accuracy)
 {
     double before = NAN;
-    int last = -1;
+    int last = 0;
     for (int b = 0; b < c->budget_count; b++) {
-        const struct Estimate e = estimate(c, b, method, -1);
-        if (!e.seeds) continue;
-        if (e.mean >= accuracy)
-            return last < 0 ? -1 : c->budgets[last] * pow((double)c->budgets[b] / c->budgets[last],
-                                                          (accuracy - before) / (e.mean - before));
-        before = e.mean;
-        last = b;
+        const struct Estimate *e = estimate_at(c, b, method);
+        const double labels = c->budgets[b];
+        if (!e->seeds) continue;
+        if (e->mean >= accuracy)
+            return !last ? labels : last * pow(labels / last, (accuracy - before)
+                                                              / (e->mean - before));
+        before = e->mean;
+        last = c->budgets[b];
     }
-    return 0;
+    return INFINITY;
 }
 
 /* "Pretraining is worth N labels", by what the best pretrained method reaches with about 100. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1;
+    int near = 0, scratch = -1, pretrained = 0;
     for (int b = 0; b < c->budget_count; b++)
         if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
-    for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].family == TUNED && c->methods[m].set.kind == SCRATCH && scratch < 0)
-            scratch = m;
+    for (int m = 0; m < c->method_count; m++) {
+        pretrained += is_pretrained(&c->methods[m]);
+        if (c->methods[m].family == TUNED && !is_pretrained(&c->methods[m])) scratch = m;
+    }
     const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0 || !estimate(c, near, scratch, -1).seeds) return;
-    const double accuracy = estimate(c, near, best, -1).mean;
+    if (best < 0 || scratch < 0 || !estimate_at(c, near, scratch)->seeds) return;
+    const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
+    const double accuracy = estimate_at(c, near, best)->mean;
     const double needed = labels_needed(c, scratch, accuracy);
-    const int first = c->budgets[0], last = c->budgets[c->budget_count - 1];
-    printf("%s reaches %.3f with %d labels. ", c->methods[best].name, accuracy, c->budgets[near]);
-    if (needed < 0)
-        printf("Training from scratch reaches that with %d: here pretraining is worth nothing.\n",
-               first);
-    else if (needed == 0 && last == c->budgets[near])
-        printf("Training from scratch reaches %.3f; larger --labels would tell how many it needs"
-               ".\n",
-               estimate(c, near, scratch, -1).mean);
-    else if (needed == 0)
-        printf("Training from scratch does not reach that with %d: pretraining is worth more than "
-               "%d labels.\n", last, last - c->budgets[near]);
-    else if (needed <= c->budgets[near])
-        printf("Training from scratch needs only about %.0f: here pretraining is worth nothing.\n",
-               needed);
+    printf("%s reaches %.3f with %d labels%s. Training from scratch ", c->methods[best].name,
+           accuracy, few, pretrained < 2 ? "" : " (as the best of several, so a little flattered)");
+    if (needed <= few)
+        printf("needs no more: here pretraining is worth nothing.\n");
+    else if (isfinite(needed))
+        printf("needs about %.0f: pretraining is worth some %.0f labels.\n", needed, needed - few);
+    else if (most > few)
+        printf("does not reach that with %d: pretraining is worth more than %d labels.\n", most,
+               most - few);
     else
-        printf("Training from scratch needs about %.0f: pretraining is worth some %.0f labels.\n",
-               needed, needed - c->budgets[near]);
-    if (!better(c, near, best, scratch))
+        printf("reaches %.3f; larger --labels would tell how many it needs.\n",
+               estimate_at(c, near, scratch)->mean);
+    if (!(p_value(c, near, best, scratch) < SIGNIFICANT))
         printf("But with %d labels the two do not differ significantly, so this is a guess.\n",
-               c->budgets[near]);
+               few);
+}
+
+/* What to use with the largest budget: the best method, or a clearly quicker one that is within its
+ * interval and not worse even by a test without correction. None, if the commonest label might be
+ * as good as any. */
+static void print_choice(const struct Compare *c)
+{
+    const int b = c->budget_count - 1, best = best_method(c, b, false);
+    int choice = best;
+    if (best < 0) return;
+    double limit = 0.7 * mean_seconds(estimate_at(c, b, best));
+    for (int m = 0; m < c->method_count; m++) {
+        const struct Estimate *e = estimate_at(c, b, m);
+        if (c->methods[m].family == MAJORITY && (m == best || e->holm >= SIGNIFICANT)) {
+            printf("With %d labels no method is significantly better than the commonest label: "
+                   "give more labels or more test texts.\n", c->budgets[b]);
+            return;
+        }
+        if (e->p >= SIGNIFICANT && e->mean >= estimate_at(c, b, best)->low
+            && mean_seconds(e) < limit) {
+            choice = m;
+            limit = mean_seconds(e);
+        }
+    }
+    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
+           choice == best ? "" : ", the quickest of those that are not significantly worse");
+}
+
+/* What the figures cannot tell. */
+static void print_limits(const struct Compare *c)
+{
+    int fewest = c->seeds;
+    for (int i = 0; i < c->budget_count * c->method_count; i++)
+        if (c->estimates[i].seeds) fewest = min_int(fewest, c->estimates[i].seeds);
+    if (c->budgets[c->budget_count - 1] == c->learn_count && fewest > 1)
+        printf("With all %d labels every seed learns from the same texts: what other texts would "
+               "change is not in that interval.\n", c->learn_count);
+    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
+                           fewest == 1 ? "" : "s");
 }
 
 /* Sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
-    printf("\n");
-    for (int b = 0; b < c->budget_count; b++) {
-        const int best = best_method(c, b, false);
-        if (best < 0) continue;
-        char *others = others_as_good(c, b, best);
-        printf("With %d labels %s is best, %.3f", c->budgets[b], c->methods[best].name,
-               estimate(c, b, best, -1).mean);
-        if (*others) printf("; the difference to %s is not significant.\n", others);
-        else printf(c->method_count > 1 ? ", and significantly better than all others.\n" : ".\n");
-        free(others);
+    int others = 0;
+    for (int i = 0; i < c->test_count; i++) others += c->truth[i] != c->truth[0];
+    if (!others) {
+        printf("\nAll test texts are of the class %s, so this table tells nothing of the others: "
+               "there is no verdict. Give another --test.\n", c->names[c->truth[0]]);
+        return;
     }
+    printf("\n");
+    if (c->method_count > 1)
+        printf("Significant: p < %g by paired differences, with Holm's correction for all that are "
+               "compared with the best.\n", SIGNIFICANT);
+    for (int b = 0; b < c->budget_count; b++) print_best(c, b);
     print_worth(c);
-    const int b = c->budget_count - 1, best = best_method(c, b, false);
-    int choice = best;
-    for (int m = 0; m < c->method_count && best >= 0; m++)      /* quicker by more than noise */
-        if (mean_seconds(c, b, m) < mean_seconds(c, b, choice) * (choice == best ? 0.7 : 1)
-            && !better(c, b, best, m))
-            choice = m;
-    if (best < 0) return;
-    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
-           choice == best ? "" : ", the quickest of those that are as good as the best");
-    int fewest = c->seeds;
-    for (int m = 0; m < c->method_count; m++)
-        fewest = min_int(fewest, estimate(c, b, m, -1).seeds);
-    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
-                           fewest == 1 ? "" : "s");
+    print_choice(c);
+    print_limits(c);
 }
 
 /* --- The whole comparison --- */
@@ -3791,86 +3791,38 @@ static void print_verdict(const struct Compare *c)
  * some. */
 static void list_cells(struct Compare *c)
 {
-    const size_t count = (size_t)c->method_count * c->budget_count * c->seeds;
-    c->cells = resize(NULL, count * sizeof *c->cells);
+    const size_t row = (size_t)c->budget_count * c->method_count;
+    c->estimates = allocate_zeroed(row * sizeof *c->estimates);
+    c->cells = allocate_zeroed(c->seeds * row * sizeof *c->cells);
     for (int seed = 1; seed <= c->seeds; seed++)
         for (int b = 0; b < c->budget_count; b++)
             for (int m = 0; m < c->method_count; m++)
-                c->cells[c->cell_count++] = (struct Cell){m, b, seed, false};
+                *cell_at(c, seed, b, m) = (struct Cell){m, b, seed, false};
+    c->cell_count = (int)(c->seeds * row);
 }
 
-/* Seconds that a cell will take: as another seed of it, else as the same method with fewer labels,
- * else as any cell. */
+/* Seconds that a training will take: as its other seeds, else as the same method with fewer labels;
+ * NAN if that method has not run yet. */
 static double expected_seconds(const struct Compare *c, const struct Cell *cell)
 {
-    double expected = NAN, sum = 0;
-    int count = 0;
-    for (int b = 0; b <= cell->budget; b++)
-        if (!isnan(mean_seconds(c, b, cell->method))) expected = mean_seconds(c, b, cell->method);
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (x->done) { sum += x->seconds; count++; }
-    return !isnan(expected) ? expected : count ? sum / count : 0;
+    for (int b = cell->budget; b >= 0; b--) {
+        const struct Estimate *e = estimate_at(c, b, cell->method);
+        if (e->seeds) return mean_seconds(e);
+    }
+    return NAN;
 }
 
-/* list (train_count): the texts that the probes still to be run learn from, each once. Returns how
- * many. Every subset is looked at: by rounding, a smaller one may have a text that a larger one has
- * not. */
-static int texts_of_probes(int *list, const struct Compare *c)
-{
-    bool *use = allocate_zeroed(c->train_count);
-    int count = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        const struct Method *m = &c->methods[x->method];
-        if (x->done || m->family != TUNED || m->set.kind != PROBE) continue;
-        choose_subset(list, c, c->budgets[x->budget], x->seed);
-        for (int i = 0; i < c->budgets[x->budget]; i++) use[list[i]] = true;
-    }
-    for (int i = 0; i < c->train_count; i++) if (use[i]) list[count++] = i;
-    release(use, c->train_count);
-    return count;
-}
-
-/* What the cells still to be run share: bags of words, and the pretrained model's features and
- * loss. */
-static void prepare_comparison(struct Compare *c)
-{
-    const size_t C = c->base.config.channels;
-    bool bags = false;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++) {
-        const int family = c->methods[x->method].family;
-        bags |= !x->done && (family == NAIVE_BAYES || family == NBSVM);
-    }
-    if (bags) c->bags = bags_of(c->texts, c->data.count);
-    struct Runner r;
-    int *needed = resize(NULL, c->train_count * sizeof *needed);
-    const int count = texts_of_probes(needed, c);
-    if (count == 0) { free(needed); return; }
-    c->features = allocate_zeroed(c->data.count * C * sizeof(real));
-    runner_create(&r, &c->base, max_int(BATCH_ROWS, c->data.longest), WORK_EVAL);
-    for (int part = 0; part < 2; part++) {      /* texts to learn from, then to test on */
-        const int *texts = part ? c->all + c->train_count : needed;
-        const int n = part ? c->test_count : count;
-        real *x = allocate_zeroed(n * C * sizeof *x);
-        r.measure_lm = part;
-        run_examples(&r, NULL, x, &c->data, texts, n, part ? "test features" : "features");
-        for (int i = 0; i < n; i++)
-            memcpy(c->features + texts[i] * C, x + i * C, C * sizeof *x);
-        release(x, n * C * sizeof *x);
-    }
-    c->lm_loss = r.lm_loss / r.lm_tokens;
-    runner_free(&r);
-    free(needed);
-}
-
-static void show_cell(const struct Compare *c, const struct Cell *cell, int number)
+/* A line about a cell that is done. The time left is known when every method has run. */
+static void show_cell(const struct Compare *c, const struct Cell *cell)
 {
     double rest = 0;
     for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
         if (!x->done) rest += expected_seconds(c, x);
     if (c->time_limit) rest = fmin(rest, c->time_limit - (seconds() - c->start));
-    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s  %s left", number,
-             c->cell_count, c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-             cell->accuracy, cell->seconds, duration(rest));
+    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s%s%s",
+             (int)(cell - c->cells) + 1, c->cell_count, c->methods[cell->method].name,
+             c->budgets[cell->budget], cell->seed, cell->accuracy, cell->seconds,
+             isnan(rest) ? "" : "  left: ", isnan(rest) ? "" : duration(rest));
 }
 
 /* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
@@ -3882,13 +3834,13 @@ static int run_cells(struct Compare *c)
         struct Cell *cell = &c->cells[i];
         if (cell->done) continue;
         left++;
-        if (stop_signal || (c->time_limit && seconds() - c->start + expected_seconds(c, cell)
-                                             > c->time_limit)) continue;
+        const double end = seconds() - c->start + fmax(0, expected_seconds(c, cell));
+        if (stop_signal || (c->time_limit && end > c->time_limit)) continue;
         run_cell(cell, c);
         if (!cell->done) continue;
         left--;
         save_cell(c, cell);
-        show_cell(c, cell, i + 1);
+        show_cell(c, cell);
     }
     if (live()) fprintf(stderr, "\r\033[K");
     return left;
@@ -3898,40 +3850,36 @@ static int run_cells(struct Compare *c)
 static int compare(struct Compare *c)
 {
     struct Metadata meta;
-    load_model(&c->base, c->model, &meta);
-    c->tokenizer = tokenizer_of_model(c->model, &c->base, &meta);
-    const int context = c->base.config.context;
-    if (c->base_set.max_tokens == 0) c->base_set.max_tokens = context;
-    if (c->base_set.max_tokens > context)
-        die_usage("--max-tokens %d: the model's context is %d. Choose no more.",
-                  c->base_set.max_tokens, context);
+    load_base(&c->task, &c->base, &meta);
+    const int L = c->base.config.layers;
     if (!c->methods_text) {
         c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
-                                  min_int(2, c->base.config.layers));
+                                  min_int(2, L));
         parse_methods(c);
     }
     for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
-        if (m->set.kind == LAST && m->set.last > c->base.config.layers)
+        if (m->set.kind == LAST && m->set.last > L)
             die_usage("--methods %s: the model has %s. Choose no more.", m->name,
-                      counted(c->base.config.layers, "block"));
+                      counted(L, "block"));
     load_texts(c);
-    parse_budgets(c);
+    choose_test(c);
+    fit_budgets(c);
     list_cells(c);
     open_comparison(c);
-    prepare_comparison(c);
     stop_between_steps();
     const int left = run_cells(c);
     if (stop_signal && left) {
-        progress(true, "stopped: %d of %d trainings are done and kept. Go on with the same command "
-                 "and --resume%s", c->cell_count - left, c->cell_count,
-                 c->overwrite ? " instead of --overwrite" : "");
+        commit_outputs();
+        advise_resume("compare", brief("%d of %d trainings", c->cell_count - left, c->cell_count),
+                      c->task.set.out);
         return stopped_status();
     }
     if (left)
         warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
              "them.", left, c->cell_count);
+    compute_estimates(c);
     print_table(c);
-    print_verdict(c);
+    if (left < c->cell_count) print_verdict(c);
     return 0;
 }
 
@@ -3960,57 +3908,69 @@ static const char compare_usage[] =
 
 static int command_compare(int argc, char **argv)
 {
-    struct Compare c = {.seeds = 5, .labels_text = usual_labels, .start = seconds(),
-                        .test_part = 0.3,
-                        .base_set = DEFAULT_SETTINGS};
-    struct Settings *s = &c.base_set;
+    struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
+                        .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
+    struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &c.model, .required = true},
-        {"train", data_meaning, TEXT, &c.train, .required = true},
+        {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
+        {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
-         &c.test},
-        {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9},
-        {"out", "directory of compare.tsv", TEXT, &c.out, .required = true},
-        {"labels", "how many labels to learn from, rising; all: those of --train", TEXT,
-         &c.labels_text},
+         &c.test, .effect = EXTENDS},
+        {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
+         .effect = DEFINES, .idle = "with test"},
+        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
+         &c.test_examples, 0, 1e9, .effect = DEFINES},
+        {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
+        {"labels", "how many to learn from, rising; all, or more than there are: all of them", TEXT,
+         &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
-         1000},
+         1000, .effect = EXTENDS},
         {"methods", "without: majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10", TEXT,
-         &c.methods_text},
+         &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
-        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
-         &c.test_examples, 0, 1e9},
         {"val-part", "how much of the labels each training sets aside", REAL_NUMBER, &s->val_part,
-         0.001, 0.9},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6},
-        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1},
-        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6},
+         0.001, 0.9, .effect = DEFINES},
+        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
+         .effect = DEFINES},
+        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1,
+         .effect = DEFINES},
+        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES},
         {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1 << 20},
+         &s->max_tokens, 0, 1e6, .effect = DEFINES},
         {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both"},
-        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
+         .choices = "head|tail|both", .effect = DEFINES},
+        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
+        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS], .effect = DEFINES},
+        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS], .effect = DEFINES},
         PRECISION_OPTION(&s->precision),
-        {"threads", "0: all", INTEGER, &c.threads, 0, 1024},
-        {"resume", "go on where an earlier comparison in --out stopped", FLAG, &c.resume},
-        {"overwrite", "replace the comparison in --out", FLAG, &c.overwrite},
+        THREADS_OPTION(&s->threads),
+        {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
+        {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options), compare_usage), argv);
+    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
+    refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    lock_directory(s->out);
+    if (s->resume && file_exists(state_path(s))) {
+        load_metadata(state_path(s), &c.old);
+        resume_options(options, &c.old, "compare", s->out);
+    } else if (!s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    if (!s->model || !s->train) die_usage("--model and --train: must be given, unless --resume "
+                                          "finds a comparison in --out. --help explains them.");
     check_settings(s);
-    if (c.resume && c.overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(c.out);
-    if (!c.resume && !c.overwrite) refuse_comparison_in(&c);
+    warn_idle(options);
+    describe_options(&c.state, options, "compare");
     if (c.methods_text) {
         parse_methods(&c);
         warn_of_idle_comparison(options, &c);
     }
-    check_before_texts(&c);
-    if (c.test) warn_unused(options, "test-part", "with --test");
+    parse_budgets(&c);
+    if (c.test) refuse_same_file(s->train, c.test);
     begin_training();
-    set_threads(c.threads);
+    set_threads(s->threads);
     set_precision(s->precision);
     return compare(&c);
 }
@@ -4032,9 +3992,7 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
         for (int l = 0; l <= L; l++) {
-            ws->from = max_int(l - 1, 0);
-            ws->to = l;
-            const real *x = trunk_forward(r->model, ws, &b, 0, 0);
+            const real *x = blocks_forward(r->model, ws, &b, 0, 0, max_int(l - 1, 0), l);
             real *last = levels[l] + (size_t)done * C;
             for (int s = 0; s < b.sequences; s++)
                 memcpy(last + (size_t)s * C, x + (size_t)(b.starts[s + 1] - 1) * C,
@@ -4043,7 +4001,6 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
                 layernorm_forward(last, mean, mean + ws->max_rows, last, w->lnf_w, w->lnf_b,
                                   b.sequences, C);
         }
-        ws->from = 0;
         done += b.sequences;
         if (line_is_due(&r->shown)) show_rate("features", done, count, start);
     }
@@ -4054,10 +4011,9 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
  * labels tells how many to tune: those above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
-    const int L = t->model.config.layers, C = t->model.config.channels, K = t->model.config.labels;
+    const int L = t->model.config.layers, C = t->model.config.channels;
     const int all = t->data.count, n = all - train_texts;
     real **levels = resize(NULL, (L + 1) * sizeof *levels);
-    double *w = resize(NULL, (size_t)K * C * sizeof *w);
     int *order = resize(NULL, all * sizeof *order);
     for (int i = 0; i < all; i++) order[i] = i;
     for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
@@ -4065,23 +4021,20 @@ static void probe_levels(struct Task *t, int train_texts)
     printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
     for (int l = 0; l <= L; l++) {
         struct Metadata meta = {0};
-        double val, test, low, high;
+        double loss, val, test, low, high;
         t->features = levels[l];
         train_probe(t, &meta);
-        for (int i = 0; i < K * C; i++) w[i] = t->model.w.score_w[i];
-        for (int part = 0; part < 2; part++) {
-            struct Logistic f = probe_features(t, part ? order + train_texts : t->val,
-                                               part ? n : t->val_count, NULL);
-            logistic_scores(f.z, &f, w);
-            logistic_loss(&f, part ? &test : &val);
-            logistic_free(&f);
-        }
+        struct Logistic f = ask_probe(&loss, &val, t, t->val, t->val_count);
+        logistic_free(&f);
+        f = ask_probe(&loss, &test, t, order + train_texts, n);
+        logistic_free(&f);
         wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
         metadata_free(&meta);
     }
-    free(levels); free(w); free(order);
+    free(levels);
+    free(order);
 }
 
 /* One pass over the texts, then a probe for every block. */
@@ -4099,16 +4052,17 @@ static int command_layers(int argc, char **argv)
         {"val-part", "how much of --train is set aside to choose the probe's penalty", REAL_NUMBER,
          &s->val_part, 0.001, 0.9},
         {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1 << 20},
+         &s->max_tokens, 0, 1e6},
         {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
          .choices = "head|tail|both"},
         {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
         {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
         {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
         {"seed", "of the part that is set aside", LONG, &s->seed, 0, 9e15},
-        {"threads", "0: all", INTEGER, &s->threads, 0, 1024},
+        THREADS_OPTION(&s->threads),
+        {0}
     };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
+    refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
@@ -4128,12 +4082,27 @@ static int command_layers(int argc, char **argv)
     return 0;
 }
 
-/* A token's bytes, those that are no text as \xNN. */
-static void append_shown(struct Buffer *b, const struct Tokenizer *t, int token)
+/* A token's bytes, those that are no text as \xNN. The caller frees them. */
+static char *shown_token(const struct Tokenizer *t, int token)
 {
     int n;
+    struct Buffer b = {0};
     const uint8_t *bytes = bytes_of_token(t, token, &n);
-    append_readable(b, bytes, n);
+    append_readable(&b, bytes, n);
+    return b.data;
+}
+
+/* p (n, K): the probabilities after each of the n tokens of a text. */
+static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d)
+{
+    const int n = length_of(d, 0), zero = 0;
+    const struct Batch whole = gather(&c->runner, d, &zero, 1);
+    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts);
+    for (int i = 0; i <= n; i++) starts[i] = i;
+    const struct Batch rows = {n, n, d->tokens, starts};    /* each row the last of a sequence */
+    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
+    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
+    free(starts);
 }
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
@@ -4143,39 +4112,31 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const int K = c->model.config.labels;
     struct Dataset d = {0};
     add_text(&d, c->tokenizer, text, -1, c->window);
-    const int n = length_of(&d, 0), zero = 0;
-    const struct Batch whole = gather(&c->runner, &d, &zero, 1);
-    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts), most = 0;
+    const int n = length_of(&d, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    for (int i = 0; i <= n; i++) starts[i] = i;
-    const struct Batch rows = {n, n, d.tokens, starts};     /* each row the last of a sequence */
-    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
-    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
-    check_unchanged();
+    read_prefixes(p, c, &d);
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
-    printf("P(%s) after each token:\n", c->model.config.label_names[best]);
+    const char *label = c->model.config.label_names[best];
+    double before = p[best], largest = 0;
+    int most = 0;
+    printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
-        const double now = p[(size_t)i * K + best], was = i ? p[(size_t)(i - 1) * K + best] : now;
-        const double record = most ? p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]
-                                   : 0;
-        if (fabs(now - was) > fabs(record)) most = i;
-        struct Buffer shown = {0};
-        append_shown(&shown, c->tokenizer, d.tokens[i]);
+        const double now = p[(size_t)i * K + best], change = now - before;
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
+        char *token = shown_token(c->tokenizer, d.tokens[i]);
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s", now, now - was, shown.data);
+        printf("%.4f  %+.4f  %s", now, change, token);
         printf(isatty(1) ? "\033[0m\n" : "\n");
-        free(shown.data);
+        free(token);
+        if (fabs(change) > fabs(largest)) { most = i; largest = change; }
+        before = now;
     }
     if (most) {
-        struct Buffer shown = {0};
-        append_shown(&shown, c->tokenizer, d.tokens[most]);
-        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n",
-               c->model.config.label_names[best], shown.data, most + 1,
-               p[(size_t)most * K + best] - p[(size_t)(most - 1) * K + best]);
-        free(shown.data);
+        char *token = shown_token(c->tokenizer, d.tokens[most]);
+        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label, token,
+               most + 1, largest);
+        free(token);
     }
-    free(starts);
     free(p);
 }
 
@@ -4186,9 +4147,10 @@ static int command_explain(int argc, char **argv)
     struct Classifier c = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
+        THREADS_OPTION(&threads),
+        {0}
     };
-    const int count = parse_options(argc, argv, options, COUNT(options),
+    const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");

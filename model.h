@@ -34,20 +34,9 @@
  * Letters: T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
  * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
  * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
- * and the layer; `make lesson` prints every number of a small model on its way through them.
- *
- *    here                       Hugging Face               llm.c                 shape
- *    wte, wpe                   wte, wpe                   wte, wpe              (V, C) (T, C)
- *    ln1_w, ln1_b               h.N.ln_1                   ln1w, ln1b            (C) (C)
- *    qkv_w, qkv_b               h.N.attn.c_attn            qkvw, qkvb            (C, 3C) (3C)
- *    attn_proj_w, attn_proj_b   h.N.attn.c_proj            attprojw, attprojb    (C, C) (C)
- *    ln2_w, ln2_b               h.N.ln_2                   ln2w, ln2b            (C) (C)
- *    fc_w, fc_b                 h.N.mlp.c_fc               fcw, fcb              (C, 4C) (4C)
- *    mlp_proj_w, mlp_proj_b     h.N.mlp.c_proj             fcprojw, fcprojb      (4C, C) (C)
- *    lnf_w, lnf_b               ln_f                       lnfw, lnfb            (C) (C)
- *    score_w                    score                      -                     (K, C)
- *
- * In llm.c a block's matrices are (OC, C); here and at Hugging Face they are (C, OC). */
+ * and the layer; `make lesson` prints every number of a small model on its way through them, and
+ * how closely the functions of this file agree. A matrix w is (C, OC), as at Hugging Face, so that
+ * y = x w + b; in llm.c the same matrix is (OC, C). */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -70,43 +59,25 @@
 #include <omp.h>
 #else
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
+static int omp_get_max_threads(void) { return 1; }
+static int omp_get_num_threads(void) { return 1; }
+static int omp_get_thread_num(void) { return 0; }
 #endif
+static int thread_count(void) { return omp_get_max_threads(); }
+static int thread_index(void) { return omp_get_thread_num(); }
 
 /* ============================================================================================= */
 /* I. THE MODEL                                                                                  */
 /* ============================================================================================= */
-
-/* --- What parts II and III lend to part I --- */
 
 #ifndef REAL
 #define REAL float
 #endif
 typedef REAL real;          /* -DREAL=double: for comparing gradients with finite differences */
 
-struct Bytes { const char *data; size_t size; };
-
-/* Element (i, j) is at[i * row + j * column]. */
-struct Matrix { const real *at; size_t row, column; };
-static inline struct Matrix matrix(const real *at, size_t columns);     /* row-major */
-static inline struct Matrix transposed(struct Matrix m);                /* the strides swapped */
-
-/* c (M, N) = from (M, N) + bias (N) + a (M, K) b (K, N). from and bias may be NULL, from may be c.
- * A row of c has the same bits for any M and any number of threads. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
-                 int M, int N, int K);
-
-/* The same for one row x (K), faster; the sums are added in another order than gemm's. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
-                 int N, int K);
-
-static inline real exp_real(real x);                    /* exp, which vectorises; NaN stays NaN */
-static inline int min_int(int a, int b);
-static inline int max_int(int a, int b);
-
-/* --profile: charges the time since the last lap to a kind of work. */
-enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
-enum { FORWARD, BACKWARD };
-static void lap(int kind, int direction);
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* ============================================================================================= */
 /* 1. Layers                                                                                     */
@@ -128,39 +99,43 @@ struct Batch {
 
 /* --- Embedding; plain twin: plain_embedding --- */
 
-/* x[n] = wte[token of n] + wpe[position of n]: what the token is, and its place in the sequence.
- *   x (N, C)   wte (V, C)   wpe (T, C)   tokens, positions (N) */
-static void embedding_forward(real *x, const int *tokens, const int *positions,
-                              const real *wte, const real *wpe, int N, int C)
+/* x (C) = wte[token] + wpe[position]: what the token is, and its place in the sequence.
+ *   wte (V, C)   wpe (T, C) */
+static inline void embed(real *x, int token, int position, const real *wte, const real *wpe, int C)
+{
+    const real *what = wte + (size_t)token * C, *where = wpe + (size_t)position * C;
+    for (int c = 0; c < C; c++) x[c] = what[c] + where[c];
+}
+
+/* x (N, C): all rows of a batch. */
+static void embedding_forward(real *x, const struct Batch *batch, const real *wte, const real *wpe,
+                              int C)
 {
     #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *token = wte + (size_t)tokens[n] * C, *position = wpe + (size_t)positions[n] * C;
-        real *xn = x + (size_t)n * C;
-        for (int c = 0; c < C; c++) xn[c] = token[c] + position[c];
-    }
-    lap(EMBEDDING, FORWARD);
+    for (int s = 0; s < batch->sequences; s++)
+        for (int start = batch->starts[s], n = start; n < batch->starts[s + 1]; n++)
+            embed(x + (size_t)n * C, batch->tokens[n], n - start, wte, wpe, C);
 }
 
 /* dwte[token of n] += dx[n]    dwpe[position of n] += dx[n]
  * Rows that share a token add to the same place. Each thread therefore takes some channels of all
  * rows, and adds the rows in their order: no two threads write to one value. */
-static void embedding_backward(real *dwte, real *dwpe, const real *dx, const int *tokens,
-                               const int *positions, int N, int C)
+static void embedding_backward(real *dwte, real *dwpe, const real *dx, const struct Batch *batch,
+                               int C)
 {
     enum { CHANNELS = 64 };
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += CHANNELS) {
         const int c1 = min_int(C, c0 + CHANNELS);
-        for (int n = 0; n < N; n++) {
-            real *dtoken = dwte + (size_t)tokens[n] * C,
-                 *dposition = dwpe + (size_t)positions[n] * C;
+        for (int n = 0, s = 0; n < batch->rows; n++) {
+            while (n == batch->starts[s + 1]) s++;
+            real *dtoken = dwte + (size_t)batch->tokens[n] * C,
+                 *dposition = dwpe + (size_t)(n - batch->starts[s]) * C;
             const real *dxn = dx + (size_t)n * C;
             for (int c = c0; c < c1; c++) dtoken[c] += dxn[c];
             for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
         }
     }
-    lap(EMBEDDING, BACKWARD);
 }
 
 /* --- LayerNorm (Ba, Kiros, Hinton 2016); plain twin: plain_layernorm --- */
@@ -185,20 +160,6 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
         const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
         for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
     }
-    lap(LAYERNORM, FORWARD);
-}
-
-/* y again, from the stored mean and rstd, with the same bits: storing y would cost memory. */
-static void layernorm_recompute(real *y, const real *mean, const real *rstd, const real *x,
-                                const real *w, const real *b, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *xn = x + (size_t)n * C, m = mean[n], r = rstd[n];
-        real *yn = y + (size_t)n * C;
-        for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
-    }
-    lap(LAYERNORM, BACKWARD);
 }
 
 /* g = w dy is the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
@@ -238,10 +199,29 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
         }
     }
-    lap(LAYERNORM, BACKWARD);
 }
 
 /* --- Linear; plain twin: plain_linear --- */
+
+/* Element (i, j) is at[i * row + j * column]. */
+struct Matrix { const real *at; size_t row, column; };
+static inline struct Matrix matrix(const real *at, size_t columns)      /* row-major */
+{
+    return (struct Matrix){at, columns, 1};
+}
+static inline struct Matrix transposed(struct Matrix m)
+{
+    return (struct Matrix){m.at, m.column, m.row};
+}
+
+/* c (M, N) = from (M, N) + bias (N) + a (M, K) b (K, N). from and bias may be NULL, from may be c.
+ * A row of c has the same bits for any M and any number of threads. Section 8 has gemm and gemv. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+                 int M, int N, int K);
+
+/* The same for one row x (K), faster; the sums are added in another order than gemm's. */
+static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+                 int N, int K);
 
 /* y = from + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
  * from (N, OC): the residual stream that y adds to, or NULL for 0. */
@@ -249,14 +229,12 @@ static void linear_forward(real *y, const real *from, const real *x, const real 
                            int N, int C, int OC)
 {
     gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
-    lap(LINEAR, FORWARD);
 }
 
 /* dx = dy w^T */
 static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
 {
     gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
-    lap(LINEAR, BACKWARD);
 }
 
 /* dw += x^T dy    db += sum_n dy */
@@ -273,7 +251,6 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
             for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
         for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
     }
-    lap(LINEAR, BACKWARD);
 }
 
 static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
@@ -284,6 +261,8 @@ static void linear_backward(real *dx, real *dw, real *db, const real *dy, const 
 }
 
 /* --- GELU, tanh form (Hendrycks and Gimpel 2016): x times a gate; plain twin: plain_gelu --- */
+
+static inline real exp_real(real x);    /* exp, which vectorises; NaN stays NaN (section 6) */
 
 /* y = x/2 (1 + tanh u) = x s    u = sqrt(2/pi) (x + 0.044715 x^3)    s = 1 / (1 + exp(-2u))
  * This is s. */
@@ -298,7 +277,6 @@ static void gelu_forward(real *y, const real *x, size_t n)
 {
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
-    lap(GELU, FORWARD);
 }
 
 /* dx = dy gelu'(x), in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
@@ -312,34 +290,52 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
         y[i] = x[i] * s;
         dx[i] *= s + x[i] * s * (1 - s) * du2;
     }
-    lap(GELU, BACKWARD);
 }
 
 /* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
 
-/* key names the masks of one pass. p = 0: no dropout. */
+/* No mask is stored: each of its factors is a function of a key and of the number of the value, so
+ * that the backward pass computes the same mask again. p = 0: no dropout. key: of all the masks of
+ * one pass, of which every place of every layer has one (layer -1: the embedding). */
 struct Dropout { double p; uint64_t key; };
-
 enum { AT_EMBEDDING, AT_ATTENTION, AT_ATTENTION_PROJECTION, AT_MLP_PROJECTION, DROPOUT_PLACES };
 
-static uint32_t dropout_key(struct Dropout d, int layer, int place);    /* of one mask */
-static uint32_t dropout_threshold(struct Dropout d);                    /* p in units of 2^-32 */
+struct Mask {
+    uint32_t key;
+    uint32_t threshold;         /* p in units of 2^-32; 0: everything is kept */
+    real scale;                 /* 1 / (1 - p): the expected value stays what it was */
+};
 
-/* Factor of value `index`: 0 with probability p, otherwise scale = 1 / (1 - p), which keeps the
- * expected value. A function of key and index, so the backward pass computes the same mask. */
-static inline real dropout_factor(uint32_t key, size_t index, uint32_t threshold, real scale);
+static uint64_t mix64(uint64_t x);              /* a hash, which looks random (section 6) */
+
+static struct Mask mask_of(struct Dropout d, int layer, int place)
+{
+    const uint64_t number = (uint64_t)layer * DROPOUT_PLACES + place + 1;
+    return (struct Mask){(uint32_t)mix64(d.key + mix64(number)), (uint32_t)(d.p * 4294967295.0),
+                         (real)(1 / (1 - d.p))};
+}
+
+/* A hash of 32 bits (Wellons, "Prospecting for Hash Functions", 2018), which vectorises. */
+static inline uint32_t mix32(uint32_t x)
+{
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+
+/* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p). */
+static inline real mask_factor(struct Mask m, uint32_t index)
+{
+    return mix32(mix32(index) ^ m.key) >= m.threshold ? m.scale : 0;
+}
 
 /* y = from + mask x, for n values; from may be NULL. The backward pass is dx = mask dy, so it calls
  * the same function. */
-static void dropout(real *y, const real *from, const real *x, size_t n, struct Dropout d,
-                    uint32_t key)
+static void dropout(real *y, const real *from, const real *x, size_t n, struct Mask mask)
 {
-    const uint32_t threshold = dropout_threshold(d);
-    const real scale = (real)(1 / (1 - d.p));
-    #pragma omp parallel for simd schedule(static)
+    #pragma omp parallel for simd schedule(static) firstprivate(mask)
     for (size_t i = 0; i < n; i++)
-        y[i] = (from ? from[i] : 0) + x[i] * dropout_factor(key, i, threshold, scale);
-    lap(DROPOUT, FORWARD);
+        y[i] = (from ? from[i] : 0) + x[i] * mask_factor(mask, (uint32_t)i);
 }
 
 /* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
@@ -351,28 +347,115 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct D
  *   y_i  = sum_j P_ij v_j
  *
  * qkv (N, 3C): q, k and v of each row; head h has the channels hD .. hD+D-1 of each of the three.
- * y (N, C): the heads side by side. lse (N, H): stored for the backward pass.
- * If q and k have independent entries of variance 1, q . k has variance D, and 1 / sqrt(D) makes it
- * 1. With dropout, P is multiplied by a mask before it is multiplied by v. */
+ * y (N, C): the heads side by side. If q and k have independent entries of variance 1, q . k has
+ * variance D, and 1 / sqrt(D) makes it 1. */
+
+static inline real dot_product(const real *a, const real *b, int n)
+{
+    real sum = 0;
+    #pragma omp simd reduction(+: sum)
+    for (int i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* x (n) becomes total exp(scale x_i) / sum_j exp(scale x_j), which is positive and sums to `total`.
+ * Returns log sum_j exp(scale x_j). To subtract the maximum first changes no quotient, and then exp
+ * cannot overflow. */
+static inline double softmax(real *x, real scale, real total, int n)
+{
+    real max = -INFINITY, sum = 0;
+    #pragma omp simd reduction(max: max)
+    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    #pragma omp simd reduction(+: sum)
+    for (int i = 0; i < n; i++) { x[i] = exp_real(scale * (x[i] - max)); sum += x[i]; }
+    const real factor = total / sum;
+    for (int i = 0; i < n; i++) x[i] *= factor;
+    return scale * max + log(sum);
+}
+
+/* Loads n values into the cache: rows of qkv lie apart, so the processor foresees no next one. */
+static inline void prefetch(const real *x, int n)
+{
+    for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
+}
+
+/* Heads h0 .. h1 - 1 of one row, the last of n rows of one sequence: its query, and the keys and
+ * values of all.   y (C): of that row   qkv (n, 3C)   P (H, n): of each head the row's P
+ * The heads of a row lie side by side, so they take turns at each key and at each value. */
+static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int D, int h0, int h1)
+{
+    enum { AHEAD = 4 };                         /* rows */
+    const int begin = h0 * D, channels = (h1 - h0) * D;
+    const size_t next = 3 * (size_t)C;          /* from a row of qkv to the next */
+    const real *q = qkv + (n - 1) * next, *k = qkv + C, *v = qkv + 2 * C;
+    for (int j = 0; j < n; j++, k += next) {                            /* q . k_j */
+        prefetch(k + AHEAD * next + begin, channels);
+        for (int h = h0; h < h1; h++)
+            P[(size_t)h * n + j] = dot_product(q + h * D, k + h * D, D);
+    }
+    for (int h = h0; h < h1; h++) softmax(P + (size_t)h * n, 1 / (real)sqrt(D), 1, n);
+    for (int c = begin; c < begin + channels; c++) y[c] = 0;
+    for (int j = 0; j < n; j++, v += next) {                            /* y = sum_j P_j v_j */
+        prefetch(v + AHEAD * next + begin, channels);
+        for (int h = h0; h < h1; h++) {
+            const real p = P[(size_t)h * n + j];
+            for (int c = h * D; c < (h + 1) * D; c++) y[c] += p * v[c];
+        }
+    }
+}
+
+/* Attention of one row, all heads. Generation computes every new token in this way, and qkv is its
+ * key-value cache. */
+static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H)
+{
+    const int share = ceil_div(H, thread_count());          /* heads of a thread */
+    #pragma omp parallel for schedule(static)
+    for (int h = 0; h < H; h += share)
+        attention_heads(y, P, qkv, n, C, C / H, h, min_int(H, h + share));
+}
+
+/* Attention of all N rows of a batch, as attention_row computes it for each, but in blocks of rows,
+ * whose scores are matrix products (section 9). With dropout, P is multiplied by a mask before it
+ * is multiplied by v. */
 struct Attention {
     const struct Batch *batch;
     int C, H;
+    struct Mask mask;           /* of P */
     real *scratch;              /* (threads, scratch_size) */
     size_t scratch_size;        /* attention_scratch() */
-    struct Dropout dropout;     /* of P */
-    uint32_t key;
-    int cached;                 /* 0: a batch; else one row, and the number of rows before it */
-    real *scores;               /* (H, cached + 1): scratch for that row */
 };
 
-/* With cached > 0, qkv (cached + 1, 3C) is the key-value cache and y (C) is the new row's alone. */
+/* y (N, C)   lse (N, H): stored for the backward pass   qkv (N, 3C) */
 static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t);
 
 /* With dP = dy v^T and delta_i = sum_j P_ij dP_ij, without dropout:
  *   dv = P^T dy    dS_ij = P_ij (dP_ij - delta_i)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
- * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). */
+ * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). These
+ * equations as plain loops: plain_attention_backward in test/reference.h. */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
                                const real *lse, const struct Attention *t);
+
+/* --- The time of a layer, for --profile --- */
+
+/* lap charges the time since the last lap to a kind of work. Each call of a layer from here on ends
+ * with a lap, without a word of it where the layer is called; attention has its own in section 9.
+ * What backward computes again of the forward pass counts as forward. */
+enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
+enum { FORWARD, BACKWARD };
+static void lap(int kind, int direction);
+
+#define TIMED(kind, direction, call) do { call; lap(kind, direction); } while (0)
+#define embedding_forward(...)   TIMED(EMBEDDING, FORWARD, embedding_forward(__VA_ARGS__))
+#define embedding_backward(...)  TIMED(EMBEDDING, BACKWARD, embedding_backward(__VA_ARGS__))
+#define layernorm_forward(...)   TIMED(LAYERNORM, FORWARD, layernorm_forward(__VA_ARGS__))
+#define layernorm_backward(...)  TIMED(LAYERNORM, BACKWARD, layernorm_backward(__VA_ARGS__))
+#define linear_forward(...)      TIMED(LINEAR, FORWARD, linear_forward(__VA_ARGS__))
+#define linear_backward(...)     TIMED(LINEAR, BACKWARD, linear_backward(__VA_ARGS__))
+#define linear_backward_input(...) TIMED(LINEAR, BACKWARD, linear_backward_input(__VA_ARGS__))
+#define linear_backward_weights(...) TIMED(LINEAR, BACKWARD, linear_backward_weights(__VA_ARGS__))
+#define gelu_forward(...)        TIMED(GELU, FORWARD, gelu_forward(__VA_ARGS__))
+#define gelu_backward(...)       TIMED(GELU, BACKWARD, gelu_backward(__VA_ARGS__))
+#define dropout(...)             TIMED(DROPOUT, FORWARD, dropout(__VA_ARGS__))
 
 /* ============================================================================================= */
 /* 2. Parameters                                                                                 */
@@ -407,7 +490,7 @@ struct Tensor {
     size_t offset, size;        /* its first value in weights, grads, m and v; number of values */
     int rows, columns;          /* rows 1: a vector, which files hold with one dimension */
     bool decay;                 /* weight decay pulls it towards 0: if rows > 1 */
-    double init;                /* standard deviation of the first values; 0: all 0; 1: all 1 */
+    enum Init { ZEROS, ONES, NORMAL, RESIDUAL } init;   /* its first values */
     float lr_scale;             /* factor of its learning rate; 0: frozen */
     int layer;                  /* -1: embeddings, 0 .. L-1: blocks, L: ln_f and score */
 };
@@ -422,56 +505,62 @@ struct Model {
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
-    double *partial_sums;       /* of the gradient's norm */
+    double *partial_sums;       /* (parameter_count / SUM_CHUNK + 1): of grad_norm */
 };
 
-/* The list of parameters, in the order of the file. Sets the places in *w to base + offset, or to
- * NULL if base is NULL. Returns the number of tensors.
+/* The list as it grows; tensors may be NULL. base: where the values lie, or NULL. */
+struct List { struct Tensor *tensors; int count; size_t size; real *base; };
+
+/* Appends a tensor and returns its place. A %d in its name is the number of the block. */
+static real *add(struct List *list, int layer, int rows, int columns, enum Init init,
+                 const char *name)
+{
+    struct Tensor t = {.offset = list->size, .size = (size_t)rows * columns, .rows = rows,
+                       .columns = columns, .decay = rows > 1, .init = init, .lr_scale = 1,
+                       .layer = layer};
+    snprintf(t.name, sizeof t.name, name, layer);
+    if (list->tensors) list->tensors[list->count] = t;
+    list->count++;
+    list->size += t.size;
+    return list->base ? list->base + t.offset : NULL;
+}
+
+/* The list of parameters, in the order of the file; tensors may be NULL. Sets the places in *w to
+ * base + offset, or to NULL if base is NULL. Returns the number of tensors.
  *
- * Initial values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
+ * First values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
  * two projections of a block add to the residual stream, 2L terms in all, and variances of
- * independent terms add up: their factor 1 / sqrt(2L) keeps the stream's variance independent of
- * depth. Weight decay is for matrices only: the neutral value of LayerNorm's scale is 1, not 0, and
- * biases are few. The head of the language model is not in the list: it is wte again (tied, Press
- * and Wolf 2017), so that a token's score is the dot product of hidden with its embedding, and V C
- * parameters are saved. */
-static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
+ * independent terms add up: RESIDUAL has a deviation smaller by 1 / sqrt(2L), which keeps the
+ * stream's variance independent of depth. Weight decay is for matrices only: the neutral value of
+ * LayerNorm's scale is 1, not 0, and biases are few. The head of the language model is not in the
+ * list: it is wte again (tied, Press and Wolf 2017), so that a token's score is the dot product of
+ * hidden with its embedding, and V C parameters are saved. */
+static int list_parameters(struct Tensor *tensors, struct Weights *w, real *base,
                            const struct Config *c)
 {
-    const int C = c->channels;
-    const double normal = 0.02, residual = 0.02 / sqrt(2.0 * c->layers);
-    struct Tensor *t = list;
-    size_t offset = 0;
-    #define ADD(place, lay, lines, cols, deviation, ...) do {                                   \
-        *t = (struct Tensor){.offset = offset, .rows = lines, .columns = cols, .layer = lay,    \
-                             .size = (size_t)(lines) * (cols), .decay = (lines) > 1,            \
-                             .init = deviation, .lr_scale = 1};                                 \
-        snprintf(t->name, sizeof t->name, __VA_ARGS__);                                         \
-        place = base ? base + offset : NULL;                                                    \
-        offset += t++->size;                                                                    \
-    } while (0)
-    ADD(w->wte, -1, c->vocabulary, C, normal, "transformer.wte.weight");
-    ADD(w->wpe, -1, c->context, C, normal, "transformer.wpe.weight");
-    for (int l = 0; l < c->layers; l++) {
+    const int C = c->channels, L = c->layers;
+    struct List all = {tensors, 0, 0, base}, *list = &all;
+    w->wte = add(list, -1, c->vocabulary, C, NORMAL, "transformer.wte.weight");
+    w->wpe = add(list, -1, c->context, C, NORMAL, "transformer.wpe.weight");
+    for (int l = 0; l < L; l++) {
         struct Block *b = &w->blocks[l];
-        ADD(b->ln1_w, l, 1, C, 1, "transformer.h.%d.ln_1.weight", l);
-        ADD(b->ln1_b, l, 1, C, 0, "transformer.h.%d.ln_1.bias", l);
-        ADD(b->qkv_w, l, C, 3 * C, normal, "transformer.h.%d.attn.c_attn.weight", l);
-        ADD(b->qkv_b, l, 1, 3 * C, 0, "transformer.h.%d.attn.c_attn.bias", l);
-        ADD(b->attn_proj_w, l, C, C, residual, "transformer.h.%d.attn.c_proj.weight", l);
-        ADD(b->attn_proj_b, l, 1, C, 0, "transformer.h.%d.attn.c_proj.bias", l);
-        ADD(b->ln2_w, l, 1, C, 1, "transformer.h.%d.ln_2.weight", l);
-        ADD(b->ln2_b, l, 1, C, 0, "transformer.h.%d.ln_2.bias", l);
-        ADD(b->fc_w, l, C, 4 * C, normal, "transformer.h.%d.mlp.c_fc.weight", l);
-        ADD(b->fc_b, l, 1, 4 * C, 0, "transformer.h.%d.mlp.c_fc.bias", l);
-        ADD(b->mlp_proj_w, l, 4 * C, C, residual, "transformer.h.%d.mlp.c_proj.weight", l);
-        ADD(b->mlp_proj_b, l, 1, C, 0, "transformer.h.%d.mlp.c_proj.bias", l);
+        b->ln1_w = add(list, l, 1, C, ONES, "transformer.h.%d.ln_1.weight");
+        b->ln1_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.ln_1.bias");
+        b->qkv_w = add(list, l, C, 3 * C, NORMAL, "transformer.h.%d.attn.c_attn.weight");
+        b->qkv_b = add(list, l, 1, 3 * C, ZEROS, "transformer.h.%d.attn.c_attn.bias");
+        b->attn_proj_w = add(list, l, C, C, RESIDUAL, "transformer.h.%d.attn.c_proj.weight");
+        b->attn_proj_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.attn.c_proj.bias");
+        b->ln2_w = add(list, l, 1, C, ONES, "transformer.h.%d.ln_2.weight");
+        b->ln2_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.ln_2.bias");
+        b->fc_w = add(list, l, C, 4 * C, NORMAL, "transformer.h.%d.mlp.c_fc.weight");
+        b->fc_b = add(list, l, 1, 4 * C, ZEROS, "transformer.h.%d.mlp.c_fc.bias");
+        b->mlp_proj_w = add(list, l, 4 * C, C, RESIDUAL, "transformer.h.%d.mlp.c_proj.weight");
+        b->mlp_proj_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.mlp.c_proj.bias");
     }
-    ADD(w->lnf_w, c->layers, 1, C, 1, "transformer.ln_f.weight");
-    ADD(w->lnf_b, c->layers, 1, C, 0, "transformer.ln_f.bias");
-    if (c->labels) ADD(w->score_w, c->layers, c->labels, C, normal, "score.weight");
-    #undef ADD
-    return (int)(t - list);
+    w->lnf_w = add(list, L, 1, C, ONES, "transformer.ln_f.weight");
+    w->lnf_b = add(list, L, 1, C, ZEROS, "transformer.ln_f.bias");
+    if (c->labels) w->score_w = add(list, L, c->labels, C, NORMAL, "score.weight");
+    return list->count;
 }
 
 /* ============================================================================================= */
@@ -483,7 +572,7 @@ static int list_parameters(struct Tensor *list, struct Weights *w, real *base,
 struct Activations {
     real *x;                    /* (N, C): input of the block */
     real *mean1, *rstd1;        /* (N) (N) */
-    real *qkv;                  /* (N, 3C); with a cache (T, 3C) */
+    real *qkv;                  /* (N, 3C) */
     real *lse;                  /* (N, H) */
     real *att;                  /* (N, C): output of attention */
     real *x2;                   /* (N, C): the residual stream between attention and MLP */
@@ -491,18 +580,14 @@ struct Activations {
     real *fc;                   /* (N, 4C): input of GELU */
 };
 
-/* WORK_EVAL has the activations of one block, which all blocks share. WORK_CACHE also has the qkv
- * of every block (the key-value cache), WORK_TRAIN all activations of every block that learns. */
-enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN };
-
+/* The memory of a pass over a batch. WORK_EVAL has the activations of one block, which all blocks
+ * share. WORK_CACHE also has the qkv of every block (the key-value cache), WORK_TRAIN all
+ * activations of every block that learns. */
 struct Workspace {
-    int kind, max_rows;         /* WORK_...; the largest N */
-    int rows, cached;           /* N of this pass; rows before it whose keys are in the cache */
-    int from, to;               /* blocks of a pass, 0 .. L: a frozen part can be computed once */
-    struct Batch batch;
-    int *positions;             /* (N): place of a row in its sequence */
-    struct Dropout dropout;
+    enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN } kind;
+    int max_rows;                       /* the largest N */
     struct Activations *activations;    /* (L + 1); of the last one only x: the input of ln_f */
+    struct Dropout dropout;             /* of the last forward pass: backward has the same masks */
     real *ln, *gelu, *masked;   /* (N, C) (N, 4C) (N, C): scratch within a block */
     real *meanf, *rstdf;        /* (N) (N): of ln_f */
     real *hidden, *dhidden;     /* (N, C) each: output of the trunk; its gradient, from the heads */
@@ -510,166 +595,186 @@ struct Workspace {
     real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
     real *logits, *losses;      /* (chunk, V) (N) */
     int chunk;                  /* rows of logits that exist at a time */
-    real *scores;               /* (H, T): for one more token */
+    real *scores;               /* (H, T): of attention_row */
     real *attention_scratch;    /* (threads, attention_size) */
     size_t attention_size;
     void *memory;               /* of all arrays above */
     size_t bytes;
 };
 
-/* y = from + x w + b. One more token is one row, whose time goes into reading w: gemv. */
-static void block_linear(real *y, const real *from, const real *x, const real *w, const real *b,
-                         int C, int OC, const struct Workspace *ws)
+/* y = x + mask (a w + b): a (N, in) is projected into the residual stream x (N, C). Since a block
+ * adds to x instead of replacing it, the + hands the gradient on to every earlier block. scratch
+ * (N, C) is for the product without its mask. */
+static void residual_forward(real *y, const real *x, const real *a, const real *w, const real *b,
+                             int N, int in, int C, struct Mask mask, real *scratch)
 {
-    if (ws->cached) gemv(y, x, matrix(w, OC), from, b, OC, C);
-    else linear_forward(y, from, x, w, b, ws->rows, C, OC);
+    if (!mask.threshold) linear_forward(y, x, a, w, b, N, in, C);
+    else {
+        linear_forward(scratch, NULL, a, w, b, N, in, C);
+        dropout(y, x, scratch, (size_t)N * C, mask);
+    }
 }
 
-/* y = x + dropout(a w + b): a (N, in) is projected into the residual stream x (N, C). Since a block
- * adds to x instead of replacing it, the + hands the gradient on to every earlier block. */
-static void block_residual(real *y, const real *x, const real *a, const real *w, const real *b,
-                           int in, int C, struct Workspace *ws, int layer, int place)
+static struct Attention attention_of(const struct Workspace *ws, const struct Batch *batch,
+                                     const struct Config *c, int layer)
 {
-    const bool drop = ws->dropout.p > 0;
-    block_linear(drop ? ws->masked : y, drop ? NULL : x, a, w, b, in, C, ws);
-    if (drop) dropout(y, x, ws->masked, (size_t)ws->rows * C, ws->dropout,
-                      dropout_key(ws->dropout, layer, place));
-}
-
-static struct Attention attention_of(struct Workspace *ws, const struct Config *c, int layer)
-{
-    return (struct Attention){&ws->batch, c->channels, c->heads, ws->attention_scratch,
-                              ws->attention_size, ws->dropout,
-                              dropout_key(ws->dropout, layer, AT_ATTENTION), ws->cached,
-                              ws->scores};
+    return (struct Attention){batch, c->channels, c->heads,
+                              mask_of(ws->dropout, layer, AT_ATTENTION), ws->attention_scratch,
+                              ws->attention_size};
 }
 
 /* One block, with weights W1 to W4 and biases b1 to b4 (and dropout on both added terms):
  *   x2 = x + attention(LN1(x) W1 + b1) W2 + b2      out = x2 + GELU(LN2(x2) W3 + b3) W4 + b4
  * Attention moves information between rows. The MLP works on each row. Plain twin: plain_block. */
 static void block_forward(real *out, const struct Block *b, struct Activations *a,
-                          struct Workspace *ws, const struct Config *c, int layer)
+                          struct Workspace *ws, const struct Batch *batch, const struct Config *c,
+                          int layer)
 {
-    const int N = ws->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, c, layer);
-    real *qkv = a->qkv + (size_t)ws->cached * 3 * C;        /* after the rows in the cache */
+    const int N = batch->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, batch, c, layer);
+    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
+                      mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
     layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
-    block_linear(qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, C, 3 * C, ws);
+    linear_forward(a->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
     attention_forward(a->att, a->lse, a->qkv, &attention);
-    block_residual(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, C, C, ws, layer,
-                   AT_ATTENTION_PROJECTION);
+    residual_forward(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, N, C, C, mask1,
+                     ws->masked);
 
     layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
-    block_linear(a->fc, NULL, ws->ln, b->fc_w, b->fc_b, C, 4 * C, ws);
+    linear_forward(a->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
     gelu_forward(ws->gelu, a->fc, (size_t)N * 4 * C);
-    block_residual(out, a->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, 4 * C, C, ws, layer,
-                   AT_MLP_PROJECTION);
+    residual_forward(out, a->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, N, 4 * C, C, mask2,
+                     ws->masked);
 }
 
-/* ws->rows tokens, at ws->positions, through embedding, blocks and ln_f: hidden (N, C). If ws->from
- * is not 0, activations[from].x holds its input; if ws->to is not L, returns the output there. */
-static const real *trunk(struct Model *model, struct Workspace *ws, const int *tokens)
+/* A batch through blocks from .. to - 1, so that a frozen part can be computed once. from = 0
+ * begins with the embedding; otherwise activations[from].x holds the input. Returns the output,
+ * activations[to].x; if to = L, ln_f of it, which are the hidden states (N, C), and with WORK_TRAIN
+ * sets dhidden to 0 for the heads. p: the probability of dropout, 0 for evaluation; key names the
+ * masks. */
+static const real *blocks_forward(const struct Model *model, struct Workspace *ws,
+                                  const struct Batch *batch, double p, uint64_t key, int from,
+                                  int to)
 {
     const struct Config *c = &model->config;
-    const int N = ws->rows, C = c->channels, L = c->layers;
+    const struct Weights *w = &model->w;
+    const int N = batch->rows, C = c->channels;
     struct Activations *a = ws->activations;
-    if (ws->from == 0)
-        embedding_forward(a[0].x, tokens, ws->positions, model->w.wte, model->w.wpe, N, C);
-    if (ws->from == 0 && ws->dropout.p > 0)
-        dropout(a[0].x, NULL, a[0].x, (size_t)N * C, ws->dropout,
-                dropout_key(ws->dropout, -1, AT_EMBEDDING));
-    for (int l = ws->from; l < ws->to; l++)
-        block_forward(a[l + 1].x, &model->w.blocks[l], &a[l], ws, c, l);
-    if (ws->to < L) return a[ws->to].x;
-    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[L].x, model->w.lnf_w, model->w.lnf_b, N,
-                      C);
+    ws->dropout = (struct Dropout){p, key};
+    lap(REST, FORWARD);
+    if (from == 0) embedding_forward(a[0].x, batch, w->wte, w->wpe, C);
+    if (from == 0 && p > 0)
+        dropout(a[0].x, NULL, a[0].x, (size_t)N * C, mask_of(ws->dropout, -1, AT_EMBEDDING));
+    for (int l = from; l < to; l++)
+        block_forward(a[l + 1].x, &w->blocks[l], &a[l], ws, batch, c, l);
+    if (to < c->layers) return a[to].x;
+    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[to].x, w->lnf_w, w->lnf_b, N, C);
+    if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;
 }
 
-/* The final hidden states (N, C) of a batch. With WORK_TRAIN, dhidden is set to 0 for the heads. p:
- * the probability of dropout, 0 for evaluation; key names the masks. */
-static const real *trunk_forward(struct Model *model, struct Workspace *ws,
+/* The hidden states (N, C) of a batch: the whole trunk. */
+static const real *trunk_forward(const struct Model *model, struct Workspace *ws,
                                  const struct Batch *batch, double p, uint64_t key)
 {
-    ws->batch = *batch;
-    ws->rows = batch->rows;
-    ws->cached = 0;
-    ws->dropout = (struct Dropout){p, key};
-    for (int s = 0; s < batch->sequences; s++)
-        for (int n = batch->starts[s]; n < batch->starts[s + 1]; n++)
-            ws->positions[n] = n - batch->starts[s];
-    if (ws->kind == WORK_TRAIN)
-        memset(ws->dhidden, 0, (size_t)batch->rows * model->config.channels * sizeof(real));
-    lap(REST, FORWARD);
-    return trunk(model, ws, batch->tokens);
+    return blocks_forward(model, ws, batch, p, key, 0, model->config.layers);
 }
 
-/* One more token after trunk_forward of one sequence without dropout: its hidden state (C). Needs
- * WORK_CACHE; the rows so far must be fewer than max_rows and T. */
-static const real *trunk_next(struct Model *model, struct Workspace *ws, int token)
+/* --- One more token, for generation --- */
+
+/* The equations of block_forward for one row x (C), which becomes the output. qkv (n + 1, 3C): the
+ * cache, which holds the n rows before it. The time goes into reading the weights: gemv. */
+static void block_next(real *x, real *qkv, int n, const struct Block *b, struct Workspace *ws,
+                       const struct Config *c)
 {
-    ws->cached += ws->rows;
-    ws->rows = 1;
-    ws->positions[0] = ws->cached;
-    return trunk(model, ws, &token);
+    const int C = c->channels;
+    const struct Activations *a = &ws->activations[0];          /* scratch */
+
+    layernorm_forward(ws->ln, a->mean1, a->rstd1, x, b->ln1_w, b->ln1_b, 1, C);
+    gemv(qkv + (size_t)n * 3 * C, ws->ln, matrix(b->qkv_w, 3 * C), NULL, b->qkv_b, 3 * C, C);
+    attention_row(a->att, ws->scores, qkv, n + 1, C, c->heads);
+    gemv(x, a->att, matrix(b->attn_proj_w, C), x, b->attn_proj_b, C, C);
+
+    layernorm_forward(ws->ln, a->mean2, a->rstd2, x, b->ln2_w, b->ln2_b, 1, C);
+    gemv(a->fc, ws->ln, matrix(b->fc_w, 4 * C), NULL, b->fc_b, 4 * C, C);
+    gelu_forward(ws->gelu, a->fc, 4 * C);
+    gemv(x, ws->gelu, matrix(b->mlp_proj_w, C), x, b->mlp_proj_b, C, 4 * C);
+}
+
+/* The hidden state (C) of a token after n others, which trunk_forward (one sequence, without
+ * dropout) and trunk_next have read with this workspace. Needs WORK_CACHE, n < max_rows, n < T. */
+static const real *trunk_next(const struct Model *model, struct Workspace *ws, int token, int n)
+{
+    const struct Config *c = &model->config;
+    const struct Weights *w = &model->w;
+    struct Activations *a = ws->activations;
+    embed(a[0].x, token, n, w->wte, w->wpe, c->channels);
+    for (int l = 0; l < c->layers; l++)
+        block_next(a[0].x, a[l].qkv, n, &w->blocks[l], ws, c);
+    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[0].x, w->lnf_w, w->lnf_b, 1,
+                      c->channels);
+    return ws->hidden;
 }
 
 /* --- Backward: the same lines in reverse --- */
 
-/* The gradient at the input of a dropout, from dx at its output: mask dx, or dx itself if p = 0. */
-static const real *through_dropout(struct Workspace *ws, const real *dx, int C, int layer,
-                                   int place)
+/* The gradient at the input of a dropout, from dx (N, C) at its output: mask dx in scratch, or dx
+ * itself if there is no dropout. */
+static const real *dropout_backward(real *scratch, const real *dx, int N, int C, struct Mask mask)
 {
-    if (ws->dropout.p == 0) return dx;
-    dropout(ws->masked, NULL, dx, (size_t)ws->rows * C, ws->dropout,
-            dropout_key(ws->dropout, layer, place));
-    return ws->masked;
+    if (!mask.threshold) return dx;
+    dropout(scratch, NULL, dx, (size_t)N * C, mask);
+    return scratch;
 }
 
 /* ws->dx: from the gradient at the output of the block to that at its input, in place. The + of
  * the residual stream hands it on unchanged, and each branch adds what comes through its LayerNorm.
- * d collects the gradients of the block's weights. */
+ * d collects the gradients of the block's weights. ws->gelu and ws->ln are computed again. */
 static void block_backward(struct Block *d, const struct Block *b, struct Activations *a,
-                           struct Workspace *ws, const struct Config *c, int layer)
+                           struct Workspace *ws, const struct Batch *batch,
+                           const struct Config *c, int layer)
 {
-    const int N = ws->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, c, layer);
+    const int N = batch->rows, C = c->channels;
+    const struct Attention attention = attention_of(ws, batch, c, layer);
+    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
+                      mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
-    const real *dproj = through_dropout(ws, ws->dx, C, layer, AT_MLP_PROJECTION);
+    const real *dproj = dropout_backward(ws->masked, ws->dx, N, C, mask2);
     linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
     gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
-    layernorm_recompute(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
+    layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
     linear_backward(ws->dbranch, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
 
-    dproj = through_dropout(ws, ws->dx, C, layer, AT_ATTENTION_PROJECTION);
+    dproj = dropout_backward(ws->masked, ws->dx, N, C, mask1);
     linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
                     C, C);
     attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, &attention);
-    layernorm_recompute(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
+    layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
     linear_backward(ws->dbranch, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dbranch, a->x, b->ln1_w, a->mean1, a->rstd1,
                        N, C);
 }
 
 /* From ws->dhidden, which the heads have filled, to the gradients of ln_f, of the blocks from
- * first_layer on, and, if that is 0, of the embeddings. */
+ * first_layer on, and, if that is 0, of the embeddings. batch: that of the forward pass. */
 static void trunk_backward(struct Model *model, struct Workspace *ws, const struct Batch *batch)
 {
     const struct Config *c = &model->config;
-    const int N = ws->rows, C = c->channels, L = c->layers;
+    const int N = batch->rows, C = c->channels, L = c->layers;
     memset(ws->dx, 0, (size_t)N * C * sizeof(real));
-    lap(REST, BACKWARD);
     layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->activations[L].x,
                        model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
     for (int l = L - 1; l >= model->first_layer; l--)
-        block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->activations[l], ws, c, l);
+        block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->activations[l], ws, batch,
+                       c, l);
     if (model->first_layer > 0) return;
-    const real *dx = through_dropout(ws, ws->dx, C, -1, AT_EMBEDDING);
-    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch->tokens, ws->positions, N, C);
+    const struct Mask mask = mask_of(ws->dropout, -1, AT_EMBEDDING);
+    const real *dx = dropout_backward(ws->masked, ws->dx, N, C, mask);
+    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch, C);
 }
 
 /* ============================================================================================= */
@@ -677,68 +782,75 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 /* ============================================================================================= */
 
 /* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
- * The row becomes the gradient of scale * loss, scale (p - onehot(target)), or p if scale is 0.
- * Negative target: no loss, and no gradient unless the row holds a NaN, which stays visible. Plain
- * twin: plain_head. */
+ * The row becomes the gradient of scale * loss, which is scale (p - onehot(target)). Negative
+ * target: no loss, and no gradient unless the row holds a NaN, which stays visible. Plain twin:
+ * plain_head. */
 static double cross_entropy(real *logits, int target, real scale, int V)
 {
-    real max = -INFINITY, sum = 0;
-    const real wanted = target >= 0 ? logits[target] : 0;
-    #pragma omp simd reduction(max: max)
-    for (int v = 0; v < V; v++) max = logits[v] > max ? logits[v] : max;
-    #pragma omp simd reduction(+: sum)
-    for (int v = 0; v < V; v++) { logits[v] = exp_real(logits[v] - max); sum += logits[v]; }
-    const real factor = (scale != 0 ? (target >= 0 ? scale : 0) : 1) / sum;
-    for (int v = 0; v < V; v++) logits[v] *= factor;
+    const real wanted = target < 0 ? 0 : logits[target];
+    const double lse = softmax(logits, 1, target < 0 ? 0 : scale, V);
     if (target < 0) return 0;
-    if (scale != 0) logits[target] -= scale;
-    return max + log(sum) - wanted;
+    logits[target] -= scale;
+    return lse - wanted;
 }
 
-/* The language model's head, after trunk_forward: predicts the next token of each row.
- *   logits = hidden wte^T    dhidden += dlogits wte    dwte += dlogits^T hidden
- * targets (N): the token that follows each row; negative: does not count. Returns the sum of
- * -log p(target). scale 0: the loss alone. Otherwise gradients of scale * sum are added. Only
- * ws->chunk rows of logits exist at a time: one row of GPT-2's is 200 kB. */
-static double lm_head(struct Model *model, struct Workspace *ws, const int *targets, real scale)
+/* The language model's head predicts the next token of each row. Of rows n0 .. n0 + n - 1:
+ *   logits = hidden wte^T        losses, and dlogits in the place of logits */
+static void lm_rows_forward(const struct Model *model, struct Workspace *ws, const int *targets,
+                            real scale, int n0, int n)
 {
     const int C = model->config.channels, V = model->config.vocabulary;
-    const struct Matrix wte = matrix(model->w.wte, C);
-    for (int n0 = 0; n0 < ws->rows; n0 += ws->chunk) {
-        const int n = min_int(ws->chunk, ws->rows - n0);
-        const struct Matrix h = matrix(ws->hidden + (size_t)n0 * C, C),
-                            dlogits = matrix(ws->logits, V);
-        real *dh = ws->dhidden + (size_t)n0 * C;
-        gemm(ws->logits, h, transposed(wte), NULL, NULL, n, V, C);
-        #pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++)
-            ws->losses[n0 + i] = (real)cross_entropy(ws->logits + (size_t)i * V, targets[n0 + i],
-                                                     scale, V);
-        lap(HEAD, FORWARD);
-        if (scale == 0) continue;
-        gemm(dh, dlogits, wte, dh, NULL, n, C, V);
-        gemm(model->dw.wte, transposed(dlogits), h, model->dw.wte, NULL, V, C, n);
-        lap(HEAD, BACKWARD);
-    }
+    const struct Matrix hidden = matrix(ws->hidden + (size_t)n0 * C, C);
+    gemm(ws->logits, hidden, transposed(matrix(model->w.wte, C)), NULL, NULL, n, V, C);
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++)
+        ws->losses[n0 + i] = (real)cross_entropy(ws->logits + (size_t)i * V, targets[n0 + i],
+                                                 scale, V);
+}
+
+/* dhidden += dlogits wte    dwte += dlogits^T hidden */
+static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, int n)
+{
+    const int C = model->config.channels, V = model->config.vocabulary;
+    const struct Matrix hidden = matrix(ws->hidden + (size_t)n0 * C, C),
+                        dlogits = matrix(ws->logits, V);
+    real *dhidden = ws->dhidden + (size_t)n0 * C, *dwte = model->dw.wte;
+    gemm(dhidden, dlogits, matrix(model->w.wte, C), dhidden, NULL, n, C, V);
+    gemm(dwte, transposed(dlogits), hidden, dwte, NULL, V, C, n);
+}
+
+#define lm_rows_forward(...)  TIMED(HEAD, FORWARD, lm_rows_forward(__VA_ARGS__))
+#define lm_rows_backward(...) TIMED(HEAD, BACKWARD, lm_rows_backward(__VA_ARGS__))
+
+/* After trunk_forward. targets (N): the token that follows each row; negative: does not count.
+ * Returns the sum of -log p(target), and adds the gradient of scale * sum; scale 0: there is none.
+ * Only ws->chunk rows of logits exist at a time: one row of GPT-2's is 200 kB. */
+static double lm_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
+                      const int *targets, real scale)
+{
     double sum = 0;
-    for (int n = 0; n < ws->rows; n++) sum += ws->losses[n];
+    for (int n0 = 0; n0 < batch->rows; n0 += ws->chunk) {
+        const int n = min_int(ws->chunk, batch->rows - n0);
+        lm_rows_forward(model, ws, targets, scale, n0, n);
+        if (scale != 0) lm_rows_backward(model, ws, n0, n);
+    }
+    for (int n = 0; n < batch->rows; n++) sum += ws->losses[n];
     return sum;
 }
 
-/* logits (rows, V) of hidden states (rows, C). */
-static void lm_logits(const struct Model *model, const real *hidden, int rows, real *logits)
+/* logits (V) of one hidden state (C), for generation. */
+static void lm_logits(real *logits, const struct Model *model, const real *hidden)
 {
     const int C = model->config.channels, V = model->config.vocabulary;
-    const struct Matrix wte = transposed(matrix(model->w.wte, C));
-    if (rows == 1) gemv(logits, hidden, wte, NULL, NULL, V, C);
-    else gemm(logits, matrix(hidden, C), wte, NULL, NULL, rows, V, C);
+    gemv(logits, hidden, transposed(matrix(model->w.wte, C)), NULL, NULL, V, C);
 }
 
 /* The classifier's head, after trunk_forward. The class of a sequence is read at its last row, the
  * only one that has read all others.
  *   scores (S, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
- * labels (S), or NULL: no loss. class_weights (K), or NULL: all 1. probabilities (S, K), or NULL.
- * Returns the sum of losses; scale as in lm_head. */
+ *   dscore_sk = scale class_weights[label_s] (p_sk - onehot(label_s)_k)
+ * labels (S), negative: no loss, or NULL: none at all. class_weights (K), or NULL: all 1.
+ * probabilities (S, K), or NULL. Returns the sum of losses; scale as in lm_head. */
 static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
                          const int *labels, const real *class_weights, real scale,
                          real *probabilities)
@@ -751,17 +863,14 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
         const size_t last = (size_t)(batch->starts[s + 1] - 1) * C;
         const real *h = ws->hidden + last;
         const int label = labels ? labels[s] : -1;
-        const real weight = label >= 0 && class_weights ? class_weights[label] : 1;
-        for (int k = 0; k < K; k++) {
-            real dot = 0;
-            #pragma omp simd reduction(+: dot)
-            for (int c = 0; c < C; c++) dot += h[c] * score[(size_t)k * C + c];
-            p[k] = dot;
-        }
-        sum += weight * cross_entropy(p, label, 0, K);
+        for (int k = 0; k < K; k++) p[k] = dot_product(h, score + (size_t)k * C, C);
+        const real wanted = label < 0 ? 0 : p[label];
+        const double lse = softmax(p, 1, 1, K);
         if (probabilities) memcpy(probabilities + (size_t)s * K, p, K * sizeof(real));
-        if (scale == 0 || label < 0) continue;
-        for (int k = 0; k < K; k++) {
+        if (label < 0) continue;
+        const real weight = class_weights ? class_weights[label] : 1;
+        sum += weight * (lse - wanted);
+        for (int k = 0; k < K && scale != 0; k++) {
             const real dscore = scale * weight * (p[k] - (k == label));
             real *dh = ws->dhidden + last, *dw = model->dw.score_w + (size_t)k * C;
             for (int c = 0; c < C; c++) {
@@ -811,8 +920,9 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
             grad[k] = 0;
         }
     }
-    lap(ADAMW, BACKWARD);
 }
+
+#define adamw_step(...) TIMED(ADAMW, BACKWARD, adamw_step(__VA_ARGS__))     /* with grad_norm */
 
 /* Proximal fine-tuning, after adamw_step: the exact minimum over w of
  *   |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2         rate = lr lr_scale
@@ -831,7 +941,6 @@ static void proximal_step(struct Model *model, const real *source, double lr, do
         #pragma omp for simd schedule(static) nowait
         for (size_t k = 0; k < t->size; k++) w[k] = from[k] + keep * (w[k] - from[k]);
     }
-    lap(ADAMW, BACKWARD);
 }
 
 /* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
@@ -852,36 +961,37 @@ static double learning_rate(const char *schedule, int64_t step, int64_t steps, i
 enum { SUM_CHUNK = 1 << 14 };
 
 /* sqrt(sum of g^2) over the gradients of all weights that learn; NaN and infinity come through.
- * Chunks of SUM_CHUNK values are summed by any thread, and their sums are added in order. */
+ * Threads share out chunks of a tensor, whose sums are then added in their order: so the norm has
+ * the same bits for any number of threads. */
 static double grad_norm(const struct Model *model)
 {
     double total = 0;
-    size_t count = 0;                   /* chunks of the tensors so far, counted by every thread */
-    #pragma omp parallel reduction(max: count)
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
-        if (t->lr_scale == 0) continue;
         const real *g = model->grads + t->offset;
         const size_t chunks = (t->size + SUM_CHUNK - 1) / SUM_CHUNK;
-        #pragma omp for schedule(static) nowait
+        if (t->lr_scale == 0) continue;
+        #pragma omp parallel for schedule(static) if(chunks > 1)
         for (size_t chunk = 0; chunk < chunks; chunk++) {
             const size_t begin = chunk * SUM_CHUNK,
                          end = begin + SUM_CHUNK < t->size ? begin + SUM_CHUNK : t->size;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
-            model->partial_sums[count + chunk] = sum;
+            model->partial_sums[chunk] = sum;
         }
-        count += chunks;
+        for (size_t chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
     }
-    for (size_t i = 0; i < count; i++) total += model->partial_sums[i];
-    lap(ADAMW, BACKWARD);
     return sqrt(total);
 }
 
 /* ============================================================================================= */
 /* II. THE ENGINE                                                                                */
 /* ============================================================================================= */
+
+#if defined(__FAST_MATH__) || __FINITE_MATH_ONLY__
+#error "build without -ffast-math and -Ofast: they lose NaN, by which a failed step is known"
+#endif
 
 /* What only parts II and III need. */
 #include <assert.h>
@@ -910,10 +1020,6 @@ static double seconds(void);
 /* ============================================================================================= */
 /* 6. Numbers                                                                                    */
 /* ============================================================================================= */
-
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* --- Random numbers: value `counter` of stream `key`; the two are the whole state --- */
 
@@ -966,40 +1072,6 @@ static void shuffle(int *items, int n, struct Random *r)
     }
 }
 
-/* --- Dropout's masks --- */
-
-static uint32_t dropout_key(struct Dropout d, int layer, int place)
-{
-    return (uint32_t)mix64(d.key + mix64((uint64_t)layer * DROPOUT_PLACES + place + 1));
-}
-
-static uint32_t dropout_threshold(struct Dropout d) { return (uint32_t)(d.p * 4294967295.0); }
-
-/* A hash of 32 bits (Wellons, "Prospecting for Hash Functions", 2018), which vectorises. */
-static inline uint32_t lowbias32(uint32_t x)
-{
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-
-/* The key of value number `index`: beyond 2^32 values it is another one. */
-static inline uint32_t key_at(uint32_t key, uint64_t index)
-{
-    return key + (uint32_t)(index >> 32) * 0x9E3779B9u;
-}
-
-static inline real dropout_factor(uint32_t key, size_t index, uint32_t threshold, real scale)
-{
-    return lowbias32(lowbias32((uint32_t)index) ^ key_at(key, index)) >= threshold ? scale : 0;
-}
-
-/* The key of a query's keys in attention. query: row * heads + head. */
-static inline uint32_t query_key(uint32_t key, uint64_t query)
-{
-    return lowbias32(key_at(key, query) + (uint32_t)query);
-}
-
 /* --- exp, without branches or calls, so that loops over it vectorise --- */
 
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2. Relative error below 2e-7.
@@ -1034,36 +1106,6 @@ static inline float exp_float(float x)
 static inline real exp_real(real x)
 {
     return sizeof(real) == sizeof(float) ? (real)exp_float((float)x) : (real)exp(x);
-}
-
-/* --- Threads: 1 without OpenMP --- */
-
-static int thread_count(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-static int thread_index(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-/* Threads of the parallel region that calls. */
-static int team_size(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_threads();
-#else
-    return 1;
-#endif
 }
 
 /* --- Vectors: the types of GCC and Clang, as wide as the machine's registers --- */
@@ -1207,16 +1249,6 @@ enum {
     CHUNK_M = BLOCK_M * 48                          /* all packed rows of a fit the third level */
 };
 
-static inline struct Matrix matrix(const real *at, size_t columns)
-{
-    return (struct Matrix){at, columns, 1};
-}
-
-static inline struct Matrix transposed(struct Matrix m)
-{
-    return (struct Matrix){m.at, m.column, m.row};
-}
-
 /* --- Slots: what a panel consists of --- */
 
 /* With FP32 a slot is a term. With BF16 two terms of a block, k and k + half, share one:
@@ -1264,15 +1296,14 @@ static inline real slot(const real *x, size_t pair, bool whole)
 #endif
 
 enum { FLOATS = VECTOR_BYTES / sizeof(float) };
-typedef float floats __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
 
 /* Transposes a square of FLOATS vectors. Interleaving vectors i and i + half rotates the bits of
  * each element's address (i, j) by one place; half a turn exchanges i and j. */
-static inline __attribute__((always_inline)) void transpose(floats x[FLOATS])
+static inline __attribute__((always_inline)) void transpose(words x[FLOATS])
 {
     #pragma GCC unroll 4
     for (int turned = 1; turned < FLOATS; turned *= 2) {
-        floats y[FLOATS];
+        words y[FLOATS];
         #pragma GCC unroll 16
         for (int i = 0; i < FLOATS / 2; i++) {
             y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
@@ -1292,12 +1323,12 @@ struct Lines { const real *at; size_t line, step; int terms, precision; };
  * into the second level of cache: lines a multiple of 4 KB apart share too few places of the
  * first. */
 static inline __attribute__((always_inline))
-int pack_squares(float *panel, const real *x, size_t line, size_t pair, int width, int K)
+int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
     for (; k + FLOATS < K; k += FLOATS)
         for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
-            floats square[FLOATS];
+            words square[FLOATS];
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++) {
                 const real *ahead = x + (i0 + i) * line + k + 2 * FLOATS;
@@ -1306,12 +1337,11 @@ int pack_squares(float *panel, const real *x, size_t line, size_t pair, int widt
             }
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? (floats)slots(x + (i0 + i) * line + k, pair)
-                                           : (floats){0};
+                square[i] = i0 + i < width ? slots(x + (i0 + i) * line + k, pair) : (words){0};
             transpose(square);
             #pragma GCC unroll 16
             for (int i = 0; i < FLOATS; i++)
-                *(floats *)(panel + (size_t)(k + i) * width + i0) = square[i];
+                *(words *)(panel + (size_t)(k + i) * width + i0) = square[i];
         }
     return k;
 }
@@ -1324,7 +1354,7 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
     if (x.step == 1 && count == width && sizeof(real) == sizeof(float))
-        k0 = pack_squares((float *)panel, x.at, x.line, pair, width, K);
+        k0 = pack_squares(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
             panel[(size_t)k * width + i] = slot(x.at + i * x.line + k * x.step, pair,
@@ -1384,7 +1414,7 @@ void pack_lines(real *packed, struct Lines x, int lines, int width)
 static inline __attribute__((always_inline))
 void pack_all(real *packed, struct Lines x, int lines, int width)
 {
-    const int share = ceil_div(ceil_div(lines, width), team_size()) * width,
+    const int share = ceil_div(ceil_div(lines, width), omp_get_num_threads()) * width,
               begin = min_int(lines, thread_index() * share);
     x.at += begin * x.line;
     pack_lines(packed + (size_t)begin * slot_count(x.terms, x.precision), x,
@@ -1496,10 +1526,11 @@ static size_t gemm_buffer_size(void)
 static void gemm_reserve(void)
 {
     static size_t capacity;
-    if (gemm_buffer_size() <= capacity) return;
+    const size_t size = gemm_buffer_size();
+    if (size <= capacity) return;
     release(gemm_buffer, capacity * sizeof(real));
-    capacity = gemm_buffer_size();
-    gemm_buffer = allocate_zeroed(capacity * sizeof(real));
+    gemm_buffer = allocate_zeroed(size * sizeof(real));
+    capacity = size;
 }
 
 /* With so few columns of b, packing a costs more than it saves: with FP32 its rows, if they are
@@ -1514,8 +1545,8 @@ struct Share { int rows, columns; };
 static struct Share share_size(int m, int N)
 {
     struct Share t = {TASK_M, BLOCK_N};
-    const bool few_rows = m < team_size() * BLOCK_M * 4;
-    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * team_size())
+    const bool few_rows = m < omp_get_num_threads() * BLOCK_M * 4;
+    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * omp_get_num_threads())
         if (few_rows && t.columns > TILE_COLUMNS) t.columns /= 2;
         else if (t.rows > BLOCK_M) t.rows /= 2;
         else break;
@@ -1782,18 +1813,19 @@ static void attention_softmax(real *S, real *lse, real *inverse, bool known, rea
     }
 }
 
-/* Multiplies P (keys, n queries), or its gradient, by the dropout mask. Query i is row `row` + i of
- * the batch. */
+/* Multiplies P (keys, n queries), or its gradient, by the dropout mask: every query has a key of
+ * its own, and so a mask over its keys. Query i is row `row` + i of the batch. */
 static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
                               int keys)
 {
-    const uint32_t threshold = dropout_threshold(t->dropout);
-    const real scale = (real)(1 / (1 - t->dropout.p));
+    struct Mask mask = t->mask;
     uint32_t key[QUERIES];
-    for (int i = 0; i < n; i++) key[i] = query_key(t->key, (uint64_t)(row + i) * t->H + head);
+    for (int i = 0; i < n; i++) key[i] = mix32(t->mask.key + (uint32_t)((row + i) * t->H + head));
     for (int j = 0; j < keys; j++)
-        for (int i = 0; i < n; i++)
-            P[(size_t)j * QUERIES + i] *= dropout_factor(key[i], j, threshold, scale);
+        for (int i = 0; i < n; i++) {
+            mask.key = key[i];
+            P[(size_t)j * QUERIES + i] *= mask_factor(mask, j);
+        }
 }
 
 /* out (n, D), rows ld apart, = P^T (n, keys) right (keys, D packed): query q0 + i of a sequence of
@@ -1836,7 +1868,7 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, const st
             attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
             attention_softmax(w->P + i, block_lse + i, inverse + i, false, scale, q0 + i, keys);
         }
-        if (t->dropout.p > 0) attention_dropout(w->P, t, head, start + q0, n, q0 + n);
+        if (t->mask.threshold) attention_dropout(w->P, t, head, start + q0, n, q0 + n);
         attention_sum(y, C, w->P, w->v_right, q0, n, T, D);
         for (int i = 0; i < n; i++) {
             lse[(size_t)(q0 + i) * H] = block_lse[i];
@@ -1845,74 +1877,19 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, const st
     }
 }
 
-/* s_j = exp(scale s_j) / sum_j exp(scale s_j) */
-static void softmax(real *s, real scale, int n)
-{
-    real max = -INFINITY, sum = 0;
-    #pragma omp simd reduction(max: max)
-    for (int j = 0; j < n; j++) max = s[j] > max ? s[j] : max;
-    #pragma omp simd reduction(+: sum)
-    for (int j = 0; j < n; j++) { s[j] = exp_real(scale * (s[j] - max)); sum += s[j]; }
-    for (int j = 0; j < n; j++) s[j] /= sum;
-}
-
-/* Rows of keys and values lie apart, so the processor does not foresee the next ones by itself. */
-static inline void prefetch(const real *x, int n)
-{
-    for (int i = 0; i < n; i += 64 / sizeof(real)) __builtin_prefetch(x + i, 0, 2);
-}
-
-/* One query, the last of `keys` rows: y (C) from qkv (keys, 3C), scores (H, keys). Threads take the
- * keys, then some heads each: all heads of a row are adjacent in memory and are read together. */
-static void attention_next(real *y, real *scores, const real *qkv, int keys, int C, int H)
-{
-    const int D = C / H, ld = 3 * C, heads = ceil_div(H, thread_count());
-    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)(keys - 1) * ld;
-    #pragma omp parallel
-    {
-        #pragma omp for schedule(static)
-        for (int j = 0; j < keys; j++)
-            for (int h = 0; h < H; h++) {
-                const real *k = qkv + (size_t)j * ld + C + h * D, *qh = q + h * D;
-                real dot = 0;
-                prefetch(k + 2 * ld, D);
-                #pragma omp simd reduction(+: dot)
-                for (int c = 0; c < D; c++) dot += qh[c] * k[c];
-                scores[(size_t)h * keys + j] = dot;
-            }
-        #pragma omp for schedule(static)
-        for (int h0 = 0; h0 < H; h0 += heads) {
-            const int h1 = min_int(H, h0 + heads);
-            for (int h = h0; h < h1; h++) softmax(scores + (size_t)h * keys, scale, keys);
-            memset(y + h0 * D, 0, (h1 - h0) * D * sizeof(real));
-            for (int j = 0; j < keys; j++)
-                for (int h = h0; h < h1; h++) {
-                    const real *v = qkv + (size_t)j * ld + 2 * C + h * D,
-                               p = scores[(size_t)h * keys + j];
-                    real *yh = y + h * D;
-                    prefetch(v + 2 * ld, D);
-                    for (int c = 0; c < D; c++) yh[c] += p * v[c];
-                }
-        }
-    }
-}
-
 /* Threads take heads of sequences as they become free. See part I for the contract. */
 static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
 {
     const int C = t->C, H = t->H, D = C / H;
-    if (t->cached) attention_next(y, t->scores, qkv, t->cached + 1, C, H);
-    else {
-        #pragma omp parallel for schedule(dynamic) collapse(2)
-        for (int s = 0; s < t->batch->sequences; s++)
-            for (int h = 0; h < H; h++) {
-                const size_t start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-                struct Head w;
-                head_places(&w, t->scratch + thread_index() * t->scratch_size, (int)T, D);
-                attention_head_forward(y + start * C + h * D, lse + start * H + h,
-                                       qkv + start * 3 * C + h * D, t, &w, h, (int)start, (int)T);
-            }
-    }
+    #pragma omp parallel for schedule(dynamic) collapse(2)
+    for (int s = 0; s < t->batch->sequences; s++)
+        for (int h = 0; h < H; h++) {
+            const size_t start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
+            struct Head w;
+            head_places(&w, t->scratch + thread_index() * t->scratch_size, (int)T, D);
+            attention_head_forward(y + start * C + h * D, lse + start * H + h,
+                                   qkv + start * 3 * C + h * D, t, &w, h, (int)start, (int)T);
+        }
     lap(ATTENTION, FORWARD);
 }
 
@@ -1944,10 +1921,7 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
     y += (size_t)row * C + h * D;
     for (int i = 0; i < n; i++) {
         const real *dyi = dy + (size_t)i * C, *yi = y + (size_t)i * C;
-        real dot = 0;
-        #pragma omp simd reduction(+: dot)
-        for (int c = 0; c < D; c++) dot += dyi[c] * yi[c];
-        delta[i] = dot;
+        delta[i] = dot_product(dyi, yi, D);
         block_lse[i] = lse[(size_t)(row + i) * H + h];
     }
     pack_lines(w->q, (struct Lines){q, ld, 1, D, FP32}, n, TILE_COLUMNS);
@@ -1961,11 +1935,11 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
         attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
         attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
     }
-    if (t->dropout.p > 0) attention_dropout(w->dP, t, h, row, n, q0 + n);
+    if (t->mask.threshold) attention_dropout(w->dP, t, h, row, n, q0 + n);
     for (int i = 0; i < n; i += TILE_COLUMNS)
         attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
                                    min_int(q0 + n, q0 + i + TILE_COLUMNS));
-    if (t->dropout.p > 0) attention_dropout(w->P, t, h, row, n, q0 + n);
+    if (t->mask.threshold) attention_dropout(w->P, t, h, row, n, q0 + n);
     attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
     attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
     attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
@@ -2020,25 +1994,21 @@ static void model_create(struct Model *model, struct Config config)
     model_allocate(model);
 }
 
-/* Random weights, as list_parameters says. A tensor's values depend on the seed and on its place in
- * the list. */
+/* The first values of one tensor. They depend on the seed and on its place in the list. */
+static void tensor_init(struct Model *model, int number, uint64_t seed)
+{
+    const struct Tensor *t = &model->tensors[number];
+    const double deviation = t->init == RESIDUAL ? 0.02 / sqrt(2.0 * model->config.layers) : 0.02;
+    struct Random r = random_stream(seed, number);
+    real *w = model->weights + t->offset;
+    for (size_t k = 0; k < t->size; k++)
+        w[k] = t->init == ZEROS ? 0 : t->init == ONES ? 1 : (real)(deviation * random_normal(&r));
+}
+
 static void model_init(struct Model *model, uint64_t seed)
 {
     #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *t = &model->tensors[i];
-        struct Random r = random_stream(seed, i);
-        real *w = model->weights + t->offset;
-        for (size_t k = 0; k < t->size; k++)
-            w[k] = t->init == 0 || t->init == 1 ? (real)t->init
-                                                : (real)(t->init * random_normal(&r));
-    }
-}
-
-/* Every tensor may end with a chunk that is not full. */
-static size_t partial_sums_bytes(const struct Model *model)
-{
-    return (model->parameter_count / SUM_CHUNK + model->tensor_count) * sizeof(double);
+    for (int i = 0; i < model->tensor_count; i++) tensor_init(model, i, seed);
 }
 
 /* Allocates what training needs. Blocks below first_layer are frozen, and unless it is 0 the
@@ -2055,10 +2025,8 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(bytes);
     model->m = allocate_zeroed(bytes);
     model->v = allocate_zeroed(bytes);
-    model->partial_sums = allocate_zeroed(partial_sums_bytes(model));
-    struct Tensor *same = resize(NULL, model->tensor_count * sizeof *same);
-    list_parameters(same, &model->dw, model->grads, &model->config);
-    free(same);
+    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + 1) * sizeof(double));
+    list_parameters(NULL, &model->dw, model->grads, &model->config);
 }
 
 static void model_free(struct Model *model)
@@ -2068,7 +2036,7 @@ static void model_free(struct Model *model)
     release(model->grads, bytes);
     release(model->m, bytes);
     release(model->v, bytes);
-    release(model->partial_sums, partial_sums_bytes(model));
+    free(model->partial_sums);
     free(model->tensors);
     free(model->w.blocks);
     free(model->dw.blocks);
@@ -2113,7 +2081,6 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->hidden, N * C);
     PLACE(ws->meanf, N);
     PLACE(ws->rstdf, N);
-    PLACE(ws->positions, N);
     PLACE(ws->losses, N);
     ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
     PLACE(ws->logits, max_int(ws->chunk, 1) * V);
@@ -2135,7 +2102,7 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
 static void workspace_describe(struct Workspace *ws, const struct Config *c, int first_layer,
                                int max_rows, int kind)
 {
-    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows, .to = c->layers};
+    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
     ws->activations = resize(NULL, (c->layers + 1) * sizeof *ws->activations);
     memset(ws->activations, 0, (c->layers + 1) * sizeof *ws->activations);
     ws->bytes = place_workspace(ws, c, first_layer, NULL);
@@ -2215,6 +2182,8 @@ static int minibatch_add(struct Minibatch *m, int length)
 /* ============================================================================================= */
 /* 11. Errors and text                                                                           */
 /* ============================================================================================= */
+
+struct Bytes { const char *data; size_t size; };
 
 static const char *program = "gpt";     /* begin_program sets it; messages start with it */
 
@@ -3105,7 +3074,7 @@ static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, b
 static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
 {
     enum { BLOCK = 8 * MEGABYTE };
-    char *block = resize(NULL, BLOCK);
+    char *block = resize(NULL, n < BLOCK ? n : BLOCK);
     uint64_t sum = n;
     for (size_t now; n; n -= now, at += now) {
         now = n < BLOCK ? n : BLOCK;

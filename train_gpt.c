@@ -384,7 +384,7 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
         struct Minibatch *m = &r->minibatches[a];
         const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + a).key;
         trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
-        sum += lm_head(&r->model, &r->ws, m->targets, (real)(1.0 / targets));
+        sum += lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
         trunk_backward(&r->model, &r->ws, &m->batch);
     }
     return sum / targets;
@@ -495,7 +495,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
         minibatch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
         trunk_forward(model, ws, &m->batch, 0, 0);
-        sum += lm_head(model, ws, m->targets, 0);
+        sum += lm_head(model, ws, &m->batch, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
         if (show) show_work(&timer, "eval", i, chosen, "sequences");
@@ -642,8 +642,8 @@ static const real *read_next(struct Generator *g, int token)
 {
     const int context = g->model->config.context, half = context / 2;
     if (g->count < context) {
-        g->window[g->count++] = token;
-        return trunk_next(g->model, &g->ws, token);
+        g->window[g->count] = token;
+        return trunk_next(g->model, &g->ws, token, g->count++);
     }
     memmove(g->window, g->window + context - half, half * sizeof token);
     g->window[half] = token;                /* if T = 1, half = 0 */
@@ -658,7 +658,7 @@ static int next_token(struct Generator *g, const real *hidden, bool may_end)
     /* Ids from V on are not drawn: those that pad a model, and <|endoftext|>, which is the last. */
     const int V = may_end ? g->tokenizer->vocabulary : g->tokenizer->eot;
     int best = 0;
-    lm_logits(g->model, hidden, 1, g->logits);
+    lm_logits(g->logits, g->model, hidden);
     for (int id = 1; id < V; id++) if (g->logits[id] > g->logits[best]) best = id;
     if (g->temperature == 0) return best;
     const real highest = g->logits[best];

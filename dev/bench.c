@@ -87,7 +87,7 @@ static double time_training(struct Model *model, const struct Shape *s, double *
         if ((steps >= 3 && spent > 4) || (steps >= 1 && spent > 30)) break;
         double start = seconds();
         trunk_forward(model, &ws, &batch, 0, 0);
-        lm_head(model, &ws, tokens, (real)1 / N);
+        lm_head(model, &ws, &batch, tokens, (real)1 / N);
         trunk_backward(model, &ws, &batch);
         double norm = grad_norm(model);
         adamw_step(model, 1e-4, norm > 1 ? 1 / norm : 1, 0.1, step);
@@ -202,7 +202,7 @@ static void bench_generation(const struct Shape *s)
                        * (product_precision == BF16 ? 2 : sizeof(real)) + cache;
     for (int n = 0; n < TOKENS; n++) {
         const double start = seconds();
-        lm_logits(&model, trunk_next(&model, &ws, n), 1, logits);
+        lm_logits(logits, &model, trunk_next(&model, &ws, n, prompt + n));
         times[n] = seconds() - start;
         reads[n] = time_reading(&model, bytes);
     }

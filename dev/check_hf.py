@@ -301,7 +301,8 @@ def tune_theirs(model, tokenizer, path):
 
 
 def check_theirs(inside, pattern, texts):
-    """Language models in their dtypes and in several files; untrained and tuned classifiers."""
+    """Language models in their dtypes, with a padded vocabulary, or in several files, which are
+    refused; untrained and tuned classifiers."""
     torch.manual_seed(1)
     texts = [t for t in texts if t]         # without a first token, no text is no row at all there
     ours, files = inside("lm"), ["merges.txt", "vocab.json"]
@@ -314,11 +315,16 @@ def check_theirs(inside, pattern, texts):
         model, path = random_gpt2(GPT2LMHeadModel, V, eot).to(dtype), inside("theirs_" + word)
         save_with(model, path, files, ours)
         compare_loss(model.float(), path, pattern, f"random GPT2LMHeadModel, {word}")
-    path = inside("theirs_parts")
     model = random_gpt2(GPT2LMHeadModel, V + 13, eot)
-    save_with(model, path, files, ours, max_shard_size="50KB")
-    check(os.path.exists(os.path.join(path, "model.safetensors.index.json")), "saved in parts")
-    compare_loss(model, path, pattern, "random GPT2LMHeadModel in parts, padded vocabulary")
+    save_with(model, inside("theirs_padded"), files, ours)
+    compare_loss(model, inside("theirs_padded"), pattern, "random GPT2LMHeadModel, padded vocabulary")
+    save_with(model, inside("theirs_parts"), files, ours, max_shard_size="50KB")
+    try:
+        our_loss(inside("theirs_parts"), pattern)
+        said = "it was read"
+    except RuntimeError as error:
+        said = str(error)
+    check("must be one model.safetensors" in said, "a model in several files is refused by name")
     model, path = random_gpt2(GPT2LMHeadModel, V, eot), inside("theirs_trunk")
     save_with(model.transformer, path, files, ours)
     compare_loss(model, path, pattern, "random GPT2Model, names without transformer.")

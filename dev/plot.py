@@ -7,7 +7,7 @@ FILE is one of these; several of one kind share a picture, PICTURE.svg and PICTU
   a directory with log.tsv, or such a file, of train_gpt (loss and validation loss by step), of
     finetune_cls train (losses and accuracy by epoch) or of its probe (the same by l2);
   compare.tsv of finetune_cls compare: accuracy by number of labels, the mean of each method and
-    its 95% interval;
+    its 95% interval, as in the printed table;
   the output of finetune_cls eval: the confusion matrix.
 Needs matplotlib.
 """
@@ -19,14 +19,10 @@ import os
 import statistics
 import sys
 
-import matplotlib.pyplot as plt
+plt = None      # matplotlib.pyplot: imported by main, after --help
 
 KINDS = {b"step\tloss\t": "pretraining", b"epoch\tstep\t": "epochs", b"l2\t": "probe",
          b"method\t": "compare"}
-
-# Student's t for a two-sided 95% interval, for 1, 2, ... degrees of freedom, and for more.
-STUDENT = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14,
-           2.13, 2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 1.96]
 
 
 def read(path):
@@ -105,36 +101,62 @@ def plot_finetuning(runs, x, label):
     return figure, [left, right]
 
 
-def interval(values):
-    """Half of the 95% interval of a mean; 0 of a single value, which tells nothing of it."""
-    if len(values) < 2:
-        return 0
-    student = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
-    return student * statistics.stdev(values) / math.sqrt(len(values))
+def student_tail(t, df):
+    """The probability that Student's t is at least so far from 0 (finetune_cls.c, student_tail)."""
+    df, steps = min(df, 1e4), 400
+    a = math.atan(t / math.sqrt(df))
+    inside = 1 + math.cos(a) ** (df - 1)
+    inside += sum((4 if i % 2 else 2) * math.cos(a * i / steps) ** (df - 1)
+                  for i in range(1, steps))
+    everything = math.sqrt(math.pi) * math.exp(math.lgamma(df / 2) - math.lgamma((df + 1) / 2))
+    return 1 - 2 * inside * a / steps / 3 / everything
+
+
+def student_quantile(df):
+    low, high = 1.9, 12.8
+    while high - low > 1e-4:
+        low, high = ((low + high) / 2, high) if student_tail((low + high) / 2, df) > 0.05 \
+            else (low, (low + high) / 2)
+    return low
+
+
+def interval(rights):
+    """Mean and 95% interval of a method with a number of labels, from one string of right answers
+    a seed: as finetune_cls.c has it in mean_right and estimate."""
+    seeds, texts = len(rights), len(rights[0])
+    by_seed = [right.count("1") / texts for right in rights]
+    by_text = [column.count("1") / seeds for column in zip(*rights)]
+    mean = statistics.fmean(by_seed)
+    texts_part = statistics.variance(by_text, mean) / texts if texts > 1 else 0
+    seeds_part = statistics.variance(by_seed, mean) / seeds if seeds > 1 else 0
+    both, half = texts_part + seeds_part, 0
+    if both:
+        df = both ** 2 / (texts_part ** 2 / max(texts - 1, 1) + seeds_part ** 2 / max(seeds - 1, 1))
+        half = student_quantile(df) * math.sqrt(both)
+    zz = 1.959964 ** 2 / texts                  # Wilson's interval of so many texts
+    middle, wilson = mean + zz / 2, math.sqrt(zz * (mean * (1 - mean) + zz / 4))
+    return (mean, max(0, min(mean - half, (middle - wilson) / (1 + zz))),
+            min(1, max(mean + half, (middle + wilson) / (1 + zz))))
 
 
 def plot_compare(runs):
     """A line for each method: its mean accuracy over the seeds, with intervals."""
-    scores = collections.defaultdict(lambda: collections.defaultdict(list))
+    rights = collections.defaultdict(lambda: collections.defaultdict(list))
     for _, content in runs:
         for row in table(content):
-            if row["accuracy"]:
-                scores[row["method"]][row["labels"]].append(float(row["accuracy"]))
-    labels = {label for method in scores.values() for label in method}
-    numbers = {label: float(label) for label in labels if label.isdigit()}
-    for label in labels - set(numbers):     # "all" stands behind the largest number
-        numbers[label] = 2 * max(list(numbers.values()) or [1])
+            rights[row["method"]][int(row["labels"])].append(row["right"])
     figure, axis = plt.subplots(figsize=(8, 5))
-    for number, (method, by_labels) in enumerate(scores.items()):
-        order = sorted(by_labels, key=numbers.get)
-        shift = 1.015 ** (number - len(scores) / 2)         # so that intervals do not overlap
-        bars = [(numbers[label] * shift, statistics.mean(by_labels[label]),
-                 interval(by_labels[label])) for label in order]
-        axis.errorbar(*zip(*bars), marker="osv^Dxp*"[number % 8], markersize=5, capsize=3,
-                      label=method)
+    for number, (method, by_labels) in enumerate(rights.items()):
+        labels = sorted(by_labels)
+        means, lows, highs = zip(*(interval(by_labels[label]) for label in labels))
+        shift = 1.015 ** (number - len(rights) / 2)         # so that intervals do not overlap
+        axis.errorbar([label * shift for label in labels], means,
+                      [[m - low for m, low in zip(means, lows)],
+                       [high - m for m, high in zip(means, highs)]],
+                      marker="osv^Dxp*"[number % 8], markersize=5, capsize=3, label=method)
     axis.set(xscale="log", xlabel="labelled examples", ylabel="accuracy (mean, 95% interval)")
-    ticks = sorted(numbers, key=numbers.get)
-    axis.set_xticks([numbers[label] for label in ticks], labels=ticks)
+    ticks = sorted({label for by_labels in rights.values() for label in by_labels})
+    axis.set_xticks(ticks, labels=ticks)
     axis.minorticks_off()
     return figure, [axis]
 
@@ -169,12 +191,17 @@ def plot_confusion(runs):
 
 
 def main():
-    plt.switch_backend("Agg")
+    global plt
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="the picture's name without .svg or .png")
     parser.add_argument("files", nargs="+", metavar="FILE")
     options = parser.parse_args()
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        sys.exit("plot.py: matplotlib is missing. Install it: python3 -m pip install matplotlib")
+    plt.switch_backend("Agg")
     found = [read(path) for path in options.files]
     kinds = {kind for kind, _ in found}
     if len(kinds) > 1:
@@ -188,10 +215,12 @@ def main():
                     "confusion": plot_confusion}[kinds.pop()](runs)
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
     figure.tight_layout()
+    if axes:                        # above the picture, where no point is
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center",
+                      bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small")
     for suffix in ("svg", "png"):
-        figure.savefig(f"{options.out}.{suffix}", dpi=120)
+        figure.savefig(f"{options.out}.{suffix}", dpi=120, bbox_inches="tight")
     print(f"{options.out}.svg and {options.out}.png")
 
 

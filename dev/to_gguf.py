@@ -26,12 +26,19 @@ MARK = "<|endoftext|>"
 
 
 def read_json(directory, name):
-    with open(os.path.join(directory, name), encoding="utf-8") as f:
+    path = os.path.join(directory, name)
+    if not os.path.exists(path):
+        sys.exit(f"{path}: no such file. Name a language model's directory with config.json, one "
+                 "model.safetensors, and a tokenizer.")
+    with open(path, encoding="utf-8") as f:
         return json.load(f)
 
 
 def read_tensors(path):
     """The metadata and the tensors, name -> array, of a safetensors file."""
+    if not os.path.exists(path):
+        sys.exit(f"{path}: no such file. A model must be one file; of several, save_pretrained(DIR, "
+                 "max_shard_size='100GB') makes one.")
     data = np.memmap(path, mode="r")
     length = int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8:8 + length]))
@@ -65,19 +72,40 @@ def add_tensors(writer, tensors, half):
         writer.add_tensor(new, np.ascontiguousarray(tensor, np.float16 if half and matrix else np.float32))
 
 
+def read_tokenizer(directory):
+    """Token -> id, and the merges as lines: of GPT-2's two files, or of tokenizer.json alone."""
+    if not os.path.exists(os.path.join(directory, "vocab.json")):
+        whole = read_json(directory, "tokenizer.json")
+        ids = {t["content"]: t["id"] for t in whole["added_tokens"]} | whole["model"]["vocab"]
+        return ids, [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
+    with open(os.path.join(directory, "merges.txt"), encoding="utf-8", newline="\n") as f:
+        merges = f.read().split("\n")
+    return read_json(directory, "vocab.json"), \
+        [m.rstrip("\r") for m in merges[merges[0].startswith("#version"):]]
+
+
+def begins_with_mark(directory, ours):
+    """Whether a text begins with <|endoftext|>, as tokenizer_config.json says, or else tokenizer.json's
+    template; a directory of ours that says nothing means it."""
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        says = read_json(directory, name) if name in os.listdir(directory) else {}
+        if "add_bos_token" in says:
+            return bool(says["add_bos_token"])
+        if says.get("post_processor"):
+            return "SpecialToken" in (says["post_processor"].get("single") or [{}])[0]
+    return ours
+
+
 def add_tokenizer(writer, directory, vocabulary, ours):
     """The tokens in the order of their ids. A model may have more rows than there are tokens."""
-    ids = read_json(directory, "vocab.json")
+    ids, merges = read_tokenizer(directory)
+    if MARK not in ids:
+        sys.exit(f"{directory}: its tokenizer has no {MARK}, so it is not GPT-2's.")
     tokens = [f"<|unused{i}|>" for i in range(vocabulary)]
     types = [gguf.TokenType.UNUSED] * vocabulary
     for token, i in ids.items():
         tokens[i] = token
         types[i] = gguf.TokenType.CONTROL if token == MARK else gguf.TokenType.NORMAL
-    with open(os.path.join(directory, "merges.txt"), encoding="utf-8", newline="\n") as f:
-        merges = f.read().split("\n")
-    merges = [m.rstrip("\r") for m in merges[merges[0].startswith("#version"):]]
-    settings = "tokenizer_config.json"
-    says = read_json(directory, settings) if settings in os.listdir(directory) else {}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -85,7 +113,7 @@ def add_tokenizer(writer, directory, vocabulary, ours):
     writer.add_token_merges([m for m in merges if m])
     writer.add_bos_token_id(ids[MARK])
     writer.add_eos_token_id(ids[MARK])
-    writer.add_add_bos_token(bool(says.get("add_bos_token", ours)))
+    writer.add_add_bos_token(begins_with_mark(directory, ours))
 
 
 def main():

@@ -54,6 +54,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIGNALS = {"KILL": 137, "TERM": 143, "INT": 130}
 ENDS = {0, 1, 2, 141, *SIGNALS.values()}        # statuses that a program may end with
 TIMEOUT = 60
+UNFINISHED = ".unfinished"                      # what a temporary name ends with
 
 # What may go wrong with a system call. An answer that is not an error but a lie, such as ENOENT for
 # a file that is there, is not among these: no program can notice it.
@@ -61,7 +62,7 @@ ERRORS = {
     "access": "EIO EACCES", "faccessat": "EIO EACCES", "faccessat2": "EIO EACCES",
     "openat": "EACCES EIO EMFILE ENOSPC EINTR", "open": "EACCES EIO EMFILE ENOSPC EINTR",
     "newfstatat": "EIO EACCES", "stat": "EIO EACCES", "fstat": "EIO", "statx": "EIO",
-    "read": "EIO EINTR", "getdents64": "EIO", "mmap": "ENOMEM", "lseek": "EIO",
+    "read": "EIO EINTR", "pread64": "EIO EINTR", "getdents64": "EIO", "mmap": "ENOMEM", "lseek": "EIO",
     "write": "ENOSPC EIO EINTR", "writev": "ENOSPC EIO EINTR", "fsync": "EIO ENOSPC EINTR",
     "close": "EIO ENOSPC", "rename": "EIO ENOSPC EACCES", "unlink": "EIO EACCES",
     "mkdir": "ENOSPC EACCES EIO", "rmdir": "EIO", "truncate": "EIO", "ftruncate": "EIO",
@@ -461,7 +462,7 @@ def draw_fault(r, kind, u):
 def judge(u, command, fault, result, earlier):
     """What is wrong with how the command ended, and with what it left. earlier: the tree before."""
     wrong, tree = [], read_tree()
-    temporary = [path for path in tree if ".tmp" in path]
+    temporary = [path for path in tree if path.endswith(UNFINISHED)]
     said = has_sentence(result, command) or fault.kind == "stderr" or (
         fault.call in ("write", "writev") and (u.refuses() or not result.err))
     if result.status not in ENDS:
@@ -475,7 +476,9 @@ def judge(u, command, fault, result, earlier):
     elif result.status == 0 and result.out != u.out and fault.kind != "stdout" \
             and "compare" not in command and "train" not in command:
         wrong.append("status 0, but it printed something else")
-    if set(temporary) - earlier.keys() and result.status != SIGNALS["KILL"] and fault.call != "unlink":
+    others = fault.call == "flock" and fault.what == "EAGAIN"       # then the file is another writer's
+    if set(temporary) - earlier.keys() and result.status != SIGNALS["KILL"] and fault.call != "unlink" \
+            and not others:
         wrong.append("left " + " ".join(temporary))
     kept = {path: data for path, data in tree.items() if path not in temporary}
     if u.refuses() and difference(kept, u.before):

@@ -9,7 +9,8 @@
  *
  * What computes is in reference.h; here it is called and printed. `make lesson` runs it;
  * `out/lesson --weights` prints also the weights of section 2. test_lesson.sh compares the lesson
- * with test/golden/lesson.txt. */
+ * with test/golden/lesson.txt. bridge.c, which includes this file, computes the same with the
+ * functions of model.h. */
 
 #include <stdint.h>
 #include <stdio.h>
@@ -802,6 +803,8 @@ static void show_finetuning(const struct Net *model)
            "settings that were fixed before.\n", finetune(p[0], p[1], model, 1, texts), new);
 }
 
+#ifndef LESSON_NO_MAIN
+
 /* The sections in their order. Sections 2 to 4 have one model, which 4 trains for 5 and 6. */
 int main(int argc, char **argv)
 {
@@ -820,3 +823,5 @@ int main(int argc, char **argv)
     free(net.weights);
     return 0;
 }
+
+#endif

@@ -105,9 +105,43 @@ static void test_reader(const struct Reader *r, struct Progress *p)
                p->number);
 }
 
+/* --- A file that changes after it was opened --- */
+
+static const char *change;              /* what happens to it */
+
+static void read_changing(struct Bytes input)
+{
+    put("changing", input.data, input.size);
+    char *path = in_dir("changing"), *bytes = resize(NULL, input.size);
+    struct File f = open_file(path, false);
+    usleep(20000);                      /* the clock of a file system has steps */
+    if (!strcmp(change, "cut")) put("changing", "", 0);
+    if (!strcmp(change, "rewritten")) put("changing", "other", 5);
+    if (!strcmp(change, "longer")) put("changing", "bytes and more", 14);
+    if (!strcmp(change, "replaced")) { put("new", "other", 5); rename(in_dir("new"), path); }
+    read_at(&f, bytes, 3, 1);
+    if (memcmp(bytes, "yte", 3)) finding("other bytes");
+    checksum_file(&f, 0, input.size);
+    close_file(&f);
+}
+
+/* One that has taken its name is another file. */
+static void test_changing_files(void)
+{
+    static const char *const changes[] = {"not", "replaced", "cut", "rewritten", "longer"};
+    for (int i = 0; i < COUNT(changes); i++) {
+        const struct Reader r = {"changing", read_changing};
+        change = changes[i];
+        const bool read = run_reader(&r, (struct Bytes){"bytes", 5});
+        check(i < 2 ? read : !read && strstr(last_words, "was cut or rewritten while it was in use"),
+              "a file that is %s while it is in use: %s", change, read ? "read" : last_words);
+    }
+}
+
 int main(int argc, char **argv)
 {
     begin_hostile();
+    if (argc < 3) test_changing_files();
     struct Progress *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
                               -1, 0);
     for (int i = 0; i < COUNT(readers); i++) {

@@ -56,6 +56,13 @@ head -n 20 "$dir/differences"
 awk 'length > 100 { exit 1 }' "$dir/lesson.txt"
 check $? "in lines of at most 100 columns"
 
+# The bridge from the lesson to model.h.
+$RUN out/bridge >"$dir/bridge.txt"
+check $? "the functions of model.h agree with the lesson, number by number"
+[ "$(grep -c ' [0-9.]*e-[0-9]*$' "$dir/bridge.txt")" = 30 ] &&
+    tail -n 1 "$dir/bridge.txt" | grep -q '^Every number agrees[.]$'
+check $? "in 30 quantities"
+
 # A wrong number is found, a rounded one is let pass.
 sed 's/2\.7726/2.7727/' $golden >"$dir/rounded"
 ! cmp -s $golden "$dir/rounded" && compare $golden "$dir/rounded" >/dev/null

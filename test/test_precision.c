@@ -209,7 +209,7 @@ static void test_gradients(void)
     model_create(&m, config);
     model_init(&m, 3);
     for (int i = 0; i < m.tensor_count; i++)
-        if (m.tensors[i].init != 1)
+        if (m.tensors[i].init != ONES)
             for (size_t k = 0; k < m.tensors[i].size; k++)
                 m.weights[m.tensors[i].offset + k] += (real)(0.1 * random_normal(&rng));
     model_train_from(&m, 0);
@@ -220,7 +220,7 @@ static void test_gradients(void)
         memset(m.grads, 0, m.parameter_count * sizeof(real));
         trunk_forward(&m, &ws, &batch, 0.1, 9);
         losses[p] = class_head(&m, &ws, &batch, labels, NULL, 1, NULL)
-                  + lm_head(&m, &ws, targets, (real)1 / ROWS);
+                  + lm_head(&m, &ws, &batch, targets, (real)1 / ROWS);
         trunk_backward(&m, &ws, &batch);
         grads[p] = resize(NULL, m.parameter_count * sizeof(double));
         for (size_t i = 0; i < m.parameter_count; i++) grads[p][i] = m.grads[i];

@@ -82,7 +82,7 @@ compare() { "$programs"/finetune_cls compare --model bf16 --train few.tsv --labe
     --methods probe,last:1 --steps 10 --out compare "$@"; }
 compare --precision bf16 >out.txt 2>err.txt && [ "$(wc -l <compare/compare.tsv)" -eq 5 ]
 check $? "compare --precision bf16"
-fails 1 'made with precision bf16, this one with precision fp32' compare --resume
+fails 2 'precision fp32: the run in compare has bf16' compare --resume --precision fp32
 fails 2 "--precision fp16: " "$programs"/finetune_cls eval --model cls1 --data few.tsv \
     --precision fp16
 exit $failures

@@ -1,5 +1,6 @@
 #!/bin/sh
-# test_train.sh: ./tokenizer and ./train_gpt as a user runs them, on a few kilobytes of text.
+# test_train.sh: ./tokenizer and ./train_gpt as a user runs them, on a few kilobytes of text. What
+# looks at the clock is in test_time.sh.
 # Run from the repository root. Prints "ok ..." or "FAIL ..."; the status is the number of failures.
 
 . test/lib.sh
@@ -361,84 +362,6 @@ check $? "the $(grep '^peak' plan.txt): no fewer than were computed in that time
 "$train" train $data --layers 400 --heads 4 --channels 8192 --context 64 --epochs 2 --plan >plan.txt 2>/dev/null &&
     grep -q '^speed .*assumed, since the memory does not suffice' plan.txt && grep -q '^duration ' plan.txt
 check $? "--plan of a model that does not fit says so"
-
-# --- A time limit: the rate stays at 3e-3, and falls when four fifths of the time are over ---
-
-# Whether the log ends in time, and its rates are as they should be: constant until the message that
-# has "step FALL/STEPS", then 1 - sqrt, down to a tenth at the step STEPS, or near it if it got slower.
-fitted() # DIR SECONDS [START]: when the last process began, by the log
-{
-    decided=$(sed -n 's/^step \([0-9/]*\).* the learning rate falls from here .*/\1/p' err.txt)
-    fall=${decided%/*} steps=${decided#*/}
-    awk -F '\t' -v limit=$2 -v start="${3:-0}" -v fall="${fall:-0}" -v steps="${steps:-0}" 'NR > 1 { rate[$1] = $5; last = $1; time = $9 - start; val = $3
-            if ($1 == fall) fell = time }
-        END {
-            for (i = 101; i <= last && !bad; i++) {
-                want = i <= fall ? 3e-3 : 3e-4 + 2.7e-3 * (1 - sqrt((i - fall) / (steps - fall)))
-                if (rate[i] > want + 1e-7 || rate[i] < want - 1e-7) bad = i
-            }
-            if (bad) print "     step " bad ": rate " rate[bad] ", not " want
-            print "     " last " of " steps " steps, from " fall " falling, " fell " s to " time " s"
-            exit bad || !fall || last <= fall || last > steps || val == "" ||
-                fell < 0.7 * limit || fell > 0.95 * limit || time < 0.88 * limit || time > 1.2 * limit
-        }' $1/log.tsv
-}
-"$train" train $data $tiny --time-limit 3s --out timed >/dev/null 2>err.txt
-fitted timed 3
-check $? "--time-limit 3s: all of it is used, then comes an evaluation"
-grep -qa "\"train.steps\":\"$(tail -n 1 timed/log.tsv | cut -f1)\"" timed/state.safetensors
-check $? "the state has the number of steps"
-stops="$data $tiny --batch 16 --schedule constant --steps 400 --eval-every 60 --eval-tokens 500"
-"$train" train $stops --out unlimited >/dev/null 2>&1
-"$train" train $stops --time-limit 0.6s --out limited >/dev/null 2>err.txt &&
-    grep -q 'stopped after step .*/400, by --time-limit, and saved. Go on with' err.txt &&
-    [ -s limited/model.safetensors ] && cp limited/log.tsv a.txt && [ "$(wc -l <a.txt)" -lt 401 ] &&
-    "$train" train --resume --out limited --threads 1 >/dev/null 2>err.txt
-check $? "--time-limit stops a run of a constant rate, which --resume goes on with"
-same_run unlimited limited "stopped by --time-limit after $(($(wc -l <a.txt) - 1)) of 400 = never"
-"$train" train $data $tiny --time-limit 0.5s --schedule constant --out constant >/dev/null 2>err.txt &&
-    [ -n "$(tail -n 1 constant/log.tsv | cut -f3)" ] && ! grep -q 'Go on with' err.txt
-check $? "--time-limit alone, with a constant rate: ends with an evaluation"
-"$train" train $data $tiny --time-limit 3s --steps 1000000 --warmup 100 --out busy >/dev/null 2>err.txt &
-pid=$!
-for pause in 1 2 3; do              # busy at first: stopped for half of the time
-    sleep 0.1 && kill -STOP $pid && sleep 0.4 && kill -CONT $pid
-done
-wait $pid
-fitted busy 3
-check $? "--time-limit 3s, with --steps and a slow start: all of it is used"
-interrupt late TERM $data $tiny --time-limit 3s --save-every 20
-start=$(tail -n 1 late/log.tsv | cut -f9)
-"$train" train --resume --out late --time-limit 2s --threads 1 >/dev/null 2>err.txt
-fitted late 2 "$start"
-good=$?
-[ $status -eq 143 ] && [ $good -eq 0 ]
-check $? "resumed before four fifths, with another limit"
-interrupt early TERM $data $tiny --time-limit 2s
-"$train" train --resume --out early >/dev/null 2>err.txt && grep -q 'rate falls from here' err.txt &&
-    tail -n 1 early/log.tsv | awk -F '\t' '{ exit !($9 > 1.7 && $9 < 2.2) }'
-check $? "resumed before four fifths: the time that was left, $(tail -n 1 early/log.tsv | cut -f9) s in all"
-# Interrupted while the rate falls, and perhaps once more: the same bytes.
-stop_when() # WORDS FILE COMMAND...: sends SIGTERM when the file holds the words
-{
-    words=$1 file=$2
-    shift 2
-    rm -f "$file"
-    "$@" >/dev/null 2>err.txt &
-    pid=$!
-    tries=0
-    until grep -q "$words" "$file" 2>/dev/null || [ $tries -eq 600 ]; do
-        sleep 0.01
-        tries=$((tries + 1))
-    done
-    kill -TERM $pid
-    wait $pid
-}
-stop_when 'rate falls from here' err.txt "$train" train $data $tiny --time-limit 3s --out falling
-[ $? -eq 143 ] && cp -r falling again && "$train" train --resume --out falling >/dev/null 2>&1
-stop_when '^step [0-9]*/' err.txt "$train" train --resume --out again --threads 1
-[ $? -eq 143 ] && "$train" train --resume --out again --threads 1 >/dev/null 2>&1
-same_run falling again "resumed while the rate falls, once and twice, byte for byte"
 
 # --- Numbers that go wrong ---
 
