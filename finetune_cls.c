@@ -1606,7 +1606,7 @@ static void read_first_row(struct Reader *r)
     if (header) { r->header = take_line(&begin, r->at); return; }
     if (lines || !r->wanted.header)
         progress(true, "%s: the first row (%.*s) is no header: %s", r->path,
-                 (int)strcspn(begin, "\r\n"), begin,
+                 (int)fmin(strcspn(begin, "\r\n"), 80), begin,
                  lines ? "each line is a text" : "it is data, columns are numbered");
     r->at = begin;
     r->line = r->begun;
