@@ -3162,24 +3162,20 @@ static char **split_list(const char *text, char separator, int *count)
     }
 }
 
-/* Sets the option that "name:value" names; dies on another name, or on a value that cannot be. */
-static void set_method_option(struct Settings *s, const char *method, char *option)
+/* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
+ * they change its gradient steps; so does class-weights, whose value can only be auto. */
+static void set_method_option(struct Option *rows, const char *method, char *option)
 {
-    struct Option *rows = tune_options(s);
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
-    const bool of_steps = row && row->kind == REAL_NUMBER && row->idle
-                          && strstr(row->idle, "with tune probe");
+    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe");
     if (!(value && of_steps) && strcmp(option, "class-weights"))
-        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are "
-                  "l2sp:X, layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
-                  "weight-decay:X, warmup:X and class-weights.", method, option);
+        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
+                  "of train for gradient steps, such as lr:X and l2sp:X, and class-weights.",
+                  method, option);
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
-    if (s->kind == PROBE && of_steps)
-        warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.", method,
-             option);
-    free(rows);
+    row->given = true;
 }
 
 /* Reads one method of --methods. */
@@ -3195,7 +3191,11 @@ static struct Method parse_method(const char *name, const struct Settings *share
     if (m.family != TUNED) return m;
     m.set.tune = part[0];
     parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
-    for (int k = 1; k < parts; k++) set_method_option(&m.set, name, part[k]);
+    struct Option *rows = tune_options(&m.set);
+    for (int k = 1; k < parts; k++) set_method_option(rows, name, part[k]);
+    check_settings(&m.set);
+    warn_idle(rows);
+    free(rows);
     if (m.set.kind == SCRATCH && m.set.l2sp > 0)
         warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
     return m;
@@ -3992,6 +3992,25 @@ static void warn_of_idle_comparison(const struct Option *options, const struct C
                                                  : "on --methods that fine-tune nothing");
 }
 
+/* Locks --out, and with --resume takes the settings of the comparison there. Otherwise dies if one
+ * is there, unless it is to be replaced. */
+static void take_directory(struct Compare *c, struct Option *options)
+{
+    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
+    const struct Settings *s = &c->task.set;
+    char *state = state_path(s);
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    lock_directory(s->out);
+    if (s->resume && file_exists(state)) {
+        load_metadata(state, &c->old);
+        resume_options(options, &c->old, "compare", s->out);
+    } else if (!s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    if (!s->model || !s->train)
+        die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
+    free(state);
+}
+
 /* The options of `compare`. */
 static const char compare_usage[] =
     "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
@@ -4005,8 +4024,7 @@ static int command_compare(int argc, char **argv)
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
-        {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
+        tune_option(s, "model"), tune_option(s, "train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &c.test, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
@@ -4032,17 +4050,8 @@ static int command_compare(int argc, char **argv)
         {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
         {0}
     };
-    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
-    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(s->out);
-    if (s->resume && file_exists(state_path(s))) {
-        load_metadata(state_path(s), &c.old);
-        resume_options(options, &c.old, "compare", s->out);
-    } else if (!s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
-    if (!s->model || !s->train) die_usage("--model and --train: must be given, unless --resume "
-                                          "finds a comparison in --out. --help explains them.");
+    take_directory(&c, options);
     check_settings(s);
     warn_idle(options);
     describe_options(&c.state, options, "compare");
