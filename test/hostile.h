@@ -179,7 +179,7 @@ static void read_log_file(struct Bytes input)
     plot_losses(rows_of("log.tsv", LOG_HEADER, input));
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"log", read_log_file}};
 
 #elif defined HOSTILE_TOKENIZER
@@ -227,7 +227,7 @@ static void read_texts(struct Bytes input)
         finding("chunks change documents");
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"texts", read_texts}};
 
 #else
@@ -352,7 +352,7 @@ static void read_comparison(struct Bytes input)
             finding("a wrong score");
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"model", read_model}, {"state", read_state}, {"merges", read_merges_file},
     {"tokenizer", read_tokenizer_json_file}, {"shard", read_shard}, {"tsv", read_labelled},
     {"csv", read_labelled}, {"jsonl", read_labelled}, {"json", read_json},
@@ -369,7 +369,7 @@ static int next_descriptor(void)
 }
 
 /* Reads one input. Returns whether it was good; if not, last_words says why. */
-static bool run_reader(const struct Reader *r, struct Bytes input)
+static bool run_reader(const struct HostileReader *r, struct Bytes input)
 {
     const struct Watched *kept = all_blocks.after;        /* blocks from before stay */
     const int first = next_descriptor();

@@ -67,7 +67,7 @@ static struct Buffer mutation(const struct Buffer *seeds, int count, int number)
 /* Where a child process is. */
 struct Progress { int number, good; };
 
-static void run_mutations(const struct Reader *r, int from, int to, struct Progress *p)
+static void run_mutations(const struct HostileReader *r, int from, int to, struct Progress *p)
 {
     struct Buffer seeds[SEEDS] = {{0}};
     const int count = seeds_of(r->name, seeds);
@@ -81,13 +81,13 @@ static void run_mutations(const struct Reader *r, int from, int to, struct Progr
 }
 
 /* Of journals, rows that cannot be are left out. */
-static bool refuses_nothing(const struct Reader *r)
+static bool refuses_nothing(const struct HostileReader *r)
 {
     return !strcmp(r->name, "log") || !strcmp(r->name, "comparison");
 }
 
 /* Runs the mutations of a reader in a process of its own. */
-static void test_reader(const struct Reader *r, struct Progress *p)
+static void test_reader(const struct HostileReader *r, struct Progress *p)
 {
     int status;
     *p = (struct Progress){0};
@@ -136,7 +136,7 @@ static void test_changing_files(void)
 {
     static const char *const changes[] = {"not", "replaced", "cut", "rewritten", "longer"};
     for (int i = 0; i < COUNT(changes); i++) {
-        const struct Reader r = {"changing", read_changing};
+        const struct HostileReader r = {"changing", read_changing};
         change = changes[i];
         const bool read = run_reader(&r, (struct Bytes){"bytes", 5});
         const bool said = !read && strstr(last_words, "was cut or rewritten while it was in use");
