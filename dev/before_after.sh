@@ -105,11 +105,11 @@ all_commands()
 
     tune probe --tune probe --calibrate
     tune last --tune last:1 --epochs 3 --patience 2
-    tune full --steps 60 --val reviews/val.tsv
-    tune scratch --tune scratch --steps 60 --class-weights auto
-    tune l2sp --steps 60 --l2sp 10 --layer-decay 0.8
-    tune lm --steps 60 --lm-coef 0.5 --average 0 --dropout 0
-    tune average --steps 60 --average 0.5 --calibrate --seed 3
+    tune full --steps 50 --val reviews/val.tsv
+    tune scratch --tune scratch --steps 50 --class-weights auto
+    tune l2sp --steps 50 --l2sp 10 --layer-decay 0.8
+    tune lm --steps 50 --lm-coef 0.5 --average 0 --dropout 0
+    tune average --steps 50 --average 0.5 --calibrate --seed 3
     tune truncate --tune probe --max-tokens 20 --truncate both --dedupe
     tune tune_bf16 --steps 30 --precision bf16
     run pairs finetune_cls train --model length --train pairs.tsv --pair-column other --out pairs --steps 40
