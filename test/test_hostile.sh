@@ -86,14 +86,14 @@ fresh
 printf '{"\\u001b[31m\\u009b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}' | header
 fails 1 'tensor ?[31m?? lies at' predict x
 fresh
-same_length model.safetensors '"tune":"probe"' '"\\u000a":"[1m"'
+same_length model.safetensors '"tune.tune":"probe"' '"\\u000a":"[1m bold"'
 sed -i 's/"config_hash"/"no_hash_now"/' "$dir/bad/model.safetensors"
 sed 's/"0": "neg"/"0": "\\u001b[31m\\u009bneg"/' "$dir/cls/config.json" >"$dir/bad/config.json"
 predict --all x >"$dir/answer" 2>&1
 succeeds "escape sequences in a label: $(cat "$dir/answer")" eval '
     grep -qF "?[31m??neg 0" "$dir/answer" && ! grep -q "$escape" "$dir/answer"'
 ./train_gpt info --model "$dir/bad" >"$dir/answer" 2>&1
-succeeds "info: escape sequences and line ends in metadata" grep -q '^?  *\[1m$' "$dir/answer"
+succeeds "info: escape sequences and line ends in metadata" grep -q '^?  *\[1m bold$' "$dir/answer"
 long_name() # N: a label of so many bytes
 {
     sed "s/\"0\": \"neg\"/\"0\": \"$(yes x | head -n "$1" | tr -d '\n')\"/" \

@@ -240,12 +240,14 @@ rm -r some mixed 2>/dev/null
 # Files of the user's with a name that a run gives to one of its own.
 for file in config.json compare.tsv; do
     mkdir mine && echo mine >mine/$file
-    [ $file = config.json ] && speaker=train_gpt && fails 2 "mine: already holds $file" \
-        run old mine --steps 1
     speaker=finetune_cls
-    if [ $file = config.json ]; then fails 2 "mine: already holds a run ($file)" classify old mine
-    else fails 2 "mine: already holds $file" "$finetune" compare \
-        --model base_old --train old.tsv --out mine
+    if [ $file = config.json ]; then
+        fails 2 "mine: already holds $file" classify old mine
+        speaker=train_gpt
+        fails 2 "mine: already holds $file" run old mine --steps 1
+    else
+        fails 2 "mine: already holds $file" "$finetune" compare --model base_old --train old.tsv \
+            --out mine
     fi
     [ "$(cat mine/$file)" = mine ] && [ "$(ls mine)" = $file ]
     check $? "$file of the user's stays as it is"
