@@ -171,6 +171,7 @@ struct Tokenizer {
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
+    int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
     struct Usage usage;
 };
 
@@ -599,7 +600,6 @@ struct Encoder {
     struct Slot *cache;
     uint16_t *ids;              /* (room): of tokenizer_encode */
     size_t room;
-    int64_t pieces, single;     /* counted for `stats`: pieces, and pieces of one token */
 };
 
 /* n encoders, one for each thread. */
@@ -624,7 +624,7 @@ static void tokenizer_free(struct Tokenizer *t)
 {
     encoders_free(t->encoder, 1);
     hash_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset);
+    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
     free(t);
 }
 
@@ -708,7 +708,6 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
     enum { AHEAD = 32 };
     struct Piece pieces[AHEAD];
     uint16_t *o = out;
-    int64_t single = 0;
     while (p < end) {
         int found = 0;
         for (const uint8_t *next; found < AHEAD && p < end; p = next) {
@@ -719,7 +718,6 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
             __builtin_prefetch(line);
             pieces[found++] = (struct Piece){p, n, key, line};
         }
-        e->pieces += found;
         for (int i = 0; i < found; i++) {
             const Bytes16 key = pieces[i].key;
             const struct Slot *slot = pieces[i].line;
@@ -728,11 +726,9 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
             if (slot->key == key && pieces[i].n <= WORD_BYTES)
                 memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
             else count = encode_piece(e, &pieces[i], o);
-            single += count == 1;
             o += count;
         }
     }
-    e->single += single;
     return o - out;
 }
 
@@ -778,14 +774,15 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
+/* A tokenizer that is being read from a file. */
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    struct HashTable ids;           /* the hash of a token's bytes -> its id */
+    struct HashTable ids;       /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
-    int *order;                 /* see read_order */
 };
 
+/* 64 bits: that two of 65,536 tokens have one hash has a chance of 1e-10. */
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
     uint64_t h = ~(uint64_t)n;
@@ -793,79 +790,48 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
     return h;
 }
 
-/* The id of the token with these bytes, or -1. */
-static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
-{
-    const int id = hash_get(&r->ids, hash_bytes(bytes, n));
-    const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
-                   && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
-    return same ? id : -1;
-}
-
-/* Lets find_token find a token, unless there is one with the same bytes. */
+/* Lets find_token find a token. Returns false if there is one with the same bytes. */
 static bool note_token(struct TokenReader *r, int id)
 {
     int n;
     const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
-    if (find_token(r, bytes, n) >= 0) return false;
-    hash_put(&r->ids, hash_bytes(bytes, n), id);
+    const uint64_t hash = hash_bytes(bytes, n);
+    if (hash_get(&r->ids, hash) >= 0) return false;
+    hash_put(&r->ids, hash, id);
     return true;
 }
 
-/* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
- * 0 if something is not a symbol. */
-static size_t bytes_of_symbols(uint8_t *bytes, const char *text, const char *stop)
+/* The id of the token that the symbols text .. stop write, or -1. */
+static int find_token(const struct TokenReader *r, const char *text, const char *stop)
 {
+    uint8_t bytes[MAX_TOKEN_BYTES];
     size_t n = 0;
     for (int length; text < stop; text += length) {
         uint32_t c = 0;
         length = utf8_decode((const uint8_t *)text, stop - text, &c);
         const int byte = length > 0 ? byte_of_symbol(c) : -1;
-        if (byte < 0 || n == MAX_TOKEN_BYTES) return 0;
+        if (byte < 0 || n == MAX_TOKEN_BYTES) return -1;
         bytes[n++] = (uint8_t)byte;
     }
-    return n;
+    return hash_get(&r->ids, hash_bytes(bytes, n));
 }
 
-/* Dies because of the line, or the part of it, text .. stop. */
-static void refuse_line(const struct TokenReader *r, const char *text, const char *stop,
-                        const char *what)
-{
-    die("%s: line %d: \"%.*s\" %s", r->path, r->line, stop - text < 80 ? (int)(stop - text) : 80,
-        text, what);
-}
-
-/* The id of the token that text .. stop writes. Dies if there is none. */
-static int read_token(const struct TokenReader *r, const char *text, const char *stop)
-{
-    uint8_t bytes[MAX_TOKEN_BYTES];
-    const size_t n = bytes_of_symbols(bytes, text, stop);
-    if (!n)
-        refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
-    const int id = find_token(r, bytes, n);
-    if (id < 0)
-        refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
-                    "Replace the file.");
-    return id;
-}
-
-/* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
- * make a new one. */
+/* Adds the merge of the line text .. stop. Dies unless it is two tokens that make a new one. */
 static void read_merge(struct TokenReader *r, const char *text, const char *stop)
 {
     struct Tokenizer *t = r->tokenizer;
-    const char *middle = memchr(text, ' ', stop - text);
-    if (!middle || middle == text || middle + 1 == stop
-        || memchr(middle + 1, ' ', stop - middle - 1))
-        refuse_line(r, text, stop, "is not two symbols with one space between. Replace the file.");
-    const int a = read_token(r, text, middle), b = read_token(r, middle + 1, stop);
-    if (t->vocabulary == MAX_VOCABULARY - 1)
-        refuse_line(r, text, stop, "is one merge too many: more than 65536 tokens do not fit the "
-                    "16 bits of a shard. Use fewer merges.");
-    if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
-        refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
-    if (!note_token(r, add_merge(t, a, b)))
-        refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
+    const char *space = memchr(text, ' ', stop - text);
+    const int a = space ? find_token(r, text, space) : -1,
+              b = space ? find_token(r, space + 1, stop) : -1;
+    const char *wrong =
+        a < 0 || b < 0 ? "is not two tokens that lines before it made, with a space between"
+        : t->vocabulary == MAX_VOCABULARY - 1 ? "is one too many: a shard has at most 65536 tokens"
+        : token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES
+        ? "makes a token of more than 65535 bytes"
+        : !note_token(r, add_merge(t, a, b)) ? "makes a token that a line before makes" : NULL;
+    if (wrong)
+        die("%s: line %d: \"%.*s\" %s. Replace the file.", r->path, r->line,
+            stop - text < 80 ? (int)(stop - text) : 80, text, wrong);
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
@@ -892,52 +858,45 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
 
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
-/* Notes the id that the directory gives to a token. Names of tokens that we do not have are
- * skipped. */
-static void read_id(struct TokenReader *r, const char *name, const struct Json *id)
+/* A file as a tree of nodes. Its text stays in memory, since the tree points into it. */
+static struct Json *read_json(const char *path, size_t max)
 {
-    uint8_t bytes[MAX_TOKEN_BYTES];
-    const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
-    const int token = find_token(r, bytes, n);
-    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
-        r->order[token] = (int)id->number;
+    const struct Bytes file = read_file(path, max, false);
+    return json_parse(file.data, file.size, path);
 }
 
-/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
- * special tokens first have another one than ours; ours is NULL. names: {"token": id, ...}.
- * added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of its own. */
-static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
+/* Notes the id that the file gives to a token, unless we do not have the token. */
+static void read_file_id(struct TokenReader *r, const char *name, const struct Json *id)
 {
-    const struct Tokenizer *t = r->tokenizer;
+    const int token = find_token(r, name, name + strlen(name));
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->tokenizer->file_ids[token] = (int)id->number;
+}
+
+/* Sets file_ids: trainers that put special tokens first have another order than ours. names:
+ * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of
+ * its own. */
+static void read_file_ids(struct TokenReader *r, const struct Json *names, const struct Json *added)
+{
+    struct Tokenizer *t = r->tokenizer;
     struct HashTable taken = hash_table(t->vocabulary);
     bool ours = true;
-    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
-    for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
-    for (const struct Json *j = names->child; j; j = j->next) read_id(r, j->key, j);
+    t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
+    for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
+    for (const struct Json *j = names->child; j; j = j->next) read_file_id(r, j->key, j);
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
         if (!strcmp(json_text(a, "content", ""), END_OF_TEXT))
-            read_id(r, END_OF_TEXT, json_get(a, "id"));
+            read_file_id(r, END_OF_TEXT, json_get(a, "id"));
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0 || hash_get(&taken, r->order[i]) >= 0)
+        if (t->file_ids[i] < 0 || hash_get(&taken, t->file_ids[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
-        hash_put(&taken, r->order[i], i);
-        ours &= r->order[i] == i;
+        hash_put(&taken, t->file_ids[i], i);
+        ours &= t->file_ids[i] == i;
     }
     hash_free(&taken);
-    if (ours) { free(r->order); r->order = NULL; }
-}
-
-/* Reads the order in the vocab.json beside merges.txt. */
-static void read_vocabulary(struct TokenReader *r, const char *path)
-{
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    struct Json *names = json_parse(file.data, file.size, path);
-    r->path = path;
-    read_order(r, names, NULL);
-    json_free(names);
-    free((char *)file.data);
+    if (ours) { free(t->file_ids); t->file_ids = NULL; }
 }
 
 /* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
@@ -973,17 +932,17 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
-/* A tokenizer.json: merges, order, and whether its template puts <|endoftext|> before a text. */
-static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
+/* A tokenizer.json: merges, ids, and whether its template puts <|endoftext|> before a text. */
+static void read_tokenizer_json(struct TokenReader *r)
 {
-    struct Json *j = json_parse(file.data, file.size, r->path);
+    struct Json *j = read_json(r->path, MAX_TOKENIZER);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"),
                       *template = json_get(json_get(j, "post_processor"), "single"),
                       *first = template ? json_get(template->child, "SpecialToken") : NULL;
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    read_order(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
+    read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
     r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
@@ -993,8 +952,7 @@ static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
  * begin with <|endoftext|>, and their head is read. */
 static void read_usage(struct Usage *u, const char *path)
 {
-    const struct Bytes file = read_file(path, MAX_CONFIG, false);
-    struct Json *j = json_parse(file.data, file.size, path);
+    struct Json *j = read_json(path, MAX_CONFIG);
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
                                                        : json_text(j, "bos_token", END_OF_TEXT);
@@ -1006,7 +964,6 @@ static void read_usage(struct Usage *u, const char *path)
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
             END_OF_TEXT);
     json_free(j);
-    free((char *)file.data);
 }
 
 /* The path of a file in a directory, which the caller owns, or NULL: there is none. */
@@ -1032,60 +989,45 @@ static char *tokenizer_file(const char *name)
     return path;
 }
 
-/* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
-static struct Tokenizer *tokenizer_read(const char *name, int **order)
-{
-    struct TokenReader r = {.path = tokenizer_file(name)};
-    char *path = (char *)r.path;
-    if (!path)
-        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
-            "name a merges.txt.", name);
-    const char *dot = strrchr(path, '.');
-    const bool json = dot && !strcmp(dot, ".json");
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    if (json) read_tokenizer_json(&r, file);
-    else read_merges(&r, file);
-    if (strcmp(path, name)) {                   /* it is in a directory */
-        char *ids = existing_file(name, "vocab.json");
-        char *config = existing_file(name, "tokenizer_config.json");
-        if (ids && !json) read_vocabulary(&r, ids);
-        if (config) read_usage(&r.tokenizer->usage, config);
-        free(ids);
-        free(config);
-    }
-    hash_free(&r.ids);
-    free((char *)file.data);
-    free(path);
-    *order = r.order;
-    return r.tokenizer;
-}
-
-/* The same, for who needs no order but ours. */
+/* Reads a tokenizer_file and what stands beside it. Dies on files that do not fit. */
 static struct Tokenizer *tokenizer_load(const char *name)
 {
-    int *order;
-    struct Tokenizer *t = tokenizer_read(name, &order);
-    free(order);
-    return t;
+    struct TokenReader r = {.path = tokenizer_file(name)};
+    if (!r.path)
+        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
+            "name a merges.txt.", name);
+    const bool alone = !strcmp(r.path, name);   /* else it is in a directory */
+    const char *dot = strrchr(r.path, '.');
+    if (dot && !strcmp(dot, ".json")) read_tokenizer_json(&r);
+    else {
+        read_merges(&r, read_file(r.path, MAX_TOKENIZER, false));
+        r.path = alone ? NULL : existing_file(name, "vocab.json");
+        if (r.path) read_file_ids(&r, read_json(r.path, MAX_TOKENIZER), NULL);
+    }
+    char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
+    if (config) read_usage(&r.tokenizer->usage, config);
+    free(config);
+    hash_free(&r.ids);
+    return r.tokenizer;
 }
 
 /* --- The tokenizer of a model --- */
 
 /* Moves the rows of wte (V, C) to where our ids expect them. Rows of tokens that we do not know,
  * special ones and padding, come last, in their order. */
-static void renumber_tokens(struct Model *model, const int *order, int known)
+static void renumber_tokens(struct Model *model, const struct Tokenizer *t)
 {
     const int V = model->config.vocabulary, C = model->config.channels;
     const size_t bytes = (size_t)V * C * sizeof(real), row = C * sizeof(real);
-    real *old = resize(NULL, bytes);
+    real *old = resize(NULL, bytes), *to = model->w.wte;
     bool *taken = allocate_zeroed(V * sizeof *taken);
-    memcpy(old, model->w.wte, bytes);
-    for (int i = 0; i < known; i++) {
-        memcpy(model->w.wte + (size_t)i * C, old + (size_t)order[i] * C, row);
-        taken[order[i]] = true;
+    memcpy(old, to, bytes);
+    for (int i = 0; i < t->vocabulary; i++, to += C) {
+        memcpy(to, old + (size_t)t->file_ids[i] * C, row);
+        taken[t->file_ids[i]] = true;
     }
     for (int i = 0; i < V; i++)
-        if (!taken[i]) memcpy(model->w.wte + (size_t)known++ * C, old + (size_t)i * C, row);
+        if (!taken[i]) { memcpy(to, old + (size_t)i * C, row); to += C; }
     release(taken, V * sizeof *taken);
     free(old);
 }
@@ -1112,8 +1054,7 @@ static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
-    int *order;
-    struct Tokenizer *t = tokenizer_read(dir, &order);
+    struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
     char *is = usage_text(&t->usage);
@@ -1124,12 +1065,11 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     if (usage && strcmp(usage, is))
         die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
             "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
-    for (int i = 0; order && i < t->vocabulary; i++) last = max_int(last, order[i]);
+    for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
             "model was trained with.", dir, last + 1, model->config.vocabulary);
-    if (order) renumber_tokens(model, order, t->vocabulary);
-    free(order);
+    if (t->file_ids) renumber_tokens(model, t);
     free(is);
     return t;
 }
@@ -1158,12 +1098,13 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
                 kinds[i].remedy);
     /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
     const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    size_t zeros[2] = {0};
-    for (size_t i = 0; i < first; i++) zeros[i % 2] += p[i] == 0;
-    for (int odd = 0; odd < 2; odd++)
-        if (first >= 4 && zeros[odd] == first / 2 && zeros[!odd] == 0)
+    for (int odd = 0; odd < 2; odd++) {
+        size_t i = 0;
+        while (i < first && !p[i + odd] && p[i + !odd]) i += 2;
+        if (first >= 4 && i == first)
             die("%s: is UTF-16, not plain text in UTF-8. Convert it with `iconv -f UTF-16%s -t "
                 "UTF-8`.", path, odd ? "LE" : "BE");
+    }
 }
 
 /* --- Writing tokens --- */
@@ -1206,21 +1147,22 @@ static void append_token(struct Buffer *b, const struct Tokenizer *t, int id, bo
     }
 }
 
-/* Appends a merge as merges.txt and tokenizer.json write it. */
-static void append_merge(struct Buffer *b, const struct Tokenizer *t, int merge, bool json)
+/* The merges as lines, "Ġ lo", or as the members of a JSON list, "\u0120 lo". */
+static void append_merges(struct Buffer *b, const struct Tokenizer *t, bool json)
 {
-    append_token(b, t, t->parts[merge][0], json);
-    append(b, " ");
-    append_token(b, t, t->parts[merge][1], json);
+    for (int r = 0; r < t->merges; r++) {
+        append(b, "%s", !json ? "" : r ? ",\n\"" : "\n\"");
+        append_token(b, t, t->parts[r][0], json);
+        append(b, " ");
+        append_token(b, t, t->parts[r][1], json);
+        append(b, json ? "\"" : "\n");
+    }
 }
 
-static void append_merges(struct Buffer *b, const struct Tokenizer *t)
+static void append_merges_file(struct Buffer *b, const struct Tokenizer *t)
 {
     append(b, "#version: 0.2\n");
-    for (int r = 0; r < t->merges; r++) {
-        append_merge(b, t, r, false);
-        append(b, "\n");
-    }
+    append_merges(b, t, false);
 }
 
 /* {"!": 0, ..., "\u0120the": 262, ...}, as in GPT-2's own file. */
@@ -1234,73 +1176,68 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}");
 }
 
-/* A token that loaders do not look for in pieces of a text. single_word: only where it stands
- * alone. The members are the same in both files. */
-static void append_special(struct Buffer *b, const struct Tokenizer *t, int id)
+/* Appends what printf would print, with " for each ', so that JSON stays legible in C. */
+__attribute__((format(printf, 2, 3)))
+static void append_json(struct Buffer *b, const char *format, ...)
 {
-    append(b, "\"content\": \"");
-    append_token(b, t, id, true);
-    append(b, "\", \"single_word\": %s, \"lstrip\": false, \"rstrip\": false, "
-           "\"normalized\": false, \"special\": true}", id == PAD_TOKEN ? "true" : "false");
+    size_t i = b->size;
+    va_list arguments;
+    va_start(arguments, format);
+    append_arguments(b, format, arguments);
+    va_end(arguments);
+    for (; i < b->size; i++) if (b->data[i] == '\'') b->data[i] = '"';
 }
+
+/* The two special tokens, which loaders do not look for in pieces of a text. PAD is the symbol of
+ * PAD_TOKEN. single_word: only where the token stands alone. */
+#define PAD "\\u0114"
+#define SPECIAL(content, single_word) "'content': '" content "', 'single_word': " single_word \
+    ", 'lstrip': false, 'rstrip': false, 'normalized': false, 'special': true}"
+#define PAD_SPECIAL SPECIAL(PAD, "true")
+#define END_SPECIAL SPECIAL(END_OF_TEXT, "false")
 
 /* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
  * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair. */
 static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char begin[] = "{\"SpecialToken\": {\"id\": \"" END_OF_TEXT
-                                "\", \"type_id\": 0}}, ";
+    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ";
     const char *first = t->usage.begins ? begin : "";
-    append(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
-           "\"added_tokens\": [{\"id\": %d, ", PAD_TOKEN);
-    append_special(b, t, PAD_TOKEN);
-    append(b, ", {\"id\": %d, ", t->eot);
-    append_special(b, t, t->eot);
-    append(b, "],\n\"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
-           "\"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
-           "\"post_processor\": {\"type\": \"TemplateProcessing\",\n"
-           "\"single\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}],\n"
-           "\"pair\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, "
-           "%s{\"Sequence\": {\"id\": \"B\", \"type_id\": 0}}],\n"
-           "\"special_tokens\": {\"" END_OF_TEXT "\": {\"id\": \"" END_OF_TEXT "\", \"ids\": [%d], "
-           "\"tokens\": [\"" END_OF_TEXT "\"]}}},\n", first, first, begin, t->eot);
-    append(b, "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-           "\"trim_offsets\": true, \"use_regex\": true},\n\"model\": {\"type\": \"BPE\", "
-           "\"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": \"\", "
-           "\"end_of_word_suffix\": \"\", \"fuse_unk\": false, \"byte_fallback\": false, "
-           "\"ignore_merges\": false,\n\"vocab\": ");
+    append_json(b, "{'version': '1.0', 'truncation': null, 'padding': null,\n"
+        "'added_tokens': [{'id': %d, " PAD_SPECIAL ", {'id': %d, " END_SPECIAL "],\n"
+        "'normalizer': null,\n"
+        "'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': false, "
+        "'trim_offsets': true, 'use_regex': true},\n"
+        "'post_processor': {'type': 'TemplateProcessing',\n"
+        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}],\n"
+        "'pair': [%s{'Sequence': {'id': 'A', 'type_id': 0}}, "
+        "%s{'Sequence': {'id': 'B', 'type_id': 0}}],\n"
+        "'special_tokens': {'" END_OF_TEXT "': {'id': '" END_OF_TEXT "', 'ids': [%d], "
+        "'tokens': ['" END_OF_TEXT "']}}},\n"
+        "'decoder': {'type': 'ByteLevel', 'add_prefix_space': true, "
+        "'trim_offsets': true, 'use_regex': true},\n"
+        "'model': {'type': 'BPE', 'dropout': null, 'unk_token': null, "
+        "'continuing_subword_prefix': '', 'end_of_word_suffix': '', 'fuse_unk': false, "
+        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ",
+        PAD_TOKEN, t->eot, first, first, begin, t->eot);
     append_vocabulary(b, t);
-    append(b, ",\n\"merges\": [");
-    for (int r = 0; r < t->merges; r++) {
-        append(b, r ? ",\n\"" : "\n\"");
-        append_merge(b, t, r, true);
-        append(b, "\"");
-    }
-    append(b, "]}}\n");
+    append_json(b, ",\n'merges': [");
+    append_merges(b, t, true);
+    append_json(b, "]}}\n");
 }
 
 /* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
  * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
 static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char *const roles[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
-    append(b, "{\n  \"tokenizer_class\": \"GPT2Tokenizer\",\n  \"add_bos_token\": %s,\n"
-           "  \"add_prefix_space\": false,\n", t->usage.begins ? "true" : "false");
-    for (int i = 0; i < COUNT(roles); i++) {
-        append(b, "  \"%s\": \"", roles[i]);
-        append_token(b, t, i < 3 ? t->eot : PAD_TOKEN, true);
-        append(b, "\",\n");
-    }
-    append(b, "  \"padding_side\": \"right\",\n  \"truncation_side\": \"%s\",\n",
-           t->usage.keeps_tail ? "left" : "right");
-    if (t->usage.max_length)
-        append(b, "  \"model_max_length\": %d,\n", t->usage.max_length);
-    append(b, "  \"clean_up_tokenization_spaces\": false,\n  \"split_special_tokens\": true,\n"
-           "  \"added_tokens_decoder\": {\"%d\": {", PAD_TOKEN);
-    append_special(b, t, PAD_TOKEN);
-    append(b, ", \"%d\": {", t->eot);
-    append_special(b, t, t->eot);
-    append(b, "}\n}\n");
+    const int longest = t->usage.max_length;
+    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n  'add_bos_token': %s,\n"
+        "  'add_prefix_space': false,\n  'bos_token': '" END_OF_TEXT "',\n"
+        "  'eos_token': '" END_OF_TEXT "',\n  'unk_token': '" END_OF_TEXT "',\n"
+        "  'pad_token': '" PAD "',\n  'padding_side': 'right',\n  'truncation_side': '%s',\n%s"
+        "  'clean_up_tokenization_spaces': false,\n  'split_special_tokens': true,\n"
+        "  'added_tokens_decoder': {'%d': {" PAD_SPECIAL ", '%d': {" END_SPECIAL "}\n}\n",
+        t->usage.begins ? "true" : "false", t->usage.keeps_tail ? "left" : "right",
+        longest ? brief("  'model_max_length': %d,\n", longest) : "", PAD_TOKEN, t->eot);
 }
 
 /* The files of a tokenizer. tokenizer.json comes last: it is the one that is read. */
@@ -1311,7 +1248,7 @@ static const char *const tokenizer_files[] = {"vocab.json", "merges.txt", "token
 static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
 {
     static void (*const append_file[])(struct Buffer *, const struct Tokenizer *) = {
-        append_vocabulary, append_merges, append_tokenizer_config, append_tokenizer_json};
+        append_vocabulary, append_merges_file, append_tokenizer_config, append_tokenizer_json};
     make_directory(dir);
     for (int i = 0; tokenizer_files[i]; i++) {
         struct Buffer text = {0};
@@ -1412,12 +1349,10 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
     struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
     const struct ShardHeader header = read_shard_header(&s.file);
-    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
+    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
+        || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    if (header.count < 0 || header.shards < 0 || header.shards > MAX_SHARDS)
-        die("%s: its header says %d tokens, and %d shards. Encode it again.", path, header.count,
-            header.shards);
     const long long surplus = (long long)s.file.size - SHARD_HEADER - 2ll * header.count;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
@@ -1430,6 +1365,12 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
     s.shards = header.shards;
     check_ids(&s);
     return s;
+}
+
+/* The path of a shard of a set, which the caller owns. */
+static char *shard_path(const char *prefix, int number)
+{
+    return text_of("%s_%06d.bin", prefix, number);
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
@@ -1477,7 +1418,7 @@ struct ShardWriter {
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
     struct Output **shards;             /* (number) */
     int number;                         /* of shards so far */
-    int old;                            /* the shards to be replaced have smaller numbers */
+    int old;                            /* shards that are replaced have smaller numbers */
 };
 
 static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
@@ -1489,7 +1430,7 @@ static void write_shard_header(struct Output *o, const struct ShardWriter *w, in
 
 static void start_shard(struct ShardWriter *w)
 {
-    char *path = text_of("%s_%06d.bin", w->prefix, w->number);
+    char *path = shard_path(w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
     w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
     w->shards[w->number] = output_open(path);
@@ -1537,49 +1478,29 @@ static void complete_set(struct ShardWriter *w)
     }
 }
 
-/* Dies if a file may not be replaced by a shard. */
-static void check_old_shard(const char *path, bool overwrite)
-{
-    if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
-    struct File file = open_file(path, false);
-    if (read_shard_header(&file).magic != SHARD_MAGIC)
-        die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-    close_file(&file);
-}
-
-/* Begins the first shard, which only one process can have open. Then looks at what other files have
- * the prefix: removes what a killed process left, and dies if a shard may not be replaced. */
+/* Begins the first shard, which only one process can have open. Then looks at what other shards
+ * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
     char *directory = directory_of(w->prefix, &name);
-    const size_t n = strlen(name);
-    DIR *files = NULL;
     make_directory(directory);
     start_shard(w);
-    for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        const char *rest = f->d_name + n;       /* _000000.bin, if it is a shard */
-        if (strncmp(f->d_name, name, n) || *rest != '_' || strspn(rest + 1, "0123456789") != 6)
-            continue;
-        char *path = text_of("%s%s", w->prefix, rest);
-        const int number = atoi(rest + 1);
-        if (!strcmp(rest + 7, ".bin")) {
-            check_old_shard(path, overwrite);
-            w->old = max_int(w->old, number + 1);
-        } else if (!strcmp(rest + 7, ".bin" UNFINISHED) && number > 0) remove_file(path);
+    for (int i = 0; i < MAX_SHARDS; i++) {
+        char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
+        if (i > 0) remove_file(unfinished);
+        if (file_exists(path)) {
+            struct File file = open_file(path, false);
+            if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+            if (read_shard_header(&file).magic != SHARD_MAGIC)
+                die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
+            close_file(&file);
+            w->old = i + 1;
+        }
         free(path);
+        free(unfinished);
     }
     free(directory);
-}
-
-/* Removes what the set before had more, once the new one has its names. */
-static void remove_old_shards(const struct ShardWriter *w)
-{
-    for (int i = w->number; i < w->old; i++) {
-        char *path = text_of("%s_%06d.bin", w->prefix, i);
-        remove_file(path);
-        free(path);
-    }
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1599,6 +1520,9 @@ static enum Split split_of(const char *name)
          : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
 }
 
+/* The text that a thread takes at a time. The results do not depend on it; tests change it. */
+static int64_t chunk_bytes = 1 << 19;
+
 /* The input files. They are read one after the other into a window of memory and cut into chunks
  * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
 struct Source {
@@ -1606,7 +1530,6 @@ struct Source {
     int count, number;          /* files: all, and those that were opened */
     enum Split split;
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
-    int64_t chunk_bytes;
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
     int file;                   /* the descriptor of the open file, or -1 */
@@ -1680,13 +1603,9 @@ static void read_json_line(struct Chunk *c, struct Part *p)
     if (p->begin < p->end) {
         c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
         const struct Json *text = json_get(c->json, field);
-        if (c->json->kind != JSON_OBJECT)
-            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, field);
-        if (!text)
-            die("%s: has no \"%s\". Name the one member that holds the text with --text-field.",
-                where, field);
-        if (text->kind != JSON_STRING)
-            die("%s: \"%s\" is not a string. Texts must be.", where, field);
+        if (!text || text->kind != JSON_STRING)
+            die("%s: not a JSON object with a string \"%s\". Name the member that holds the text "
+                "with --text-field.", where, field);
         p->begin = (const uint8_t *)text->string;
         p->end = p->readable = p->begin + text->length;
     }
@@ -1725,11 +1644,9 @@ static bool next_part(struct Chunk *c, struct Part *p)
 enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
 /* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
-static struct Source source_open(char **paths, int count, const char *split, const char *field,
-                                 int64_t chunk_bytes)
+static struct Source source_open(char **paths, int count, const char *split, const char *field)
 {
-    struct Source s = {paths, count, .split = split_of(split), .field = field,
-                       .chunk_bytes = chunk_bytes, .file = -1,
+    struct Source s = {paths, count, .split = split_of(split), .field = field, .file = -1,
                        .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
@@ -1807,8 +1724,8 @@ static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
 static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
 {
     const uint8_t *end = s->window + s->size;
-    if (limit - at <= s->chunk_bytes) return limit;
-    for (const uint8_t *p = at + s->chunk_bytes; p < limit; p++)
+    if (limit - at <= chunk_bytes) return limit;
+    for (const uint8_t *p = at + chunk_bytes; p < limit; p++)
         if (s->split == SPLIT_JSONL ? p[-1] == '\n' : can_cut(at, p, end)) return p;
     return limit;
 }
@@ -1864,17 +1781,22 @@ static void show_source(struct Source *s, const char *doing)
 /* 11. Commands                                                                                  */
 /* ============================================================================================= */
 
-enum { CHUNK_BYTES = 1 << 19 };
+/* What the command line says. Each command has a table of the options that it knows. */
+static struct {
+    const char *tokenizer, *out, *split, *text_field;
+    int vocabulary, max_bytes, threads;
+    int64_t min_frequency, shard_tokens, seed;
+    double val_fraction;
+    bool special, overwrite;
+} set = {.split = "file", .text_field = "text", .vocabulary = 8192, .max_bytes = MAX_TOKEN_BYTES,
+         .min_frequency = 2, .shard_tokens = 100000000, .seed = 1};
 
-#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
-                      LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
-#define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
+#define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &set.split, \
                        .choices = "file|lines|eot|jsonl"}, \
-    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field, \
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &set.text_field, \
      .idle = "with split file|with split lines|with split eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
-                          &tokenizer, .required = true}
-#define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
+                          &set.tokenizer, .required = true}
 
 /* --- train --- */
 
@@ -1993,8 +1915,6 @@ static struct Trainer trainer_of_words(const struct WordTable *table)
     size_t bytes = 0;
     for (size_t i = 0; i < slots; i++)
         if (table->slots[i].count) bytes += word_length(table->slots[i].key);
-    if (table->count >= UINT32_MAX)
-        die("more than 4 billion different words are too many. Train on less text.");
     struct Trainer t = trainer_new(table->count, bytes);
     for (size_t i = 0; i < slots; i++) {
         const struct WordCount *w = &table->slots[i];
@@ -2007,53 +1927,45 @@ static struct Trainer trainer_of_words(const struct WordTable *table)
     return t;
 }
 
-/* Texts -> merges.txt and vocab.json. */
+/* Texts -> the files of a tokenizer. */
 static int command_train(int argc, char **argv)
 {
-    int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
-    int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
-    const char *out = NULL, *split = "file", *text_field = "text";
-    bool overwrite = false;
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &vocabulary,
+        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &set.vocabulary,
          .min = 257, .max = 65536},
-        {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &out,
+        {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
-        {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
+        {"min-frequency", "a pair that occurs less often is not merged", LONG, &set.min_frequency,
          .min = 1, .max = 1e15},
-        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
+        {"max-token-bytes", "no token is longer", INTEGER, &set.max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
-        {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+        {"overwrite", "replace the tokenizer that --out holds", FLAG, &set.overwrite},
+        THREADS_OPTION(&set.threads), {0}};
     const int files = read_options(argc, argv, options,
-                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
-                                    "Learns merges from texts (- is standard input).");
-    const double start = seconds();
-    const int merges = vocabulary - BYTES - 1;
+                                   "tokenizer train --out DIR [OPTION...] FILE...\n"
+                                   "Learns merges from texts (- is standard input).");
+    const int merges = set.vocabulary - BYTES - 1;
     warn_idle(options);
-    lock_directory(out);
-    if (!overwrite)
-        refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
-    set_threads(threads);
-    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
+    lock_directory(set.out);
+    if (!set.overwrite)
+        refuse_existing(set.out, tokenizer_files, "Choose another --out, or add --overwrite.");
+    set_threads(set.threads);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
     struct Tokenizer *t = tokenizer_new();
     struct WordTable words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
-    learn_merges(t, &trainer, merges, min_frequency, max_bytes);
+    learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
     if (t->merges < merges)
         warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
-             counted(t->merges, "merge"), t->merges + BYTES + 1, vocabulary);
+             counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;
-    tokenizer_save(t, out);
-    progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", out, t->vocabulary,
-             source.done / 1e6, counted(words.count, "different word"), seconds() - start);
-    trainer_free(&trainer);
-    word_table_free(&words);
-    source_close(&source);
-    tokenizer_free(t);
+    tokenizer_save(t, set.out);
+    progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", set.out, t->vocabulary,
+             source.done / 1e6, counted(words.count, "different word"),
+             seconds() - source.timer.start);
     return 0;
 }
 
@@ -2063,7 +1975,7 @@ static int command_train(int argc, char **argv)
  * document is on one of two sides: 0 for training, 1 set aside for validation. */
 struct Encoded {
     bool ready;
-    struct { uint16_t *ids; size_t count, room; } side[2];
+    struct Buffer ids[2];       /* uint16_t, of each side */
     size_t head, documents;     /* head: on side 0; documents: that begin in the chunk */
     int64_t bytes;              /* of text */
     int last_side;              /* of the last document that begins here, or -1 */
@@ -2072,33 +1984,29 @@ struct Encoded {
 /* Draws the side of the document that begins with this part. The draw depends on the seed, the
  * number of the file and the position in it, not on threads or chunks. A document that was cut in
  * two is not drawn. */
-static int side_of(const struct Chunk *c, const struct Part *p, double val_fraction, int64_t seed)
+static int side_of(const struct Chunk *c, const struct Part *p)
 {
-    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->number << 44),
+    struct Random r = random_stream((uint64_t)set.seed + ((uint64_t)c->number << 44),
                                     (uint64_t)p->position);
     const int64_t cut = c->source->cut;
-    return cut ? p->position >= cut : random_uniform(&r) < val_fraction;
+    return cut ? p->position >= cut : random_uniform(&r) < set.val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
-static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c,
-                         double val_fraction, int64_t seed)
+static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c)
 {
     struct Part p;
-    e->side[0].count = e->side[1].count = e->head = e->documents = 0;
+    e->ids[0].size = e->ids[1].size = e->head = e->documents = 0;
     e->bytes = 0;
     e->last_side = -1;
     while (next_part(&c, &p)) {
-        const int side = p.starts ? side_of(&c, &p, val_fraction, seed) : 0;
-        const size_t max_count = e->side[side].count + (p.end - p.begin) + 16;
-        if (max_count > e->side[side].room) {
-            e->side[side].room = 2 * max_count;
-            e->side[side].ids = resize(e->side[side].ids, 2 * max_count * sizeof(uint16_t));
-        }
-        uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
+        const int side = p.starts ? side_of(&c, &p) : 0;
+        struct Buffer *b = &e->ids[side];
+        reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
+        uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
         if (p.starts) *at++ = (uint16_t)encoder->tokenizer->eot;
         at += encode_text(encoder, p.begin, p.end, p.readable, at);
-        e->side[side].count += at - ids;
+        b->size += (at - ids) * sizeof *ids;
         if (!p.starts) e->head = at - ids;
         else e->last_side = side;
         e->documents += p.starts;
@@ -2106,65 +2014,54 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     }
 }
 
-/* Where the ids of all chunks go, in order: into shards, or only into counts. */
+/* Where the ids of all chunks go, in order. */
 struct Sink {
-    struct ShardWriter *writers;    /* (2): one for each side; NULL: none */
+    struct ShardWriter writers[2];  /* one for each side */
     int side;                       /* of the document that the next chunk continues */
-    int64_t *uses;                  /* (V): how often each id occurs; NULL: not counted */
-    int64_t documents, bytes, pieces, single;
+    int64_t documents, bytes;
 };
 
 static void take_encoded(struct Sink *s, const struct Encoded *e)
 {
-    const uint16_t *ids = e->side[0].ids;
+    const uint16_t *ids = (const uint16_t *)e->ids[0].data;
     s->documents += e->documents;
     s->bytes += e->bytes;
-    for (size_t i = 0; s->uses && i < e->side[0].count; i++) s->uses[ids[i]]++;
-    if (!s->writers) return;
     write_tokens(&s->writers[s->side], ids, e->head);
-    write_tokens(&s->writers[0], ids + e->head, e->side[0].count - e->head);
-    write_tokens(&s->writers[1], e->side[1].ids, e->side[1].count);
+    write_tokens(&s->writers[0], ids + e->head, e->ids[0].size / sizeof *ids - e->head);
+    write_tokens(&s->writers[1], (const uint16_t *)e->ids[1].data, e->ids[1].size / sizeof *ids);
     if (e->last_side >= 0) s->side = e->last_side;
 }
 
 /* Encodes all files. Each thread encodes one chunk after the other. The thread that completes the
  * next chunk in order hands it to the sink, and those behind it that are ready, so that no thread
  * waits for another's chunk. */
-static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source,
-                         double val_fraction, int64_t seed)
+static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source)
 {
-    const int threads = thread_count();
-    struct Encoder *encoders = encoders_new(t, threads);
+    struct Encoder *encoders = encoders_new(t, thread_count());
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
-    const char *doing = s->writers ? "encoding" : "counting tokens";
-    for (int n; (n = next_chunks(source, chunks)); show_source(source, doing)) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, "encoding")) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i], val_fraction, seed);
+            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i]);
             #pragma omp critical
             for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
                 take_encoded(s, &encoded[taken]);
         }
     }
-    for (int i = 0; i < threads; i++) {
-        s->pieces += encoders[i].pieces;
-        s->single += encoders[i].single;
-    }
-    for (int i = 0; i < 2 * BATCH; i++) free(encoded[i / 2].side[i % 2].ids);
-    encoders_free(encoders, threads);
 }
 
-/* Gives the shards their names, removes older ones, and says what was written. */
-static void finish_shards(struct ShardWriter *writers, int count)
+/* Gives the shards of the sets their names, removes what older sets had more, and says what was
+ * written. */
+static void finish_sets(struct ShardWriter *writers, int count)
 {
     for (int i = 0; i < count; i++) complete_set(&writers[i]);
     commit_outputs();
     for (struct ShardWriter *w = writers; w < writers + count; w++) {
-        remove_old_shards(w);
-        progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
+        for (int i = w->number; i < w->old; i++) remove_file(shard_path(w->prefix, i));
+        progress(true, "%s%s: %s", shard_path(w->prefix, 0), w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
     }
 }
@@ -2188,59 +2085,52 @@ static int64_t find_cut(const char *path, double val_fraction)
 /* Texts -> shards. */
 static int command_encode(int argc, char **argv)
 {
-    int threads = 0;
-    int64_t shard_tokens = 100000000, chunk_bytes = CHUNK_BYTES, seed = 1;
-    double val_fraction = 0;
-    const char *tokenizer = NULL, *out = NULL, *split = "file", *text_field = "text";
-    bool overwrite = false;
     struct Option options[] = {
         TOKENIZER_OPTION,
-        {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
+        {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &set.out,
+         .required = true},
         SPLIT_OPTIONS,
-        {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
+        {"shard-tokens", "tokens in a shard", LONG, &set.shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
-         REAL_NUMBER, &val_fraction, .max = 1},
-        {"seed", "which documents these are", LONG, &seed, .max = 1e15,
+         REAL_NUMBER, &set.val_fraction, .max = 1},
+        {"seed", "which documents these are", LONG, &set.seed, .max = 1e15,
          .idle = "without val-fraction"},
-        {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+        {"overwrite", "replace the shards of an earlier run", FLAG, &set.overwrite},
+        THREADS_OPTION(&set.threads), {0}};
     const int files = read_options(
         argc, argv, options,
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
-    struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
-                                     {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
-    const int sets = val_fraction > 0 ? 2 : 1;
-    for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
-    char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
-    if (sets == 1 && writers[0].old && file_exists(val))
-        warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
-             "--val-fraction.", val, out);
-    free(val);
+    const int sets = set.val_fraction > 0 ? 2 : 1;
     warn_idle(options);
-    set_threads(threads);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
-    writers[0].hash = writers[1].hash = t->hash;
-    if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
-        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
+    set_threads(set.threads);
+    struct Sink sink = {{{.prefix = text_of("%s", set.out)}, {.prefix = text_of("%s_val", set.out)}}};
+    for (int i = 0; i < sets; i++) start_set(&sink.writers[i], set.overwrite);
+    char *val = shard_path(sink.writers[1].prefix, 0);
+    if (sets == 1 && sink.writers[0].old && file_exists(val))
+        warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
+             "--val-fraction.", val, set.out);
+    struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
+    for (int i = 0; i < 2; i++) {
+        sink.writers[i].hash = t->hash;
+        sink.writers[i].limit = set.shard_tokens;
+    }
+    if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
+        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
     if (source.cut) warn_unused(options, "seed", "with one document");
-    struct Sink sink = {.writers = writers};
-    encode_files(&sink, t, &source, val_fraction, seed);
-    const int64_t tokens = writers[0].total + writers[1].total;
+    encode_files(&sink, t, &source);
+    const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
-    if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
-        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", val_fraction,
+    if (!train || (sets == 2 && !aside))
+        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", set.val_fraction,
             counted(sink.documents, "document"),
-            writers[0].total ? "none is set aside" : "none is left to train on");
-    finish_shards(writers, sets);
+            train ? "none is set aside" : "none is left to train on");
+    finish_sets(sink.writers, sets);
     const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(sink.documents, "document"), source.done / 1e6,
-             (double)sink.bytes / tokens, elapsed,
-             source.done / 1e6 / elapsed);
-    source_close(&source);
-    tokenizer_free(t);
+             (double)sink.bytes / (train + aside), elapsed, source.done / 1e6 / elapsed);
     return 0;
 }
 
@@ -2280,46 +2170,32 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
 /* Shards -> the bytes of their tokens, on standard output. */
 static int command_decode(int argc, char **argv)
 {
-    const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION,
-        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
+        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &set.split,
          .choices = "file|lines|eot"}, {0}};
     const int shards = read_options(
         argc, argv, options,
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    const enum Split kind = split_of(split);
+    struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    const enum Split split = split_of(set.split);
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
-        char *path = missing_shard(&s[i], NULL);
+        const char *path = missing_shard(&s[i], NULL);
         if (path)
             warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
                  counted(s[i].shards, "shard"));
-        free(path);
     }
-    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[kind]);
-    free(s);
-    if (kind == SPLIT_LINES) puts("");
-    tokenizer_free(t);
+    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[split]);
+    if (split == SPLIT_LINES) puts("");
     return 0;
 }
 
-/* --- ids, show, stats --- */
-
-static struct Buffer read_stdin(void)
-{
-    struct Buffer b = {0};
-    char block[65536];
-    append_bytes(&b, "", 0);
-    for (size_t n; (n = fread(block, 1, sizeof block, stdin)); ) append_bytes(&b, block, n);
-    if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
-    return b;
-}
+/* --- ids, show --- */
 
 /* The ids of a text, which the caller frees, and their number. With `special`, <|endoftext|> in
  * the text is the token, and the text on each side of it is encoded alone. */
@@ -2337,112 +2213,60 @@ static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, i
     return ids;
 }
 
-/* Standard input -> its ids, on one line. */
+/* The text of a command, its argument or else the standard input, and its tokens. */
+struct Tokens { struct Tokenizer *tokenizer; struct Buffer text; int *ids, count; };
+
+static struct Tokens read_tokens_of_text(int argc, char **argv, const char *usage)
+{
+    struct Tokens r = {0};
+    char block[65536];
+    struct Option options[] = {
+        TOKENIZER_OPTION,
+        {"special", "<|endoftext|> in the text is the token", FLAG, &set.special}, {0}};
+    const int texts = read_options(argc, argv, options, usage);
+    if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
+    r.tokenizer = tokenizer_load(set.tokenizer);
+    append(&r.text, "%s", texts ? argv[0] : "");
+    for (size_t n; !texts && (n = fread(block, 1, sizeof block, stdin)); )
+        append_bytes(&r.text, block, n);
+    if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
+    r.ids = ids_of_text(r.tokenizer, r.text, set.special, &r.count);
+    return r;
+}
+
+/* A text -> its ids, on one line. */
 static int command_ids(int argc, char **argv)
 {
-    const char *tokenizer = NULL;
-    bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
-    if (read_options(argc, argv, options,
-                      "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
-                      "Prints the token ids of standard input on one line."))
-        die_usage("%s: not expected; the text is read from standard input.", argv[0]);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = read_stdin(), line = {0};
-    int n, *ids = ids_of_text(t, text, special, &n);
-    for (int i = 0; i < n; i++) append(&line, i ? " %d" : "%d", ids[i]);
+    const struct Tokens r = read_tokens_of_text(
+        argc, argv, "tokenizer ids --tokenizer DIR [--special] [TEXT]\n"
+        "Prints the token ids of TEXT, or of standard input, on one line.");
+    struct Buffer line = {0};
+    for (int i = 0; i < r.count; i++) append(&line, i ? " %d" : "%d", r.ids[i]);
     append(&line, "\n");
     show_result(&line);
-    free(ids); free(text.data); free(line.data);
-    tokenizer_free(t);
     return 0;
 }
 
 /* A text -> its tokens, coloured on a terminal, and a table of their ids. */
 static int command_show(int argc, char **argv)
 {
-    const char *tokenizer = NULL;
-    bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
-    const int texts = read_options(
-        argc, argv, options,
-        "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
+    const struct Tokens r = read_tokens_of_text(
+        argc, argv, "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
         "Shows the tokens of TEXT, or of standard input, and their ids.");
-    if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = {0}, line = {0}, table = {0};
-    if (texts) append_bytes(&text, argv[0], strlen(argv[0]));
-    else text = read_stdin();
-    int n, *ids = ids_of_text(t, text, special, &n);
+    const int n = r.count;
+    struct Buffer line = {0}, table = {0};
     for (int i = 0; i < n; i++) {
         int length;
-        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
+        const uint8_t *bytes = bytes_of_token(r.tokenizer, r.ids[i], &length);
         if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
         append_readable(&line, bytes, length);
         append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
-        append(&table, "%6d  ", ids[i]);
+        append(&table, "%6d  ", r.ids[i]);
         append_readable(&table, bytes, length);
         append(&table, "\n");
     }
     printf("%s\n%s%s, %s, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "",
-           counted(n, "token"), counted(text.size, "byte"), n ? (double)text.size / n : 0);
-    free(ids); free(text.data); free(line.data); free(table.data);
-    tokenizer_free(t);
-    return 0;
-}
-
-/* Prints the n longest tokens that are used, longest first. */
-static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
-{
-    struct Heap longest = {0};
-    struct Buffer b = {0};
-    for (int id = 0; id < t->eot; id++)
-        if (uses[id]) heap_push(&longest, (struct Entry){token_length(t, id), id, id});
-    for (; n > 0 && longest.size; n--) {
-        int length, id = heap_pop(&longest).index;
-        const uint8_t *bytes = bytes_of_token(t, id, &length);
-        append(&b, "%8d %10lld  \"", id, (long long)uses[id]);
-        append_readable(&b, bytes, length);
-        append(&b, "\"\n");
-    }
-    printf("longest tokens (id, uses, bytes)\n%s", b.size ? b.data : "");
-    free(b.data);
-    free(longest.entries);
-}
-
-/* Texts -> how many tokens and bytes, and the longest tokens. */
-static int command_stats(int argc, char **argv)
-{
-    int threads = 0, longest = 10;
-    int64_t tokens = 0, unused = 0;
-    const char *tokenizer = NULL, *split = "file", *text_field = "text";
-    struct Option options[] = {
-        TOKENIZER_OPTION, SPLIT_OPTIONS,
-        {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
-        THREADS_OPTION(&threads), {0}};
-    const int files = read_options(argc, argv, options,
-                                    "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
-                                    "How well the vocabulary fits texts.");
-    warn_idle(options);
-    set_threads(threads);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);
-    struct Sink sink = {.uses = allocate_zeroed(t->vocabulary * sizeof *sink.uses)};
-    encode_files(&sink, t, &source, 0, 0);
-    for (int id = 0; id < t->eot; id++) {
-        tokens += sink.uses[id];
-        unused += !sink.uses[id];
-    }
-    printf("bytes            %lld\ntokens           %lld\n", (long long)sink.bytes,
-           (long long)tokens);
-    printf("bytes_per_token  %.4f\n", tokens ? (double)sink.bytes / tokens : 0);
-    printf("documents        %lld\nwords            %lld\n", (long long)sink.documents,
-           (long long)sink.pieces);
-    printf("one_token_words  %.2f %%\n", sink.pieces ? 100.0 * sink.single / sink.pieces : 0);
-    printf("unused_tokens    %lld of %d\n", (long long)unused, t->eot);
-    print_longest(t, sink.uses, longest);
-    source_close(&source);
-    tokenizer_free(t);
+           counted(n, "token"), counted(r.text.size, "byte"), n ? (double)r.text.size / n : 0);
     return 0;
 }
 
@@ -2452,9 +2276,8 @@ int main(int argc, char **argv)
         {"train", command_train, "learn a vocabulary from texts"},
         {"encode", command_encode, "texts to shards of token ids"},
         {"decode", command_decode, "shards back to bytes"},
-        {"ids", command_ids, "the token ids of standard input"},
-        {"show", command_show, "the tokens of a text, to look at"},
-        {"stats", command_stats, "how well a vocabulary fits texts"}};
+        {"ids", command_ids, "the token ids of a text"},
+        {"show", command_show, "the tokens of a text, to look at"}};
     return run_command("tokenizer", argc, argv, commands, COUNT(commands));
 }
 
