@@ -29,19 +29,15 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  The heap
- *      2  Pieces                                 7  Speed       16 bytes at a time, cache, heap
- *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
- *      4  Merging a piece                        9  Shards      what the training program reads
- *      5  Learning the merges                   10  Documents   texts, cut for the threads
- *                                               11  Commands    train, encode, decode, ...
+ *      1  Characters                             7  Speed       16 bytes at a time, cache, heap
+ *      2  Pieces                                 8  Files       merges.txt, tokenizer.json, ...
+ *      3  Vocabulary                             9  Shards      what the training program reads
+ *      4  Merging a piece                       10  Documents   texts, cut for the threads
+ *      5  The heap                              11  Commands    train, encode, decode, ...
+ *      6  Learning the merges
  *
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
- * and 11. They use:
- *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                    text <-> ids
- *    open_shard, read_ids, read_block, count_set, missing_shard (9)              shards
- *    heap_sift_down, heap_pop (6)                                                sampling */
+ * and 11. They load a tokenizer (8), encode texts (7) and open shards (9). */
 
 #include "model.h"
 #include "data/unicode_classes.h"
@@ -51,16 +47,6 @@
 /* ============================================================================================= */
 /* Part I: what a tokenizer computes                                                             */
 /* ============================================================================================= */
-
-/* --- Part II provides these tools --- */
-
-/* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
- * may store any number in index. */
-struct Entry { double key; uint32_t id; int index; };
-struct Heap { struct Entry *entries; size_t size, room; };
-
-static void heap_push(struct Heap *h, struct Entry entry);
-static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
 
 /* ============================================================================================= */
 /* 1. Characters                                                                                 */
@@ -301,7 +287,55 @@ static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, u
 }
 
 /* ============================================================================================= */
-/* 5. Learning the merges                                                                        */
+/* 5. The heap                                                                                   */
+/* ============================================================================================= */
+
+/* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
+ * may store any number in index. The children of entry i are the entries 2 i + 1 and 2 i + 2. */
+struct Entry { double key; uint32_t id; int index; };
+struct Heap { struct Entry *entries; size_t size, room; };
+
+static inline bool heap_before(const struct Entry *a, const struct Entry *b)
+{
+    return a->key != b->key ? a->key > b->key : a->id < b->id;
+}
+
+/* Moves entry i down until it comes before its children, which must be heaps already. */
+static void heap_sift_down(struct Heap *h, size_t i)
+{
+    struct Entry *e = h->entries;
+    const struct Entry moved = e[i];
+    for (size_t child; (child = 2 * i + 1) < h->size; i = child) {
+        if (child + 1 < h->size && heap_before(&e[child + 1], &e[child])) child++;
+        if (!heap_before(&e[child], &moved)) break;
+        e[i] = e[child];
+    }
+    e[i] = moved;
+}
+
+static void heap_push(struct Heap *h, struct Entry entry)
+{
+    if (h->size == h->room)
+        h->entries = resize(h->entries, (h->room = 2 * h->room + 1024) * sizeof *h->entries);
+    size_t i = h->size++;
+    for (; i > 0 && heap_before(&entry, &h->entries[(i - 1) / 2]); i = (i - 1) / 2)
+        h->entries[i] = h->entries[(i - 1) / 2];
+    h->entries[i] = entry;
+}
+
+/* Takes out entries[0]; size must be > 0. The entry stays in memory at entries[size], so that
+ * popping all entries of an array sorts it, the first entry of the heap last. */
+static struct Entry heap_pop(struct Heap *h)
+{
+    const struct Entry top = h->entries[0];
+    h->entries[0] = h->entries[--h->size];
+    h->entries[h->size] = top;
+    heap_sift_down(h, 0);
+    return top;
+}
+
+/* ============================================================================================= */
+/* 6. Learning the merges                                                                        */
 /* ============================================================================================= */
 
 /* A text has many pieces, but far fewer different ones. Each different piece is a word here and
@@ -331,22 +365,6 @@ struct Trainer {
     struct HashTable index;         /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
-
-/* An empty trainer with room for `words` words of `bytes` bytes in all. */
-static struct Trainer trainer_new(size_t words, size_t bytes)
-{
-    struct Trainer t = {.index = hash_table(0)};
-    t.ids = resize(NULL, bytes * sizeof *t.ids);
-    t.words = resize(NULL, words * sizeof *t.words);
-    return t;
-}
-
-static void trainer_free(struct Trainer *t)
-{
-    for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    hash_free(&t->index);
-    free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
-}
 
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
@@ -470,51 +488,6 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. The heap                                                                                   */
-/* ============================================================================================= */
-
-/* The children of entry i are the entries 2 i + 1 and 2 i + 2. */
-
-static inline bool heap_before(const struct Entry *a, const struct Entry *b)
-{
-    return a->key != b->key ? a->key > b->key : a->id < b->id;
-}
-
-/* Moves entry i down until it comes before its children, which must be heaps already. */
-static void heap_sift_down(struct Heap *h, size_t i)
-{
-    struct Entry *e = h->entries;
-    const struct Entry moved = e[i];
-    for (size_t child; (child = 2 * i + 1) < h->size; i = child) {
-        if (child + 1 < h->size && heap_before(&e[child + 1], &e[child])) child++;
-        if (!heap_before(&e[child], &moved)) break;
-        e[i] = e[child];
-    }
-    e[i] = moved;
-}
-
-static void heap_push(struct Heap *h, struct Entry entry)
-{
-    if (h->size == h->room)
-        h->entries = resize(h->entries, (h->room = 2 * h->room + 1024) * sizeof *h->entries);
-    size_t i = h->size++;
-    for (; i > 0 && heap_before(&entry, &h->entries[(i - 1) / 2]); i = (i - 1) / 2)
-        h->entries[i] = h->entries[(i - 1) / 2];
-    h->entries[i] = entry;
-}
-
-/* The entry that is taken out stays in memory at entries[size], so that popping all entries of an
- * array sorts it, the first entry of the heap last. */
-static struct Entry heap_pop(struct Heap *h)
-{
-    const struct Entry top = h->entries[0];
-    h->entries[0] = h->entries[--h->size];
-    h->entries[h->size] = top;
-    heap_sift_down(h, 0);
-    return top;
-}
-
-/* ============================================================================================= */
 /* 7. Speed                                                                                      */
 /* ============================================================================================= */
 
@@ -611,20 +584,14 @@ static struct Encoder *encoders_new(const struct Tokenizer *t, int n)
     return e;
 }
 
-static void encoders_free(struct Encoder *e, int n)
-{
-    for (int i = 0; e && i < n; i++) {
-        release(e[i].cache, CACHE_BYTES);
-        free(e[i].ids);
-    }
-    free(e);
-}
-
 static void tokenizer_free(struct Tokenizer *t)
 {
-    encoders_free(t->encoder, 1);
+    if (t->encoder) {
+        release(t->encoder->cache, CACHE_BYTES);
+        free(t->encoder->ids);
+    }
     hash_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->encoder); free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
     free(t);
 }
 
@@ -980,12 +947,12 @@ static char *existing_file(const char *directory, const char *name)
  * is ours. NULL: there is none. */
 static char *tokenizer_file(const char *name)
 {
+    static const char *const files[] = {"tokenizer.json", "merges.txt", "vocab.bpe"};
     struct stat status;
-    if (!file_exists(name)) return NULL;
-    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    char *path = existing_file(name, "tokenizer.json");
-    if (!path) path = existing_file(name, "merges.txt");
-    if (!path) path = existing_file(name, "vocab.bpe");
+    char *path = NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode))
+        return file_exists(name) ? text_of("%s", name) : NULL;
+    for (int i = 0; i < COUNT(files) && !path; i++) path = existing_file(name, files[i]);
     return path;
 }
 
@@ -1033,19 +1000,17 @@ static void renumber_tokens(struct Model *model, const struct Tokenizer *t)
 }
 
 /* The usage, as a model's metadata keep it. */
-static char *usage_text(const struct Usage *u)
+static const char *usage_text(const struct Usage *u)
 {
-    return text_of("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
-                   u->max_length);
+    return brief("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+                 u->max_length);
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
-    char *usage = usage_text(&t->usage);
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
-    metadata_set(meta, "tokenizer_usage", "%s", usage);
-    free(usage);
+    metadata_set(meta, "tokenizer_usage", "%s", usage_text(&t->usage));
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
@@ -1057,7 +1022,7 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    char *is = usage_text(&t->usage);
+    const char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
@@ -1070,7 +1035,6 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
             "model was trained with.", dir, last + 1, model->config.vocabulary);
     if (t->file_ids) renumber_tokens(model, t);
-    free(is);
     return t;
 }
 
@@ -1092,19 +1056,22 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
         {0, "PK\3\4", 4, "a zip file, as .docx and .xlsx are", "unzip"},
         {0, "%PDF-", 5, "a PDF document", "pdftotext"},
         {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
-    for (int i = 0; i < COUNT(kinds); i++)
-        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n))
-            die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, kinds[i].what,
-                kinds[i].remedy);
+    const char *what = NULL, *remedy = NULL;
+    for (int i = 0; i < COUNT(kinds) && !what; i++)
+        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n)) {
+            what = kinds[i].what;
+            remedy = kinds[i].remedy;
+        }
     /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
+    size_t zeros[2] = {0};
     const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    for (int odd = 0; odd < 2; odd++) {
-        size_t i = 0;
-        while (i < first && !p[i + odd] && p[i + !odd]) i += 2;
-        if (first >= 4 && i == first)
-            die("%s: is UTF-16, not plain text in UTF-8. Convert it with `iconv -f UTF-16%s -t "
-                "UTF-8`.", path, odd ? "LE" : "BE");
+    for (size_t i = 0; i < first; i++) zeros[i % 2] += !p[i];
+    if (!what && first >= 4 && zeros[0] + zeros[1] == first / 2 && !(zeros[0] && zeros[1])) {
+        what = "UTF-16";
+        remedy = zeros[1] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
     }
+    if (what)
+        die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, what, remedy);
 }
 
 /* --- Writing tokens --- */
@@ -1157,12 +1124,6 @@ static void append_merges(struct Buffer *b, const struct Tokenizer *t, bool json
         append_token(b, t, t->parts[r][1], json);
         append(b, json ? "\"" : "\n");
     }
-}
-
-static void append_merges_file(struct Buffer *b, const struct Tokenizer *t)
-{
-    append(b, "#version: 0.2\n");
-    append_merges(b, t, false);
 }
 
 /* {"!": 0, ..., "\u0120the": 262, ...}, as in GPT-2's own file. */
@@ -1247,16 +1208,18 @@ static const char *const tokenizer_files[] = {"vocab.json", "merges.txt", "token
 /* Writes the files for commit_outputs. */
 static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
 {
-    static void (*const append_file[])(struct Buffer *, const struct Tokenizer *) = {
-        append_vocabulary, append_merges_file, append_tokenizer_config, append_tokenizer_json};
+    struct Buffer texts[4] = {0};
+    append_vocabulary(&texts[0], t);
+    append(&texts[1], "#version: 0.2\n");
+    append_merges(&texts[1], t, false);
+    append_tokenizer_config(&texts[2], t);
+    append_tokenizer_json(&texts[3], t);
     make_directory(dir);
     for (int i = 0; tokenizer_files[i]; i++) {
-        struct Buffer text = {0};
         char *path = text_of("%s/%s", dir, tokenizer_files[i]);
-        append_file[i](&text, t);
-        stage_file(path, text.data, text.size);
+        stage_file(path, texts[i].data, texts[i].size);
         free(path);
-        free(text.data);
+        free(texts[i].data);
     }
 }
 
@@ -1304,9 +1267,11 @@ struct Shard {
     int vocabulary;             /* no id reaches it */
 };
 
-/* out (n) = the ids at .. at + n - 1. Dies if one is beyond the vocabulary. */
-static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
+/* Reads up to `max` ids from number `at` on and returns how many; 0: the end. Dies if one is beyond
+ * the vocabulary. */
+static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
 {
+    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
     int largest = 0;
     read_at(&s->file, out, n * sizeof *out, SHARD_HEADER + (size_t)at * sizeof *out);
     #pragma omp simd reduction(max: largest)
@@ -1314,13 +1279,6 @@ static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
     if (largest >= s->vocabulary)
         die("%s: holds token %d, but the tokenizer has only %d. Use the tokenizer that it was "
             "encoded with, or encode the text again.", s->path, largest, s->vocabulary);
-}
-
-/* The same for as many as there are from `at` on, at most `max`. Returns how many; 0: the end. */
-static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
-{
-    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
-    read_ids(out, s, at, n);
     return n;
 }
 
@@ -1416,25 +1374,19 @@ struct ShardWriter {
     char *prefix;
     uint64_t hash, set;                 /* of the tokenizer; of the tokens so far */
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
-    struct Output **shards;             /* (number) */
+    struct Output *shards[MAX_SHARDS];
     int number;                         /* of shards so far */
     int old;                            /* shards that are replaced have smaller numbers */
 };
 
-static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
-{
-    const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
-                                       w->set, w->number};
-    output_write(o, &header, sizeof header);
-}
-
+/* Begins a shard. Its header is written last, when its number of tokens is known. */
 static void start_shard(struct ShardWriter *w)
 {
+    static const struct ShardHeader header;
     char *path = shard_path(w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
-    w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
     w->shards[w->number] = output_open(path);
-    write_shard_header(w->shards[w->number++], w, 0);
+    output_write(w->shards[w->number++], &header, sizeof header);
     w->in_shard = 0;
     free(path);
 }
@@ -1472,8 +1424,11 @@ static void complete_set(struct ShardWriter *w)
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
+        const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
+        const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
+                                           w->set, w->number};
         if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
-        write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
+        output_write(o, &header, sizeof header);
         output_finish(o);
     }
 }
@@ -1532,7 +1487,7 @@ struct Source {
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
-    int file;                   /* the descriptor of the open file, or -1 */
+    struct File file;           /* the open file, or the descriptor -1 */
     bool ended;                 /* the open file has been read to its end */
     bool fresh;                 /* a document begins at window[at] */
     int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
@@ -1578,15 +1533,14 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 }
 
 /* Says once that the text holds the mark as ordinary characters. */
-static void hint_at_marks(const struct Chunk *c)
+static void hint_at_marks(const char *path)
 {
     static bool said;
     #pragma omp critical (hint)
     {
-        if (!said) warn("%s: holds %s as ordinary text. %s", c->path, END_OF_TEXT,
-                        c->source->split == SPLIT_JSONL
-                        ? "Remove it if it is meant to end documents."
-                        : "With --split eot, documents end there.");
+        if (!said)
+            warn("%s: holds %s as ordinary text. With --split eot, and only so, it ends documents.",
+                 path, END_OF_TEXT);
         said = true;
     }
 }
@@ -1633,7 +1587,7 @@ static bool next_part(struct Chunk *c, struct Part *p)
         c->at = next;
         c->fresh = ends;
         if (split == SPLIT_JSONL) read_json_line(c, p);
-        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
+        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c->path);
         if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
@@ -1646,53 +1600,43 @@ enum { BATCH = 64 };            /* the maximum number of chunks in one call of n
 /* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
 static struct Source source_open(char **paths, int count, const char *split, const char *field)
 {
-    struct Source s = {paths, count, .split = split_of(split), .field = field, .file = -1,
+    struct Source s = {paths, count, .split = split_of(split), .field = field, .file.fd = -1,
                        .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
-        struct stat status;
-        const bool standard = !strcmp(paths[i], "-");
-        if (standard ? fstat(0, &status) : stat(paths[i], &status) || access(paths[i], R_OK))
-            die("%s: cannot be read (%s). Check the name.", shown_path(paths[i]), strerror(errno));
-        if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name files.", paths[i]);
+        struct stat status = {0};
+        if (!strcmp(paths[i], "-")) fstat(0, &status);
+        else if (stat(paths[i], &status) || !S_ISFIFO(status.st_mode)) {
+            struct File file = open_file(paths[i], true);
+            close_file(&file);
+        }
         sized = sized && S_ISREG(status.st_mode);
         s.total += status.st_size;
     }
     if (!sized) s.total = 0;
-    s.window = allocate_zeroed(s.room);
+    s.window = resize(NULL, s.room);
     return s;
 }
 
-static void source_close(struct Source *s) { release(s->window, s->room); }
-
-/* Makes the window twice as large. */
-static void grow_window(struct Source *s)
-{
-    uint8_t *larger = allocate_zeroed(2 * s->room);
-    memcpy(larger, s->window, s->size);
-    release(s->window, s->room);
-    s->window = larger;
-    s->room *= 2;
-}
+static void source_close(struct Source *s) { free(s->window); }
 
 /* Opens the next file if none is open, and reads until the window is full or the file ends. */
 static void fill_window(struct Source *s)
 {
-    if (s->file < 0) {
+    if (s->file.fd < 0) {
         const char *path = s->paths[s->number++];
-        s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
+        s->file = strcmp(path, "-") ? open_file(path, true) : (struct File){path, dup(0)};
         s->position = 0;
         s->line = 1;
         s->ended = false;
         s->fresh = true;
     }
     while (!s->ended && s->size < s->room) {
-        const ssize_t n = s->file < 0 ? -1 : read(s->file, s->window + s->size, s->room - s->size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) die("%s: cannot be read (%s).", s->paths[s->number - 1], strerror(errno));
+        const size_t n = bytes_read(
+            &s->file, read(s->file.fd, s->window + s->size, s->room - s->size));
         s->ended = n == 0;
-        s->size += (size_t)n;
+        s->size += n;
     }
 }
 
@@ -1749,8 +1693,8 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     s->position += stop - at;
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
-        close(s->file);
-        s->file = -1;
+        close_file(&s->file);
+        s->file.fd = -1;
     }
     return true;
 }
@@ -1763,11 +1707,11 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     s->size -= s->at;
     memmove(s->window, s->window + s->at, s->size);
     s->at = 0;
-    while (n < BATCH && (s->file >= 0 || s->number < s->count)) {
+    while (n < BATCH && (s->file.fd >= 0 || s->number < s->count)) {
         fill_window(s);
         if (take_chunk(s, &chunks[n])) n++;
         else if (n) break;                          /* the window must not move under the chunks */
-        else grow_window(s);
+        else s->window = resize(s->window, s->room *= 2);
     }
     return n;
 }
@@ -1813,12 +1757,6 @@ static struct WordTable word_table(int bits)
     return (struct WordTable){allocate_zeroed(sizeof(struct WordCount) << bits), 0, bits};
 }
 
-static void word_table_free(struct WordTable *table)
-{
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
-    release(table->slots, sizeof(struct WordCount) << table->bits);
-}
-
 static inline size_t word_length(Bytes16 key)
 {
     return (size_t)(key >= LONG_WORD ? (key & ~LONG_WORD) >> 64 : key >> 120);
@@ -1844,19 +1782,19 @@ static inline struct WordCount *word_find(const struct WordTable *table, Bytes16
     }
 }
 
-static void word_table_grow(struct WordTable *table)
+/* Adds n > 0 to the count of a word, which is copied if it is a new long one. */
+static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n);
+
+/* Adds the counts of a table, which ends, to those of another one. */
+static void add_counts(struct WordTable *to, struct WordTable *from)
 {
-    struct WordTable larger = word_table(table->bits + 1);
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
-        const struct WordCount *w = &table->slots[i];
-        if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
+    for (size_t i = 0; i < (size_t)1 << from->bits; i++) {
+        const struct WordCount *w = &from->slots[i];
+        if (w->count) count_word(to, w->key, w->bytes, w->count);
     }
-    larger.count = table->count;
-    release(table->slots, sizeof(struct WordCount) << table->bits);
-    *table = larger;
+    release(from->slots, sizeof(struct WordCount) << from->bits);
 }
 
-/* Adds n > 0 to the count of a word. */
 static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n)
 {
     struct WordCount *w = word_find(table, key, bytes);
@@ -1867,7 +1805,11 @@ static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_
         table->count++;
     }
     w->count += n;
-    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
+    if (2 * table->count > (size_t)1 << table->bits) {
+        struct WordTable larger = word_table(table->bits + 1);
+        add_counts(&larger, table);
+        *table = larger;
+    }
 }
 
 static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
@@ -1896,16 +1838,8 @@ static struct WordTable count_words(struct Source *source)
                 count_text(&tables[thread_index()], p.begin, p.end, p.readable);
         }
     }
-    for (int i = 1; i < threads; i++) {
-        for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
-            const struct WordCount *w = &tables[i].slots[k];
-            if (w->count) count_word(&tables[0], w->key, w->bytes, w->count);
-        }
-        word_table_free(&tables[i]);
-    }
-    struct WordTable all = tables[0];
-    free(tables);
-    return all;
+    for (int i = 1; i < threads; i++) add_counts(&tables[0], &tables[i]);
+    return tables[0];
 }
 
 /* A trainer with all words that have a pair. */
@@ -1915,7 +1849,9 @@ static struct Trainer trainer_of_words(const struct WordTable *table)
     size_t bytes = 0;
     for (size_t i = 0; i < slots; i++)
         if (table->slots[i].count) bytes += word_length(table->slots[i].key);
-    struct Trainer t = trainer_new(table->count, bytes);
+    struct Trainer t = {.index = hash_table(0)};
+    t.ids = resize(NULL, bytes * sizeof *t.ids);
+    t.words = resize(NULL, table->count * sizeof *t.words);
     for (size_t i = 0; i < slots; i++) {
         const struct WordCount *w = &table->slots[i];
         const size_t n = word_length(w->key);
@@ -2104,18 +2040,19 @@ static int command_encode(int argc, char **argv)
     const int sets = set.val_fraction > 0 ? 2 : 1;
     warn_idle(options);
     set_threads(set.threads);
-    struct Sink sink = {{{.prefix = text_of("%s", set.out)}, {.prefix = text_of("%s_val", set.out)}}};
-    for (int i = 0; i < sets; i++) start_set(&sink.writers[i], set.overwrite);
-    char *val = shard_path(sink.writers[1].prefix, 0);
+    struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    static struct Sink sink;
+    for (int i = 0; i < sets; i++) {
+        sink.writers[i].prefix = text_of("%s%s", set.out, i ? "_val" : "");
+        sink.writers[i].hash = t->hash;
+        sink.writers[i].limit = set.shard_tokens;
+        start_set(&sink.writers[i], set.overwrite);
+    }
+    const char *val = text_of("%s_val_%06d.bin", set.out, 0);
     if (sets == 1 && sink.writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
-    struct Tokenizer *t = tokenizer_load(set.tokenizer);
     struct Source source = source_open(argv, files, set.split, set.text_field);
-    for (int i = 0; i < 2; i++) {
-        sink.writers[i].hash = t->hash;
-        sink.writers[i].limit = set.shard_tokens;
-    }
     if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
     if (source.cut) warn_unused(options, "seed", "with one document");
@@ -2136,32 +2073,25 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short
- * token is copied as 16 bytes; the next token overwrites the surplus. */
-static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
-                       const char *mark)
-{
-    const size_t mark_bytes = strlen(mark);
-    for (size_t i = 0; i < n; i++) {
-        const bool eot = ids[i] == t->eot;
-        const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
-        const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
-        reserve(out, length + 16);
-        if (length <= 16) memcpy(out->data + out->size, bytes, 16);
-        else memcpy(out->data + out->size, bytes, length);
-        out->size += length;
-    }
-}
-
-/* Writes the text of a shard. In the first shard, no mark is written for the first document. */
+/* Writes the text of a shard, with the mark (16 bytes of memory) for <|endoftext|>, but not for the
+ * first one in the first shard. A short token is copied as 16 bytes; the next token overwrites the
+ * surplus. */
 static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
                          const char *mark)
 {
     static uint16_t ids[1 << 16];
+    const size_t mark_bytes = strlen(mark);
     struct Buffer out = {0};
     for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
-        const bool skip = first && at == 0 && ids[0] == t->eot;
-        decode_ids(&out, t, ids + skip, n - skip, mark);
+        for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++) {
+            const bool eot = ids[i] == t->eot;
+            const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
+            const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
+            reserve(&out, length + 16);
+            if (length <= 16) memcpy(out.data + out.size, bytes, 16);
+            else memcpy(out.data + out.size, bytes, length);
+            out.size += length;
+        }
         show_result(&out);
     }
     free(out.data);
