@@ -1744,122 +1744,85 @@ static struct {
 
 /* --- train --- */
 
-/* The key of a word of more than WORD_BYTES bytes is a hash, its length and, in the last byte, 255;
- * `bytes` is a copy of the word. */
-struct WordCount { Bytes16 key; int64_t count; uint8_t *bytes; };
-static const Bytes16 LONG_WORD = (Bytes16)0xFF << 120;
+/* The different words of the texts, and how often each occurs. */
+struct WordCounts {
+    struct HashTable index;     /* the hash of a word -> its number */
+    struct Word *words;         /* word i: text.data[words[i].at ..] */
+    int count, room;
+    struct Buffer text;
+};
 
-/* Open addressing: the count of an empty slot is 0, and at most half of the slots are used. */
-struct WordTable { struct WordCount *slots; size_t count; int bits; };
-
-static struct WordTable word_table(int bits)
+/* 64 bits stand for a word: that two of a million have one hash has a chance of 3e-8. */
+static inline uint64_t word_hash(const uint8_t *p, size_t n, const uint8_t *readable)
 {
-    return (struct WordTable){allocate_zeroed(sizeof(struct WordCount) << bits), 0, bits};
+    return n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : hash_bytes(p, n);
 }
 
-static inline size_t word_length(Bytes16 key)
+/* Adds a word that is met for the first time. */
+static void new_word(struct WordCounts *w, uint64_t hash, const uint8_t *p, size_t n, int64_t count)
 {
-    return (size_t)(key >= LONG_WORD ? (key & ~LONG_WORD) >> 64 : key >> 120);
+    if (w->count == INT_MAX || n > UINT32_MAX)
+        die("more than 2 billion different words, or one of 4 GB, are too many. Train on less.");
+    if (w->count == w->room)
+        w->words = resize(w->words, (w->room += w->room / 2 + 1024) * sizeof *w->words);
+    hash_put(&w->index, hash, w->count);
+    w->words[w->count++] = (struct Word){w->text.size, (uint32_t)n, count};
+    append_bytes(&w->text, p, n);
 }
 
-/* The key of a word of any length. */
-static inline Bytes16 table_key(const uint8_t *p, size_t n, const uint8_t *readable)
+/* Adds `count` to the count of the word p .. p + n - 1. */
+static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
+                              const uint8_t *readable, int64_t count)
 {
-    return n <= WORD_BYTES ? word_key(p, n, readable)
-                           : LONG_WORD | (Bytes16)n << 64 | hash_bytes(p, n);
+    const uint64_t hash = word_hash(p, n, readable);
+    const int word = hash_get(&w->index, hash);
+    if (word >= 0) w->words[word].count += count;
+    else new_word(w, hash, p, n, count);
 }
 
-/* The slot of a word, or the empty slot where it belongs. */
-static inline struct WordCount *word_find(const struct WordTable *table, Bytes16 key,
-                                          const uint8_t *bytes)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
-        struct WordCount *w = &table->slots[i];
-        if (!w->count) return w;
-        if (w->key == key && (key < LONG_WORD || !memcmp(w->bytes, bytes, word_length(key))))
-            return w;
-    }
-}
-
-/* Adds n > 0 to the count of a word, which is copied if it is a new long one. */
-static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n);
-
-/* Adds the counts of a table, which ends, to those of another one. */
-static void add_counts(struct WordTable *to, struct WordTable *from)
-{
-    for (size_t i = 0; i < (size_t)1 << from->bits; i++) {
-        const struct WordCount *w = &from->slots[i];
-        if (w->count) count_word(to, w->key, w->bytes, w->count);
-    }
-    release(from->slots, sizeof(struct WordCount) << from->bits);
-}
-
-static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n)
-{
-    struct WordCount *w = word_find(table, key, bytes);
-    if (!w->count) {
-        const size_t length = word_length(key);
-        *w = (struct WordCount){.key = key};
-        if (key >= LONG_WORD) w->bytes = memcpy(resize(NULL, length), bytes, length);
-        table->count++;
-    }
-    w->count += n;
-    if (2 * table->count > (size_t)1 << table->bits) {
-        struct WordTable larger = word_table(table->bits + 1);
-        add_counts(&larger, table);
-        *table = larger;
-    }
-}
-
-static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
+static void count_text(struct WordCounts *w, const uint8_t *p, const uint8_t *end,
                        const uint8_t *readable)
 {
     for (const uint8_t *next; p < end; p = next) {
         next = piece_end(p, end, readable);
-        count_word(table, table_key(p, next - p, readable), p, 1);
+        count_word(w, p, next - p, readable, 1);
     }
 }
 
-/* The words of all documents and how often each occurs. Each thread has its own table; at the end
- * their counts are added. The memory is 64 to 128 bytes for each word of each thread and does not
- * depend on the length of the texts. */
-static struct WordTable count_words(struct Source *source)
+/* The words of all documents. Each thread has its own counts; at the end they are added. The memory
+ * does not depend on the length of the texts. */
+static struct WordCounts count_words(struct Source *source)
 {
     const int threads = thread_count();
-    struct WordTable *tables = resize(NULL, threads * sizeof *tables);
+    struct WordCounts *counts = resize(NULL, threads * sizeof *counts);
     struct Chunk chunks[BATCH];
-    for (int i = 0; i < threads; i++) tables[i] = word_table(16);
+    for (int i = 0; i < threads; i++) counts[i] = (struct WordCounts){.index = hash_table(1 << 15)};
     for (int n; (n = next_chunks(source, chunks)); show_source(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
             while (next_part(&chunks[i], &p))
-                count_text(&tables[thread_index()], p.begin, p.end, p.readable);
+                count_text(&counts[thread_index()], p.begin, p.end, p.readable);
         }
     }
-    for (int i = 1; i < threads; i++) add_counts(&tables[0], &tables[i]);
-    return tables[0];
+    for (int i = 1; i < threads; i++)
+        for (int k = 0; k < counts[i].count; k++) {
+            const struct Word *w = &counts[i].words[k];
+            const uint8_t *p = (const uint8_t *)counts[i].text.data + w->at;
+            count_word(counts, p, w->length, p + w->length, w->count);
+        }
+    return counts[0];
 }
 
-/* A trainer with all words that have a pair. */
-static struct Trainer trainer_of_words(const struct WordTable *table)
+/* A trainer with all words. */
+static struct Trainer trainer_of_words(const struct WordCounts *w)
 {
-    const size_t slots = (size_t)1 << table->bits;
-    size_t bytes = 0;
-    for (size_t i = 0; i < slots; i++)
-        if (table->slots[i].count) bytes += word_length(table->slots[i].key);
     struct Trainer t = {.index = hash_table(0)};
-    t.ids = resize(NULL, bytes * sizeof *t.ids);
-    t.words = resize(NULL, table->count * sizeof *t.words);
-    for (size_t i = 0; i < slots; i++) {
-        const struct WordCount *w = &table->slots[i];
-        const size_t n = word_length(w->key);
-        if (!w->count || n < 2) continue;
-        if (n >= UINT32_MAX)
-            die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-        add_word(&t, w->bytes ? w->bytes : (const uint8_t *)&w->key, n, w->count);
-    }
+    t.ids = resize(NULL, w->text.size * sizeof *t.ids);
+    t.words = resize(NULL, w->count * sizeof *t.words);
+    for (int i = 0; i < w->count; i++)
+        add_word(&t, (const uint8_t *)w->text.data + w->words[i].at, w->words[i].length,
+                 w->words[i].count);
     return t;
 }
 
@@ -1889,7 +1852,7 @@ static int command_train(int argc, char **argv)
     set_threads(set.threads);
     struct Source source = source_open(argv, files, set.split, set.text_field);
     struct Tokenizer *t = tokenizer_new();
-    struct WordTable words = count_words(&source);
+    struct WordCounts words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
     learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
