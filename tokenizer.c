@@ -760,9 +760,8 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 /* Lets find_token find a token. Returns false if there is one with the same bytes. */
 static bool note_token(struct TokenReader *r, int id)
 {
-    int n;
-    const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
-    const uint64_t hash = hash_bytes(bytes, n);
+    const struct Tokenizer *t = r->tokenizer;
+    const uint64_t hash = hash_bytes(t->bytes + t->offset[id], token_length(t, id));
     if (hash_get(&r->ids, hash) >= 0) return false;
     hash_put(&r->ids, hash, id);
     return true;
@@ -811,10 +810,9 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
     for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
-        const char *next = newline ? newline + 1 : end;
-        if (stop > at && stop[-1] == '\r') stop--;
-        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop);
-        at = next;
+        const bool carriage_return = stop > at && stop[-1] == '\r';
+        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop - carriage_return);
+        at = stop + 1;
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
@@ -841,8 +839,8 @@ static void read_file_id(struct TokenReader *r, const char *name, const struct J
 }
 
 /* Sets file_ids: trainers that put special tokens first have another order than ours. names:
- * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of
- * its own. */
+ * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id
+ * of its own. */
 static void read_file_ids(struct TokenReader *r, const struct Json *names, const struct Json *added)
 {
     struct Tokenizer *t = r->tokenizer;
@@ -973,7 +971,6 @@ static struct Tokenizer *tokenizer_load(const char *name)
     }
     char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
     if (config) read_usage(&r.tokenizer->usage, config);
-    free(config);
     hash_free(&r.ids);
     return r.tokenizer;
 }
@@ -1062,13 +1059,13 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
             what = kinds[i].what;
             remedy = kinds[i].remedy;
         }
-    /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
-    size_t zeros[2] = {0};
-    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    for (size_t i = 0; i < first; i++) zeros[i % 2] += !p[i];
-    if (!what && first >= 4 && zeros[0] + zeros[1] == first / 2 && !(zeros[0] && zeros[1])) {
+    /* UTF-16 of Latin letters without a mark: zeros and other bytes take turns. */
+    const size_t pairs = n < 64 ? n / 2 : 32;
+    size_t same = 0;
+    while (same < pairs && !p[2 * same] == !p[0] && !p[2 * same + 1] == !p[1]) same++;
+    if (!what && pairs > 1 && same == pairs && !p[0] != !p[1]) {
         what = "UTF-16";
-        remedy = zeros[1] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
+        remedy = p[0] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
     }
     if (what)
         die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, what, remedy);
@@ -1223,22 +1220,11 @@ static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
     }
 }
 
-/* The same, with the names at once. */
-static void tokenizer_save(const struct Tokenizer *t, const char *dir)
-{
-    tokenizer_stage(t, dir);
-    commit_outputs();
-}
-
 /* Dies if the --out of a model holds another tokenizer, which tokenizer_stage would replace. */
 static void refuse_other_tokenizer(const char *out, const struct Tokenizer *t)
 {
-    char *file = tokenizer_file(out);
-    struct Tokenizer *other = file ? tokenizer_load(out) : NULL;
-    if (other && other->hash != t->hash)
+    if (tokenizer_file(out) && tokenizer_load(out)->hash != t->hash)
         die_usage("--out %s: holds another tokenizer. Give --overwrite or another --out.", out);
-    if (other) tokenizer_free(other);
-    free(file);
 }
 
 /* ============================================================================================= */
@@ -1282,17 +1268,6 @@ static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64
     return n;
 }
 
-/* Reads all ids once, to check them and to compute their checksum. */
-static void check_ids(struct Shard *s)
-{
-    const size_t max = s->count < 4 * MEGABYTE ? (size_t)s->count : 4 * MEGABYTE;
-    uint16_t *ids = resize(NULL, max * sizeof *ids);
-    s->sum = (uint64_t)s->count * sizeof *ids;
-    for (int64_t at = 0, n; (n = read_block(ids, max, s, at)); at += n)
-        s->sum = checksum_add(s->sum, ids, n * sizeof *ids);
-    free(ids);
-}
-
 /* The header of a file; all 0 if it is shorter. */
 static struct ShardHeader read_shard_header(const struct File *f)
 {
@@ -1301,27 +1276,29 @@ static struct ShardHeader read_shard_header(const struct File *f)
     return header;
 }
 
-/* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
- * tokenizer than t made it; if t is NULL, any may have. */
+/* Opens a shard, and reads it once for its checksum. Dies if something is wrong with the header,
+ * the size or an id, or if another tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
-    const struct ShardHeader header = read_shard_header(&s.file);
+    static uint16_t ids[4 * MEGABYTE];
+    const struct File file = open_file(path, false);
+    const struct ShardHeader header = read_shard_header(&file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
         || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    const long long surplus = (long long)s.file.size - SHARD_HEADER - 2ll * header.count;
+    const int64_t bytes = header.count * (int64_t)sizeof *ids,
+                  surplus = (int64_t)file.size - SHARD_HEADER - bytes;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
             counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more", header.count);
     if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
-    s.count = header.count;
-    s.set = header.set;
-    s.shards = header.shards;
-    check_ids(&s);
+    struct Shard s = {path, file, header.count, header.set, (uint64_t)bytes, header.shards,
+                      t ? t->vocabulary : INT_MAX};
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &s, at)); at += n)
+        s.sum = checksum_add(s.sum, ids, n * sizeof *ids);
     return s;
 }
 
@@ -1438,8 +1415,7 @@ static void complete_set(struct ShardWriter *w)
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
-    char *directory = directory_of(w->prefix, &name);
-    make_directory(directory);
+    make_directory(directory_of(w->prefix, &name));
     start_shard(w);
     for (int i = 0; i < MAX_SHARDS; i++) {
         char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
@@ -1455,7 +1431,6 @@ static void start_set(struct ShardWriter *w, bool overwrite)
         free(path);
         free(unfinished);
     }
-    free(directory);
 }
 
 #ifndef TOKENIZER_NO_MAIN
@@ -1539,8 +1514,7 @@ static void hint_at_marks(const char *path)
     #pragma omp critical (hint)
     {
         if (!said)
-            warn("%s: holds %s as ordinary text. With --split eot, and only so, it ends documents.",
-                 path, END_OF_TEXT);
+            warn("%s: holds " END_OF_TEXT " as ordinary text. Only --split eot cuts there.", path);
         said = true;
     }
 }
@@ -1615,11 +1589,20 @@ static struct Source source_open(char **paths, int count, const char *split, con
         s.total += status.st_size;
     }
     if (!sized) s.total = 0;
-    s.window = resize(NULL, s.room);
+    s.window = allocate_zeroed(s.room);
     return s;
 }
 
-static void source_close(struct Source *s) { free(s->window); }
+static void source_close(struct Source *s) { release(s->window, s->room); }
+
+/* Makes the window twice as large. */
+static void grow_window(struct Source *s)
+{
+    uint8_t *old = s->window;
+    s->window = memcpy(allocate_zeroed(2 * s->room), old, s->size);
+    release(old, s->room);
+    s->room *= 2;
+}
 
 /* Opens the next file if none is open, and reads until the window is full or the file ends. */
 static void fill_window(struct Source *s)
@@ -1711,7 +1694,7 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
         fill_window(s);
         if (take_chunk(s, &chunks[n])) n++;
         else if (n) break;                          /* the window must not move under the chunks */
-        else s->window = resize(s->window, s->room *= 2);
+        else grow_window(s);
     }
     return n;
 }
@@ -1752,15 +1735,14 @@ struct WordCounts {
     struct Buffer text;
 };
 
-/* 64 bits stand for a word: that two of a million have one hash has a chance of 3e-8. */
-static inline uint64_t word_hash(const uint8_t *p, size_t n, const uint8_t *readable)
+/* Adds `count` to the count of the word of n bytes at p. A hash of 64 bits stands for the word:
+ * that two of a million have the same has a chance of 3e-8. */
+static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
+                              const uint8_t *readable, int64_t count)
 {
-    return n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : hash_bytes(p, n);
-}
-
-/* Adds a word that is met for the first time. */
-static void new_word(struct WordCounts *w, uint64_t hash, const uint8_t *p, size_t n, int64_t count)
-{
+    const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : hash_bytes(p, n);
+    const int word = hash_get(&w->index, hash);
+    if (word >= 0) { w->words[word].count += count; return; }
     if (w->count == INT_MAX || n > UINT32_MAX)
         die("more than 2 billion different words, or one of 4 GB, are too many. Train on less.");
     if (w->count == w->room)
@@ -1768,16 +1750,6 @@ static void new_word(struct WordCounts *w, uint64_t hash, const uint8_t *p, size
     hash_put(&w->index, hash, w->count);
     w->words[w->count++] = (struct Word){w->text.size, (uint32_t)n, count};
     append_bytes(&w->text, p, n);
-}
-
-/* Adds `count` to the count of the word p .. p + n - 1. */
-static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
-                              const uint8_t *readable, int64_t count)
-{
-    const uint64_t hash = word_hash(p, n, readable);
-    const int word = hash_get(&w->index, hash);
-    if (word >= 0) w->words[word].count += count;
-    else new_word(w, hash, p, n, count);
 }
 
 static void count_text(struct WordCounts *w, const uint8_t *p, const uint8_t *end,
@@ -1861,7 +1833,8 @@ static int command_train(int argc, char **argv)
              counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;
-    tokenizer_save(t, set.out);
+    tokenizer_stage(t, set.out);
+    commit_outputs();
     progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", set.out, t->vocabulary,
              source.done / 1e6, counted(words.count, "different word"),
              seconds() - source.timer.start);
@@ -2011,7 +1984,7 @@ static int command_encode(int argc, char **argv)
         sink.writers[i].limit = set.shard_tokens;
         start_set(&sink.writers[i], set.overwrite);
     }
-    const char *val = text_of("%s_val_%06d.bin", set.out, 0);
+    const char *val = text_of("%s_val_000000.bin", set.out);
     if (sets == 1 && sink.writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);

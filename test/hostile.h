@@ -424,7 +424,7 @@ static struct Tokenizer *write_files(void)
     add_merge(t, add_merge(t, l, o), w);
     add_merge(t, id_of_byte[' '], l);
     add_end_of_text(t);
-    tokenizer_save(t, hostile_dir);
+    tokenizer_stage(t, hostile_dir);
     metadata_set(&meta, "step", "5");
     if (!tiny.weights) {
         const struct Config config = {1, 1, 2, 2, 3, 2, labels};
