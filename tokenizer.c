@@ -379,8 +379,8 @@ static int pair_index(struct Trainer *t, uint32_t pair)
 }
 
 /* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
- * often if change < 0. The pairs of a word are counted one after the other, so if the pair occurs in
- * it twice, the word is the last of the list the second time. A word that a later merge adds to the
+ * often if change < 0. The pairs of a word are counted one after the other, so if it holds the pair
+ * twice, the word is the last of the list the second time. A word that a later merge adds to the
  * list again is visited in vain, no more. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
