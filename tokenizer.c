@@ -824,7 +824,7 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
 /* A file as a tree of nodes. Its text stays in memory, since the tree points into it. */
-static struct Json *read_json(const char *path, size_t max)
+static struct Json *read_json_file(const char *path, size_t max)
 {
     const struct Bytes file = read_file(path, max, false);
     return json_parse(file.data, file.size, path);
@@ -900,7 +900,7 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
 /* A tokenizer.json: merges, ids, and whether its template puts <|endoftext|> before a text. */
 static void read_tokenizer_json(struct TokenReader *r)
 {
-    struct Json *j = read_json(r->path, MAX_TOKENIZER);
+    struct Json *j = read_json_file(r->path, MAX_TOKENIZER);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"),
                       *template = json_get(json_get(j, "post_processor"), "single"),
@@ -917,7 +917,7 @@ static void read_tokenizer_json(struct TokenReader *r)
  * begin with <|endoftext|>, and their head is read. */
 static void read_usage(struct Usage *u, const char *path)
 {
-    struct Json *j = read_json(path, MAX_CONFIG);
+    struct Json *j = read_json_file(path, MAX_CONFIG);
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
                                                        : json_text(j, "bos_token", END_OF_TEXT);
@@ -967,7 +967,7 @@ static struct Tokenizer *tokenizer_load(const char *name)
     else {
         read_merges(&r, read_file(r.path, MAX_TOKENIZER, false));
         r.path = alone ? NULL : existing_file(name, "vocab.json");
-        if (r.path) read_file_ids(&r, read_json(r.path, MAX_TOKENIZER), NULL);
+        if (r.path) read_file_ids(&r, read_json_file(r.path, MAX_TOKENIZER), NULL);
     }
     char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
     if (config) read_usage(&r.tokenizer->usage, config);

@@ -300,7 +300,7 @@ static void read_shard(struct Bytes input)
     put("shard.bin", input.data, input.size);
     struct Shard s = open_shard(in_dir("shard.bin"), NULL);
     uint16_t id;
-    for (int64_t i = 0; i < s.count; i++) read_ids(&id, &s, i, 1);
+    for (int64_t i = 0; i < s.count; i++) read_block(&id, 1, &s, i);
     if (s.count < 0 || s.file.size != SHARD_HEADER + s.count * sizeof id) finding("a wrong shard");
     close_file(&s.file);
 }
