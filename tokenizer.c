@@ -2028,7 +2028,7 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
             else memcpy(out.data + out.size, bytes, length);
             out.size += length;
         }
-        show_result(&out);
+        if (out.size) show_result(&out);
     }
     free(out.data);
 }
