@@ -29,19 +29,15 @@
  * <|endoftext|>, which separates documents. GPT-2's own merges give GPT-2's ids.
  *
  *    Part I: what a tokenizer computes         Part II: speed, files, commands
- *      1  Characters                             6  The heap
- *      2  Pieces                                 7  Speed       16 bytes at a time, cache, heap
- *      3  Vocabulary                             8  Files       merges.txt, tokenizer.json, ...
- *      4  Merging a piece                        9  Shards      what the training program reads
- *      5  Learning the merges                   10  Documents   texts, cut for the threads
- *                                               11  Commands    train, encode, decode, ...
+ *      1  Characters                             7  Speed       16 bytes at a time, cache, heap
+ *      2  Pieces                                 8  Files       merges.txt, tokenizer.json, ...
+ *      3  Vocabulary                             9  Shards      what the training program reads
+ *      4  Merging a piece                       10  Documents   texts, cut for the threads
+ *      5  The heap                              11  Commands    train, encode, decode, ...
+ *      6  Learning the merges
  *
  * Other programs include this file after `#define TOKENIZER_NO_MAIN`, which leaves out sections 10
- * and 11. They use:
- *    tokenizer_load, tokenizer_of_model, tokenizer_describe, tokenizer_stage     directories (8)
- *    tokenizer_encode, tokenizer_free (7), bytes_of_token (3)                    text <-> ids
- *    open_shard, read_ids, read_block, count_set, missing_shard (9)              shards
- *    heap_sift_down, heap_pop (6)                                                sampling */
+ * and 11. They load a tokenizer (8), encode texts (7) and open shards (9). */
 
 #include "model.h"
 #include "data/unicode_classes.h"
@@ -51,16 +47,6 @@
 /* ============================================================================================= */
 /* Part I: what a tokenizer computes                                                             */
 /* ============================================================================================= */
-
-/* --- Part II provides these tools --- */
-
-/* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
- * may store any number in index. */
-struct Entry { double key; uint32_t id; int index; };
-struct Heap { struct Entry *entries; size_t size, room; };
-
-static void heap_push(struct Heap *h, struct Entry entry);
-static struct Entry heap_pop(struct Heap *h);       /* takes out entries[0]; size must be > 0 */
 
 /* ============================================================================================= */
 /* 1. Characters                                                                                 */
@@ -171,6 +157,7 @@ struct Tokenizer {
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
+    int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
     struct Usage usage;
 };
 
@@ -300,7 +287,55 @@ static int merge_short(const struct Tokenizer *t, const uint8_t *piece, int n, u
 }
 
 /* ============================================================================================= */
-/* 5. Learning the merges                                                                        */
+/* 5. The heap                                                                                   */
+/* ============================================================================================= */
+
+/* A binary heap: entries[0] has the largest key and, of equal keys, the smallest id. The caller
+ * may store any number in index. The children of entry i are the entries 2 i + 1 and 2 i + 2. */
+struct Entry { double key; uint32_t id; int index; };
+struct Heap { struct Entry *entries; size_t size, room; };
+
+static inline bool heap_before(const struct Entry *a, const struct Entry *b)
+{
+    return a->key != b->key ? a->key > b->key : a->id < b->id;
+}
+
+/* Moves entry i down until it comes before its children, which must be heaps already. */
+static void heap_sift_down(struct Heap *h, size_t i)
+{
+    struct Entry *e = h->entries;
+    const struct Entry moved = e[i];
+    for (size_t child; (child = 2 * i + 1) < h->size; i = child) {
+        if (child + 1 < h->size && heap_before(&e[child + 1], &e[child])) child++;
+        if (!heap_before(&e[child], &moved)) break;
+        e[i] = e[child];
+    }
+    e[i] = moved;
+}
+
+static void heap_push(struct Heap *h, struct Entry entry)
+{
+    if (h->size == h->room)
+        h->entries = resize(h->entries, (h->room = 2 * h->room + 1024) * sizeof *h->entries);
+    size_t i = h->size++;
+    for (; i > 0 && heap_before(&entry, &h->entries[(i - 1) / 2]); i = (i - 1) / 2)
+        h->entries[i] = h->entries[(i - 1) / 2];
+    h->entries[i] = entry;
+}
+
+/* Takes out entries[0]; size must be > 0. The entry stays in memory at entries[size], so that
+ * popping all entries of an array sorts it, the first entry of the heap last. */
+static struct Entry heap_pop(struct Heap *h)
+{
+    const struct Entry top = h->entries[0];
+    h->entries[0] = h->entries[--h->size];
+    h->entries[h->size] = top;
+    heap_sift_down(h, 0);
+    return top;
+}
+
+/* ============================================================================================= */
+/* 6. Learning the merges                                                                        */
 /* ============================================================================================= */
 
 /* A text has many pieces, but far fewer different ones. Each different piece is a word here and
@@ -331,22 +366,6 @@ struct Trainer {
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
-/* An empty trainer with room for `words` words of `bytes` bytes in all. */
-static struct Trainer trainer_new(size_t words, size_t bytes)
-{
-    struct Trainer t = {.index = hash_table(0)};
-    t.ids = resize(NULL, bytes * sizeof *t.ids);
-    t.words = resize(NULL, words * sizeof *t.words);
-    return t;
-}
-
-static void trainer_free(struct Trainer *t)
-{
-    for (int i = 0; i < t->pair_count; i++) free(t->pairs[i].words);
-    hash_free(&t->index);
-    free(t->ids); free(t->words); free(t->pairs); free(t->heap.entries);
-}
-
 /* The index of the pair in t->pairs; a new pair is added with the count 0. */
 static int pair_index(struct Trainer *t, uint32_t pair)
 {
@@ -360,8 +379,8 @@ static int pair_index(struct Trainer *t, uint32_t pair)
 }
 
 /* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
- * often if change < 0. The pairs of a word are counted one after the other, so if the pair occurs in
- * it twice, the word is the last of the list the second time. A word that a later merge adds to the
+ * often if change < 0. The pairs of a word are counted one after the other, so if it holds the pair
+ * twice, the word is the last of the list the second time. A word that a later merge adds to the
  * list again is visited in vain, no more. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
@@ -469,51 +488,6 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 6. The heap                                                                                   */
-/* ============================================================================================= */
-
-/* The children of entry i are the entries 2 i + 1 and 2 i + 2. */
-
-static inline bool heap_before(const struct Entry *a, const struct Entry *b)
-{
-    return a->key != b->key ? a->key > b->key : a->id < b->id;
-}
-
-/* Moves entry i down until it comes before its children, which must be heaps already. */
-static void heap_sift_down(struct Heap *h, size_t i)
-{
-    struct Entry *e = h->entries;
-    const struct Entry moved = e[i];
-    for (size_t child; (child = 2 * i + 1) < h->size; i = child) {
-        if (child + 1 < h->size && heap_before(&e[child + 1], &e[child])) child++;
-        if (!heap_before(&e[child], &moved)) break;
-        e[i] = e[child];
-    }
-    e[i] = moved;
-}
-
-static void heap_push(struct Heap *h, struct Entry entry)
-{
-    if (h->size == h->room)
-        h->entries = resize(h->entries, (h->room = 2 * h->room + 1024) * sizeof *h->entries);
-    size_t i = h->size++;
-    for (; i > 0 && heap_before(&entry, &h->entries[(i - 1) / 2]); i = (i - 1) / 2)
-        h->entries[i] = h->entries[(i - 1) / 2];
-    h->entries[i] = entry;
-}
-
-/* The entry that is taken out stays in memory at entries[size], so that popping all entries of an
- * array sorts it, the first entry of the heap last. */
-static struct Entry heap_pop(struct Heap *h)
-{
-    const struct Entry top = h->entries[0];
-    h->entries[0] = h->entries[--h->size];
-    h->entries[h->size] = top;
-    heap_sift_down(h, 0);
-    return top;
-}
-
-/* ============================================================================================= */
 /* 7. Speed                                                                                      */
 /* ============================================================================================= */
 
@@ -599,7 +573,6 @@ struct Encoder {
     struct Slot *cache;
     uint16_t *ids;              /* (room): of tokenizer_encode */
     size_t room;
-    int64_t pieces, single;     /* counted for `stats`: pieces, and pieces of one token */
 };
 
 /* n encoders, one for each thread. */
@@ -611,20 +584,14 @@ static struct Encoder *encoders_new(const struct Tokenizer *t, int n)
     return e;
 }
 
-static void encoders_free(struct Encoder *e, int n)
-{
-    for (int i = 0; e && i < n; i++) {
-        release(e[i].cache, CACHE_BYTES);
-        free(e[i].ids);
-    }
-    free(e);
-}
-
 static void tokenizer_free(struct Tokenizer *t)
 {
-    encoders_free(t->encoder, 1);
+    if (t->encoder) {
+        release(t->encoder->cache, CACHE_BYTES);
+        free(t->encoder->ids);
+    }
     hash_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset);
+    free(t->encoder); free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
     free(t);
 }
 
@@ -708,7 +675,6 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
     enum { AHEAD = 32 };
     struct Piece pieces[AHEAD];
     uint16_t *o = out;
-    int64_t single = 0;
     while (p < end) {
         int found = 0;
         for (const uint8_t *next; found < AHEAD && p < end; p = next) {
@@ -719,7 +685,6 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
             __builtin_prefetch(line);
             pieces[found++] = (struct Piece){p, n, key, line};
         }
-        e->pieces += found;
         for (int i = 0; i < found; i++) {
             const Bytes16 key = pieces[i].key;
             const struct Slot *slot = pieces[i].line;
@@ -728,11 +693,9 @@ static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *en
             if (slot->key == key && pieces[i].n <= WORD_BYTES)
                 memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
             else count = encode_piece(e, &pieces[i], o);
-            single += count == 1;
             o += count;
         }
     }
-    e->single += single;
     return o - out;
 }
 
@@ -778,14 +741,15 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
+/* A tokenizer that is being read from a file. */
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    struct HashTable ids;           /* the hash of a token's bytes -> its id */
+    struct HashTable ids;       /* the hash of a token's bytes -> its id */
     const char *path;
     int line;                   /* its number in the file, from 1 */
-    int *order;                 /* see read_order */
 };
 
+/* 64 bits: that two of 65,536 tokens have one hash has a chance of 1e-10. */
 static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 {
     uint64_t h = ~(uint64_t)n;
@@ -793,79 +757,47 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
     return h;
 }
 
-/* The id of the token with these bytes, or -1. */
-static int find_token(const struct TokenReader *r, const uint8_t *bytes, size_t n)
-{
-    const int id = hash_get(&r->ids, hash_bytes(bytes, n));
-    const bool same = id >= 0 && (size_t)token_length(r->tokenizer, id) == n
-                   && !memcmp(r->tokenizer->bytes + r->tokenizer->offset[id], bytes, n);
-    return same ? id : -1;
-}
-
-/* Lets find_token find a token, unless there is one with the same bytes. */
+/* Lets find_token find a token. Returns false if there is one with the same bytes. */
 static bool note_token(struct TokenReader *r, int id)
 {
-    int n;
-    const uint8_t *bytes = bytes_of_token(r->tokenizer, id, &n);
-    if (find_token(r, bytes, n) >= 0) return false;
-    hash_put(&r->ids, hash_bytes(bytes, n), id);
+    const struct Tokenizer *t = r->tokenizer;
+    const uint64_t hash = hash_bytes(t->bytes + t->offset[id], token_length(t, id));
+    if (hash_get(&r->ids, hash) >= 0) return false;
+    hash_put(&r->ids, hash, id);
     return true;
 }
 
-/* The bytes (MAX_TOKEN_BYTES at most) that the symbols text .. stop stand for. Returns how many, or
- * 0 if something is not a symbol. */
-static size_t bytes_of_symbols(uint8_t *bytes, const char *text, const char *stop)
+/* The id of the token that the symbols text .. stop write, or -1. */
+static int find_token(const struct TokenReader *r, const char *text, const char *stop)
 {
+    uint8_t bytes[MAX_TOKEN_BYTES];
     size_t n = 0;
     for (int length; text < stop; text += length) {
         uint32_t c = 0;
         length = utf8_decode((const uint8_t *)text, stop - text, &c);
         const int byte = length > 0 ? byte_of_symbol(c) : -1;
-        if (byte < 0 || n == MAX_TOKEN_BYTES) return 0;
+        if (byte < 0 || n == MAX_TOKEN_BYTES) return -1;
         bytes[n++] = (uint8_t)byte;
     }
-    return n;
+    return hash_get(&r->ids, hash_bytes(bytes, n));
 }
 
-/* Dies because of the line, or the part of it, text .. stop. */
-static void refuse_line(const struct TokenReader *r, const char *text, const char *stop,
-                        const char *what)
-{
-    die("%s: line %d: \"%.*s\" %s", r->path, r->line, stop - text < 80 ? (int)(stop - text) : 80,
-        text, what);
-}
-
-/* The id of the token that text .. stop writes. Dies if there is none. */
-static int read_token(const struct TokenReader *r, const char *text, const char *stop)
-{
-    uint8_t bytes[MAX_TOKEN_BYTES];
-    const size_t n = bytes_of_symbols(bytes, text, stop);
-    if (!n)
-        refuse_line(r, text, stop, "is not written in GPT-2's 256 byte symbols. Replace the file.");
-    const int id = find_token(r, bytes, n);
-    if (id < 0)
-        refuse_line(r, text, stop, "is no token yet: a merge that makes it must come first. "
-                    "Replace the file.");
-    return id;
-}
-
-/* Adds the merge of the line text .. stop. Dies if the line is not two tokens, or if they do not
- * make a new one. */
+/* Adds the merge of the line text .. stop. Dies unless it is two tokens that make a new one. */
 static void read_merge(struct TokenReader *r, const char *text, const char *stop)
 {
     struct Tokenizer *t = r->tokenizer;
-    const char *middle = memchr(text, ' ', stop - text);
-    if (!middle || middle == text || middle + 1 == stop
-        || memchr(middle + 1, ' ', stop - middle - 1))
-        refuse_line(r, text, stop, "is not two symbols with one space between. Replace the file.");
-    const int a = read_token(r, text, middle), b = read_token(r, middle + 1, stop);
-    if (t->vocabulary == MAX_VOCABULARY - 1)
-        refuse_line(r, text, stop, "is one merge too many: more than 65536 tokens do not fit the "
-                    "16 bits of a shard. Use fewer merges.");
-    if (token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES)
-        refuse_line(r, text, stop, "makes a token of more than 65535 bytes. Remove the line.");
-    if (!note_token(r, add_merge(t, a, b)))
-        refuse_line(r, text, stop, "makes a token that a line before makes. Remove one of them.");
+    const char *space = memchr(text, ' ', stop - text);
+    const int a = space ? find_token(r, text, space) : -1,
+              b = space ? find_token(r, space + 1, stop) : -1;
+    const char *wrong =
+        a < 0 || b < 0 ? "is not two tokens that lines before it made, with a space between"
+        : t->vocabulary == MAX_VOCABULARY - 1 ? "is one too many: a shard has at most 65536 tokens"
+        : token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES
+        ? "makes a token of more than 65535 bytes"
+        : !note_token(r, add_merge(t, a, b)) ? "makes a token that a line before makes" : NULL;
+    if (wrong)
+        die("%s: line %d: \"%.*s\" %s. Replace the file.", r->path, r->line,
+            stop - text < 80 ? (int)(stop - text) : 80, text, wrong);
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
@@ -878,10 +810,9 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
     for (int i = 0; i < BYTES; i++) note_token(r, i);
     for (r->line = 1; at < end; r->line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
-        const char *next = newline ? newline + 1 : end;
-        if (stop > at && stop[-1] == '\r') stop--;
-        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop);
-        at = next;
+        const bool carriage_return = stop > at && stop[-1] == '\r';
+        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop - carriage_return);
+        at = stop + 1;
     }
     if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
     add_end_of_text(r->tokenizer);
@@ -892,52 +823,45 @@ static void read_merges(struct TokenReader *r, struct Bytes text)
 
 enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
 
-/* Notes the id that the directory gives to a token. Names of tokens that we do not have are
- * skipped. */
-static void read_id(struct TokenReader *r, const char *name, const struct Json *id)
+/* A file as a tree of nodes. Its text stays in memory, since the tree points into it. */
+static struct Json *read_json_file(const char *path, size_t max)
 {
-    uint8_t bytes[MAX_TOKEN_BYTES];
-    const size_t n = bytes_of_symbols(bytes, name, name + strlen(name));
-    const int token = find_token(r, bytes, n);
-    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
-        r->order[token] = (int)id->number;
+    const struct Bytes file = read_file(path, max, false);
+    return json_parse(file.data, file.size, path);
 }
 
-/* The order (V) of a directory's tokens: order[i] is its id of our token i. Trainers that put
- * special tokens first have another one than ours; ours is NULL. names: {"token": id, ...}.
- * added: of tokenizer.json, or NULL. Dies unless each token of ours has an id of its own. */
-static void read_order(struct TokenReader *r, const struct Json *names, const struct Json *added)
+/* Notes the id that the file gives to a token, unless we do not have the token. */
+static void read_file_id(struct TokenReader *r, const char *name, const struct Json *id)
 {
-    const struct Tokenizer *t = r->tokenizer;
+    const int token = find_token(r, name, name + strlen(name));
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+        r->tokenizer->file_ids[token] = (int)id->number;
+}
+
+/* Sets file_ids: trainers that put special tokens first have another order than ours. names:
+ * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id
+ * of its own. */
+static void read_file_ids(struct TokenReader *r, const struct Json *names, const struct Json *added)
+{
+    struct Tokenizer *t = r->tokenizer;
     struct HashTable taken = hash_table(t->vocabulary);
     bool ours = true;
-    r->order = resize(NULL, t->vocabulary * sizeof *r->order);
-    for (int i = 0; i < t->vocabulary; i++) r->order[i] = -1;
-    for (const struct Json *j = names->child; j; j = j->next) read_id(r, j->key, j);
+    t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
+    for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
+    for (const struct Json *j = names->child; j; j = j->next) read_file_id(r, j->key, j);
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
         if (!strcmp(json_text(a, "content", ""), END_OF_TEXT))
-            read_id(r, END_OF_TEXT, json_get(a, "id"));
+            read_file_id(r, END_OF_TEXT, json_get(a, "id"));
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (r->order[i] < 0 || hash_get(&taken, r->order[i]) >= 0)
+        if (t->file_ids[i] < 0 || hash_get(&taken, t->file_ids[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
-        hash_put(&taken, r->order[i], i);
-        ours &= r->order[i] == i;
+        hash_put(&taken, t->file_ids[i], i);
+        ours &= t->file_ids[i] == i;
     }
     hash_free(&taken);
-    if (ours) { free(r->order); r->order = NULL; }
-}
-
-/* Reads the order in the vocab.json beside merges.txt. */
-static void read_vocabulary(struct TokenReader *r, const char *path)
-{
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    struct Json *names = json_parse(file.data, file.size, path);
-    r->path = path;
-    read_order(r, names, NULL);
-    json_free(names);
-    free((char *)file.data);
+    if (ours) { free(t->file_ids); t->file_ids = NULL; }
 }
 
 /* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
@@ -973,17 +897,17 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
-/* A tokenizer.json: merges, order, and whether its template puts <|endoftext|> before a text. */
-static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
+/* A tokenizer.json: merges, ids, and whether its template puts <|endoftext|> before a text. */
+static void read_tokenizer_json(struct TokenReader *r)
 {
-    struct Json *j = json_parse(file.data, file.size, r->path);
+    struct Json *j = read_json_file(r->path, MAX_TOKENIZER);
     check_tokenizer_json(j, r->path);
     const struct Json *model = json_get(j, "model"),
                       *template = json_get(json_get(j, "post_processor"), "single"),
                       *first = template ? json_get(template->child, "SpecialToken") : NULL;
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
-    read_order(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
+    read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
     r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
     free(merges.data);
     json_free(j);
@@ -993,8 +917,7 @@ static void read_tokenizer_json(struct TokenReader *r, struct Bytes file)
  * begin with <|endoftext|>, and their head is read. */
 static void read_usage(struct Usage *u, const char *path)
 {
-    const struct Bytes file = read_file(path, MAX_CONFIG, false);
-    struct Json *j = json_parse(file.data, file.size, path);
+    struct Json *j = read_json_file(path, MAX_CONFIG);
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
                                                        : json_text(j, "bos_token", END_OF_TEXT);
@@ -1006,7 +929,6 @@ static void read_usage(struct Usage *u, const char *path)
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
             END_OF_TEXT);
     json_free(j);
-    free((char *)file.data);
 }
 
 /* The path of a file in a directory, which the caller owns, or NULL: there is none. */
@@ -1023,87 +945,69 @@ static char *existing_file(const char *directory, const char *name)
  * is ours. NULL: there is none. */
 static char *tokenizer_file(const char *name)
 {
+    static const char *const files[] = {"tokenizer.json", "merges.txt", "vocab.bpe"};
     struct stat status;
-    if (!file_exists(name)) return NULL;
-    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return text_of("%s", name);
-    char *path = existing_file(name, "tokenizer.json");
-    if (!path) path = existing_file(name, "merges.txt");
-    if (!path) path = existing_file(name, "vocab.bpe");
+    char *path = NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode))
+        return file_exists(name) ? text_of("%s", name) : NULL;
+    for (int i = 0; i < COUNT(files) && !path; i++) path = existing_file(name, files[i]);
     return path;
 }
 
-/* Reads a tokenizer_file. order: see read_order. Dies on files that do not fit. */
-static struct Tokenizer *tokenizer_read(const char *name, int **order)
-{
-    struct TokenReader r = {.path = tokenizer_file(name)};
-    char *path = (char *)r.path;
-    if (!path)
-        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
-            "name a merges.txt.", name);
-    const char *dot = strrchr(path, '.');
-    const bool json = dot && !strcmp(dot, ".json");
-    const struct Bytes file = read_file(path, MAX_TOKENIZER, false);
-    if (json) read_tokenizer_json(&r, file);
-    else read_merges(&r, file);
-    if (strcmp(path, name)) {                   /* it is in a directory */
-        char *ids = existing_file(name, "vocab.json");
-        char *config = existing_file(name, "tokenizer_config.json");
-        if (ids && !json) read_vocabulary(&r, ids);
-        if (config) read_usage(&r.tokenizer->usage, config);
-        free(ids);
-        free(config);
-    }
-    hash_free(&r.ids);
-    free((char *)file.data);
-    free(path);
-    *order = r.order;
-    return r.tokenizer;
-}
-
-/* The same, for who needs no order but ours. */
+/* Reads a tokenizer_file and what stands beside it. Dies on files that do not fit. */
 static struct Tokenizer *tokenizer_load(const char *name)
 {
-    int *order;
-    struct Tokenizer *t = tokenizer_read(name, &order);
-    free(order);
-    return t;
+    struct TokenReader r = {.path = tokenizer_file(name)};
+    if (!r.path)
+        die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
+            "name a merges.txt.", name);
+    const bool alone = !strcmp(r.path, name);   /* else it is in a directory */
+    const char *dot = strrchr(r.path, '.');
+    if (dot && !strcmp(dot, ".json")) read_tokenizer_json(&r);
+    else {
+        read_merges(&r, read_file(r.path, MAX_TOKENIZER, false));
+        r.path = alone ? NULL : existing_file(name, "vocab.json");
+        if (r.path) read_file_ids(&r, read_json_file(r.path, MAX_TOKENIZER), NULL);
+    }
+    char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
+    if (config) read_usage(&r.tokenizer->usage, config);
+    hash_free(&r.ids);
+    return r.tokenizer;
 }
 
 /* --- The tokenizer of a model --- */
 
 /* Moves the rows of wte (V, C) to where our ids expect them. Rows of tokens that we do not know,
  * special ones and padding, come last, in their order. */
-static void renumber_tokens(struct Model *model, const int *order, int known)
+static void renumber_tokens(struct Model *model, const struct Tokenizer *t)
 {
     const int V = model->config.vocabulary, C = model->config.channels;
     const size_t bytes = (size_t)V * C * sizeof(real), row = C * sizeof(real);
-    real *old = resize(NULL, bytes);
+    real *old = resize(NULL, bytes), *to = model->w.wte;
     bool *taken = allocate_zeroed(V * sizeof *taken);
-    memcpy(old, model->w.wte, bytes);
-    for (int i = 0; i < known; i++) {
-        memcpy(model->w.wte + (size_t)i * C, old + (size_t)order[i] * C, row);
-        taken[order[i]] = true;
+    memcpy(old, to, bytes);
+    for (int i = 0; i < t->vocabulary; i++, to += C) {
+        memcpy(to, old + (size_t)t->file_ids[i] * C, row);
+        taken[t->file_ids[i]] = true;
     }
     for (int i = 0; i < V; i++)
-        if (!taken[i]) memcpy(model->w.wte + (size_t)known++ * C, old + (size_t)i * C, row);
+        if (!taken[i]) { memcpy(to, old + (size_t)i * C, row); to += C; }
     release(taken, V * sizeof *taken);
     free(old);
 }
 
 /* The usage, as a model's metadata keep it. */
-static char *usage_text(const struct Usage *u)
+static const char *usage_text(const struct Usage *u)
 {
-    return text_of("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
-                   u->max_length);
+    return brief("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+                 u->max_length);
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
-    char *usage = usage_text(&t->usage);
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
-    metadata_set(meta, "tokenizer_usage", "%s", usage);
-    free(usage);
+    metadata_set(meta, "tokenizer_usage", "%s", usage_text(&t->usage));
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
@@ -1112,11 +1016,10 @@ static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Metadata *meta)
 {
-    int *order;
-    struct Tokenizer *t = tokenizer_read(dir, &order);
+    struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    char *is = usage_text(&t->usage);
+    const char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
@@ -1124,13 +1027,11 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     if (usage && strcmp(usage, is))
         die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
             "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
-    for (int i = 0; order && i < t->vocabulary; i++) last = max_int(last, order[i]);
+    for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
             "model was trained with.", dir, last + 1, model->config.vocabulary);
-    if (order) renumber_tokens(model, order, t->vocabulary);
-    free(order);
-    free(is);
+    if (t->file_ids) renumber_tokens(model, t);
     return t;
 }
 
@@ -1152,18 +1053,22 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
         {0, "PK\3\4", 4, "a zip file, as .docx and .xlsx are", "unzip"},
         {0, "%PDF-", 5, "a PDF document", "pdftotext"},
         {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
-    for (int i = 0; i < COUNT(kinds); i++)
-        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n))
-            die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, kinds[i].what,
-                kinds[i].remedy);
-    /* UTF-16 of Latin letters without a mark: every second byte is 0, and no other. */
-    const size_t first = n < 64 ? n & ~(size_t)1 : 64;
-    size_t zeros[2] = {0};
-    for (size_t i = 0; i < first; i++) zeros[i % 2] += p[i] == 0;
-    for (int odd = 0; odd < 2; odd++)
-        if (first >= 4 && zeros[odd] == first / 2 && zeros[!odd] == 0)
-            die("%s: is UTF-16, not plain text in UTF-8. Convert it with `iconv -f UTF-16%s -t "
-                "UTF-8`.", path, odd ? "LE" : "BE");
+    const char *what = NULL, *remedy = NULL;
+    for (int i = 0; i < COUNT(kinds) && !what; i++)
+        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n)) {
+            what = kinds[i].what;
+            remedy = kinds[i].remedy;
+        }
+    /* UTF-16 of Latin letters without a mark: zeros and other bytes take turns. */
+    const size_t pairs = n < 64 ? n / 2 : 32;
+    size_t same = 0;
+    while (same < pairs && !p[2 * same] == !p[0] && !p[2 * same + 1] == !p[1]) same++;
+    if (!what && pairs > 1 && same == pairs && !p[0] != !p[1]) {
+        what = "UTF-16";
+        remedy = p[0] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
+    }
+    if (what)
+        die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, what, remedy);
 }
 
 /* --- Writing tokens --- */
@@ -1206,20 +1111,15 @@ static void append_token(struct Buffer *b, const struct Tokenizer *t, int id, bo
     }
 }
 
-/* Appends a merge as merges.txt and tokenizer.json write it. */
-static void append_merge(struct Buffer *b, const struct Tokenizer *t, int merge, bool json)
+/* The merges as lines, "Ġ lo", or as the members of a JSON list, "\u0120 lo". */
+static void append_merges(struct Buffer *b, const struct Tokenizer *t, bool json)
 {
-    append_token(b, t, t->parts[merge][0], json);
-    append(b, " ");
-    append_token(b, t, t->parts[merge][1], json);
-}
-
-static void append_merges(struct Buffer *b, const struct Tokenizer *t)
-{
-    append(b, "#version: 0.2\n");
     for (int r = 0; r < t->merges; r++) {
-        append_merge(b, t, r, false);
-        append(b, "\n");
+        append(b, "%s", !json ? "" : r ? ",\n\"" : "\n\"");
+        append_token(b, t, t->parts[r][0], json);
+        append(b, " ");
+        append_token(b, t, t->parts[r][1], json);
+        append(b, json ? "\"" : "\n");
     }
 }
 
@@ -1234,73 +1134,68 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}");
 }
 
-/* A token that loaders do not look for in pieces of a text. single_word: only where it stands
- * alone. The members are the same in both files. */
-static void append_special(struct Buffer *b, const struct Tokenizer *t, int id)
+/* Appends what printf would print, with " for each ', so that JSON stays legible in C. */
+__attribute__((format(printf, 2, 3)))
+static void append_json(struct Buffer *b, const char *format, ...)
 {
-    append(b, "\"content\": \"");
-    append_token(b, t, id, true);
-    append(b, "\", \"single_word\": %s, \"lstrip\": false, \"rstrip\": false, "
-           "\"normalized\": false, \"special\": true}", id == PAD_TOKEN ? "true" : "false");
+    size_t i = b->size;
+    va_list arguments;
+    va_start(arguments, format);
+    append_arguments(b, format, arguments);
+    va_end(arguments);
+    for (; i < b->size; i++) if (b->data[i] == '\'') b->data[i] = '"';
 }
+
+/* The two special tokens, which loaders do not look for in pieces of a text. PAD is the symbol of
+ * PAD_TOKEN. single_word: only where the token stands alone. */
+#define PAD "\\u0114"
+#define SPECIAL(content, single_word) "'content': '" content "', 'single_word': " single_word \
+    ", 'lstrip': false, 'rstrip': false, 'normalized': false, 'special': true}"
+#define PAD_SPECIAL SPECIAL(PAD, "true")
+#define END_SPECIAL SPECIAL(END_OF_TEXT, "false")
 
 /* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
  * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair. */
 static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char begin[] = "{\"SpecialToken\": {\"id\": \"" END_OF_TEXT
-                                "\", \"type_id\": 0}}, ";
+    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ";
     const char *first = t->usage.begins ? begin : "";
-    append(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
-           "\"added_tokens\": [{\"id\": %d, ", PAD_TOKEN);
-    append_special(b, t, PAD_TOKEN);
-    append(b, ", {\"id\": %d, ", t->eot);
-    append_special(b, t, t->eot);
-    append(b, "],\n\"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
-           "\"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
-           "\"post_processor\": {\"type\": \"TemplateProcessing\",\n"
-           "\"single\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}],\n"
-           "\"pair\": [%s{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, "
-           "%s{\"Sequence\": {\"id\": \"B\", \"type_id\": 0}}],\n"
-           "\"special_tokens\": {\"" END_OF_TEXT "\": {\"id\": \"" END_OF_TEXT "\", \"ids\": [%d], "
-           "\"tokens\": [\"" END_OF_TEXT "\"]}}},\n", first, first, begin, t->eot);
-    append(b, "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-           "\"trim_offsets\": true, \"use_regex\": true},\n\"model\": {\"type\": \"BPE\", "
-           "\"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": \"\", "
-           "\"end_of_word_suffix\": \"\", \"fuse_unk\": false, \"byte_fallback\": false, "
-           "\"ignore_merges\": false,\n\"vocab\": ");
+    append_json(b, "{'version': '1.0', 'truncation': null, 'padding': null,\n"
+        "'added_tokens': [{'id': %d, " PAD_SPECIAL ", {'id': %d, " END_SPECIAL "],\n"
+        "'normalizer': null,\n"
+        "'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': false, "
+        "'trim_offsets': true, 'use_regex': true},\n"
+        "'post_processor': {'type': 'TemplateProcessing',\n"
+        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}],\n"
+        "'pair': [%s{'Sequence': {'id': 'A', 'type_id': 0}}, "
+        "%s{'Sequence': {'id': 'B', 'type_id': 0}}],\n"
+        "'special_tokens': {'" END_OF_TEXT "': {'id': '" END_OF_TEXT "', 'ids': [%d], "
+        "'tokens': ['" END_OF_TEXT "']}}},\n"
+        "'decoder': {'type': 'ByteLevel', 'add_prefix_space': true, "
+        "'trim_offsets': true, 'use_regex': true},\n"
+        "'model': {'type': 'BPE', 'dropout': null, 'unk_token': null, "
+        "'continuing_subword_prefix': '', 'end_of_word_suffix': '', 'fuse_unk': false, "
+        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ",
+        PAD_TOKEN, t->eot, first, first, begin, t->eot);
     append_vocabulary(b, t);
-    append(b, ",\n\"merges\": [");
-    for (int r = 0; r < t->merges; r++) {
-        append(b, r ? ",\n\"" : "\n\"");
-        append_merge(b, t, r, true);
-        append(b, "\"");
-    }
-    append(b, "]}}\n");
+    append_json(b, ",\n'merges': [");
+    append_merges(b, t, true);
+    append_json(b, "]}}\n");
 }
 
 /* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
  * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
 static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char *const roles[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
-    append(b, "{\n  \"tokenizer_class\": \"GPT2Tokenizer\",\n  \"add_bos_token\": %s,\n"
-           "  \"add_prefix_space\": false,\n", t->usage.begins ? "true" : "false");
-    for (int i = 0; i < COUNT(roles); i++) {
-        append(b, "  \"%s\": \"", roles[i]);
-        append_token(b, t, i < 3 ? t->eot : PAD_TOKEN, true);
-        append(b, "\",\n");
-    }
-    append(b, "  \"padding_side\": \"right\",\n  \"truncation_side\": \"%s\",\n",
-           t->usage.keeps_tail ? "left" : "right");
-    if (t->usage.max_length)
-        append(b, "  \"model_max_length\": %d,\n", t->usage.max_length);
-    append(b, "  \"clean_up_tokenization_spaces\": false,\n  \"split_special_tokens\": true,\n"
-           "  \"added_tokens_decoder\": {\"%d\": {", PAD_TOKEN);
-    append_special(b, t, PAD_TOKEN);
-    append(b, ", \"%d\": {", t->eot);
-    append_special(b, t, t->eot);
-    append(b, "}\n}\n");
+    const int longest = t->usage.max_length;
+    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n  'add_bos_token': %s,\n"
+        "  'add_prefix_space': false,\n  'bos_token': '" END_OF_TEXT "',\n"
+        "  'eos_token': '" END_OF_TEXT "',\n  'unk_token': '" END_OF_TEXT "',\n"
+        "  'pad_token': '" PAD "',\n  'padding_side': 'right',\n  'truncation_side': '%s',\n%s"
+        "  'clean_up_tokenization_spaces': false,\n  'split_special_tokens': true,\n"
+        "  'added_tokens_decoder': {'%d': {" PAD_SPECIAL ", '%d': {" END_SPECIAL "}\n}\n",
+        t->usage.begins ? "true" : "false", t->usage.keeps_tail ? "left" : "right",
+        longest ? brief("  'model_max_length': %d,\n", longest) : "", PAD_TOKEN, t->eot);
 }
 
 /* The files of a tokenizer. tokenizer.json comes last: it is the one that is read. */
@@ -1310,35 +1205,26 @@ static const char *const tokenizer_files[] = {"vocab.json", "merges.txt", "token
 /* Writes the files for commit_outputs. */
 static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
 {
-    static void (*const append_file[])(struct Buffer *, const struct Tokenizer *) = {
-        append_vocabulary, append_merges, append_tokenizer_config, append_tokenizer_json};
+    struct Buffer texts[4] = {0};
+    append_vocabulary(&texts[0], t);
+    append(&texts[1], "#version: 0.2\n");
+    append_merges(&texts[1], t, false);
+    append_tokenizer_config(&texts[2], t);
+    append_tokenizer_json(&texts[3], t);
     make_directory(dir);
     for (int i = 0; tokenizer_files[i]; i++) {
-        struct Buffer text = {0};
         char *path = text_of("%s/%s", dir, tokenizer_files[i]);
-        append_file[i](&text, t);
-        stage_file(path, text.data, text.size);
+        stage_file(path, texts[i].data, texts[i].size);
         free(path);
-        free(text.data);
+        free(texts[i].data);
     }
-}
-
-/* The same, with the names at once. */
-static void tokenizer_save(const struct Tokenizer *t, const char *dir)
-{
-    tokenizer_stage(t, dir);
-    commit_outputs();
 }
 
 /* Dies if the --out of a model holds another tokenizer, which tokenizer_stage would replace. */
 static void refuse_other_tokenizer(const char *out, const struct Tokenizer *t)
 {
-    char *file = tokenizer_file(out);
-    struct Tokenizer *other = file ? tokenizer_load(out) : NULL;
-    if (other && other->hash != t->hash)
+    if (tokenizer_file(out) && tokenizer_load(out)->hash != t->hash)
         die_usage("--out %s: holds another tokenizer. Give --overwrite or another --out.", out);
-    if (other) tokenizer_free(other);
-    free(file);
 }
 
 /* ============================================================================================= */
@@ -1367,9 +1253,11 @@ struct Shard {
     int vocabulary;             /* no id reaches it */
 };
 
-/* out (n) = the ids at .. at + n - 1. Dies if one is beyond the vocabulary. */
-static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
+/* Reads up to `max` ids from number `at` on and returns how many; 0: the end. Dies if one is beyond
+ * the vocabulary. */
+static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
 {
+    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
     int largest = 0;
     read_at(&s->file, out, n * sizeof *out, SHARD_HEADER + (size_t)at * sizeof *out);
     #pragma omp simd reduction(max: largest)
@@ -1377,25 +1265,7 @@ static void read_ids(uint16_t *out, const struct Shard *s, int64_t at, size_t n)
     if (largest >= s->vocabulary)
         die("%s: holds token %d, but the tokenizer has only %d. Use the tokenizer that it was "
             "encoded with, or encode the text again.", s->path, largest, s->vocabulary);
-}
-
-/* The same for as many as there are from `at` on, at most `max`. Returns how many; 0: the end. */
-static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
-{
-    const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
-    read_ids(out, s, at, n);
     return n;
-}
-
-/* Reads all ids once, to check them and to compute their checksum. */
-static void check_ids(struct Shard *s)
-{
-    const size_t max = s->count < 4 * MEGABYTE ? (size_t)s->count : 4 * MEGABYTE;
-    uint16_t *ids = resize(NULL, max * sizeof *ids);
-    s->sum = (uint64_t)s->count * sizeof *ids;
-    for (int64_t at = 0, n; (n = read_block(ids, max, s, at)); at += n)
-        s->sum = checksum_add(s->sum, ids, n * sizeof *ids);
-    free(ids);
 }
 
 /* The header of a file; all 0 if it is shorter. */
@@ -1406,30 +1276,36 @@ static struct ShardHeader read_shard_header(const struct File *f)
     return header;
 }
 
-/* Opens a shard. Dies if something is wrong with the header, the size or an id, or if another
- * tokenizer than t made it; if t is NULL, any may have. */
+/* Opens a shard, and reads it once for its checksum. Dies if something is wrong with the header,
+ * the size or an id, or if another tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    struct Shard s = {path, open_file(path, false), .vocabulary = t ? t->vocabulary : INT_MAX};
-    const struct ShardHeader header = read_shard_header(&s.file);
-    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION)
+    static uint16_t ids[4 * MEGABYTE];
+    const struct File file = open_file(path, false);
+    const struct ShardHeader header = read_shard_header(&file);
+    if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
+        || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    if (header.count < 0 || header.shards < 0 || header.shards > MAX_SHARDS)
-        die("%s: its header says %d tokens, and %d shards. Encode it again.", path, header.count,
-            header.shards);
-    const long long surplus = (long long)s.file.size - SHARD_HEADER - 2ll * header.count;
+    const int64_t bytes = header.count * (int64_t)sizeof *ids,
+                  surplus = (int64_t)file.size - SHARD_HEADER - bytes;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
             counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more", header.count);
     if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
-    s.count = header.count;
-    s.set = header.set;
-    s.shards = header.shards;
-    check_ids(&s);
+    struct Shard s = {path, file, header.count, header.set, (uint64_t)bytes, header.shards,
+                      t ? t->vocabulary : INT_MAX};
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &s, at)); at += n)
+        s.sum = checksum_add(s.sum, ids, n * sizeof *ids);
     return s;
+}
+
+/* The path of a shard of a set, which the caller owns. */
+static char *shard_path(const char *prefix, int number)
+{
+    return text_of("%s_%06d.bin", prefix, number);
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
@@ -1475,25 +1351,19 @@ struct ShardWriter {
     char *prefix;
     uint64_t hash, set;                 /* of the tokenizer; of the tokens so far */
     int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
-    struct Output **shards;             /* (number) */
+    struct Output *shards[MAX_SHARDS];
     int number;                         /* of shards so far */
-    int old;                            /* the shards to be replaced have smaller numbers */
+    int old;                            /* shards that are replaced have smaller numbers */
 };
 
-static void write_shard_header(struct Output *o, const struct ShardWriter *w, int64_t count)
-{
-    const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
-                                       w->set, w->number};
-    output_write(o, &header, sizeof header);
-}
-
+/* Begins a shard. Its header is written last, when its number of tokens is known. */
 static void start_shard(struct ShardWriter *w)
 {
-    char *path = text_of("%s_%06d.bin", w->prefix, w->number);
+    static const struct ShardHeader header;
+    char *path = shard_path(w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
-    w->shards = resize(w->shards, (w->number + 1) * sizeof *w->shards);
     w->shards[w->number] = output_open(path);
-    write_shard_header(w->shards[w->number++], w, 0);
+    output_write(w->shards[w->number++], &header, sizeof header);
     w->in_shard = 0;
     free(path);
 }
@@ -1531,54 +1401,35 @@ static void complete_set(struct ShardWriter *w)
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
         struct Output *o = w->shards[i];
+        const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
+        const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
+                                           w->set, w->number};
         if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
-        write_shard_header(o, w, i < w->number - 1 ? w->limit : w->in_shard);
+        output_write(o, &header, sizeof header);
         output_finish(o);
     }
 }
 
-/* Dies if a file may not be replaced by a shard. */
-static void check_old_shard(const char *path, bool overwrite)
-{
-    if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
-    struct File file = open_file(path, false);
-    if (read_shard_header(&file).magic != SHARD_MAGIC)
-        die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-    close_file(&file);
-}
-
-/* Begins the first shard, which only one process can have open. Then looks at what other files have
- * the prefix: removes what a killed process left, and dies if a shard may not be replaced. */
+/* Begins the first shard, which only one process can have open. Then looks at what other shards
+ * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     const char *name;
-    char *directory = directory_of(w->prefix, &name);
-    const size_t n = strlen(name);
-    DIR *files = NULL;
-    make_directory(directory);
+    make_directory(directory_of(w->prefix, &name));
     start_shard(w);
-    for (struct dirent *f; (f = next_file(&files, directory)); ) {
-        const char *rest = f->d_name + n;       /* _000000.bin, if it is a shard */
-        if (strncmp(f->d_name, name, n) || *rest != '_' || strspn(rest + 1, "0123456789") != 6)
-            continue;
-        char *path = text_of("%s%s", w->prefix, rest);
-        const int number = atoi(rest + 1);
-        if (!strcmp(rest + 7, ".bin")) {
-            check_old_shard(path, overwrite);
-            w->old = max_int(w->old, number + 1);
-        } else if (!strcmp(rest + 7, ".bin" UNFINISHED) && number > 0) remove_file(path);
+    for (int i = 0; i < MAX_SHARDS; i++) {
+        char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
+        if (i > 0) remove_file(unfinished);
+        if (file_exists(path)) {
+            struct File file = open_file(path, false);
+            if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+            if (read_shard_header(&file).magic != SHARD_MAGIC)
+                die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
+            close_file(&file);
+            w->old = i + 1;
+        }
         free(path);
-    }
-    free(directory);
-}
-
-/* Removes what the set before had more, once the new one has its names. */
-static void remove_old_shards(const struct ShardWriter *w)
-{
-    for (int i = w->number; i < w->old; i++) {
-        char *path = text_of("%s_%06d.bin", w->prefix, i);
-        remove_file(path);
-        free(path);
+        free(unfinished);
     }
 }
 
@@ -1599,6 +1450,9 @@ static enum Split split_of(const char *name)
          : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
 }
 
+/* The text that a thread takes at a time. The results do not depend on it; tests change it. */
+static int64_t chunk_bytes = 1 << 19;
+
 /* The input files. They are read one after the other into a window of memory and cut into chunks
  * there. Files and pipes of any size pass through it; it grows only if it holds no place to cut. */
 struct Source {
@@ -1606,10 +1460,9 @@ struct Source {
     int count, number;          /* files: all, and those that were opened */
     enum Split split;
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
-    int64_t chunk_bytes;
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
-    int file;                   /* the descriptor of the open file, or -1 */
+    struct File file;           /* the open file, or the descriptor -1 */
     bool ended;                 /* the open file has been read to its end */
     bool fresh;                 /* a document begins at window[at] */
     int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
@@ -1655,15 +1508,13 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 }
 
 /* Says once that the text holds the mark as ordinary characters. */
-static void hint_at_marks(const struct Chunk *c)
+static void hint_at_marks(const char *path)
 {
     static bool said;
     #pragma omp critical (hint)
     {
-        if (!said) warn("%s: holds %s as ordinary text. %s", c->path, END_OF_TEXT,
-                        c->source->split == SPLIT_JSONL
-                        ? "Remove it if it is meant to end documents."
-                        : "With --split eot, documents end there.");
+        if (!said)
+            warn("%s: holds " END_OF_TEXT " as ordinary text. Only --split eot cuts there.", path);
         said = true;
     }
 }
@@ -1680,13 +1531,9 @@ static void read_json_line(struct Chunk *c, struct Part *p)
     if (p->begin < p->end) {
         c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
         const struct Json *text = json_get(c->json, field);
-        if (c->json->kind != JSON_OBJECT)
-            die("%s: not a JSON object. Each line must be one: {\"%s\": ...}.", where, field);
-        if (!text)
-            die("%s: has no \"%s\". Name the one member that holds the text with --text-field.",
-                where, field);
-        if (text->kind != JSON_STRING)
-            die("%s: \"%s\" is not a string. Texts must be.", where, field);
+        if (!text || text->kind != JSON_STRING)
+            die("%s: not a JSON object with a string \"%s\". Name the member that holds the text "
+                "with --text-field.", where, field);
         p->begin = (const uint8_t *)text->string;
         p->end = p->readable = p->begin + text->length;
     }
@@ -1714,7 +1561,7 @@ static bool next_part(struct Chunk *c, struct Part *p)
         c->at = next;
         c->fresh = ends;
         if (split == SPLIT_JSONL) read_json_line(c, p);
-        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c);
+        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c->path);
         if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
@@ -1725,20 +1572,19 @@ static bool next_part(struct Chunk *c, struct Part *p)
 enum { BATCH = 64 };            /* the maximum number of chunks in one call of next_chunks */
 
 /* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
-static struct Source source_open(char **paths, int count, const char *split, const char *field,
-                                 int64_t chunk_bytes)
+static struct Source source_open(char **paths, int count, const char *split, const char *field)
 {
-    struct Source s = {paths, count, .split = split_of(split), .field = field,
-                       .chunk_bytes = chunk_bytes, .file = -1,
+    struct Source s = {paths, count, .split = split_of(split), .field = field, .file.fd = -1,
                        .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
     bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
-        struct stat status;
-        const bool standard = !strcmp(paths[i], "-");
-        if (standard ? fstat(0, &status) : stat(paths[i], &status) || access(paths[i], R_OK))
-            die("%s: cannot be read (%s). Check the name.", shown_path(paths[i]), strerror(errno));
-        if (S_ISDIR(status.st_mode)) die("%s: is a directory. Name files.", paths[i]);
+        struct stat status = {0};
+        if (!strcmp(paths[i], "-")) fstat(0, &status);
+        else if (stat(paths[i], &status) || !S_ISFIFO(status.st_mode)) {
+            struct File file = open_file(paths[i], true);
+            close_file(&file);
+        }
         sized = sized && S_ISREG(status.st_mode);
         s.total += status.st_size;
     }
@@ -1752,30 +1598,28 @@ static void source_close(struct Source *s) { release(s->window, s->room); }
 /* Makes the window twice as large. */
 static void grow_window(struct Source *s)
 {
-    uint8_t *larger = allocate_zeroed(2 * s->room);
-    memcpy(larger, s->window, s->size);
-    release(s->window, s->room);
-    s->window = larger;
+    uint8_t *old = s->window;
+    s->window = memcpy(allocate_zeroed(2 * s->room), old, s->size);
+    release(old, s->room);
     s->room *= 2;
 }
 
 /* Opens the next file if none is open, and reads until the window is full or the file ends. */
 static void fill_window(struct Source *s)
 {
-    if (s->file < 0) {
+    if (s->file.fd < 0) {
         const char *path = s->paths[s->number++];
-        s->file = strcmp(path, "-") ? open(path, O_RDONLY) : dup(0);
+        s->file = strcmp(path, "-") ? open_file(path, true) : (struct File){path, dup(0)};
         s->position = 0;
         s->line = 1;
         s->ended = false;
         s->fresh = true;
     }
     while (!s->ended && s->size < s->room) {
-        const ssize_t n = s->file < 0 ? -1 : read(s->file, s->window + s->size, s->room - s->size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) die("%s: cannot be read (%s).", s->paths[s->number - 1], strerror(errno));
+        const size_t n = bytes_read(
+            &s->file, read(s->file.fd, s->window + s->size, s->room - s->size));
         s->ended = n == 0;
-        s->size += (size_t)n;
+        s->size += n;
     }
 }
 
@@ -1807,8 +1651,8 @@ static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
 static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
 {
     const uint8_t *end = s->window + s->size;
-    if (limit - at <= s->chunk_bytes) return limit;
-    for (const uint8_t *p = at + s->chunk_bytes; p < limit; p++)
+    if (limit - at <= chunk_bytes) return limit;
+    for (const uint8_t *p = at + chunk_bytes; p < limit; p++)
         if (s->split == SPLIT_JSONL ? p[-1] == '\n' : can_cut(at, p, end)) return p;
     return limit;
 }
@@ -1832,8 +1676,8 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     s->position += stop - at;
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
-        close(s->file);
-        s->file = -1;
+        close_file(&s->file);
+        s->file.fd = -1;
     }
     return true;
 }
@@ -1846,7 +1690,7 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
     s->size -= s->at;
     memmove(s->window, s->window + s->at, s->size);
     s->at = 0;
-    while (n < BATCH && (s->file >= 0 || s->number < s->count)) {
+    while (n < BATCH && (s->file.fd >= 0 || s->number < s->count)) {
         fill_window(s);
         if (take_chunk(s, &chunks[n])) n++;
         else if (n) break;                          /* the window must not move under the chunks */
@@ -1864,196 +1708,136 @@ static void show_source(struct Source *s, const char *doing)
 /* 11. Commands                                                                                  */
 /* ============================================================================================= */
 
-enum { CHUNK_BYTES = 1 << 19 };
+/* What the command line says. Each command has a table of the options that it knows. */
+static struct {
+    const char *tokenizer, *out, *split, *text_field;
+    int vocabulary, max_bytes, threads;
+    int64_t min_frequency, shard_tokens, seed;
+    double val_fraction;
+    bool special, overwrite;
+} set = {.split = "file", .text_field = "text", .vocabulary = 8192, .max_bytes = MAX_TOKEN_BYTES,
+         .min_frequency = 2, .shard_tokens = 100000000, .seed = 1};
 
-#define CHUNK_OPTION {"chunk-bytes", "text that a thread takes at a time; the result is the same", \
-                      LONG, &chunk_bytes, .min = 1, .max = 1 << 24}
-#define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &split, \
+#define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &set.split, \
                        .choices = "file|lines|eot|jsonl"}, \
-    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &text_field, \
+    {"text-field", "with jsonl: the string in each line's JSON object", TEXT, &set.text_field, \
      .idle = "with split file|with split lines|with split eot"}
 #define TOKENIZER_OPTION {"tokenizer", "directory with merges.txt, or such a file", TEXT, \
-                          &tokenizer, .required = true}
-#define SPECIAL_OPTION {"special", "<|endoftext|> in the text is the token", FLAG, &special}
+                          &set.tokenizer, .required = true}
 
 /* --- train --- */
 
-/* The key of a word of more than WORD_BYTES bytes is a hash, its length and, in the last byte, 255;
- * `bytes` is a copy of the word. */
-struct WordCount { Bytes16 key; int64_t count; uint8_t *bytes; };
-static const Bytes16 LONG_WORD = (Bytes16)0xFF << 120;
+/* The different words of the texts, and how often each occurs. */
+struct WordCounts {
+    struct HashTable index;     /* the hash of a word -> its number */
+    struct Word *words;         /* word i: text.data[words[i].at ..] */
+    int count, room;
+    struct Buffer text;
+};
 
-/* Open addressing: the count of an empty slot is 0, and at most half of the slots are used. */
-struct WordTable { struct WordCount *slots; size_t count; int bits; };
-
-static struct WordTable word_table(int bits)
+/* Adds `count` to the count of the word of n bytes at p. A hash of 64 bits stands for the word:
+ * that two of a million have the same has a chance of 3e-8. */
+static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
+                              const uint8_t *readable, int64_t count)
 {
-    return (struct WordTable){allocate_zeroed(sizeof(struct WordCount) << bits), 0, bits};
+    const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : hash_bytes(p, n);
+    const int word = hash_get(&w->index, hash);
+    if (word >= 0) { w->words[word].count += count; return; }
+    if (w->count == INT_MAX || n > UINT32_MAX)
+        die("more than 2 billion different words, or one of 4 GB, are too many. Train on less.");
+    if (w->count == w->room)
+        w->words = resize(w->words, (w->room += w->room / 2 + 1024) * sizeof *w->words);
+    hash_put(&w->index, hash, w->count);
+    w->words[w->count++] = (struct Word){w->text.size, (uint32_t)n, count};
+    append_bytes(&w->text, p, n);
 }
 
-static void word_table_free(struct WordTable *table)
-{
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) free(table->slots[i].bytes);
-    release(table->slots, sizeof(struct WordCount) << table->bits);
-}
-
-static inline size_t word_length(Bytes16 key)
-{
-    return (size_t)(key >= LONG_WORD ? (key & ~LONG_WORD) >> 64 : key >> 120);
-}
-
-/* The key of a word of any length. */
-static inline Bytes16 table_key(const uint8_t *p, size_t n, const uint8_t *readable)
-{
-    return n <= WORD_BYTES ? word_key(p, n, readable)
-                           : LONG_WORD | (Bytes16)n << 64 | hash_bytes(p, n);
-}
-
-/* The slot of a word, or the empty slot where it belongs. */
-static inline struct WordCount *word_find(const struct WordTable *table, Bytes16 key,
-                                          const uint8_t *bytes)
-{
-    const size_t mask = ((size_t)1 << table->bits) - 1;
-    for (size_t i = key_hash(key) >> (64 - table->bits); ; i = (i + 1) & mask) {
-        struct WordCount *w = &table->slots[i];
-        if (!w->count) return w;
-        if (w->key == key && (key < LONG_WORD || !memcmp(w->bytes, bytes, word_length(key))))
-            return w;
-    }
-}
-
-static void word_table_grow(struct WordTable *table)
-{
-    struct WordTable larger = word_table(table->bits + 1);
-    for (size_t i = 0; i < (size_t)1 << table->bits; i++) {
-        const struct WordCount *w = &table->slots[i];
-        if (w->count) *word_find(&larger, w->key, w->bytes) = *w;
-    }
-    larger.count = table->count;
-    release(table->slots, sizeof(struct WordCount) << table->bits);
-    *table = larger;
-}
-
-/* Adds n > 0 to the count of a word. */
-static inline void count_word(struct WordTable *table, Bytes16 key, const uint8_t *bytes, int64_t n)
-{
-    struct WordCount *w = word_find(table, key, bytes);
-    if (!w->count) {
-        const size_t length = word_length(key);
-        *w = (struct WordCount){.key = key};
-        if (key >= LONG_WORD) w->bytes = memcpy(resize(NULL, length), bytes, length);
-        table->count++;
-    }
-    w->count += n;
-    if (2 * table->count > (size_t)1 << table->bits) word_table_grow(table);
-}
-
-static void count_text(struct WordTable *table, const uint8_t *p, const uint8_t *end,
+static void count_text(struct WordCounts *w, const uint8_t *p, const uint8_t *end,
                        const uint8_t *readable)
 {
     for (const uint8_t *next; p < end; p = next) {
         next = piece_end(p, end, readable);
-        count_word(table, table_key(p, next - p, readable), p, 1);
+        count_word(w, p, next - p, readable, 1);
     }
 }
 
-/* The words of all documents and how often each occurs. Each thread has its own table; at the end
- * their counts are added. The memory is 64 to 128 bytes for each word of each thread and does not
- * depend on the length of the texts. */
-static struct WordTable count_words(struct Source *source)
+/* The words of all documents. Each thread has its own counts; at the end they are added. The memory
+ * does not depend on the length of the texts. */
+static struct WordCounts count_words(struct Source *source)
 {
     const int threads = thread_count();
-    struct WordTable *tables = resize(NULL, threads * sizeof *tables);
+    struct WordCounts *counts = resize(NULL, threads * sizeof *counts);
     struct Chunk chunks[BATCH];
-    for (int i = 0; i < threads; i++) tables[i] = word_table(16);
+    for (int i = 0; i < threads; i++) counts[i] = (struct WordCounts){.index = hash_table(1 << 15)};
     for (int n; (n = next_chunks(source, chunks)); show_source(source, "counting words")) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
             while (next_part(&chunks[i], &p))
-                count_text(&tables[thread_index()], p.begin, p.end, p.readable);
+                count_text(&counts[thread_index()], p.begin, p.end, p.readable);
         }
     }
-    for (int i = 1; i < threads; i++) {
-        for (size_t k = 0; k < (size_t)1 << tables[i].bits; k++) {
-            const struct WordCount *w = &tables[i].slots[k];
-            if (w->count) count_word(&tables[0], w->key, w->bytes, w->count);
+    for (int i = 1; i < threads; i++)
+        for (int k = 0; k < counts[i].count; k++) {
+            const struct Word *w = &counts[i].words[k];
+            const uint8_t *p = (const uint8_t *)counts[i].text.data + w->at;
+            count_word(counts, p, w->length, p + w->length, w->count);
         }
-        word_table_free(&tables[i]);
-    }
-    struct WordTable all = tables[0];
-    free(tables);
-    return all;
+    return counts[0];
 }
 
-/* A trainer with all words that have a pair. */
-static struct Trainer trainer_of_words(const struct WordTable *table)
+/* A trainer with all words. */
+static struct Trainer trainer_of_words(const struct WordCounts *w)
 {
-    const size_t slots = (size_t)1 << table->bits;
-    size_t bytes = 0;
-    for (size_t i = 0; i < slots; i++)
-        if (table->slots[i].count) bytes += word_length(table->slots[i].key);
-    if (table->count >= UINT32_MAX)
-        die("more than 4 billion different words are too many. Train on less text.");
-    struct Trainer t = trainer_new(table->count, bytes);
-    for (size_t i = 0; i < slots; i++) {
-        const struct WordCount *w = &table->slots[i];
-        const size_t n = word_length(w->key);
-        if (!w->count || n < 2) continue;
-        if (n >= UINT32_MAX)
-            die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
-        add_word(&t, w->bytes ? w->bytes : (const uint8_t *)&w->key, n, w->count);
-    }
+    struct Trainer t = {.index = hash_table(0)};
+    t.ids = resize(NULL, w->text.size * sizeof *t.ids);
+    t.words = resize(NULL, w->count * sizeof *t.words);
+    for (int i = 0; i < w->count; i++)
+        add_word(&t, (const uint8_t *)w->text.data + w->words[i].at, w->words[i].length,
+                 w->words[i].count);
     return t;
 }
 
-/* Texts -> merges.txt and vocab.json. */
+/* Texts -> the files of a tokenizer. */
 static int command_train(int argc, char **argv)
 {
-    int vocabulary = 8192, threads = 0, max_bytes = MAX_TOKEN_BYTES;
-    int64_t min_frequency = 2, chunk_bytes = CHUNK_BYTES;
-    const char *out = NULL, *split = "file", *text_field = "text";
-    bool overwrite = false;
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &vocabulary,
+        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &set.vocabulary,
          .min = 257, .max = 65536},
-        {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &out,
+        {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
-        {"min-frequency", "a pair that occurs less often is not merged", LONG, &min_frequency,
+        {"min-frequency", "a pair that occurs less often is not merged", LONG, &set.min_frequency,
          .min = 1, .max = 1e15},
-        {"max-token-bytes", "no token is longer", INTEGER, &max_bytes, .min = 1,
+        {"max-token-bytes", "no token is longer", INTEGER, &set.max_bytes, .min = 1,
          .max = MAX_TOKEN_BYTES},
-        {"overwrite", "replace the tokenizer that --out holds", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+        {"overwrite", "replace the tokenizer that --out holds", FLAG, &set.overwrite},
+        THREADS_OPTION(&set.threads), {0}};
     const int files = read_options(argc, argv, options,
-                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
-                                    "Learns merges from texts (- is standard input).");
-    const double start = seconds();
-    const int merges = vocabulary - BYTES - 1;
+                                   "tokenizer train --out DIR [OPTION...] FILE...\n"
+                                   "Learns merges from texts (- is standard input).");
+    const int merges = set.vocabulary - BYTES - 1;
     warn_idle(options);
-    lock_directory(out);
-    if (!overwrite)
-        refuse_existing(out, tokenizer_files, "Choose another --out, or add --overwrite.");
-    set_threads(threads);
-    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
+    lock_directory(set.out);
+    if (!set.overwrite)
+        refuse_existing(set.out, tokenizer_files, "Choose another --out, or add --overwrite.");
+    set_threads(set.threads);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
     struct Tokenizer *t = tokenizer_new();
-    struct WordTable words = count_words(&source);
+    struct WordCounts words = count_words(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
-    learn_merges(t, &trainer, merges, min_frequency, max_bytes);
+    learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
     if (t->merges < merges)
         warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
-             counted(t->merges, "merge"), t->merges + BYTES + 1, vocabulary);
+             counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;
-    tokenizer_save(t, out);
-    progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", out, t->vocabulary,
-             source.done / 1e6, counted(words.count, "different word"), seconds() - start);
-    trainer_free(&trainer);
-    word_table_free(&words);
-    source_close(&source);
-    tokenizer_free(t);
+    tokenizer_stage(t, set.out);
+    commit_outputs();
+    progress(true, "%s: %d tokens from %.1f MB, %s, in %.2f s", set.out, t->vocabulary,
+             source.done / 1e6, counted(words.count, "different word"),
+             seconds() - source.timer.start);
     return 0;
 }
 
@@ -2063,7 +1847,7 @@ static int command_train(int argc, char **argv)
  * document is on one of two sides: 0 for training, 1 set aside for validation. */
 struct Encoded {
     bool ready;
-    struct { uint16_t *ids; size_t count, room; } side[2];
+    struct Buffer ids[2];       /* uint16_t, of each side */
     size_t head, documents;     /* head: on side 0; documents: that begin in the chunk */
     int64_t bytes;              /* of text */
     int last_side;              /* of the last document that begins here, or -1 */
@@ -2072,33 +1856,29 @@ struct Encoded {
 /* Draws the side of the document that begins with this part. The draw depends on the seed, the
  * number of the file and the position in it, not on threads or chunks. A document that was cut in
  * two is not drawn. */
-static int side_of(const struct Chunk *c, const struct Part *p, double val_fraction, int64_t seed)
+static int side_of(const struct Chunk *c, const struct Part *p)
 {
-    struct Random r = random_stream((uint64_t)seed + ((uint64_t)c->number << 44),
+    struct Random r = random_stream((uint64_t)set.seed + ((uint64_t)c->number << 44),
                                     (uint64_t)p->position);
     const int64_t cut = c->source->cut;
-    return cut ? p->position >= cut : random_uniform(&r) < val_fraction;
+    return cut ? p->position >= cut : random_uniform(&r) < set.val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
-static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c,
-                         double val_fraction, int64_t seed)
+static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c)
 {
     struct Part p;
-    e->side[0].count = e->side[1].count = e->head = e->documents = 0;
+    e->ids[0].size = e->ids[1].size = e->head = e->documents = 0;
     e->bytes = 0;
     e->last_side = -1;
     while (next_part(&c, &p)) {
-        const int side = p.starts ? side_of(&c, &p, val_fraction, seed) : 0;
-        const size_t max_count = e->side[side].count + (p.end - p.begin) + 16;
-        if (max_count > e->side[side].room) {
-            e->side[side].room = 2 * max_count;
-            e->side[side].ids = resize(e->side[side].ids, 2 * max_count * sizeof(uint16_t));
-        }
-        uint16_t *ids = e->side[side].ids + e->side[side].count, *at = ids;
+        const int side = p.starts ? side_of(&c, &p) : 0;
+        struct Buffer *b = &e->ids[side];
+        reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
+        uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
         if (p.starts) *at++ = (uint16_t)encoder->tokenizer->eot;
         at += encode_text(encoder, p.begin, p.end, p.readable, at);
-        e->side[side].count += at - ids;
+        b->size += (at - ids) * sizeof *ids;
         if (!p.starts) e->head = at - ids;
         else e->last_side = side;
         e->documents += p.starts;
@@ -2106,65 +1886,54 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     }
 }
 
-/* Where the ids of all chunks go, in order: into shards, or only into counts. */
+/* Where the ids of all chunks go, in order. */
 struct Sink {
-    struct ShardWriter *writers;    /* (2): one for each side; NULL: none */
+    struct ShardWriter writers[2];  /* one for each side */
     int side;                       /* of the document that the next chunk continues */
-    int64_t *uses;                  /* (V): how often each id occurs; NULL: not counted */
-    int64_t documents, bytes, pieces, single;
+    int64_t documents, bytes;
 };
 
 static void take_encoded(struct Sink *s, const struct Encoded *e)
 {
-    const uint16_t *ids = e->side[0].ids;
+    const uint16_t *ids = (const uint16_t *)e->ids[0].data;
     s->documents += e->documents;
     s->bytes += e->bytes;
-    for (size_t i = 0; s->uses && i < e->side[0].count; i++) s->uses[ids[i]]++;
-    if (!s->writers) return;
     write_tokens(&s->writers[s->side], ids, e->head);
-    write_tokens(&s->writers[0], ids + e->head, e->side[0].count - e->head);
-    write_tokens(&s->writers[1], e->side[1].ids, e->side[1].count);
+    write_tokens(&s->writers[0], ids + e->head, e->ids[0].size / sizeof *ids - e->head);
+    write_tokens(&s->writers[1], (const uint16_t *)e->ids[1].data, e->ids[1].size / sizeof *ids);
     if (e->last_side >= 0) s->side = e->last_side;
 }
 
 /* Encodes all files. Each thread encodes one chunk after the other. The thread that completes the
  * next chunk in order hands it to the sink, and those behind it that are ready, so that no thread
  * waits for another's chunk. */
-static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source,
-                         double val_fraction, int64_t seed)
+static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source)
 {
-    const int threads = thread_count();
-    struct Encoder *encoders = encoders_new(t, threads);
+    struct Encoder *encoders = encoders_new(t, thread_count());
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
-    const char *doing = s->writers ? "encoding" : "counting tokens";
-    for (int n; (n = next_chunks(source, chunks)); show_source(source, doing)) {
+    for (int n; (n = next_chunks(source, chunks)); show_source(source, "encoding")) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i], val_fraction, seed);
+            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i]);
             #pragma omp critical
             for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
                 take_encoded(s, &encoded[taken]);
         }
     }
-    for (int i = 0; i < threads; i++) {
-        s->pieces += encoders[i].pieces;
-        s->single += encoders[i].single;
-    }
-    for (int i = 0; i < 2 * BATCH; i++) free(encoded[i / 2].side[i % 2].ids);
-    encoders_free(encoders, threads);
 }
 
-/* Gives the shards their names, removes older ones, and says what was written. */
-static void finish_shards(struct ShardWriter *writers, int count)
+/* Gives the shards of the sets their names, removes what older sets had more, and says what was
+ * written. */
+static void finish_sets(struct ShardWriter *writers, int count)
 {
     for (int i = 0; i < count; i++) complete_set(&writers[i]);
     commit_outputs();
     for (struct ShardWriter *w = writers; w < writers + count; w++) {
-        remove_old_shards(w);
-        progress(true, "%s_%06d.bin%s: %s", w->prefix, 0, w->number > 1 ? " ..." : "",
+        for (int i = w->number; i < w->old; i++) remove_file(shard_path(w->prefix, i));
+        progress(true, "%s%s: %s", shard_path(w->prefix, 0), w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
     }
 }
@@ -2188,91 +1957,78 @@ static int64_t find_cut(const char *path, double val_fraction)
 /* Texts -> shards. */
 static int command_encode(int argc, char **argv)
 {
-    int threads = 0;
-    int64_t shard_tokens = 100000000, chunk_bytes = CHUNK_BYTES, seed = 1;
-    double val_fraction = 0;
-    const char *tokenizer = NULL, *out = NULL, *split = "file", *text_field = "text";
-    bool overwrite = false;
     struct Option options[] = {
         TOKENIZER_OPTION,
-        {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &out, .required = true},
+        {"out", "shards are TEXT_000000.bin, TEXT_000001.bin, ...", TEXT, &set.out,
+         .required = true},
         SPLIT_OPTIONS,
-        {"shard-tokens", "tokens in a shard", LONG, &shard_tokens, .min = 1, .max = INT32_MAX},
+        {"shard-tokens", "tokens in a shard", LONG, &set.shard_tokens, .min = 1, .max = INT32_MAX},
         {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
-         REAL_NUMBER, &val_fraction, .max = 1},
-        {"seed", "which documents these are", LONG, &seed, .max = 1e15,
+         REAL_NUMBER, &set.val_fraction, .max = 1},
+        {"seed", "which documents these are", LONG, &set.seed, .max = 1e15,
          .idle = "without val-fraction"},
-        {"overwrite", "replace the shards of an earlier run", FLAG, &overwrite},
-        CHUNK_OPTION, THREADS_OPTION(&threads), {0}};
+        {"overwrite", "replace the shards of an earlier run", FLAG, &set.overwrite},
+        THREADS_OPTION(&set.threads), {0}};
     const int files = read_options(
         argc, argv, options,
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
-    struct ShardWriter writers[2] = {{.prefix = text_of("%s", out), .limit = shard_tokens},
-                                     {.prefix = text_of("%s_val", out), .limit = shard_tokens}};
-    const int sets = val_fraction > 0 ? 2 : 1;
-    for (int i = 0; i < sets; i++) start_set(&writers[i], overwrite);
-    char *val = text_of("%s_%06d.bin", writers[1].prefix, 0);
-    if (sets == 1 && writers[0].old && file_exists(val))
-        warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
-             "--val-fraction.", val, out);
-    free(val);
+    const int sets = set.val_fraction > 0 ? 2 : 1;
     warn_idle(options);
-    set_threads(threads);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, text_field, chunk_bytes);
-    writers[0].hash = writers[1].hash = t->hash;
-    if (val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
-        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], val_fraction);
+    set_threads(set.threads);
+    struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    static struct Sink sink;
+    for (int i = 0; i < sets; i++) {
+        sink.writers[i].prefix = text_of("%s%s", set.out, i ? "_val" : "");
+        sink.writers[i].hash = t->hash;
+        sink.writers[i].limit = set.shard_tokens;
+        start_set(&sink.writers[i], set.overwrite);
+    }
+    const char *val = text_of("%s_val_000000.bin", set.out);
+    if (sets == 1 && sink.writers[0].old && file_exists(val))
+        warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
+             "--val-fraction.", val, set.out);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
+    if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
+        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
     if (source.cut) warn_unused(options, "seed", "with one document");
-    struct Sink sink = {.writers = writers};
-    encode_files(&sink, t, &source, val_fraction, seed);
-    const int64_t tokens = writers[0].total + writers[1].total;
+    encode_files(&sink, t, &source);
+    const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
-    if (!writers[0].total || (val_fraction > 0 && !writers[1].total))
-        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", val_fraction,
+    if (!train || (sets == 2 && !aside))
+        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", set.val_fraction,
             counted(sink.documents, "document"),
-            writers[0].total ? "none is set aside" : "none is left to train on");
-    finish_shards(writers, sets);
+            train ? "none is set aside" : "none is left to train on");
+    finish_sets(sink.writers, sets);
     const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(sink.documents, "document"), source.done / 1e6,
-             (double)sink.bytes / tokens, elapsed,
-             source.done / 1e6 / elapsed);
-    source_close(&source);
-    tokenizer_free(t);
+             (double)sink.bytes / (train + aside), elapsed, source.done / 1e6 / elapsed);
     return 0;
 }
 
 /* --- decode --- */
 
-/* Appends the bytes of n tokens, with the mark (16 bytes of memory) for <|endoftext|>. A short
- * token is copied as 16 bytes; the next token overwrites the surplus. */
-static void decode_ids(struct Buffer *out, const struct Tokenizer *t, const uint16_t *ids, size_t n,
-                       const char *mark)
-{
-    const size_t mark_bytes = strlen(mark);
-    for (size_t i = 0; i < n; i++) {
-        const bool eot = ids[i] == t->eot;
-        const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
-        const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
-        reserve(out, length + 16);
-        if (length <= 16) memcpy(out->data + out->size, bytes, 16);
-        else memcpy(out->data + out->size, bytes, length);
-        out->size += length;
-    }
-}
-
-/* Writes the text of a shard. In the first shard, no mark is written for the first document. */
+/* Writes the text of a shard, with the mark (16 bytes of memory) for <|endoftext|>, but not for the
+ * first one in the first shard. A short token is copied as 16 bytes; the next token overwrites the
+ * surplus. */
 static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
                          const char *mark)
 {
     static uint16_t ids[1 << 16];
+    const size_t mark_bytes = strlen(mark);
     struct Buffer out = {0};
     for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
-        const bool skip = first && at == 0 && ids[0] == t->eot;
-        decode_ids(&out, t, ids + skip, n - skip, mark);
-        show_result(&out);
+        for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++) {
+            const bool eot = ids[i] == t->eot;
+            const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
+            const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
+            reserve(&out, length + 16);
+            if (length <= 16) memcpy(out.data + out.size, bytes, 16);
+            else memcpy(out.data + out.size, bytes, length);
+            out.size += length;
+        }
+        if (out.size) show_result(&out);
     }
     free(out.data);
 }
@@ -2280,46 +2036,32 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
 /* Shards -> the bytes of their tokens, on standard output. */
 static int command_decode(int argc, char **argv)
 {
-    const char *tokenizer = NULL, *split = "file";
     struct Option options[] = {
         TOKENIZER_OPTION,
-        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &split,
+        {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &set.split,
          .choices = "file|lines|eot"}, {0}};
     const int shards = read_options(
         argc, argv, options,
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    const enum Split kind = split_of(split);
+    struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    const enum Split split = split_of(set.split);
     static const char marks[][16] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
-        char *path = missing_shard(&s[i], NULL);
+        const char *path = missing_shard(&s[i], NULL);
         if (path)
             warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
                  counted(s[i].shards, "shard"));
-        free(path);
     }
-    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[kind]);
-    free(s);
-    if (kind == SPLIT_LINES) puts("");
-    tokenizer_free(t);
+    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[split]);
+    if (split == SPLIT_LINES) puts("");
     return 0;
 }
 
-/* --- ids, show, stats --- */
-
-static struct Buffer read_stdin(void)
-{
-    struct Buffer b = {0};
-    char block[65536];
-    append_bytes(&b, "", 0);
-    for (size_t n; (n = fread(block, 1, sizeof block, stdin)); ) append_bytes(&b, block, n);
-    if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
-    return b;
-}
+/* --- ids, show --- */
 
 /* The ids of a text, which the caller frees, and their number. With `special`, <|endoftext|> in
  * the text is the token, and the text on each side of it is encoded alone. */
@@ -2337,112 +2079,60 @@ static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, i
     return ids;
 }
 
-/* Standard input -> its ids, on one line. */
+/* The text of a command, its argument or else the standard input, and its tokens. */
+struct Tokens { struct Tokenizer *tokenizer; struct Buffer text; int *ids, count; };
+
+static struct Tokens read_tokens_of_text(int argc, char **argv, const char *usage)
+{
+    struct Tokens r = {0};
+    char block[65536];
+    struct Option options[] = {
+        TOKENIZER_OPTION,
+        {"special", "<|endoftext|> in the text is the token", FLAG, &set.special}, {0}};
+    const int texts = read_options(argc, argv, options, usage);
+    if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
+    r.tokenizer = tokenizer_load(set.tokenizer);
+    append(&r.text, "%s", texts ? argv[0] : "");
+    for (size_t n; !texts && (n = fread(block, 1, sizeof block, stdin)); )
+        append_bytes(&r.text, block, n);
+    if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
+    r.ids = ids_of_text(r.tokenizer, r.text, set.special, &r.count);
+    return r;
+}
+
+/* A text -> its ids, on one line. */
 static int command_ids(int argc, char **argv)
 {
-    const char *tokenizer = NULL;
-    bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
-    if (read_options(argc, argv, options,
-                      "tokenizer ids --tokenizer DIR [--special] <TEXT\n"
-                      "Prints the token ids of standard input on one line."))
-        die_usage("%s: not expected; the text is read from standard input.", argv[0]);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = read_stdin(), line = {0};
-    int n, *ids = ids_of_text(t, text, special, &n);
-    for (int i = 0; i < n; i++) append(&line, i ? " %d" : "%d", ids[i]);
+    const struct Tokens r = read_tokens_of_text(
+        argc, argv, "tokenizer ids --tokenizer DIR [--special] [TEXT]\n"
+        "Prints the token ids of TEXT, or of standard input, on one line.");
+    struct Buffer line = {0};
+    for (int i = 0; i < r.count; i++) append(&line, i ? " %d" : "%d", r.ids[i]);
     append(&line, "\n");
     show_result(&line);
-    free(ids); free(text.data); free(line.data);
-    tokenizer_free(t);
     return 0;
 }
 
 /* A text -> its tokens, coloured on a terminal, and a table of their ids. */
 static int command_show(int argc, char **argv)
 {
-    const char *tokenizer = NULL;
-    bool special = false;
-    struct Option options[] = {TOKENIZER_OPTION, SPECIAL_OPTION, {0}};
-    const int texts = read_options(
-        argc, argv, options,
-        "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
+    const struct Tokens r = read_tokens_of_text(
+        argc, argv, "tokenizer show --tokenizer DIR [--special] [TEXT]\n"
         "Shows the tokens of TEXT, or of standard input, and their ids.");
-    if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Buffer text = {0}, line = {0}, table = {0};
-    if (texts) append_bytes(&text, argv[0], strlen(argv[0]));
-    else text = read_stdin();
-    int n, *ids = ids_of_text(t, text, special, &n);
+    const int n = r.count;
+    struct Buffer line = {0}, table = {0};
     for (int i = 0; i < n; i++) {
         int length;
-        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
+        const uint8_t *bytes = bytes_of_token(r.tokenizer, r.ids[i], &length);
         if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
         append_readable(&line, bytes, length);
         append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
-        append(&table, "%6d  ", ids[i]);
+        append(&table, "%6d  ", r.ids[i]);
         append_readable(&table, bytes, length);
         append(&table, "\n");
     }
     printf("%s\n%s%s, %s, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "",
-           counted(n, "token"), counted(text.size, "byte"), n ? (double)text.size / n : 0);
-    free(ids); free(text.data); free(line.data); free(table.data);
-    tokenizer_free(t);
-    return 0;
-}
-
-/* Prints the n longest tokens that are used, longest first. */
-static void print_longest(const struct Tokenizer *t, const int64_t *uses, int n)
-{
-    struct Heap longest = {0};
-    struct Buffer b = {0};
-    for (int id = 0; id < t->eot; id++)
-        if (uses[id]) heap_push(&longest, (struct Entry){token_length(t, id), id, id});
-    for (; n > 0 && longest.size; n--) {
-        int length, id = heap_pop(&longest).index;
-        const uint8_t *bytes = bytes_of_token(t, id, &length);
-        append(&b, "%8d %10lld  \"", id, (long long)uses[id]);
-        append_readable(&b, bytes, length);
-        append(&b, "\"\n");
-    }
-    printf("longest tokens (id, uses, bytes)\n%s", b.size ? b.data : "");
-    free(b.data);
-    free(longest.entries);
-}
-
-/* Texts -> how many tokens and bytes, and the longest tokens. */
-static int command_stats(int argc, char **argv)
-{
-    int threads = 0, longest = 10;
-    int64_t tokens = 0, unused = 0;
-    const char *tokenizer = NULL, *split = "file", *text_field = "text";
-    struct Option options[] = {
-        TOKENIZER_OPTION, SPLIT_OPTIONS,
-        {"longest", "how many of the longest tokens to print", INTEGER, &longest, .max = 65536},
-        THREADS_OPTION(&threads), {0}};
-    const int files = read_options(argc, argv, options,
-                                    "tokenizer stats --tokenizer DIR [OPTION...] FILE...\n"
-                                    "How well the vocabulary fits texts.");
-    warn_idle(options);
-    set_threads(threads);
-    struct Tokenizer *t = tokenizer_load(tokenizer);
-    struct Source source = source_open(argv, files, split, text_field, CHUNK_BYTES);
-    struct Sink sink = {.uses = allocate_zeroed(t->vocabulary * sizeof *sink.uses)};
-    encode_files(&sink, t, &source, 0, 0);
-    for (int id = 0; id < t->eot; id++) {
-        tokens += sink.uses[id];
-        unused += !sink.uses[id];
-    }
-    printf("bytes            %lld\ntokens           %lld\n", (long long)sink.bytes,
-           (long long)tokens);
-    printf("bytes_per_token  %.4f\n", tokens ? (double)sink.bytes / tokens : 0);
-    printf("documents        %lld\nwords            %lld\n", (long long)sink.documents,
-           (long long)sink.pieces);
-    printf("one_token_words  %.2f %%\n", sink.pieces ? 100.0 * sink.single / sink.pieces : 0);
-    printf("unused_tokens    %lld of %d\n", (long long)unused, t->eot);
-    print_longest(t, sink.uses, longest);
-    source_close(&source);
-    tokenizer_free(t);
+           counted(n, "token"), counted(r.text.size, "byte"), n ? (double)r.text.size / n : 0);
     return 0;
 }
 
@@ -2452,9 +2142,8 @@ int main(int argc, char **argv)
         {"train", command_train, "learn a vocabulary from texts"},
         {"encode", command_encode, "texts to shards of token ids"},
         {"decode", command_decode, "shards back to bytes"},
-        {"ids", command_ids, "the token ids of standard input"},
-        {"show", command_show, "the tokens of a text, to look at"},
-        {"stats", command_stats, "how well a vocabulary fits texts"}};
+        {"ids", command_ids, "the token ids of a text"},
+        {"show", command_show, "the tokens of a text, to look at"}};
     return run_command("tokenizer", argc, argv, commands, COUNT(commands));
 }
 

@@ -77,7 +77,7 @@ all_commands()
     run shards tokenizer encode --tokenizer tok --split lines --val-fraction 0.1 --shard-tokens 50000 \
         --out shards reviews/unlabelled.txt
     run jsonl tokenizer encode --tokenizer tok --split jsonl --out jsonl texts.jsonl
-    run file tokenizer encode --tokenizer tok --chunk-bytes 1000 --out file reviews/unlabelled_val.txt
+    run file tokenizer encode --tokenizer tok --out file reviews/unlabelled_val.txt
     run decode tokenizer decode --tokenizer tok shards_0*.bin
     run show tokenizer show --tokenizer tok 'There is not a dull moment in it, caf\303\251.'
 

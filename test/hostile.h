@@ -186,11 +186,12 @@ static const struct HostileReader { const char *name; void (*read)(struct Bytes 
 
 /* Texts, split in all ways. The first byte says how, and how large chunks are. Chunks of another
  * size give the same documents, and their ids give the same bytes. */
-static uint64_t hash_of_documents(const char *split, int64_t chunk_bytes)
+static uint64_t hash_of_documents(const char *split, int64_t bytes_of_chunk)
 {
     const struct Tokenizer *t = tiny_tokenizer;
     char *paths[] = {in_dir("texts")};
-    struct Source source = source_open(paths, 1, split, "text", chunk_bytes);
+    chunk_bytes = bytes_of_chunk;
+    struct Source source = source_open(paths, 1, split, "text");
     struct Chunk chunks[BATCH];
     struct Part p;
     uint64_t hash = 0;
@@ -270,12 +271,10 @@ static void read_tokenizer(void)
     const struct Metadata none = {0};
     struct Model m;
     const struct Config config = {1, 1, 1, 1, 300, 0, NULL};
-    int *order;
-    struct Tokenizer *t = tokenizer_read(hostile_dir, &order);
-    for (int i = 0; order && i < t->vocabulary; i++)
+    struct Tokenizer *t = tokenizer_load(hostile_dir);
+    for (int i = 0; t->file_ids && i < t->vocabulary; i++)
         for (int k = 0; k < i; k++)
-            if (order[k] == order[i]) finding("two tokens with one id");
-    free(order);
+            if (t->file_ids[k] == t->file_ids[i]) finding("two tokens with one id");
     tokenizer_free(t);
     model_create(&m, config);
     check_tokenizer(tokenizer_of_model(hostile_dir, &m, &none));
@@ -301,7 +300,7 @@ static void read_shard(struct Bytes input)
     put("shard.bin", input.data, input.size);
     struct Shard s = open_shard(in_dir("shard.bin"), NULL);
     uint16_t id;
-    for (int64_t i = 0; i < s.count; i++) read_ids(&id, &s, i, 1);
+    for (int64_t i = 0; i < s.count; i++) read_block(&id, 1, &s, i);
     if (s.count < 0 || s.file.size != SHARD_HEADER + s.count * sizeof id) finding("a wrong shard");
     close_file(&s.file);
 }
@@ -425,7 +424,7 @@ static struct Tokenizer *write_files(void)
     add_merge(t, add_merge(t, l, o), w);
     add_merge(t, id_of_byte[' '], l);
     add_end_of_text(t);
-    tokenizer_save(t, hostile_dir);
+    tokenizer_stage(t, hostile_dir);
     metadata_set(&meta, "step", "5");
     if (!tiny.weights) {
         const struct Config config = {1, 1, 2, 2, 3, 2, labels};

@@ -654,7 +654,8 @@ static void save_random_model(const char *dir)
     model_create(&model, (struct Config){2, 2, 16, 24, 258, 0, NULL});
     model_init(&model, 5);
     make_directory(dir);
-    tokenizer_save(tokenizer, dir);
+    tokenizer_stage(tokenizer, dir);
+    commit_outputs();
     stage_model(dir, &model, &meta, tokenizer->eot);
     commit_outputs();
     tokenizer_free(tokenizer);
