@@ -113,7 +113,7 @@ struct Runner {
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
     int *next;                      /* (max_rows): the next token of each row, -1 at the end */
     real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
-    size_t *cache_row, cache_bytes; /* (examples): the row of the cache where a text begins */
+    size_t cache_bytes;
     bool measure_lm;                /* run_examples also adds to the two below */
     double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
@@ -133,7 +133,6 @@ static void runner_free(struct Runner *r)
     minibatch_free(&r->minibatch);
     free(r->next);
     release(r->cache, r->cache_bytes);
-    free(r->cache_row);
 }
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
@@ -253,7 +252,7 @@ struct Settings {
     int every;                                  /* updates between two validations */
 };
 
-struct Scores { double accuracy, macro_f1, loss, ece; };
+struct Scores { double accuracy, macro_f1, loss, ece, majority; };      /* see `score` */
 
 /* One fine-tuning. */
 struct Task {
@@ -325,11 +324,18 @@ static void choose_weights(struct Task *t)
     }
 }
 
-/* --- One update --- */
-
-/* Dies because of a gradient that is not finite. A file gets the texts of the update. */
+/* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
+ * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+static void begin_state(struct Task *t, struct TrainState *run);
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
+static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
+static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
+static void describe_weights(struct Metadata *meta, const struct Task *t,
+                             const struct TrainState *run, const char *which);
 __attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
                                                      int count, int64_t step);
+
+/* --- One update --- */
 
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
@@ -362,15 +368,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
 }
 
 /* --- The loop --- */
-
-/* What the loop needs of section 8: lines of progress, log.tsv, and the best weights and the state
- * on disk. A quiet training has none of them. describe_weights: for the files of the model. */
-static void begin_state(struct Task *t, struct TrainState *run);
-static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
-static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
-static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
-static void describe_weights(struct Metadata *meta, const struct Task *t,
-                             const struct TrainState *run, const char *which);
 
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K);
@@ -465,8 +462,8 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
 /* --- Frozen blocks --- */
 
 /* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
- * the same in every epoch. It is computed once, if it fits into memory. Otherwise they run again
- * for every update, with the same results. */
+ * the same in every epoch. It is computed once and kept in cache (all tokens of d, C), if that fits
+ * into memory. Otherwise they run again for every update, with the same results. */
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
                            const int *list, double p, uint64_t key)
 {
@@ -474,31 +471,23 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
     real *x = r->ws.activations[frozen].x;
     if (frozen && !r->cache) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
     for (int s = 0; s < b->sequences && r->cache; s++)
-        memcpy(x + (size_t)b->starts[s] * C, r->cache + r->cache_row[list[s]] * C,
+        memcpy(x + (size_t)b->starts[s] * C, r->cache + d->starts[list[s]] * C,
                (size_t)length_of(d, list[s]) * C * sizeof *x);
     return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
 
-/* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
- * keeps what they give, the rows of the first text first, if it fits into a quarter of the
- * machine's memory. */
+/* Runs the frozen blocks once on the examples of list (count), and keeps what they give. */
 static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
 {
-    const size_t row = r->model->config.channels * sizeof(real);
-    size_t rows = 0;
-    r->cache_row = resize(r->cache_row, d->count * sizeof *r->cache_row);
-    for (int i = 0; i < count; i++) {
-        r->cache_row[list[i]] = rows;
-        rows += length_of(d, list[i]);
-    }
-    if (rows * row > machine_memory() / 4) return;
-    r->cache_bytes = rows * row;
-    r->cache = allocate_zeroed(r->cache_bytes);
+    const size_t C = r->model->config.channels, bytes = d->starts[d->count] * C * sizeof(real);
+    if (bytes > machine_memory() / 4) return;
+    r->cache = allocate_zeroed(r->cache_bytes = bytes);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
         const real *x = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->model->first_layer);
-        memcpy(r->cache + r->cache_row[list[done]] * r->model->config.channels, x, b.rows * row);
-        done += b.sequences;
+        for (int s = 0; s < b.sequences; s++, done++)
+            memcpy(r->cache + d->starts[list[done]] * C, x + b.starts[s] * C,
+                   length_of(d, list[done]) * C * sizeof *x);
     }
 }
 
@@ -882,12 +871,13 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
 
 /* All scores of p (N, K), whose labels are truth (N).
  *   confusion (K, K): examples of each true class (row) and predicted class (column)
- *   macro_f1: the mean over the classes that occur, truly or as a prediction
+ *   macro_f1: the mean of F1 over the classes that occur, truly or as a prediction
+ *   majority: the accuracy of always predicting the commonest label, which must be beaten
  * loss: the sum over the N examples. */
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K)
 {
-    int right = 0, present = 0;
+    int right = 0, present = 0, commonest = 0;
     double f1 = 0;
     memset(confusion, 0, (size_t)K * K * sizeof *confusion);
     for (int i = 0; i < N; i++)
@@ -897,17 +887,10 @@ static struct Scores score(int *confusion, const real *p, const int *truth, doub
         right += c.right;
         f1 += f1_of(c);
         present += c.truly + c.predicted > 0;
+        commonest = max_int(commonest, c.truly);
     }
     return (struct Scores){(double)right / N, present ? f1 / present : 0, loss / N,
-                           calibration_error(p, truth, N, K)};
-}
-
-/* The accuracy of always predicting the commonest label: what a classifier must beat. */
-static double majority_rate(const int *confusion, int N, int K)
-{
-    int max = 0;
-    for (int k = 0; k < K; k++) max = max_int(max, counts_of(confusion, k, K).truly);
-    return (double)max / N;
+                           calibration_error(p, truth, N, K), (double)commonest / N};
 }
 
 /* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
@@ -2640,15 +2623,14 @@ static int train(struct Task *t, const struct Metadata *old, bool ended)
     if (s->calibrate) calibrate(t, &meta);
 
     const struct Scores val = validate(t);
-    const double majority = majority_rate(t->confusion, t->val_count, classes);
-    warn_of_failure(s, val.accuracy, majority);
+    warn_of_failure(s, val.accuracy, val.majority);
     if (!strcmp(s->truncate, "both") && t->data.truncated)
         warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
              "longer texts is read.");
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
-           val.accuracy, val.macro_f1, val.loss, val.ece, majority);
+           val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
     check_reloaded(t);
     task_free(t);
     model_free(&base);
@@ -2729,7 +2711,7 @@ static void print_scores(int *confusion, const real *p, const int *truth, double
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
-           s.ece, N, majority_rate(confusion, N, K));
+           s.ece, N, s.majority);
     if (K != 2) return;
     rank_scores(&auc, &average_precision, p, truth, N);
     printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),

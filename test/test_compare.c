@@ -57,8 +57,8 @@ static int slow_number(char **seen, int *count, const char *feature)
 /* Whether features[*at], .. go on with this one, unless the text (from `start` on) has it. */
 static bool goes_on(const struct Bags *b, size_t start, size_t *at, int number)
 {
-    for (size_t j = start; j < *at; j++) if (b->features[j] == (uint32_t)number) return true;
-    return b->features[(*at)++] == (uint32_t)number;
+    for (size_t j = start; j < *at; j++) if (b->features[j] == number) return true;
+    return b->features[(*at)++] == number;
 }
 
 /* Random texts of few letters, as bags and by comparing strings. */
@@ -143,7 +143,7 @@ static struct BagTask random_task(int classes)
 static bool has(const struct Bags *b, int text, int feature)
 {
     for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-        if (b->features[j] == (uint32_t)feature) return true;
+        if (b->features[j] == feature) return true;
     return false;
 }
 
@@ -315,10 +315,14 @@ static void test_ratio_by_hand(void)
     const struct BagTask t = {&b, labels, order, order + 4, 4, 3, 2};
     /* Features: good, a, good a, a good, bad, a bad, bad a. Class 0 has 2 + 2 + 1 + 1 = 6 of them,
      * class 1 has 6 of them, and each has 7 more by smoothing. */
-    double scores[6], r[7], v[7];
-    int in[7], out[7];
-    check(count_features(in, out, &t, 0) == 7 && in[0] == 2 && out[0] == 0 && in[1] == 2
-          && out[1] == 2 && in[4] == 0 && out[4] == 2, "features counted by hand");
+    double scores[6], r[7], v[7], in[7], out[7];
+    feature_parts(in, out, &t, 0);
+    check(in[0] == 3.0 / 13 && out[0] == 1.0 / 13 && in[1] == 3.0 / 13 && out[1] == 3.0 / 13
+          && in[4] == 1.0 / 13 && out[4] == 3.0 / 13, "features counted by hand");
+    const struct BagTask few = {&b, labels, order, order + 4, 2, 3, 2};
+    feature_parts(in, out, &few, 0);
+    check(in[0] == 3.0 / 10 && out[0] == 1.0 / 4 && in[4] == 1 && out[4] == 1,
+          "a feature that does not occur in training has 1");
     ratios(r, &t, 0);
     check(fabs(r[0] - log(3)) < 1e-12 && r[1] == 0 && fabs(r[4] + log(3)) < 1e-12,
           "r by hand: log 3 for good, 0 for a, -log 3 for bad");
