@@ -163,24 +163,22 @@ static int set_next_tokens(struct Runner *r, const struct Batch *b)
     return b->rows - b->sequences;
 }
 
-/* order (count): positions in the list, from short texts to long ones, equal lengths in their order
- * (a counting sort). Texts of similar length make batches whose work threads share evenly. */
-static void order_by_length(int *order, const struct Dataset *d, const int *list, int count)
+/* From short texts to long ones, equal lengths in their order (a counting sort): order (count), the
+ * positions in list, and sorted (count), what stands there. list NULL: 0, 1, 2 .. Texts of similar
+ * length make batches whose work threads share evenly. */
+static void order_by_length(int *order, int *sorted, const struct Dataset *d, const int *list,
+                            int count)
 {
     int *next = resize(NULL, (d->longest + 2) * sizeof *next);   /* place of the next such length */
     memset(next, 0, (d->longest + 2) * sizeof *next);
     for (int i = 0; i < count; i++) next[length_of(d, list ? list[i] : i) + 1]++;
     for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
-    for (int i = 0; i < count; i++) order[next[length_of(d, list ? list[i] : i)]++] = i;
+    for (int i = 0; i < count; i++) {
+        const int example = list ? list[i] : i, at = next[length_of(d, example)]++;
+        order[at] = i;
+        sorted[at] = example;
+    }
     free(next);
-}
-
-/* Says how long some texts took, from `start` on. */
-static void report_rate(const char *what, int count, double start)
-{
-    const double spent = seconds() - start;
-    progress(true, "%s: %s  %.0f texts/s  %.1f s", what, counted(count, "text"), count / spent,
-             spent);
 }
 
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
@@ -192,13 +190,11 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
                            const struct Dataset *d, const int *list, int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
-    int *order = resize(NULL, count * sizeof *order),
-        *sorted = resize(NULL, count * sizeof *sorted);
+    int *order = resize(NULL, 2 * (size_t)count * sizeof *order), *sorted = order + count;
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
     struct Timer timer = start_timer();
     double loss = 0;
-    order_by_length(order, d, list, count);
-    for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
+    order_by_length(order, sorted, d, list, count);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
@@ -206,21 +202,20 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             r->lm_tokens += set_next_tokens(r, &b);
             r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
         }
-        if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
-                                             0, p);
-        for (int s = 0; s < b.sequences; s++) {
-            const size_t to = order[done + s], last = b.starts[s + 1] - 1;
+        if (probabilities)
+            loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0, p);
+        for (int s = 0; s < b.sequences; s++, done++) {
+            const size_t to = order[done], last = b.starts[s + 1] - 1;
             if (probabilities) memcpy(probabilities + to * K, p + (size_t)s * K, K * sizeof *p);
             if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
         }
-        done += b.sequences;
         if (what && done < count) show_work(&timer, what, done, count, "texts");
     }
     free(order);
-    free(sorted);
     free(p);
     return loss;
 }
+
 /* ============================================================================================= */
 /* 3. Gradient steps                                                                             */
 /* ============================================================================================= */
@@ -747,16 +742,12 @@ static void scale_features(real *x, const double *deviation, int N, int C)
 /* Features and labels of some examples. what: for the lines of progress. */
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
-    const double start = seconds();
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
-    if (t->quiet) what = NULL;
-    if (!t->features) {
-        run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
-        if (what) report_rate(what, count, start);
-    } else
-        for (int i = 0; i < count; i++)
-            memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
+    if (!t->features)
+        run_examples(&t->runner, NULL, f.x, &t->data, list, count, t->quiet ? NULL : what);
+    for (int i = 0; i < count && t->features; i++)
+        memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
     return f;
 }
 
@@ -1135,41 +1126,37 @@ static void naive_bayes(double *scores, const struct BagTask *t)
  * coordinate descent (Hsieh et al. 2008):
  *   min over w, b   (|w|^2 + b^2) / 2 + C sum_i max(0, 1 - y_i (w . x_i + b))^2       C = 0.15
  * where x_i has the value r_f at each feature f of text i, else 0. y_i is 1 for class k, else -1.
- * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w (F)
- * is kept times r: v_f = r_f w_f. Returns b. */
-static double train_svm(double *v, const struct BagTask *t, const double *r, int k)
+ * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w is
+ * kept as v_f = r_f w_f, so that r2 = r^2 is all that is needed of r.   v, r2 (F). Returns b. */
+static double train_svm(double *v, const struct BagTask *t, const double *r2, int k)
 {
     enum { EPOCHS = 200 };
     const double half_c = 0.5 / 0.15;       /* 1 / (2C) */
     const struct Bags *b = t->bags;
     const int N = t->train_count;
     int *order = resize(NULL, N * sizeof *order);
-    double *a = resize(NULL, N * sizeof *a), *square = resize(NULL, N * sizeof *square), bias = 0;
-    double *r2 = resize(NULL, b->feature_count * sizeof *r2 + 1);
+    double *a = resize(NULL, N * sizeof *a), bias = 0, worst = INFINITY;
     struct Random random = random_stream(0, k);
-    for (int f = 0; f < b->feature_count; f++) { r2[f] = r[f] * r[f]; v[f] = 0; }
-    for (int i = 0; i < N; i++) {
-        order[i] = i;
-        a[i] = 0;
-        square[i] = bag_dot(b, t->train[i], r2) + 1 + half_c;   /* |x|^2, and 1 for b */
-    }
-    for (int epoch = 0; epoch < EPOCHS; epoch++) {
-        double worst = 0;
+    for (int f = 0; f < b->feature_count; f++) v[f] = 0;
+    for (int i = 0; i < N; i++) { order[i] = i; a[i] = 0; }
+    for (int epoch = 0; epoch < EPOCHS && worst >= 0.01; epoch++) {
+        worst = 0;
         shuffle(order, N, &random);
         for (int n = 0; n < N; n++) {
             const int i = order[n], text = t->train[i];
-            const double y = t->labels[text] == k ? 1 : -1;
-            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * a[i];
-            if (a[i] == 0 && slope >= 0) continue;
+            const double y = t->labels[text] == k ? 1 : -1, was = a[i];
+            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * was;
+            if (was == 0 && slope >= 0) continue;
             worst = fmax(worst, fabs(slope));
-            const double was = a[i], step = y * ((a[i] = fmax(0, was - slope / square[i])) - was);
+            a[i] = fmax(0, was - slope / (bag_dot(b, text, r2) + 1 + half_c));  /* |x|^2; 1 for b */
+            const double step = y * (a[i] - was);
             for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
                 v[b->features[j]] += step * r2[b->features[j]];
             bias += step;
         }
-        if (worst < 0.01) break;
     }
-    free(order); free(a); free(square); free(r2);
+    free(order);
+    free(a);
     return bias;
 }
 
@@ -1181,16 +1168,20 @@ static double train_svm(double *v, const struct BagTask *t, const double *r, int
 static void nbsvm(double *scores, const struct BagTask *t)
 {
     const int F = t->bags->feature_count, K = t->classes;
-    double *r = resize(NULL, 2 * (size_t)F * sizeof *r), *v = r + F;
+    double *own = resize(NULL, 2 * (size_t)F * sizeof *own), *other = own + F;
     for (int k = 0; k < (K == 2 ? 1 : K); k++) {
-        feature_parts(r, v, t, k);
-        for (int f = 0; f < F; f++) r[f] = log(r[f] / v[f]);
-        const double bias = train_svm(v, t, r, k);
+        double *r2 = own, *v = other;           /* in their places */
+        feature_parts(own, other, t, k);
+        for (int f = 0; f < F; f++) {
+            const double r = log(own[f] / other[f]);
+            r2[f] = r * r;
+        }
+        const double bias = train_svm(v, t, r2, k);
         for (int i = 0; i < t->test_count; i++)
             scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], v) + bias;
     }
     for (int i = 0; K == 2 && i < t->test_count; i++) scores[2 * i + 1] = -scores[2 * i];
-    free(r);
+    free(own);
 }
 
 /* ============================================================================================= */
@@ -2845,9 +2836,7 @@ static int command_eval(int argc, char **argv)
             d.count, K);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
-    const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
-    report_rate("eval", d.count, start);
     if (predictions) write_predictions(o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);

@@ -108,7 +108,7 @@ static void test_growth(void)
     const struct Bags b = bags((const char *[]){text.data, text.data}, 2);
     bool good = b.feature_count == FEATURES && b.starts[1] == FEATURES
              && b.starts[2] == 2 * FEATURES;
-    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == j % FEATURES;
+    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == (int)(j % FEATURES);
     check(good, "80,000 features, twice: each keeps its number while the table grows");
     free(text.data);
 }
@@ -256,8 +256,8 @@ static void test_svm(void)
     const int F = t.bags->feature_count;
     double *r = resize(NULL, (F + 1) * sizeof *r), *v = resize(NULL, (F + 1) * sizeof *v),
            *w = resize(NULL, (F + 1) * sizeof *w), *best = resize(NULL, (F + 1) * sizeof *best);
-    for (int f = 0; f < F; f++) r[f] = 0.5 + f % 7 / 4.0;
-    w[F] = train_svm(v, &t, r, 1);
+    for (int f = 0; f < F; f++) { r[f] = 0.5 + f % 7 / 4.0; w[f] = r[f] * r[f]; }
+    w[F] = train_svm(v, &t, w, 1);
     for (int f = 0; f < F; f++) w[f] = v[f] / r[f];
     descend(best, &t, r, 1);
     const double got = svm_objective(NULL, w, &t, r, 1), want = svm_objective(NULL, best, &t, r, 1);
@@ -326,7 +326,9 @@ static void test_ratio_by_hand(void)
     ratios(r, &t, 0);
     check(fabs(r[0] - log(3)) < 1e-12 && r[1] == 0 && fabs(r[4] + log(3)) < 1e-12,
           "r by hand: log 3 for good, 0 for a, -log 3 for bad");
-    const double bias = train_svm(v, &t, r, 0);
+    double r2[7];
+    for (int f = 0; f < 7; f++) r2[f] = r[f] * r[f];
+    const double bias = train_svm(v, &t, r2, 0);
     nbsvm(scores, &t);
     check(fabs(scores[0] - v[0] - bias) < 1e-9 && fabs(scores[2] - v[1] - bias) < 1e-9
           && fabs(scores[4] - v[4] - bias) < 1e-9
