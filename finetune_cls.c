@@ -114,6 +114,7 @@ struct Runner {
     int *next;                      /* (max_rows): the next token of each row, -1 at the end */
     real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
     size_t cache_bytes;
+    bool *cached;                   /* (examples): for which texts it is there */
     bool measure_lm;                /* run_examples also adds to the two below */
     double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
@@ -133,6 +134,7 @@ static void runner_free(struct Runner *r)
     minibatch_free(&r->minibatch);
     free(r->next);
     release(r->cache, r->cache_bytes);
+    free(r->cached);
 }
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
@@ -457,40 +459,33 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
 /* --- Frozen blocks --- */
 
 /* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
- * the same in every epoch. It is computed once and kept in cache (all tokens of d, C), if that fits
- * into memory. Otherwise they run again for every update, with the same results. */
+ * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
+ * the machine's memory: cache (tokens of d, C). Otherwise they run again for every update, with the
+ * same results. */
+static void create_cache(struct Runner *r, const struct Dataset *d)
+{
+    const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
+    if (!r->model->first_layer || bytes > machine_memory() / 4) return;
+    r->cache = allocate_zeroed(r->cache_bytes = bytes);
+    r->cached = resize(NULL, d->count * sizeof *r->cached);
+    memset(r->cached, 0, d->count * sizeof *r->cached);
+}
+
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
                            const int *list, double p, uint64_t key)
 {
     const int frozen = r->model->first_layer, C = r->model->config.channels;
-    real *x = r->ws.activations[frozen].x;
-    if (frozen && !r->cache) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
-    for (int s = 0; s < b->sequences && r->cache; s++)
-        memcpy(x + (size_t)b->starts[s] * C, r->cache + d->starts[list[s]] * C,
-               (size_t)length_of(d, list[s]) * C * sizeof *x);
-    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
-}
-
-/* Runs the frozen blocks once on the examples of list (count), and keeps what they give. */
-static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
-{
-    const size_t C = r->model->config.channels, bytes = d->starts[d->count] * C * sizeof(real);
-    if (bytes > machine_memory() / 4) return;
-    r->cache = allocate_zeroed(r->cache_bytes = bytes);
-    for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, list + done, count - done);
-        const real *x = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->model->first_layer);
-        for (int s = 0; s < b.sequences; s++, done++)
-            memcpy(r->cache + d->starts[list[done]] * C, x + b.starts[s] * C,
-                   length_of(d, list[done]) * C * sizeof *x);
+    real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
+    bool known = r->cache;
+    for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
+    if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
+    for (int s = 0; s < b->sequences && frozen && r->cache; s++) {
+        real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
+        const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
+        memcpy(known ? here : kept, known ? kept : here, bytes);
+        r->cached[list[s]] = true;
     }
-}
-
-static void free_cache(struct Runner *r)
-{
-    release(r->cache, r->cache_bytes);
-    r->cache = NULL;
-    r->cache_bytes = 0;
+    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
 
 /* ============================================================================================= */
@@ -2125,7 +2120,7 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
                  ? ": validation is too small to choose an epoch by" : "");
 }
 
-/* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
+/* Allocates all memory. Returns memory for the best weights, which the
  * probe does not need. */
 static real *prepare(struct Task *t)
 {
@@ -2144,8 +2139,7 @@ static real *prepare(struct Task *t)
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
-    if (t->model.first_layer)
-        fill_cache(&t->runner, &t->data, t->train, t->train_count + t->val_count);
+    create_cache(&t->runner, &t->data);
     bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + t->runner.cache_bytes;
     if (probe)
         bytes += t->data.count * (c->channels * sizeof(real)
@@ -2387,7 +2381,6 @@ static void check_reloaded(struct Task *t)
     load_model(&again, t->set.out, &meta);
     tokenizer_of_model(t->set.out, &again, &meta);
     t->runner.model = &again;
-    free_cache(&t->runner);             /* `again` reads all by itself */
     validate(t);
     t->runner.model = &t->model;
     if (memcmp(before, t->probabilities, bytes))
@@ -3331,7 +3324,6 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
     const size_t size = (size_t)n * c->classes;
     struct Runner *r = &t->runner;
     real *p = resize(NULL, size * sizeof *p);
-    free_cache(r);                          /* it has no test texts */
     r->measure_lm = true;
     double loss;
     if (t->set.kind == PROBE) {
