@@ -946,19 +946,22 @@ static void rank_scores(double *auc, double *average_precision, const real *p, c
  * Bisection finds where it is 0, in 1/20 <= T <= 20. */
 static double fit_temperature(const real *p, const int *labels, int N, int K)
 {
-    double low = 0.05, high = 20, *q = resize(NULL, K * sizeof *q);
+    double low = 0.05, high = 20;
     for (int i = 0; i < 60; i++) {
         const double b = sqrt(low * high);
         double slope = 0;
         for (int n = 0; n < N; n++) {
+            const real *pn = p + (size_t)n * K;
             double sum = 0, mean = 0;
-            for (int k = 0; k < K; k++) q[k] = log(fmax(p[(size_t)n * K + k], 1e-30));
-            for (int k = 0; k < K; k++) { sum += exp(b * q[k]); mean += exp(b * q[k]) * q[k]; }
-            slope += mean / sum - q[labels[n]];
+            for (int k = 0; k < K; k++) {
+                const double log_p = log(fmax(pn[k], 1e-30)), q = exp(b * log_p);
+                sum += q;
+                mean += q * log_p;
+            }
+            slope += mean / sum - log(fmax(pn[labels[n]], 1e-30));
         }
         if (slope > 0) high = b; else low = b;
     }
-    free(q);
     return 1 / sqrt(low * high);
 }
 
@@ -1163,20 +1166,16 @@ static double train_svm(double *v, const struct BagTask *t, const double *r2, in
 static void nbsvm(double *scores, const struct BagTask *t)
 {
     const int F = t->bags->feature_count, K = t->classes;
-    double *own = resize(NULL, 2 * (size_t)F * sizeof *own), *other = own + F;
+    double *r2 = resize(NULL, 2 * (size_t)F * sizeof *r2), *v = r2 + F;
     for (int k = 0; k < (K == 2 ? 1 : K); k++) {
-        double *r2 = own, *v = other;           /* in their places */
-        feature_parts(own, other, t, k);
-        for (int f = 0; f < F; f++) {
-            const double r = log(own[f] / other[f]);
-            r2[f] = r * r;
-        }
+        feature_parts(r2, v, t, k);             /* for the moment */
+        for (int f = 0; f < F; f++) r2[f] = pow(log(r2[f] / v[f]), 2);
         const double bias = train_svm(v, t, r2, k);
         for (int i = 0; i < t->test_count; i++)
             scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], v) + bias;
     }
     for (int i = 0; K == 2 && i < t->test_count; i++) scores[2 * i + 1] = -scores[2 * i];
-    free(own);
+    free(r2);
 }
 
 /* ============================================================================================= */
