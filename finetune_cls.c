@@ -62,15 +62,7 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
- * left. encode_pair does the same for two texts. */
-static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
-{
-    *all = tokenizer_encode(t, text.data, text.size, ids);
-    return truncate_ids(ids, *all, max, how);
-}
-
+/* Two texts as tokens (section 7), at most max of them, into ids. *all: how many they have. */
 static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
                        const char *how);
 
@@ -90,10 +82,13 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
     const int first = tokenizer->usage.begins || !text.size, room = w.max - first;
-    int *ids = d->tokens + start + first, all;
+    int *ids = d->tokens + start + first, n, all;
     d->tokens[start] = tokenizer->eot;
-    const int n = w.pairs ? encode_pair(ids, &all, tokenizer, text, room, w.truncate)
-                          : encode_one(ids, &all, tokenizer, text, room, w.truncate);
+    if (w.pairs) n = encode_pair(ids, &all, tokenizer, text, room, w.truncate);
+    else {
+        all = tokenizer_encode(tokenizer, text.data, text.size, ids);
+        n = truncate_ids(ids, all, room, w.truncate);
+    }
     d->truncated += n < all;
     d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
@@ -117,8 +112,9 @@ struct Runner {
     struct Workspace ws;
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
     int *next;                      /* (max_rows): the next token of each row, -1 at the end */
-    int frozen;                     /* blocks that a training does not change: end of section 3 */
-    const struct Cache *cache;      /* what they gave for each text; NULL: they run again */
+    real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
+    size_t cache_bytes;
+    bool *cached;                   /* (examples): for which texts it is there */
     bool measure_lm;                /* run_examples also adds to the two below */
     double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
@@ -137,6 +133,8 @@ static void runner_free(struct Runner *r)
     workspace_free(&r->ws);
     minibatch_free(&r->minibatch);
     free(r->next);
+    release(r->cache, r->cache_bytes);
+    free(r->cached);
 }
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
@@ -153,8 +151,8 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
     return m->batch;
 }
 
-/* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, to
- * which frozen blocks may know a shorter way. Dropout (p, key) touches only blocks that learn. */
+/* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, but
+ * frozen blocks may know a shorter way, and have no dropout (p, key). */
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
                            const int *list, double p, uint64_t key);
 
@@ -167,24 +165,22 @@ static int set_next_tokens(struct Runner *r, const struct Batch *b)
     return b->rows - b->sequences;
 }
 
-/* order (count): positions in the list, from short texts to long ones, equal lengths in their order
- * (a counting sort). Texts of similar length make batches whose work threads share evenly. */
-static void order_by_length(int *order, const struct Dataset *d, const int *list, int count)
+/* From short texts to long ones, equal lengths in their order (a counting sort): order (count), the
+ * positions in list, and sorted (count), what stands there. list NULL: 0, 1, 2 .. Texts of similar
+ * length make batches whose work threads share evenly. */
+static void order_by_length(int *order, int *sorted, const struct Dataset *d, const int *list,
+                            int count)
 {
     int *next = resize(NULL, (d->longest + 2) * sizeof *next);   /* place of the next such length */
     memset(next, 0, (d->longest + 2) * sizeof *next);
     for (int i = 0; i < count; i++) next[length_of(d, list ? list[i] : i) + 1]++;
     for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
-    for (int i = 0; i < count; i++) order[next[length_of(d, list ? list[i] : i)]++] = i;
+    for (int i = 0; i < count; i++) {
+        const int example = list ? list[i] : i, at = next[length_of(d, example)]++;
+        order[at] = i;
+        sorted[at] = example;
+    }
     free(next);
-}
-
-/* Says how long some texts took, from `start` on. */
-static void report_rate(const char *what, int count, double start)
-{
-    const double spent = seconds() - start;
-    progress(true, "%s: %s  %.0f texts/s  %.1f s", what, counted(count, "text"), count / spent,
-             spent);
 }
 
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
@@ -196,13 +192,11 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
                            const struct Dataset *d, const int *list, int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
-    int *order = resize(NULL, count * sizeof *order),
-        *sorted = resize(NULL, count * sizeof *sorted);
+    int *order = resize(NULL, 2 * (size_t)count * sizeof *order), *sorted = order + count;
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
     struct Timer timer = start_timer();
     double loss = 0;
-    order_by_length(order, d, list, count);
-    for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
+    order_by_length(order, sorted, d, list, count);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
@@ -210,21 +204,20 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             r->lm_tokens += set_next_tokens(r, &b);
             r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
         }
-        if (probabilities) loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL,
-                                             0, p);
-        for (int s = 0; s < b.sequences; s++) {
-            const size_t to = order[done + s], last = b.starts[s + 1] - 1;
+        if (probabilities)
+            loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0, p);
+        for (int s = 0; s < b.sequences; s++, done++) {
+            const size_t to = order[done], last = b.starts[s + 1] - 1;
             if (probabilities) memcpy(probabilities + to * K, p + (size_t)s * K, K * sizeof *p);
             if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
         }
-        done += b.sequences;
         if (what && done < count) show_work(&timer, what, done, count, "texts");
     }
     free(order);
-    free(sorted);
     free(p);
     return loss;
 }
+
 /* ============================================================================================= */
 /* 3. Gradient steps                                                                             */
 /* ============================================================================================= */
@@ -256,7 +249,7 @@ struct Settings {
     int every;                                  /* updates between two validations */
 };
 
-struct Scores { double accuracy, macro_f1, loss, ece; };
+struct Scores { double accuracy, macro_f1, loss, ece, majority; };      /* see `score` */
 
 /* One fine-tuning. */
 struct Task {
@@ -305,12 +298,9 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
     config.label_names = names;
     model_create(model, config);
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
-    for (int i = 0; i < model->tensor_count; i++) {      /* the head is last in both lists */
-        const struct Tensor *p = &model->tensors[i];
-        real *w = model->weights + p->offset;
-        if (!strcmp(p->name, "score.weight")) tensor_init(model, i, t->set.seed);
-        else memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
-    }
+    const int head = model->tensor_count - 1;           /* last, as in the list of base */
+    memcpy(model->weights, base->weights, model->tensors[head].offset * sizeof(real));
+    tensor_init(model, head, t->set.seed);
 }
 
 /* Which weights learn, and how fast: last:K freezes the embeddings and all blocks but the last K;
@@ -331,11 +321,18 @@ static void choose_weights(struct Task *t)
     }
 }
 
-/* --- One update --- */
-
-/* Dies because of a gradient that is not finite. A file gets the texts of the update. */
+/* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
+ * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+static void begin_state(struct Task *t, struct TrainState *run);
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
+static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
+static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
+static void describe_weights(struct Metadata *meta, const struct Task *t,
+                             const struct TrainState *run, const char *which);
 __attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
                                                      int count, int64_t step);
+
+/* --- One update --- */
 
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
@@ -369,16 +366,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
 
 /* --- The loop --- */
 
-/* What the loop uses of section 8: lines of progress and log.tsv; the state and the best weights on
- * disk. A quiet training has none of them. */
-static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
-static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
-                              bool better);
-static void begin_state(struct Task *t, struct TrainState *run);
-static void save_training(struct Task *t, struct TrainState *run);
-static void save_best(struct Task *t, const struct TrainState *run);
-static bool save_is_due(const struct TrainState *run);
-
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K);
 
@@ -407,33 +394,21 @@ static void validate_and_keep(struct Task *t, struct TrainState *run)
     const struct Scores now = validate(t), top = run->best_scores;
     const bool better = now.accuracy > top.accuracy
                      || (now.accuracy == top.accuracy && now.loss < top.loss);
-    report_validation(t, run, now, better);
-    run->since_best = better ? 0 : run->since_best + 1;
+    run->since_best++;
+    if (better) {
+        run->best_scores = now;
+        run->best_step = run->step;
+        run->since_best = 0;
+        memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
+    }
+    record_validation(t, run, now);
     run->loss = run->examples = 0;
-    if (!better) return;
-    run->best_scores = now;
-    run->best_step = run->step;
-    memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
-    if (!t->quiet) save_best(t, run);
 }
 
 /* The number of passes over the training examples that an update belongs to. */
 static int epoch_of(const struct Task *t, int step)
 {
     return ceil_div(step, ceil_div(t->train_count, t->set.batch));
-}
-
-/* The model ends with the mean of the last weights if there is one, else with the best on
- * validation; meta says which. */
-static void choose_final_weights(struct Task *t, const struct TrainState *run,
-                                 struct Metadata *meta)
-{
-    memcpy(t->model.weights, run->averaged ? run->mean : run->best,
-           t->model.parameter_count * sizeof(real));
-    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
-    metadata_set(meta, "best_step", "%d", run->best_step);
-    if (run->averaged) metadata_set(meta, "weights", "mean of the last %d updates", run->averaged);
-    else metadata_set(meta, "weights", "best on validation");
 }
 
 /* The whole fine-tuning: examples in random order, s->batch of them an update; validation after
@@ -466,72 +441,51 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
         if (run.step % s->every == 0 || run.step == s->steps) validate_and_keep(t, &run);
         done = run.step == s->steps || (s->patience && run.since_best >= s->patience);
         stop = stop_signal && !done;
-        if (!t->quiet && !done && (stop || save_is_due(&run))) save_training(t, &run);
+        if (!done) save_if_due(t, &run, stop);
     }
-    if (done && s->patience && run.since_best >= s->patience && !t->quiet)
+    if (done) {
+        memcpy(t->model.weights, run.averaged ? run.mean : best, bytes);
+        describe_weights(meta, t, &run, !run.averaged ? "best on validation"
+                         : brief("mean of the last %d updates", run.averaged));
+    }
+    if (done && run.step < s->steps && !t->quiet)
         progress(true, "stopped: %d times no better on validation", run.since_best);
     if (stop && !t->quiet)
         advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
-    if (done) choose_final_weights(t, &run, meta);
     release(run.mean, bytes);
     return done;
 }
 
 /* --- Frozen blocks --- */
 
-/* last:K freezes the blocks below the last K, so what they give for a text is the same in every
- * epoch. It is computed once, if it fits into memory. Otherwise they run again for every update,
- * with the same results. */
-struct Cache {
-    real *x;                        /* (rows, C): the input of the first block that learns */
-    size_t *row;                    /* (examples): the first row of an example's */
-    size_t rows;
-};
+/* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
+ * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
+ * the machine's memory: cache (tokens of d, C). Otherwise they run again for every update, with the
+ * same results. */
+static void create_cache(struct Runner *r, const struct Dataset *d)
+{
+    const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
+    if (!r->model->first_layer || bytes > machine_memory() / 4) return;
+    r->cache = allocate_zeroed(r->cache_bytes = bytes);
+    r->cached = resize(NULL, d->count * sizeof *r->cached);
+    memset(r->cached, 0, d->count * sizeof *r->cached);
+}
 
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
                            const int *list, double p, uint64_t key)
 {
-    struct Workspace *ws = &r->ws;
-    const int C = r->model->config.channels, L = r->model->config.layers;
-    real *x = ws->activations[r->frozen].x;
-    if (r->frozen && !r->cache) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
-    for (int s = 0; s < b->sequences && r->cache && r->frozen; s++)
-        memcpy(x + (size_t)b->starts[s] * C, r->cache->x + r->cache->row[list[s]] * C,
-               (size_t)length_of(d, list[s]) * C * sizeof *x);
-    return blocks_forward(r->model, ws, b, p, key, r->frozen, L);
-}
-
-static size_t cache_bytes(const struct Runner *r)
-{
-    return r->cache ? r->cache->rows * r->model->config.channels * sizeof(real) : 0;
-}
-
-/* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
- * keeps what they give, if it fits into a quarter of the machine's memory. */
-static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
-{
-    const size_t C = r->model->config.channels;
-    struct Cache *c = resize(NULL, sizeof *c);
-    *c = (struct Cache){.row = resize(NULL, d->count * sizeof *c->row)};
-    for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
-    if (c->rows * C * sizeof(real) > machine_memory() / 4) { free(c->row); free(c); return; }
-    c->x = allocate_zeroed(c->rows * C * sizeof(real));
-    for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, list + done, count - done);
-        const real *out = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->frozen);
-        memcpy(c->x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
-        done += b.sequences;
+    const int frozen = r->model->first_layer, C = r->model->config.channels;
+    real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
+    bool known = r->cache;
+    for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
+    if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
+    for (int s = 0; s < b->sequences && frozen && r->cache; s++) {
+        real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
+        const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
+        memcpy(known ? here : kept, known ? kept : here, bytes);
+        r->cached[list[s]] = true;
     }
-    r->cache = c;
-}
-
-static void free_cache(struct Runner *r)
-{
-    if (!r->cache) return;
-    release(r->cache->x, cache_bytes(r));
-    free(r->cache->row);
-    free((struct Cache *)r->cache);
-    r->cache = NULL;
+    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
 
 /* ============================================================================================= */
@@ -693,14 +647,6 @@ static void cholesky_solve(double *x, const double *L, int C)
     }
 }
 
-/* max |x_i|, or NaN if there is one. */
-static double largest(const double *x, size_t n)
-{
-    double max = 0;
-    for (size_t i = 0; i < n; i++) max = fabs(x[i]) > max || isnan(x[i]) ? fabs(x[i]) : max;
-    return max;
-}
-
 /* w += a d.   The scores are linear in w: z += a u. */
 static void logistic_move(struct Logistic *f, double *w, const double *d, const double *u, double a)
 {
@@ -738,7 +684,9 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
     int gradients = 1;
     for (;; gradients++) {
         logistic_gradient(g, f, w);
-        if (!(largest(g, size) > 1e-7) || gradients == MAX_GRADIENTS) break;
+        double largest = 0;             /* also if g is NaN, which no step would mend */
+        for (size_t i = 0; i < size; i++) largest = fmax(largest, fabs(g[i]));
+        if (largest <= 1e-7 || gradients == MAX_GRADIENTS) break;
         const double sg_before = sg, overlap = dot(s, g, size);     /* later s . g_before */
         memcpy(s, g, size * sizeof *s);
         for (int k = 0; k < K; k++) cholesky_solve(s + (size_t)k * C, L, C);
@@ -789,16 +737,12 @@ static void scale_features(real *x, const double *deviation, int N, int C)
 /* Features and labels of some examples. what: for the lines of progress. */
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
-    const double start = seconds();
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
-    if (t->quiet) what = NULL;
-    if (!t->features) {
-        run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
-        if (what) report_rate(what, count, start);
-    } else
-        for (int i = 0; i < count; i++)
-            memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
+    if (!t->features)
+        run_examples(&t->runner, NULL, f.x, &t->data, list, count, t->quiet ? NULL : what);
+    for (int i = 0; i < count && t->features; i++)
+        memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
     return f;
 }
 
@@ -872,15 +816,6 @@ static int most_probable(const real *p, int K)
     return best;
 }
 
-/* confusion (K, K): examples of each true class (row) and predicted class (column).
- *   p (N, K)   truth (N) */
-static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
-{
-    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
-    for (int i = 0; i < N; i++)
-        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
-}
-
 /* One class: its examples, how often it is predicted, and how often both. In the usual words:
  *   right = TP    truly = TP + FN    predicted = TP + FP */
 struct ClassCounts { int truly, predicted, right; };
@@ -903,19 +838,6 @@ static double f1_of(struct ClassCounts c)
     return 2.0 * c.right / max_int(c.truly + c.predicted, 1);
 }
 
-/* F1, averaged over the classes that occur, truly or as a prediction. */
-static double macro_f1(const int *confusion, int K)
-{
-    double sum = 0;
-    int present = 0;
-    for (int k = 0; k < K; k++) {
-        const struct ClassCounts c = counts_of(confusion, k, K);
-        sum += f1_of(c);
-        present += c.truly + c.predicted > 0;
-    }
-    return present ? sum / present : 0;
-}
-
 /* Expected calibration error (Naeini et al. 2015): examples are put into 15 bins by the probability
  * of their predicted class. The average of |accuracy - mean probability| of a bin, weighted by its
  * number of examples. 0: a probability of 0.8 is right in 80 of 100 cases. */
@@ -933,23 +855,28 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
     return sum / N;
 }
 
-/* All scores of p (N, K), and confusion (K, K). loss: the sum over the N examples. */
+/* All scores of p (N, K), whose labels are truth (N).
+ *   confusion (K, K): examples of each true class (row) and predicted class (column)
+ *   macro_f1: the mean of F1 over the classes that occur, truly or as a prediction
+ *   majority: the accuracy of always predicting the commonest label, which must be beaten
+ * loss: the sum over the N examples. */
 static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
                            int K)
 {
-    int right = 0;
-    count_confusion(confusion, p, truth, N, K);
-    for (int k = 0; k < K; k++) right += confusion[(size_t)k * K + k];
-    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N,
-                           calibration_error(p, truth, N, K)};
-}
-
-/* The accuracy of always predicting the commonest label: what a classifier must beat. */
-static double majority_rate(const int *confusion, int N, int K)
-{
-    int max = 0;
-    for (int k = 0; k < K; k++) max = max_int(max, counts_of(confusion, k, K).truly);
-    return (double)max / N;
+    int right = 0, present = 0, commonest = 0;
+    double f1 = 0;
+    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
+    for (int i = 0; i < N; i++)
+        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+    for (int k = 0; k < K; k++) {
+        const struct ClassCounts c = counts_of(confusion, k, K);
+        right += c.right;
+        f1 += f1_of(c);
+        present += c.truly + c.predicted > 0;
+        commonest = max_int(commonest, c.truly);
+    }
+    return (struct Scores){(double)right / N, present ? f1 / present : 0, loss / N,
+                           calibration_error(p, truth, N, K), (double)commonest / N};
 }
 
 /* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
@@ -1010,7 +937,6 @@ static void rank_scores(double *auc, double *average_precision, const real *p, c
     free(list);
 }
 
-
 /* --- Calibration, after any kind of training --- */
 
 /* The temperature T that makes probabilities p (N, K) fit the labels best: softmax(z / T), where z
@@ -1020,19 +946,22 @@ static void rank_scores(double *auc, double *average_precision, const real *p, c
  * Bisection finds where it is 0, in 1/20 <= T <= 20. */
 static double fit_temperature(const real *p, const int *labels, int N, int K)
 {
-    double low = 0.05, high = 20, *q = resize(NULL, K * sizeof *q);
+    double low = 0.05, high = 20;
     for (int i = 0; i < 60; i++) {
         const double b = sqrt(low * high);
         double slope = 0;
         for (int n = 0; n < N; n++) {
+            const real *pn = p + (size_t)n * K;
             double sum = 0, mean = 0;
-            for (int k = 0; k < K; k++) q[k] = log(fmax(p[(size_t)n * K + k], 1e-30));
-            for (int k = 0; k < K; k++) { sum += exp(b * q[k]); mean += exp(b * q[k]) * q[k]; }
-            slope += mean / sum - q[labels[n]];
+            for (int k = 0; k < K; k++) {
+                const double log_p = log(fmax(pn[k], 1e-30)), q = exp(b * log_p);
+                sum += q;
+                mean += q * log_p;
+            }
+            slope += mean / sum - log(fmax(pn[labels[n]], 1e-30));
         }
         if (slope > 0) high = b; else low = b;
     }
-    free(q);
     return 1 / sqrt(low * high);
 }
 
@@ -1061,55 +990,9 @@ static void calibrate(struct Task *t, struct Metadata *meta)
 struct Bags {
     int count;                  /* N */
     size_t *starts;             /* (N + 1): text i has features[starts[i]] .. [starts[i+1] - 1] */
-    uint32_t *features;         /* numbers below F, each once in a text */
+    int *features;              /* numbers below F, each once in a text */
     int feature_count;          /* F */
 };
-
-/* Numbers for features, in the order of their first occurrence, by a hash table of their 64-bit
- * hashes. Two features with one hash would count as one: among 10 million that has a chance of 1 in
- * 300,000. last: the text in which a feature was last seen. */
-struct Numbers { uint64_t *keys; uint32_t *values; int *last; size_t count; int bits; };
-
-static size_t slot_of(const struct Numbers *n, uint64_t key)
-{
-    const size_t mask = ((size_t)1 << n->bits) - 1;
-    size_t at = key >> (64 - n->bits);
-    while (n->keys[at] && n->keys[at] != key) at = (at + 1) & mask;
-    return at;
-}
-
-/* An empty table becomes one of 2^16 slots, another one twice as large. */
-static void grow_numbers(struct Numbers *n)
-{
-    const struct Numbers old = *n;
-    const size_t slots = old.bits ? (size_t)1 << old.bits : 0;
-    n->bits = old.bits ? old.bits + 1 : 16;
-    n->keys = resize(NULL, sizeof *n->keys << n->bits);
-    n->values = resize(NULL, sizeof *n->values << n->bits);
-    n->last = resize(n->last, sizeof *n->last << n->bits);
-    memset(n->keys, 0, sizeof *n->keys << n->bits);
-    for (size_t i = 0; i < slots; i++)
-        if (old.keys[i]) {
-            const size_t at = slot_of(n, old.keys[i]);
-            n->keys[at] = old.keys[i];
-            n->values[at] = old.values[i];
-        }
-    free(old.keys);
-    free(old.values);
-}
-
-static uint32_t number_of(struct Numbers *n, uint64_t key)
-{
-    if (!n->bits || 2 * n->count >= (size_t)1 << n->bits) grow_numbers(n);
-    key += !key;
-    const size_t at = slot_of(n, key);
-    if (!n->keys[at]) {
-        n->keys[at] = key;
-        n->last[n->count] = -1;
-        n->values[at] = (uint32_t)n->count++;
-    }
-    return n->values[at];
-}
 
 /* The end of the word that begins at p: letters, digits and apostrophes, bytes beyond ASCII
  * included, or one other sign. *hash: of the word, capital letters as small ones. */
@@ -1127,27 +1010,29 @@ static const char *word_end(const char *p, const char *end, uint64_t *hash)
     return p;
 }
 
-/* Appends a text's features. */
-static void add_bag(struct Bags *b, struct Numbers *n, struct Bytes text,
-                    size_t *capacity)
+/* Appends the features of a text to b, whose arrays have room. A feature's number counts the first
+ * occurrences before its own, and is found by a hash of 63 bits: two features with one hash count
+ * as one, among 10 million with a chance of 1 in 180,000. last (F): the last text that has it. */
+static void add_bag(struct Bags *b, struct HashTable *numbers, int *last, struct Bytes text)
 {
     const char *p = text.data, *end = p + text.size;
-    uint64_t before = 0, word;
     size_t at = b->starts[b->count];
+    uint64_t word = 0;
     while (p < end) {
         if (isspace((unsigned char)*p)) { p++; continue; }
+        const uint64_t before = word;
         p = word_end(p, end, &word);
-        const uint64_t keys[] = {word, mix64(before * 0x9E3779B97F4A7C15u + word)};
+        const uint64_t keys[] = {word >> 1, mix64(before * 0x9E3779B97F4A7C15u + word) >> 1};
         for (int k = 0; k < (before ? 2 : 1); k++) {
-            const uint32_t f = number_of(n, keys[k]);
-            if (n->last[f] == b->count) continue;
-            n->last[f] = b->count;
-            if (at == *capacity)
-                b->features = resize(b->features,
-                                     (*capacity = 2 * *capacity + 1024) * sizeof *b->features);
-            b->features[at++] = f;
+            int f = hash_get(numbers, keys[k]);
+            if (f < 0) {
+                f = (int)numbers->count;
+                hash_put(numbers, keys[k], f);
+                last[f] = -1;
+            }
+            if (last[f] != b->count) b->features[at++] = f;
+            last[f] = b->count;
         }
-        before = word;
     }
     b->starts[++b->count] = at;
 }
@@ -1155,14 +1040,22 @@ static void add_bag(struct Bags *b, struct Numbers *n, struct Bytes text,
 static struct Bags bags_of(const struct Bytes *texts, int count)
 {
     struct Bags b = {.starts = resize(NULL, ((size_t)count + 1) * sizeof *b.starts)};
-    struct Numbers n = {0};
+    struct HashTable numbers = hash_table(0);
     size_t capacity = 0;
+    int *last = NULL;
     b.starts[0] = 0;
-    for (int i = 0; i < count; i++) add_bag(&b, &n, texts[i], &capacity);
-    b.feature_count = (int)n.count;
-    free(n.keys);
-    free(n.values);
-    free(n.last);
+    for (int i = 0; i < count; i++) {
+        const size_t most = b.starts[i] + 2 * texts[i].size;    /* each byte a word, and a pair */
+        if (most > capacity) {
+            capacity = 2 * most;
+            b.features = resize(b.features, capacity * sizeof *b.features);
+            last = resize(last, capacity * sizeof *last);
+        }
+        add_bag(&b, &numbers, last, texts[i]);
+    }
+    b.feature_count = (int)numbers.count;
+    hash_free(&numbers);
+    free(last);
     return b;
 }
 
@@ -1174,24 +1067,30 @@ struct BagTask {
     int train_count, test_count, classes;
 };
 
-/* in, out (F): in how many training texts of class k, and of the others, each feature occurs.
- * Returns how many features occur at all. */
-static int count_features(int *in, int *out, const struct BagTask *t, int k)
+/* own, other (F): the part of each feature in all occurrences of features in texts of class k, and
+ * in those of the others, with add-one smoothing:
+ *   own_f = (n_f + 1) / (sum_f n_f + F)        n_f: texts of class k with f
+ * F counts features that occur in training. The others have 1: a logarithm of 0, which says
+ * nothing. */
+static void feature_parts(double *own, double *other, const struct BagTask *t, int k)
 {
     const struct Bags *b = t->bags;
-    int seen = 0;
-    memset(in, 0, b->feature_count * sizeof *in);
-    memset(out, 0, b->feature_count * sizeof *out);
+    double owns = 0, others = 0;
+    for (int f = 0; f < b->feature_count; f++) own[f] = other[f] = 0;
     for (int i = 0; i < t->train_count; i++) {
         const int text = t->train[i];
-        int *count = t->labels[text] == k ? in : out;
-        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) {
-            const uint32_t f = b->features[j];
-            seen += !in[f] && !out[f];
-            count[f]++;
-        }
+        double *n = t->labels[text] == k ? own : other;
+        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) n[b->features[j]]++;
     }
-    return seen;
+    for (int f = 0; f < b->feature_count; f++) {
+        if (own[f] + other[f] > 0) { own[f]++; other[f]++; }
+        owns += own[f];
+        others += other[f];
+    }
+    for (int f = 0; f < b->feature_count; f++) {
+        own[f] = own[f] > 0 ? own[f] / owns : 1;
+        other[f] = other[f] > 0 ? other[f] / others : 1;
+    }
 }
 
 /* The sum of w over the features of a text. */
@@ -1202,94 +1101,81 @@ static double bag_dot(const struct Bags *b, int text, const double *w)
     return sum;
 }
 
-/* Multinomial naive Bayes with add-one smoothing (Wang and Manning 2012, on sets of features):
- *   scores[i, k] = log (N_k / N) + sum over features f of text i  log ((n_kf + 1) / (n_k + F))
- * N_k: texts of class k; n_kf: those with f; n_k = sum_f n_kf; F: features that occur in training.
- * Others say nothing.   scores (test_count, K) */
+/* Multinomial naive Bayes (Wang and Manning 2012, on sets of features):
+ *   scores[i, k] = log (N_k / N) + sum over features f of text i  log own_f       N_k: texts of k
+ * own: feature_parts of class k.   scores (test_count, K) */
 static void naive_bayes(double *scores, const struct BagTask *t)
 {
     const int F = t->bags->feature_count, K = t->classes;
-    int *in = resize(NULL, 2 * (size_t)F * sizeof *in + 1), *out = in + F;
-    double *w = resize(NULL, F * sizeof *w + 1);
+    double *own = resize(NULL, 2 * (size_t)F * sizeof *own), *other = own + F;
     for (int k = 0; k < K; k++) {
-        const int seen = count_features(in, out, t, k);
-        double total = seen;
         int texts = 0;
-        for (int f = 0; f < F; f++) total += in[f];
+        feature_parts(own, other, t, k);
+        for (int f = 0; f < F; f++) own[f] = log(own[f]);
         for (int i = 0; i < t->train_count; i++) texts += t->labels[t->train[i]] == k;
-        for (int f = 0; f < F; f++) w[f] = in[f] || out[f] ? log((in[f] + 1) / total) : 0;
+        const double prior = texts ? log((double)texts / t->train_count) : -1e9;
         for (int i = 0; i < t->test_count; i++)
-            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], w)
-                                      + (texts ? log((double)texts / t->train_count) : -1e9);
+            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], own) + prior;
     }
-    free(in);
-    free(w);
+    free(own);
 }
 
 /* A linear support vector machine with squared hinge loss, class k against the others, by dual
  * coordinate descent (Hsieh et al. 2008):
  *   min over w, b   (|w|^2 + b^2) / 2 + C sum_i max(0, 1 - y_i (w . x_i + b))^2       C = 0.15
  * where x_i has the value r_f at each feature f of text i, else 0. y_i is 1 for class k, else -1.
- * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w (F)
- * is kept times r: v_f = r_f w_f. Returns b. */
-static double train_svm(double *v, const struct BagTask *t, const double *r, int k)
+ * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w is
+ * kept as v_f = r_f w_f, so that r2 = r^2 is all that is needed of r.   v, r2 (F). Returns b. */
+static double train_svm(double *v, const struct BagTask *t, const double *r2, int k)
 {
     enum { EPOCHS = 200 };
     const double half_c = 0.5 / 0.15;       /* 1 / (2C) */
     const struct Bags *b = t->bags;
     const int N = t->train_count;
     int *order = resize(NULL, N * sizeof *order);
-    double *a = resize(NULL, N * sizeof *a), *square = resize(NULL, N * sizeof *square), bias = 0;
-    double *r2 = resize(NULL, b->feature_count * sizeof *r2 + 1);
+    double *a = resize(NULL, N * sizeof *a), bias = 0, worst = INFINITY;
     struct Random random = random_stream(0, k);
-    for (int f = 0; f < b->feature_count; f++) { r2[f] = r[f] * r[f]; v[f] = 0; }
-    for (int i = 0; i < N; i++) {
-        order[i] = i;
-        a[i] = 0;
-        square[i] = bag_dot(b, t->train[i], r2) + 1 + half_c;   /* |x|^2, and 1 for b */
-    }
-    for (int epoch = 0; epoch < EPOCHS; epoch++) {
-        double worst = 0;
+    for (int f = 0; f < b->feature_count; f++) v[f] = 0;
+    for (int i = 0; i < N; i++) { order[i] = i; a[i] = 0; }
+    for (int epoch = 0; epoch < EPOCHS && worst >= 0.01; epoch++) {
+        worst = 0;
         shuffle(order, N, &random);
         for (int n = 0; n < N; n++) {
             const int i = order[n], text = t->train[i];
-            const double y = t->labels[text] == k ? 1 : -1;
-            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * a[i];
-            if (a[i] == 0 && slope >= 0) continue;
+            const double y = t->labels[text] == k ? 1 : -1, was = a[i];
+            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * was;
+            if (was == 0 && slope >= 0) continue;
             worst = fmax(worst, fabs(slope));
-            const double was = a[i], step = y * ((a[i] = fmax(0, was - slope / square[i])) - was);
+            a[i] = fmax(0, was - slope / (bag_dot(b, text, r2) + 1 + half_c));  /* |x|^2; 1 for b */
+            const double step = y * (a[i] - was);
             for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
                 v[b->features[j]] += step * r2[b->features[j]];
             bias += step;
         }
-        if (worst < 0.01) break;
     }
-    free(order); free(a); free(square); free(r2);
+    free(order);
+    free(a);
     return bias;
 }
 
 /* NB-SVM (Wang and Manning 2012): a support vector machine whose features are scaled by how much
- * more often they occur in class k than elsewhere, as parts of all occurrences, p and q:
- *   r_f = log (p_f / q_f)
+ * more often they occur in class k than elsewhere:
+ *   r_f = log (own_f / other_f)                own, other: feature_parts
  * The paper also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to
  * five points, so it is left out.   scores (test_count, K) */
 static void nbsvm(double *scores, const struct BagTask *t)
 {
     const int F = t->bags->feature_count, K = t->classes;
-    int *in = resize(NULL, 2 * (size_t)F * sizeof *in + 1), *out = in + F;
-    double *r = resize(NULL, F * sizeof *r + 1), *v = resize(NULL, F * sizeof *v + 1);
+    double *r2 = resize(NULL, 2 * (size_t)F * sizeof *r2), *v = r2 + F;
     for (int k = 0; k < (K == 2 ? 1 : K); k++) {
-        const int seen = count_features(in, out, t, k);
-        double ins = seen, outs = seen;
-        for (int f = 0; f < F; f++) { ins += in[f]; outs += out[f]; }
-        for (int f = 0; f < F; f++)
-            r[f] = in[f] || out[f] ? log((in[f] + 1) / ins / ((out[f] + 1) / outs)) : 0;
-        const double bias = train_svm(v, t, r, k);
+        feature_parts(r2, v, t, k);             /* for the moment */
+        for (int f = 0; f < F; f++) r2[f] = pow(log(r2[f] / v[f]), 2);
+        const double bias = train_svm(v, t, r2, k);
         for (int i = 0; i < t->test_count; i++)
             scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], v) + bias;
     }
     for (int i = 0; K == 2 && i < t->test_count; i++) scores[2 * i + 1] = -scores[2 * i];
-    free(in); free(r); free(v);
+    free(r2);
 }
 
 /* ============================================================================================= */
@@ -2219,8 +2105,8 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
     progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
              t->model.parameter_count, bytes / 1e6);
     if (s->kind == PROBE) return;
-    if (t->runner.frozen)
-        progress(true, "%d of %d blocks are frozen and read each text %s", t->runner.frozen,
+    if (t->model.first_layer)
+        progress(true, "%d of %d blocks are frozen and read each text %s", t->model.first_layer,
                  c->layers, t->runner.cache ? "once: what they give is kept"
                                             : "for every update: memory is short");
     progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
@@ -2233,7 +2119,7 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
                  ? ": validation is too small to choose an epoch by" : "");
 }
 
-/* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
+/* Allocates all memory. Returns memory for the best weights, which the
  * probe does not need. */
 static real *prepare(struct Task *t)
 {
@@ -2252,10 +2138,8 @@ static real *prepare(struct Task *t)
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
     t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
-    t->runner.frozen = s->kind == LAST ? t->model.first_layer : 0;
-    if (t->runner.frozen)
-        fill_cache(&t->runner, &t->data, t->train, t->train_count + t->val_count);
-    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + cache_bytes(&t->runner);
+    create_cache(&t->runner, &t->data);
+    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + t->runner.cache_bytes;
     if (probe)
         bytes += t->data.count * (c->channels * sizeof(real)
                                   + (3 * c->labels + 1) * sizeof(double));
@@ -2269,7 +2153,6 @@ static void task_free(struct Task *t)
     const int K = t->model.config.labels;
     release(t->probabilities, (size_t)t->val_count * K * sizeof(real));
     release(t->confusion, (size_t)K * K * sizeof(int));
-    free_cache(&t->runner);
     runner_free(&t->runner);
     model_free(&t->model);
     free(t->train);
@@ -2300,17 +2183,20 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
              duration((seconds() - run->start) * (steps - step) / step));
 }
 
-static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
-                              bool better)
+static void save_best(struct Task *t, const struct TrainState *run);
+
+static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now)
 {
     const int epoch = epoch_of(t, run->step);
     const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
+    const bool best = run->best_step == run->step;
     if (t->quiet) return;
     journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, run->step, train_loss,
                 now.loss, now.accuracy, run->norm, spent);
     progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
              epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
-             better ? "  best" : "");
+             best ? "  best" : "");
+    if (best) save_best(t, run);
 }
 
 static void die_not_finite(const struct Task *t, const int *list, int count, int64_t step)
@@ -2397,12 +2283,18 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     commit_outputs();
 }
 
+static void describe_weights(struct Metadata *meta, const struct Task *t,
+                             const struct TrainState *run, const char *which)
+{
+    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
+    metadata_set(meta, "best_step", "%d", run->best_step);
+    metadata_set(meta, "weights", "%s", which);
+}
+
 static void save_best(struct Task *t, const struct TrainState *run)
 {
     struct Metadata meta = {0};
-    metadata_set(&meta, "best_epoch", "%d", epoch_of(t, run->best_step));
-    metadata_set(&meta, "best_step", "%d", run->best_step);
-    metadata_set(&meta, "weights", "best on validation so far");
+    describe_weights(&meta, t, run, "best on validation so far");
     save_classifier(t, run->best, &meta, run->best_scores);
     metadata_free(&meta);
 }
@@ -2431,6 +2323,11 @@ static void save_training(struct Task *t, struct TrainState *run)
     metadata_free(&meta);
     run->saved = seconds();
     run->saving = run->saved - start;
+}
+
+static void save_if_due(struct Task *t, struct TrainState *run, bool stop)
+{
+    if (!t->quiet && (stop || save_is_due(run))) save_training(t, run);
 }
 
 /* Goes to the place at which save_training was called. An earlier process may have ended between
@@ -2482,12 +2379,9 @@ static void check_reloaded(struct Task *t)
     memcpy(before, t->probabilities, bytes);
     load_model(&again, t->set.out, &meta);
     tokenizer_of_model(t->set.out, &again, &meta);
-    const int frozen = t->runner.frozen;
     t->runner.model = &again;
-    t->runner.frozen = 0;               /* nothing that was kept */
     validate(t);
     t->runner.model = &t->model;
-    t->runner.frozen = frozen;
     if (memcmp(before, t->probabilities, bytes))
         die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
             t->set.out);
@@ -2712,15 +2606,14 @@ static int train(struct Task *t, const struct Metadata *old, bool ended)
     if (s->calibrate) calibrate(t, &meta);
 
     const struct Scores val = validate(t);
-    const double majority = majority_rate(t->confusion, t->val_count, classes);
-    warn_of_failure(s, val.accuracy, majority);
+    warn_of_failure(s, val.accuracy, val.majority);
     if (!strcmp(s->truncate, "both") && t->data.truncated)
         warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
              "longer texts is read.");
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
-           val.accuracy, val.macro_f1, val.loss, val.ece, majority);
+           val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
     check_reloaded(t);
     task_free(t);
     model_free(&base);
@@ -2801,7 +2694,7 @@ static void print_scores(int *confusion, const real *p, const int *truth, double
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
-           s.ece, N, majority_rate(confusion, N, K));
+           s.ece, N, s.majority);
     if (K != 2) return;
     rank_scores(&auc, &average_precision, p, truth, N);
     printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
@@ -2935,9 +2828,7 @@ static int command_eval(int argc, char **argv)
             d.count, K);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
-    const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
-    report_rate("eval", d.count, start);
     if (predictions) write_predictions(o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
@@ -3432,7 +3323,6 @@ static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c
     const size_t size = (size_t)n * c->classes;
     struct Runner *r = &t->runner;
     real *p = resize(NULL, size * sizeof *p);
-    r->frozen = 0;                          /* nothing was kept of the test texts */
     r->measure_lm = true;
     double loss;
     if (t->set.kind == PROBE) {

@@ -57,8 +57,8 @@ static int slow_number(char **seen, int *count, const char *feature)
 /* Whether features[*at], .. go on with this one, unless the text (from `start` on) has it. */
 static bool goes_on(const struct Bags *b, size_t start, size_t *at, int number)
 {
-    for (size_t j = start; j < *at; j++) if (b->features[j] == (uint32_t)number) return true;
-    return b->features[(*at)++] == (uint32_t)number;
+    for (size_t j = start; j < *at; j++) if (b->features[j] == number) return true;
+    return b->features[(*at)++] == number;
 }
 
 /* Random texts of few letters, as bags and by comparing strings. */
@@ -108,7 +108,7 @@ static void test_growth(void)
     const struct Bags b = bags((const char *[]){text.data, text.data}, 2);
     bool good = b.feature_count == FEATURES && b.starts[1] == FEATURES
              && b.starts[2] == 2 * FEATURES;
-    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == j % FEATURES;
+    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == (int)(j % FEATURES);
     check(good, "80,000 features, twice: each keeps its number while the table grows");
     free(text.data);
 }
@@ -143,7 +143,7 @@ static struct BagTask random_task(int classes)
 static bool has(const struct Bags *b, int text, int feature)
 {
     for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-        if (b->features[j] == (uint32_t)feature) return true;
+        if (b->features[j] == feature) return true;
     return false;
 }
 
@@ -256,8 +256,8 @@ static void test_svm(void)
     const int F = t.bags->feature_count;
     double *r = resize(NULL, (F + 1) * sizeof *r), *v = resize(NULL, (F + 1) * sizeof *v),
            *w = resize(NULL, (F + 1) * sizeof *w), *best = resize(NULL, (F + 1) * sizeof *best);
-    for (int f = 0; f < F; f++) r[f] = 0.5 + f % 7 / 4.0;
-    w[F] = train_svm(v, &t, r, 1);
+    for (int f = 0; f < F; f++) { r[f] = 0.5 + f % 7 / 4.0; w[f] = r[f] * r[f]; }
+    w[F] = train_svm(v, &t, w, 1);
     for (int f = 0; f < F; f++) w[f] = v[f] / r[f];
     descend(best, &t, r, 1);
     const double got = svm_objective(NULL, w, &t, r, 1), want = svm_objective(NULL, best, &t, r, 1);
@@ -315,14 +315,20 @@ static void test_ratio_by_hand(void)
     const struct BagTask t = {&b, labels, order, order + 4, 4, 3, 2};
     /* Features: good, a, good a, a good, bad, a bad, bad a. Class 0 has 2 + 2 + 1 + 1 = 6 of them,
      * class 1 has 6 of them, and each has 7 more by smoothing. */
-    double scores[6], r[7], v[7];
-    int in[7], out[7];
-    check(count_features(in, out, &t, 0) == 7 && in[0] == 2 && out[0] == 0 && in[1] == 2
-          && out[1] == 2 && in[4] == 0 && out[4] == 2, "features counted by hand");
+    double scores[6], r[7], v[7], in[7], out[7];
+    feature_parts(in, out, &t, 0);
+    check(in[0] == 3.0 / 13 && out[0] == 1.0 / 13 && in[1] == 3.0 / 13 && out[1] == 3.0 / 13
+          && in[4] == 1.0 / 13 && out[4] == 3.0 / 13, "features counted by hand");
+    const struct BagTask few = {&b, labels, order, order + 4, 2, 3, 2};
+    feature_parts(in, out, &few, 0);
+    check(in[0] == 3.0 / 10 && out[0] == 1.0 / 4 && in[4] == 1 && out[4] == 1,
+          "a feature that does not occur in training has 1");
     ratios(r, &t, 0);
     check(fabs(r[0] - log(3)) < 1e-12 && r[1] == 0 && fabs(r[4] + log(3)) < 1e-12,
           "r by hand: log 3 for good, 0 for a, -log 3 for bad");
-    const double bias = train_svm(v, &t, r, 0);
+    double r2[7];
+    for (int f = 0; f < 7; f++) r2[f] = r[f] * r[f];
+    const double bias = train_svm(v, &t, r2, 0);
     nbsvm(scores, &t);
     check(fabs(scores[0] - v[0] - bias) < 1e-9 && fabs(scores[2] - v[1] - bias) < 1e-9
           && fabs(scores[4] - v[4] - bias) < 1e-9
