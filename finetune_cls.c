@@ -277,6 +277,8 @@ struct Task {
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Option *options;                     /* the rows of set */
     struct Columns layout;                      /* of the file of texts to train on */
+    struct Window window;                       /* what is read of a text */
+    struct Metadata old;                        /* of the training that --resume found */
     struct Journal log;                         /* log.tsv */
     bool quiet;                                 /* one of many trainings: no progress, no files */
     bool resumes;                               /* a state is there, and the training goes on */
@@ -333,10 +335,6 @@ static void choose_weights(struct Task *t)
 
 /* --- One update --- */
 
-/* Dies because of a gradient that is not finite. A file gets the texts of the update. */
-__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
-                                                     int count, int64_t step);
-
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
  * model on the same texts, times the coefficient (Radford et al. 2018). --l2sp pulls the weights
@@ -361,7 +359,9 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         done += b.sequences;
     }
     *norm = grad_norm(r->model);
-    if (!isfinite(*norm)) die_not_finite(t, list, count, step);
+    if (!isfinite(*norm))
+        die("step %lld of a training: the gradient is not finite. Start again with a lower lr than "
+            "%g.", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
     if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
     return loss / count;
@@ -2005,61 +2005,34 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
 
 /* --- Texts --- */
 
-/* first (N): the position of the first text that is equal to each of N. They are those of train,
- * then those of val, in their order or in that of list (N). */
-static int *find_repeats(const struct Examples *train, const struct Examples *val, const int *list)
-{
-    const int N = train->count + val->count;
-    struct Numbered *texts = resize(NULL, N * sizeof *texts);
-    int *first = resize(NULL, N * sizeof *first);
-    for (int i = 0; i < N; i++) {
-        const int k = list ? list[i] : i, n = train->count;
-        texts[i] = (struct Numbered){(k < n ? &train->items[k] : &val->items[k - n])->text, i};
-    }
-    qsort(texts, N, sizeof *texts, compare_numbered);
-    for (int i = 0; i < N; i++)
-        first[texts[i].number] = i > 0 && !compare_texts(&texts[i], &texts[i - 1])
-                               ? first[texts[i - 1].number] : texts[i].number;
-    free(texts);
-    return first;
-}
-
-/* Of equal texts in train the first one stays, and none that is in val, too. For the line that says
- * so, why: what they are dropped for; where: what val is. */
-static void drop_repeats(struct Examples *train, const struct Examples *val, const char *why,
+/* Finds texts of train that are in val, too, or repeat an earlier one of train, by their hashes:
+ * leaves them out, or warns of them. where: what val is, for that message. */
+static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out,
                          const char *where)
 {
-    const int all = train->count;
-    int *first = find_repeats(train, val, NULL), kept = 0;
-    for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
-    for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
-    train->count = kept;
-    if (kept < all)
-        progress(true, "%s: %d of %d texts of %s were repeated or in %s; %d are left", why,
-                 all - kept, all, train->path, where, kept);
-    if (!kept) die("%s: every text is in %s, too. Give other texts.", train->path, where);
-    free(first);
-}
-
-/* Warns of texts that occur more than once: one line for those that are trained on, one for those
- * that are validated on, too. */
-static void report_repeats(const struct Task *t, const struct Examples *train,
-                           const struct Examples *val)
-{
-    const int n = t->train_count, *list = t->train, *labels = t->data.labels;
-    int *first = find_repeats(train, val, list), same[2] = {0}, other[2] = {0};
-    for (int i = 0; i < t->data.count; i++) {
-        if (first[i] == i || first[i] >= n) continue;
-        same[i >= n]++;
-        other[i >= n] += labels[list[i]] != labels[list[first[i]]];
+    const int all = train->count, aside = val->count;
+    int repeated = 0, other = 0;
+    struct HashTable labels = hash_table(aside + all);      /* from texts to hashes of labels */
+    for (int i = 0; i < aside + all; i++) {
+        const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
+        const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
+        const int label = (int)(checksum(x.label.data, x.label.size) >> 33);
+        const int known = hash_get(&labels, text);
+        if (known < 0) hash_put(&labels, text, label);
+        if (i < aside) continue;
+        if (leave_out) train->items[i - aside - repeated] = x;
+        repeated += known >= 0;
+        other += known >= 0 && known != label;
     }
-    if (same[0])
-        warn("%s: %d of %d texts to train on repeat others, %d with another label. --dedupe drops "
-             "them.", train->path, same[0], n, other[0]);
-    if (same[1])
-        warn("%d of %d validation texts are trained on, too, %d with another label: their scores "
-             "flatter. --dedupe drops them from training.", same[1], t->val_count, other[1]);
-    free(first);
+    hash_free(&labels);
+    if (leave_out) train->count = all - repeated;
+    if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
+    if (repeated && leave_out)
+        progress(true, "left out: %d of %d texts of %s were repeated or in %s; %d are left",
+                 repeated, all, train->path, where, train->count);
+    else if (repeated)
+        warn("%s: %d of %d texts are repeated or in %s, %d with another label, so scores may "
+             "flatter. --dedupe drops them.", train->path, repeated, all, where, other);
 }
 
 /* Splits N examples into training and validation, class by class: a part of each class is set
@@ -2102,32 +2075,28 @@ static void take_validation(struct Task *t, int all)
 
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
  * names a file of its own. Returns the names of the classes. */
-static char **load_data(struct Task *t, struct Window w, int *classes)
+static char **load_data(struct Task *t, int *classes)
 {
     struct Settings *s = &t->set;
     struct Examples train = read_examples(s->train, s->columns), val = {0};
-    t->layout = train.columns;
-    if (s->val && same_file(s->train, s->val))
-        warn("--val %s: is the same file as --train, so its scores tell nothing about new texts. "
-             "Name another, or none.", s->val);
     if (s->val) val = read_examples(s->val, s->columns);
-    if (s->dedupe) drop_repeats(&train, &val, "--dedupe", "validation");
+    find_repeats(&train, &val, s->dedupe, "validation");
+    t->layout = train.columns;
     char **names = class_names(&train, classes);
-    add_examples(&t->data, t->tokenizer, &train, names, *classes, w);
-    t->train_count = t->data.count;
-    add_examples(&t->data, t->tokenizer, &val, names, *classes, w);
+    add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
+    add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
     const int all = t->data.count;
+    t->train_count = train.count;
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
     if (!s->val)
         t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
     take_validation(t, all);
-    t->train_hash = hash_texts(&t->data, 0, train.count);
-    t->val_hash = hash_texts(&t->data, train.count, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
-    report_repeats(t, &train, &val);
+    t->train_hash = hash_texts(&t->data, 0, train.count);
+    t->val_hash = hash_texts(&t->data, train.count, all);
     free(train.items);
     free(val.items);
     return names;
@@ -2162,75 +2131,33 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
                          : ceil_div(s->steps, MAX_VALIDATIONS);
 }
 
-/* How many training examples each class has (K). */
-static int *class_sizes(const struct Task *t)
-{
-    const int K = t->model.config.labels;
-    int *sizes = resize(NULL, K * sizeof *sizes);
-    memset(sizes, 0, K * sizeof *sizes);
-    for (int i = 0; i < t->train_count; i++) sizes[t->data.labels[t->train[i]]]++;
-    return sizes;
-}
-
 /* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
  * and the average over the examples is 1. NULL unless --class-weights is auto. */
 static real *weigh_classes(const struct Task *t)
 {
-    const int K = t->model.config.labels;
+    const int K = t->model.config.labels, N = t->train_count;
     if (strcmp(t->set.class_weights, "auto")) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
-    int *sizes = class_sizes(t);
-    for (int k = 0; k < K; k++)
-        weights[k] = sizes[k] ? (real)t->train_count / ((real)K * sizes[k]) : 1;
-    free(sizes);
+    int *sizes = allocate_zeroed(K * sizeof *sizes);
+    for (int i = 0; i < N; i++) sizes[t->data.labels[t->train[i]]]++;
+    for (int k = 0; k < K; k++) weights[k] = sizes[k] ? (real)N / ((real)K * sizes[k]) : 1;
+    release(sizes, K * sizeof *sizes);
     return weights;
 }
 
-/* Warns of a label that most training texts have: always predicting it costs little. */
-static void warn_of_imbalance(const struct Task *t)
-{
-    int *sizes = class_sizes(t), top = 0;
-    for (int k = 1; k < t->model.config.labels; k++) if (sizes[k] > sizes[top]) top = k;
-    const double part = (double)sizes[top] / t->train_count;
-    if (part > 0.8 && strcmp(t->set.class_weights, "auto"))
-        warn("%s: %.1f%% of the training texts have the label \"%s\". --class-weights auto makes "
-             "rare labels count as much.", t->set.train, 100 * part,
-             t->model.config.label_names[top]);
-    free(sizes);
-}
-
-/* --- Memory --- */
-
-/* The maximum number of rows of a batch: the longest text must fit. */
-static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
-
-/* Prints what is about to be trained, and how much memory it takes. */
-static void announce(const struct Task *t, size_t learn, size_t bytes)
+/* Says what is about to be trained. */
+static void announce(const struct Task *t)
 {
     const struct Settings *s = &t->set;
     const struct Config *c = &t->model.config;
-    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
-             c->layers, c->heads, c->channels, c->context, c->vocabulary,
+    progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
+             "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(c->label_names, c->labels));
-    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, "
-             "%d were truncated (%s kept)", t->train_count, t->val_count,
-             s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
-             t->data.truncated, s->truncate);
-    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
-             t->model.parameter_count, bytes / 1e6);
     if (s->kind == PROBE) return;
-    if (t->runner.frozen)
-        progress(true, "%d of %d blocks are frozen and read each text %s", t->runner.frozen,
-                 c->layers, t->runner.cache ? "once: what they give is kept"
-                                            : "for every update: memory is short");
-    progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
-             "dropout %g  weight decay %g", counted(s->steps, "update"),
-             ceil_div(t->train_count, s->batch), s->batch, s->lr, s->head_lr_ratio, s->warmup,
-             s->dropout, s->weight_decay);
-    if (s->average > 0)
-        progress(true, "the model will be the mean of the last %.0f updates%s",
-                 s->average * s->steps, t->val_count < FEW_TEXTS
-                 ? ": validation is too small to choose an epoch by" : "");
+    progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g; ends with %s",
+             counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
+             s->head_lr_ratio, s->dropout, s->average > 0 ? "the mean of the last weights"
+                                                          : "the best weights");
 }
 
 /* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
@@ -2238,37 +2165,29 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
 static real *prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
-    const struct Config *c = &t->model.config;
+    const size_t K = t->model.config.labels;
     const bool probe = s->kind == PROBE;
-    size_t learn = 0, bytes = t->model.parameter_count * sizeof(real) * (probe ? 1 : 5);
     if (!probe) choose_weights(t);
-    for (int i = 0; i < t->model.tensor_count; i++) {
-        const struct Tensor *p = &t->model.tensors[i];
-        if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
-    }
-    runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
+    runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->data.longest),
+                  probe ? WORK_EVAL : WORK_TRAIN);
     t->order = random_stream(s->seed, STREAM_ORDER);
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
-    t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
-    t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
+    t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
+    t->confusion = allocate_zeroed(K * K * sizeof(int));
     t->runner.frozen = s->kind == LAST ? t->model.first_layer : 0;
     if (t->runner.frozen)
         fill_cache(&t->runner, &t->data, t->train, t->train_count + t->val_count);
-    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + cache_bytes(&t->runner);
-    if (probe)
-        bytes += t->data.count * (c->channels * sizeof(real)
-                                  + (3 * c->labels + 1) * sizeof(double));
-    if (!t->quiet) announce(t, learn, bytes);
+    if (!t->quiet) announce(t);
     return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
 /* Frees all but the texts and the tokenizer. */
 static void task_free(struct Task *t)
 {
-    const int K = t->model.config.labels;
-    release(t->probabilities, (size_t)t->val_count * K * sizeof(real));
-    release(t->confusion, (size_t)K * K * sizeof(int));
+    const size_t K = t->model.config.labels;
+    release(t->probabilities, t->val_count * K * sizeof(real));
+    release(t->confusion, K * K * sizeof(int));
     free_cache(&t->runner);
     runner_free(&t->runner);
     model_free(&t->model);
@@ -2313,28 +2232,10 @@ static void report_validation(struct Task *t, const struct TrainState *run, stru
              better ? "  best" : "");
 }
 
-static void die_not_finite(const struct Task *t, const int *list, int count, int64_t step)
-{
-    const struct Dataset *d = &t->data;
-    struct Buffer lines = {0}, bytes = {0};
-    if (t->quiet)
-        die("step %lld of a training: the gradient is not finite. Lower the lr of its method (%g).",
-            (long long)step, t->set.lr);
-    for (int i = 0; i < count; i++) {
-        bytes.size = 0;
-        append_decoded(&bytes, t->tokenizer, d->tokens + d->starts[list[i]], length_of(d, list[i]));
-        append_readable(&lines, (uint8_t *)bytes.data, (int)bytes.size);
-        append(&lines, "\n");
-    }
-    char *path = text_of("%s/step_%lld.txt", t->set.out, (long long)step);
-    write_note(path, lines.data, lines.size);
-    die("step %lld: the gradient is not finite. %s holds its texts. Start again with --overwrite "
-        "and a lower --lr than %g.", (long long)step, path, t->set.lr);
-}
-
 /* --- The classifier, and the state of its training --- */
 
-/* What the result depends on: the options, and hashes of what was read. */
+/* What the result depends on: the options, and hashes of what was read. Dies if a training that is
+ * resumed read something else. */
 static void describe_training(struct Metadata *meta, const struct Task *t)
 {
     struct Buffer labels = {0};
@@ -2342,34 +2243,20 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
         append(&labels, k ? ", " : "[");
         append_json_string(&labels, t->model.config.label_names[k]);
     }
+    append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
-    metadata_set(meta, "model_hash", "%s", hash_text(t->source_hash));
-    metadata_set(meta, "train_hash", "%s", hash_text(t->train_hash));
-    metadata_set(meta, "val_hash", "%s", hash_text(t->val_hash));
-    metadata_set(meta, "labels", "%s]", labels.data);
+    const char *const inputs[][2] = {{"model_hash", hash_text(t->source_hash)},
+                                     {"train_hash", hash_text(t->train_hash)},
+                                     {"val_hash", hash_text(t->val_hash)}, {"labels", labels.data}};
+    for (int i = 0; i < COUNT(inputs); i++) {
+        const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
+        if (t->old.count && (!was || strcmp(was, now)))
+            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
+                t->set.out, name, was ? was : "(none)", now);
+        metadata_set(meta, name, "%s", now);
+    }
     describe_options(meta, t->options, "tune");
     free(labels.data);
-}
-
-/* Dies if a training that is to be resumed read something else than this one. */
-static void compare_inputs(const struct Task *t, const struct Metadata *old)
-{
-    static const char *const names[] = {"tokenizer_hash", "model_hash", "train_hash", "val_hash",
-                                        "labels"};
-    struct Metadata now = {0};
-    describe_training(&now, t);
-    for (int i = 0; i < COUNT(names); i++) {
-        const char *was = metadata_get(old, names[i]), *is = metadata_get(&now, names[i]);
-        if (!was || strcmp(was, is))
-            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
-                t->set.out, names[i], was ? was : "(none)", is);
-    }
-    metadata_free(&now);
-}
-
-static char *state_path(const struct Settings *s)
-{
-    return text_of("%s/state.safetensors", s->out);
 }
 
 /* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
@@ -2407,25 +2294,28 @@ static void save_best(struct Task *t, const struct TrainState *run)
     metadata_free(&meta);
 }
 
+static char *state_path(const struct Settings *s)
+{
+    return text_of("%s/state.safetensors", s->out);
+}
+
 /* Every minute, in a fiftieth of the time at most. */
 static bool save_is_due(const struct TrainState *run)
 {
     return seconds() - run->saved > fmax(60, 50 * run->saving);
 }
 
-/* The state has all that resume_training needs. The order of the texts follows from the step. */
+/* The state has all that begin_state needs. The order of the texts follows from the step. */
 static void save_training(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta = {0};
     const double start = seconds();
-    const struct Scores *best = &run->best_scores;
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
-    metadata_set(&meta, "position",
-                 "%d %d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f", run->step,
+    metadata_set(&meta, "position", "%d %d %d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
                  run->best_step, run->since_best, run->examples, run->averaged,
-                 (unsigned long long)t->masks.counter, run->loss, run->norm, best->accuracy,
-                 best->macro_f1, best->loss, best->ece, start - run->start);
+                 (unsigned long long)t->masks.counter, run->loss, run->best_scores.accuracy,
+                 run->best_scores.loss, start - run->start);
     stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
     commit_outputs();
     metadata_free(&meta);
@@ -2433,68 +2323,33 @@ static void save_training(struct Task *t, struct TrainState *run)
     run->saving = run->saved - start;
 }
 
-/* Goes to the place at which save_training was called. An earlier process may have ended between
- * the state and the best classifier, so that is written again. */
-static void resume_training(struct Task *t, struct TrainState *run)
+/* Begins the log and the state, or goes to the place at which save_training was called. */
+static void begin_state(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta;
-    struct Scores *best = &run->best_scores;
-    char *path = state_path(&t->set);
     unsigned long long masks;
     double spent;
+    if (t->quiet) return;
+    if (!t->resumes) { open_log(t, steps_header, NULL); save_training(t, run); return; }
+    char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
     if (!position
-        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &run->step,
-                  &run->best_step, &run->since_best, &run->examples, &run->averaged, &masks,
-                  &run->loss, &run->norm, &best->accuracy, &best->macro_f1, &best->loss,
-                  &best->ece, &spent) != 13
+        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf", &run->step, &run->best_step,
+                  &run->since_best, &run->examples, &run->averaged, &masks, &run->loss,
+                  &run->best_scores.accuracy, &run->best_scores.loss, &spent) != 10
         || run->step < 0 || run->step >= t->set.steps || run->averaged < 0
         || (run->averaged && !run->mean))
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;
     open_log(t, steps_header, &meta);
+    commit_outputs();
     run->start -= spent;
     run->saved = seconds();
-    if (run->best_step) save_best(t, run);
-    else commit_outputs();
     progress(true, "resumed after step %d/%d", run->step, t->set.steps);
     metadata_free(&meta);
     free(path);
-}
-
-static void begin_state(struct Task *t, struct TrainState *run)
-{
-    if (t->quiet) return;
-    if (t->resumes) { resume_training(t, run); return; }
-    open_log(t, steps_header, NULL);
-    save_training(t, run);
-}
-
-/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
-static void check_reloaded(struct Task *t)
-{
-    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
-    struct Model again;
-    struct Metadata meta;
-    real *before = resize(NULL, bytes);
-    memcpy(before, t->probabilities, bytes);
-    load_model(&again, t->set.out, &meta);
-    tokenizer_of_model(t->set.out, &again, &meta);
-    const int frozen = t->runner.frozen;
-    t->runner.model = &again;
-    t->runner.frozen = 0;               /* nothing that was kept */
-    validate(t);
-    t->runner.model = &t->model;
-    t->runner.frozen = frozen;
-    if (memcmp(before, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
-            t->set.out);
-    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
-           t->set.out, counted(t->val_count, "text"));
-    model_free(&again);
-    free(before);
 }
 
 /* ============================================================================================= */
@@ -2511,72 +2366,66 @@ static const struct Settings DEFAULT_SETTINGS = {
 
 static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format";
 
+/* A row of which the result depends; one of a training by gradient steps. */
+#define SETTING(name, meaning, kind, ...) {name, meaning, kind, __VA_ARGS__, .effect = DEFINES}
+#define STEPS(...) SETTING(__VA_ARGS__, .idle = "with tune probe")
+
+/* How labelled texts are laid out: struct Columns. */
+#define COLUMN_OPTIONS(c)                                                                         \
+    SETTING("text-column", "its number, or its name in the header; else text, review ...", TEXT,  \
+            &(c).names[TEXTS], .idle = "without data"),                                           \
+    SETTING("label-column", "the same; else label, sentiment, class ...", TEXT,                   \
+            &(c).names[LABELS], .idle = "without data"),                                          \
+    SETTING("pair-column", "of a second text, which is read after the first", TEXT,               \
+            &(c).names[PAIRS], .idle = "without data"),                                           \
+    SETTING("header", "whether the first row names columns; else it is seen", CHOICE,             \
+            &(c).header, .choices = "auto|yes|no", .idle = "without data"),                       \
+    SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
+            .choices = FORMAT_CHOICES, .idle = "without data")
+
 /* The rows of `train`, of which the other commands take what they share. The caller frees them. */
 static struct Option *tune_options(struct Settings *s)
 {
-    static const char steps_only[] = "with tune probe";
     const struct Option rows[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
         {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
-        {"val", "labelled texts for validation; without: a part of --train", TEXT, &s->val,
+        {"val", "the same, for validation; else a part of --train", TEXT, &s->val,
          .effect = EXTENDS},
-        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
-         &s->val_part, 0.001, 0.9, .effect = DEFINES, .idle = "with val"},
+        SETTING("val-part", "how much of each class is set aside without --val", REAL_NUMBER,
+                &s->val_part, 0.001, 0.9, .idle = "with val"),
         {"out", "directory of the classifier", TEXT, &s->out, .required = true},
-        {"tune", "probe, last:K, full or scratch", TEXT, &s->tune, .effect = DEFINES},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
-         .effect = DEFINES, .idle = steps_only},
-        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
-         .effect = DEFINES, .idle = steps_only},
-        {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
-         &s->patience, 0, 1e6, .effect = DEFINES, .idle = steps_only},
-        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES,
-         .idle = steps_only},
-        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10,
-         .effect = DEFINES, .idle = steps_only},
-        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
-         &s->head_lr_ratio, 0, 1e4, .effect = DEFINES, .idle = steps_only},
-        {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
-         &s->layer_decay, 0.01, 1, .effect = DEFINES, .idle = "with tune probe|with tune last:1"},
-        {"l2sp", "how strongly weights are pulled back to the pretrained ones", REAL_NUMBER,
-         &s->l2sp, 0, 1e30, .effect = DEFINES, .idle = steps_only},
-        {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
-         &s->lm_coef, 0, 100, .effect = DEFINES, .idle = steps_only},
-        {"average", "end with the mean weights of this last part of the updates; 0: the best "
-         "epoch's; -1: 0.1 for fewer than 100 texts of validation", REAL_NUMBER, &s->average, -1, 1,
-         .effect = DEFINES, .idle = steps_only},
-        {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
-         &s->class_weights, .choices = "none|auto", .effect = DEFINES},
-        {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
-         FLAG, &s->calibrate, .effect = DEFINES},
-        {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
-         REAL_NUMBER, &s->warmup, 0, 1, .effect = DEFINES, .idle = steps_only},
-        {"weight-decay", "of matrices", REAL_NUMBER, &s->weight_decay, 0, 10, .effect = DEFINES,
-         .idle = steps_only},
-        {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s->dropout, -1, 0.9,
-         .effect = DEFINES, .idle = steps_only},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1e6, .effect = DEFINES},
-        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both", .effect = DEFINES},
-        {"text-column", "a number: its position; a name: as in the header; else text, sentence, "
-         "review ...", TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
-        {"label-column", "the same; else label, sentiment, class, category ...", TEXT,
-         &s->columns.names[LABELS], .effect = DEFINES},
-        {"pair-column", "of a second text that belongs to the first; it is read after it", TEXT,
-         &s->columns.names[PAIRS], .effect = DEFINES},
-        {"header", "whether the first row has the columns' names; else it is seen", CHOICE,
-         &s->columns.header, .choices = "auto|yes|no", .effect = DEFINES},
-        {"format", "of the data; else it is seen, and the other files of a classifier are like the "
-         "training's", CHOICE, &s->columns.format, .choices = FORMAT_CHOICES, .effect = DEFINES},
-        {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s->dedupe,
-         .effect = DEFINES},
-        {"seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15,
-         .effect = DEFINES},
+        SETTING("tune", "probe, last:K, full or scratch", TEXT, &s->tune),
+        STEPS("epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6),
+        SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
+                .idle = "with tune probe|with epochs"),
+        STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
+        STEPS("batch", "texts of an update", INTEGER, &s->batch, 1, 1e6),
+        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10),
+        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, scratch 1",
+              REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
+        SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
+                &s->layer_decay, 0.01, 1, .idle = "with tune probe|with tune last:1"),
+        STEPS("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30),
+        STEPS("lm-coef", "weight of the language model's loss", REAL_NUMBER, &s->lm_coef, 0, 100),
+        STEPS("average", "part of the updates, the last, whose mean weights are kept; 0: the best "
+              "weights; -1: 0.1 if validation has fewer than 100 texts", REAL_NUMBER, &s->average,
+              -1, 1),
+        SETTING("class-weights", "auto: rare classes count as much as common ones", CHOICE,
+                &s->class_weights, .choices = "none|auto"),
+        SETTING("calibrate", "fit probabilities to validation", FLAG, &s->calibrate),
+        STEPS("warmup", "part in which the rate rises; then it falls", REAL_NUMBER, &s->warmup, 0,
+              1),
+        STEPS("weight-decay", "of matrices", REAL_NUMBER, &s->weight_decay, 0, 10),
+        STEPS("dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s->dropout, -1, 0.9),
+        SETTING("max-tokens", "of a text; 0: the model's context", INTEGER, &s->max_tokens, 0, 1e6),
+        SETTING("truncate", "what is read of a longer text; both: not in Hugging Face's tokenizers",
+                CHOICE, &s->truncate, .choices = "head|tail|both"),
+        COLUMN_OPTIONS(s->columns),
+        SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
+        SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
-        {"resume", "go on with the training in --out, with its options; without one, start", FLAG,
-         &s->resume},
+        {"resume", "go on with the training in --out; if there is none, start", FLAG, &s->resume},
         {"overwrite", "replace what --out holds", FLAG, &s->overwrite},
         {0}};
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
@@ -2587,7 +2436,6 @@ static struct Option tune_option(struct Settings *s, const char *name)
 {
     struct Option *table = tune_options(s), row = *find_option(table, name);
     free(table);
-    row.idle = NULL;            /* it names rows that may not be there */
     return row;
 }
 
@@ -2605,34 +2453,23 @@ static void parse_tune(const char *option, const char *others, struct Settings *
                   others);
 }
 
-/* Dies of options that no range of a row excludes. */
-static void check_settings(const struct Settings *s)
-{
-    if (s->epochs && s->steps && !s->resume)
-        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
-                  s->steps, s->epochs);
-}
-
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
  * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
-static bool open_run(struct Task *t, struct Metadata *old)
+static bool open_run(struct Task *t)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
-    lock_directory(s->out);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    lock_directory(s->out);
     if (!s->resume && !s->overwrite)
         refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
-    const char *run = ended ? model : state;
     if (t->resumes || ended) {
-        load_metadata(run, old);
-        if (!metadata_get(old, "train_hash"))
-            die("%s: is not from a training that can be resumed. Choose another --out.", run);
-        resume_options(t->options, old, "tune", s->out);
+        load_metadata(ended ? model : state, &t->old);
+        resume_options(t->options, &t->old, "tune", s->out);
     } else if (s->resume)
         progress(true, "nothing to resume in %s: the training starts", s->out);
     if (!s->model || !s->train)
@@ -2645,11 +2482,12 @@ static bool open_run(struct Task *t, struct Metadata *old)
 }
 
 /* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
-static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
+static void load_base(struct Task *t, struct Model *base)
 {
     struct Settings *s = &t->set;
-    load_model(base, s->model, meta);
-    t->tokenizer = tokenizer_of_model(s->model, base, meta);
+    struct Metadata meta;
+    load_model(base, s->model, &meta);
+    t->tokenizer = tokenizer_of_model(s->model, base, &meta);
     t->source = base->weights;
     if (s->max_tokens == 0) s->max_tokens = base->config.context;
     if (s->max_tokens > base->config.context)
@@ -2658,49 +2496,54 @@ static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
     if (s->kind == LAST && s->last > base->config.layers)
         die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
                   base->config.layers);
+    t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    metadata_free(&meta);
 }
 
-/* Warns if always predicting the commonest label of validation would do as well. */
-static void warn_of_failure(const struct Settings *s, double accuracy, double majority)
+/* Whether all N texts have one label, of which it warns: then most scores mean nothing. */
+static bool one_label(double majority, int N)
 {
-    static const char *const advice[] = {
-        [PROBE] = "--tune last:1 or full",
-        [LAST] = "more blocks, a higher --lr, more --steps",
-        [FULL] = "another --lr, more --steps",
-        [SCRATCH] = "--tune full, which starts from what the model has learned,",
-    };
     if (majority == 1)
-        warn("all validation texts have the same label, so their accuracy tells little. Give --val "
-             "texts of every label.");
-    else if (accuracy <= majority)
-        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
-             "nothing was learnt. Try %s or more labels.", accuracy, majority,
-             advice[s->kind]);
+        warn("all %d texts have the same label: one class cannot tell how well classes are told "
+             "apart. Give texts of every label.", N);
+    return majority == 1;
 }
 
-/* Everything that `train` does, from the pretrained model to the classifier in --out. old: what
- * --resume found. Returns the exit status. */
-static int train(struct Task *t, const struct Metadata *old, bool ended)
+/* Warns if always predicting the commonest label of the N validation texts would do as well. */
+static void warn_of_failure(double accuracy, double majority, int N)
+{
+    double low, high;
+    wilson_interval(&low, &high, accuracy, N);
+    if (one_label(majority, N) || accuracy > majority) return;
+    warn("validation accuracy %.4f is no better than always the commonest label (%.4f): %s",
+         accuracy, majority, high < majority
+         ? "nothing was learnt. Try another --tune, another --lr or more labels."
+         : brief("%d texts cannot tell what was learnt. eval on others.", N));
+}
+
+static void check_reloaded(struct Task *t);
+
+/* Everything that `train` does, from the pretrained model to the classifier in --out, unless that is
+ * done already. Returns the exit status. */
+static int train(struct Task *t, bool ended)
 {
     struct Settings *s = &t->set;
     struct Model base;
-    struct Metadata base_meta, meta = {0};
+    struct Metadata meta = {0};
     int classes;
-    load_base(t, &base, &base_meta);
+    load_base(t, &base);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
     t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    char **names = load_data(t, window, &classes);
+    char **names = load_data(t, &classes);
     start_model(t, &base, names, classes);
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
-    if (t->resumes || ended) compare_inputs(t, old);
+    describe_training(&meta, t);            /* dies if what is resumed read something else */
     if (ended) {
         progress(true, "the training in %s is finished", s->out);
         return 0;
     }
-    warn_of_imbalance(t);
     real *best = prepare(t);
     if (s->kind == PROBE) {
         open_log(t, probe_header, NULL);
@@ -2710,13 +2553,9 @@ static int train(struct Task *t, const struct Metadata *old, bool ended)
         if (!train_steps(t, best, &meta)) return stopped_status();
     }
     if (s->calibrate) calibrate(t, &meta);
-
     const struct Scores val = validate(t);
     const double majority = majority_rate(t->confusion, t->val_count, classes);
-    warn_of_failure(s, val.accuracy, majority);
-    if (!strcmp(s->truncate, "both") && t->data.truncated)
-        warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
-             "longer texts is read.");
+    warn_of_failure(val.accuracy, majority, t->val_count);
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
@@ -2727,34 +2566,24 @@ static int train(struct Task *t, const struct Metadata *old, bool ended)
     return 0;
 }
 
-/* The options of `train`, checked before anything is read. */
-static const char train_usage[] =
-    "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-    "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
-    "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
-    "scratch everything from random weights. Few labels need updates rather than epochs:\n"
-    "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
-    "looked at. The best on validation is kept, or the mean of the last weights (--average).";
-
 static int command_train(int argc, char **argv)
 {
     struct Task t = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &t.set;
-    struct Option *options = tune_options(s);
-    struct Metadata old = {0};
-    t.options = options;
-    refuse_arguments(read_options(argc, argv, options, train_usage), argv);
-    check_settings(s);
-    parse_tune("--tune", "", s);
+    t.options = tune_options(s);
+    refuse_arguments(read_options(argc, argv, t.options,
+        "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer, in one\n"
+        "pass; last:K trains the last K blocks, too; full all; scratch all from random weights.\n"
+        "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
+        argv);
     begin_training();
-    const bool ended = open_run(&t, &old);
-    parse_tune("--tune", "", s);            /* as the run that goes on has it */
-    warn_idle(options);
-    if (s->kind == SCRATCH && s->l2sp > 0)
-        warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
+    const bool ended = open_run(&t);
+    parse_tune("--tune", "", s);
+    warn_idle(t.options);
     set_threads(s->threads);
     set_precision(s->precision);
-    return train(&t, &old, ended);
+    return train(&t, ended);
 }
 
 /* --- eval and predict --- */
@@ -2793,16 +2622,35 @@ static void load_classifier(struct Classifier *c, const char *dir)
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
+/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
+static void check_reloaded(struct Task *t)
+{
+    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
+    struct Classifier c = {0};
+    real *again = resize(NULL, bytes);
+    load_classifier(&c, t->set.out);
+    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
+    if (memcmp(again, t->probabilities, bytes))
+        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
+            t->set.out);
+    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
+           t->set.out, counted(t->val_count, "text"));
+    runner_free(&c.runner);
+    model_free(&c.model);
+    free(again);
+}
+
 /* One `name value` a line. loss: the sum over the N examples. */
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
 {
     const struct Scores s = score(confusion, p, truth, loss, N, K);
+    const double majority = majority_rate(confusion, N, K);
     double low, high, auc, average_precision;
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
-           s.ece, N, majority_rate(confusion, N, K));
-    if (K != 2) return;
+           s.ece, N, majority);
+    if (one_label(majority, N) || K != 2) return;
     rank_scores(&auc, &average_precision, p, truth, N);
     printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
            average_precision);
@@ -2820,17 +2668,12 @@ static void print_classes(const int *confusion, char *const *names, int K)
     }
 }
 
-/* A table with the names of the classes, as wide as the longest name. Of many classes it would fill
- * no screen and no page. */
+/* A table with the names of the classes, as wide as the longest name, if it fits on a page. */
 static void print_confusion(const int *confusion, char *const *names, int K)
 {
     enum { MAX_SHOWN = 50 };
     int width = 6;
-    if (K > MAX_SHOWN) {
-        progress(true, "%d classes: too many for a confusion matrix. --predictions FILE writes "
-                 "every example.", K);
-        return;
-    }
+    if (K > MAX_SHOWN) return;
     for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
     printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
     for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
@@ -2842,51 +2685,42 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
-/* Appends bytes that must stay one field of a TSV file: tabs and line ends become spaces. */
-static void append_field(struct Buffer *b, struct Bytes field)
+/* Appends a tab and bytes that must stay one field of a line: tabs and line ends become spaces. For
+ * readers of CSV, quotes are doubled, and stand around a field that holds one (RFC 4180). */
+static void append_field(struct Buffer *b, const char *bytes, size_t n, bool quote)
 {
-    append_bytes(b, field.data, field.size);
-    for (char *s = b->data + b->size - field.size; s < b->data + b->size; s++)
-        if (*s == '\t' || *s == '\n' || *s == '\r') *s = ' ';
-}
-
-/* Appends the name of a class. Those of a model from elsewhere may hold any characters. */
-static void append_name_field(struct Buffer *b, const char *name)
-{
-    append_field(b, (struct Bytes){name, strlen(name)});
+    quote = quote && memchr(bytes, '"', n);
+    append(b, quote ? "\t\"" : "\t");
+    for (const char *s = bytes; s < bytes + n; s++) {
+        if (quote && *s == '"') append_bytes(b, s, 1);
+        append_bytes(b, strchr("\t\n\r", *s) && *s ? " " : s, 1);
+    }
+    if (quote) append(b, "\"");
 }
 
 static const char predictions_header[] = "number\tlabel\tpredicted\tprobability";
 
-/* Dies if --predictions names a file that is there and holds anything else. */
-static void check_predictions(const char *path)
-{
-    char *rows = read_journal(path, predictions_header);
-    if (!rows && file_exists(path))
-        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
-                  path);
-    free(rows);
-}
-
-/* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
- * with the digits that give the same bits when they are read. */
+/* --predictions: a TSV file, one row for each of the examples e. p (N, K) goes out with the digits
+ * that give the same bits when they are read. */
 static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
                               const real *p, char *const *names, int K)
 {
     struct Buffer b = {0};
     append(&b, "%s", predictions_header);
-    for (int k = 0; k < K; k++) { append(&b, "\tp_"); append_name_field(&b, names[k]); }
+    for (int k = 0; k < K; k++) {
+        char *name = text_of("p_%s", names[k]);
+        append_field(&b, name, strlen(name), true);
+        free(name);
+    }
     append(&b, "\ttext\n");
     for (int i = 0; i < e->count; i++, p += K) {
-        const int best = most_probable(p, K);
-        append(&b, "%d\t", i + 1);
-        append_name_field(&b, names[truth[i]]);
-        append(&b, "\t");
-        append_name_field(&b, names[best]);
-        append(&b, "\t%.9g", p[best]);
+        const char *label = names[truth[i]], *predicted = names[most_probable(p, K)];
+        append(&b, "%d", i + 1);
+        append_field(&b, label, strlen(label), true);
+        append_field(&b, predicted, strlen(predicted), true);
+        append(&b, "\t%.9g", p[most_probable(p, K)]);
         for (int k = 0; k < K; k++) append(&b, "\t%.9g", p[k]);
-        append(&b, "\t");
-        append_field(&b, e->items[i].text);
+        append_field(&b, e->items[i].text.data, e->items[i].text.size, true);
         append(&b, "\n");
         output_write(o, b.data, b.size);
         b.size = 0;
@@ -2896,43 +2730,34 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
     commit_outputs();
 }
 
-/* Scores on a labelled file, one `name value` a line, then a table of the classes and the confusion
- * matrix. */
-static const char eval_usage[] =
-    "finetune_cls eval --model DIR --data FILE\n"
-    "Prints accuracy with its 95% interval, macro F1, loss, calibration error and,\n"
-    "for two classes, AUC, Matthews' correlation and average precision of the\n"
-    "second one; then precision, recall and F1 of each class, and the confusion\n"
-    "matrix.";
-
+/* Scores on a labelled file, then a table of the classes and the confusion matrix. */
 static int command_eval(int argc, char **argv)
 {
     const char *data = NULL, *predictions = NULL;
     struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &c.set;
+    struct Dataset d = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
         {"predictions", "TSV file to write: what is predicted for each text", TEXT, &predictions},
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
-        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
-    refuse_arguments(read_options(argc, argv, options, eval_usage), argv);
-    if (predictions && same_file(data, predictions))
-        die_usage("--predictions %s: is the file of --data. Name another.", predictions);
-    if (predictions) check_predictions(predictions);
+        COLUMN_OPTIONS(s->columns), PRECISION_OPTION(&s->precision),
+        THREADS_OPTION(&s->threads), {0}};
+    refuse_arguments(read_options(argc, argv, options,
+        "finetune_cls eval --model DIR --data FILE\n"
+        "Prints accuracy, macro F1, loss, calibration error and more, and a table of the classes."),
+        argv);
+    if (predictions && file_exists(predictions) && !read_journal(predictions, predictions_header))
+        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
+                  predictions);
     set_threads(s->threads);
     set_precision(s->precision);
-    struct Dataset d = {0};
     load_classifier(&c, s->model);
     const int K = c.model.config.labels;
     char *const *names = c.model.config.label_names;
     const struct Examples e = read_examples(data, s->columns);
     struct Output *o = predictions ? output_open(predictions) : NULL;
     add_examples(&d, c.tokenizer, &e, names, K, c.window);
-    if (((double)d.count + K) * K * sizeof(real) > machine_memory() / 2)
-        die("%s: %d texts of %d classes do not fit into memory. Evaluate a part of them.", data,
-            d.count, K);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
     const double start = seconds();
@@ -2966,9 +2791,9 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
         append(b, "}\n");
         return;
     }
-    append(b, "%s\t%.4f\t", names[best], p[best]);
-    for (int k = 0; k < K; k++) append(b, "%s %.4f\t", names[k], p[k]);
-    append_field(b, text);
+    append(b, "%s\t%.4f", names[best], p[best]);
+    for (int k = 0; k < K; k++) append(b, "\t%s %.4f", names[k], p[k]);
+    append_field(b, text.data, text.size, false);
     append(b, "\n");
 }
 
@@ -2987,31 +2812,9 @@ static void predict_texts(struct Classifier *c, const struct Example *e, int cou
         run_examples(&c->runner, p, NULL, d, NULL, n, NULL);
         for (int i = 0; i < n; i++) append_answer(&b, c, e[i].text, p + (size_t)i * K);
         show_result(&b);
-        b.size = 0;
     }
     free(b.data);
     free(p);
-}
-
-/* Predicts the complete lines in text[0 .. n), and if `last` also a line without an end. Returns
- * the number of bytes that were read. */
-static size_t predict_lines(struct Classifier *c, const char *text, size_t n, bool last)
-{
-    struct Example *lines = NULL;
-    int count = 0, capacity = 0;
-    size_t used = 0;
-    while (used < n) {
-        const char *next = text + used;
-        const struct Bytes line = take_line(&next, text + n);
-        if (next[-1] != '\n' && !last) break;
-        used = next - text;
-        if (count == capacity)
-            lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
-        lines[count++] = (struct Example){.text = line};
-    }
-    predict_texts(c, lines, count);
-    free(lines);
-    return used;
 }
 
 /* Predicts the lines of standard input as they arrive. One read returns the lines that are ready,
@@ -3021,27 +2824,27 @@ static void predict_stream(struct Classifier *c)
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
+    struct Example *lines = NULL;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
-    for (;;) {
-        const ssize_t n = read(0, block, BLOCK);
-        if (n < 0 && errno == EINTR) continue;
+    for (ssize_t n = 1; n; ) {
+        if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
-        if (n == 0) break;
         append_bytes(&b, block, n);
-        if (!memchr(block, '\n', n)) continue;
-        const size_t used = predict_lines(c, b.data, b.size, false);
-        memmove(b.data, b.data + used, b.size -= used);
+        if (n && !memchr(block, '\n', n)) continue;
+        size_t whole = b.size;                          /* at the end also a line without an end */
+        while (n && b.data[whole - 1] != '\n') whole--;
+        int count = 0;
+        for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
+            if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
+            lines[count] = (struct Example){.text = take_line(&at, end)};
+        }
+        predict_texts(c, lines, count);
+        memmove(b.data, b.data + whole, b.size -= whole);
     }
-    predict_lines(c, b.data, b.size, true);
+    free(lines);
     free(b.data);
     free(block);
 }
-
-static const char predict_usage[] =
-    "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
-    "Prints label, probability and text, separated by tabs, for each TEXT,\n"
-    "each text of FILE or, without any, each line of standard input.\n"
-    "A classifier of pairs reads the two texts with a tab between.";
 
 /* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
@@ -3049,17 +2852,17 @@ static int command_predict(int argc, char **argv)
     const char *data = NULL;
     struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &c.set;
-    struct Option text = tune_option(s, "text-column"), pair = tune_option(s, "pair-column"),
-                  header = tune_option(s, "header"), format = tune_option(s, "format");
-    text.idle = pair.idle = header.idle = format.idle = "without data";
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
-        text, pair, header, format,
+        COLUMN_OPTIONS(s->columns),
         {"all", "the probability of every class", FLAG, &c.all},
         {"json", "one JSON object a line", FLAG, &c.json},
         PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
-    const int count = read_options(argc, argv, options, predict_usage);
+    const int count = read_options(argc, argv, options,
+        "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
+        "Prints label, probability and text, with tabs between, for each TEXT, each text of FILE\n"
+        "or else each line of standard input. The two texts of a pair have a tab between.");
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
     warn_idle(options);
     set_threads(s->threads);
@@ -3074,8 +2877,7 @@ static int command_predict(int argc, char **argv)
         struct stat status;
         const struct Example text = {.text = {argv[i], strlen(argv[i])}};
         if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
-            warn("%s: is taken as a text, but is a file, too. --data %s reads it.", argv[i],
-                 argv[i]);
+            warn("%s: is taken as a text, but is a file, too. --data reads it.", argv[i]);
         predict_texts(&c, &text, 1);
     }
     return 0;
@@ -3193,7 +2995,6 @@ static struct Method parse_method(const char *name, const struct Settings *share
     parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
     struct Option *rows = tune_options(&m.set);
     for (int k = 1; k < parts; k++) set_method_option(rows, name, part[k]);
-    check_settings(&m.set);
     warn_idle(rows);
     free(rows);
     if (m.set.kind == SCRATCH && m.set.l2sp > 0)
@@ -3276,13 +3077,12 @@ static void load_texts(struct Compare *c)
 {
     struct Task *t = &c->task;
     const struct Settings *s = &t->set;
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     struct Examples train = read_examples(s->train, s->columns), test = {0};
     if (c->test) test = read_examples(c->test, s->columns);
-    drop_repeats(&train, &test, "left out", "--test");
+    find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
-    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
+    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, t->window);
+    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, t->window);
     c->texts = resize(NULL, t->data.count * sizeof *c->texts);
     c->learn = resize(NULL, t->data.count * sizeof *c->learn);
     for (int i = 0; i < t->data.count; i++) {
@@ -3942,8 +3742,7 @@ static int run_cells(struct Compare *c)
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
-    struct Metadata meta;
-    load_base(&c->task, &c->base, &meta);
+    load_base(&c->task, &c->base);
     const int L = c->base.config.layers;
     if (!c->methods_text) {
         c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
@@ -4042,8 +3841,7 @@ static int command_compare(int argc, char **argv)
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
+        COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -4052,7 +3850,6 @@ static int command_compare(int argc, char **argv)
     };
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
     take_directory(&c, options);
-    check_settings(s);
     warn_idle(options);
     describe_options(&c.state, options, "compare");
     if (c.methods_text) {
@@ -4099,8 +3896,9 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     free(mean);
 }
 
-/* The accuracy of a probe after each block, on the test texts. Which block knows most about the
- * labels tells how many to tune: those above it have specialised in predicting the next token. */
+/* The accuracy of a probe after each block, on the test texts, which follow train_texts others. Which
+ * block knows most about the labels tells how many to tune: those above it have specialised in
+ * predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
     const int L = t->model.config.layers, C = t->model.config.channels;
@@ -4136,18 +3934,13 @@ static int command_layers(int argc, char **argv)
     struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
     struct Settings *s = &t.set;
     struct Model base;
-    struct Metadata meta;
+    int classes;
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
         tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
-        tune_option(s, "seed"),
-        THREADS_OPTION(&s->threads),
-        {0}
-    };
+        COLUMN_OPTIONS(s->columns), tune_option(s, "seed"), THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
@@ -4155,27 +3948,15 @@ static int command_layers(int argc, char **argv)
     refuse_same_file(s->train, test_path);
     set_threads(s->threads);
     s->kind = PROBE;
-    load_base(&t, &base, &meta);
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    int classes;
-    char **names = load_data(&t, window, &classes);
+    load_base(&t, &base);
+    char **names = load_data(&t, &classes);
     const int train_texts = t.data.count;
     const struct Examples test = read_examples(test_path, s->columns);
-    add_examples(&t.data, t.tokenizer, &test, names, classes, window);
+    add_examples(&t.data, t.tokenizer, &test, names, classes, t.window);
     start_model(&t, &base, names, classes);
     prepare(&t);
     probe_levels(&t, train_texts);
     return 0;
-}
-
-/* A token's bytes, those that are no text as \xNN. The caller frees them. */
-static char *shown_token(const struct Tokenizer *t, int token)
-{
-    int n;
-    struct Buffer b = {0};
-    const uint8_t *bytes = bytes_of_token(t, token, &n);
-    append_readable(&b, bytes, n);
-    return b.data;
 }
 
 /* p (n, K): the probabilities after each of the n tokens of a text. */
@@ -4192,11 +3973,12 @@ static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d
 }
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
- * moved it most is named; on a terminal the text is coloured, red for less, green for more. */
+ * moved it most is named. */
 static void explain_text(struct Classifier *c, struct Bytes text)
 {
     const int K = c->model.config.labels;
     struct Dataset d = {0};
+    struct Buffer token = {0}, most = {0};
     add_text(&d, c->tokenizer, text, -1, c->window);
     const int n = length_of(&d, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
@@ -4204,44 +3986,38 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     const char *label = c->model.config.label_names[best];
     double before = p[best], largest = 0;
-    int most = 0;
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
-        const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
-        char *token = shown_token(c->tokenizer, d.tokens[i]);
-        if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s", now, change, token);
-        printf(isatty(1) ? "\033[0m\n" : "\n");
-        free(token);
-        if (fabs(change) > fabs(largest)) { most = i; largest = change; }
+        int size;
+        const uint8_t *bytes = bytes_of_token(c->tokenizer, d.tokens[i], &size);
+        token.size = 0;
+        append_readable(&token, bytes, size);
+        printf("%.4f  %+.4f  %s\n", now, change, token.data);
         before = now;
+        if (fabs(change) <= fabs(largest)) continue;
+        largest = change;
+        most.size = 0;
+        append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
     }
-    if (most) {
-        char *token = shown_token(c->tokenizer, d.tokens[most]);
-        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label, token,
-               most + 1, largest);
-        free(token);
-    }
+    if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
+    free(token.data);
+    free(most.data);
     free(p);
 }
 
 static int command_explain(int argc, char **argv)
 {
-    const char *dir = NULL;
-    int threads = 0;
-    struct Classifier c = {0};
+    struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Option options[] = {
-        {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        THREADS_OPTION(&threads),
-        {0}
-    };
+        {"model", "directory of the classifier", TEXT, &c.set.model, .required = true},
+        THREADS_OPTION(&c.set.threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
-    set_threads(threads);
-    load_classifier(&c, dir);
+    set_threads(c.set.threads);
+    load_classifier(&c, c.set.model);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
         explain_text(&c, (struct Bytes){argv[i], strlen(argv[i])});
