@@ -2153,11 +2153,10 @@ static void announce(const struct Task *t)
     progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
              "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(c->label_names, c->labels));
-    if (s->kind == PROBE) return;
-    progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g; ends with %s",
-             counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
-             s->head_lr_ratio, s->dropout, s->average > 0 ? "the mean of the last weights"
-                                                          : "the best weights");
+    if (s->kind != PROBE)
+        progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g  average %g",
+                 counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
+                 s->head_lr_ratio, s->dropout, s->average);
 }
 
 /* Allocates all memory and runs what is frozen. Returns memory for the best weights, which the
@@ -2500,6 +2499,58 @@ static void load_base(struct Task *t, struct Model *base)
     metadata_free(&meta);
 }
 
+/* A classifier from its directory, with the part of a text that it reads. */
+struct Classifier {
+    struct Settings set;            /* model, columns, precision, threads */
+    struct Columns training;        /* how its texts were laid out */
+    struct Model model;
+    struct Tokenizer *tokenizer;
+    struct Window window;
+    bool all, json;                 /* how predict prints */
+    struct Runner runner;
+    struct Dataset texts;           /* memory for what predict reads */
+};
+
+/* Dies if the directory holds no classifier. */
+static void load_classifier(struct Classifier *c, const char *dir)
+{
+    struct Metadata meta;
+    load_model(&c->model, dir, &meta);
+    if (!c->model.config.labels)
+        die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
+    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
+    c->training.format = metadata_get(&meta, "data.format");
+    c->training.header = metadata_get(&meta, "data.header");
+    for (int i = 0; i < COLUMNS; i++)
+        c->training.names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
+    if (c->training.format) c->set.columns.training = &c->training;
+    const char *truncate = metadata_get(&meta, "tune.truncate");
+    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
+    c->window = (struct Window){longest && longest < context ? longest : context,
+                                truncate ? truncate
+                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
+                                c->training.names[PAIRS] || c->set.columns.names[PAIRS]};
+    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
+}
+
+/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
+static void check_reloaded(struct Task *t)
+{
+    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
+    struct Classifier c = {0};
+    real *again = resize(NULL, bytes);
+    load_classifier(&c, t->set.out);
+    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
+    if (memcmp(again, t->probabilities, bytes))
+        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
+            t->set.out);
+    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
+           t->set.out, counted(t->val_count, "text"));
+    runner_free(&c.runner);
+    model_free(&c.model);
+    free(again);
+}
+
 /* Whether all N texts have one label, of which it warns: then most scores mean nothing. */
 static bool one_label(double majority, int N)
 {
@@ -2521,10 +2572,8 @@ static void warn_of_failure(double accuracy, double majority, int N)
          : brief("%d texts cannot tell what was learnt. eval on others.", N));
 }
 
-static void check_reloaded(struct Task *t);
-
-/* Everything that `train` does, from the pretrained model to the classifier in --out, unless that is
- * done already. Returns the exit status. */
+/* All that `train` does, from the pretrained model to the classifier in --out, unless it has ended.
+ * Returns the exit status. */
 static int train(struct Task *t, bool ended)
 {
     struct Settings *s = &t->set;
@@ -2587,58 +2636,6 @@ static int command_train(int argc, char **argv)
 }
 
 /* --- eval and predict --- */
-
-/* A classifier from its directory, with the part of a text that it reads. */
-struct Classifier {
-    struct Settings set;            /* model, columns, precision, threads */
-    struct Columns training;        /* how its texts were laid out */
-    struct Model model;
-    struct Tokenizer *tokenizer;
-    struct Window window;
-    bool all, json;                 /* how predict prints */
-    struct Runner runner;
-    struct Dataset texts;           /* memory for what predict reads */
-};
-
-/* Dies if the directory holds no classifier. */
-static void load_classifier(struct Classifier *c, const char *dir)
-{
-    struct Metadata meta;
-    load_model(&c->model, dir, &meta);
-    if (!c->model.config.labels)
-        die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
-    c->training.format = metadata_get(&meta, "data.format");
-    c->training.header = metadata_get(&meta, "data.header");
-    for (int i = 0; i < COLUMNS; i++)
-        c->training.names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    if (c->training.format) c->set.columns.training = &c->training;
-    const char *truncate = metadata_get(&meta, "tune.truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
-    c->window = (struct Window){longest && longest < context ? longest : context,
-                                truncate ? truncate
-                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
-                                c->training.names[PAIRS] || c->set.columns.names[PAIRS]};
-    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
-}
-
-/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
-static void check_reloaded(struct Task *t)
-{
-    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
-    struct Classifier c = {0};
-    real *again = resize(NULL, bytes);
-    load_classifier(&c, t->set.out);
-    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
-    if (memcmp(again, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
-            t->set.out);
-    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
-           t->set.out, counted(t->val_count, "text"));
-    runner_free(&c.runner);
-    model_free(&c.model);
-    free(again);
-}
 
 /* One `name value` a line. loss: the sum over the N examples. */
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
@@ -2760,9 +2757,7 @@ static int command_eval(int argc, char **argv)
     add_examples(&d, c.tokenizer, &e, names, K, c.window);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
-    const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
-    report_rate("eval", d.count, start);
     if (predictions) write_predictions(o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
@@ -3896,9 +3891,9 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     free(mean);
 }
 
-/* The accuracy of a probe after each block, on the test texts, which follow train_texts others. Which
- * block knows most about the labels tells how many to tune: those above it have specialised in
- * predicting the next token. */
+/* The accuracy of a probe after each block, on the test texts, which follow train_texts others. The
+ * block that knows most about the labels tells how many to tune: those above it have specialised
+ * in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
     const int L = t->model.config.layers, C = t->model.config.channels;
