@@ -268,7 +268,7 @@ fails 2 "--val-part 0.2: the run in $dir/halfway has 0.1." \
 fails 2 "--model: must be given" ./finetune_cls train --resume --out "$dir/nothing"
 fails 2 "--seed 4: the run in $dir/anew has 3." \
     train --tune probe --dedupe --resume --out "$dir/anew" --seed 4
-fails 1 "other has model_hash (none), this one" eval '
+fails 2 "--dedupe 1: the run in $dir/other has none. Leave it out" eval '
     cp -r "$dir/base" "$dir/other" && rm "$dir/other/state.safetensors" &&
         train --dedupe --resume --out "$dir/other"'
 alone=yes
