@@ -2588,7 +2588,7 @@ static int train(struct Task *t, bool ended)
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
-    describe_training(&meta, t);            /* dies if what is resumed read something else */
+    describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
     if (ended) {
         progress(true, "the training in %s is finished", s->out);
         return 0;
