@@ -102,7 +102,7 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 4 of 7 texts are repeated or in validation, 1 with another label" "repeated texts"
+says "twice: 4 of 7 texts are repeated or in validation, 2 with another label" "repeated texts"
 train twice --val "$dir/twice.val" --dedupe
 says "left out: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
 says "3 texts to train on, 4 for validation" "--dedupe"
