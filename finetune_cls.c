@@ -62,9 +62,35 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* Two texts as tokens (section 7), at most max of them, into ids. *all: how many they have. */
+/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
+ * left. */
+static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
+                       const char *how)
+{
+    *all = tokenizer_encode(t, text.data, text.size, ids);
+    return truncate_ids(ids, *all, max, how);
+}
+
+/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
+ * longer one loses tokens until both are equally long, then both do. */
 static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how);
+                       const char *how)
+{
+    const char *tab = memchr(text.data, '\t', text.size);
+    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
+    const int a = tokenizer_encode(t, text.data, first, ids);
+    ids[a] = t->eot;
+    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    *all = a + 1 + b;
+    if (*all <= max) return *all;
+    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
+    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
+              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
+    truncate_ids(ids + a + 1, b, keep_b, how);
+    truncate_ids(ids, a, keep_a, how);
+    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
+    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
+}
 
 /* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
  * is <|endoftext|> alone. */
@@ -226,11 +252,13 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
  * NULL, or "auto", is not said: then the training's file or else the file itself decides, see
  * section 7. */
 enum { TEXTS, LABELS, PAIRS, COLUMNS };
+enum { JSONL, FASTTEXT, TSV, CSV, LINES, FORMATS };
+#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
 struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const struct Columns *training;     /* of the classifier that is used, or NULL */
+    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -270,6 +298,8 @@ struct Task {
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Option *options;                     /* the rows of set */
     struct Columns layout;                      /* of the file of texts to train on */
+    struct Window window;                       /* what is read of a text */
+    struct Metadata old;                        /* of the training that --resume found */
     struct Journal log;                         /* log.tsv */
     bool quiet;                                 /* one of many trainings: no progress, no files */
     bool resumes;                               /* a state is there, and the training goes on */
@@ -358,7 +388,9 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         done += b.sequences;
     }
     *norm = grad_norm(r->model);
-    if (!isfinite(*norm)) die_not_finite(t, list, count, step);
+    if (!isfinite(*norm))
+        die("step %lld of a training: the gradient is not finite. Start again with a lower lr than "
+            "%g.", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
     if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
     return loss / count;
@@ -805,6 +837,22 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     free(deviation);
     free(w);
 }
+
+/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
+ * accuracy: may be NULL. The caller frees the result. */
+static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
+                                 int n)
+{
+    struct Logistic f = probe_features(t, list, n, NULL);
+    const int size = f.K * f.C;
+    double *w = resize(NULL, size * sizeof *w);
+    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
+    logistic_scores(f.z, &f, w);
+    *loss = logistic_loss(&f, accuracy);
+    free(w);
+    return f;
+}
+
 /* ============================================================================================= */
 /* 5. Scores and calibration                                                                     */
 /* ============================================================================================= */
@@ -1101,6 +1149,15 @@ static double bag_dot(const struct Bags *b, int text, const double *w)
     return sum;
 }
 
+/* The same answer to every text: the commonest label.   scores (test_count, K) */
+static void majority(double *scores, const struct BagTask *t)
+{
+    const int K = t->classes;
+    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
+    for (int i = 1; i < t->test_count; i++)
+        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+}
+
 /* Multinomial naive Bayes (Wang and Manning 2012, on sets of features):
  *   scores[i, k] = log (N_k / N) + sum over features f of text i  log own_f       N_k: texts of k
  * own: feature_parts of class k.   scores (test_count, K) */
@@ -1183,62 +1240,69 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 7. Labelled files: TSV, CSV, JSON, fastText's format                                          */
+/* 7. Labelled files                                                                             */
 /* ============================================================================================= */
 
-/* The rule for columns: a number is a position, always; a name is one of the header's, without
- * regard to capitals and to blanks around it. If nothing is said, usual names are looked for. Where
- * positions are given, the first row is a header if --header says so, or if it has a usual name at
- * one of them. What was decided for the training is kept with the classifier, and holds for its
- * other files: one that does not look like it is refused. */
+/* The rule for columns: a number is a position, always; a name is one of the header's or that of a
+ * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
+ * first row is a header if a column goes by name, or has a usual name at its position; --header may
+ * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
+ * too: one that does not look so is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
 struct Example { struct Bytes text, label; int line; };
 
-/* columns: what was decided, to be kept. */
+/* columns: as they were said, with the format and the header that were found. */
 struct Examples { const char *path; struct Example *items; int count; struct Columns columns; };
 
-/* The preferred names first. */
+/* The usual names of each column, the preferred ones first. A pair's second text has none. */
 static const char *const usual_names[COLUMNS] = {
     "text|sentence|content|review|tweet|comment|phrase|body|review_text|review_body|message",
-    "label|labels|sentiment|target|class|category|polarity",
-    ""};                        /* a pair's second text has a column only by option */
+    "label|labels|sentiment|target|class|category|polarity", ""};
 static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
-enum { TSV, CSV, JSONL, FASTTEXT, LINES, FORMATS };
-static const char *const format_names[FORMATS] = {"tsv", "csv", "jsonl", "fasttext", "lines"};
-#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
+/* Records of a file that cannot be used: how many, and the first three in words. line: of the
+ * record that is looked at. */
+struct Faults { const char *path; int line, count; struct Buffer first; };
 
 /* A file being read, record by record. */
 struct Reader {
-    const char *path, *at, *end;
-    int line, begun;            /* of `at`, from 1; of the record */
+    const char *at, *end;               /* a NUL follows */
+    const char *counted;                /* the line ends before are counted in faults.line */
+    struct Columns columns;
+    const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
-    bool like_training;         /* columns that are not said are those of the training */
-    char separator;             /* TSV, CSV: between columns; '\n': there is one column */
-    struct Columns wanted, decided;
-    int columns, column[COLUMNS];   /* of the first row; where TEXTS, LABELS, PAIRS are, or -1 */
-    struct Bytes header;        /* the line with the names, without its end; size 0: none */
-    struct Bytes *fields;       /* (count): of the record */
-    int count;
-    int empty, repeated, bad, long_fields;      /* records left out; fields of many lines */
-    struct Buffer problems;     /* the first three of the bad records */
+    char separator;                     /* of columns; '\n': there is only one */
+    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes *fields;               /* (count): of the record; width: how many the first has */
+    int count, capacity, width;
+    int place[COLUMNS];                 /* of the columns among the fields, or -1 */
+    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    struct Faults faults;
 };
 
-/* --- The format --- */
-
-/* Moves on to `to`, and counts the lines. */
-static void advance(struct Reader *r, const char *to)
+/* Counts a record that cannot be used, and returns false. */
+__attribute__((format(printf, 2, 3)))
+static bool bad(struct Faults *f, const char *format, ...)
 {
-    for (; r->at < to; r->at++) r->line += *r->at == '\n';
+    va_list arguments;
+    if (f->count++ >= 3) return false;
+    append(&f->first, "%sline %d: ", f->count > 1 ? "; " : "", f->line);
+    va_start(arguments, format);
+    append_arguments(&f->first, format, arguments);
+    va_end(arguments);
+    return false;
 }
 
-/* Whether the first bytes are those of `mark`. */
-static bool begins_with(struct Bytes s, const char *mark)
+static void refuse_faults(const struct Faults *f, const char *advice)
 {
-    return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
+    if (f->count)
+        die("%s: %s cannot be used: %s%s. %s", f->path, counted(f->count, "record"), f->first.data,
+            f->count > 3 ? "; ..." : "", advice);
 }
+
+/* --- Lines and fields --- */
 
 /* The line at *at, without its end. Moves *at to the next line. */
 static struct Bytes take_line(const char **at, const char *end)
@@ -1250,96 +1314,25 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Without blanks before and after. */
-static struct Bytes trimmed(struct Bytes s)
-{
-    for (; s.size && *s.data == ' '; s.size--) s.data++;
-    while (s.size && s.data[s.size - 1] == ' ') s.size--;
-    return s;
-}
+/* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
+static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Skips lines that hold blanks at most. */
-static void skip_blank_lines(struct Reader *r)
+/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
+ * that were put together, and blank lines unless they keep their place. */
+static void skip_to_record(struct Reader *r, bool keep_blank)
 {
-    for (const char *next = r->at; r->at < r->end; advance(r, next))
-        if (trimmed(take_line(&next, r->end)).size) return;
-}
-
-/* The bytes before the first blank or tab. */
-static size_t word_length(struct Bytes s)
-{
-    size_t n = 0;
-    while (n < s.size && s.data[n] != ' ' && s.data[n] != '\t') n++;
-    return n;
-}
-
-/* The first of the candidates that the first record holds outside of quotes; '\n': none. */
-static char find_separator(const struct Reader *r, const char *candidates)
-{
-    const char *best = NULL;
-    bool quoted = false;
-    for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
-        const char *found = *s ? strchr(candidates, *s) : NULL;
-        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
-        else if (found && !quoted && (!best || found < best)) best = found;
+    for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
+        if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
-    return best ? *best : '\n';
+    for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
 }
-
-/* FORMATS: none, or "auto". */
-static int format_number(const char *name)
-{
-    int number = 0;
-    while (number < FORMATS && (!name || strcmp(name, format_names[number]))) number++;
-    return number;
-}
-
-/* Sets format and separator. An object, or an array of objects, means JSON; __label__ and a blank
- * fastText's format; anything else is a table. --format may say otherwise. Of a classifier, tables
- * have the columns of its training, and texts without its separator are lines. */
-static void choose_format(struct Reader *r)
-{
-    static const char *const separators[] = {[TSV] = "\t", [CSV] = ";|,"};
-    struct Columns *w = &r->wanted;
-    const struct Columns *kept = w->format ? NULL : w->training;
-    struct JsonReader j = {r->at, r->end, r->at, r->path, 0};
-    const char *next = r->at;
-    const struct Bytes line = take_line(&next, r->end);
-    const bool label = begins_with(line, "__label__") && !memchr(line.data, ',', word_length(line));
-    const int said = format_number(kept ? kept->format : w->format);
-    if (json_peek(&j) == '[') j.at++;
-    const int marked = json_peek(&j) == '{' ? JSONL : label ? FASTTEXT : FORMATS;
-    r->separator = said <= CSV ? find_separator(r, separators[said]) : '\n';
-    const bool lines = w->texts_only && r->separator == '\n';
-    if (said > CSV || (kept && r->separator == '\n')) r->separator = find_separator(r, "\t;|,");
-    r->format = said < FORMATS && !kept ? said : marked < FORMATS ? marked
-              : lines && (kept || r->separator == '\n') ? LINES
-              : r->separator == '\t' ? TSV : CSV;
-    r->like_training = kept && (said == r->format || (said <= CSV && r->format != JSONL
-                                                      && r->format != FASTTEXT));
-    if (!r->like_training) return;
-    w->header = w->header ? w->header : kept->header;
-    for (int i = 0; i < COLUMNS; i++) if (!w->names[i]) w->names[i] = kept->names[i];
-}
-
-/* --- Fields --- */
 
 static void add_field(struct Reader *r, struct Bytes field)
 {
-    if (r->count >= 8 && !(r->count & (r->count - 1)))      /* a power of two: memory is used up */
-        r->fields = resize(r->fields, 2 * r->count * sizeof *r->fields);
+    if (r->count == r->capacity)
+        r->fields = resize(r->fields, (r->capacity = 2 * r->count + 8) * sizeof field);
     r->fields[r->count++] = field;
-}
-
-/* Where quoted fields of the record at r->at must end. In TSV a quote may be mere text, so there a
- * line that has all columns is a record by itself. */
-static const char *quote_limit(const struct Reader *r)
-{
-    const char *next = r->at;
-    int columns = 1;
-    take_line(&next, r->end);
-    for (const char *s = r->at; s < next && r->format == TSV; s++) columns += *s == '\t';
-    return columns >= max_int(r->columns, 2) ? next : r->end;
 }
 
 /* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
@@ -1347,37 +1340,34 @@ static const char *quote_limit(const struct Reader *r)
  * r->at is text, as in: "Frailty" has been ... Returns false then. */
 static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit)
 {
-    enum { MANY_LINES = 20 };
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
+    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
-        const bool doubled = quote + 1 < r->end && quote[1] == '"';
-        append_bytes(&b, s, quote - s + doubled);
-        if (!doubled) break;
+        append_bytes(&b, s, quote - s + (quote[1] == '"'));
+        if (quote[1] != '"') break;
     }
-    const char *rest = quote ? quote + 1 : r->end;
-    if (rest < r->end && *rest == '\r' && (rest + 1 == r->end || rest[1] == '\n')) rest++;
-    if (!quote || (rest < r->end && *rest != r->separator && *rest != '\n')) {
-        free(b.data);
-        return false;
-    }
-    const int line = r->line;
-    advance(r, rest);
-    *field = (struct Bytes){b.data, b.size};
-    if (r->line - line >= MANY_LINES && !r->long_fields++)
+    const char *rest = quote ? quote + 1 : limit;
+    rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
+    const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
+    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
+    if (good && lines > 20 && !r->long_fields++)
         warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->path, line, r->line - line + 1);
-    return true;
+             r->faults.path, r->faults.line, lines);
+    *field = (struct Bytes){b.data, b.size};
+    if (good) r->at = rest;
+    else free(b.data);
+    return good;
 }
 
-/* The fields of a TSV or CSV record. */
-static void read_fields(struct Reader *r)
+/* The fields of the row at r->at; quoted ones end before `limit`. */
+static void split_row(struct Reader *r, const char *limit)
 {
-    const char *limit = quote_limit(r);
+    r->count = 0;
     for (bool more = true; more; ) {
-        struct Bytes field;
         const char *begin = r->at;
-        if (r->at == r->end || *r->at != '"' || !read_quoted(r, &field, limit)) {
+        struct Bytes field;
+        if (*r->at != '"' || !read_quoted(r, &field, limit)) {
             while (r->at < r->end && *r->at != r->separator && *r->at != '\n') r->at++;
             size_t n = r->at - begin;
             if (n && begin[n - 1] == '\r' && (r->at == r->end || *r->at == '\n')) n--;
@@ -1385,352 +1375,315 @@ static void read_fields(struct Reader *r)
         }
         add_field(r, field);
         more = r->at < r->end && *r->at != '\n';
-        advance(r, r->at + (r->at < r->end));
+        r->at += r->at < r->end;
     }
 }
 
 /* --- Columns --- */
 
-/* The first of the names "a|b|c" that is a field, as the field's place; -1: none is. */
+/* The first of the names "a|b|c" that is a field, after blanks at most, as the field's place. -1:
+ * none is. */
 static int find_name(const struct Reader *r, const char *names)
 {
-    for (size_t length; ; names += length + 1) {
-        length = strcspn(names, "|");
-        for (int i = 0; i < r->count && length; i++) {
-            const struct Bytes name = trimmed(r->fields[i]);
-            if (name.size == length && !strncasecmp(name.data, names, length)) return i;
+    for (size_t n; ; names += n + 1) {
+        n = strcspn(names, "|");
+        for (int i = 0; i < r->count && n; i++) {
+            const size_t blanks = strspn(r->fields[i].data, " ");
+            if (r->fields[i].size == blanks + n
+                && !strncasecmp(r->fields[i].data + blanks, names, n)) return i;
         }
-        if (!names[length]) return -1;
+        if (!names[n]) return -1;
     }
 }
 
-/* The position, from 1, that the column is wanted at; 0 if it is wanted by name. */
+/* The position, from 1, of a column that is wanted so; 0: it goes by name. */
 static double position_of(const char *wanted)
 {
     double x;
     return wanted && parse_number(wanted, "", NULL, &x) ? x : 0;
 }
 
-static bool is_wanted(const struct Reader *r, int which)
+/* Sets the places of the columns among r->fields, which are names unless all go by position. */
+static bool find_columns(struct Reader *r)
 {
-    return which == TEXTS || (which == LABELS ? !r->wanted.texts_only
-                                              : r->wanted.names[PAIRS] != NULL);
-}
-
-/* "no column is named text (there are: a, b)": at most 60 bytes of each, some 500 in all. */
-static char *missing_column(const struct Reader *r, int which)
-{
-    const char *wanted = r->wanted.names[which];
     struct Buffer b = {0};
-    append(&b, "no column is %s %s (there are: ", position_of(wanted) ? "number" : "named",
-           wanted ? wanted : usual_names[which]);
-    for (int i = 0; i < r->count && b.size < 600; i++)
-        append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60), r->fields[i].data);
-    append(&b, "). --%s-column chooses one by its name%s", column_words[which],
-           r->format == JSONL ? "" : " in the first line, or by its number");
-    return b.data;
+    for (int which = 0; which < COLUMNS; which++) {
+        const char *names = r->wanted[which];
+        const double position = position_of(names);
+        if (!names) continue;
+        int place = position ? -1 : find_name(r, names);
+        for (int i = 0; i < r->count; i++) if (position == i + 1) place = i;
+        r->place[which] = place;
+        if (place >= 0 && (which == TEXTS || place != r->place[TEXTS])) continue;
+        for (int i = 0; i < r->count && b.size < 600; i++)
+            append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
+                   r->fields[i].data);
+        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
+                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
+                   names, b.data, column_words[which],
+                   r->columns.texts_only ? "; --format lines reads lines" : "");
+    }
+    return true;
 }
 
-/* Whether the fields of the first row are names. They must be if a column is wanted by name. Lines
- * are then a table, if the texts are named alone or with the labels. */
+/* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const struct Columns *w = &r->wanted;
-    bool names = false, usual = false, all = true;
+    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
-        const char *wanted = w->names[which];
-        const double position = position_of(wanted);
-        if (which == TEXTS || (which == LABELS && r->count > 1))
-            all = all && !position && find_name(r, wanted ? wanted : usual_names[which]) >= 0;
-        if (!is_wanted(r, which)) continue;
-        names |= !position;
-        usual |= position && find_name(r, usual_names[which]) == position - 1;
+        if (!r->wanted[which]) continue;
+        named |= !position_of(r->wanted[which]);
+        usual |= find_name(r, usual_names[which]) == r->place[which];
     }
-    if (r->format == LINES) return all;
-    if (!w->header || !strcmp(w->header, "auto")) return names || usual;
-    if (!strcmp(w->header, "yes")) return true;
-    if (names)
-        die_usage("--header no: columns are numbered then, as --text-column 2 --label-column 1.");
-    if (usual && r->like_training)
-        die("%s:%d: is a header, but the training's file had none. Give --header yes.", r->path,
-            r->begun);
+    if (!said || !strcmp(said, "auto")) return named || usual;
+    if (!strcmp(said, "yes")) return true;
+    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
+    if (usual && !r->columns.header)
+        die("%s: has a header, but the training's file had none. Give --header yes.",
+            r->faults.path);
     return false;
 }
 
-/* Finds the columns among the names in r->fields, or by position; dies if one is missing. */
-static void find_columns(struct Reader *r)
-{
-    for (int which = 0; which < COLUMNS; which++) {
-        const char *wanted = r->wanted.names[which];
-        const double position = position_of(wanted);
-        int *column = &r->column[which];
-        if (!is_wanted(r, which)) continue;
-        if (!position) *column = find_name(r, wanted ? wanted : usual_names[which]);
-        else if (position >= 1 && position <= r->count && position == floor(position)
-                 && r->format != JSONL) *column = (int)position - 1;
-        if (*column < 0)
-            die("%s:%d: %s%s.", r->path, r->begun, missing_column(r, which),
-                r->wanted.texts_only ? "; --format lines reads lines" : "");
-        if (which != TEXTS && *column == r->column[TEXTS])
-            die("%s: text and %s are the same column. Name two.", r->path, column_words[which]);
-        r->decided.names[which] = position ? wanted
-            : text_of("%.*s", (int)r->fields[*column].size, r->fields[*column].data);
-    }
-}
+/* --- Records: each function reads the fields of one; false: it is left out --- */
 
-/* Reads the first row: the columns, and whether it is their header. */
-static void read_first_row(struct Reader *r)
-{
-    const char *begin = r->at;
-    r->begun = r->line;
-    read_fields(r);
-    r->columns = r->count;
-    const bool lines = r->format == LINES, header = has_header(r);
-    if (header && lines) r->format = r->separator == '\t' ? TSV : CSV;
-    if (r->format <= CSV) find_columns(r);
-    r->decided.header = header ? "yes" : "no";
-    if (header) { r->header = take_line(&begin, r->at); return; }
-    if (lines || !r->wanted.header)
-        progress(true, "%s: the first row (%.*s) is no header: %s", r->path,
-                 (int)fmin(strcspn(begin, "\r\n"), 80), begin,
-                 lines ? "each line is a text" : "it is data, columns are numbered");
-    r->at = begin;
-    r->line = r->begun;
-}
-
-/* --- Records: each adds its fields; false if it is left out --- */
-
-/* A record that cannot be used: counted, and the first three are described. */
-__attribute__((format(printf, 2, 3)))
-static bool bad_record(struct Reader *r, const char *format, ...)
-{
-    enum { SHOWN = 3 };
-    char text[MAX_MESSAGE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (r->bad++ < SHOWN)
-        append(&r->problems, "%sline %d: %s", r->bad > 1 ? "; " : "", r->begun, text);
-    return false;
-}
-
-/* A record of a table. One without any content keeps its place where texts alone are wanted. */
+/* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
+ * itself. A row without content keeps its place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
-    size_t content = 0;
-    read_fields(r);
-    for (int i = 0; i < r->count; i++) content += trimmed(r->fields[i]).size;
-    if (!content) r->empty++;
-    if (!content || r->count == r->columns) return content || r->wanted.texts_only;
-    return bad_record(r, "%s where the first line has %d (texts with %s or line ends need quotes)",
-                      counted(r->count, "column"), r->columns, r->separator == '\t' ? "tabs"
-                      : r->separator == ';' ? "semicolons" : r->separator == '|' ? "bars"
-                      : "commas");
+    const char *begin = r->at, *next = begin;
+    bool content = false;
+    take_line(&next, r->end);
+    split_row(r, r->separator == '\t' ? next : r->end);
+    if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
+        r->at = begin;
+        split_row(r, r->end);
+    }
+    for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
+    r->empty += !content;
+    if (!content) return r->columns.texts_only;
+    if (!r->width) r->width = r->count;
+    return r->count == r->width
+        || bad(&r->faults, "%s where the first line has %d (a text with separators or line ends "
+               "needs quotes)", counted(r->count, "column"), r->width);
 }
 
 /* A line as a text, or in fastText's format: __label__NAME, a blank, and the text. */
 static bool read_line(struct Reader *r)
 {
     struct Bytes text = take_line(&r->at, r->end), label = {"", 0};
-    r->line++;
-    if (r->format == FASTTEXT && trimmed(text).size) {
-        const size_t n = word_length(text);
-        if (!begins_with(text, "__label__")) return bad_record(r, "does not begin with __label__");
-        label = (struct Bytes){text.data + 9, n - 9};
+    if (r->format == FASTTEXT && !is_blank(text)) {
+        const size_t word = strcspn(text.data, " \t\r\n");
+        const size_t n = word + strspn(text.data + word, " \t");
+        if (strncmp(text.data, "__label__", 9))
+            return bad(&r->faults, "does not begin with __label__");
+        if (!strncmp(text.data + n, "__label__", 9))
+            return bad(&r->faults, "the text has several labels");
+        label = (struct Bytes){text.data + 9, word - 9};
         text = (struct Bytes){text.data + n, text.size - n};
-        for (; text.size && (*text.data == ' ' || *text.data == '\t'); text.size--) text.data++;
-        if (begins_with(text, "__label__")) return bad_record(r, "the text has several labels");
     }
     add_field(r, text);
     add_field(r, label);
     return true;
 }
 
-/* The value as text: numbers and truth values may be labels, too. Integers stay as they are
- * written, since a double holds 15 digits. Size 0 and no data for anything else. */
-static struct Bytes json_as_text(const struct Json *j)
-{
-    struct Buffer b = {0};
-    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return (struct Bytes){NULL, 0};
-    append_bytes(&b, j->string, j->length);
-    if (j->kind == JSON_NUMBER && strspn(j->string, "-0123456789") < j->length) {
-        b.size = 0;
-        append(&b, "%.15g", j->number);
-    }
-    return (struct Bytes){b.data, b.size};
-}
-
-/* An object with a text and a label. The first one decides which names they have. */
+/* A JSON object. Values are taken as they are written; only wanted ones are copied. */
 static bool read_object(struct Reader *r)
 {
-    char *where = text_of("%s:%d", r->path, r->begun);
+    char *where = text_of("%s:%d", r->faults.path, r->faults.line);
     struct JsonReader reader = {r->at, r->end, r->at, where, 0};
     struct Json *object = json_value(&reader);
-    bool good = true;
-    if (object->kind != JSON_OBJECT)
-        die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
-    advance(r, reader.at);
-    for (struct Json *j = object->child; j; j = j->next)
+    r->at = reader.at;
+    for (struct Json *j = object->child; j && j->key; j = j->next)
         add_field(r, (struct Bytes){j->key, strlen(j->key)});
-    if (!r->decided.names[TEXTS]) find_columns(r);
-    struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
+    bool good = object->kind == JSON_OBJECT ? find_columns(r)
+              : bad(&r->faults, "is no JSON object");
     for (int which = 0; which < COLUMNS && good; which++) {
-        const char *name = r->decided.names[which];
-        const struct Json *value = name ? json_get(object, name) : NULL;
-        if (!name) continue;
-        if (!value) good = bad_record(r, "%s", missing_column(r, which));
-        else if (which != LABELS && value->kind != JSON_STRING)
-            good = bad_record(r, "\"%s\" is not a string", name);
-        else if (!(values[which] = json_as_text(value)).data)
-            good = bad_record(r, "\"%s\" is neither a string nor a number", name);
-    }
-    r->count = 0;
-    for (int which = 0; which < COLUMNS; which++) {
-        r->column[which] = r->decided.names[which] ? which : -1;
-        add_field(r, values[which]);
+        const struct Json *j = object->child;
+        struct Buffer b = {0};
+        for (int i = 0; i < r->place[which]; i++) j = j->next;
+        if (!r->wanted[which]) continue;
+        if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY)
+            good = bad(&r->faults, "\"%s\" is no string and no number", j->key);
+        else append_bytes(&b, j->string, j->length);
+        r->fields[r->place[which]] = (struct Bytes){b.data, b.size};
     }
     json_free(object);
     free(where);
     return good;
 }
 
-/* --- Pairs of texts --- */
+/* --- Formats --- */
 
-/* Adds the second text of a pair to e->text, after a tab. Tabs of the first become spaces. */
-static void join_pair(struct Example *e, struct Bytes second)
+/* In the order in which they are looked for. */
+static const struct { const char *name, *separators; bool (*read)(struct Reader *r); }
+formats[FORMATS] = {
+    [JSONL] = {"jsonl", "", read_object}, [FASTTEXT] = {"fasttext", "", read_line},
+    [TSV] = {"tsv", "\t", read_row}, [CSV] = {"csv", ";|,", read_row},
+    [LINES] = {"lines", "", read_line}};
+
+/* FORMATS: not said, or "auto". */
+static int format_number(const char *name)
 {
-    struct Buffer b = {0};
-    append_bytes(&b, e->text.data, e->text.size);
-    for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';
-    append_bytes(&b, "\t", 1);
-    append_bytes(&b, second.data, second.size);
-    e->text = (struct Bytes){b.data, b.size};
+    int number = 0;
+    while (number < FORMATS && (!name || strcmp(name, formats[number].name))) number++;
+    return number;
 }
 
-/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
- * longer one loses tokens until both are equally long, then both do. */
-static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
+/* The first of the separators that the first record holds outside of quotes; '\n': none. */
+static char find_separator(const struct Reader *r, int format)
 {
-    const char *tab = memchr(text.data, '\t', text.size);
-    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
-    const int a = tokenizer_encode(t, text.data, first, ids);
-    ids[a] = t->eot;
-    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
-    *all = a + 1 + b;
-    if (*all <= max) return *all;
-    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
-    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
-              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
-    truncate_ids(ids + a + 1, b, keep_b, how);
-    truncate_ids(ids, a, keep_a, how);
-    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
-    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
+    const char *separators = formats[format].separators, *best = NULL;
+    bool quoted = false;
+    for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
+        const char *found = *s ? strchr(separators, *s) : NULL;
+        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
+        else if (found && !quoted && (!best || found < best)) best = found;
+    }
+    return best ? *best : '\n';
 }
 
-/* --- Checks, and the whole file --- */
-
-/* Whether all bytes are UTF-8. */
-static bool valid_utf8(struct Bytes text)
+/* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
+ * name of the only column. Commas are in most texts: where texts alone are wanted, they make a
+ * table only if they made one in the training. */
+static bool looks_like(const struct Reader *r, int format)
 {
-    uint32_t c;
-    for (int length; text.size > 0; text.data += length, text.size -= length)
-        if ((length = utf8_decode((const unsigned char *)text.data, text.size, &c)) <= 0)
-            return false;
-    return true;
+    const struct Columns *c = &r->columns;
+    const char *name = c->names[TEXTS] ? c->names[TEXTS] : "text", *kept = c->kept_format;
+    const size_t n = strlen(name);
+    if (format == JSONL) return r->at[strspn(r->at, "[ \t\r\n")] == '{';
+    if (format == FASTTEXT)
+        return !strncmp(r->at, "__label__", 9) && r->at[strcspn(r->at, ", \t\r\n")] != ',';
+    if (format == LINES) return c->texts_only;
+    if (format == CSV && c->texts_only && kept && strcmp(kept, "csv")) return false;
+    return find_separator(r, format) != '\n'
+        || (!strncmp(r->at, name, n) && strcspn(r->at, "\r\n") == n && !position_of(name));
 }
 
-/* What to do with bytes that are not UTF-8; the file is named once more. */
-#define CONVERT "If the file is Windows text, convert it: iconv -f CP1252 -t UTF-8 '%s' >NEW"
-
-/* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
- * control characters, 1 to 200 bytes. */
-static bool check_label(struct Reader *r, struct Bytes label)
+/* The format is the one that is said, the training's, or the first that the file looks like. */
+static void choose_format(struct Reader *r)
 {
-    char printed[MAX_LABEL_BYTES];              /* as read_label_names will read it */
-    if (label.size == 0) return bad_record(r, "the label is empty");
-    if (label.size > MAX_LABEL_BYTES)
-        return bad_record(r, "the label has %zu bytes, more than %d; is --label-column right?",
-                          label.size, MAX_LABEL_BYTES);
-    if (!valid_utf8(label))
-        return bad_record(r, "the label is not valid UTF-8. " CONVERT, r->path);
-    memcpy(printed, label.data, label.size);
-    make_harmless(printed, label.size, "");
-    return !memcmp(printed, label.data, label.size)
-        || bad_record(r, "the label holds a control character");
+    struct Columns *c = &r->columns;
+    const int said = format_number(c->format), kept = format_number(c->kept_format);
+    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
+    if (f == FORMATS)
+        die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
+            r->faults.path, r->faults.line);
+    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
+        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
+            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
+    r->format = f;
+    r->separator = find_separator(r, f);
+    c->format = formats[f].name;
 }
 
 /* Decides how the file is laid out and moves to the first record. */
 static void begin_reading(struct Reader *r)
 {
-    const struct Bytes all = {r->at, r->end - r->at};
-    refuse_other_kinds(r->path, (const uint8_t *)all.data, all.size < 16 ? all.size : 16);
-    if (begins_with(all, "\xEF\xBB\xBF")) r->at += 3;
-    const char *begin = r->at;
-    skip_blank_lines(r);
-    if (r->at == r->end)
-        die("%s: the file is empty. It needs a header line and labelled texts.", r->path);
-    const char *cr = memchr(r->at, '\r', r->end - r->at);
-    if (cr && cr + 1 < r->end && !memchr(r->at, '\n', r->end - r->at))
-        die("%s: its lines end with CR alone, as on old Macs. Convert it: "
-            "tr '\\r' '\\n' <'%s' >NEW", r->path, r->path);
+    struct Columns *c = &r->columns;
+    const char *path = r->faults.path, *begin = r->at, *first;
+    const size_t size = r->end - begin;
+    refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
+    skip_to_record(r, false);
+    first = r->at;
+    if (first == r->end)
+        die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
+        die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
+            ">NEW", path, path);
+    for (int i = 0; i < COLUMNS; i++)
+        r->wanted[i] = i == LABELS && c->texts_only ? NULL
+                     : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
-    const bool said_lines = r->wanted.format && !strcmp(r->wanted.format, "lines");
-    if (r->format <= CSV || (r->format == LINES && !said_lines)) read_first_row(r);
-    if (r->format == LINES) { r->at = begin; r->line = 1; }
-    for (int which = 0; which < 2 && r->format > JSONL; which++) r->column[which] = which;
-    r->decided.format = format_names[r->format];
+    if (formats[r->format].read == read_row) {
+        read_row(r);
+        if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
+        c->header = has_header(r) ? "yes" : "no";
+        if (*c->header == 'y') { r->header = take_line(&first, r->at); return; }
+    }
+    const bool lines = r->format == LINES;
+    if (lines || r->separator != '\n')
+        progress(true, "%s: the first row (%.*s) is no header: %s", path,
+                 (int)fmin(strcspn(first, "\r\n"), 80), first,
+                 lines ? "each line is a text" : "it is data");
+    r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
+    if (lines) { r->counted = begin; r->faults.line = 1; }
 }
 
-/* Moves to the next record; false: there is none. Blank lines keep their place where texts alone
- * are wanted. A byte order mark, or a row that repeats the header, is left from files that were
- * put together. Objects may be members of an array. */
+/* Moves to the next record; false: there is none. A row that repeats the header is left from files
+ * that were put together. Objects may be members of an array. */
 static bool next_record(struct Reader *r)
 {
     for (;;) {
-        if (!r->wanted.texts_only || r->format == JSONL) skip_blank_lines(r);
-        if (begins_with((struct Bytes){r->at, r->end - r->at}, "\xEF\xBB\xBF")) r->at += 3;
-        while (r->format == JSONL && r->at < r->end && *r->at && strchr("[,] \t\r\n", *r->at))
-            advance(r, r->at + 1);
-        if (r->at == r->end) return false;
+        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
+        skip_to_record(r, r->columns.texts_only);
         const char *next = r->at;
+        if (r->at == r->end) return false;
         const struct Bytes line = take_line(&next, r->end), header = r->header;
         if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
             return true;
-        if (!r->repeated++) warn("%s:%d: repeats the header, left out.", r->path, r->line);
-        advance(r, next);
+        if (!r->repeated++)
+            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        r->at = next;
     }
 }
 
-/* The example of the next record; false if it cannot be used. */
+/* Whether all bytes are UTF-8. */
+static bool valid_utf8(struct Bytes text)
+{
+    uint32_t c;
+    for (int length = 1; text.size > 0 && length > 0; text.data += length, text.size -= length)
+        length = utf8_decode((const unsigned char *)text.data, text.size, &c);
+    return text.size == 0;
+}
+
+/* Labels are printed and stored as names, so their bytes are those that messages show. */
+static bool check_label(struct Faults *f, struct Bytes label)
+{
+    char shown[MAX_LABEL_BYTES];                /* as read_label_names will read it */
+    if (!label.size) return bad(f, "the label is empty");
+    if (label.size > MAX_LABEL_BYTES)
+        return bad(f, "the label has more than %d bytes", MAX_LABEL_BYTES);
+    memcpy(shown, label.data, label.size);
+    make_harmless(shown, label.size, "");
+    return !memcmp(shown, label.data, label.size)
+        || bad(f, "the label holds a control character, or is not UTF-8 (from Windows text, iconv "
+               "-f CP1252 -t UTF-8 makes it)");
+}
+
+/* The example of the next record; false if it cannot be used. Of a pair, tabs of the first text
+ * become spaces. */
 static bool read_example(struct Reader *r, struct Example *e)
 {
     struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
     r->count = 0;
-    r->begun = r->line;
-    if (!(r->format == JSONL ? read_object : r->format <= CSV ? read_row : read_line)(r))
-        return false;
+    if (!formats[r->format].read(r)) return false;
     for (int which = 0; which < COLUMNS; which++)
-        if (r->column[which] >= 0 && r->column[which] < r->count)
-            values[which] = r->fields[r->column[which]];
-    *e = (struct Example){values[TEXTS], values[LABELS], r->begun};
-    if (r->column[PAIRS] >= 0) join_pair(e, values[PAIRS]);
-    return r->wanted.texts_only || check_label(r, e->label);
+        if (r->wanted[which] && r->place[which] >= 0 && r->place[which] < r->count)
+            values[which] = r->fields[r->place[which]];
+    *e = (struct Example){values[TEXTS], values[LABELS], r->faults.line};
+    if (r->place[PAIRS] >= 0) {
+        struct Buffer b = {0};
+        append_bytes(&b, e->text.data, e->text.size);
+        for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';
+        append_bytes(&b, "\t", 1);
+        append_bytes(&b, values[PAIRS].data, values[PAIRS].size);
+        e->text = (struct Bytes){b.data, b.size};
+    }
+    return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
  * used, and says what is odd. */
-static struct Examples read_examples(const char *path, struct Columns wanted)
+static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_input(path);
-    struct Reader r = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
-                       .wanted = wanted, .column = {-1, -1, -1},
-                       .fields = resize(NULL, 8 * sizeof *r.fields)};
+    struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
+                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
     int capacity = 0, invalid = 0, empty = 0;
-    begin_reading(&r);
-    while (next_record(&r)) {
+    for (begin_reading(&r); next_record(&r); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
@@ -1739,61 +1692,70 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
         invalid += !valid_utf8(e->text);
         empty += e->text.size == 0;
     }
-    if (r.bad)
-        die("%s: %s cannot be used: %s%s. Correct the file.", path, counted(r.bad, "record"),
-            r.problems.data, r.bad > 3 ? "; ..." : "");
+    refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
-    if (r.empty && !wanted.texts_only)
+    if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
     if (empty)
         warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
              all.count);
     if (invalid)
-        warn("%s: %d of %d texts are not valid UTF-8. " CONVERT, path, invalid, all.count, path);
+        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
+             "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
     free(r.fields);
-    all.columns = r.decided;
+    all.columns = r.columns;
     return all;
 }
 
 /* --- Labels as classes --- */
 
-/* A text and the number of what it belongs to, to be sorted. */
-struct Numbered { struct Bytes text; int number; };
-
-/* By their bytes; of two texts that begin alike, the shorter one is first. */
-static int compare_texts(const void *a, const void *b)
+/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key with
+ * a chance of 1 in 10 million. */
+static uint64_t text_key(struct Bytes text)
 {
-    const struct Bytes x = ((const struct Numbered *)a)->text;
-    const struct Bytes y = ((const struct Numbered *)b)->text;
-    const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
-    return order ? order : (x.size > y.size) - (x.size < y.size);
+    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
 }
 
-/* Equal texts stay in the order of their numbers. */
-static int compare_numbered(const void *a, const void *b)
+static int compare_names(const void *a, const void *b)
 {
-    const int x = ((const struct Numbered *)a)->number, y = ((const struct Numbered *)b)->number;
-    const int order = compare_texts(a, b);
-    return order ? order : (x > y) - (x < y);
+    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* Names that are numbers, by their values. */
 static int compare_values(const void *a, const void *b)
 {
-    const char *s = *(char *const *)a, *t = *(char *const *)b;
-    const double x = strtod(s, NULL), y = strtod(t, NULL);
-    return x != y ? (x > y) - (x < y) : strcmp(s, t);
+    const double x = strtod(*(char *const *)a, NULL), y = strtod(*(char *const *)b, NULL);
+    return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* Whether two names are equal but for blanks and upper or lower case. */
+/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
+ * combined with a mark, such as an accent, counts as one letter. */
+enum { MARKED = 0x7FFFFFFF };
+
+static int next_letter(const char **at)
+{
+    int letter = 0;
+    for (uint32_t c = 0; **at; ) {
+        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
+        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
+                                                        || (c >= 0x200B && c <= 0x200D);
+        if (letter && !mark && !blank) break;
+        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
+        *at += n;
+    }
+    return letter;
+}
+
+/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
+ * any one character beyond ASCII. */
 static bool look_alike(const char *a, const char *b)
 {
-    for (;; a++, b++) {
-        while (*a == ' ') a++;
-        while (*b == ' ') b++;
-        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
-        if (!*a) return true;
+    for (int x = 1; x; ) {
+        const int y = next_letter(&b);
+        x = next_letter(&a);
+        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
     }
+    return true;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
@@ -1801,29 +1763,29 @@ static bool look_alike(const char *a, const char *b)
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct Numbered *labels = resize(NULL, e->count * sizeof *labels);
+    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
-    for (int i = 0; i < e->count; i++) labels[i] = (struct Numbered){e->items[i].label, i};
-    qsort(labels, e->count, sizeof *labels, compare_texts);
     for (int i = 0; i < e->count; i++) {
-        if (i > 0 && !compare_texts(&labels[i], &labels[i - 1])) continue;
+        const struct Bytes label = e->items[i].label;
+        if (hash_get(&seen, text_key(label)) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        names[K++] = text_of("%.*s", (int)labels[i].text.size, labels[i].text.data);
+        hash_put(&seen, text_key(label), K);
+        names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    free(labels);
+    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
-    if (numbers) qsort(names, K, sizeof *names, compare_values);
+    qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
         for (int j = 0; j < k; j++)
             if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" differ only by blanks or case. If they mean the "
-                     "same, write them the same.", e->path, names[j], names[k]);
+                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
+                     "composed accents.", e->path, names[j], names[k]);
     *classes = K;
     return names;
 }
@@ -1837,49 +1799,23 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* The names of the classes, sorted for class_of. */
-static struct Numbered *sorted_names(char *const *names, int classes)
-{
-    struct Numbered *sorted = resize(NULL, classes * sizeof *sorted);
-    for (int k = 0; k < classes; k++)
-        sorted[k] = (struct Numbered){{names[k], strlen(names[k])}, k};
-    qsort(sorted, classes, sizeof *sorted, compare_texts);
-    return sorted;
-}
-
-/* The class of a label, -1 if it is none of the names. */
-static int class_of(struct Bytes label, const struct Numbered *sorted, int classes)
-{
-    const struct Numbered key = {label, 0};
-    const struct Numbered *found = bsearch(&key, sorted, classes, sizeof key, compare_texts);
-    return found ? found->number : -1;
-}
-/* Dies if labels are none of the names: counts them and shows the first three. A model has no
- * probability for such a label, so no score of these examples would mean anything. */
-static void refuse_unknown_labels(const struct Examples *e, const struct Numbered *sorted,
-                                  char *const *names, int classes)
-{
-    struct Buffer b = {0};
-    int unknown = 0;
-    for (const struct Example *x = e->items; x < e->items + e->count; x++)
-        if (class_of(x->label, sorted, classes) < 0 && unknown++ < 3)
-            append(&b, "%s\"%.*s\" (line %d)", b.size ? ", " : "", (int)x->label.size,
-                   x->label.data, x->line);
-    if (unknown)
-        die("%s: %d of %d labels are not known to the model: %s%s. Its labels are: %s. Correct or "
-            "remove those lines.", e->path, unknown, e->count, b.data, unknown > 3 ? ", ..." : "",
-            joined(names, classes));
-}
-
-/* Appends the texts of e as tokens, with the classes of their labels. */
+/* Appends the texts of e as tokens, with the classes of their labels. Dies if labels are none of
+ * the names: the model has no probability for them, so no score would mean anything. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
-                         char *const *names, int classes, struct Window w)
+                         char *const *names, int K, struct Window w)
 {
-    struct Numbered *sorted = sorted_names(names, classes);
-    refuse_unknown_labels(e, sorted, names, classes);
-    for (int i = 0; i < e->count; i++)
-        add_text(d, tokenizer, e->items[i].text, class_of(e->items[i].label, sorted, classes), w);
-    free(sorted);
+    struct HashTable classes = hash_table(K);
+    struct Faults faults = {.path = e->path};
+    for (int k = 0; k < K; k++)
+        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
+    for (const struct Example *x = e->items; x < e->items + e->count; x++) {
+        const int k = hash_get(&classes, text_key(x->label));
+        faults.line = x->line;
+        if (k >= 0) add_text(d, tokenizer, x->text, k, w);
+        else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
+    }
+    if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
+    hash_free(&classes);
 }
 
 /* ============================================================================================= */
@@ -1891,73 +1827,46 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
 
 /* --- Texts --- */
 
-/* first (N): the position of the first text that is equal to each of N. They are those of train,
- * then those of val, in their order or in that of list (N). */
-static int *find_repeats(const struct Examples *train, const struct Examples *val, const int *list)
-{
-    const int N = train->count + val->count;
-    struct Numbered *texts = resize(NULL, N * sizeof *texts);
-    int *first = resize(NULL, N * sizeof *first);
-    for (int i = 0; i < N; i++) {
-        const int k = list ? list[i] : i, n = train->count;
-        texts[i] = (struct Numbered){(k < n ? &train->items[k] : &val->items[k - n])->text, i};
-    }
-    qsort(texts, N, sizeof *texts, compare_numbered);
-    for (int i = 0; i < N; i++)
-        first[texts[i].number] = i > 0 && !compare_texts(&texts[i], &texts[i - 1])
-                               ? first[texts[i - 1].number] : texts[i].number;
-    free(texts);
-    return first;
-}
-
-/* Of equal texts in train the first one stays, and none that is in val, too. For the line that says
- * so, why: what they are dropped for; where: what val is. */
-static void drop_repeats(struct Examples *train, const struct Examples *val, const char *why,
+/* Finds texts of train that are in val, too, or repeat an earlier one of train, by their hashes:
+ * leaves them out, or warns of them. where: what val is, for that message. */
+static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out,
                          const char *where)
 {
-    const int all = train->count;
-    int *first = find_repeats(train, val, NULL), kept = 0;
-    for (int i = 0; i < val->count; i++) first[first[all + i]] = -1;
-    for (int i = 0; i < all; i++) if (first[i] == i) train->items[kept++] = train->items[i];
-    train->count = kept;
-    if (kept < all)
-        progress(true, "%s: %d of %d texts of %s were repeated or in %s; %d are left", why,
-                 all - kept, all, train->path, where, kept);
-    if (!kept) die("%s: every text is in %s, too. Give other texts.", train->path, where);
-    free(first);
-}
-
-/* Warns of texts that occur more than once: one line for those that are trained on, one for those
- * that are validated on, too. */
-static void report_repeats(const struct Task *t, const struct Examples *train,
-                           const struct Examples *val)
-{
-    const int n = t->train_count, *list = t->train, *labels = t->data.labels;
-    int *first = find_repeats(train, val, list), same[2] = {0}, other[2] = {0};
-    for (int i = 0; i < t->data.count; i++) {
-        if (first[i] == i || first[i] >= n) continue;
-        same[i >= n]++;
-        other[i >= n] += labels[list[i]] != labels[list[first[i]]];
+    const int all = train->count, aside = val->count;
+    int repeated = 0, other = 0;
+    struct HashTable labels = hash_table(aside + all);      /* from texts to hashes of labels */
+    for (int i = 0; i < aside + all; i++) {
+        const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
+        const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
+        const int label = (int)(checksum(x.label.data, x.label.size) >> 33);
+        const int known = hash_get(&labels, text);
+        if (known < 0) hash_put(&labels, text, label);
+        if (i < aside) continue;
+        if (leave_out) train->items[i - aside - repeated] = x;
+        repeated += known >= 0;
+        other += known >= 0 && known != label;
     }
-    if (same[0])
-        warn("%s: %d of %d texts to train on repeat others, %d with another label. --dedupe drops "
-             "them.", train->path, same[0], n, other[0]);
-    if (same[1])
-        warn("%d of %d validation texts are trained on, too, %d with another label: their scores "
-             "flatter. --dedupe drops them from training.", same[1], t->val_count, other[1]);
-    free(first);
+    hash_free(&labels);
+    if (leave_out) train->count = all - repeated;
+    if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
+    if (repeated && leave_out)
+        progress(true, "left out: %d of %d texts of %s were repeated or in %s; %d are left",
+                 repeated, all, train->path, where, train->count);
+    else if (repeated)
+        warn("%s: %d of %d texts are repeated or in %s, %d with another label, so scores may "
+             "flatter. --dedupe drops them.", train->path, repeated, all, where, other);
 }
 
 /* Splits N examples into training and validation, class by class: a part of each class is set
- * aside, at least one example, but never the only one. list (N) receives the training examples in
- * random order, then the others. Returns the number of training examples. */
+ * aside, at least one example, but never the only one. list (N): which examples; afterwards the
+ * training examples in random order, then the others. Returns the number of training examples. */
 static int split_stratified(int *list, const int *labels, int N, int classes, double part,
                             struct Random random)
 {
     int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
     int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
     memset(left, 0, classes * sizeof *left);
-    for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
+    for (int i = 0; i < N; i++) { order[i] = list[i]; left[labels[list[i]]]++; }
     for (int k = 0; k < classes; k++)
         left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
     shuffle(order, N, &random);
@@ -1988,32 +1897,28 @@ static void take_validation(struct Task *t, int all)
 
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
  * names a file of its own. Returns the names of the classes. */
-static char **load_data(struct Task *t, struct Window w, int *classes)
+static char **load_data(struct Task *t, int *classes)
 {
     struct Settings *s = &t->set;
     struct Examples train = read_examples(s->train, s->columns), val = {0};
-    t->layout = train.columns;
-    if (s->val && same_file(s->train, s->val))
-        warn("--val %s: is the same file as --train, so its scores tell nothing about new texts. "
-             "Name another, or none.", s->val);
     if (s->val) val = read_examples(s->val, s->columns);
-    if (s->dedupe) drop_repeats(&train, &val, "--dedupe", "validation");
+    find_repeats(&train, &val, s->dedupe, "validation");
+    t->layout = train.columns;
     char **names = class_names(&train, classes);
-    add_examples(&t->data, t->tokenizer, &train, names, *classes, w);
-    t->train_count = t->data.count;
-    add_examples(&t->data, t->tokenizer, &val, names, *classes, w);
+    add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
+    add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
     const int all = t->data.count;
+    t->train_count = train.count;
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
     if (!s->val)
         t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
     take_validation(t, all);
-    t->train_hash = hash_texts(&t->data, 0, train.count);
-    t->val_hash = hash_texts(&t->data, train.count, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
-    report_repeats(t, &train, &val);
+    t->train_hash = hash_texts(&t->data, 0, train.count);
+    t->val_hash = hash_texts(&t->data, train.count, all);
     free(train.items);
     free(val.items);
     return names;
@@ -2048,75 +1953,32 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
                          : ceil_div(s->steps, MAX_VALIDATIONS);
 }
 
-/* How many training examples each class has (K). */
-static int *class_sizes(const struct Task *t)
-{
-    const int K = t->model.config.labels;
-    int *sizes = resize(NULL, K * sizeof *sizes);
-    memset(sizes, 0, K * sizeof *sizes);
-    for (int i = 0; i < t->train_count; i++) sizes[t->data.labels[t->train[i]]]++;
-    return sizes;
-}
-
 /* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
  * and the average over the examples is 1. NULL unless --class-weights is auto. */
 static real *weigh_classes(const struct Task *t)
 {
-    const int K = t->model.config.labels;
+    const int K = t->model.config.labels, N = t->train_count;
     if (strcmp(t->set.class_weights, "auto")) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
-    int *sizes = class_sizes(t);
-    for (int k = 0; k < K; k++)
-        weights[k] = sizes[k] ? (real)t->train_count / ((real)K * sizes[k]) : 1;
-    free(sizes);
+    int *sizes = allocate_zeroed(K * sizeof *sizes);
+    for (int i = 0; i < N; i++) sizes[t->data.labels[t->train[i]]]++;
+    for (int k = 0; k < K; k++) weights[k] = sizes[k] ? (real)N / ((real)K * sizes[k]) : 1;
+    release(sizes, K * sizeof *sizes);
     return weights;
 }
 
-/* Warns of a label that most training texts have: always predicting it costs little. */
-static void warn_of_imbalance(const struct Task *t)
-{
-    int *sizes = class_sizes(t), top = 0;
-    for (int k = 1; k < t->model.config.labels; k++) if (sizes[k] > sizes[top]) top = k;
-    const double part = (double)sizes[top] / t->train_count;
-    if (part > 0.8 && strcmp(t->set.class_weights, "auto"))
-        warn("%s: %.1f%% of the training texts have the label \"%s\". --class-weights auto makes "
-             "rare labels count as much.", t->set.train, 100 * part,
-             t->model.config.label_names[top]);
-    free(sizes);
-}
-
-/* --- Memory --- */
-
-/* The maximum number of rows of a batch: the longest text must fit. */
-static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
-
-/* Prints what is about to be trained, and how much memory it takes. */
-static void announce(const struct Task *t, size_t learn, size_t bytes)
+/* Says what is about to be trained. */
+static void announce(const struct Task *t)
 {
     const struct Settings *s = &t->set;
     const struct Config *c = &t->model.config;
-    progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
-             c->layers, c->heads, c->channels, c->context, c->vocabulary,
+    progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
+             "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(c->label_names, c->labels));
-    progress(true, "data: %d texts to train on, %d for validation%s; the longest has %d tokens, "
-             "%d were truncated (%s kept)", t->train_count, t->val_count,
-             s->val ? "" : " (set aside, in proportion to the labels)", t->data.longest,
-             t->data.truncated, s->truncate);
-    progress(true, "tune %s: %zu of %zu parameters are trained; memory %.1f MB", s->tune, learn,
-             t->model.parameter_count, bytes / 1e6);
-    if (s->kind == PROBE) return;
-    if (t->model.first_layer)
-        progress(true, "%d of %d blocks are frozen and read each text %s", t->model.first_layer,
-                 c->layers, t->runner.cache ? "once: what they give is kept"
-                                            : "for every update: memory is short");
-    progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
-             "dropout %g  weight decay %g", counted(s->steps, "update"),
-             ceil_div(t->train_count, s->batch), s->batch, s->lr, s->head_lr_ratio, s->warmup,
-             s->dropout, s->weight_decay);
-    if (s->average > 0)
-        progress(true, "the model will be the mean of the last %.0f updates%s",
-                 s->average * s->steps, t->val_count < FEW_TEXTS
-                 ? ": validation is too small to choose an epoch by" : "");
+    if (s->kind != PROBE)
+        progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g  average %g",
+                 counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
+                 s->head_lr_ratio, s->dropout, s->average);
 }
 
 /* Allocates all memory. Returns memory for the best weights, which the
@@ -2124,35 +1986,27 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
 static real *prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
-    const struct Config *c = &t->model.config;
+    const size_t K = t->model.config.labels;
     const bool probe = s->kind == PROBE;
-    size_t learn = 0, bytes = t->model.parameter_count * sizeof(real) * (probe ? 1 : 5);
     if (!probe) choose_weights(t);
-    for (int i = 0; i < t->model.tensor_count; i++) {
-        const struct Tensor *p = &t->model.tensors[i];
-        if (probe ? !strcmp(p->name, "score.weight") : p->lr_scale > 0) learn += p->size;
-    }
-    runner_create(&t->runner, &t->model, rows_needed(t), probe ? WORK_EVAL : WORK_TRAIN);
+    runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->data.longest),
+                  probe ? WORK_EVAL : WORK_TRAIN);
     t->order = random_stream(s->seed, STREAM_ORDER);
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
-    t->probabilities = allocate_zeroed((size_t)t->val_count * c->labels * sizeof(real));
-    t->confusion = allocate_zeroed((size_t)c->labels * c->labels * sizeof(int));
+    t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
+    t->confusion = allocate_zeroed(K * K * sizeof(int));
     create_cache(&t->runner, &t->data);
-    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + t->runner.cache_bytes;
-    if (probe)
-        bytes += t->data.count * (c->channels * sizeof(real)
-                                  + (3 * c->labels + 1) * sizeof(double));
-    if (!t->quiet) announce(t, learn, bytes);
+    if (!t->quiet) announce(t);
     return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
 /* Frees all but the texts and the tokenizer. */
 static void task_free(struct Task *t)
 {
-    const int K = t->model.config.labels;
-    release(t->probabilities, (size_t)t->val_count * K * sizeof(real));
-    release(t->confusion, (size_t)K * K * sizeof(int));
+    const size_t K = t->model.config.labels;
+    release(t->probabilities, t->val_count * K * sizeof(real));
+    release(t->confusion, K * K * sizeof(int));
     runner_free(&t->runner);
     model_free(&t->model);
     free(t->train);
@@ -2199,28 +2053,10 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
     if (best) save_best(t, run);
 }
 
-static void die_not_finite(const struct Task *t, const int *list, int count, int64_t step)
-{
-    const struct Dataset *d = &t->data;
-    struct Buffer lines = {0}, bytes = {0};
-    if (t->quiet)
-        die("step %lld of a training: the gradient is not finite. Lower the lr of its method (%g).",
-            (long long)step, t->set.lr);
-    for (int i = 0; i < count; i++) {
-        bytes.size = 0;
-        append_decoded(&bytes, t->tokenizer, d->tokens + d->starts[list[i]], length_of(d, list[i]));
-        append_readable(&lines, (uint8_t *)bytes.data, (int)bytes.size);
-        append(&lines, "\n");
-    }
-    char *path = text_of("%s/step_%lld.txt", t->set.out, (long long)step);
-    write_note(path, lines.data, lines.size);
-    die("step %lld: the gradient is not finite. %s holds its texts. Start again with --overwrite "
-        "and a lower --lr than %g.", (long long)step, path, t->set.lr);
-}
-
 /* --- The classifier, and the state of its training --- */
 
-/* What the result depends on: the options, and hashes of what was read. */
+/* What the result depends on: the options, and hashes of what was read. Dies if a training that is
+ * resumed read something else. */
 static void describe_training(struct Metadata *meta, const struct Task *t)
 {
     struct Buffer labels = {0};
@@ -2228,34 +2064,20 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
         append(&labels, k ? ", " : "[");
         append_json_string(&labels, t->model.config.label_names[k]);
     }
+    append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
-    metadata_set(meta, "model_hash", "%s", hash_text(t->source_hash));
-    metadata_set(meta, "train_hash", "%s", hash_text(t->train_hash));
-    metadata_set(meta, "val_hash", "%s", hash_text(t->val_hash));
-    metadata_set(meta, "labels", "%s]", labels.data);
+    const char *const inputs[][2] = {{"model_hash", hash_text(t->source_hash)},
+                                     {"train_hash", hash_text(t->train_hash)},
+                                     {"val_hash", hash_text(t->val_hash)}, {"labels", labels.data}};
+    for (int i = 0; i < COUNT(inputs); i++) {
+        const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
+        if (t->old.count && (!was || strcmp(was, now)))
+            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
+                t->set.out, name, was ? was : "(none)", now);
+        metadata_set(meta, name, "%s", now);
+    }
     describe_options(meta, t->options, "tune");
     free(labels.data);
-}
-
-/* Dies if a training that is to be resumed read something else than this one. */
-static void compare_inputs(const struct Task *t, const struct Metadata *old)
-{
-    static const char *const names[] = {"tokenizer_hash", "model_hash", "train_hash", "val_hash",
-                                        "labels"};
-    struct Metadata now = {0};
-    describe_training(&now, t);
-    for (int i = 0; i < COUNT(names); i++) {
-        const char *was = metadata_get(old, names[i]), *is = metadata_get(&now, names[i]);
-        if (!was || strcmp(was, is))
-            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
-                t->set.out, names[i], was ? was : "(none)", is);
-    }
-    metadata_free(&now);
-}
-
-static char *state_path(const struct Settings *s)
-{
-    return text_of("%s/state.safetensors", s->out);
 }
 
 /* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
@@ -2299,25 +2121,28 @@ static void save_best(struct Task *t, const struct TrainState *run)
     metadata_free(&meta);
 }
 
+static char *state_path(const struct Settings *s)
+{
+    return text_of("%s/state.safetensors", s->out);
+}
+
 /* Every minute, in a fiftieth of the time at most. */
 static bool save_is_due(const struct TrainState *run)
 {
     return seconds() - run->saved > fmax(60, 50 * run->saving);
 }
 
-/* The state has all that resume_training needs. The order of the texts follows from the step. */
+/* The state has all that begin_state needs. The order of the texts follows from the step. */
 static void save_training(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta = {0};
     const double start = seconds();
-    const struct Scores *best = &run->best_scores;
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
-    metadata_set(&meta, "position",
-                 "%d %d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f", run->step,
+    metadata_set(&meta, "position", "%d %d %d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
                  run->best_step, run->since_best, run->examples, run->averaged,
-                 (unsigned long long)t->masks.counter, run->loss, run->norm, best->accuracy,
-                 best->macro_f1, best->loss, best->ece, start - run->start);
+                 (unsigned long long)t->masks.counter, run->loss, run->best_scores.accuracy,
+                 run->best_scores.loss, start - run->start);
     stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
     commit_outputs();
     metadata_free(&meta);
@@ -2330,65 +2155,33 @@ static void save_if_due(struct Task *t, struct TrainState *run, bool stop)
     if (!t->quiet && (stop || save_is_due(run))) save_training(t, run);
 }
 
-/* Goes to the place at which save_training was called. An earlier process may have ended between
- * the state and the best classifier, so that is written again. */
-static void resume_training(struct Task *t, struct TrainState *run)
+/* Begins the log and the state, or goes to the place at which save_training was called. */
+static void begin_state(struct Task *t, struct TrainState *run)
 {
     struct Metadata meta;
-    struct Scores *best = &run->best_scores;
-    char *path = state_path(&t->set);
     unsigned long long masks;
     double spent;
+    if (t->quiet) return;
+    if (!t->resumes) { open_log(t, steps_header, NULL); save_training(t, run); return; }
+    char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
     if (!position
-        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &run->step,
-                  &run->best_step, &run->since_best, &run->examples, &run->averaged, &masks,
-                  &run->loss, &run->norm, &best->accuracy, &best->macro_f1, &best->loss,
-                  &best->ece, &spent) != 13
+        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf", &run->step, &run->best_step,
+                  &run->since_best, &run->examples, &run->averaged, &masks, &run->loss,
+                  &run->best_scores.accuracy, &run->best_scores.loss, &spent) != 10
         || run->step < 0 || run->step >= t->set.steps || run->averaged < 0
         || (run->averaged && !run->mean))
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;
     open_log(t, steps_header, &meta);
+    commit_outputs();
     run->start -= spent;
     run->saved = seconds();
-    if (run->best_step) save_best(t, run);
-    else commit_outputs();
     progress(true, "resumed after step %d/%d", run->step, t->set.steps);
     metadata_free(&meta);
     free(path);
-}
-
-static void begin_state(struct Task *t, struct TrainState *run)
-{
-    if (t->quiet) return;
-    if (t->resumes) { resume_training(t, run); return; }
-    open_log(t, steps_header, NULL);
-    save_training(t, run);
-}
-
-/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
-static void check_reloaded(struct Task *t)
-{
-    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
-    struct Model again;
-    struct Metadata meta;
-    real *before = resize(NULL, bytes);
-    memcpy(before, t->probabilities, bytes);
-    load_model(&again, t->set.out, &meta);
-    tokenizer_of_model(t->set.out, &again, &meta);
-    t->runner.model = &again;
-    validate(t);
-    t->runner.model = &t->model;
-    if (memcmp(before, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
-            t->set.out);
-    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
-           t->set.out, counted(t->val_count, "text"));
-    model_free(&again);
-    free(before);
 }
 
 /* ============================================================================================= */
@@ -2405,72 +2198,66 @@ static const struct Settings DEFAULT_SETTINGS = {
 
 static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format";
 
+/* A row of which the result depends; one of a training by gradient steps. */
+#define SETTING(name, meaning, kind, ...) {name, meaning, kind, __VA_ARGS__, .effect = DEFINES}
+#define STEPS(...) SETTING(__VA_ARGS__, .idle = "with tune probe")
+
+/* How labelled texts are laid out: struct Columns. */
+#define COLUMN_OPTIONS(c)                                                                         \
+    SETTING("text-column", "its number, or its name in the header; else text, review ...", TEXT,  \
+            &(c).names[TEXTS], .idle = "without data"),                                           \
+    SETTING("label-column", "the same; else label, sentiment, class ...", TEXT,                   \
+            &(c).names[LABELS], .idle = "without data"),                                          \
+    SETTING("pair-column", "of a second text, which is read after the first", TEXT,               \
+            &(c).names[PAIRS], .idle = "without data"),                                           \
+    SETTING("header", "whether the first row names columns; else it is seen", CHOICE,             \
+            &(c).header, .choices = "auto|yes|no", .idle = "without data"),                       \
+    SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
+            .choices = FORMAT_CHOICES, .idle = "without data")
+
 /* The rows of `train`, of which the other commands take what they share. The caller frees them. */
 static struct Option *tune_options(struct Settings *s)
 {
-    static const char steps_only[] = "with tune probe";
     const struct Option rows[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
         {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
-        {"val", "labelled texts for validation; without: a part of --train", TEXT, &s->val,
+        {"val", "the same, for validation; else a part of --train", TEXT, &s->val,
          .effect = EXTENDS},
-        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
-         &s->val_part, 0.001, 0.9, .effect = DEFINES, .idle = "with val"},
+        SETTING("val-part", "how much of each class is set aside without --val", REAL_NUMBER,
+                &s->val_part, 0.001, 0.9, .idle = "with val"),
         {"out", "directory of the classifier", TEXT, &s->out, .required = true},
-        {"tune", "probe, last:K, full or scratch", TEXT, &s->tune, .effect = DEFINES},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
-         .effect = DEFINES, .idle = steps_only},
-        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
-         .effect = DEFINES, .idle = steps_only},
-        {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
-         &s->patience, 0, 1e6, .effect = DEFINES, .idle = steps_only},
-        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES,
-         .idle = steps_only},
-        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10,
-         .effect = DEFINES, .idle = steps_only},
-        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
-         &s->head_lr_ratio, 0, 1e4, .effect = DEFINES, .idle = steps_only},
-        {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
-         &s->layer_decay, 0.01, 1, .effect = DEFINES, .idle = "with tune probe|with tune last:1"},
-        {"l2sp", "how strongly weights are pulled back to the pretrained ones", REAL_NUMBER,
-         &s->l2sp, 0, 1e30, .effect = DEFINES, .idle = steps_only},
-        {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
-         &s->lm_coef, 0, 100, .effect = DEFINES, .idle = steps_only},
-        {"average", "end with the mean weights of this last part of the updates; 0: the best "
-         "epoch's; -1: 0.1 for fewer than 100 texts of validation", REAL_NUMBER, &s->average, -1, 1,
-         .effect = DEFINES, .idle = steps_only},
-        {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
-         &s->class_weights, .choices = "none|auto", .effect = DEFINES},
-        {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
-         FLAG, &s->calibrate, .effect = DEFINES},
-        {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
-         REAL_NUMBER, &s->warmup, 0, 1, .effect = DEFINES, .idle = steps_only},
-        {"weight-decay", "of matrices", REAL_NUMBER, &s->weight_decay, 0, 10, .effect = DEFINES,
-         .idle = steps_only},
-        {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s->dropout, -1, 0.9,
-         .effect = DEFINES, .idle = steps_only},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1e6, .effect = DEFINES},
-        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both", .effect = DEFINES},
-        {"text-column", "a number: its position; a name: as in the header; else text, sentence, "
-         "review ...", TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
-        {"label-column", "the same; else label, sentiment, class, category ...", TEXT,
-         &s->columns.names[LABELS], .effect = DEFINES},
-        {"pair-column", "of a second text that belongs to the first; it is read after it", TEXT,
-         &s->columns.names[PAIRS], .effect = DEFINES},
-        {"header", "whether the first row has the columns' names; else it is seen", CHOICE,
-         &s->columns.header, .choices = "auto|yes|no", .effect = DEFINES},
-        {"format", "of the data; else it is seen, and the other files of a classifier are like the "
-         "training's", CHOICE, &s->columns.format, .choices = FORMAT_CHOICES, .effect = DEFINES},
-        {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s->dedupe,
-         .effect = DEFINES},
-        {"seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15,
-         .effect = DEFINES},
+        SETTING("tune", "probe, last:K, full or scratch", TEXT, &s->tune),
+        STEPS("epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6),
+        SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
+                .idle = "with tune probe|with epochs"),
+        STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
+        STEPS("batch", "texts of an update", INTEGER, &s->batch, 1, 1e6),
+        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10),
+        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, scratch 1",
+              REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
+        SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
+                &s->layer_decay, 0.01, 1, .idle = "with tune probe|with tune last:1"),
+        STEPS("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30),
+        STEPS("lm-coef", "weight of the language model's loss", REAL_NUMBER, &s->lm_coef, 0, 100),
+        STEPS("average", "part of the updates, the last, whose mean weights are kept; 0: the best "
+              "weights; -1: 0.1 if validation has fewer than 100 texts", REAL_NUMBER, &s->average,
+              -1, 1),
+        SETTING("class-weights", "auto: rare classes count as much as common ones", CHOICE,
+                &s->class_weights, .choices = "none|auto"),
+        SETTING("calibrate", "fit probabilities to validation", FLAG, &s->calibrate),
+        STEPS("warmup", "part in which the rate rises; then it falls", REAL_NUMBER, &s->warmup, 0,
+              1),
+        STEPS("weight-decay", "of matrices", REAL_NUMBER, &s->weight_decay, 0, 10),
+        STEPS("dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s->dropout, -1, 0.9),
+        SETTING("max-tokens", "of a text; 0: the model's context", INTEGER, &s->max_tokens, 0, 1e6),
+        SETTING("truncate", "what is read of a longer text; both: not in Hugging Face's tokenizers",
+                CHOICE, &s->truncate, .choices = "head|tail|both"),
+        COLUMN_OPTIONS(s->columns),
+        SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
+        SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
-        {"resume", "go on with the training in --out, with its options; without one, start", FLAG,
-         &s->resume},
+        {"resume", "go on with the training in --out; if there is none, start", FLAG, &s->resume},
         {"overwrite", "replace what --out holds", FLAG, &s->overwrite},
         {0}};
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
@@ -2481,7 +2268,6 @@ static struct Option tune_option(struct Settings *s, const char *name)
 {
     struct Option *table = tune_options(s), row = *find_option(table, name);
     free(table);
-    row.idle = NULL;            /* it names rows that may not be there */
     return row;
 }
 
@@ -2499,34 +2285,26 @@ static void parse_tune(const char *option, const char *others, struct Settings *
                   others);
 }
 
-/* Dies of options that no range of a row excludes. */
-static void check_settings(const struct Settings *s)
-{
-    if (s->epochs && s->steps && !s->resume)
-        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
-                  s->steps, s->epochs);
-}
-
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
  * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
-static bool open_run(struct Task *t, struct Metadata *old)
+static bool open_run(struct Task *t, const char *prefix)
 {
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
-                                        "config.json", NULL};
+    static const char *const files[] = {"model.safetensors", "compare.tsv", "state.safetensors",
+                                        "log.tsv", "config.json", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
-    lock_directory(s->out);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (!s->resume && !s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    lock_directory(s->out);
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
+    if (!s->overwrite && !t->resumes && !ended)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     const char *run = ended ? model : state;
     if (t->resumes || ended) {
-        load_metadata(run, old);
-        if (!metadata_get(old, "train_hash"))
+        load_metadata(run, &t->old);
+        if (!metadata_get(&t->old, "train_hash"))
             die("%s: is not from a training that can be resumed. Choose another --out.", run);
-        resume_options(t->options, old, "tune", s->out);
+        resume_options(t->options, &t->old, prefix, s->out);
     } else if (s->resume)
         progress(true, "nothing to resume in %s: the training starts", s->out);
     if (!s->model || !s->train)
@@ -2539,11 +2317,12 @@ static bool open_run(struct Task *t, struct Metadata *old)
 }
 
 /* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
-static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
+static void load_base(struct Task *t, struct Model *base)
 {
     struct Settings *s = &t->set;
-    load_model(base, s->model, meta);
-    t->tokenizer = tokenizer_of_model(s->model, base, meta);
+    struct Metadata meta;
+    load_model(base, s->model, &meta);
+    t->tokenizer = tokenizer_of_model(s->model, base, &meta);
     t->source = base->weights;
     if (s->max_tokens == 0) s->max_tokens = base->config.context;
     if (s->max_tokens > base->config.context)
@@ -2552,110 +2331,13 @@ static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
     if (s->kind == LAST && s->last > base->config.layers)
         die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
                   base->config.layers);
+    t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    metadata_free(&meta);
 }
-
-/* Warns if always predicting the commonest label of validation would do as well. */
-static void warn_of_failure(const struct Settings *s, double accuracy, double majority)
-{
-    static const char *const advice[] = {
-        [PROBE] = "--tune last:1 or full",
-        [LAST] = "more blocks, a higher --lr, more --steps",
-        [FULL] = "another --lr, more --steps",
-        [SCRATCH] = "--tune full, which starts from what the model has learned,",
-    };
-    if (majority == 1)
-        warn("all validation texts have the same label, so their accuracy tells little. Give --val "
-             "texts of every label.");
-    else if (accuracy <= majority)
-        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
-             "nothing was learnt. Try %s or more labels.", accuracy, majority,
-             advice[s->kind]);
-}
-
-/* Everything that `train` does, from the pretrained model to the classifier in --out. old: what
- * --resume found. Returns the exit status. */
-static int train(struct Task *t, const struct Metadata *old, bool ended)
-{
-    struct Settings *s = &t->set;
-    struct Model base;
-    struct Metadata base_meta, meta = {0};
-    int classes;
-    load_base(t, &base, &base_meta);
-    if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
-    t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    char **names = load_data(t, window, &classes);
-    start_model(t, &base, names, classes);
-    choose_defaults(s, &t->model, t->train_count, t->val_count);
-    t->tokenizer->usage.max_length = s->max_tokens;
-    t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
-    if (t->resumes || ended) compare_inputs(t, old);
-    if (ended) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
-    warn_of_imbalance(t);
-    real *best = prepare(t);
-    if (s->kind == PROBE) {
-        open_log(t, probe_header, NULL);
-        train_probe(t, &meta);
-    } else {
-        stop_between_steps();
-        if (!train_steps(t, best, &meta)) return stopped_status();
-    }
-    if (s->calibrate) calibrate(t, &meta);
-
-    const struct Scores val = validate(t);
-    warn_of_failure(s, val.accuracy, val.majority);
-    if (!strcmp(s->truncate, "both") && t->data.truncated)
-        warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
-             "longer texts is read.");
-    save_classifier(t, t->model.weights, &meta, val);
-    remove_file(state_path(s));     /* --resume then finds that the training is finished */
-    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
-           val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
-    check_reloaded(t);
-    task_free(t);
-    model_free(&base);
-    return 0;
-}
-
-/* The options of `train`, checked before anything is read. */
-static const char train_usage[] =
-    "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-    "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
-    "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
-    "scratch everything from random weights. Few labels need updates rather than epochs:\n"
-    "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
-    "looked at. The best on validation is kept, or the mean of the last weights (--average).";
-
-static int command_train(int argc, char **argv)
-{
-    struct Task t = {.set = DEFAULT_SETTINGS};
-    struct Settings *s = &t.set;
-    struct Option *options = tune_options(s);
-    struct Metadata old = {0};
-    t.options = options;
-    refuse_arguments(read_options(argc, argv, options, train_usage), argv);
-    check_settings(s);
-    parse_tune("--tune", "", s);
-    begin_training();
-    const bool ended = open_run(&t, &old);
-    parse_tune("--tune", "", s);            /* as the run that goes on has it */
-    warn_idle(options);
-    if (s->kind == SCRATCH && s->l2sp > 0)
-        warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
-    set_threads(s->threads);
-    set_precision(s->precision);
-    return train(&t, &old, ended);
-}
-
-/* --- eval and predict --- */
 
 /* A classifier from its directory, with the part of a text that it reads. */
 struct Classifier {
     struct Settings set;            /* model, columns, precision, threads */
-    struct Columns training;        /* how its texts were laid out */
     struct Model model;
     struct Tokenizer *tokenizer;
     struct Window window;
@@ -2672,19 +2354,123 @@ static void load_classifier(struct Classifier *c, const char *dir)
     if (!c->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
-    c->training.format = metadata_get(&meta, "data.format");
-    c->training.header = metadata_get(&meta, "data.header");
+    struct Columns *columns = &c->set.columns;
+    columns->kept_format = metadata_get(&meta, "data.format");
+    columns->kept_header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
-        c->training.names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    if (c->training.format) c->set.columns.training = &c->training;
+        if (!columns->names[i])
+            columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
     const char *truncate = metadata_get(&meta, "tune.truncate");
     const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
     c->window = (struct Window){longest && longest < context ? longest : context,
                                 truncate ? truncate
                                 : c->tokenizer->usage.keeps_tail ? "tail" : "head",
-                                c->training.names[PAIRS] || c->set.columns.names[PAIRS]};
+                                columns->names[PAIRS] != NULL};
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
+
+/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
+static void check_reloaded(struct Task *t)
+{
+    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
+    struct Classifier c = {0};
+    real *again = resize(NULL, bytes);
+    load_classifier(&c, t->set.out);
+    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
+    if (memcmp(again, t->probabilities, bytes))
+        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
+            t->set.out);
+    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
+           t->set.out, counted(t->val_count, "text"));
+    runner_free(&c.runner);
+    model_free(&c.model);
+    free(again);
+}
+
+/* Whether all N texts have one label, of which it warns: then most scores mean nothing. */
+static bool one_label(double majority, int N)
+{
+    if (majority == 1)
+        warn("all %d texts have the same label: one class cannot tell how well classes are told "
+             "apart. Give texts of every label.", N);
+    return majority == 1;
+}
+
+/* Warns if always predicting the commonest label of the N validation texts would do as well. */
+static void warn_of_failure(double accuracy, double majority, int N)
+{
+    double low, high;
+    wilson_interval(&low, &high, accuracy, N);
+    if (one_label(majority, N) || accuracy > majority) return;
+    warn("validation accuracy %.4f is no better than always the commonest label (%.4f): %s",
+         accuracy, majority, high < majority
+         ? "nothing was learnt. Try another --tune, another --lr or more labels."
+         : brief("%d texts cannot tell what was learnt. eval on others.", N));
+}
+
+/* All that `train` does, from the pretrained model to the classifier in --out, unless it has ended.
+ * Returns the exit status. */
+static int train(struct Task *t, bool ended)
+{
+    struct Settings *s = &t->set;
+    struct Model base;
+    struct Metadata meta = {0};
+    int classes;
+    load_base(t, &base);
+    if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
+    t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
+    char **names = load_data(t, &classes);
+    start_model(t, &base, names, classes);
+    choose_defaults(s, &t->model, t->train_count, t->val_count);
+    t->tokenizer->usage.max_length = s->max_tokens;
+    t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
+    describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
+    if (ended) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
+    real *best = prepare(t);
+    if (s->kind == PROBE) {
+        open_log(t, probe_header, NULL);
+        train_probe(t, &meta);
+    } else {
+        stop_between_steps();
+        if (!train_steps(t, best, &meta)) return stopped_status();
+    }
+    if (s->calibrate) calibrate(t, &meta);
+    const struct Scores val = validate(t);
+    warn_of_failure(val.accuracy, val.majority, t->val_count);
+    save_classifier(t, t->model.weights, &meta, val);
+    remove_file(state_path(s));     /* --resume then finds that the training is finished */
+    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
+           val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
+    check_reloaded(t);
+    task_free(t);
+    model_free(&base);
+    return 0;
+}
+
+static int command_train(int argc, char **argv)
+{
+    struct Task t = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &t.set;
+    t.options = tune_options(s);
+    refuse_arguments(read_options(argc, argv, t.options,
+        "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer, in one\n"
+        "pass; last:K trains the last K blocks, too; full all; scratch all from random weights.\n"
+        "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
+        argv);
+    begin_training();
+    const bool ended = open_run(&t, "tune");
+    parse_tune("--tune", "", s);            /* as the run that goes on has it */
+    warn_idle(t.options);
+    set_threads(s->threads);
+    set_precision(s->precision);
+    return train(&t, ended);
+}
+
+/* --- eval and predict --- */
 
 /* One `name value` a line. loss: the sum over the N examples. */
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
@@ -2695,7 +2481,7 @@ static void print_scores(int *confusion, const real *p, const int *truth, double
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
            s.ece, N, s.majority);
-    if (K != 2) return;
+    if (one_label(s.majority, N) || K != 2) return;
     rank_scores(&auc, &average_precision, p, truth, N);
     printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
            average_precision);
@@ -2713,17 +2499,12 @@ static void print_classes(const int *confusion, char *const *names, int K)
     }
 }
 
-/* A table with the names of the classes, as wide as the longest name. Of many classes it would fill
- * no screen and no page. */
+/* A table with the names of the classes, as wide as the longest name, if it fits on a page. */
 static void print_confusion(const int *confusion, char *const *names, int K)
 {
     enum { MAX_SHOWN = 50 };
     int width = 6;
-    if (K > MAX_SHOWN) {
-        progress(true, "%d classes: too many for a confusion matrix. --predictions FILE writes "
-                 "every example.", K);
-        return;
-    }
+    if (K > MAX_SHOWN) return;
     for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
     printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
     for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
@@ -2735,51 +2516,42 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
-/* Appends bytes that must stay one field of a TSV file: tabs and line ends become spaces. */
-static void append_field(struct Buffer *b, struct Bytes field)
+/* Appends a tab and bytes that must stay one field of a line: tabs and line ends become spaces. For
+ * readers of CSV, quotes are doubled, and stand around a field that holds one (RFC 4180). */
+static void append_field(struct Buffer *b, const char *bytes, size_t n, bool quote)
 {
-    append_bytes(b, field.data, field.size);
-    for (char *s = b->data + b->size - field.size; s < b->data + b->size; s++)
-        if (*s == '\t' || *s == '\n' || *s == '\r') *s = ' ';
-}
-
-/* Appends the name of a class. Those of a model from elsewhere may hold any characters. */
-static void append_name_field(struct Buffer *b, const char *name)
-{
-    append_field(b, (struct Bytes){name, strlen(name)});
+    quote = quote && memchr(bytes, '"', n);
+    append(b, quote ? "\t\"" : "\t");
+    for (const char *s = bytes; s < bytes + n; s++) {
+        if (quote && *s == '"') append_bytes(b, s, 1);
+        append_bytes(b, strchr("\t\n\r", *s) && *s ? " " : s, 1);
+    }
+    if (quote) append(b, "\"");
 }
 
 static const char predictions_header[] = "number\tlabel\tpredicted\tprobability";
 
-/* Dies if --predictions names a file that is there and holds anything else. */
-static void check_predictions(const char *path)
-{
-    char *rows = read_journal(path, predictions_header);
-    if (!rows && file_exists(path))
-        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
-                  path);
-    free(rows);
-}
-
-/* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
- * with the digits that give the same bits when they are read. */
+/* --predictions: a TSV file, one row for each of the examples e. p (N, K) goes out with the digits
+ * that give the same bits when they are read. */
 static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
                               const real *p, char *const *names, int K)
 {
     struct Buffer b = {0};
     append(&b, "%s", predictions_header);
-    for (int k = 0; k < K; k++) { append(&b, "\tp_"); append_name_field(&b, names[k]); }
+    for (int k = 0; k < K; k++) {
+        char *name = text_of("p_%s", names[k]);
+        append_field(&b, name, strlen(name), true);
+        free(name);
+    }
     append(&b, "\ttext\n");
     for (int i = 0; i < e->count; i++, p += K) {
-        const int best = most_probable(p, K);
-        append(&b, "%d\t", i + 1);
-        append_name_field(&b, names[truth[i]]);
-        append(&b, "\t");
-        append_name_field(&b, names[best]);
-        append(&b, "\t%.9g", p[best]);
+        const char *label = names[truth[i]], *predicted = names[most_probable(p, K)];
+        append(&b, "%d", i + 1);
+        append_field(&b, label, strlen(label), true);
+        append_field(&b, predicted, strlen(predicted), true);
+        append(&b, "\t%.9g", p[most_probable(p, K)]);
         for (int k = 0; k < K; k++) append(&b, "\t%.9g", p[k]);
-        append(&b, "\t");
-        append_field(&b, e->items[i].text);
+        append_field(&b, e->items[i].text.data, e->items[i].text.size, true);
         append(&b, "\n");
         output_write(o, b.data, b.size);
         b.size = 0;
@@ -2789,43 +2561,34 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
     commit_outputs();
 }
 
-/* Scores on a labelled file, one `name value` a line, then a table of the classes and the confusion
- * matrix. */
-static const char eval_usage[] =
-    "finetune_cls eval --model DIR --data FILE\n"
-    "Prints accuracy with its 95% interval, macro F1, loss, calibration error and,\n"
-    "for two classes, AUC, Matthews' correlation and average precision of the\n"
-    "second one; then precision, recall and F1 of each class, and the confusion\n"
-    "matrix.";
-
+/* Scores on a labelled file, then a table of the classes and the confusion matrix. */
 static int command_eval(int argc, char **argv)
 {
     const char *data = NULL, *predictions = NULL;
     struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &c.set;
+    struct Dataset d = {0};
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
         {"predictions", "TSV file to write: what is predicted for each text", TEXT, &predictions},
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
-        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
-    refuse_arguments(read_options(argc, argv, options, eval_usage), argv);
-    if (predictions && same_file(data, predictions))
-        die_usage("--predictions %s: is the file of --data. Name another.", predictions);
-    if (predictions) check_predictions(predictions);
+        COLUMN_OPTIONS(s->columns), PRECISION_OPTION(&s->precision),
+        THREADS_OPTION(&s->threads), {0}};
+    refuse_arguments(read_options(argc, argv, options,
+        "finetune_cls eval --model DIR --data FILE\n"
+        "Prints accuracy, macro F1, loss, calibration error and more, and a table of the classes."),
+        argv);
+    if (predictions && file_exists(predictions) && !read_journal(predictions, predictions_header))
+        die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
+                  predictions);
     set_threads(s->threads);
     set_precision(s->precision);
-    struct Dataset d = {0};
     load_classifier(&c, s->model);
     const int K = c.model.config.labels;
     char *const *names = c.model.config.label_names;
     const struct Examples e = read_examples(data, s->columns);
     struct Output *o = predictions ? output_open(predictions) : NULL;
     add_examples(&d, c.tokenizer, &e, names, K, c.window);
-    if (((double)d.count + K) * K * sizeof(real) > machine_memory() / 2)
-        die("%s: %d texts of %d classes do not fit into memory. Evaluate a part of them.", data,
-            d.count, K);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
@@ -2857,9 +2620,9 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
         append(b, "}\n");
         return;
     }
-    append(b, "%s\t%.4f\t", names[best], p[best]);
-    for (int k = 0; k < K; k++) append(b, "%s %.4f\t", names[k], p[k]);
-    append_field(b, text);
+    append(b, "%s\t%.4f", names[best], p[best]);
+    for (int k = 0; k < K; k++) append(b, "\t%s %.4f", names[k], p[k]);
+    append_field(b, text.data, text.size, false);
     append(b, "\n");
 }
 
@@ -2878,31 +2641,9 @@ static void predict_texts(struct Classifier *c, const struct Example *e, int cou
         run_examples(&c->runner, p, NULL, d, NULL, n, NULL);
         for (int i = 0; i < n; i++) append_answer(&b, c, e[i].text, p + (size_t)i * K);
         show_result(&b);
-        b.size = 0;
     }
     free(b.data);
     free(p);
-}
-
-/* Predicts the complete lines in text[0 .. n), and if `last` also a line without an end. Returns
- * the number of bytes that were read. */
-static size_t predict_lines(struct Classifier *c, const char *text, size_t n, bool last)
-{
-    struct Example *lines = NULL;
-    int count = 0, capacity = 0;
-    size_t used = 0;
-    while (used < n) {
-        const char *next = text + used;
-        const struct Bytes line = take_line(&next, text + n);
-        if (next[-1] != '\n' && !last) break;
-        used = next - text;
-        if (count == capacity)
-            lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
-        lines[count++] = (struct Example){.text = line};
-    }
-    predict_texts(c, lines, count);
-    free(lines);
-    return used;
 }
 
 /* Predicts the lines of standard input as they arrive. One read returns the lines that are ready,
@@ -2912,27 +2653,27 @@ static void predict_stream(struct Classifier *c)
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
+    struct Example *lines = NULL;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
-    for (;;) {
-        const ssize_t n = read(0, block, BLOCK);
-        if (n < 0 && errno == EINTR) continue;
+    for (ssize_t n = 1; n; ) {
+        if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
-        if (n == 0) break;
         append_bytes(&b, block, n);
-        if (!memchr(block, '\n', n)) continue;
-        const size_t used = predict_lines(c, b.data, b.size, false);
-        memmove(b.data, b.data + used, b.size -= used);
+        if (n && !memchr(block, '\n', n)) continue;
+        size_t whole = b.size;                          /* at the end also a line without an end */
+        while (n && b.data[whole - 1] != '\n') whole--;
+        int count = 0;
+        for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
+            if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
+            lines[count] = (struct Example){.text = take_line(&at, end)};
+        }
+        predict_texts(c, lines, count);
+        memmove(b.data, b.data + whole, b.size -= whole);
     }
-    predict_lines(c, b.data, b.size, true);
+    free(lines);
     free(b.data);
     free(block);
 }
-
-static const char predict_usage[] =
-    "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
-    "Prints label, probability and text, separated by tabs, for each TEXT,\n"
-    "each text of FILE or, without any, each line of standard input.\n"
-    "A classifier of pairs reads the two texts with a tab between.";
 
 /* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
@@ -2940,17 +2681,17 @@ static int command_predict(int argc, char **argv)
     const char *data = NULL;
     struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &c.set;
-    struct Option text = tune_option(s, "text-column"), pair = tune_option(s, "pair-column"),
-                  header = tune_option(s, "header"), format = tune_option(s, "format");
-    text.idle = pair.idle = header.idle = format.idle = "without data";
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
-        text, pair, header, format,
+        COLUMN_OPTIONS(s->columns),
         {"all", "the probability of every class", FLAG, &c.all},
         {"json", "one JSON object a line", FLAG, &c.json},
         PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
-    const int count = read_options(argc, argv, options, predict_usage);
+    const int count = read_options(argc, argv, options,
+        "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
+        "Prints label, probability and text, with tabs between, for each TEXT, each text of FILE\n"
+        "or else each line of standard input. The two texts of a pair have a tab between.");
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
     warn_idle(options);
     set_threads(s->threads);
@@ -2965,8 +2706,7 @@ static int command_predict(int argc, char **argv)
         struct stat status;
         const struct Example text = {.text = {argv[i], strlen(argv[i])}};
         if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
-            warn("%s: is taken as a text, but is a file, too. --data %s reads it.", argv[i],
-                 argv[i]);
+            warn("%s: is taken as a text, but is a file, too. --data reads it.", argv[i]);
         predict_texts(&c, &text, 1);
     }
     return 0;
@@ -2983,22 +2723,22 @@ static int command_predict(int argc, char **argv)
  * options: full+l2sp:10+layer-decay:0.8. */
 struct Method {
     const char *name;
-    enum { MAJORITY, NAIVE_BAYES, NBSVM, TUNED } family;
-    struct Settings set;                /* of a TUNED one */
+    void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
+    struct Settings set;                                            /* with these options */
 };
 
 /* One training and its result. */
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
-    bool done;
-    double accuracy, macro_f1, loss, seconds, distance, lm_loss;    /* NAN: there is none */
-    char *right;                        /* (test_count): '1' where a test text's label was found */
+    struct Scores scores;
+    double seconds, distance, lm_loss;  /* NAN: there is none */
+    char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
 };
 
 /* What the seeds of a method with a budget say together. */
 struct Estimate {
     int seeds;                          /* so many are done; 0: the rest means nothing */
-    double seconds;                     /* of all of them */
+    double seconds;                     /* of one of them, on average */
     double mean, low, high;             /* accuracy and its 95% interval */
     double p;                           /* of its difference to the budget's best method */
     double holm;                        /* p, corrected for the number of such differences */
@@ -3007,20 +2747,18 @@ struct Estimate {
 struct Compare {
     struct Task task;                   /* what trainings share: settings, tokenizer, texts */
     const char *test, *methods_text, *labels_text;
-    int seeds, test_examples;
+    int seeds;
     double time_limit, start, test_part;
 
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
     struct Model base;
-    struct Bytes *texts;                /* those of task.data, as bytes */
-    struct Bags bags;
+    struct Bags bags;                   /* of the texts of task.data */
     char **names;                       /* (K) */
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
-    int learn_count, test_count, classes;
+    int learn_count, test_count, classes, cell_count;
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
-    int cell_count;
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state, old;         /* its settings; those in --out, with --resume */
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
@@ -3037,21 +2775,7 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
     return c->estimates + (size_t)budget * c->method_count + method;
 }
 
-/* --- The command line --- */
-
-/* The parts of text between separators, each of which the caller frees. */
-static char **split_list(const char *text, char separator, int *count)
-{
-    char **parts = NULL;
-    *count = 0;
-    for (const char *at = text; ; ) {
-        const size_t n = strchr(at, separator) ? (size_t)(strchr(at, separator) - at) : strlen(at);
-        parts = resize(parts, (*count + 1) * sizeof *parts);
-        parts[(*count)++] = text_of("%.*s", (int)n, at);
-        if (!at[n]) return parts;
-        at += n + 1;
-    }
-}
+/* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
  * they change its gradient steps; so does class-weights, whose value can only be auto. */
@@ -3069,97 +2793,43 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
-/* Reads one method of --methods. */
-static struct Method parse_method(const char *name, const struct Settings *shared)
+static struct Method parse_method(const char *name, const struct Compare *c)
 {
-    static const char *const families[] = {"majority", "nb", "nbsvm"};
-    struct Method m = {name, TUNED, *shared};
-    int parts;
-    char **part = split_list(name, '+', &parts);
-    for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m.family = k;
-    if (m.family != TUNED && parts > 1)
-        die_usage("--methods %s: %s has no options. Leave them out.", name, part[0]);
-    if (m.family != TUNED) return m;
-    m.set.tune = part[0];
+    static const struct Method classical[] = {
+        {.name = "majority", .classical = majority}, {.name = "nb", .classical = naive_bayes},
+        {.name = "nbsvm", .classical = nbsvm}};
+    struct Method m = {name, NULL, c->task.set};
+    char *options = text_of("%s", name), *option;
+    m.set.tune = strsep(&options, "+");
+    for (int k = 0; k < COUNT(classical); k++)
+        if (!strcmp(m.set.tune, classical[k].name)) m.classical = classical[k].classical;
+    if (m.classical && options)
+        die_usage("--methods %s: %s has no options. Leave them out.", name, m.set.tune);
+    if (m.classical) return m;
     parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
+    if (m.set.kind == LAST && m.set.last > c->base.config.layers)
+        die_usage("--methods %s: the model has %s. Choose no more.", name,
+                  counted(c->base.config.layers, "block"));
     struct Option *rows = tune_options(&m.set);
-    for (int k = 1; k < parts; k++) set_method_option(rows, name, part[k]);
-    check_settings(&m.set);
+    while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
     free(rows);
-    if (m.set.kind == SCRATCH && m.set.l2sp > 0)
-        warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
     return m;
 }
 
+/* Reads --methods. */
 static void parse_methods(struct Compare *c)
 {
-    char **names = split_list(c->methods_text, ',', &c->method_count);
-    c->methods = resize(NULL, c->method_count * sizeof *c->methods);
-    for (int i = 0; i < c->method_count; i++) {
-        for (int k = 0; k < i; k++)
-            if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
-        c->methods[i] = parse_method(names[i], &c->task.set);
+    char *rest = text_of("%s", c->methods_text), *name;
+    while ((name = strsep(&rest, ","))) {
+        for (int k = 0; k < c->method_count; k++)
+            if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
+        c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
+        c->methods[c->method_count++] = parse_method(name, c);
     }
 }
 
-/* Reads --labels. "all" is INT_MAX until the number of texts is known. */
-static void parse_budgets(struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    c->budgets = resize(NULL, count * sizeof *c->budgets);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x = INT_MAX;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1 || x > 1e9))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
-        if (i > 0 && x <= c->budgets[i - 1])
-            die_usage("--labels %s: numbers must rise.", c->labels_text);
-        c->budgets[c->budget_count++] = (int)x;
-    }
-    free(parts);
-}
-
-/* Fits the budgets to the texts that there are: a larger number means all of them. */
-static void fit_budgets(struct Compare *c)
-{
-    static const char need[] = "--labels %d: %d classes need %d at least, one each to learn from "
-                               "and to validate on%s.";
-    const int texts = c->learn_count, least = 2 * c->classes, count = c->budget_count;
-    c->budget_count = 0;
-    for (int i = 0; i < count; i++) {
-        const int n = min_int(c->budgets[i], texts);
-        if (n < least && i == count - 1) die_usage(need, n, c->classes, least, "");
-        if (n < least) warn(need, n, c->classes, least, "; it is left out");
-        else if (!c->budget_count || n > c->budgets[c->budget_count - 1])
-            c->budgets[c->budget_count++] = n;
-    }
-}
-
-/* Dies if the texts to learn from are those to test on. */
-static void refuse_same_file(const char *train, const char *test)
-{
-    if (same_file(train, test))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  test);
-}
-
-/* --- Texts, labels, subsets --- */
-
-/* Reorders a list of texts by split_stratified: a part of each class comes last. Returns how many
- * come first. */
-static int split_texts(int *list, int count, const struct Compare *c, double part,
-                       struct Random random)
-{
-    int *labels = allocate_zeroed(2 * count * sizeof *labels), *order = labels + count;
-    for (int i = 0; i < count; i++) labels[i] = c->task.data.labels[list[i]];
-    const int first = split_stratified(order, labels, count, c->classes, part, random);
-    for (int i = 0; i < count; i++) labels[i] = list[order[i]];
-    memcpy(list, labels, count * sizeof *list);
-    release(labels, 2 * count * sizeof *labels);
-    return first;
-}
+/* --- Texts, budgets, subsets --- */
 
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
  * of --train is the test. */
@@ -3167,48 +2837,36 @@ static void load_texts(struct Compare *c)
 {
     struct Task *t = &c->task;
     const struct Settings *s = &t->set;
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     struct Examples train = read_examples(s->train, s->columns), test = {0};
     if (c->test) test = read_examples(c->test, s->columns);
-    drop_repeats(&train, &test, "left out", "--test");
+    find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
-    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
-    c->texts = resize(NULL, t->data.count * sizeof *c->texts);
-    c->learn = resize(NULL, t->data.count * sizeof *c->learn);
-    for (int i = 0; i < t->data.count; i++) {
-        c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, t->window);
+    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, t->window);
+
+    const int all = t->data.count, n = train.count;
+    struct Bytes *texts = resize(NULL, all * sizeof *texts);
+    c->learn = resize(NULL, all * sizeof *c->learn);
+    for (int i = 0; i < all; i++) {
+        texts[i] = i < n ? train.items[i].text : test.items[i - n].text;
         c->learn[i] = i;
+        t->train_hash = mix64(t->train_hash + t->data.labels[i]
+                              + checksum(texts[i].data, texts[i].size));
     }
-    c->learn_count = train.count;
-    if (!c->test) {
-        c->learn_count = split_texts(c->learn, train.count, c, c->test_part,
-                                     random_stream(s->seed, STREAM_TEST));
-        progress(true, "%d of %d texts of %s are set aside as test", train.count - c->learn_count,
-                 train.count, s->train);
-    }
+    c->bags = bags_of(texts, all);
+    c->learn_count = n;
+    if (!c->test)
+        c->learn_count = split_stratified(c->learn, t->data.labels, n, c->classes, c->test_part,
+                                          random_stream(s->seed, STREAM_TEST));
+    c->test_list = c->learn + c->learn_count;
+    c->test_count = all - c->learn_count;
+    if (!c->test_count)
+        die_usage("%s: no class has two texts, so none can be set aside. Give --test.", s->train);
+    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
+    for (int i = 0; i < c->test_count; i++) c->truth[i] = t->data.labels[c->test_list[i]];
+    free(texts);
     free(train.items);
     free(test.items);
-}
-
-/* The texts to test on: those behind the texts to learn from, or --test-examples of them. */
-static void choose_test(struct Compare *c)
-{
-    c->test_list = c->learn + c->learn_count;
-    c->test_count = c->task.data.count - c->learn_count;
-    if (c->test_examples && c->test_examples < c->test_count) {
-        const int rest = split_texts(c->test_list, c->test_count, c,
-                                     (double)c->test_examples / c->test_count,
-                                     random_stream(c->task.set.seed, STREAM_SPLIT));
-        c->test_list += rest;
-        c->test_count -= rest;
-    }
-    if (!c->test_count)
-        die_usage("%s: no class has two texts, so none can be chosen. Give other texts.",
-                  c->test ? c->test : c->task.set.train);
-    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
-    for (int i = 0; i < c->test_count; i++)
-        c->truth[i] = c->task.data.labels[c->test_list[i]];
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
@@ -3235,42 +2893,46 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
     free(left);
 }
 
+/* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. A number
+ * below two texts of each class, to learn from and to validate on, is left out. */
+static void parse_budgets(struct Compare *c)
+{
+    char *rest = text_of("%s", c->labels_text), *part;
+    const int least = 2 * c->classes;
+    double before = 0;
+    while ((part = strsep(&rest, ","))) {
+        double x = INFINITY;
+        if (strcmp(part, "all")
+            && (!parse_number(part, "k", (double[]){1e3}, &x) || x != floor(x) || x < 1))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", part);
+        if (x <= before) die_usage("--labels %s: numbers must rise.", c->labels_text);
+        before = x;
+        const int n = (int)fmin(x, c->learn_count), count = c->budget_count;
+        if (n < least)
+            warn("--labels %d: left out, since %d classes need %d at least.", n, c->classes, least);
+        else if (!count || n > c->budgets[count - 1]) {
+            c->budgets = resize(c->budgets, (count + 1) * sizeof *c->budgets);
+            c->budgets[c->budget_count++] = n;
+        }
+    }
+    if (!c->budget_count)
+        die_usage("--labels %s: no number is left. Give larger ones.", c->labels_text);
+}
+
 /* --- One cell --- */
 
-/* Sets the scores of a cell from p (test_count, K), whose largest value in a row is the answer. */
-static void score_cell(struct Cell *cell, const struct Compare *c, const real *p, double loss)
+/* A method that knows no model learns from list (count) and is asked about the test texts: the
+ * largest value of a row of p (test_count, K) is its answer. Only naive Bayes has probabilities,
+ * and so a loss; here the sum over the texts. */
+static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, const int *list,
+                          int count)
 {
-    int *confusion = resize(NULL, (size_t)c->classes * c->classes * sizeof *confusion);
-    const struct Scores s = score(confusion, p, c->truth, loss, c->test_count, c->classes);
-    cell->accuracy = s.accuracy;
-    cell->macro_f1 = s.macro_f1;
-    cell->loss = s.loss;
-    cell->right = resize(NULL, c->test_count + 1);
-    for (int i = 0; i < c->test_count; i++)
-        cell->right[i] = most_probable(p + (size_t)i * c->classes, c->classes) == c->truth[i]
-                       ? '1' : '0';
-    cell->right[c->test_count] = 0;
-    free(confusion);
-}
-
-/* The same answer to every text: the commonest label.   scores (test_count, K) */
-static void majority(double *scores, const struct BagTask *t)
-{
-    const int K = t->classes;
-    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
-    for (int i = 1; i < t->test_count; i++)
-        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
-}
-
-/* A method that knows no model. Only naive Bayes has probabilities, and so a loss. */
-static void run_classical(struct Cell *cell, const struct Compare *c, const int *list, int count)
-{
-    static void (*const run[])(double *, const struct BagTask *) = {majority, naive_bayes, nbsvm};
-    const int K = c->classes, n = c->test_count, family = c->methods[cell->method].family;
+    const struct Method *m = &c->methods[cell->method];
+    const int K = c->classes, n = c->test_count;
+    const size_t bytes = (size_t)n * K * sizeof(double);
     const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
-    double *scores = allocate_zeroed((size_t)n * K * sizeof *scores), loss = 0;
-    real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    run[family](scores, &task);
+    double *scores = allocate_zeroed(bytes), loss = 0;
+    m->classical(scores, &task);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3279,77 +2941,55 @@ static void run_classical(struct Cell *cell, const struct Compare *c, const int 
         for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
         loss += max + log(sum) - z[c->truth[i]];
     }
-    score_cell(cell, c, p, family == NAIVE_BAYES ? loss : NAN);
+    cell->scores.loss = m->classical == naive_bayes ? loss : NAN;
     cell->distance = cell->lm_loss = NAN;
-    release(scores, (size_t)n * K * sizeof *scores);
-    free(p);
+    release(scores, bytes);
+    return true;
 }
 
-/* |w - w_source| / |w_source|, without the head. */
-static double distance_from(const struct Model *model, const struct Model *source)
+/* |w - w_base| / |w_base|, without the head, which is last. */
+static double distance_from(const struct Model *base, const struct Model *model)
 {
+    const size_t count = model->w.score_w - model->weights;
     double moved = 0, length = 0;
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *t = &model->tensors[i];
-        if (!strcmp(t->name, "score.weight")) continue;
-        for (size_t k = t->offset; k < t->offset + t->size; k++) {
-            const double d = model->weights[k] - source->weights[k];
-            moved += d * d;
-            length += (double)source->weights[k] * source->weights[k];
-        }
+    for (size_t i = 0; i < count; i++) {
+        const double from = base->weights[i], d = model->weights[i] - base->weights[i];
+        moved += d * d;
+        length += from * from;
     }
     return sqrt(moved / length);
 }
 
-/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
- * accuracy: may be NULL. The caller frees the result. */
-static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
-                                 int n)
-{
-    struct Logistic f = probe_features(t, list, n, NULL);
-    const int size = f.K * f.C;
-    double *w = resize(NULL, size * sizeof *w);
-    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
-    logistic_scores(f.z, &f, w);
-    *loss = logistic_loss(&f, accuracy);
-    free(w);
-    return f;
-}
-
-/* The test texts, by the trained model. */
-static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c)
+/* The trained model's answers to the test texts, p (test_count, K), and the sum of the losses. */
+static void test_task(real *p, struct Cell *cell, struct Task *t, const struct Compare *c)
 {
     const int n = c->test_count;
-    const size_t size = (size_t)n * c->classes;
     struct Runner *r = &t->runner;
-    real *p = resize(NULL, size * sizeof *p);
     r->measure_lm = true;
-    double loss;
     if (t->set.kind == PROBE) {
-        struct Logistic f = ask_probe(&loss, NULL, t, c->test_list, n);
-        for (size_t i = 0; i < size; i++) p[i] = (real)f.p[i];
-        loss *= n;
+        struct Logistic f = ask_probe(&cell->scores.loss, NULL, t, c->test_list, n);
+        for (size_t i = 0; i < (size_t)n * f.K; i++) p[i] = (real)f.p[i];
+        cell->scores.loss *= n;
         logistic_free(&f);
-    } else loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
-    if (!isfinite(loss))
+    } else cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    if (!isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
-    score_cell(cell, c, p, loss);
     cell->lm_loss = r->lm_loss / r->lm_tokens;
-    cell->distance = distance_from(&t->model, &c->base);
-    free(p);
+    cell->distance = distance_from(&c->base, &t->model);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation, and is
- * freed. Returns false, without a result, if a signal ended it. */
-static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+/* A training as `train` does it, in silence, on the texts of list (count), and its answers p to the
+ * test texts. Returns false, without a result, if a signal ended it. */
+static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
+                      int count)
 {
     struct Task t = c->task;
     struct Metadata meta = {0};
     t.set = c->methods[cell->method].set;
     t.set.seed = cell->seed;
-    t.train = list;
-    t.train_count = split_texts(list, count, c, t.set.val_part,
-                                random_stream(cell->seed, STREAM_SPLIT));
+    t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
+    t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
+                                     random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
@@ -3357,36 +2997,32 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     bool whole = true;
     if (t.set.kind == PROBE) train_probe(&t, &meta);
     else whole = train_steps(&t, best, &meta);
-    if (whole) test_task(cell, &t, c);
+    if (whole) test_task(p, cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     task_free(&t);
     return whole;
 }
 
-/* A cell that is done counts for its method and budget. */
-static void finish_cell(const struct Compare *c, struct Cell *cell)
-{
-    struct Estimate *e = estimate_at(c, cell->budget, cell->method);
-    cell->done = true;
-    e->seeds++;
-    e->seconds += cell->seconds;
-}
-
-/* Runs a cell, unless a signal ends it. */
+/* Trains the method of a cell, asks it and scores its answers, unless a signal ends that. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
-    const int count = c->budgets[cell->budget];
-    int *list = resize(NULL, count * sizeof *list);
-    bool whole = true;
-    if (m->family != TUNED && !c->bags.count) c->bags = bags_of(c->texts, c->task.data.count);
+    const int count = c->budgets[cell->budget], n = c->test_count, K = c->classes;
+    int *list = resize(NULL, count * sizeof *list),
+        *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     choose_subset(list, c, count, cell->seed);
-    if (m->family == TUNED) whole = run_tuned(cell, c, list, count);
-    else { run_classical(cell, c, list, count); free(list); }
-    cell->seconds = seconds() - start;
-    if (whole) finish_cell(c, cell);
+    if ((m->classical ? run_classical : run_tuned)(p, cell, c, list, count)) {
+        cell->scores = score(confusion, p, c->truth, cell->scores.loss, n, K);
+        cell->seconds = seconds() - start;
+        cell->right = resize(NULL, n + 1);
+        for (int i = 0; i < n; i++)
+            cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == c->truth[i]);
+        cell->right[n] = 0;
+    }
+    free(list); free(confusion); free(p);
 }
 
 /* --- What is kept on disk: a row for each cell --- */
@@ -3400,54 +3036,33 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
     commit_outputs();                   /* before the first row: see open_comparison */
     journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-                cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
-                cell->lm_loss, cell->right);
+                cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
+                cell->distance, cell->lm_loss, cell->right);
     journal_flush(&c->journal, true);
 }
 
-/* Takes over a row of compare.tsv, if it is of a cell of this comparison. Returns false if no such
- * table can have it. */
+/* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
+ * Returns false if no such table can have it. */
 static bool read_cell(struct Compare *c, const char *row)
 {
     struct Cell x = {0};
-    int labels, end = 0, name = (int)strcspn(row, "\t\n");
-    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed,
-           &x.accuracy, &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
-    const char *right = row + name + end;
-    if (!end || x.seed < 1 || !(x.accuracy >= 0 && x.accuracy <= 1)
-        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n')
+    int labels, end = 0;
+    char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
+    const char *rest = row + strlen(name);
+    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%*f\t%*f\t%n", &labels, &x.seed, &x.seconds,
+           &end);
+    const char *right = rest + end;
+    if (!end || x.seed < 1 || strspn(right, "01") != (size_t)c->test_count
+        || right[c->test_count] != '\n')
         return false;
     while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
-    for (; x.method < c->method_count; x.method++) {
-        const char *known = c->methods[x.method].name;
-        if ((int)strlen(known) == name && !memcmp(known, row, name)) break;
-    }
+    while (x.method < c->method_count && strcmp(c->methods[x.method].name, name)) x.method++;
+    free(name);
     if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
         return true;
-    struct Cell *cell = cell_at(c, x.seed, x.budget, x.method);
     x.right = text_of("%.*s", c->test_count, right);
-    *cell = x;
-    finish_cell(c, cell);
+    *cell_at(c, x.seed, x.budget, x.method) = x;
     return true;
-}
-
-/* Describes the model and the texts in c->state. Dies if those of the comparison in --out, which is
- * to be resumed, are others. */
-static void check_same_inputs(struct Compare *c)
-{
-    static const char *const names[] = {"weights", "texts"};
-    const struct Dataset *d = &c->task.data;
-    uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
-                         checksum(d->labels, d->count * sizeof(int))};
-    for (int i = 0; i < d->count; i++)
-        hashes[1] = mix64(hashes[1] + checksum(c->texts[i].data, c->texts[i].size));
-    for (int i = 0; i < COUNT(names); i++) {
-        const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
-        if (c->old.count && (!was || strcmp(was, now)))
-            die("--resume: the comparison in %s was made with other %s. Choose another --out.",
-                c->task.set.out, names[i]);
-        metadata_set(&c->state, names[i], "%s", now);
-    }
 }
 
 /* Begins the table, or goes on with the one in --out. With --overwrite, an older one is replaced
@@ -3457,7 +3072,13 @@ static void open_comparison(struct Compare *c)
 {
     const struct Settings *s = &c->task.set;
     char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
-    check_same_inputs(c);
+    const uint64_t weights = checksum(c->base.weights, c->base.parameter_count * sizeof(real));
+    const char *inputs = hash_text(mix64(weights ^ c->task.train_hash)),
+               *was = metadata_get(&c->old, "train_hash");
+    if (c->old.count && strcmp(inputs, was))
+        die("--resume: the comparison in %s was made with another model or other texts. Choose "
+            "another --out.", s->out);
+    metadata_set(&c->state, "train_hash", "%s", inputs);
     char *rows = c->old.count ? read_journal(table, table_header) : NULL;
     if (c->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
@@ -3518,12 +3139,12 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
     double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
     int seeds = 0;
     for (int seed = 1; seed <= c->seeds; seed++) {
-        const struct Cell *x = cell_at(c, seed, budget, a);
-        const struct Cell *y = b < 0 ? NULL : cell_at(c, seed, budget, b);
-        if (!x->done || (y && !y->done)) continue;
+        const char *x = cell_at(c, seed, budget, a)->right;
+        const char *y = b < 0 ? NULL : cell_at(c, seed, budget, b)->right;
+        if (!x || (b >= 0 && !y)) continue;
         double own = 0;
         for (int i = 0; i < n; i++) {
-            const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
+            const double d = (x[i] == '1') - (y && y[i] == '1');
             text[i] += d;
             own += d;                   /* a whole number: equal sums are equal to the bit */
         }
@@ -3544,18 +3165,6 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
     return (struct Mean){mean, sqrt(both), both > 0 ? df : 1, seeds};
 }
 
-/* Adds a method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for
- * so many texts, since no number of seeds makes few texts many. */
-static void estimate(struct Estimate *e, const struct Compare *c, int budget, int method)
-{
-    const struct Mean m = mean_right(c, budget, method, -1);
-    const double half = m.error * student_quantile(m.df);
-    wilson_interval(&e->low, &e->high, m.mean, c->test_count);
-    e->mean = m.mean;
-    e->low = fmax(0, fmin(e->low, m.mean - half));
-    e->high = fmin(1, fmax(e->high, m.mean + half));
-}
-
 /* The probability that two methods of equal worth differ so much; NAN if no seed has both. */
 static double p_value(const struct Compare *c, int budget, int a, int b)
 {
@@ -3563,19 +3172,28 @@ static double p_value(const struct Compare *c, int budget, int a, int b)
     return d.seeds ? student_tail(fabs(d.mean) / d.error, d.df) : NAN;
 }
 
-static bool is_pretrained(const struct Method *m)
+/* A method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for so
+ * many texts, since no number of seeds makes few texts many. */
+static struct Estimate estimate(const struct Compare *c, int budget, int method)
 {
-    return m->family == TUNED && m->set.kind != SCRATCH;
+    const struct Mean m = mean_right(c, budget, method, -1);
+    const double half = m.error * student_quantile(m.df);
+    struct Estimate e = {.seeds = m.seeds, .mean = m.mean};
+    wilson_interval(&e.low, &e.high, m.mean, c->test_count);
+    e.low = fmax(0, fmin(e.low, m.mean - half));
+    e.high = fmin(1, fmax(e.high, m.mean + half));
+    for (int seed = 1; seed <= c->seeds; seed++)
+        e.seconds += cell_at(c, seed, budget, method)->seconds / m.seeds;
+    return e;
 }
 
-/* The most accurate method with a budget, of all or of the pretrained ones; -1: none has run. */
-static int best_method(const struct Compare *c, int budget, bool pretrained)
+/* The most accurate method with a budget; -1: none has run. */
+static int best_method(const struct Compare *c, int budget)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (!e->seeds || (pretrained && !is_pretrained(&c->methods[m]))) continue;
-        if (best < 0 || e->mean > estimate_at(c, budget, best)->mean) best = m;
+        if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
 }
@@ -3594,14 +3212,15 @@ static void correct_by_holm(struct Estimate *e, int methods)
     }
 }
 
-/* Completes c->estimates when no more cells will be done. */
+/* Sets c->estimates when no more cells will be done. */
 static void compute_estimates(struct Compare *c)
 {
     const int M = c->method_count;
+    c->estimates = allocate_zeroed((size_t)c->budget_count * M * sizeof *c->estimates);
     for (int b = 0; b < c->budget_count; b++) {
         struct Estimate *e = estimate_at(c, b, 0);
-        for (int m = 0; m < M; m++) if (e[m].seeds) estimate(&e[m], c, b, m);
-        const int best = best_method(c, b, false);
+        for (int m = 0; m < M; m++) e[m] = estimate(c, b, m);
+        const int best = best_method(c, b);
         for (int m = 0; m < M; m++)
             e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
         correct_by_holm(e, M);
@@ -3610,162 +3229,95 @@ static void compute_estimates(struct Compare *c)
 
 /* --- The table and its verdict --- */
 
-/* Seconds of a training, on average; NAN if there was none. */
-static double mean_seconds(const struct Estimate *e)
-{
-    return e->seeds ? e->seconds / e->seeds : NAN;
-}
-
+/* A row for each method, with a star where it is the best of its column or not significantly worse:
+ *   labels        20                 100                seconds
+ *   nb            0.526 0.504-0.548* 0.574 0.551-0.597* 0.0 */
 static void print_table(const struct Compare *c)
 {
-    int width = 8;
-    for (int m = 0; m < c->method_count; m++)
-        width = max_int(width, (int)strlen(c->methods[m].name));
-    printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
-           c->test_count, c->test_count < FEW_TEXTS ? ", too few for small differences" : "");
-    printf("%-*s", width, "labels");
-    for (int b = 0; b < c->budget_count; b++) printf("  %5d            ", c->budgets[b]);
-    printf("  seconds\n");
+    printf("accuracy on %d test texts: mean, 95%% interval; seconds of one training with test\n",
+           c->test_count);
+    printf("%-13s", "labels");
+    for (int b = 0; b < c->budget_count; b++) printf(" %-18d", c->budgets[b]);
+    printf(" seconds\n");
     for (int m = 0; m < c->method_count; m++) {
-        printf("%-*s", width, c->methods[m].name);
+        const char *spent = "-";
+        printf("%-13s", c->methods[m].name);
         for (int b = 0; b < c->budget_count; b++) {
             const struct Estimate *e = estimate_at(c, b, m);
-            if (e->seeds) printf("  %.3f %.3f-%.3f", e->mean, e->low, e->high);
-            else printf("  %-17s", "-");
+            printf(" %-18s", !e->seeds ? "-" : brief("%.3f %.3f-%.3f%s", e->mean, e->low, e->high,
+                                                     e->holm < SIGNIFICANT ? "" : "*"));
+            spent = e->seeds ? brief("%.1f", e->seconds) : "-";
         }
-        const double spent = mean_seconds(estimate_at(c, c->budget_count - 1, m));
-        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
+        printf(" %s\n", spent);
     }
 }
 
-/* "With 100 labels nb is best, 0.841; probe, full are not significantly worse." */
-static void print_best(const struct Compare *c, int budget)
+/* The smallest number of labels with which a method reaches an accuracy; 0: none does. */
+static int labels_needed(const struct Compare *c, int method, double accuracy)
 {
-    const int best = best_method(c, budget, false);
-    int compared = 0, level = 0;
-    if (best < 0) return;
-    printf("With %d labels %s is best, %.3f", c->budgets[budget], c->methods[best].name,
-           estimate_at(c, budget, best)->mean);
-    for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, budget, m);
-        compared += e->p >= 0;
-        if (e->holm >= SIGNIFICANT) printf("%s%s", level++ ? ", " : "; ", c->methods[m].name);
-    }
-    if (level) printf(level > 1 ? " are not significantly worse" : " is not significantly worse");
-    else if (compared) printf(", significantly better than all others");
-    if (compared < c->method_count - 1) printf(", of those that have run");
-    printf(".\n");
-}
-
-/* How many labels the method needs to reach an accuracy, by its means: between two budgets along a
- * straight line over the logarithm of labels. At least the smallest budget; infinite if not even
- * the largest is enough. */
-static double labels_needed(const struct Compare *c, int method, double accuracy)
-{
-    double before = NAN;
-    int last = 0;
     for (int b = 0; b < c->budget_count; b++) {
         const struct Estimate *e = estimate_at(c, b, method);
-        const double labels = c->budgets[b];
-        if (!e->seeds) continue;
-        if (e->mean >= accuracy)
-            return !last ? labels : last * pow(labels / last, (accuracy - before)
-                                                              / (e->mean - before));
-        before = e->mean;
-        last = c->budgets[b];
+        if (e->seeds && e->mean >= accuracy) return c->budgets[b];
     }
-    return INFINITY;
+    return 0;
 }
 
-/* "Pretraining is worth N labels", by what the best pretrained method reaches with about 100. */
+/* "Pretraining is worth N labels": so many more are needed from scratch for what the best
+ * pretrained method reaches with about 100. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1, pretrained = 0;
+    int near = 0, scratch = -1, best = -1;
     for (int b = 0; b < c->budget_count; b++)
         if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
+    const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++) {
-        pretrained += is_pretrained(&c->methods[m]);
-        if (c->methods[m].family == TUNED && !is_pretrained(&c->methods[m])) scratch = m;
+        if (c->methods[m].classical || !e[m].seeds) continue;
+        if (c->methods[m].set.kind == SCRATCH) scratch = m;
+        else if (best < 0 || e[m].mean > e[best].mean) best = m;
     }
-    const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0 || !estimate_at(c, near, scratch)->seeds) return;
+    if (best < 0 || scratch < 0) return;
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
-    const double accuracy = estimate_at(c, near, best)->mean;
-    const double needed = labels_needed(c, scratch, accuracy);
-    printf("%s reaches %.3f with %d labels%s. Training from scratch ", c->methods[best].name,
-           accuracy, few, pretrained < 2 ? "" : " (as the best of several, so a little flattered)");
-    if (needed <= few)
-        printf("needs no more: here pretraining is worth nothing.\n");
-    else if (isfinite(needed))
-        printf("needs about %.0f: pretraining is worth some %.0f labels.\n", needed, needed - few);
-    else if (most > few)
-        printf("does not reach that with %d: pretraining is worth more than %d labels.\n", most,
-               most - few);
-    else
-        printf("reaches %.3f; larger --labels would tell how many it needs.\n",
-               estimate_at(c, near, scratch)->mean);
-    if (!(p_value(c, near, best, scratch) < SIGNIFICANT))
-        printf("But with %d labels the two do not differ significantly, so this is a guess.\n",
-               few);
+    const int needed = labels_needed(c, scratch, e[best].mean);
+    const bool better = (!needed || needed > few) && p_value(c, near, best, scratch) < SIGNIFICANT;
+    printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
+           !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
+                   : brief("more than %d labels", most - few),
+           few, c->methods[best].name, e[best].mean, e[scratch].mean);
 }
 
-/* What to use with the largest budget: the best method, or a clearly quicker one that is within its
- * interval and not worse even by a test without correction. None, if the commonest label might be
- * as good as any. */
+/* What to use with the largest budget: the quickest of the methods that are not worse than the best
+ * even by a test without correction. */
 static void print_choice(const struct Compare *c)
 {
-    const int b = c->budget_count - 1, best = best_method(c, b, false);
-    int choice = best;
-    if (best < 0) return;
-    double limit = 0.7 * mean_seconds(estimate_at(c, b, best));
-    for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, b, m);
-        if (c->methods[m].family == MAJORITY && (m == best || e->holm >= SIGNIFICANT)) {
-            printf("With %d labels no method is significantly better than the commonest label: "
-                   "give more labels or more test texts.\n", c->budgets[b]);
-            return;
-        }
-        if (e->p >= SIGNIFICANT && e->mean >= estimate_at(c, b, best)->low
-            && mean_seconds(e) < limit) {
-            choice = m;
-            limit = mean_seconds(e);
-        }
-    }
-    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
-           choice == best ? "" : ", the quickest of those that are not significantly worse");
+    const int b = c->budget_count - 1;
+    const struct Estimate *e = estimate_at(c, b, 0);
+    int choice = best_method(c, b);
+    if (choice < 0) return;
+    for (int m = 0; m < c->method_count; m++)
+        if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;
+    printf("For these data, with %d labels: %s, the quickest that is not significantly worse than "
+           "the best.\n", c->budgets[b], c->methods[choice].name);
 }
 
-/* What the figures cannot tell. */
-static void print_limits(const struct Compare *c)
-{
-    int fewest = c->seeds;
-    for (int i = 0; i < c->budget_count * c->method_count; i++)
-        if (c->estimates[i].seeds) fewest = min_int(fewest, c->estimates[i].seeds);
-    if (c->budgets[c->budget_count - 1] == c->learn_count && fewest > 1)
-        printf("With all %d labels every seed learns from the same texts: what other texts would "
-               "change is not in that interval.\n", c->learn_count);
-    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
-                           fewest == 1 ? "" : "s");
-}
-
-/* Sentences that a person can use. */
+/* What the figures mean and what they cannot tell, then sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
-    int others = 0;
-    for (int i = 0; i < c->test_count; i++) others += c->truth[i] != c->truth[0];
-    if (!others) {
-        printf("\nAll test texts are of the class %s, so this table tells nothing of the others: "
-               "there is no verdict. Give another --test.\n", c->names[c->truth[0]]);
-        return;
-    }
+    bool one_class = true;
+    for (int i = 0; i < c->test_count; i++) one_class &= c->truth[i] == c->truth[0];
+    const struct { bool holds; const char *sentence; } notes[] = {
+        {c->method_count > 1, "*: the best of a column, or not significantly worse: p >= 0.05, by "
+                              "paired differences and with Holm's correction."},
+        {c->method_count > 1, "The best of several is a little flattered: chance chose it, too."},
+        {c->test_count < FEW_TEXTS, "These are few test texts: only large differences are seen."},
+        {c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count,
+         "With all labels every seed has the same texts: their choice is not in the interval."},
+        {one_class, "All test texts are of one class: there is no verdict. Give another --test."},
+    };
     printf("\n");
-    if (c->method_count > 1)
-        printf("Significant: p < %g by paired differences, with Holm's correction for all that are "
-               "compared with the best.\n", SIGNIFICANT);
-    for (int b = 0; b < c->budget_count; b++) print_best(c, b);
+    for (int i = 0; i < COUNT(notes); i++) if (notes[i].holds) printf("%s\n", notes[i].sentence);
+    if (one_class) return;
     print_worth(c);
     print_choice(c);
-    print_limits(c);
 }
 
 /* --- The whole comparison --- */
@@ -3774,131 +3326,56 @@ static void print_verdict(const struct Compare *c)
  * some. */
 static void list_cells(struct Compare *c)
 {
-    const size_t row = (size_t)c->budget_count * c->method_count;
-    c->estimates = allocate_zeroed(row * sizeof *c->estimates);
-    c->cells = allocate_zeroed(c->seeds * row * sizeof *c->cells);
-    for (int seed = 1; seed <= c->seeds; seed++)
-        for (int b = 0; b < c->budget_count; b++)
-            for (int m = 0; m < c->method_count; m++)
-                *cell_at(c, seed, b, m) = (struct Cell){m, b, seed, false};
-    c->cell_count = (int)(c->seeds * row);
+    const int M = c->method_count, B = c->budget_count;
+    c->cell_count = c->seeds * B * M;
+    c->cells = allocate_zeroed(c->cell_count * sizeof *c->cells);
+    for (int i = 0; i < c->cell_count; i++)
+        c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
 }
 
-/* Seconds that a training will take: as its other seeds, else as the same method with fewer labels;
- * NAN if that method has not run yet. */
-static double expected_seconds(const struct Compare *c, const struct Cell *cell)
-{
-    for (int b = cell->budget; b >= 0; b--) {
-        const struct Estimate *e = estimate_at(c, b, cell->method);
-        if (e->seeds) return mean_seconds(e);
-    }
-    return NAN;
-}
-
-/* A line about a cell that is done. The time left is known when every method has run. */
-static void show_cell(const struct Compare *c, const struct Cell *cell)
-{
-    double rest = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (!x->done) rest += expected_seconds(c, x);
-    if (c->time_limit) rest = fmin(rest, c->time_limit - (seconds() - c->start));
-    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s%s%s",
-             (int)(cell - c->cells) + 1, c->cell_count, c->methods[cell->method].name,
-             c->budgets[cell->budget], cell->seed, cell->accuracy, cell->seconds,
-             isnan(rest) ? "" : "  left: ", isnan(rest) ? "" : duration(rest));
-}
-
-/* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
- * how many are left. */
+/* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
+ * leaves less time than the method took before. Returns how many are left. */
 static int run_cells(struct Compare *c)
 {
+    struct Timer timer = start_timer();
+    bool over = false;
     int left = 0;
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
-        if (cell->done) continue;
-        left++;
-        const double end = seconds() - c->start + fmax(0, expected_seconds(c, cell));
-        if (stop_signal || (c->time_limit && end > c->time_limit)) continue;
-        run_cell(cell, c);
-        if (!cell->done) continue;
-        left--;
-        save_cell(c, cell);
-        show_cell(c, cell);
+        const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
+        if (cell->right) continue;
+        over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
+        if (!over) {
+            show_work(&timer, brief("%s, %d labels, seed %d", c->methods[cell->method].name,
+                                    c->budgets[cell->budget], cell->seed), i, c->cell_count,
+                      "trainings");
+            run_cell(cell, c);
+        }
+        if (cell->right) save_cell(c, cell); else left++;
     }
-    if (live()) fprintf(stderr, "\r\033[K");
     return left;
 }
 
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
-    struct Metadata meta;
-    load_base(&c->task, &c->base, &meta);
-    const int L = c->base.config.layers;
-    if (!c->methods_text) {
-        c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
-                                  min_int(2, L));
-        parse_methods(c);
-    }
-    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
-        if (m->set.kind == LAST && m->set.last > L)
-            die_usage("--methods %s: the model has %s. Choose no more.", m->name,
-                      counted(L, "block"));
+    load_base(&c->task, &c->base);
+    parse_methods(c);
     load_texts(c);
-    choose_test(c);
-    fit_budgets(c);
+    parse_budgets(c);
     list_cells(c);
     open_comparison(c);
     stop_between_steps();
-    const int left = run_cells(c);
-    if (stop_signal && left) {
+    const int left = run_cells(c), done = c->cell_count - left;
+    if (left) {
         commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", c->cell_count - left, c->cell_count),
-                      c->task.set.out);
-        return stopped_status();
-    }
-    if (left)
-        warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
-             "them.", left, c->cell_count);
+        advise_resume("compare", brief("%d of %d trainings", done, c->cell_count), c->task.set.out);
+        if (stop_signal) return stopped_status();
+    } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
     compute_estimates(c);
     print_table(c);
-    if (left < c->cell_count) print_verdict(c);
+    if (done) print_verdict(c);
     return 0;
-}
-
-/* Warns of options that were given and change nothing for these methods. */
-static void warn_of_idle_comparison(const struct Option *options, const struct Compare *c)
-{
-    static const char *const names[] = {"epochs", "steps", "batch", "val-part", "max-tokens",
-                                        "truncate"};
-    bool tuned = false, steps = false;
-    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
-        tuned |= m->family == TUNED;
-        steps |= m->family == TUNED && m->set.kind != PROBE;
-    }
-    for (int i = 0; i < COUNT(names); i++)
-        if (i < 3 ? !steps : !tuned)
-            warn_unused(options, names[i], i < 3 ? "on --methods that take no gradient steps"
-                                                 : "on --methods that fine-tune nothing");
-}
-
-/* Locks --out, and with --resume takes the settings of the comparison there. Otherwise dies if one
- * is there, unless it is to be replaced. */
-static void take_directory(struct Compare *c, struct Option *options)
-{
-    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
-    const struct Settings *s = &c->task.set;
-    char *state = state_path(s);
-    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(s->out);
-    if (s->resume && file_exists(state)) {
-        load_metadata(state, &c->old);
-        resume_options(options, &c->old, "compare", s->out);
-    } else if (!s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
-    if (!s->model || !s->train)
-        die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
-    free(state);
 }
 
 /* The options of `compare`. */
@@ -3911,6 +3388,7 @@ static const char compare_usage[] =
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
+                        .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
@@ -3919,21 +3397,18 @@ static int command_compare(int argc, char **argv)
          &c.test, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
          .effect = DEFINES, .idle = "with test"},
-        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
-         &c.test_examples, 0, 1e9, .effect = DEFINES},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
         {"labels", "how many to learn from, rising; all, or more than there are: all of them", TEXT,
          &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
-        {"methods", "without: majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10", TEXT,
-         &c.methods_text, .effect = EXTENDS},
+        {"methods", "separated by commas; with options as in the last one", TEXT, &c.methods_text,
+         .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
+        COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -3941,16 +3416,10 @@ static int command_compare(int argc, char **argv)
         {0}
     };
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
-    take_directory(&c, options);
-    check_settings(s);
+    c.task.options = options;
+    open_run(&c.task, "compare");
     warn_idle(options);
     describe_options(&c.state, options, "compare");
-    if (c.methods_text) {
-        parse_methods(&c);
-        warn_of_idle_comparison(options, &c);
-    }
-    parse_budgets(&c);
-    if (c.test) refuse_same_file(s->train, c.test);
     begin_training();
     set_threads(s->threads);
     set_precision(s->precision);
@@ -3989,8 +3458,9 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     free(mean);
 }
 
-/* The accuracy of a probe after each block, on the test texts. Which block knows most about the
- * labels tells how many to tune: those above it have specialised in predicting the next token. */
+/* The accuracy of a probe after each block, on the test texts, which follow train_texts others. The
+ * block that knows most about the labels tells how many to tune: those above it have specialised
+ * in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
     const int L = t->model.config.layers, C = t->model.config.channels;
@@ -4026,46 +3496,31 @@ static int command_layers(int argc, char **argv)
     struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
     struct Settings *s = &t.set;
     struct Model base;
-    struct Metadata meta;
+    int classes;
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
         tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "text-column"), tune_option(s, "label-column"),
-        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
-        tune_option(s, "seed"),
-        THREADS_OPTION(&s->threads),
-        {0}
-    };
+        COLUMN_OPTIONS(s->columns), tune_option(s, "seed"), THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
-    refuse_same_file(s->train, test_path);
+    if (same_file(s->train, test_path))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  test_path);
     set_threads(s->threads);
     s->kind = PROBE;
-    load_base(&t, &base, &meta);
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    int classes;
-    char **names = load_data(&t, window, &classes);
+    load_base(&t, &base);
+    char **names = load_data(&t, &classes);
     const int train_texts = t.data.count;
     const struct Examples test = read_examples(test_path, s->columns);
-    add_examples(&t.data, t.tokenizer, &test, names, classes, window);
+    add_examples(&t.data, t.tokenizer, &test, names, classes, t.window);
     start_model(&t, &base, names, classes);
     prepare(&t);
     probe_levels(&t, train_texts);
     return 0;
-}
-
-/* A token's bytes, those that are no text as \xNN. The caller frees them. */
-static char *shown_token(const struct Tokenizer *t, int token)
-{
-    int n;
-    struct Buffer b = {0};
-    const uint8_t *bytes = bytes_of_token(t, token, &n);
-    append_readable(&b, bytes, n);
-    return b.data;
 }
 
 /* p (n, K): the probabilities after each of the n tokens of a text. */
@@ -4082,11 +3537,12 @@ static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d
 }
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
- * moved it most is named; on a terminal the text is coloured, red for less, green for more. */
+ * moved it most is named. */
 static void explain_text(struct Classifier *c, struct Bytes text)
 {
     const int K = c->model.config.labels;
     struct Dataset d = {0};
+    struct Buffer token = {0}, most = {0};
     add_text(&d, c->tokenizer, text, -1, c->window);
     const int n = length_of(&d, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
@@ -4094,44 +3550,38 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     const char *label = c->model.config.label_names[best];
     double before = p[best], largest = 0;
-    int most = 0;
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
-        const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
-        char *token = shown_token(c->tokenizer, d.tokens[i]);
-        if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s", now, change, token);
-        printf(isatty(1) ? "\033[0m\n" : "\n");
-        free(token);
-        if (fabs(change) > fabs(largest)) { most = i; largest = change; }
+        int size;
+        const uint8_t *bytes = bytes_of_token(c->tokenizer, d.tokens[i], &size);
+        token.size = 0;
+        append_readable(&token, bytes, size);
+        printf("%.4f  %+.4f  %s\n", now, change, token.data);
         before = now;
+        if (fabs(change) <= fabs(largest)) continue;
+        largest = change;
+        most.size = 0;
+        append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
     }
-    if (most) {
-        char *token = shown_token(c->tokenizer, d.tokens[most]);
-        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label, token,
-               most + 1, largest);
-        free(token);
-    }
+    if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
+    free(token.data);
+    free(most.data);
     free(p);
 }
 
 static int command_explain(int argc, char **argv)
 {
-    const char *dir = NULL;
-    int threads = 0;
-    struct Classifier c = {0};
+    struct Classifier c = {.set = DEFAULT_SETTINGS};
     struct Option options[] = {
-        {"model", "directory of the classifier", TEXT, &dir, .required = true},
-        THREADS_OPTION(&threads),
-        {0}
-    };
+        {"model", "directory of the classifier", TEXT, &c.set.model, .required = true},
+        THREADS_OPTION(&c.set.threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
-    set_threads(threads);
-    load_classifier(&c, dir);
+    set_threads(c.set.threads);
+    load_classifier(&c, c.set.model);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
         explain_text(&c, (struct Bytes){argv[i], strlen(argv[i])});

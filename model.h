@@ -4077,7 +4077,9 @@ static bool condition_holds(const struct Option *table, const char *condition)
 {
     char word[8], name[32], value[32] = "";
     sscanf(condition, "%7s %31[^ |] %31[^|]", word, name, value);
-    char *is = option_text(find_option(table, name));
+    const struct Option *row = find_option(table, name);
+    if (!row) return false;                 /* of a row that several tables share */
+    char *is = option_text(row);
     const bool on = is && strcmp(is, "0"), holds = *value ? is && !strcmp(is, value) : on;
     free(is);
     return holds == !strcmp(word, "with");

@@ -102,21 +102,20 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 2 of 7 texts to train on repeat others, 1 with another label" "repeated texts"
-says "3 of 4 validation texts are trained on, too, 1 with another label" "texts in train and val"
+says "twice: 4 of 7 texts are repeated or in validation, 2 with another label" "repeated texts"
 train twice --val "$dir/twice.val" --dedupe
-says "--dedupe: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
-says "data: 3 texts to train on, 4 for validation" "--dedupe"
+says "left out: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
+says "3 texts to train on, 4 for validation" "--dedupe"
 silent "finetune_cls: $dir/twice" "nothing is repeated then"
 awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t" i % 2 }' \
     >"$dir/doubled"
 train doubled --val-part 0.5
 succeeds "the part set aside shares texts with train" \
-    grep -qE "[1-9][0-9]* of 30 validation texts are trained on, too, 0 with" "$dir/said"
+    grep -q "doubled: 30 of 60 texts are repeated or in validation, 0 with" "$dir/said"
 train doubled --val-part 0.5 --dedupe
-silent "trained on, too" "not after --dedupe"
+silent "repeated or in validation, " "not after --dedupe"
 train plain.tsv --val "$dir/plain.tsv"
-says "--val $dir/plain.tsv: is the same file as --train" "the same file twice"
+says "plain.tsv: 4 of 4 texts are repeated or in validation, 0 with" "the same file twice"
 cp "$dir/plain.tsv" "$dir/copy.tsv"
 fails 1 "plain.tsv: every text is in validation, too" ./finetune_cls train --model "$dir/base" \
     --train "$dir/plain.tsv" --val "$dir/copy.tsv" --out "$dir/none" --dedupe

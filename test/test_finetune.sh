@@ -61,10 +61,8 @@ for tune in probe last:1 full scratch; do
 done
 succeeds "full: epochs and updates in plain words" \
     grep -q '^[0-9]* updates, [0-9]* to an epoch  batch 32' "$dir/full1.log"
-succeeds "probe: only the head is trained" grep -q "tune probe: 64 of " "$dir/probe1.log"
 succeeds "probe: seconds that it can have taken" awk -v most=$(($(date +%s) - began + 1)) \
     '/texts\/s/ { n++; bad += $(NF - 1) > most } END { exit bad || !n }' "$dir/probe1.log"
-succeeds "full: all are trained" grep -qE "tune full: ([0-9]+) of \1 parameters" "$dir/full1.log"
 succeeds "the tokenizer is beside the classifier" \
     cmp -s "$dir/base/merges.txt" "$dir/full1/merges.txt"
 succeeds "names, options and scores are in the model" eval '
@@ -112,7 +110,7 @@ succeeds "its header" [ "$(head -n 1 "$dir/rows.tsv" | tr "\t" "|")" = \
     "number|label|predicted|probability|p_negative|p_positive|text" ]
 succeeds "its rows: tabs and line ends are spaces, an empty text is empty" [ \
     "$(tail -n +2 "$dir/rows.tsv" | cut -f 1,2,7- | tr "\t" "|" | tr "\n" "+")" = \
-    "1|positive|the film was good+2|negative|\"a tab here, a line end+3|positive|+" ]
+    "1|positive|the film was good+2|negative|\"\"\"a tab here, a line end\"+3|positive|+" ]
 eval_full --data "$dir/test.tsv" --predictions "$dir/rows.tsv" >"$dir/rows.eval" 2>/dev/null
 succeeds "its rows give accuracy and loss" [ "$(tail -n +2 "$dir/rows.tsv" | awk -F "\t" '
     { right += $2 == $3; loss -= log($2 == "positive" ? $6 : $5); sum += $4 == ($5 > $6 ? $5 : $6) }
@@ -121,7 +119,7 @@ succeeds "its rows give accuracy and loss" [ "$(tail -n +2 "$dir/rows.tsv" | awk
 fails 1 "rows.tsv: cannot be written" \
     eval_full --data "$dir/test.tsv" --predictions "$dir/none/rows.tsv"
 cp "$dir/odd.json" "$dir/same"
-fails 2 "same: is the file of --data" \
+fails 2 "same: holds no predictions, so it is not replaced" \
     eval_full --data "$dir/same" --predictions "$dir/./same"
 succeeds "which is as it was" cmp "$dir/odd.json" "$dir/same"
 before=$(cksum <"$dir/full1/model.safetensors")
@@ -270,7 +268,7 @@ fails 2 "--val-part 0.2: the run in $dir/halfway has 0.1." \
 fails 2 "--model: must be given" ./finetune_cls train --resume --out "$dir/nothing"
 fails 2 "--seed 4: the run in $dir/anew has 3." \
     train --tune probe --dedupe --resume --out "$dir/anew" --seed 4
-fails 1 "other/model.safetensors: is not from a training that can be resumed" eval '
+fails 2 "--dedupe 1: the run in $dir/other has none. Leave it out" eval '
     cp -r "$dir/base" "$dir/other" && rm "$dir/other/state.safetensors" &&
         train --dedupe --resume --out "$dir/other"'
 alone=yes
@@ -309,9 +307,8 @@ train --train "$dir/thousand.tsv" --tune last:1 --steps 10 --out "$dir/thousand"
 ./finetune_cls eval --model "$dir/thousand" --data "$dir/thousand.tsv" \
     --predictions "$dir/thousand.rows" >"$dir/thousand.eval" 2>"$dir/thousand.said"
 succeeds "1,000 classes: train and eval" grep -q "^examples 3000" "$dir/thousand.eval"
-succeeds "1,000 classes: a row for each, no matrix" eval '
-    [ "$(wc -l <"$dir/thousand.eval")" -eq 1009 ] &&
-        grep -q "1000 classes: too many for a confusion matrix" "$dir/thousand.said"'
+succeeds "1,000 classes: a row for each, no matrix" \
+    [ "$(wc -l <"$dir/thousand.eval")" -eq 1009 ]
 succeeds "1,000 classes: the rows of --predictions have 1,005 columns" [ \
     "$(awk -F "\t" '{ print NF }' "$dir/thousand.rows" | uniq -c | tr -s ' ')" = " 3001 1005" ]
 answer=$(./finetune_cls predict --model "$dir/thousand" "the plot was number 7")
@@ -333,40 +330,42 @@ if has_terminal; then
     done
 fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-hopeless="--train $dir/hopeless.tsv --lr 1e-9 --steps 1"
-said "nothing was learnt. Try another --lr, more --steps or more labels" $hopeless --tune full
-said "nothing was learnt. Try more blocks, a higher --lr, more --steps or" $hopeless --tune last:1
-said "nothing was learnt. Try --tune full, which starts from what" $hopeless --tune scratch
-said "nothing was learnt. Try --tune last:1 or full or more labels" \
-    --train "$dir/hopeless.tsv" --tune probe
-awk 'NR == 1 || $1 == "positive" || NR % 12 == 0' "$dir/train.tsv" >"$dir/rare.tsv"
-said "of the training texts have the label \"positive\". --class-weights auto makes rare" \
-    --train "$dir/rare.tsv" --tune probe
-succeeds "not with --class-weights auto, nor of labels in balance" eval '
-    ! { train --train "$dir/rare.tsv" --tune probe --class-weights auto --overwrite \
-        --out "$dir/said" && train --tune probe --overwrite --out "$dir/said"; } 2>&1 |
-        grep -q "of the training texts have"'
+said "texts cannot tell what was learnt. eval on others." --train "$dir/hopeless.tsv" --tune probe
+awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
+    "$dir/train.tsv" >"$dir/rare.tsv"
+awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
+said "): nothing was learnt. Try another --tune, another --lr or more labels" \
+    --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
+succeeds "neither is said if something was learnt" eval '
+    ! train --tune probe --val "$dir/test.tsv" --overwrite --out "$dir/said" 2>&1 |
+        grep -qE "cannot tell|nothing was"'
 awk 'NR == 1 || $1 == "positive"' "$dir/test.tsv" >"$dir/one.tsv"
-said "all validation texts have the same label" --tune probe --val "$dir/one.tsv"
+said "texts have the same label: one class cannot tell" --tune probe --val "$dir/one.tsv"
+eval_full --data "$dir/one.tsv" >"$dir/one.eval" 2>"$dir/one.said"
+succeeds "eval of one class: no score of two, and it is said why" eval '
+    grep -q "^majority 1.000000" "$dir/one.eval" && ! grep -qE "^(auc|mcc|average)" "$dir/one.eval" &&
+        grep -q "one class cannot tell" "$dir/one.said"'
+printf 'text\tlabel\n"He said ""good""."\tpositive\n" a tab\there"\tnegative\n' >"$dir/quotes.tsv"
+eval_full --data "$dir/quotes.tsv" --predictions "$dir/quotes.rows" >/dev/null 2>&1
+succeeds "quotes in --predictions are RFC 4180's" eval '
+    grep -qF "$(printf "\t\"He said \"\"good\"\".\"")" "$dir/quotes.rows" &&
+        grep -q "$(printf "\t a tab here$")" "$dir/quotes.rows" &&
+        eval_full --data "$dir/quotes.rows" --text-column text --label-column label 2>&1 |
+            grep -q "^examples 2"'
 printf 'text\tlabel\n\tpositive\n\tnegative\nfine\tpositive\n\tnegative\nbad\tnegative\n' \
     >"$dir/empty.tsv"
 said "empty.tsv: 3 of 5 texts are empty" --train "$dir/empty.tsv" --tune full --steps 2
 succeeds "empty texts: eval" eval '
     eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
-said "--l2sp: with --tune scratch it pulls random weights" --tune scratch --l2sp 1 --steps 1
 
-# A training that diverges: the message names a file with the texts of the update.
+# A training that diverges.
 train --tune full --lr 10 --head-lr-ratio 1e4 --batch 300 --epochs 20 --warmup 0 \
     --out "$dir/diverged" >/dev/null 2>"$dir/stderr"
 status=$?
 succeeds "status $status, the gradient is not finite" eval '[ $status -eq 1 ] &&
-    tail -n 1 "$dir/stderr" | grep -q "^finetune_cls: step [0-9]*: the gradient is not finite. \
-.*diverged/step_[0-9]*.txt holds its texts. Start again with --overwrite and a lower --lr than 10.$"'
-succeeds "it has them all, a line each" eval '
-    tail -n +2 "$dir/train.tsv" | cut -f 2 | sed "s/^/<|endoftext|>/" | sort >"$dir/all"
-    sort "$dir/diverged"/step_*.txt | comm -13 "$dir/all" - | cmp - /dev/null &&
-    [ "$(cat "$dir/diverged"/step_*.txt | wc -l)" -eq 180 ]'
+    tail -n 1 "$dir/stderr" | grep -q "^finetune_cls: step [0-9]* of a training: the gradient is not \
+finite. Start again with a lower lr than 10.$"'
 succeeds "the advice works" eval 'train --lr 1e-3 --steps 9 --overwrite --out "$dir/diverged" \
     >/dev/null 2>&1'
 
@@ -394,8 +393,7 @@ succeeds "options in vain are warned of, others not" eval '
         grep -q -- "--val-part: .* with --val" "$dir/warnings"'
 fails 2 "--out: the value is empty" train --out ""
 fails 2 "--val: the value is empty" train --val= --out "$dir/new"
-fails 2 "--steps 3: --epochs 2 says otherwise how long to train" \
-    train --steps 3 --epochs 2 --out "$dir/new"
+said "--steps: has no effect with --epochs" --tune last:1 --steps 3 --epochs 2
 fails 2 "--steps 2147483646: out of range" train --steps 2147483646 --out "$dir/new"
 awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 3000; i++) print "n " i "\t" i % 2 }' >"$dir/many"
 fails 2 "--epochs 1000000: are more than 1000000000 updates" \
