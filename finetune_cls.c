@@ -63,7 +63,7 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
 }
 
 /* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
- * left. encode_pair does the same for two texts. */
+ * left. */
 static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
                        const char *how)
 {
@@ -71,8 +71,26 @@ static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text
     return truncate_ids(ids, *all, max, how);
 }
 
+/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
+ * longer one loses tokens until both are equally long, then both do. */
 static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how);
+                       const char *how)
+{
+    const char *tab = memchr(text.data, '\t', text.size);
+    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
+    const int a = tokenizer_encode(t, text.data, first, ids);
+    ids[a] = t->eot;
+    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    *all = a + 1 + b;
+    if (*all <= max) return *all;
+    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
+    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
+              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
+    truncate_ids(ids + a + 1, b, keep_b, how);
+    truncate_ids(ids, a, keep_a, how);
+    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
+    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
+}
 
 /* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
  * is <|endoftext|> alone. */
@@ -233,11 +251,13 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
  * NULL, or "auto", is not said: then the training's file or else the file itself decides, see
  * section 7. */
 enum { TEXTS, LABELS, PAIRS, COLUMNS };
+enum { JSONL, FASTTEXT, TSV, CSV, LINES, FORMATS };
+#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
 struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const struct Columns *training;     /* of the classifier that is used, or NULL */
+    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -1297,20 +1317,20 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* ============================================================================================= */
 
 /* ============================================================================================= */
-/* 7. Labelled files: TSV, CSV, JSON, fastText's format                                          */
+/* 7. Labelled files                                                                             */
 /* ============================================================================================= */
 
-/* The rule for columns: a number is a position, always; a name is one of the header's, without
- * regard to capitals and to blanks around it. If nothing is said, usual names are looked for. Where
- * positions are given, the first row is a header if --header says so, or if it has a usual name at
- * one of them. What was decided for the training is kept with the classifier, and holds for its
- * other files: one that does not look like it is refused. */
+/* The rule for columns: a number is a position, always; a name is one of the header's, or that of a
+ * JSON member, without regard to capitals. If neither is said, usual names are looked for. The first
+ * row is a header if a column goes by name, or has a usual name at its position; --header may say
+ * otherwise. Format, header and what was said of columns hold for other files of the classifier,
+ * too: one that does not look like it is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
 struct Example { struct Bytes text, label; int line; };
 
-/* columns: what was decided, to be kept. */
+/* columns: as they were said, with the format and the header that were found. */
 struct Examples { const char *path; struct Example *items; int count; struct Columns columns; };
 
 /* The preferred names first. */
@@ -1320,38 +1340,49 @@ static const char *const usual_names[COLUMNS] = {
     ""};                        /* a pair's second text has a column only by option */
 static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
-enum { TSV, CSV, JSONL, FASTTEXT, LINES, FORMATS };
-static const char *const format_names[FORMATS] = {"tsv", "csv", "jsonl", "fasttext", "lines"};
-#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
+/* Records of a file that cannot be used: how many, and the first three in words. line: of the
+ * record that is looked at. */
+struct Faults { const char *path; int line, count; struct Buffer first; };
 
 /* A file being read, record by record. */
 struct Reader {
-    const char *path, *at, *end;
-    int line, begun;            /* of `at`, from 1; of the record */
+    const char *at, *end, *counted;     /* a NUL follows the end; where the line was counted */
+    struct Columns columns;
+    const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
-    bool like_training;         /* columns that are not said are those of the training */
-    char separator;             /* TSV, CSV: between columns; '\n': there is one column */
-    struct Columns wanted, decided;
-    int columns, column[COLUMNS];   /* of the first row; where TEXTS, LABELS, PAIRS are, or -1 */
-    struct Bytes header;        /* the line with the names, without its end; size 0: none */
-    struct Bytes *fields;       /* (count): of the record */
-    int count;
-    int empty, repeated, bad, long_fields;      /* records left out; fields of many lines */
-    struct Buffer problems;     /* the first three of the bad records */
+    char separator;                     /* of columns; '\n': there is only one */
+    struct Bytes header, *fields;       /* the first line, if it has names; (count): of the record */
+    int count, capacity, width;         /* width: columns of the first row */
+    int place[COLUMNS];                 /* of the columns among the fields, or -1 */
+    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    struct Faults faults;
 };
 
-/* --- The format --- */
-
-/* Moves on to `to`, and counts the lines. */
-static void advance(struct Reader *r, const char *to)
+/* Counts a record that cannot be used, and returns false. */
+__attribute__((format(printf, 2, 3)))
+static bool bad(struct Faults *f, const char *format, ...)
 {
-    for (; r->at < to; r->at++) r->line += *r->at == '\n';
+    va_list arguments;
+    if (f->count++ >= 3) return false;
+    append(&f->first, "%sline %d: ", f->count > 1 ? "; " : "", f->line);
+    va_start(arguments, format);
+    append_arguments(&f->first, format, arguments);
+    va_end(arguments);
+    return false;
 }
 
-/* Whether the first bytes are those of `mark`. */
-static bool begins_with(struct Bytes s, const char *mark)
+static void refuse_faults(const struct Faults *f, const char *advice)
 {
-    return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
+    if (f->count)
+        die("%s: %s cannot be used: %s%s. %s", f->path, counted(f->count, "record"), f->first.data,
+            f->count > 3 ? "; ..." : "", advice);
+}
+
+/* --- Lines and fields --- */
+
+static bool equal(struct Bytes a, struct Bytes b)
+{
+    return a.size == b.size && !memcmp(a.data, b.data, a.size);
 }
 
 /* The line at *at, without its end. Moves *at to the next line. */
@@ -1372,88 +1403,22 @@ static struct Bytes trimmed(struct Bytes s)
     return s;
 }
 
-/* Skips lines that hold blanks at most. */
-static void skip_blank_lines(struct Reader *r)
+/* Moves to a record: skips byte order marks, which are also left inside files that were put together,
+ * and lines that hold blanks at most, unless they keep their place. Then counts the lines. */
+static void skip_to_record(struct Reader *r, bool keep_blank)
 {
-    for (const char *next = r->at; r->at < r->end; advance(r, next))
-        if (trimmed(take_line(&next, r->end)).size) return;
-}
-
-/* The bytes before the first blank or tab. */
-static size_t word_length(struct Bytes s)
-{
-    size_t n = 0;
-    while (n < s.size && s.data[n] != ' ' && s.data[n] != '\t') n++;
-    return n;
-}
-
-/* The first of the candidates that the first record holds outside of quotes; '\n': none. */
-static char find_separator(const struct Reader *r, const char *candidates)
-{
-    const char *best = NULL;
-    bool quoted = false;
-    for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
-        const char *found = *s ? strchr(candidates, *s) : NULL;
-        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
-        else if (found && !quoted && (!best || found < best)) best = found;
+    for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
+        if (keep_blank || trimmed(take_line(&next, r->end)).size) break;
     }
-    return best ? *best : '\n';
+    for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
 }
-
-/* FORMATS: none, or "auto". */
-static int format_number(const char *name)
-{
-    int number = 0;
-    while (number < FORMATS && (!name || strcmp(name, format_names[number]))) number++;
-    return number;
-}
-
-/* Sets format and separator. An object, or an array of objects, means JSON; __label__ and a blank
- * fastText's format; anything else is a table. --format may say otherwise. Of a classifier, tables
- * have the columns of its training, and texts without its separator are lines. */
-static void choose_format(struct Reader *r)
-{
-    static const char *const separators[] = {[TSV] = "\t", [CSV] = ";|,"};
-    struct Columns *w = &r->wanted;
-    const struct Columns *kept = w->format ? NULL : w->training;
-    struct JsonReader j = {r->at, r->end, r->at, r->path, 0};
-    const char *next = r->at;
-    const struct Bytes line = take_line(&next, r->end);
-    const bool label = begins_with(line, "__label__") && !memchr(line.data, ',', word_length(line));
-    const int said = format_number(kept ? kept->format : w->format);
-    if (json_peek(&j) == '[') j.at++;
-    const int marked = json_peek(&j) == '{' ? JSONL : label ? FASTTEXT : FORMATS;
-    r->separator = said <= CSV ? find_separator(r, separators[said]) : '\n';
-    const bool lines = w->texts_only && r->separator == '\n';
-    if (said > CSV || (kept && r->separator == '\n')) r->separator = find_separator(r, "\t;|,");
-    r->format = said < FORMATS && !kept ? said : marked < FORMATS ? marked
-              : lines && (kept || r->separator == '\n') ? LINES
-              : r->separator == '\t' ? TSV : CSV;
-    r->like_training = kept && (said == r->format || (said <= CSV && r->format != JSONL
-                                                      && r->format != FASTTEXT));
-    if (!r->like_training) return;
-    w->header = w->header ? w->header : kept->header;
-    for (int i = 0; i < COLUMNS; i++) if (!w->names[i]) w->names[i] = kept->names[i];
-}
-
-/* --- Fields --- */
 
 static void add_field(struct Reader *r, struct Bytes field)
 {
-    if (r->count >= 8 && !(r->count & (r->count - 1)))      /* a power of two: memory is used up */
-        r->fields = resize(r->fields, 2 * r->count * sizeof *r->fields);
+    if (r->count == r->capacity)
+        r->fields = resize(r->fields, (r->capacity = 2 * r->count + 8) * sizeof field);
     r->fields[r->count++] = field;
-}
-
-/* Where quoted fields of the record at r->at must end. In TSV a quote may be mere text, so there a
- * line that has all columns is a record by itself. */
-static const char *quote_limit(const struct Reader *r)
-{
-    const char *next = r->at;
-    int columns = 1;
-    take_line(&next, r->end);
-    for (const char *s = r->at; s < next && r->format == TSV; s++) columns += *s == '\t';
-    return columns >= max_int(r->columns, 2) ? next : r->end;
 }
 
 /* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
@@ -1461,37 +1426,34 @@ static const char *quote_limit(const struct Reader *r)
  * r->at is text, as in: "Frailty" has been ... Returns false then. */
 static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit)
 {
-    enum { MANY_LINES = 20 };
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
+    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
-        const bool doubled = quote + 1 < r->end && quote[1] == '"';
-        append_bytes(&b, s, quote - s + doubled);
-        if (!doubled) break;
+        append_bytes(&b, s, quote - s + (quote[1] == '"'));
+        if (quote[1] != '"') break;
     }
-    const char *rest = quote ? quote + 1 : r->end;
-    if (rest < r->end && *rest == '\r' && (rest + 1 == r->end || rest[1] == '\n')) rest++;
-    if (!quote || (rest < r->end && *rest != r->separator && *rest != '\n')) {
-        free(b.data);
-        return false;
-    }
-    const int line = r->line;
-    advance(r, rest);
-    *field = (struct Bytes){b.data, b.size};
-    if (r->line - line >= MANY_LINES && !r->long_fields++)
+    const char *rest = quote ? quote + 1 : limit;
+    rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
+    const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
+    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
+    if (good && lines > 20 && !r->long_fields++)
         warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->path, line, r->line - line + 1);
-    return true;
+             r->faults.path, r->faults.line, lines);
+    *field = (struct Bytes){b.data, b.size};
+    if (good) r->at = rest;
+    else free(b.data);
+    return good;
 }
 
-/* The fields of a TSV or CSV record. */
-static void read_fields(struct Reader *r)
+/* The fields of the row at r->at; quoted ones end before `limit`. */
+static void split_row(struct Reader *r, const char *limit)
 {
-    const char *limit = quote_limit(r);
+    r->count = 0;
     for (bool more = true; more; ) {
-        struct Bytes field;
         const char *begin = r->at;
-        if (r->at == r->end || *r->at != '"' || !read_quoted(r, &field, limit)) {
+        struct Bytes field;
+        if (*r->at != '"' || !read_quoted(r, &field, limit)) {
             while (r->at < r->end && *r->at != r->separator && *r->at != '\n') r->at++;
             size_t n = r->at - begin;
             if (n && begin[n - 1] == '\r' && (r->at == r->end || *r->at == '\n')) n--;
@@ -1499,7 +1461,7 @@ static void read_fields(struct Reader *r)
         }
         add_field(r, field);
         more = r->at < r->end && *r->at != '\n';
-        advance(r, r->at + (r->at < r->end));
+        r->at += r->at < r->end;
     }
 }
 
@@ -1518,333 +1480,298 @@ static int find_name(const struct Reader *r, const char *names)
     }
 }
 
-/* The position, from 1, that the column is wanted at; 0 if it is wanted by name. */
+/* The position, from 1, of a column that is wanted so; 0: it goes by name. */
 static double position_of(const char *wanted)
 {
     double x;
     return wanted && parse_number(wanted, "", NULL, &x) ? x : 0;
 }
 
-static bool is_wanted(const struct Reader *r, int which)
+/* Sets the places of the columns among r->fields, which are names unless all go by position. */
+static bool find_columns(struct Reader *r)
 {
-    return which == TEXTS || (which == LABELS ? !r->wanted.texts_only
-                                              : r->wanted.names[PAIRS] != NULL);
-}
-
-/* "no column is named text (there are: a, b)": at most 60 bytes of each, some 500 in all. */
-static char *missing_column(const struct Reader *r, int which)
-{
-    const char *wanted = r->wanted.names[which];
     struct Buffer b = {0};
-    append(&b, "no column is %s %s (there are: ", position_of(wanted) ? "number" : "named",
-           wanted ? wanted : usual_names[which]);
-    for (int i = 0; i < r->count && b.size < 600; i++)
-        append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60), r->fields[i].data);
-    append(&b, "). --%s-column chooses one by its name%s", column_words[which],
-           r->format == JSONL ? "" : " in the first line, or by its number");
-    return b.data;
+    for (int which = 0; which < COLUMNS; which++) {
+        const char *names = r->wanted[which];
+        const double position = position_of(names);
+        if (!names) continue;
+        int place = position ? -1 : find_name(r, names);
+        for (int i = 0; i < r->count; i++) if (position == i + 1) place = i;
+        r->place[which] = place;
+        if (place >= 0 && (which == TEXTS || place != r->place[TEXTS])) continue;
+        for (int i = 0; i < r->count && b.size < 600; i++)
+            append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
+                   r->fields[i].data);
+        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by its "
+                   "name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
+                   names, b.data, column_words[which],
+                   r->columns.texts_only ? "; --format lines reads lines" : "");
+    }
+    return true;
 }
 
-/* Whether the fields of the first row are names. They must be if a column is wanted by name. Lines
- * are then a table, if the texts are named alone or with the labels. */
+/* Whether the fields of the first row are names. */
 static bool has_header(const struct Reader *r)
 {
-    const struct Columns *w = &r->wanted;
-    bool names = false, usual = false, all = true;
+    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    bool names = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
-        const char *wanted = w->names[which];
-        const double position = position_of(wanted);
-        if (which == TEXTS || (which == LABELS && r->count > 1))
-            all = all && !position && find_name(r, wanted ? wanted : usual_names[which]) >= 0;
-        if (!is_wanted(r, which)) continue;
+        const double position = position_of(r->wanted[which]);
+        if (!r->wanted[which]) continue;
         names |= !position;
         usual |= position && find_name(r, usual_names[which]) == position - 1;
     }
-    if (r->format == LINES) return all;
-    if (!w->header || !strcmp(w->header, "auto")) return names || usual;
-    if (!strcmp(w->header, "yes")) return true;
+    if (!said || !strcmp(said, "auto")) return names || usual;
+    if (!strcmp(said, "yes")) return true;
     if (names)
         die_usage("--header no: columns are numbered then, as --text-column 2 --label-column 1.");
-    if (usual && r->like_training)
-        die("%s:%d: is a header, but the training's file had none. Give --header yes.", r->path,
-            r->begun);
+    if (usual && !r->columns.header)
+        die("%s: has a header, but the training's file had none. Give --header yes.",
+            r->faults.path);
     return false;
 }
 
-/* Finds the columns among the names in r->fields, or by position; dies if one is missing. */
-static void find_columns(struct Reader *r)
-{
-    for (int which = 0; which < COLUMNS; which++) {
-        const char *wanted = r->wanted.names[which];
-        const double position = position_of(wanted);
-        int *column = &r->column[which];
-        if (!is_wanted(r, which)) continue;
-        if (!position) *column = find_name(r, wanted ? wanted : usual_names[which]);
-        else if (position >= 1 && position <= r->count && position == floor(position)
-                 && r->format != JSONL) *column = (int)position - 1;
-        if (*column < 0)
-            die("%s:%d: %s%s.", r->path, r->begun, missing_column(r, which),
-                r->wanted.texts_only ? "; --format lines reads lines" : "");
-        if (which != TEXTS && *column == r->column[TEXTS])
-            die("%s: text and %s are the same column. Name two.", r->path, column_words[which]);
-        r->decided.names[which] = position ? wanted
-            : text_of("%.*s", (int)r->fields[*column].size, r->fields[*column].data);
-    }
-}
+/* --- Records: each function reads the fields of one; false: it is left out --- */
 
-/* Reads the first row: the columns, and whether it is their header. */
-static void read_first_row(struct Reader *r)
-{
-    const char *begin = r->at;
-    r->begun = r->line;
-    read_fields(r);
-    r->columns = r->count;
-    const bool lines = r->format == LINES, header = has_header(r);
-    if (header && lines) r->format = r->separator == '\t' ? TSV : CSV;
-    if (r->format <= CSV) find_columns(r);
-    r->decided.header = header ? "yes" : "no";
-    if (header) { r->header = take_line(&begin, r->at); return; }
-    if (lines || !r->wanted.header)
-        progress(true, "%s: the first row (%.*s) is no header: %s", r->path,
-                 (int)fmin(strcspn(begin, "\r\n"), 80), begin,
-                 lines ? "each line is a text" : "it is data, columns are numbered");
-    r->at = begin;
-    r->line = r->begun;
-}
-
-/* --- Records: each adds its fields; false if it is left out --- */
-
-/* A record that cannot be used: counted, and the first three are described. */
-__attribute__((format(printf, 2, 3)))
-static bool bad_record(struct Reader *r, const char *format, ...)
-{
-    enum { SHOWN = 3 };
-    char text[MAX_MESSAGE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (r->bad++ < SHOWN)
-        append(&r->problems, "%sline %d: %s", r->bad > 1 ? "; " : "", r->begun, text);
-    return false;
-}
-
-/* A record of a table. One without any content keeps its place where texts alone are wanted. */
+/* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by itself.
+ * A row without any content keeps its place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
+    const char *begin = r->at, *next = begin;
     size_t content = 0;
-    read_fields(r);
+    take_line(&next, r->end);
+    split_row(r, r->separator == '\t' ? next : r->end);
+    if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
+        r->at = begin;
+        split_row(r, r->end);
+    }
     for (int i = 0; i < r->count; i++) content += trimmed(r->fields[i]).size;
-    if (!content) r->empty++;
-    if (!content || r->count == r->columns) return content || r->wanted.texts_only;
-    return bad_record(r, "%s where the first line has %d (texts with %s or line ends need quotes)",
-                      counted(r->count, "column"), r->columns, r->separator == '\t' ? "tabs"
-                      : r->separator == ';' ? "semicolons" : r->separator == '|' ? "bars"
-                      : "commas");
+    r->empty += !content;
+    if (!content) return r->columns.texts_only;
+    return !r->width || r->count == r->width
+        || bad(&r->faults, "%s where the first line has %d (a text with separators or line ends "
+               "needs quotes)", counted(r->count, "column"), r->width);
 }
 
 /* A line as a text, or in fastText's format: __label__NAME, a blank, and the text. */
 static bool read_line(struct Reader *r)
 {
     struct Bytes text = take_line(&r->at, r->end), label = {"", 0};
-    r->line++;
     if (r->format == FASTTEXT && trimmed(text).size) {
-        const size_t n = word_length(text);
-        if (!begins_with(text, "__label__")) return bad_record(r, "does not begin with __label__");
-        label = (struct Bytes){text.data + 9, n - 9};
+        if (strncmp(text.data, "__label__", 9))
+            return bad(&r->faults, "does not begin with __label__");
+        const size_t word = strcspn(text.data, " \t\r\n"), n = word + strspn(text.data + word, " \t");
+        label = (struct Bytes){text.data + 9, word - 9};
         text = (struct Bytes){text.data + n, text.size - n};
-        for (; text.size && (*text.data == ' ' || *text.data == '\t'); text.size--) text.data++;
-        if (begins_with(text, "__label__")) return bad_record(r, "the text has several labels");
+        if (!strncmp(text.data, "__label__", 9))
+            return bad(&r->faults, "the text has several labels");
     }
     add_field(r, text);
     add_field(r, label);
     return true;
 }
 
-/* The value as text: numbers and truth values may be labels, too. Integers stay as they are
- * written, since a double holds 15 digits. Size 0 and no data for anything else. */
-static struct Bytes json_as_text(const struct Json *j)
-{
-    struct Buffer b = {0};
-    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return (struct Bytes){NULL, 0};
-    append_bytes(&b, j->string, j->length);
-    if (j->kind == JSON_NUMBER && strspn(j->string, "-0123456789") < j->length) {
-        b.size = 0;
-        append(&b, "%.15g", j->number);
-    }
-    return (struct Bytes){b.data, b.size};
-}
-
-/* An object with a text and a label. The first one decides which names they have. */
+/* A JSON object. Values are taken as they are written; only wanted ones are copied. */
 static bool read_object(struct Reader *r)
 {
-    char *where = text_of("%s:%d", r->path, r->begun);
+    char *where = text_of("%s:%d", r->faults.path, r->faults.line);
     struct JsonReader reader = {r->at, r->end, r->at, where, 0};
     struct Json *object = json_value(&reader);
-    bool good = true;
-    if (object->kind != JSON_OBJECT)
-        die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
-    advance(r, reader.at);
-    for (struct Json *j = object->child; j; j = j->next)
+    r->at = reader.at;
+    for (struct Json *j = object->child; j && j->key; j = j->next)
         add_field(r, (struct Bytes){j->key, strlen(j->key)});
-    if (!r->decided.names[TEXTS]) find_columns(r);
-    struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
+    bool good = object->kind == JSON_OBJECT ? find_columns(r)
+              : bad(&r->faults, "is no JSON object");
     for (int which = 0; which < COLUMNS && good; which++) {
-        const char *name = r->decided.names[which];
-        const struct Json *value = name ? json_get(object, name) : NULL;
-        if (!name) continue;
-        if (!value) good = bad_record(r, "%s", missing_column(r, which));
-        else if (which != LABELS && value->kind != JSON_STRING)
-            good = bad_record(r, "\"%s\" is not a string", name);
-        else if (!(values[which] = json_as_text(value)).data)
-            good = bad_record(r, "\"%s\" is neither a string nor a number", name);
-    }
-    r->count = 0;
-    for (int which = 0; which < COLUMNS; which++) {
-        r->column[which] = r->decided.names[which] ? which : -1;
-        add_field(r, values[which]);
+        const struct Json *j = object->child;
+        struct Buffer b = {0};
+        for (int i = 0; i < r->place[which]; i++) j = j->next;
+        if (!r->wanted[which]) continue;
+        if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY)
+            good = bad(&r->faults, "\"%s\" is no string and no number", j->key);
+        else append_bytes(&b, j->string, j->length);
+        r->fields[r->place[which]] = (struct Bytes){b.data, b.size};
     }
     json_free(object);
     free(where);
     return good;
 }
 
-/* --- Pairs of texts --- */
+/* --- Formats --- */
 
-/* Adds the second text of a pair to e->text, after a tab. Tabs of the first become spaces. */
-static void join_pair(struct Example *e, struct Bytes second)
+/* In the order in which they are looked for. */
+static const struct { const char *name, *separators; bool (*read)(struct Reader *r); }
+formats[FORMATS] = {
+    [JSONL] = {"jsonl", "", read_object}, [FASTTEXT] = {"fasttext", "", read_line},
+    [TSV] = {"tsv", "\t", read_row}, [CSV] = {"csv", ";|,", read_row},
+    [LINES] = {"lines", "", read_line}};
+
+/* FORMATS: not said, or "auto". */
+static int format_number(const char *name)
 {
-    struct Buffer b = {0};
-    append_bytes(&b, e->text.data, e->text.size);
-    for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';
-    append_bytes(&b, "\t", 1);
-    append_bytes(&b, second.data, second.size);
-    e->text = (struct Bytes){b.data, b.size};
+    int number = 0;
+    while (number < FORMATS && (!name || strcmp(name, formats[number].name))) number++;
+    return number;
 }
 
-/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
- * longer one loses tokens until both are equally long, then both do. */
-static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
+/* The first of the format's separators that the first record holds outside of quotes; '\n': none. */
+static char find_separator(const struct Reader *r, int format)
 {
-    const char *tab = memchr(text.data, '\t', text.size);
-    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
-    const int a = tokenizer_encode(t, text.data, first, ids);
-    ids[a] = t->eot;
-    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
-    *all = a + 1 + b;
-    if (*all <= max) return *all;
-    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
-    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
-              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
-    truncate_ids(ids + a + 1, b, keep_b, how);
-    truncate_ids(ids, a, keep_a, how);
-    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
-    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
+    const char *separators = formats[format].separators, *best = NULL;
+    bool quoted = false;
+    for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
+        const char *found = *s ? strchr(separators, *s) : NULL;
+        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
+        else if (found && !quoted && (!best || found < best)) best = found;
+    }
+    return best ? *best : '\n';
 }
 
-/* --- Checks, and the whole file --- */
-
-/* Whether all bytes are UTF-8. */
-static bool valid_utf8(struct Bytes text)
+/* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
+ * name of the only column. Commas are in most texts: where texts alone are wanted, they make a table
+ * only if they made one in the training. */
+static bool looks_like(const struct Reader *r, int format)
 {
-    uint32_t c;
-    for (int length; text.size > 0; text.data += length, text.size -= length)
-        if ((length = utf8_decode((const unsigned char *)text.data, text.size, &c)) <= 0)
-            return false;
-    return true;
+    const struct Columns *c = &r->columns;
+    const char *next = r->at, *name = c->names[TEXTS] ? c->names[TEXTS] : "text";
+    const struct Bytes line = take_line(&next, r->end);
+    if (format == JSONL) return r->at[strspn(r->at, "[ \t\r\n")] == '{';
+    if (format == FASTTEXT)
+        return !strncmp(r->at, "__label__", 9) && r->at[strcspn(r->at, ", \t\r\n")] != ',';
+    if (format == LINES) return c->texts_only;
+    if (format == CSV && c->texts_only && c->kept_format && strcmp(c->kept_format, "csv")) return false;
+    return find_separator(r, format) != '\n'
+        || (equal(line, (struct Bytes){name, strlen(name)}) && !position_of(name));
 }
 
-/* What to do with bytes that are not UTF-8; the file is named once more. */
-#define CONVERT "If the file is Windows text, convert it: iconv -f CP1252 -t UTF-8 '%s' >NEW"
-
-/* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
- * control characters, 1 to 200 bytes. */
-static bool check_label(struct Reader *r, struct Bytes label)
+/* Decides on the format: as it is said, as in the training, or the first that the file looks like. */
+static void choose_format(struct Reader *r)
 {
-    char printed[MAX_LABEL_BYTES];              /* as read_label_names will read it */
-    if (label.size == 0) return bad_record(r, "the label is empty");
-    if (label.size > MAX_LABEL_BYTES)
-        return bad_record(r, "the label has %zu bytes, more than %d; is --label-column right?",
-                          label.size, MAX_LABEL_BYTES);
-    if (!valid_utf8(label))
-        return bad_record(r, "the label is not valid UTF-8. " CONVERT, r->path);
-    memcpy(printed, label.data, label.size);
-    make_harmless(printed, label.size, "");
-    return !memcmp(printed, label.data, label.size)
-        || bad_record(r, "the label holds a control character");
+    struct Columns *c = &r->columns;
+    const int said = format_number(c->format), kept = format_number(c->kept_format);
+    int f = said < FORMATS || !looks_like(r, kept) ? said : kept;
+    for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
+    if (f == FORMATS)
+        die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
+            r->faults.path, r->faults.line);
+    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
+        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
+            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
+    r->format = f;
+    r->separator = find_separator(r, f);
+    c->format = formats[f].name;
+}
+
+/* Reads the first row of a table: the columns, and whether it is their header. */
+static void read_first_row(struct Reader *r)
+{
+    const char *begin = r->at;
+    read_row(r);
+    r->width = r->count;
+    const bool header = has_header(r);
+    if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
+    if (header) r->header = take_line(&begin, r->at);
+    else r->at = begin;
+    r->columns.header = header ? "yes" : "no";
 }
 
 /* Decides how the file is laid out and moves to the first record. */
 static void begin_reading(struct Reader *r)
 {
-    const struct Bytes all = {r->at, r->end - r->at};
-    refuse_other_kinds(r->path, (const uint8_t *)all.data, all.size < 16 ? all.size : 16);
-    if (begins_with(all, "\xEF\xBB\xBF")) r->at += 3;
-    const char *begin = r->at;
-    skip_blank_lines(r);
-    if (r->at == r->end)
-        die("%s: the file is empty. It needs a header line and labelled texts.", r->path);
-    const char *cr = memchr(r->at, '\r', r->end - r->at);
-    if (cr && cr + 1 < r->end && !memchr(r->at, '\n', r->end - r->at))
-        die("%s: its lines end with CR alone, as on old Macs. Convert it: "
-            "tr '\\r' '\\n' <'%s' >NEW", r->path, r->path);
+    const struct Columns *c = &r->columns;
+    const char *path = r->faults.path, *begin = r->at;
+    const size_t size = r->end - r->at;
+    refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
+    skip_to_record(r, false);
+    const char *first = r->at, *cr = memchr(first, '\r', r->end - first);
+    if (first == r->end)
+        die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    if (cr && cr + 1 < r->end && !memchr(first, '\n', r->end - first))
+        die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
+            ">NEW", path, path);
+    for (int i = 0; i < COLUMNS; i++)
+        r->wanted[i] = i == LABELS && c->texts_only ? NULL
+                     : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
-    const bool said_lines = r->wanted.format && !strcmp(r->wanted.format, "lines");
-    if (r->format <= CSV || (r->format == LINES && !said_lines)) read_first_row(r);
-    if (r->format == LINES) { r->at = begin; r->line = 1; }
-    for (int which = 0; which < 2 && r->format > JSONL; which++) r->column[which] = which;
-    r->decided.format = format_names[r->format];
+    if (formats[r->format].read == read_row) read_first_row(r);
+    else if (c->texts_only) { r->at = r->counted = begin; r->faults.line = 1; }
+    if (r->format == LINES || (r->at == first && r->separator != '\n'))
+        progress(true, "%s: the first row (%.*s) is no header: %s", path,
+                 (int)fmin(strcspn(first, "\r\n"), 80), first,
+                 r->format == LINES ? "each line is a text" : "it is data");
 }
 
-/* Moves to the next record; false: there is none. Blank lines keep their place where texts alone
- * are wanted. A byte order mark, or a row that repeats the header, is left from files that were
- * put together. Objects may be members of an array. */
+/* Moves to the next record; false: there is none. A row that repeats the header is left from files
+ * that were put together. Objects may be members of an array. */
 static bool next_record(struct Reader *r)
 {
     for (;;) {
-        if (!r->wanted.texts_only || r->format == JSONL) skip_blank_lines(r);
-        if (begins_with((struct Bytes){r->at, r->end - r->at}, "\xEF\xBB\xBF")) r->at += 3;
-        while (r->format == JSONL && r->at < r->end && *r->at && strchr("[,] \t\r\n", *r->at))
-            advance(r, r->at + 1);
-        if (r->at == r->end) return false;
+        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
+        skip_to_record(r, r->columns.texts_only);
         const char *next = r->at;
-        const struct Bytes line = take_line(&next, r->end), header = r->header;
-        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
-            return true;
-        if (!r->repeated++) warn("%s:%d: repeats the header, left out.", r->path, r->line);
-        advance(r, next);
+        if (r->at == r->end) return false;
+        if (!r->header.size || !equal(take_line(&next, r->end), r->header)) return true;
+        if (!r->repeated++)
+            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        r->at = next;
     }
 }
 
-/* The example of the next record; false if it cannot be used. */
+/* Whether all bytes are UTF-8. */
+static bool valid_utf8(struct Bytes text)
+{
+    uint32_t c;
+    for (int length = 1; text.size > 0 && length > 0; text.data += length, text.size -= length)
+        length = utf8_decode((const unsigned char *)text.data, text.size, &c);
+    return text.size == 0;
+}
+
+/* Labels are printed and stored as names, so their bytes are those that messages show. */
+static bool check_label(struct Faults *f, struct Bytes label)
+{
+    char shown[MAX_LABEL_BYTES];                /* as read_label_names will read it */
+    if (!label.size) return bad(f, "the label is empty");
+    if (label.size > MAX_LABEL_BYTES)
+        return bad(f, "the label has more than %d bytes; is --label-column right?", MAX_LABEL_BYTES);
+    memcpy(shown, label.data, label.size);
+    make_harmless(shown, label.size, "");
+    return !memcmp(shown, label.data, label.size)
+        || bad(f, "the label holds a control character, or is not UTF-8 (from Windows text, iconv "
+               "-f CP1252 -t UTF-8 makes it)");
+}
+
+/* The example of the next record; false if it cannot be used. Of a pair, tabs of the first text
+ * become spaces. */
 static bool read_example(struct Reader *r, struct Example *e)
 {
     struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
     r->count = 0;
-    r->begun = r->line;
-    if (!(r->format == JSONL ? read_object : r->format <= CSV ? read_row : read_line)(r))
-        return false;
+    if (!formats[r->format].read(r)) return false;
     for (int which = 0; which < COLUMNS; which++)
-        if (r->column[which] >= 0 && r->column[which] < r->count)
-            values[which] = r->fields[r->column[which]];
-    *e = (struct Example){values[TEXTS], values[LABELS], r->begun};
-    if (r->column[PAIRS] >= 0) join_pair(e, values[PAIRS]);
-    return r->wanted.texts_only || check_label(r, e->label);
+        if (r->wanted[which] && r->place[which] < r->count)
+            values[which] = r->fields[r->place[which]];
+    *e = (struct Example){values[TEXTS], values[LABELS], r->faults.line};
+    if (r->columns.names[PAIRS]) {
+        struct Buffer b = {0};
+        append_bytes(&b, e->text.data, e->text.size);
+        for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';
+        append_bytes(&b, "\t", 1);
+        append_bytes(&b, values[PAIRS].data, values[PAIRS].size);
+        e->text = (struct Bytes){b.data, b.size};
+    }
+    return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
  * used, and says what is odd. */
-static struct Examples read_examples(const char *path, struct Columns wanted)
+static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_input(path);
-    struct Reader r = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
-                       .wanted = wanted, .column = {-1, -1, -1},
-                       .fields = resize(NULL, 8 * sizeof *r.fields)};
+    struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
+                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
     int capacity = 0, invalid = 0, empty = 0;
-    begin_reading(&r);
-    while (next_record(&r)) {
+    for (begin_reading(&r); next_record(&r); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
@@ -1853,61 +1780,67 @@ static struct Examples read_examples(const char *path, struct Columns wanted)
         invalid += !valid_utf8(e->text);
         empty += e->text.size == 0;
     }
-    if (r.bad)
-        die("%s: %s cannot be used: %s%s. Correct the file.", path, counted(r.bad, "record"),
-            r.problems.data, r.bad > 3 ? "; ..." : "");
+    refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
-    if (r.empty && !wanted.texts_only)
+    if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
     if (empty)
         warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
              all.count);
     if (invalid)
-        warn("%s: %d of %d texts are not valid UTF-8. " CONVERT, path, invalid, all.count, path);
+        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
+             "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
     free(r.fields);
-    all.columns = r.decided;
+    all.columns = r.columns;
     return all;
 }
 
 /* --- Labels as classes --- */
 
-/* A text and the number of what it belongs to, to be sorted. */
-struct Numbered { struct Bytes text; int number; };
+/* What stands for a text in a hash table. With 63 bits, two of a million texts have the same key with
+ * a chance of 1 in 10 million. */
+static uint64_t text_key(struct Bytes text) { return hash_bytes((const uint8_t *)text.data, text.size) >> 1; }
 
-/* By their bytes; of two texts that begin alike, the shorter one is first. */
-static int compare_texts(const void *a, const void *b)
+static int compare_names(const void *a, const void *b)
 {
-    const struct Bytes x = ((const struct Numbered *)a)->text;
-    const struct Bytes y = ((const struct Numbered *)b)->text;
-    const int order = memcmp(x.data, y.data, x.size < y.size ? x.size : y.size);
-    return order ? order : (x.size > y.size) - (x.size < y.size);
-}
-
-/* Equal texts stay in the order of their numbers. */
-static int compare_numbered(const void *a, const void *b)
-{
-    const int x = ((const struct Numbered *)a)->number, y = ((const struct Numbered *)b)->number;
-    const int order = compare_texts(a, b);
-    return order ? order : (x > y) - (x < y);
+    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* Names that are numbers, by their values. */
 static int compare_values(const void *a, const void *b)
 {
-    const char *s = *(char *const *)a, *t = *(char *const *)b;
-    const double x = strtod(s, NULL), y = strtod(t, NULL);
-    return x != y ? (x > y) - (x < y) : strcmp(s, t);
+    const double x = strtod(*(char *const *)a, NULL), y = strtod(*(char *const *)b, NULL);
+    return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* Whether two names are equal but for blanks and upper or lower case. */
+/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
+ * combined with a mark, such as an accent, counts as one letter. */
+enum { MARKED = 0x7FFFFFFF };
+
+static int next_letter(const char **at)
+{
+    int letter = 0;
+    for (uint32_t c = 0; **at; ) {
+        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
+        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
+                                                        || (c >= 0x200B && c <= 0x200D);
+        if (letter && !mark && !blank) break;
+        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
+        *at += n;
+    }
+    return letter;
+}
+
+/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
+ * any one character beyond ASCII. */
 static bool look_alike(const char *a, const char *b)
 {
-    for (;; a++, b++) {
-        while (*a == ' ') a++;
-        while (*b == ' ') b++;
-        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
-        if (!*a) return true;
+    for (int x = 1; x; ) {
+        const int y = next_letter(&b);
+        x = next_letter(&a);
+        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
     }
+    return true;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
@@ -1915,29 +1848,29 @@ static bool look_alike(const char *a, const char *b)
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct Numbered *labels = resize(NULL, e->count * sizeof *labels);
+    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
-    for (int i = 0; i < e->count; i++) labels[i] = (struct Numbered){e->items[i].label, i};
-    qsort(labels, e->count, sizeof *labels, compare_texts);
     for (int i = 0; i < e->count; i++) {
-        if (i > 0 && !compare_texts(&labels[i], &labels[i - 1])) continue;
+        const struct Bytes label = e->items[i].label;
+        if (hash_get(&seen, text_key(label)) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        names[K++] = text_of("%.*s", (int)labels[i].text.size, labels[i].text.data);
+        hash_put(&seen, text_key(label), K);
+        names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    free(labels);
+    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
-    if (numbers) qsort(names, K, sizeof *names, compare_values);
+    qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
         for (int j = 0; j < k; j++)
             if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" differ only by blanks or case. If they mean the "
-                     "same, write them the same.", e->path, names[j], names[k]);
+                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
+                     "composed accents.", e->path, names[j], names[k]);
     *classes = K;
     return names;
 }
@@ -1951,49 +1884,23 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* The names of the classes, sorted for class_of. */
-static struct Numbered *sorted_names(char *const *names, int classes)
-{
-    struct Numbered *sorted = resize(NULL, classes * sizeof *sorted);
-    for (int k = 0; k < classes; k++)
-        sorted[k] = (struct Numbered){{names[k], strlen(names[k])}, k};
-    qsort(sorted, classes, sizeof *sorted, compare_texts);
-    return sorted;
-}
-
-/* The class of a label, -1 if it is none of the names. */
-static int class_of(struct Bytes label, const struct Numbered *sorted, int classes)
-{
-    const struct Numbered key = {label, 0};
-    const struct Numbered *found = bsearch(&key, sorted, classes, sizeof key, compare_texts);
-    return found ? found->number : -1;
-}
-/* Dies if labels are none of the names: counts them and shows the first three. A model has no
- * probability for such a label, so no score of these examples would mean anything. */
-static void refuse_unknown_labels(const struct Examples *e, const struct Numbered *sorted,
-                                  char *const *names, int classes)
-{
-    struct Buffer b = {0};
-    int unknown = 0;
-    for (const struct Example *x = e->items; x < e->items + e->count; x++)
-        if (class_of(x->label, sorted, classes) < 0 && unknown++ < 3)
-            append(&b, "%s\"%.*s\" (line %d)", b.size ? ", " : "", (int)x->label.size,
-                   x->label.data, x->line);
-    if (unknown)
-        die("%s: %d of %d labels are not known to the model: %s%s. Its labels are: %s. Correct or "
-            "remove those lines.", e->path, unknown, e->count, b.data, unknown > 3 ? ", ..." : "",
-            joined(names, classes));
-}
-
-/* Appends the texts of e as tokens, with the classes of their labels. */
+/* Appends the texts of e as tokens, with the classes of their labels. Dies if labels are none of the
+ * names: a model has no probability for them, so no score of these examples would mean anything. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
-                         char *const *names, int classes, struct Window w)
+                         char *const *names, int K, struct Window w)
 {
-    struct Numbered *sorted = sorted_names(names, classes);
-    refuse_unknown_labels(e, sorted, names, classes);
-    for (int i = 0; i < e->count; i++)
-        add_text(d, tokenizer, e->items[i].text, class_of(e->items[i].label, sorted, classes), w);
-    free(sorted);
+    struct HashTable classes = hash_table(K);
+    struct Faults faults = {.path = e->path};
+    for (int k = 0; k < K; k++)
+        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
+    for (const struct Example *x = e->items; x < e->items + e->count; x++) {
+        const int k = hash_get(&classes, text_key(x->label));
+        faults.line = x->line;
+        if (k >= 0) add_text(d, tokenizer, x->text, k, w);
+        else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
+    }
+    if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
+    hash_free(&classes);
 }
 
 /* ============================================================================================= */
@@ -2009,18 +1916,16 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
  * then those of val, in their order or in that of list (N). */
 static int *find_repeats(const struct Examples *train, const struct Examples *val, const int *list)
 {
-    const int N = train->count + val->count;
-    struct Numbered *texts = resize(NULL, N * sizeof *texts);
+    const int n = train->count, N = n + val->count;
+    struct HashTable places = hash_table(N);
     int *first = resize(NULL, N * sizeof *first);
     for (int i = 0; i < N; i++) {
-        const int k = list ? list[i] : i, n = train->count;
-        texts[i] = (struct Numbered){(k < n ? &train->items[k] : &val->items[k - n])->text, i};
+        const int k = list ? list[i] : i;
+        const uint64_t key = text_key((k < n ? &train->items[k] : &val->items[k - n])->text);
+        first[i] = hash_get(&places, key);
+        if (first[i] < 0) hash_put(&places, key, first[i] = i);
     }
-    qsort(texts, N, sizeof *texts, compare_numbered);
-    for (int i = 0; i < N; i++)
-        first[texts[i].number] = i > 0 && !compare_texts(&texts[i], &texts[i - 1])
-                               ? first[texts[i - 1].number] : texts[i].number;
-    free(texts);
+    hash_free(&places);
     return first;
 }
 
@@ -2762,7 +2667,6 @@ static int command_train(int argc, char **argv)
 /* A classifier from its directory, with the part of a text that it reads. */
 struct Classifier {
     struct Settings set;            /* model, columns, precision, threads */
-    struct Columns training;        /* how its texts were laid out */
     struct Model model;
     struct Tokenizer *tokenizer;
     struct Window window;
@@ -2779,17 +2683,18 @@ static void load_classifier(struct Classifier *c, const char *dir)
     if (!c->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
-    c->training.format = metadata_get(&meta, "data.format");
-    c->training.header = metadata_get(&meta, "data.header");
+    struct Columns *columns = &c->set.columns;
+    columns->kept_format = metadata_get(&meta, "data.format");
+    columns->kept_header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
-        c->training.names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    if (c->training.format) c->set.columns.training = &c->training;
+        if (!columns->names[i])
+            columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
     const char *truncate = metadata_get(&meta, "tune.truncate");
     const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
     c->window = (struct Window){longest && longest < context ? longest : context,
                                 truncate ? truncate
                                 : c->tokenizer->usage.keeps_tail ? "tail" : "head",
-                                c->training.names[PAIRS] || c->set.columns.names[PAIRS]};
+                                columns->names[PAIRS] != NULL};
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
