@@ -1320,11 +1320,11 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* 7. Labelled files                                                                             */
 /* ============================================================================================= */
 
-/* The rule for columns: a number is a position, always; a name is one of the header's, or that of a
- * JSON member, without regard to capitals. If neither is said, usual names are looked for. The first
- * row is a header if a column goes by name, or has a usual name at its position; --header may say
- * otherwise. Format, header and what was said of columns hold for other files of the classifier,
- * too: one that does not look like it is refused. */
+/* The rule for columns: a number is a position, always; a name is one of the header's or that of a
+ * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
+ * first row is a header if a column goes by name, or has a usual name at its position; --header may
+ * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
+ * too: one that does not look so is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1333,11 +1333,10 @@ struct Example { struct Bytes text, label; int line; };
 /* columns: as they were said, with the format and the header that were found. */
 struct Examples { const char *path; struct Example *items; int count; struct Columns columns; };
 
-/* The preferred names first. */
+/* The usual names of each column, the preferred ones first. A pair's second text has none. */
 static const char *const usual_names[COLUMNS] = {
     "text|sentence|content|review|tweet|comment|phrase|body|review_text|review_body|message",
-    "label|labels|sentiment|target|class|category|polarity",
-    ""};                        /* a pair's second text has a column only by option */
+    "label|labels|sentiment|target|class|category|polarity", ""};
 static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
 /* Records of a file that cannot be used: how many, and the first three in words. line: of the
@@ -1346,13 +1345,15 @@ struct Faults { const char *path; int line, count; struct Buffer first; };
 
 /* A file being read, record by record. */
 struct Reader {
-    const char *at, *end, *counted;     /* a NUL follows the end; where the line was counted */
+    const char *at, *end;               /* a NUL follows */
+    const char *counted;                /* the line ends before are counted in faults.line */
     struct Columns columns;
     const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
     char separator;                     /* of columns; '\n': there is only one */
-    struct Bytes header, *fields;       /* the first line, if it has names; (count): of the record */
-    int count, capacity, width;         /* width: columns of the first row */
+    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes *fields;               /* (count): of the record; width: how many the first has */
+    int count, capacity, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
     int empty, repeated, long_fields;   /* records left out; fields of many lines */
     struct Faults faults;
@@ -1380,11 +1381,6 @@ static void refuse_faults(const struct Faults *f, const char *advice)
 
 /* --- Lines and fields --- */
 
-static bool equal(struct Bytes a, struct Bytes b)
-{
-    return a.size == b.size && !memcmp(a.data, b.data, a.size);
-}
-
 /* The line at *at, without its end. Moves *at to the next line. */
 static struct Bytes take_line(const char **at, const char *end)
 {
@@ -1395,21 +1391,16 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Without blanks before and after. */
-static struct Bytes trimmed(struct Bytes s)
-{
-    for (; s.size && *s.data == ' '; s.size--) s.data++;
-    while (s.size && s.data[s.size - 1] == ' ') s.size--;
-    return s;
-}
+/* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
+static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to a record: skips byte order marks, which are also left inside files that were put together,
- * and lines that hold blanks at most, unless they keep their place. Then counts the lines. */
+/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
+ * that were put together, and blank lines unless they keep their place. */
 static void skip_to_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
-        if (keep_blank || trimmed(take_line(&next, r->end)).size) break;
+        if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
 }
@@ -1467,16 +1458,18 @@ static void split_row(struct Reader *r, const char *limit)
 
 /* --- Columns --- */
 
-/* The first of the names "a|b|c" that is a field, as the field's place; -1: none is. */
+/* The first of the names "a|b|c" that is a field, after blanks at most, as the field's place. -1:
+ * none is. */
 static int find_name(const struct Reader *r, const char *names)
 {
-    for (size_t length; ; names += length + 1) {
-        length = strcspn(names, "|");
-        for (int i = 0; i < r->count && length; i++) {
-            const struct Bytes name = trimmed(r->fields[i]);
-            if (name.size == length && !strncasecmp(name.data, names, length)) return i;
+    for (size_t n; ; names += n + 1) {
+        n = strcspn(names, "|");
+        for (int i = 0; i < r->count && n; i++) {
+            const size_t blanks = strspn(r->fields[i].data, " ");
+            if (r->fields[i].size == blanks + n
+                && !strncasecmp(r->fields[i].data + blanks, names, n)) return i;
         }
-        if (!names[length]) return -1;
+        if (!names[n]) return -1;
     }
 }
 
@@ -1502,29 +1495,27 @@ static bool find_columns(struct Reader *r)
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
-        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by its "
-                   "name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
+        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
+                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
                    names, b.data, column_words[which],
                    r->columns.texts_only ? "; --format lines reads lines" : "");
     }
     return true;
 }
 
-/* Whether the fields of the first row are names. */
+/* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
     const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
-    bool names = false, usual = false;
+    bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
-        const double position = position_of(r->wanted[which]);
         if (!r->wanted[which]) continue;
-        names |= !position;
-        usual |= position && find_name(r, usual_names[which]) == position - 1;
+        named |= !position_of(r->wanted[which]);
+        usual |= find_name(r, usual_names[which]) == r->place[which];
     }
-    if (!said || !strcmp(said, "auto")) return names || usual;
+    if (!said || !strcmp(said, "auto")) return named || usual;
     if (!strcmp(said, "yes")) return true;
-    if (names)
-        die_usage("--header no: columns are numbered then, as --text-column 2 --label-column 1.");
+    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
     if (usual && !r->columns.header)
         die("%s: has a header, but the training's file had none. Give --header yes.",
             r->faults.path);
@@ -1533,22 +1524,23 @@ static bool has_header(const struct Reader *r)
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
-/* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by itself.
- * A row without any content keeps its place where texts alone are wanted. */
+/* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
+ * itself. A row without content keeps its place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
-    size_t content = 0;
+    bool content = false;
     take_line(&next, r->end);
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
         r->at = begin;
         split_row(r, r->end);
     }
-    for (int i = 0; i < r->count; i++) content += trimmed(r->fields[i]).size;
+    for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
     r->empty += !content;
     if (!content) return r->columns.texts_only;
-    return !r->width || r->count == r->width
+    if (!r->width) r->width = r->count;
+    return r->count == r->width
         || bad(&r->faults, "%s where the first line has %d (a text with separators or line ends "
                "needs quotes)", counted(r->count, "column"), r->width);
 }
@@ -1557,14 +1549,15 @@ static bool read_row(struct Reader *r)
 static bool read_line(struct Reader *r)
 {
     struct Bytes text = take_line(&r->at, r->end), label = {"", 0};
-    if (r->format == FASTTEXT && trimmed(text).size) {
+    if (r->format == FASTTEXT && !is_blank(text)) {
+        const size_t word = strcspn(text.data, " \t\r\n");
+        const size_t n = word + strspn(text.data + word, " \t");
         if (strncmp(text.data, "__label__", 9))
             return bad(&r->faults, "does not begin with __label__");
-        const size_t word = strcspn(text.data, " \t\r\n"), n = word + strspn(text.data + word, " \t");
+        if (!strncmp(text.data + n, "__label__", 9))
+            return bad(&r->faults, "the text has several labels");
         label = (struct Bytes){text.data + 9, word - 9};
         text = (struct Bytes){text.data + n, text.size - n};
-        if (!strncmp(text.data, "__label__", 9))
-            return bad(&r->faults, "the text has several labels");
     }
     add_field(r, text);
     add_field(r, label);
@@ -1614,7 +1607,7 @@ static int format_number(const char *name)
     return number;
 }
 
-/* The first of the format's separators that the first record holds outside of quotes; '\n': none. */
+/* The first of the separators that the first record holds outside of quotes; '\n': none. */
 static char find_separator(const struct Reader *r, int format)
 {
     const char *separators = formats[format].separators, *best = NULL;
@@ -1628,23 +1621,23 @@ static char find_separator(const struct Reader *r, int format)
 }
 
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
- * name of the only column. Commas are in most texts: where texts alone are wanted, they make a table
- * only if they made one in the training. */
+ * name of the only column. Commas are in most texts: where texts alone are wanted, they make a
+ * table only if they made one in the training. */
 static bool looks_like(const struct Reader *r, int format)
 {
     const struct Columns *c = &r->columns;
-    const char *next = r->at, *name = c->names[TEXTS] ? c->names[TEXTS] : "text";
-    const struct Bytes line = take_line(&next, r->end);
+    const char *name = c->names[TEXTS] ? c->names[TEXTS] : "text", *kept = c->kept_format;
+    const size_t n = strlen(name);
     if (format == JSONL) return r->at[strspn(r->at, "[ \t\r\n")] == '{';
     if (format == FASTTEXT)
         return !strncmp(r->at, "__label__", 9) && r->at[strcspn(r->at, ", \t\r\n")] != ',';
     if (format == LINES) return c->texts_only;
-    if (format == CSV && c->texts_only && c->kept_format && strcmp(c->kept_format, "csv")) return false;
+    if (format == CSV && c->texts_only && kept && strcmp(kept, "csv")) return false;
     return find_separator(r, format) != '\n'
-        || (equal(line, (struct Bytes){name, strlen(name)}) && !position_of(name));
+        || (!strncmp(r->at, name, n) && strcspn(r->at, "\r\n") == n && !position_of(name));
 }
 
-/* Decides on the format: as it is said, as in the training, or the first that the file looks like. */
+/* The format is the one that is said, the training's, or the first that the file looks like. */
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
@@ -1662,40 +1655,33 @@ static void choose_format(struct Reader *r)
     c->format = formats[f].name;
 }
 
-/* Reads the first row of a table: the columns, and whether it is their header. */
-static void read_first_row(struct Reader *r)
-{
-    const char *begin = r->at;
-    read_row(r);
-    r->width = r->count;
-    const bool header = has_header(r);
-    if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
-    if (header) r->header = take_line(&begin, r->at);
-    else r->at = begin;
-    r->columns.header = header ? "yes" : "no";
-}
-
 /* Decides how the file is laid out and moves to the first record. */
 static void begin_reading(struct Reader *r)
 {
-    const struct Columns *c = &r->columns;
-    const char *path = r->faults.path, *begin = r->at;
-    const size_t size = r->end - r->at;
+    struct Columns *c = &r->columns;
+    const char *path = r->faults.path, *begin = r->at, *first;
+    const size_t size = r->end - begin;
     refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
     skip_to_record(r, false);
-    const char *first = r->at, *cr = memchr(first, '\r', r->end - first);
+    first = r->at;
     if (first == r->end)
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
-    if (cr && cr + 1 < r->end && !memchr(first, '\n', r->end - first))
+    if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
             ">NEW", path, path);
     for (int i = 0; i < COLUMNS; i++)
         r->wanted[i] = i == LABELS && c->texts_only ? NULL
                      : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
-    if (formats[r->format].read == read_row) read_first_row(r);
-    else if (c->texts_only) { r->at = r->counted = begin; r->faults.line = 1; }
-    if (r->format == LINES || (r->at == first && r->separator != '\n'))
+    if (formats[r->format].read == read_row) {
+        read_row(r);
+        if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
+        c->header = has_header(r) ? "yes" : "no";
+        if (*c->header == 'y') { r->header = take_line(&first, r->at); return; }
+    }
+    r->at = r->format == LINES ? r->counted = begin : first;
+    if (r->format == LINES) r->faults.line = 1;
+    if (r->separator != '\n' || r->format == LINES)
         progress(true, "%s: the first row (%.*s) is no header: %s", path,
                  (int)fmin(strcspn(first, "\r\n"), 80), first,
                  r->format == LINES ? "each line is a text" : "it is data");
@@ -1710,7 +1696,9 @@ static bool next_record(struct Reader *r)
         skip_to_record(r, r->columns.texts_only);
         const char *next = r->at;
         if (r->at == r->end) return false;
-        if (!r->header.size || !equal(take_line(&next, r->end), r->header)) return true;
+        const struct Bytes line = take_line(&next, r->end), header = r->header;
+        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
+            return true;
         if (!r->repeated++)
             warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
         r->at = next;
@@ -1732,7 +1720,7 @@ static bool check_label(struct Faults *f, struct Bytes label)
     char shown[MAX_LABEL_BYTES];                /* as read_label_names will read it */
     if (!label.size) return bad(f, "the label is empty");
     if (label.size > MAX_LABEL_BYTES)
-        return bad(f, "the label has more than %d bytes; is --label-column right?", MAX_LABEL_BYTES);
+        return bad(f, "the label has more than %d bytes", MAX_LABEL_BYTES);
     memcpy(shown, label.data, label.size);
     make_harmless(shown, label.size, "");
     return !memcmp(shown, label.data, label.size)
@@ -1797,9 +1785,12 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 
 /* --- Labels as classes --- */
 
-/* What stands for a text in a hash table. With 63 bits, two of a million texts have the same key with
+/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key with
  * a chance of 1 in 10 million. */
-static uint64_t text_key(struct Bytes text) { return hash_bytes((const uint8_t *)text.data, text.size) >> 1; }
+static uint64_t text_key(struct Bytes text)
+{
+    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
+}
 
 static int compare_names(const void *a, const void *b)
 {
@@ -1884,8 +1875,8 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* Appends the texts of e as tokens, with the classes of their labels. Dies if labels are none of the
- * names: a model has no probability for them, so no score of these examples would mean anything. */
+/* Appends the texts of e as tokens, with the classes of their labels. Dies if labels are none of
+ * the names: the model has no probability for them, so no score would mean anything. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
