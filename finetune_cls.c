@@ -1642,7 +1642,7 @@ static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
     const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said < FORMATS || !looks_like(r, kept) ? said : kept;
+    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
@@ -1679,12 +1679,13 @@ static void begin_reading(struct Reader *r)
         c->header = has_header(r) ? "yes" : "no";
         if (*c->header == 'y') { r->header = take_line(&first, r->at); return; }
     }
-    r->at = r->format == LINES ? r->counted = begin : first;
-    if (r->format == LINES) r->faults.line = 1;
-    if (r->separator != '\n' || r->format == LINES)
+    const bool lines = r->format == LINES;
+    if (lines || r->separator != '\n')
         progress(true, "%s: the first row (%.*s) is no header: %s", path,
                  (int)fmin(strcspn(first, "\r\n"), 80), first,
-                 r->format == LINES ? "each line is a text" : "it is data");
+                 lines ? "each line is a text" : "it is data");
+    r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
+    if (lines) { r->counted = begin; r->faults.line = 1; }
 }
 
 /* Moves to the next record; false: there is none. A row that repeats the header is left from files
