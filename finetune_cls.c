@@ -1737,10 +1737,10 @@ static bool read_example(struct Reader *r, struct Example *e)
     r->count = 0;
     if (!formats[r->format].read(r)) return false;
     for (int which = 0; which < COLUMNS; which++)
-        if (r->wanted[which] && r->place[which] < r->count)
+        if (r->wanted[which] && r->place[which] >= 0 && r->place[which] < r->count)
             values[which] = r->fields[r->place[which]];
     *e = (struct Example){values[TEXTS], values[LABELS], r->faults.line};
-    if (r->columns.names[PAIRS]) {
+    if (r->place[PAIRS] >= 0) {
         struct Buffer b = {0};
         append_bytes(&b, e->text.data, e->text.size);
         for (size_t i = 0; i < b.size; i++) if (b.data[i] == '\t') b.data[i] = ' ';

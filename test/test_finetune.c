@@ -192,6 +192,10 @@ static void test_like_training(void)
           && hold(read_as("text\tlabel\na\tb\n\nc\td\n", by_names), "a=|=|c="),
           "with the texts' name they are a table, of one column or more");
     check(hold(read_as("2\nx\n", by_numbers), "2=|x="), "a position is no name");
+    struct Columns pairs = {{"a", NULL, "b"}, .texts_only = true, .format = "lines"};
+    check(hold(read_as("x\ty\n", pairs), "x\ty="), "pairs as lines keep their tab");
+    pairs.format = "auto";
+    check(hold(read_as("b\ta\ny z\tx\n\n", pairs), "x\ty z=|\t="), "pairs of columns");
     check(hold(read_as("a, text\n", (struct Columns){.format = "lines", .texts_only = true}),
                "a, text="), "--format lines");
 }
