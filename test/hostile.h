@@ -318,8 +318,8 @@ static void read_labelled(struct Bytes input)
         if (alone) continue;
         int classes;
         char **names = class_names(&e, &classes);
-        struct Numbered *sorted = sorted_names(names, classes);
-        refuse_unknown_labels(&e, sorted, names, classes);
+        for (int k = 0; k < classes; k++) free(names[k]);
+        free(names);
     }
     memcpy(last_words, &all, sizeof all);       /* so that it is computed */
 }

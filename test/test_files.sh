@@ -65,10 +65,10 @@ same_as_plain semi
 same_as_plain fasttext
 same_as_plain array
 same_as_plain headless --text-column 2 --label-column 1
-says "is no header: it is data, columns are numbered" "columns by number"
+says "is no header: it is data" "columns by number"
 succeeds "eval numbers the columns as the training did" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/headless" 2>&1 | grep -q "^examples 4"'
-fails 1 "plain.tsv:1: is a header, but the training's file had none. Give --header yes" \
+fails 1 "plain.tsv: has a header, but the training's file had none. Give --header yes" \
     ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv"
 succeeds "eval of a file with a header" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv" --header yes 2>&1 |
@@ -86,7 +86,14 @@ succeeds "predict reads the column that the training chose" \
     [ "$(cut -f 3 "$dir/answers" | tr '\n' ,)" = "good film,bad film," ]
 succeeds "eval, too, and the label's" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/stars" 2>/dev/null | grep -q "^examples 2"'
-fails 1 "no column is named label (there are: stars, text, body)" ./finetune_cls eval --model "$dir/plain" --data "$dir/stars"
+fails 1 "polarity (there are: stars, text, body)" ./finetune_cls eval --model "$dir/plain" --data "$dir/stars"
+fails 1 "semi: looks like csv, but the training's file was tsv. Say what it is: --format csv" \
+    ./finetune_cls eval --model "$dir/plain" --data "$dir/semi"
+fails 1 "array: looks like jsonl, but the training's file was tsv" \
+    ./finetune_cls predict --model "$dir/plain" --data "$dir/array"
+succeeds "eval --format csv" eval '
+    ./finetune_cls eval --model "$dir/plain" --data "$dir/semi" --format csv 2>/dev/null |
+        grep -q "^examples 4"'
 
 # --- What is noted of texts and labels ---
 
@@ -96,7 +103,7 @@ says "cp1252.csv: 2 of 4 texts are not valid UTF-8" "invalid UTF-8 is counted"
 says "iconv -f CP1252 -t UTF-8 '$dir/cp1252.csv'" "and the conversion named"
 printf 'text,label\ngood,pos\nfine,pos \nbad,neg\npoor,neg\n' >"$dir/blank.csv"
 train blank.csv
-says 'blank.csv: labels "pos" and "pos " differ only by blanks or case' "labels alike"
+says 'blank.csv: labels "pos" and "pos " look alike' "labels alike"
 train plain.tsv
 silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
@@ -142,9 +149,15 @@ silent "has no effect" "not of options that have one"
 
 predict() { ./finetune_cls predict --model "$dir/plain" "$@"; }
 predict "good film" "bad film" fine poor >"$dir/answers" 2>/dev/null
-for file in plain.tsv semi fasttext array; do
-    succeeds "predict --data $file" eval 'predict --data "$dir/$file" | cmp - "$dir/answers"'
-done
+while read -r file format; do
+    succeeds "predict --data $file --format $format" \
+        eval 'predict --data "$dir/$file" --format $format | cmp - "$dir/answers"'
+done <<'END'
+plain.tsv auto
+semi csv
+fasttext fasttext
+array jsonl
+END
 succeeds "predict --data headless --text-column 2 --header no" eval '
     predict --data "$dir/headless" --text-column 2 --header no 2>/dev/null |
         cmp - "$dir/answers"'
@@ -177,27 +190,63 @@ silent "finetune_cls: $dir: " "but not that of a directory"
 predict --text-column text x >/dev/null 2>"$dir/said"
 says "--text-column: has no effect without --data" "warned of"
 
-# --- Files as they come ---
+# --- Files as they come: test/cases, each from a report ---
 
-cat >"$dir/excel.csv" <<'END'
-text,label,,
-good film,pos,,
-bad film,neg,,
-,,,
-,,,
-END
-train excel.csv --val "$dir/plain.tsv"
-says "excel.csv: 2 rows without any content left out" "rows without content"
-printf 'text,label\na,\nb,\nc,pos\nd,\ne,neg\nf,\n' >"$dir/unlabelled.csv"
-fails 1 "unlabelled.csv: 4 records cannot be used: line 2: the label is empty; line 3:" \
-    try unlabelled.csv
+cp test/cases/* "$dir"
+training() # FILE WORDS [OPTION...]: a probe can be trained, and the words are said
+{
+    file=$1 words=$2
+    shift 2
+    train "$file" "$@" --val "$dir/val.tsv"
+    succeeds "$file $*: $words" eval 'grep -qF -- "$words" "$dir/said"'
+}
+answers() # MODEL FILE LINES: as many answers as that
+{
+    succeeds "predict of $2: $3 answers" \
+        [ "$(./finetune_cls predict --model "$dir/$1" --data "$dir/$2" 2>/dev/null | wc -l)" -eq "$3" ]
+}
+printf 'text\tlabel\na\tnegative\nb\tpositive\n' >"$dir/val.tsv"
+training excel_tail.csv "20 rows without any content left out"
+fails 1 "5 records cannot be used: line 9: the label is empty; line 29:" try empty_labels.csv
+training two_parts.csv "two_parts.csv:22: repeats the header, left out"
+training two_parts_bom.tsv "labels: negative, positive"
+training parts.jsonl "10 texts to train on"
+printf 'text\tlabel\na\tneg\nb\tpos\n' >"$dir/val.tsv"
+training nbsp_zwsp.tsv "look alike"
+printf 'text\tlabel\na\t\303\251\n' >"$dir/val.tsv"
+training nfc_nfd.tsv "look alike"
+fails 1 "(there are: __label__positive, word0 I saw" try unique.txt
+columns() # FILE LABELS OPTION...: what the classes are, and the number of examples
+{
+    file=$1 labels=$2
+    shift 2
+    train "$file" "$@"
+    says "labels: $labels" "$file $*"
+    mv "$dir/new" "$dir/by_$file"
+}
+columns text_first.tsv "0, 1" --text-column 1 --label-column 2
+columns label_first.tsv "0, 1" --text-column 2 --label-column 1
+columns agnews_like.csv "3, 4" --text-column 3 --label-column 1
+columns score.csv "1, 5" --text-column 2 --label-column 3
+columns train.tsv "question, review" --text-column 1 --label-column 2
+answers by_text_first.tsv text_first.tsv 30
+answers by_train.tsv train.tsv 30
+succeeds "eval of a file with a class that is called as a column" eval '
+    ./finetune_cls eval --model "$dir/by_train.tsv" --data "$dir/train.tsv" 2>&1 |
+        grep -q "^examples 30"'
+for model in plain by_train.tsv; do
+    answers $model u1.txt 3
+    answers $model u4.txt 2
+    answers $model n2.txt 6
+    answers $model n3.txt 6
+    answers $model n4.txt 6
+    answers $model bl.txt 5
+done
+answers plain bl3.tsv 3
 { echo 'text,label'; echo '"stray,pos'; awk 'BEGIN { for (i = 0; i < 30; i++) print "t" i ",neg" }'
     echo 'end",pos'; echo 'x,neg'; } >"$dir/stray.csv"
 train stray.csv --val "$dir/plain.tsv"
 says "stray.csv:2: a quoted field has 32 lines" "a long field"
-printf 'text\tlabel\na\tpos\ntext\tlabel\nb\tneg\n' >"$dir/parts.tsv"
-train parts.tsv --val "$dir/plain.tsv"
-says "parts.tsv:3: repeats the header, left out" "a repeated header"
 printf '__label__pos,good\n__label__neg,bad\n' >"$dir/marks"
 fails 1 "(there are: __label__pos, good)" try marks
 printf '\037\213\010' >"$dir/packed.tsv"

@@ -105,7 +105,7 @@ cat >"$dir/odd.json" <<'END'
 END
 eval_full() { ./finetune_cls eval --model "$dir/full1" "$@"; }
 succeeds "eval --predictions" eval '
-    eval_full --data "$dir/odd.json" --predictions "$dir/rows.tsv" >"$dir/odd.eval" 2>/dev/null'
+    eval_full --data "$dir/odd.json" --format jsonl --predictions "$dir/rows.tsv" >"$dir/odd.eval" 2>/dev/null'
 succeeds "its header" [ "$(head -n 1 "$dir/rows.tsv" | tr "\t" "|")" = \
     "number|label|predicted|probability|p_negative|p_positive|text" ]
 succeeds "its rows: tabs and line ends are spaces, an empty text is empty" [ \
