@@ -861,6 +861,22 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     free(deviation);
     free(w);
 }
+
+/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
+ * accuracy: may be NULL. The caller frees the result. */
+static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
+                                 int n)
+{
+    struct Logistic f = probe_features(t, list, n, NULL);
+    const int size = f.K * f.C;
+    double *w = resize(NULL, size * sizeof *w);
+    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
+    logistic_scores(f.z, &f, w);
+    *loss = logistic_loss(&f, accuracy);
+    free(w);
+    return f;
+}
+
 /* ============================================================================================= */
 /* 5. Scores and calibration                                                                     */
 /* ============================================================================================= */
@@ -1200,6 +1216,15 @@ static double bag_dot(const struct Bags *b, int text, const double *w)
     double sum = 0;
     for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) sum += w[b->features[j]];
     return sum;
+}
+
+/* The same answer to every text: the commonest label.   scores (test_count, K) */
+static void majority(double *scores, const struct BagTask *t)
+{
+    const int K = t->classes;
+    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
+    for (int i = 1; i < t->test_count; i++)
+        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
 }
 
 /* Multinomial naive Bayes with add-one smoothing (Wang and Manning 2012, on sets of features):
@@ -2063,15 +2088,15 @@ static void report_repeats(const struct Task *t, const struct Examples *train,
 }
 
 /* Splits N examples into training and validation, class by class: a part of each class is set
- * aside, at least one example, but never the only one. list (N) receives the training examples in
- * random order, then the others. Returns the number of training examples. */
+ * aside, at least one example, but never the only one. list (N): which examples; afterwards the
+ * training examples in random order, then the others. Returns the number of training examples. */
 static int split_stratified(int *list, const int *labels, int N, int classes, double part,
                             struct Random random)
 {
     int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
     int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
     memset(left, 0, classes * sizeof *left);
-    for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
+    for (int i = 0; i < N; i++) { order[i] = list[i]; left[labels[list[i]]]++; }
     for (int k = 0; k < classes; k++)
         left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
     shuffle(order, N, &random);
@@ -2615,24 +2640,24 @@ static void check_settings(const struct Settings *s)
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
  * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
-static bool open_run(struct Task *t, struct Metadata *old)
+static bool open_run(struct Task *t, const char *prefix, struct Metadata *old)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
-                                        "config.json", NULL};
+                                        "compare.tsv", "config.json", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
     lock_directory(s->out);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (!s->resume && !s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
+    if (!s->overwrite && !t->resumes && !ended)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     const char *run = ended ? model : state;
     if (t->resumes || ended) {
         load_metadata(run, old);
         if (!metadata_get(old, "train_hash"))
             die("%s: is not from a training that can be resumed. Choose another --out.", run);
-        resume_options(t->options, old, "tune", s->out);
+        resume_options(t->options, old, prefix, s->out);
     } else if (s->resume)
         progress(true, "nothing to resume in %s: the training starts", s->out);
     if (!s->model || !s->train)
@@ -2747,7 +2772,7 @@ static int command_train(int argc, char **argv)
     check_settings(s);
     parse_tune("--tune", "", s);
     begin_training();
-    const bool ended = open_run(&t, &old);
+    const bool ended = open_run(&t, "tune", &old);
     parse_tune("--tune", "", s);            /* as the run that goes on has it */
     warn_idle(options);
     if (s->kind == SCRATCH && s->l2sp > 0)
@@ -3092,22 +3117,22 @@ static int command_predict(int argc, char **argv)
  * options: full+l2sp:10+layer-decay:0.8. */
 struct Method {
     const char *name;
-    enum { MAJORITY, NAIVE_BAYES, NBSVM, TUNED } family;
-    struct Settings set;                /* of a TUNED one */
+    void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
+    struct Settings set;                                            /* with these options */
 };
 
 /* One training and its result. */
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
-    bool done;
-    double accuracy, macro_f1, loss, seconds, distance, lm_loss;    /* NAN: there is none */
-    char *right;                        /* (test_count): '1' where a test text's label was found */
+    struct Scores scores;
+    double seconds, distance, lm_loss;  /* NAN: there is none */
+    char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
 };
 
 /* What the seeds of a method with a budget say together. */
 struct Estimate {
     int seeds;                          /* so many are done; 0: the rest means nothing */
-    double seconds;                     /* of all of them */
+    double seconds;                     /* of one of them, on average */
     double mean, low, high;             /* accuracy and its 95% interval */
     double p;                           /* of its difference to the budget's best method */
     double holm;                        /* p, corrected for the number of such differences */
@@ -3116,20 +3141,18 @@ struct Estimate {
 struct Compare {
     struct Task task;                   /* what trainings share: settings, tokenizer, texts */
     const char *test, *methods_text, *labels_text;
-    int seeds, test_examples;
+    int seeds;
     double time_limit, start, test_part;
 
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
     struct Model base;
-    struct Bytes *texts;                /* those of task.data, as bytes */
-    struct Bags bags;
+    struct Bags bags;                   /* of the texts of task.data */
     char **names;                       /* (K) */
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
-    int learn_count, test_count, classes;
+    int learn_count, test_count, classes, cell_count;
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
-    int cell_count;
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state, old;         /* its settings; those in --out, with --resume */
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
@@ -3146,21 +3169,7 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
     return c->estimates + (size_t)budget * c->method_count + method;
 }
 
-/* --- The command line --- */
-
-/* The parts of text between separators, each of which the caller frees. */
-static char **split_list(const char *text, char separator, int *count)
-{
-    char **parts = NULL;
-    *count = 0;
-    for (const char *at = text; ; ) {
-        const size_t n = strchr(at, separator) ? (size_t)(strchr(at, separator) - at) : strlen(at);
-        parts = resize(parts, (*count + 1) * sizeof *parts);
-        parts[(*count)++] = text_of("%.*s", (int)n, at);
-        if (!at[n]) return parts;
-        at += n + 1;
-    }
-}
+/* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
  * they change its gradient steps; so does class-weights, whose value can only be auto. */
@@ -3178,97 +3187,44 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
-/* Reads one method of --methods. */
-static struct Method parse_method(const char *name, const struct Settings *shared)
+static struct Method parse_method(const char *name, const struct Compare *c)
 {
-    static const char *const families[] = {"majority", "nb", "nbsvm"};
-    struct Method m = {name, TUNED, *shared};
-    int parts;
-    char **part = split_list(name, '+', &parts);
-    for (int k = 0; k < COUNT(families); k++) if (!strcmp(part[0], families[k])) m.family = k;
-    if (m.family != TUNED && parts > 1)
-        die_usage("--methods %s: %s has no options. Leave them out.", name, part[0]);
-    if (m.family != TUNED) return m;
-    m.set.tune = part[0];
+    static const struct Method classical[] = {
+        {.name = "majority", .classical = majority}, {.name = "nb", .classical = naive_bayes},
+        {.name = "nbsvm", .classical = nbsvm}};
+    struct Method m = {name, NULL, c->task.set};
+    char *options = text_of("%s", name), *option;
+    m.set.tune = strsep(&options, "+");
+    for (int k = 0; k < COUNT(classical); k++)
+        if (!strcmp(m.set.tune, classical[k].name)) m.classical = classical[k].classical;
+    if (m.classical && options)
+        die_usage("--methods %s: %s has no options. Leave them out.", name, m.set.tune);
+    if (m.classical) return m;
     parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
+    if (m.set.kind == LAST && m.set.last > c->base.config.layers)
+        die_usage("--methods %s: the model has %s. Choose no more.", name,
+                  counted(c->base.config.layers, "block"));
     struct Option *rows = tune_options(&m.set);
-    for (int k = 1; k < parts; k++) set_method_option(rows, name, part[k]);
+    while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     check_settings(&m.set);
     warn_idle(rows);
     free(rows);
-    if (m.set.kind == SCRATCH && m.set.l2sp > 0)
-        warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
     return m;
 }
 
+/* Reads --methods. */
 static void parse_methods(struct Compare *c)
 {
-    char **names = split_list(c->methods_text, ',', &c->method_count);
-    c->methods = resize(NULL, c->method_count * sizeof *c->methods);
-    for (int i = 0; i < c->method_count; i++) {
-        for (int k = 0; k < i; k++)
-            if (!strcmp(names[i], names[k])) die_usage("--methods: %s is named twice.", names[i]);
-        c->methods[i] = parse_method(names[i], &c->task.set);
+    char *rest = text_of("%s", c->methods_text), *name;
+    while ((name = strsep(&rest, ","))) {
+        for (int k = 0; k < c->method_count; k++)
+            if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
+        c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
+        c->methods[c->method_count++] = parse_method(name, c);
     }
 }
 
-/* Reads --labels. "all" is INT_MAX until the number of texts is known. */
-static void parse_budgets(struct Compare *c)
-{
-    int count;
-    char **parts = split_list(c->labels_text, ',', &count);
-    c->budgets = resize(NULL, count * sizeof *c->budgets);
-    for (int i = 0; i < count; free(parts[i++])) {
-        double x = INT_MAX;
-        if (strcmp(parts[i], "all") && (!parse_number(parts[i], "k", (double[]){1e3}, &x)
-                                        || x != floor(x) || x < 1 || x > 1e9))
-            die_usage("--labels %s: not a number of labels, nor \"all\".", parts[i]);
-        if (i > 0 && x <= c->budgets[i - 1])
-            die_usage("--labels %s: numbers must rise.", c->labels_text);
-        c->budgets[c->budget_count++] = (int)x;
-    }
-    free(parts);
-}
-
-/* Fits the budgets to the texts that there are: a larger number means all of them. */
-static void fit_budgets(struct Compare *c)
-{
-    static const char need[] = "--labels %d: %d classes need %d at least, one each to learn from "
-                               "and to validate on%s.";
-    const int texts = c->learn_count, least = 2 * c->classes, count = c->budget_count;
-    c->budget_count = 0;
-    for (int i = 0; i < count; i++) {
-        const int n = min_int(c->budgets[i], texts);
-        if (n < least && i == count - 1) die_usage(need, n, c->classes, least, "");
-        if (n < least) warn(need, n, c->classes, least, "; it is left out");
-        else if (!c->budget_count || n > c->budgets[c->budget_count - 1])
-            c->budgets[c->budget_count++] = n;
-    }
-}
-
-/* Dies if the texts to learn from are those to test on. */
-static void refuse_same_file(const char *train, const char *test)
-{
-    if (same_file(train, test))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  test);
-}
-
-/* --- Texts, labels, subsets --- */
-
-/* Reorders a list of texts by split_stratified: a part of each class comes last. Returns how many
- * come first. */
-static int split_texts(int *list, int count, const struct Compare *c, double part,
-                       struct Random random)
-{
-    int *labels = allocate_zeroed(2 * count * sizeof *labels), *order = labels + count;
-    for (int i = 0; i < count; i++) labels[i] = c->task.data.labels[list[i]];
-    const int first = split_stratified(order, labels, count, c->classes, part, random);
-    for (int i = 0; i < count; i++) labels[i] = list[order[i]];
-    memcpy(list, labels, count * sizeof *list);
-    release(labels, 2 * count * sizeof *labels);
-    return first;
-}
+/* --- Texts, budgets, subsets --- */
 
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
  * of --train is the test. */
@@ -3283,41 +3239,30 @@ static void load_texts(struct Compare *c)
     c->names = class_names(&train, &c->classes);
     add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, window);
     add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, window);
-    c->texts = resize(NULL, t->data.count * sizeof *c->texts);
-    c->learn = resize(NULL, t->data.count * sizeof *c->learn);
-    for (int i = 0; i < t->data.count; i++) {
-        c->texts[i] = i < train.count ? train.items[i].text : test.items[i - train.count].text;
+
+    const int all = t->data.count, n = train.count;
+    struct Bytes *texts = resize(NULL, all * sizeof *texts);
+    c->learn = resize(NULL, all * sizeof *c->learn);
+    for (int i = 0; i < all; i++) {
+        texts[i] = i < n ? train.items[i].text : test.items[i - n].text;
         c->learn[i] = i;
+        t->train_hash = mix64(t->train_hash + t->data.labels[i]
+                              + checksum(texts[i].data, texts[i].size));
     }
-    c->learn_count = train.count;
-    if (!c->test) {
-        c->learn_count = split_texts(c->learn, train.count, c, c->test_part,
-                                     random_stream(s->seed, STREAM_TEST));
-        progress(true, "%d of %d texts of %s are set aside as test", train.count - c->learn_count,
-                 train.count, s->train);
-    }
+    c->bags = bags_of(texts, all);
+    c->learn_count = n;
+    if (!c->test)
+        c->learn_count = split_stratified(c->learn, t->data.labels, n, c->classes, c->test_part,
+                                          random_stream(s->seed, STREAM_TEST));
+    c->test_list = c->learn + c->learn_count;
+    c->test_count = all - c->learn_count;
+    if (!c->test_count)
+        die_usage("%s: no class has two texts, so none can be set aside. Give --test.", s->train);
+    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
+    for (int i = 0; i < c->test_count; i++) c->truth[i] = t->data.labels[c->test_list[i]];
+    free(texts);
     free(train.items);
     free(test.items);
-}
-
-/* The texts to test on: those behind the texts to learn from, or --test-examples of them. */
-static void choose_test(struct Compare *c)
-{
-    c->test_list = c->learn + c->learn_count;
-    c->test_count = c->task.data.count - c->learn_count;
-    if (c->test_examples && c->test_examples < c->test_count) {
-        const int rest = split_texts(c->test_list, c->test_count, c,
-                                     (double)c->test_examples / c->test_count,
-                                     random_stream(c->task.set.seed, STREAM_SPLIT));
-        c->test_list += rest;
-        c->test_count -= rest;
-    }
-    if (!c->test_count)
-        die_usage("%s: no class has two texts, so none can be chosen. Give other texts.",
-                  c->test ? c->test : c->task.set.train);
-    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
-    for (int i = 0; i < c->test_count; i++)
-        c->truth[i] = c->task.data.labels[c->test_list[i]];
 }
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
@@ -3344,42 +3289,46 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
     free(left);
 }
 
+/* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. A number
+ * below two texts of each class, to learn from and to validate on, is left out. */
+static void parse_budgets(struct Compare *c)
+{
+    char *rest = text_of("%s", c->labels_text), *part;
+    const int least = 2 * c->classes;
+    double before = 0;
+    while ((part = strsep(&rest, ","))) {
+        double x = INFINITY;
+        if (strcmp(part, "all")
+            && (!parse_number(part, "k", (double[]){1e3}, &x) || x != floor(x) || x < 1))
+            die_usage("--labels %s: not a number of labels, nor \"all\".", part);
+        if (x <= before) die_usage("--labels %s: numbers must rise.", c->labels_text);
+        before = x;
+        const int n = (int)fmin(x, c->learn_count), count = c->budget_count;
+        if (n < least)
+            warn("--labels %d: left out, since %d classes need %d at least.", n, c->classes, least);
+        else if (!count || n > c->budgets[count - 1]) {
+            c->budgets = resize(c->budgets, (count + 1) * sizeof *c->budgets);
+            c->budgets[c->budget_count++] = n;
+        }
+    }
+    if (!c->budget_count)
+        die_usage("--labels %s: no number is left. Give larger ones.", c->labels_text);
+}
+
 /* --- One cell --- */
 
-/* Sets the scores of a cell from p (test_count, K), whose largest value in a row is the answer. */
-static void score_cell(struct Cell *cell, const struct Compare *c, const real *p, double loss)
+/* A method that knows no model learns from list (count) and is asked about the test texts: the
+ * largest value of a row of p (test_count, K) is its answer. Only naive Bayes has probabilities,
+ * and so a loss; here the sum over the texts. */
+static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, const int *list,
+                          int count)
 {
-    int *confusion = resize(NULL, (size_t)c->classes * c->classes * sizeof *confusion);
-    const struct Scores s = score(confusion, p, c->truth, loss, c->test_count, c->classes);
-    cell->accuracy = s.accuracy;
-    cell->macro_f1 = s.macro_f1;
-    cell->loss = s.loss;
-    cell->right = resize(NULL, c->test_count + 1);
-    for (int i = 0; i < c->test_count; i++)
-        cell->right[i] = most_probable(p + (size_t)i * c->classes, c->classes) == c->truth[i]
-                       ? '1' : '0';
-    cell->right[c->test_count] = 0;
-    free(confusion);
-}
-
-/* The same answer to every text: the commonest label.   scores (test_count, K) */
-static void majority(double *scores, const struct BagTask *t)
-{
-    const int K = t->classes;
-    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
-    for (int i = 1; i < t->test_count; i++)
-        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
-}
-
-/* A method that knows no model. Only naive Bayes has probabilities, and so a loss. */
-static void run_classical(struct Cell *cell, const struct Compare *c, const int *list, int count)
-{
-    static void (*const run[])(double *, const struct BagTask *) = {majority, naive_bayes, nbsvm};
-    const int K = c->classes, n = c->test_count, family = c->methods[cell->method].family;
+    const struct Method *m = &c->methods[cell->method];
+    const int K = c->classes, n = c->test_count;
+    const size_t bytes = (size_t)n * K * sizeof(double);
     const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
-    double *scores = allocate_zeroed((size_t)n * K * sizeof *scores), loss = 0;
-    real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    run[family](scores, &task);
+    double *scores = allocate_zeroed(bytes), loss = 0;
+    m->classical(scores, &task);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3388,78 +3337,56 @@ static void run_classical(struct Cell *cell, const struct Compare *c, const int 
         for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
         loss += max + log(sum) - z[c->truth[i]];
     }
-    score_cell(cell, c, p, family == NAIVE_BAYES ? loss : NAN);
+    cell->scores.loss = m->classical == naive_bayes ? loss : NAN;
     cell->distance = cell->lm_loss = NAN;
-    release(scores, (size_t)n * K * sizeof *scores);
-    free(p);
+    release(scores, bytes);
+    return true;
 }
 
-/* |w - w_source| / |w_source|, without the head. */
-static double distance_from(const struct Model *model, const struct Model *source)
+/* |w - w_base| / |w_base|, without the head, which is last. */
+static double distance_from(const struct Model *base, const struct Model *model)
 {
+    const size_t count = model->w.score_w - model->weights;
     double moved = 0, length = 0;
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *t = &model->tensors[i];
-        if (!strcmp(t->name, "score.weight")) continue;
-        for (size_t k = t->offset; k < t->offset + t->size; k++) {
-            const double d = model->weights[k] - source->weights[k];
-            moved += d * d;
-            length += (double)source->weights[k] * source->weights[k];
-        }
+    for (size_t i = 0; i < count; i++) {
+        const double from = base->weights[i], d = model->weights[i] - base->weights[i];
+        moved += d * d;
+        length += from * from;
     }
     return sqrt(moved / length);
 }
 
-/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
- * accuracy: may be NULL. The caller frees the result. */
-static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
-                                 int n)
-{
-    struct Logistic f = probe_features(t, list, n, NULL);
-    const int size = f.K * f.C;
-    double *w = resize(NULL, size * sizeof *w);
-    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
-    logistic_scores(f.z, &f, w);
-    *loss = logistic_loss(&f, accuracy);
-    free(w);
-    return f;
-}
-
-/* The test texts, by the trained model. */
-static void test_task(struct Cell *cell, struct Task *t, const struct Compare *c)
+/* The trained model's answers to the test texts, p (test_count, K), and the sum of the losses. */
+static void test_task(real *p, struct Cell *cell, struct Task *t, const struct Compare *c)
 {
     const int n = c->test_count;
-    const size_t size = (size_t)n * c->classes;
     struct Runner *r = &t->runner;
-    real *p = resize(NULL, size * sizeof *p);
     r->frozen = 0;                          /* nothing was kept of the test texts */
     r->measure_lm = true;
-    double loss;
     if (t->set.kind == PROBE) {
-        struct Logistic f = ask_probe(&loss, NULL, t, c->test_list, n);
-        for (size_t i = 0; i < size; i++) p[i] = (real)f.p[i];
-        loss *= n;
+        struct Logistic f = ask_probe(&cell->scores.loss, NULL, t, c->test_list, n);
+        for (size_t i = 0; i < (size_t)n * f.K; i++) p[i] = (real)f.p[i];
+        cell->scores.loss *= n;
         logistic_free(&f);
-    } else loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
-    if (!isfinite(loss))
+    } else cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    if (!isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
-    score_cell(cell, c, p, loss);
     cell->lm_loss = r->lm_loss / r->lm_tokens;
-    cell->distance = distance_from(&t->model, &c->base);
-    free(p);
+    cell->distance = distance_from(&c->base, &t->model);
 }
 
-/* A training as `train` does it, in silence. list (count) becomes training and validation, and is
- * freed. Returns false, without a result, if a signal ended it. */
-static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count)
+/* A training as `train` does it, in silence, on the texts of list (count), and its answers p to the
+ * test texts. Returns false, without a result, if a signal ended it. */
+static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
+                      int count)
 {
     struct Task t = c->task;
     struct Metadata meta = {0};
     t.set = c->methods[cell->method].set;
     t.set.seed = cell->seed;
-    t.train = list;
-    t.train_count = split_texts(list, count, c, t.set.val_part,
-                                random_stream(cell->seed, STREAM_SPLIT));
+    t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
+    t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
+                                     random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
@@ -3467,36 +3394,32 @@ static bool run_tuned(struct Cell *cell, struct Compare *c, int *list, int count
     bool whole = true;
     if (t.set.kind == PROBE) train_probe(&t, &meta);
     else whole = train_steps(&t, best, &meta);
-    if (whole) test_task(cell, &t, c);
+    if (whole) test_task(p, cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     task_free(&t);
     return whole;
 }
 
-/* A cell that is done counts for its method and budget. */
-static void finish_cell(const struct Compare *c, struct Cell *cell)
-{
-    struct Estimate *e = estimate_at(c, cell->budget, cell->method);
-    cell->done = true;
-    e->seeds++;
-    e->seconds += cell->seconds;
-}
-
-/* Runs a cell, unless a signal ends it. */
+/* Trains the method of a cell, asks it and scores its answers, unless a signal ends that. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
-    const int count = c->budgets[cell->budget];
-    int *list = resize(NULL, count * sizeof *list);
-    bool whole = true;
-    if (m->family != TUNED && !c->bags.count) c->bags = bags_of(c->texts, c->task.data.count);
+    const int count = c->budgets[cell->budget], n = c->test_count, K = c->classes;
+    int *list = resize(NULL, count * sizeof *list),
+        *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     choose_subset(list, c, count, cell->seed);
-    if (m->family == TUNED) whole = run_tuned(cell, c, list, count);
-    else { run_classical(cell, c, list, count); free(list); }
-    cell->seconds = seconds() - start;
-    if (whole) finish_cell(c, cell);
+    if ((m->classical ? run_classical : run_tuned)(p, cell, c, list, count)) {
+        cell->scores = score(confusion, p, c->truth, cell->scores.loss, n, K);
+        cell->seconds = seconds() - start;
+        cell->right = resize(NULL, n + 1);
+        for (int i = 0; i < n; i++)
+            cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == c->truth[i]);
+        cell->right[n] = 0;
+    }
+    free(list); free(confusion); free(p);
 }
 
 /* --- What is kept on disk: a row for each cell --- */
@@ -3510,54 +3433,33 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
     commit_outputs();                   /* before the first row: see open_comparison */
     journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-                cell->accuracy, cell->macro_f1, cell->loss, cell->seconds, cell->distance,
-                cell->lm_loss, cell->right);
+                cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
+                cell->distance, cell->lm_loss, cell->right);
     journal_flush(&c->journal, true);
 }
 
-/* Takes over a row of compare.tsv, if it is of a cell of this comparison. Returns false if no such
- * table can have it. */
+/* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
+ * Returns false if no such table can have it. */
 static bool read_cell(struct Compare *c, const char *row)
 {
     struct Cell x = {0};
-    int labels, end = 0, name = (int)strcspn(row, "\t\n");
-    sscanf(row + name, "\t%d\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%lf\t%n", &labels, &x.seed,
-           &x.accuracy, &x.macro_f1, &x.loss, &x.seconds, &x.distance, &x.lm_loss, &end);
-    const char *right = row + name + end;
-    if (!end || x.seed < 1 || !(x.accuracy >= 0 && x.accuracy <= 1)
-        || strspn(right, "01") != (size_t)c->test_count || right[c->test_count] != '\n')
+    int labels, end = 0;
+    char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
+    const char *rest = row + strlen(name);
+    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%*f\t%*f\t%n", &labels, &x.seed, &x.seconds,
+           &end);
+    const char *right = rest + end;
+    if (!end || x.seed < 1 || strspn(right, "01") != (size_t)c->test_count
+        || right[c->test_count] != '\n')
         return false;
     while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
-    for (; x.method < c->method_count; x.method++) {
-        const char *known = c->methods[x.method].name;
-        if ((int)strlen(known) == name && !memcmp(known, row, name)) break;
-    }
+    while (x.method < c->method_count && strcmp(c->methods[x.method].name, name)) x.method++;
+    free(name);
     if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
         return true;
-    struct Cell *cell = cell_at(c, x.seed, x.budget, x.method);
     x.right = text_of("%.*s", c->test_count, right);
-    *cell = x;
-    finish_cell(c, cell);
+    *cell_at(c, x.seed, x.budget, x.method) = x;
     return true;
-}
-
-/* Describes the model and the texts in c->state. Dies if those of the comparison in --out, which is
- * to be resumed, are others. */
-static void check_same_inputs(struct Compare *c)
-{
-    static const char *const names[] = {"weights", "texts"};
-    const struct Dataset *d = &c->task.data;
-    uint64_t hashes[] = {checksum(c->base.weights, c->base.parameter_count * sizeof(real)),
-                         checksum(d->labels, d->count * sizeof(int))};
-    for (int i = 0; i < d->count; i++)
-        hashes[1] = mix64(hashes[1] + checksum(c->texts[i].data, c->texts[i].size));
-    for (int i = 0; i < COUNT(names); i++) {
-        const char *now = hash_text(hashes[i]), *was = metadata_get(&c->old, names[i]);
-        if (c->old.count && (!was || strcmp(was, now)))
-            die("--resume: the comparison in %s was made with other %s. Choose another --out.",
-                c->task.set.out, names[i]);
-        metadata_set(&c->state, names[i], "%s", now);
-    }
 }
 
 /* Begins the table, or goes on with the one in --out. With --overwrite, an older one is replaced
@@ -3567,7 +3469,13 @@ static void open_comparison(struct Compare *c)
 {
     const struct Settings *s = &c->task.set;
     char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
-    check_same_inputs(c);
+    const uint64_t weights = checksum(c->base.weights, c->base.parameter_count * sizeof(real));
+    const char *inputs = hash_text(mix64(weights ^ c->task.train_hash)),
+               *was = metadata_get(&c->old, "train_hash");
+    if (c->old.count && strcmp(inputs, was))
+        die("--resume: the comparison in %s was made with another model or other texts. Choose "
+            "another --out.", s->out);
+    metadata_set(&c->state, "train_hash", "%s", inputs);
     char *rows = c->old.count ? read_journal(table, table_header) : NULL;
     if (c->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
@@ -3628,12 +3536,12 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
     double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
     int seeds = 0;
     for (int seed = 1; seed <= c->seeds; seed++) {
-        const struct Cell *x = cell_at(c, seed, budget, a);
-        const struct Cell *y = b < 0 ? NULL : cell_at(c, seed, budget, b);
-        if (!x->done || (y && !y->done)) continue;
+        const char *x = cell_at(c, seed, budget, a)->right;
+        const char *y = b < 0 ? NULL : cell_at(c, seed, budget, b)->right;
+        if (!x || (b >= 0 && !y)) continue;
         double own = 0;
         for (int i = 0; i < n; i++) {
-            const double d = (x->right[i] == '1') - (y && y->right[i] == '1');
+            const double d = (x[i] == '1') - (y && y[i] == '1');
             text[i] += d;
             own += d;                   /* a whole number: equal sums are equal to the bit */
         }
@@ -3654,18 +3562,6 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
     return (struct Mean){mean, sqrt(both), both > 0 ? df : 1, seeds};
 }
 
-/* Adds a method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for
- * so many texts, since no number of seeds makes few texts many. */
-static void estimate(struct Estimate *e, const struct Compare *c, int budget, int method)
-{
-    const struct Mean m = mean_right(c, budget, method, -1);
-    const double half = m.error * student_quantile(m.df);
-    wilson_interval(&e->low, &e->high, m.mean, c->test_count);
-    e->mean = m.mean;
-    e->low = fmax(0, fmin(e->low, m.mean - half));
-    e->high = fmin(1, fmax(e->high, m.mean + half));
-}
-
 /* The probability that two methods of equal worth differ so much; NAN if no seed has both. */
 static double p_value(const struct Compare *c, int budget, int a, int b)
 {
@@ -3673,19 +3569,28 @@ static double p_value(const struct Compare *c, int budget, int a, int b)
     return d.seeds ? student_tail(fabs(d.mean) / d.error, d.df) : NAN;
 }
 
-static bool is_pretrained(const struct Method *m)
+/* A method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for so
+ * many texts, since no number of seeds makes few texts many. */
+static struct Estimate estimate(const struct Compare *c, int budget, int method)
 {
-    return m->family == TUNED && m->set.kind != SCRATCH;
+    const struct Mean m = mean_right(c, budget, method, -1);
+    const double half = m.error * student_quantile(m.df);
+    struct Estimate e = {.seeds = m.seeds, .mean = m.mean};
+    wilson_interval(&e.low, &e.high, m.mean, c->test_count);
+    e.low = fmax(0, fmin(e.low, m.mean - half));
+    e.high = fmin(1, fmax(e.high, m.mean + half));
+    for (int seed = 1; seed <= c->seeds; seed++)
+        e.seconds += cell_at(c, seed, budget, method)->seconds / m.seeds;
+    return e;
 }
 
-/* The most accurate method with a budget, of all or of the pretrained ones; -1: none has run. */
-static int best_method(const struct Compare *c, int budget, bool pretrained)
+/* The most accurate method with a budget; -1: none has run. */
+static int best_method(const struct Compare *c, int budget)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (!e->seeds || (pretrained && !is_pretrained(&c->methods[m]))) continue;
-        if (best < 0 || e->mean > estimate_at(c, budget, best)->mean) best = m;
+        if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
 }
@@ -3704,14 +3609,15 @@ static void correct_by_holm(struct Estimate *e, int methods)
     }
 }
 
-/* Completes c->estimates when no more cells will be done. */
+/* Sets c->estimates when no more cells will be done. */
 static void compute_estimates(struct Compare *c)
 {
     const int M = c->method_count;
+    c->estimates = allocate_zeroed((size_t)c->budget_count * M * sizeof *c->estimates);
     for (int b = 0; b < c->budget_count; b++) {
         struct Estimate *e = estimate_at(c, b, 0);
-        for (int m = 0; m < M; m++) if (e[m].seeds) estimate(&e[m], c, b, m);
-        const int best = best_method(c, b, false);
+        for (int m = 0; m < M; m++) e[m] = estimate(c, b, m);
+        const int best = best_method(c, b);
         for (int m = 0; m < M; m++)
             e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
         correct_by_holm(e, M);
@@ -3720,162 +3626,95 @@ static void compute_estimates(struct Compare *c)
 
 /* --- The table and its verdict --- */
 
-/* Seconds of a training, on average; NAN if there was none. */
-static double mean_seconds(const struct Estimate *e)
-{
-    return e->seeds ? e->seconds / e->seeds : NAN;
-}
-
+/* A row for each method, with a star where it is the best of its column or not significantly worse:
+ *   labels        20                 100                seconds
+ *   nb            0.526 0.504-0.548* 0.574 0.551-0.597* 0.0 */
 static void print_table(const struct Compare *c)
 {
-    int width = 8;
-    for (int m = 0; m < c->method_count; m++)
-        width = max_int(width, (int)strlen(c->methods[m].name));
-    printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
-           c->test_count, c->test_count < FEW_TEXTS ? ", too few for small differences" : "");
-    printf("%-*s", width, "labels");
-    for (int b = 0; b < c->budget_count; b++) printf("  %5d            ", c->budgets[b]);
-    printf("  seconds\n");
+    printf("accuracy on %d test texts: mean, 95%% interval; seconds of one training with test\n",
+           c->test_count);
+    printf("%-13s", "labels");
+    for (int b = 0; b < c->budget_count; b++) printf(" %-18d", c->budgets[b]);
+    printf(" seconds\n");
     for (int m = 0; m < c->method_count; m++) {
-        printf("%-*s", width, c->methods[m].name);
+        const char *spent = "-";
+        printf("%-13s", c->methods[m].name);
         for (int b = 0; b < c->budget_count; b++) {
             const struct Estimate *e = estimate_at(c, b, m);
-            if (e->seeds) printf("  %.3f %.3f-%.3f", e->mean, e->low, e->high);
-            else printf("  %-17s", "-");
+            printf(" %-18s", !e->seeds ? "-" : brief("%.3f %.3f-%.3f%s", e->mean, e->low, e->high,
+                                                     e->holm < SIGNIFICANT ? "" : "*"));
+            spent = e->seeds ? brief("%.1f", e->seconds) : "-";
         }
-        const double spent = mean_seconds(estimate_at(c, c->budget_count - 1, m));
-        if (isnan(spent)) printf("  -\n"); else printf("  %.1f\n", spent);
+        printf(" %s\n", spent);
     }
 }
 
-/* "With 100 labels nb is best, 0.841; probe, full are not significantly worse." */
-static void print_best(const struct Compare *c, int budget)
+/* The smallest number of labels with which a method reaches an accuracy; 0: none does. */
+static int labels_needed(const struct Compare *c, int method, double accuracy)
 {
-    const int best = best_method(c, budget, false);
-    int compared = 0, level = 0;
-    if (best < 0) return;
-    printf("With %d labels %s is best, %.3f", c->budgets[budget], c->methods[best].name,
-           estimate_at(c, budget, best)->mean);
-    for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, budget, m);
-        compared += e->p >= 0;
-        if (e->holm >= SIGNIFICANT) printf("%s%s", level++ ? ", " : "; ", c->methods[m].name);
-    }
-    if (level) printf(level > 1 ? " are not significantly worse" : " is not significantly worse");
-    else if (compared) printf(", significantly better than all others");
-    if (compared < c->method_count - 1) printf(", of those that have run");
-    printf(".\n");
-}
-
-/* How many labels the method needs to reach an accuracy, by its means: between two budgets along a
- * straight line over the logarithm of labels. At least the smallest budget; infinite if not even
- * the largest is enough. */
-static double labels_needed(const struct Compare *c, int method, double accuracy)
-{
-    double before = NAN;
-    int last = 0;
     for (int b = 0; b < c->budget_count; b++) {
         const struct Estimate *e = estimate_at(c, b, method);
-        const double labels = c->budgets[b];
-        if (!e->seeds) continue;
-        if (e->mean >= accuracy)
-            return !last ? labels : last * pow(labels / last, (accuracy - before)
-                                                              / (e->mean - before));
-        before = e->mean;
-        last = c->budgets[b];
+        if (e->seeds && e->mean >= accuracy) return c->budgets[b];
     }
-    return INFINITY;
+    return 0;
 }
 
-/* "Pretraining is worth N labels", by what the best pretrained method reaches with about 100. */
+/* "Pretraining is worth N labels": so many more are needed from scratch for what the best
+ * pretrained method reaches with about 100. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1, pretrained = 0;
+    int near = 0, scratch = -1, best = -1;
     for (int b = 0; b < c->budget_count; b++)
         if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
+    const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++) {
-        pretrained += is_pretrained(&c->methods[m]);
-        if (c->methods[m].family == TUNED && !is_pretrained(&c->methods[m])) scratch = m;
+        if (c->methods[m].classical || !e[m].seeds) continue;
+        if (c->methods[m].set.kind == SCRATCH) scratch = m;
+        else if (best < 0 || e[m].mean > e[best].mean) best = m;
     }
-    const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0 || !estimate_at(c, near, scratch)->seeds) return;
+    if (best < 0 || scratch < 0) return;
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
-    const double accuracy = estimate_at(c, near, best)->mean;
-    const double needed = labels_needed(c, scratch, accuracy);
-    printf("%s reaches %.3f with %d labels%s. Training from scratch ", c->methods[best].name,
-           accuracy, few, pretrained < 2 ? "" : " (as the best of several, so a little flattered)");
-    if (needed <= few)
-        printf("needs no more: here pretraining is worth nothing.\n");
-    else if (isfinite(needed))
-        printf("needs about %.0f: pretraining is worth some %.0f labels.\n", needed, needed - few);
-    else if (most > few)
-        printf("does not reach that with %d: pretraining is worth more than %d labels.\n", most,
-               most - few);
-    else
-        printf("reaches %.3f; larger --labels would tell how many it needs.\n",
-               estimate_at(c, near, scratch)->mean);
-    if (!(p_value(c, near, best, scratch) < SIGNIFICANT))
-        printf("But with %d labels the two do not differ significantly, so this is a guess.\n",
-               few);
+    const int needed = labels_needed(c, scratch, e[best].mean);
+    const bool better = (!needed || needed > few) && p_value(c, near, best, scratch) < SIGNIFICANT;
+    printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
+           !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
+                   : brief("more than %d labels", most - few),
+           few, c->methods[best].name, e[best].mean, e[scratch].mean);
 }
 
-/* What to use with the largest budget: the best method, or a clearly quicker one that is within its
- * interval and not worse even by a test without correction. None, if the commonest label might be
- * as good as any. */
+/* What to use with the largest budget: the quickest of the methods that are not worse than the best
+ * even by a test without correction. */
 static void print_choice(const struct Compare *c)
 {
-    const int b = c->budget_count - 1, best = best_method(c, b, false);
-    int choice = best;
-    if (best < 0) return;
-    double limit = 0.7 * mean_seconds(estimate_at(c, b, best));
-    for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, b, m);
-        if (c->methods[m].family == MAJORITY && (m == best || e->holm >= SIGNIFICANT)) {
-            printf("With %d labels no method is significantly better than the commonest label: "
-                   "give more labels or more test texts.\n", c->budgets[b]);
-            return;
-        }
-        if (e->p >= SIGNIFICANT && e->mean >= estimate_at(c, b, best)->low
-            && mean_seconds(e) < limit) {
-            choice = m;
-            limit = mean_seconds(e);
-        }
-    }
-    printf("For these data, with %d labels: %s%s.\n", c->budgets[b], c->methods[choice].name,
-           choice == best ? "" : ", the quickest of those that are not significantly worse");
+    const int b = c->budget_count - 1;
+    const struct Estimate *e = estimate_at(c, b, 0);
+    int choice = best_method(c, b);
+    if (choice < 0) return;
+    for (int m = 0; m < c->method_count; m++)
+        if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;
+    printf("For these data, with %d labels: %s, the quickest that is not significantly worse than "
+           "the best.\n", c->budgets[b], c->methods[choice].name);
 }
 
-/* What the figures cannot tell. */
-static void print_limits(const struct Compare *c)
-{
-    int fewest = c->seeds;
-    for (int i = 0; i < c->budget_count * c->method_count; i++)
-        if (c->estimates[i].seeds) fewest = min_int(fewest, c->estimates[i].seeds);
-    if (c->budgets[c->budget_count - 1] == c->learn_count && fewest > 1)
-        printf("With all %d labels every seed learns from the same texts: what other texts would "
-               "change is not in that interval.\n", c->learn_count);
-    if (fewest < 3) printf("%d seed%s: too few to trust small differences.\n", fewest,
-                           fewest == 1 ? "" : "s");
-}
-
-/* Sentences that a person can use. */
+/* What the figures mean and what they cannot tell, then sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
-    int others = 0;
-    for (int i = 0; i < c->test_count; i++) others += c->truth[i] != c->truth[0];
-    if (!others) {
-        printf("\nAll test texts are of the class %s, so this table tells nothing of the others: "
-               "there is no verdict. Give another --test.\n", c->names[c->truth[0]]);
-        return;
-    }
+    bool one_class = true;
+    for (int i = 0; i < c->test_count; i++) one_class &= c->truth[i] == c->truth[0];
+    const struct { bool holds; const char *sentence; } notes[] = {
+        {c->method_count > 1, "*: the best of a column, or not significantly worse: p >= 0.05, by "
+                              "paired differences and with Holm's correction."},
+        {c->method_count > 1, "The best of several is a little flattered: chance chose it, too."},
+        {c->test_count < FEW_TEXTS, "These are few test texts: only large differences are seen."},
+        {c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count,
+         "With all labels every seed has the same texts: their choice is not in the interval."},
+        {one_class, "All test texts are of one class: there is no verdict. Give another --test."},
+    };
     printf("\n");
-    if (c->method_count > 1)
-        printf("Significant: p < %g by paired differences, with Holm's correction for all that are "
-               "compared with the best.\n", SIGNIFICANT);
-    for (int b = 0; b < c->budget_count; b++) print_best(c, b);
+    for (int i = 0; i < COUNT(notes); i++) if (notes[i].holds) printf("%s\n", notes[i].sentence);
+    if (one_class) return;
     print_worth(c);
     print_choice(c);
-    print_limits(c);
 }
 
 /* --- The whole comparison --- */
@@ -3884,58 +3723,33 @@ static void print_verdict(const struct Compare *c)
  * some. */
 static void list_cells(struct Compare *c)
 {
-    const size_t row = (size_t)c->budget_count * c->method_count;
-    c->estimates = allocate_zeroed(row * sizeof *c->estimates);
-    c->cells = allocate_zeroed(c->seeds * row * sizeof *c->cells);
-    for (int seed = 1; seed <= c->seeds; seed++)
-        for (int b = 0; b < c->budget_count; b++)
-            for (int m = 0; m < c->method_count; m++)
-                *cell_at(c, seed, b, m) = (struct Cell){m, b, seed, false};
-    c->cell_count = (int)(c->seeds * row);
+    const int M = c->method_count, B = c->budget_count;
+    c->cell_count = c->seeds * B * M;
+    c->cells = allocate_zeroed(c->cell_count * sizeof *c->cells);
+    for (int i = 0; i < c->cell_count; i++)
+        c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
 }
 
-/* Seconds that a training will take: as its other seeds, else as the same method with fewer labels;
- * NAN if that method has not run yet. */
-static double expected_seconds(const struct Compare *c, const struct Cell *cell)
-{
-    for (int b = cell->budget; b >= 0; b--) {
-        const struct Estimate *e = estimate_at(c, b, cell->method);
-        if (e->seeds) return mean_seconds(e);
-    }
-    return NAN;
-}
-
-/* A line about a cell that is done. The time left is known when every method has run. */
-static void show_cell(const struct Compare *c, const struct Cell *cell)
-{
-    double rest = 0;
-    for (const struct Cell *x = c->cells; x < c->cells + c->cell_count; x++)
-        if (!x->done) rest += expected_seconds(c, x);
-    if (c->time_limit) rest = fmin(rest, c->time_limit - (seconds() - c->start));
-    progress(!live(), "%d/%d  %s, %d labels, seed %d: %.4f in %.1f s%s%s",
-             (int)(cell - c->cells) + 1, c->cell_count, c->methods[cell->method].name,
-             c->budgets[cell->budget], cell->seed, cell->accuracy, cell->seconds,
-             isnan(rest) ? "" : "  left: ", isnan(rest) ? "" : duration(rest));
-}
-
-/* Runs the cells that are not done, and saves each, until a signal or --time-limit ends it. Returns
- * how many are left. */
+/* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
+ * leaves less time than the method took before. Returns how many are left. */
 static int run_cells(struct Compare *c)
 {
+    struct Timer timer = start_timer();
+    bool over = false;
     int left = 0;
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
-        if (cell->done) continue;
-        left++;
-        const double end = seconds() - c->start + fmax(0, expected_seconds(c, cell));
-        if (stop_signal || (c->time_limit && end > c->time_limit)) continue;
-        run_cell(cell, c);
-        if (!cell->done) continue;
-        left--;
-        save_cell(c, cell);
-        show_cell(c, cell);
+        const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
+        if (cell->right) continue;
+        over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
+        if (!over) {
+            show_work(&timer, brief("%s, %d labels, seed %d", c->methods[cell->method].name,
+                                    c->budgets[cell->budget], cell->seed), i, c->cell_count,
+                      "trainings");
+            run_cell(cell, c);
+        }
+        if (cell->right) save_cell(c, cell); else left++;
     }
-    if (live()) fprintf(stderr, "\r\033[K");
     return left;
 }
 
@@ -3944,71 +3758,22 @@ static int compare(struct Compare *c)
 {
     struct Metadata meta;
     load_base(&c->task, &c->base, &meta);
-    const int L = c->base.config.layers;
-    if (!c->methods_text) {
-        c->methods_text = text_of("majority,nb,nbsvm,scratch,probe,last:%d,full,full+l2sp:10",
-                                  min_int(2, L));
-        parse_methods(c);
-    }
-    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++)
-        if (m->set.kind == LAST && m->set.last > L)
-            die_usage("--methods %s: the model has %s. Choose no more.", m->name,
-                      counted(L, "block"));
+    parse_methods(c);
     load_texts(c);
-    choose_test(c);
-    fit_budgets(c);
+    parse_budgets(c);
     list_cells(c);
     open_comparison(c);
     stop_between_steps();
-    const int left = run_cells(c);
-    if (stop_signal && left) {
+    const int left = run_cells(c), done = c->cell_count - left;
+    if (left) {
         commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", c->cell_count - left, c->cell_count),
-                      c->task.set.out);
-        return stopped_status();
-    }
-    if (left)
-        warn("--time-limit: %d of %d trainings were left out. --resume without it makes up for "
-             "them.", left, c->cell_count);
+        advise_resume("compare", brief("%d of %d trainings", done, c->cell_count), c->task.set.out);
+        if (stop_signal) return stopped_status();
+    } else progress(true, "%d trainings in %s", done, duration(seconds() - c->start));
     compute_estimates(c);
     print_table(c);
-    if (left < c->cell_count) print_verdict(c);
+    if (done) print_verdict(c);
     return 0;
-}
-
-/* Warns of options that were given and change nothing for these methods. */
-static void warn_of_idle_comparison(const struct Option *options, const struct Compare *c)
-{
-    static const char *const names[] = {"epochs", "steps", "batch", "val-part", "max-tokens",
-                                        "truncate"};
-    bool tuned = false, steps = false;
-    for (const struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
-        tuned |= m->family == TUNED;
-        steps |= m->family == TUNED && m->set.kind != PROBE;
-    }
-    for (int i = 0; i < COUNT(names); i++)
-        if (i < 3 ? !steps : !tuned)
-            warn_unused(options, names[i], i < 3 ? "on --methods that take no gradient steps"
-                                                 : "on --methods that fine-tune nothing");
-}
-
-/* Locks --out, and with --resume takes the settings of the comparison there. Otherwise dies if one
- * is there, unless it is to be replaced. */
-static void take_directory(struct Compare *c, struct Option *options)
-{
-    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
-    const struct Settings *s = &c->task.set;
-    char *state = state_path(s);
-    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(s->out);
-    if (s->resume && file_exists(state)) {
-        load_metadata(state, &c->old);
-        resume_options(options, &c->old, "compare", s->out);
-    } else if (!s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
-    if (!s->model || !s->train)
-        die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
-    free(state);
 }
 
 /* The options of `compare`. */
@@ -4021,6 +3786,7 @@ static const char compare_usage[] =
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
+                        .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
@@ -4029,15 +3795,13 @@ static int command_compare(int argc, char **argv)
          &c.test, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
          .effect = DEFINES, .idle = "with test"},
-        {"test-examples", "so many of --test, of each class in proportion; 0: all", INTEGER,
-         &c.test_examples, 0, 1e9, .effect = DEFINES},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
         {"labels", "how many to learn from, rising; all, or more than there are: all of them", TEXT,
          &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
-        {"methods", "without: majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10", TEXT,
-         &c.methods_text, .effect = EXTENDS},
+        {"methods", "separated by commas; with options as in the last one", TEXT, &c.methods_text,
+         .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
@@ -4051,16 +3815,11 @@ static int command_compare(int argc, char **argv)
         {0}
     };
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
-    take_directory(&c, options);
     check_settings(s);
+    c.task.options = options;
+    open_run(&c.task, "compare", &c.old);
     warn_idle(options);
     describe_options(&c.state, options, "compare");
-    if (c.methods_text) {
-        parse_methods(&c);
-        warn_of_idle_comparison(options, &c);
-    }
-    parse_budgets(&c);
-    if (c.test) refuse_same_file(s->train, c.test);
     begin_training();
     set_threads(s->threads);
     set_precision(s->precision);
@@ -4152,7 +3911,9 @@ static int command_layers(int argc, char **argv)
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
-    refuse_same_file(s->train, test_path);
+    if (same_file(s->train, test_path))
+        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
+                  test_path);
     set_threads(s->threads);
     s->kind = PROBE;
     load_base(&t, &base, &meta);
