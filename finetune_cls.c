@@ -2642,8 +2642,8 @@ static void check_settings(const struct Settings *s)
  * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
 static bool open_run(struct Task *t, const char *prefix, struct Metadata *old)
 {
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
-                                        "compare.tsv", "config.json", NULL};
+    static const char *const files[] = {"model.safetensors", "compare.tsv", "state.safetensors",
+                                        "log.tsv", "config.json", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
     lock_directory(s->out);
@@ -3769,7 +3769,7 @@ static int compare(struct Compare *c)
         commit_outputs();
         advise_resume("compare", brief("%d of %d trainings", done, c->cell_count), c->task.set.out);
         if (stop_signal) return stopped_status();
-    } else progress(true, "%d trainings in %s", done, duration(seconds() - c->start));
+    } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
     compute_estimates(c);
     print_table(c);
     if (done) print_verdict(c);
