@@ -347,7 +347,10 @@ static void test_split(void)
 {
     enum { N = 1000 };
     int labels[N], list[N], again[N], other[N], aside[4] = {0}, seen[N] = {0};
-    for (int i = 0; i < N; i++) labels[i] = i < 1 ? 0 : i < 3 ? 1 : i < 303 ? 2 : 3;
+    for (int i = 0; i < N; i++) {
+        labels[i] = i < 1 ? 0 : i < 3 ? 1 : i < 303 ? 2 : 3;
+        list[i] = again[i] = other[i] = i;
+    }
     const int train = split_stratified(list, labels, N, 4, 0.1, random_stream(7, 1));
     split_stratified(again, labels, N, 4, 0.1, random_stream(7, 1));
     split_stratified(other, labels, N, 4, 0.1, random_stream(8, 1));

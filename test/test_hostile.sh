@@ -187,10 +187,6 @@ fails 2 "--batch 65536: times --context 65536 is too much" $train --batch 65536 
 fails 2 "--steps 0: without --time-limit there is no end" $train --steps 0
 fails 1 "--val $dir/nowhere: no such file" $train --val "$dir/nowhere"
 fails 2 "--out: the value is empty" $train --out ''
-speaker=finetune_cls
-compare="./finetune_cls compare --model $dir/none --train $dir/data --out $dir/none"
-fails 2 "--labels 2.5: not a number of labels" $compare --labels 2.5
-fails 2 "--test $dir/data: is the same file as --train" $compare --test "$dir/data"
 speaker=tokenizer
 fails 2 "--out: the value is empty" ./tokenizer train --out '' "$dir/corpus"
 exit $failures
