@@ -3634,29 +3634,21 @@ static int stopped_status(void)
     return 128 + stop_signal;
 }
 
-/* Dies since results cannot be printed. If their reader has gone, as `head` goes when it has enough
- * lines, the program ends as silently as others do, by SIGPIPE. */
-__attribute__((noreturn)) static void die_unprinted(void)
-{
-    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
-    die("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
-}
-
-/* Prints what stdout holds. */
+/* Prints what stdout holds. If that fails, the program does, but not a training. If the reader has
+ * gone, as `head` goes when it has enough lines, it ends as silently as others do, by SIGPIPE. */
 static void flush_results(void)
 {
-    if ((fflush(stdout) || ferror(stdout)) && !training) die_unprinted();
+    if ((!fflush(stdout) && !ferror(stdout)) || training) return;
+    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
+    warn("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
+    remove_unfinished();
+    _exit(STATUS_FAILED);
 }
 
-/* At exit: results that did not reach the standard output are a failure, too. */
 static void end_program(void)
 {
     remove_unfinished();
-    if (failed || (!fflush(stdout) && !ferror(stdout))) return;
-    if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
-    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
-            program);
-    _exit(STATUS_FAILED);
+    if (!failed) flush_results();
 }
 
 /* Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
@@ -3667,10 +3659,6 @@ static void end_program(void)
  * file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
-#if defined _OPENMP && defined __APPLE__
-    if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
-    (void)argv;
-#elif defined _OPENMP
     char self[4096] = "";
     const char *name, *runs;
     const bool trains = argv[0] && argv[1]
@@ -3683,9 +3671,6 @@ static void calm_threads(char **argv)
         && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
         execv("/proc/self/exe", argv);
-#else
-    (void)argv;
-#endif
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
@@ -3711,23 +3696,22 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* A limit of the process's own cgroup (version 2): the bytes in memory.max, or the cores that
- * cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the
- * process's cgroups, of which 0::/path is that of version 2; root: where they are mounted. */
-static double cgroup_limit(const char *list, const char *root, const char *file)
+/* The cores that the process's own cgroup (version 2) allows on average, the quota / period of its
+ * cpu.max; infinite if there is no limit. list: a file with the process's cgroups, of which 0::/path
+ * is that of version 2; root: where they are mounted. */
+static double cgroup_cores(const char *list, const char *root)
 {
-    char group[4096] = "", line[64] = "";
-    double value = INFINITY, period = 1;
+    char group[4096] = "";
+    double quota = INFINITY, period = 1;
     FILE *f = fopen(list, "r");
     while (f && fgets(group, sizeof group, f) && strncmp(group, "0::", 3)) group[0] = 0;
     if (f) fclose(f);
     group[strcspn(group, "\n")] = 0;
-    char *path = text_of("%s%s/%s", root, group[0] ? group + 3 : "", file);
-    if ((f = fopen(path, "r")) && fgets(line, sizeof line, f))
-        sscanf(line, "%lf %lf", &value, &period);
+    char *path = text_of("%s%s/cpu.max", root, group[0] ? group + 3 : "");
+    if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &quota, &period) < 1) quota = INFINITY;
     if (f) fclose(f);
     free(path);
-    return value > 0 && period > 0 ? value / period : INFINITY;
+    return quota > 0 && period > 0 ? quota / period : INFINITY;
 }
 
 /* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
@@ -3736,7 +3720,7 @@ static double cgroup_limit(const char *list, const char *root, const char *file)
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    const double allowed = cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "cpu.max");
+    const double allowed = cgroup_cores("/proc/self/cgroup", "/sys/fs/cgroup");
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
@@ -3780,18 +3764,11 @@ struct Option {
      CHOICE, place, .choices = "fp32|bf16", .effect = DEFINES}
 #define THREADS_OPTION(place) {"threads", "0: all cores it may use", INTEGER, place, 0, 1024}
 
-/* The row of that name, of which only the first `length` bytes count; NULL: there is none. */
-static struct Option *find_row(const struct Option *table, const char *name, size_t length)
-{
-    for (; table->name; table++)
-        if (strlen(table->name) == length && !strncmp(table->name, name, length))
-            return (struct Option *)table;
-    return NULL;
-}
-
+/* The row of that name; NULL: there is none. */
 static struct Option *find_option(const struct Option *table, const char *name)
 {
-    return find_row(table, name, strlen(name));
+    while (table->name && strcmp(table->name, name)) table++;
+    return table->name ? (struct Option *)table : NULL;
 }
 
 /* Whether the command line names the option, which the table must have. */
@@ -3821,10 +3798,10 @@ static void print_options(const struct Option *table)
     for (const struct Option *o = table; o->name; o++) {
         const int width = printf("  --%s %s", o->name,
                                  o->kind == CHOICE ? o->choices : shown[o->kind]);
-        char *text = o->kind == FLAG || (o->kind == SECONDS && *(double *)o->value == 0)
-                   ? NULL : option_text(o);
+        char *text = option_text(o);
         printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
-        if (text) printf(" (%s)", text);
+        if (text && o->kind != FLAG && (o->kind != SECONDS || strcmp(text, "0")))
+            printf(" (%s)", text);
         printf("%s\n", o->required ? " (required)" : "");
         free(text);
     }
@@ -3869,27 +3846,24 @@ static void set_option(struct Option *o, const char *where, const char *text)
  * an option. */
 static int read_options(int argc, char **argv, struct Option *table, const char *usage)
 {
-    int left = 0;
-    bool only_text = false;
-    for (int i = 0; i < argc; i++) {
-        char *arg = argv[i];
-        const bool help = !strcmp(arg, "--help") || !strcmp(arg, "-h");
-        if (only_text || (strncmp(arg, "--", 2) && !help)) { argv[left++] = arg; continue; }
-        if (!strcmp(arg, "--")) { only_text = true; continue; }
-        if (help) {
+    int left = 0, i = 0;
+    while (i < argc && strcmp(argv[i], "--")) {
+        char *arg = argv[i++], *value = strchr(arg, '=');
+        if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) {
             printf("%s\n", usage);
             print_options(table);
             exit(0);
         }
-        const char *name = arg + 2, *equals = strchr(name, '=');
-        struct Option *o = find_row(table, name, equals ? (size_t)(equals - name) : strlen(name));
+        if (strncmp(arg, "--", 2)) { argv[left++] = arg; continue; }
+        if (value) *value++ = 0;
+        struct Option *o = find_option(table, arg + 2);
         if (!o) die_usage("%s: no such option. --help lists them.", arg);
-        if (o->kind == FLAG && equals) die_usage("--%s: takes no value.", o->name);
-        if (o->kind != FLAG && !equals && i + 1 == argc)
-            die_usage("--%s: needs a value.", o->name);
+        if (o->kind == FLAG && value) die_usage("%s: takes no value.", arg);
+        if (o->kind != FLAG && !value && i == argc) die_usage("%s: needs a value.", arg);
         o->given = true;
-        set_option(o, brief("--%s", o->name), equals ? equals + 1 : o->kind == FLAG ? "" : argv[++i]);
+        set_option(o, arg, o->kind == FLAG || value ? value : argv[i++]);
     }
+    for (i++; i < argc; i++) argv[left++] = argv[i];
     for (const struct Option *o = table; o->name; o++)
         if (o->required && !*(const char **)o->value)
             die_usage("--%s: must be given. --help explains it.", o->name);
@@ -3907,30 +3881,22 @@ static void warn_unused(const struct Option *table, const char *name, const char
     if (is_given(table, name)) warn("--%s: has no effect %s.", name, why);
 }
 
-/* Whether a condition of `idle` holds: "with NAME", "without NAME" or "with NAME VALUE". An option is
- * on if it is a FLAG that is set, a number other than 0, or a TEXT. */
-static bool condition_holds(const struct Option *table, const char *condition)
-{
-    char word[8], name[32], value[32] = "";
-    sscanf(condition, "%7s %31[^ |] %31[^|]", word, name, value);
-    char *is = option_text(find_option(table, name));
-    const bool on = is && strcmp(is, "0"), holds = *value ? is && !strcmp(is, value) : on;
-    free(is);
-    return holds == !strcmp(word, "with");
-}
-
-/* Warns of each option that was given and has no effect with the others. */
+/* Warns of each option that was given and has no effect with the others. A condition of `idle` is
+ * "with NAME", "without NAME" or "with NAME VALUE"; an option is on if it is a FLAG that is set, a
+ * number other than 0, or a TEXT. */
 static void warn_idle(const struct Option *table)
 {
     for (const struct Option *o = table; o->name; o++)
-        for (const char *at = o->given ? o->idle : NULL; at; ) {
-            const char *bar = strchr(at, '|');
-            const int word = (int)strcspn(at, " ") + 1, n = (int)strcspn(at, "|");
-            if (condition_holds(table, at)) {
-                warn("--%s: has no effect %.*s--%.*s.", o->name, word, at, n - word, at + word);
-                break;
-            }
-            at = bar ? bar + 1 : NULL;
+        for (const char *at = o->given ? o->idle : NULL; at; at = strchr(at, '|')) {
+            char word[8], name[32], value[32] = "";
+            at += *at == '|';
+            sscanf(at, "%7s %31[^ |] %31[^|]", word, name, value);
+            char *is = option_text(find_option(table, name));
+            const bool on = is && (*value ? !strcmp(is, value) : strcmp(is, "0") != 0);
+            free(is);
+            if (on != !strcmp(word, "with")) continue;
+            warn("--%s: has no effect %s --%s%s%s.", o->name, word, name, *value ? " " : "", value);
+            break;
         }
 }
 
@@ -4017,26 +3983,24 @@ static char *read_journal(const char *path, const char *header)
 static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
                           const struct Metadata *state)
 {
-    const char *rows = state ? metadata_get(state, "log_rows") : "0",
+    const char *rows = state ? metadata_get(state, "log_rows") : NULL,
                *hash = state ? metadata_get(state, "log_hash") : NULL;
-    char *text = state ? read_journal(path, header) : NULL, *at = text ? text : "";
+    const int64_t known = rows ? strtoll(rows, NULL, 10) : 0;
+    char *text = state ? read_journal(path, header) : NULL, *at;
+    if (!text) text = text_of("%s", "");
     *j = (struct Journal){.path = text_of("%s", path), .timing = timing};
-    for (int64_t left = rows ? strtoll(rows, NULL, 10) : 0; left > 0 && *at; left--) {
-        char *end = strchr(at, '\n');
-        journal_hash(j, at, end - at);
-        at = end + 1;
-    }
-    if (text) *at = 0;
-    if (state && (!rows || !hash || strcmp(hash, hash_text(j->hash))
-                  || j->rows != strtoll(rows, NULL, 10)))
+    for (at = text; j->rows < known && *at; at = strchr(at, '\n') + 1)
+        journal_hash(j, at, strcspn(at, "\n"));
+    *at = 0;
+    if (state && (!hash || strcmp(hash, hash_text(j->hash)) || j->rows != known))
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
-    output_write(o, text ? text : "", text ? strlen(text) : 0);
+    output_write(o, text, strlen(text));
     output_finish(o);
     j->file = fdopen(dup(fileno(o->file)), "wb");
     if (!j->file) die_unwritten(path);
-    return text ? text : text_of("%s", "");
+    return text;
 }
 
 /* Hands what was printed to the journal to the system, or to the disk, too. */
@@ -4080,24 +4044,20 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
                        int count)
 {
     begin_program(name, argv);
-    const char *chosen = argc > 1 ? argv[1] : "";
-    const bool help = !strcmp(chosen, "--help") || !strcmp(chosen, "-h") || !strcmp(chosen, "help");
+    const bool help = argc > 1 && is_choice(argv[1], strlen(argv[1]), "--help|-h|help");
+    const char *chosen = argc > 1 + help ? argv[1 + help] : "";
     char *ask[] = {"--help"};
-    if (help && argc > 2) chosen = argv[2];
-    for (int i = 0; i < count; i++)
+    struct Buffer list = {0};
+    for (int i = 0; i < count; i++) {
         if (!strcmp(chosen, commands[i].name))
             return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
-    if (help && argc == 2) {
-        printf("%s SUBCOMMAND [options]\n", name);
-        for (int i = 0; i < count; i++)
-            printf("  %-10s %s\n", commands[i].name, commands[i].meaning);
-        printf("%s SUBCOMMAND --help lists the options.\n", name);
-        return 0;
+        append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
     }
-    struct Buffer names = {0};
-    for (int i = 0; i < count; i++) append(&names, "%s%s", i ? ", " : "", commands[i].name);
-    if (!*chosen) die_usage("a subcommand is missing: %s. --help explains them.", names.data);
-    die_usage("%s: no such subcommand. There are %s; --help explains them.", chosen, names.data);
+    if (!help || *chosen)
+        die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
+    printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
+           name);
+    return 0;
 }
 
 

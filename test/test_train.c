@@ -782,8 +782,6 @@ static void test_cores(void)
     put("v2/a/cpu.max", "300000 100000\n");
     put("v2/a/b/cpu.max", "max 100000\n");
     put("v2/a/b:c/cpu.max", "50000 100000\n");
-    put("v2/a/memory.max", "1000000\n");
-    put("v2/a/b/memory.max", "max\n");
     const struct { const char *root, *groups; double cores; } cases[] = {
         {"v2", "0::/a\n", 3}, {"v2", "4:cpu:/x\n0::/a/b\n", INFINITY}, {"v2", "0::/a/b:c\n", 0.5},
         {"v2", "0::/\n", INFINITY}, {"v2", "0::/not/mounted\n", INFINITY},
@@ -791,15 +789,11 @@ static void test_cores(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         put("groups", cases[i].groups);
-        const double got = cgroup_limit(path_of("groups"), path_of(cases[i].root), "cpu.max");
+        const double got = cgroup_cores(path_of("groups"), path_of(cases[i].root));
         check(got == cases[i].cores, "cores, cgroup %s: %.*s: %g", cases[i].root,
               (int)strcspn(cases[i].groups, "\n"), cases[i].groups, got);
     }
-    check(cgroup_limit(path_of("no file"), path_of("v2"), "cpu.max") == INFINITY, "cores, no /proc");
-    put("groups", "0::/a\n");
-    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == 1e6, "memory of a cgroup");
-    put("groups", "0::/a/b\n");
-    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == INFINITY, "no limit");
+    check(cgroup_cores(path_of("no file"), path_of("v2")) == INFINITY, "cores, no /proc");
 }
 
 /* --- The live line --- */
