@@ -1346,6 +1346,24 @@ int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width
     return k;
 }
 
+/* The case of pack() with whole lines side by side in memory (line = 1); rows ahead are prefetched.
+ * Whole vectors are copied: the next row overwrites what spills beyond a row of the panel. The last
+ * row of x, which with pairs one of two slots holds, is left to pack(): it must not be read beyond
+ * its end. */
+static inline __attribute__((always_inline))
+int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
+{
+    enum { AHEAD = 16 };
+    const int whole = max_int(0, K - (pair ? 2 : 1));
+    for (int k = 0; k < whole; k++, x += step, panel += width)
+        for (int j = 0; j < width; j += LANES) {
+            __builtin_prefetch(x + AHEAD * step + j);
+            if (pair) __builtin_prefetch(x + AHEAD * step + pair + j);
+            *(words *)(panel + j) = slots(x + j, pair);
+        }
+    return whole;
+}
+
 /* Copies `count` <= width lines into the K slots of one panel: panel[k * width + i] = x(i, k), and
  * 0 for i >= count. pair: from one term of a slot to the other. */
 static inline __attribute__((always_inline))
@@ -1353,7 +1371,8 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (x.step == 1 && count == width && sizeof(real) == sizeof(float))
+    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, K);
+    else if (x.step == 1 && sizeof(real) == sizeof(float))
         k0 = pack_squares(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
@@ -1361,53 +1380,14 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
                                                 k + K < x.terms);
 }
 
-/* The case of pack() with lines side by side in memory (line = 1) and whole panels. A few cache
- * lines of each of the K rows are copied at a time, and the rows ahead are prefetched. Whole
- * vectors are stored: the next row overwrites what spills beyond a panel. The last row of x is not
- * read beyond its end: with pairs, either of the last two slots may hold it. */
-static inline __attribute__((always_inline))
-void pack_rows(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
-{
-    enum { MAX_PIECE = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
-    const int pieces = max_int(1, ceil_div(lines, MAX_PIECE)),
-              piece = ceil_div(lines, pieces * width) * width;
-    for (int i0 = 0; i0 < lines; i0 += piece) {
-        const int n = min_int(piece, lines - i0);
-        for (int k = 0; k < K; k++) {
-            const real *row = x.at + k * x.step + i0;
-            real *to = packed + (size_t)i0 * K + (size_t)k * width;
-            for (int i = 0; i < n; i += CACHE_LINE) {
-                __builtin_prefetch(row + AHEAD * x.step + i);
-                if (pair) __builtin_prefetch(row + AHEAD * x.step + pair + i);
-            }
-            for (int i = 0; i < n; i += width, to += (size_t)width * K)
-                if (k + (pair ? 2 : 1) < K) for (int j = 0; j < width; j += LANES)
-                    *(words *)(to + j) = slots(row + i + j, pair);
-                else for (int j = 0; j < width; j++)
-                    to[j] = slot(row + i + j, pair, k + K < x.terms);
-        }
-    }
-}
-
-/* Packs lines of x into panels, one after the other. */
-static inline __attribute__((always_inline))
-void pack_panels(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
-{
-    const int whole = x.line == 1 ? lines / width * width : 0;
-    pack_rows(packed, x, pair, whole, width, K);
-    for (int i = whole; i < lines; i += width) {
-        const struct Lines rest = {x.at + i * x.line, x.line, x.step, x.terms, x.precision};
-        pack(packed + (size_t)i * K, rest, pair, min_int(width, lines - i), width, K);
-    }
-}
-
-/* The same, compiled for each precision. */
+/* Packs lines of x into panels, one after the other; compiled for each precision. */
 static inline __attribute__((always_inline))
 void pack_lines(real *packed, struct Lines x, int lines, int width)
 {
     const int K = slot_count(x.terms, x.precision);
-    if (x.precision == FP32) pack_panels(packed, x, 0, lines, width, K);
-    else pack_panels(packed, x, K * x.step, lines, width, K);
+    for (int i = 0; i < lines; i += width, x.at += width * x.line, packed += (size_t)width * K)
+        if (x.precision == FP32) pack(packed, x, 0, min_int(width, lines - i), width, K);
+        else pack(packed, x, K * x.step, min_int(width, lines - i), width, K);
 }
 
 /* The same by all threads of a parallel region, each of which packs some of the panels. */
@@ -1470,6 +1450,15 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
     }
 }
 
+/* The same, compiled for each precision and for each layout of a. */
+static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+                       const real *bias, int K)
+{
+    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, from, bias, K, BF16);
+    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, from, bias, K, FP32);
+    else tile(c, ldc, a.at, 1, a.column, b, from, bias, K, FP32);
+}
+
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
 static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
                          const real *bias, int m, int n, int K)
@@ -1479,9 +1468,7 @@ static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, cons
         pack(panel, (struct Lines){a.at, a.row, 1, K, FP32}, 0, m, TILE_ROWS, K);
         a = (struct Rows){panel, 1, TILE_ROWS, 0, FP32};
     }
-    if (a.precision == BF16)
-        tile(sum, TILE_COLUMNS, a.at, 1, a.column, b, NULL, NULL, K, BF16);
-    else tile(sum, TILE_COLUMNS, a.at, a.row, a.column, b, NULL, NULL, K, FP32);
+    whole_tile(sum, TILE_COLUMNS, a, b, NULL, NULL, K);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
@@ -1496,17 +1483,14 @@ static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_sl
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
-            real *cij = c + i * ldc + j;
+            const size_t at = i * ldc + j;
+            const int rows = min_int(TILE_ROWS, m - i), columns = min_int(TILE_COLUMNS, n - j);
             const struct Rows ai = {a.at + i * a.next, a.row, a.column, 0, a.precision};
-            const real *bj = b + j * b_slots, *from_ij = from ? from + i * ldc + j : NULL,
+            const real *bj = b + j * b_slots, *start = from ? from + at : NULL,
                        *bias_j = bias ? bias + j : NULL;
-            if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
-                tile_at_edge(cij, ldc, ai, bj, from_ij, bias_j, min_int(TILE_ROWS, m - i),
-                             min_int(TILE_COLUMNS, n - j), K);
-            else if (a.precision == BF16)
-                tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, BF16);
-            else if (a.column == 1) tile(cij, ldc, ai.at, a.row, 1, bj, from_ij, bias_j, K, FP32);
-            else tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, FP32);
+            if (rows == TILE_ROWS && columns == TILE_COLUMNS)
+                whole_tile(c + at, ldc, ai, bj, start, bias_j, K);
+            else tile_at_edge(c + at, ldc, ai, bj, start, bias_j, rows, columns, K);
         }
 }
 
@@ -2804,13 +2788,10 @@ static int json_peek(struct JsonReader *r)
 
 static unsigned json_hex4(struct JsonReader *r)
 {
-    unsigned c = 0;
-    for (int i = 0; i < 4; i++, r->at++) {
-        if (r->at >= r->end || !isxdigit((unsigned char)*r->at))
-            json_error(r, "\\u needs four hex digits");
-        c = 16 * c + (isdigit((unsigned char)*r->at) ? *r->at - '0' : (*r->at | 32) - 'a' + 10);
-    }
-    return c;
+    char digits[5] = "";
+    for (int i = 0; i < 4 && r->at < r->end; i++) digits[i] = *r->at++;
+    if (strspn(digits, "0123456789abcdefABCDEF") < 4) json_error(r, "\\u needs four hex digits");
+    return (unsigned)strtoul(digits, NULL, 16);
 }
 
 /* The code point after \u. Two surrogates, \uD83D\uDE00, make one; a surrogate alone is U+FFFD. */

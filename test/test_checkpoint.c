@@ -84,6 +84,12 @@ static void expect(int (*function)(void), const char *words, const char *what)
 
 /* --- Files to spoil --- */
 
+static void put_file(const char *path, const void *bytes, size_t n)
+{
+    stage_file(path, bytes, n);
+    commit_outputs();
+}
+
 static struct Buffer read_whole(const char *path)
 {
     struct Buffer b = {0};
@@ -124,7 +130,7 @@ static void write_parts(const struct Buffer *header, uint64_t length, const char
     append_bytes(&file, &length, 8);
     append_bytes(&file, header->data, header->size);
     append_bytes(&file, data, size);
-    write_file(model_path(), file.data, file.size);
+    put_file(model_path(), file.data, file.size);
     free(file.data);
 }
 
@@ -153,7 +159,7 @@ static void write_changed(enum Part part, const char *from, const char *to)
         check(0, "\"%s\" is not in the original", from);
     replace_all(&header, "\"config_hash\"", "\"other_hash\"");
     write_parts(&header, header.size, data.data, data.size);
-    write_file(config_path(), config.data, config.size);
+    put_file(config_path(), config.data, config.size);
     free(header.data), free(data.data), free(config.data);
 }
 
@@ -254,7 +260,7 @@ static void test_bytes(void)
     struct Buffer header, data = split_file(&header), file = read_whole(model_path());
     const size_t cuts[] = {0, 1, 7, 8, 9, 100, 8 + header.size, file.size - 4, file.size - 1};
     for (int i = 0; i < 9; i++) {
-        write_file(model_path(), file.data, cuts[i]);
+        put_file(model_path(), file.data, cuts[i]);
         char *what = text_of("cut to %zu of %zu bytes", cuts[i], file.size);
         expect(open_directory, "", what);
         free(what);
@@ -295,7 +301,7 @@ static void test_config_of_another(void)
         save_original();
         struct Buffer config = read_whole(config_path());
         if (!replace_all(&config, rows[i].from, rows[i].to)) check(0, "\"%s\" is", rows[i].from);
-        write_file(config_path(), config.data, config.size);
+        put_file(config_path(), config.data, config.size);
         expect(open_directory, rows[i].same ? NULL : "config.json: does not belong to model.saf",
                rows[i].from);
         free(config.data);
@@ -319,7 +325,7 @@ static void test_deep_header(void)
 /* A header that lists nothing: the undefined sanitizer watches what is done with no tensor at all. */
 static void test_no_tensor(void)
 {
-    write_file(model_path(), "\2\0\0\0\0\0\0\0{}", 10);
+    put_file(model_path(), "\2\0\0\0\0\0\0\0{}", 10);
     expect(open_directory, "is missing", "a header without a tensor");
 }
 
@@ -427,13 +433,13 @@ static void test_state(void)
     expect(open_larger_state, "has shape", "a state of another model");
     struct Buffer file = read_whole(path);
     file.data[file.size - 2] ^= 4;
-    write_file(path, file.data, file.size);
+    put_file(path, file.data, file.size);
     expect(open_state, "checksum", "a state with one bit changed in the last moment");
-    write_file(path, file.data, file.size - 40);
+    put_file(path, file.data, file.size - 40);
     expect(open_state, "", "a state that is cut short");
     save_original();
     struct Buffer model = read_whole(model_path());
-    write_file(path, model.data, model.size);
+    put_file(path, model.data, model.size);
     expect(open_state, "", "a model in place of a state");
     free(file.data), free(model.data);
     unlink(path);
@@ -455,7 +461,7 @@ static void test_directory(void)
     write_changed(HEADER, "\"score.weight\"", "\"score.weight\"");
     struct Buffer config = read_whole(config_path());
     *strstr(config.data, "id2label") = 'I';
-    write_file(config_path(), config.data, config.size);
+    put_file(config_path(), config.data, config.size);
     expect(open_directory, NULL, "a classifier of two labels whose names are not given");
     free(config.data);
 }

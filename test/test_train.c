@@ -49,7 +49,8 @@ static const char *write_tokens_shard(const char *name, const uint16_t *tokens, 
     append_bytes(&b, header, sizeof header);
     append_bytes(&b, tokens, count * sizeof *tokens);
     const char *path = path_of(name);
-    write_file(path, b.data, b.size);
+    stage_file(path, b.data, b.size);
+    commit_outputs();
     free(b.data);
     return path;
 }
@@ -92,7 +93,8 @@ static int status_of(void (*something)(const void *), const void *with, char *me
 static void test_shards(void)
 {
     const char *empty = path_of("empty.bin");
-    write_file(empty, "", 0);
+    stage_file(empty, "", 0);
+    commit_outputs();
     const struct { const char *path, *says, *what; int status; } cases[] = {
         {write_shard("good.bin", 0, 50, 50, SHARD_MAGIC, 1), "", "a sound shard opens", 0},
         {write_shard("magic.bin", 0, 50, 50, 12345, 1), "not a token shard", "wrong magic", 1},
@@ -538,7 +540,8 @@ static void test_token_lengths(void)
 {
     const char *merges = path_of("merges/merges.txt");
     make_directory(path_of("merges"));
-    write_file(merges, "#version: 0.2\na b\n", 18);
+    stage_file(merges, "#version: 0.2\na b\n", 18);
+    commit_outputs();
     const struct Tokenizer *t = tokenizer_load(path_of("merges"));
     const int *bytes = token_lengths(t, 260);
     bool single = true;
@@ -772,7 +775,8 @@ static void put(const char *name, const char *text)
     *slash = 0;
     make_directory(path);
     *slash = '/';
-    write_file(path, text, strlen(text));
+    stage_file(path, text, strlen(text));
+    commit_outputs();
     free(path);
 }
 
