@@ -1,7 +1,7 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
- *    I   Fine-tuning          texts as tokens, batches, scores, gradient steps, the probe, and
- *                             classical baselines, which know only words
+ *    I   Fine-tuning          texts as tokens, batches and features, gradient steps, the probe,
+ *                             scores, and classical baselines, which know only words
  *    II  Files and commands   labelled files, before and after the training, train, eval, predict;
  *                             compare, layers, explain
  *
@@ -38,7 +38,7 @@
 /* ============================================================================================= */
 
 /* What the model reads of a long text: at most max tokens, <|endoftext|> included, of its head, its
- * tail, or half of each ("both"). pairs: a text is two, with a tab between. */
+ * tail, or half of each ("both"). pairs: a text is two, with a tab between (section 7). */
 struct Window { int max; const char *truncate; bool pairs; };
 
 /* N texts as tokens, back to back: example i is tokens[starts[i]] .. tokens[starts[i + 1] - 1]. */
@@ -62,23 +62,17 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
- * longer one loses tokens until both are equally long, then both do. */
-static int encode_pair(int *ids, struct Tokenizer *t, struct Bytes text, int max, const char *how)
+/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
+ * left. encode_pair does the same for two texts. */
+static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
+                       const char *how)
 {
-    const char *tab = memchr(text.data, '\t', text.size);
-    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
-    const int a = tokenizer_encode(t, text.data, first, ids);
-    ids[a] = t->eot;
-    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
-    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
-    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
-              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
-    truncate_ids(ids + a + 1, b, keep_b, how);
-    truncate_ids(ids, a, keep_a, how);
-    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
-    return keep_a + 1 + keep_b;
+    *all = tokenizer_encode(t, text.data, text.size, ids);
+    return truncate_ids(ids, *all, max, how);
 }
+
+static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
+                       const char *how);
 
 /* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
  * is <|endoftext|> alone. */
@@ -95,15 +89,11 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->token_capacity = 2 * (start + text.size + 2);
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
-    int *ids = d->tokens + start;
-    ids[0] = tokenizer->eot;
-    const int first = tokenizer->usage.begins || !text.size;
-    const int all = w.pairs ? encode_pair(ids + first, tokenizer, text, INT32_MAX, w.truncate)
-                            : tokenizer_encode(tokenizer, text.data, text.size, ids + first);
-    int n = all;
-    if (first + all > w.max)
-        n = w.pairs ? encode_pair(ids + first, tokenizer, text, w.max - first, w.truncate)
-                    : truncate_ids(ids + first, all, w.max - first, w.truncate);
+    const int first = tokenizer->usage.begins || !text.size, room = w.max - first;
+    int *ids = d->tokens + start + first, all;
+    d->tokens[start] = tokenizer->eot;
+    const int n = w.pairs ? encode_pair(ids, &all, tokenizer, text, room, w.truncate)
+                          : encode_one(ids, &all, tokenizer, text, room, w.truncate);
     d->truncated += n < all;
     d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
@@ -115,49 +105,11 @@ static int length_of(const struct Dataset *d, int example)
     return (int)(d->starts[example + 1] - d->starts[example]);
 }
 
-/* A hash of the examples from .. to - 1, as tokens and labels. */
-static uint64_t hash_texts(const struct Dataset *d, int from, int to)
-{
-    const size_t n = to - from, *starts = d->starts + from;
-    return mix64(checksum(d->tokens + starts[0], (starts[n] - starts[0]) * sizeof *d->tokens)
-                 ^ mix64(checksum(starts, (n + 1) * sizeof *starts)
-                         ^ checksum(d->labels + from, n * sizeof *d->labels)));
-}
-
-/* Splits N examples into training and validation, class by class: a part of each class is set
- * aside, at least one example, but never the only one. list (N) receives the training examples in
- * random order, then the others. Returns the number of training examples. */
-static int split_stratified(int *list, const int *labels, int N, int classes, double part,
-                            struct Random random)
-{
-    int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
-    int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
-    memset(left, 0, classes * sizeof *left);
-    for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
-    for (int k = 0; k < classes; k++)
-        left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
-    shuffle(order, N, &random);
-    for (int i = 0; i < N; i++)
-        if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
-    free(left);
-    free(order);
-    return train;
-}
-
 /* ============================================================================================= */
-/* 2. Batches                                                                                    */
+/* 2. Batches and features                                                                       */
 /* ============================================================================================= */
 
 enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient products */
-
-/* The input of the first block that learns, for the texts that a training reads: the frozen blocks
- * below read each text once. x is NULL if the memory does not suffice; they then read it again for
- * every update, with the same results. */
-struct Cache {
-    real *x;                        /* (rows, C) */
-    size_t *row;                    /* (examples): the first row of an example's */
-    size_t rows;
-};
 
 /* A model and the memory to run it on batches of examples. */
 struct Runner {
@@ -165,8 +117,8 @@ struct Runner {
     struct Workspace ws;
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
     int *next;                      /* (max_rows): the next token of each row, -1 at the end */
-    int frozen;                     /* blocks that a training does not change, see Cache */
-    struct Cache cache;
+    int frozen;                     /* blocks that a training does not change: end of section 3 */
+    const struct Cache *cache;      /* what they gave for each text; NULL: they run again */
     bool measure_lm;                /* run_examples also adds to the two below */
     double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
@@ -184,8 +136,6 @@ static void runner_free(struct Runner *r)
 {
     workspace_free(&r->ws);
     minibatch_free(&r->minibatch);
-    release(r->cache.x, r->cache.rows * r->model->config.channels * sizeof(real));
-    free(r->cache.row);
     free(r->next);
 }
 
@@ -203,40 +153,10 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
     return m->batch;
 }
 
-/* The hidden states of a batch that gather made of the first examples of list. Dropout (p, key)
- * touches only blocks that learn. */
+/* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, to
+ * which frozen blocks may know a shorter way. Dropout (p, key) touches only blocks that learn. */
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
-                           const int *list, double p, uint64_t key)
-{
-    struct Workspace *ws = &r->ws;
-    const int C = r->model->config.channels, L = r->model->config.layers;
-    real *x = ws->activations[r->frozen].x;
-    if (r->frozen && !r->cache.x) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
-    else if (r->frozen)
-        for (int s = 0; s < b->sequences; s++)
-            memcpy(x + (size_t)b->starts[s] * C, r->cache.x + r->cache.row[list[s]] * C,
-                   (size_t)length_of(d, list[s]) * C * sizeof *x);
-    return blocks_forward(r->model, ws, b, p, key, r->frozen, L);
-}
-
-/* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
- * keeps what they give, if it fits into a quarter of the machine's memory. */
-static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
-{
-    const size_t C = r->model->config.channels;
-    struct Cache *c = &r->cache;
-    c->row = resize(NULL, d->count * sizeof *c->row);
-    for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
-    if (c->rows * C * sizeof(real) > machine_memory() / 4) return;
-    real *x = allocate_zeroed(c->rows * C * sizeof(real));
-    for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, list + done, count - done);
-        const real *out = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->frozen);
-        memcpy(x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
-        done += b.sequences;
-    }
-    c->x = x;
-}
+                           const int *list, double p, uint64_t key);
 
 /* r->next: the language model's targets for a batch, the next token of the same text. Returns how
  * many there are. */
@@ -259,20 +179,17 @@ static void order_by_length(int *order, const struct Dataset *d, const int *list
     free(next);
 }
 
-/* A line of progress: how many of the texts are done since `start`. what: its name; NULL: none. */
-static void show_rate(const char *what, int done, int count, double start)
+/* Says how long some texts took, from `start` on. */
+static void report_rate(const char *what, int count, double start)
 {
     const double spent = seconds() - start;
-    if (!what) return;
-    if (done < count)
-        progress(false, "%s: %d/%d texts  %.0f texts/s  %s left", what, done, count, done / spent,
-                 duration(spent * (count - done) / done));
-    else progress(true, "%s: %s  %.0f texts/s  %.1f s", what, counted(done, "text"), done / spent,
-                  spent);
+    progress(true, "%s: %s  %.0f texts/s  %.1f s", what, counted(count, "text"), count / spent,
+             spent);
 }
 
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
- *   probabilities (count, K)    features (count, C): hidden at the last token; each may be NULL
+ *   features (count, C): hidden at the last token of each text, which is all that the head reads
+ *   probabilities (count, K): softmax of the head's scores      each may be NULL
  * Results are in the order of the list. Returns the sum of losses of the examples with a label.
  * what: for a line of progress now and then, or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features,
@@ -282,7 +199,8 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     int *order = resize(NULL, count * sizeof *order),
         *sorted = resize(NULL, count * sizeof *sorted);
     real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
-    double loss = 0, start = seconds();
+    struct Timer timer = start_timer();
+    double loss = 0;
     order_by_length(order, d, list, count);
     for (int i = 0; i < count; i++) sorted[i] = list ? list[order[i]] : order[i];
     for (int done = 0; done < count; ) {
@@ -300,179 +218,31 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
         }
         done += b.sequences;
-        if (done < count && line_is_due(&r->shown)) show_rate(what, done, count, start);
+        if (what && done < count) show_work(&timer, what, done, count, "texts");
     }
-    check_unchanged();
     free(order);
     free(sorted);
     free(p);
     return loss;
 }
-
 /* ============================================================================================= */
-/* 3. Scores                                                                                     */
-/* ============================================================================================= */
-
-struct Scores { double accuracy, macro_f1, loss, ece; };
-
-static int most_probable(const real *p, int K)
-{
-    int best = 0;
-    for (int k = 1; k < K; k++) if (p[k] > p[best]) best = k;
-    return best;
-}
-
-/* confusion (K, K): examples of each true class (row) and predicted class (column).
- *   p (N, K)   truth (N) */
-static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
-{
-    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
-    for (int i = 0; i < N; i++)
-        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
-}
-
-/* One class: its examples, how often it is predicted, and how often both. In the usual words:
- *   right = TP    truly = TP + FN    predicted = TP + FP */
-struct ClassCounts { int truly, predicted, right; };
-
-/* The counts of class k: its row of the confusion matrix, its column, and where they cross. */
-static struct ClassCounts counts_of(const int *confusion, int k, int K)
-{
-    struct ClassCounts c = {.right = confusion[(size_t)k * K + k]};
-    for (int j = 0; j < K; j++) {
-        c.truly += confusion[(size_t)k * K + j];
-        c.predicted += confusion[(size_t)j * K + k];
-    }
-    return c;
-}
-
-/* The harmonic mean of precision and recall (van Rijsbergen 1979):
- *   F1 = 2 TP / (2 TP + FP + FN)      0 if the class never occurs */
-static double f1_of(struct ClassCounts c)
-{
-    return 2.0 * c.right / max_int(c.truly + c.predicted, 1);
-}
-
-/* F1, averaged over the classes that occur, truly or as a prediction. */
-static double macro_f1(const int *confusion, int K)
-{
-    double sum = 0;
-    int present = 0;
-    for (int k = 0; k < K; k++) {
-        const struct ClassCounts c = counts_of(confusion, k, K);
-        sum += f1_of(c);
-        present += c.truly + c.predicted > 0;
-    }
-    return present ? sum / present : 0;
-}
-
-/* Expected calibration error (Naeini et al. 2015): examples are put into 15 bins by the probability
- * of their predicted class. The average of |accuracy - mean probability| of a bin, weighted by its
- * number of examples. 0: a probability of 0.8 is right in 80 of 100 cases. */
-static double calibration_error(const real *p, const int *truth, int N, int K)
-{
-    enum { BINS = 15 };
-    double difference[BINS] = {0}, sum = 0;
-    for (int i = 0; i < N; i++) {
-        const int best = most_probable(p + (size_t)i * K, K);
-        const double confidence = p[(size_t)i * K + best];
-        const int bin = confidence < 1 ? (int)(confidence * BINS) : BINS - 1;
-        difference[bin] += (best == truth[i]) - confidence;
-    }
-    for (int b = 0; b < BINS; b++) sum += fabs(difference[b]);
-    return sum / N;
-}
-
-/* All scores of p (N, K), and confusion (K, K). loss: the sum over the N examples. */
-static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
-                           int K)
-{
-    int right = 0;
-    count_confusion(confusion, p, truth, N, K);
-    for (int k = 0; k < K; k++) right += confusion[(size_t)k * K + k];
-    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N,
-                           calibration_error(p, truth, N, K)};
-}
-
-/* The accuracy of always predicting the commonest label: what a classifier must beat. */
-static double majority_rate(const int *confusion, int N, int K)
-{
-    int max = 0;
-    for (int k = 0; k < K; k++) max = max_int(max, counts_of(confusion, k, K).truly);
-    return (double)max / N;
-}
-
-/* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
- * They are the two q from which a is z standard deviations away, |a - q| = z sqrt(q (1 - q) / N):
- *   (a + z^2 / 2N -+ z sqrt(a (1 - a) / N + z^2 / 4N^2)) / (1 + z^2 / N) */
-static void wilson_interval(double *low, double *high, double a, int N)
-{
-    const double z = 1.959963984540054, zz = z * z / N;
-    const double half = z * sqrt((a * (1 - a) + zz / 4) / N);
-    *low = fmax(0, (a + zz / 2 - half) / (1 + zz));
-    *high = fmin(1, (a + zz / 2 + half) / (1 + zz));
-}
-
-/* The correlation of two yes-or-no variables, truth and prediction (Matthews 1975):
- *   (TP TN - FP FN) / sqrt((TP + FN) (TN + FP) (TP + FP) (TN + FN))      0 if the root is */
-static double matthews(const int *confusion)
-{
-    const struct ClassCounts no = counts_of(confusion, 0, 2), yes = counts_of(confusion, 1, 2);
-    const double root = sqrt((double)yes.truly * no.truly) * sqrt((double)yes.predicted
-                                                                  * no.predicted);
-    const double wrong = (double)(yes.truly - yes.right) * (no.truly - no.right);
-    return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
-}
-
-/* An example of two classes: the probability of class 1, and whether that is its label. */
-struct Ranked { real p; int positive; };
-
-/* The most probable first. */
-static int compare_ranked(const void *a, const void *b)
-{
-    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
-    return (p < q) - (p > q);
-}
-
-/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
- * P and R are precision and recall if all examples with p >= t are called class 1:
- *   auc                 part of the pairs of a positive and a negative example in which the
- *                       positive one is more probable; equal ones count half. It is the area under
- *                       the ROC curve (Hanley and McNeil 1982).
- *   average_precision   sum of (R(t) - R(t before)) P(t), over every p as t, from the highest on
- * NaN if a class that they need has no example. p (N, 2)    truth (N) */
-static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
-                        int N)
-{
-    struct Ranked *list = resize(NULL, N * sizeof *list);
-    double area = 0, precisions = 0, positive = 0;          /* positive examples with p > t */
-    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
-    qsort(list, N, sizeof *list, compare_ranked);
-    for (int i = 0, end; i < N; i = end) {
-        double tied = list[i].positive;                     /* and those with p = t */
-        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
-        area += (end - i - tied) * (positive + tied / 2);
-        positive += tied;
-        precisions += tied * positive / end;
-    }
-    *auc = area / (positive * (N - positive));
-    *average_precision = precisions / positive;
-    free(list);
-}
-
-/* ============================================================================================= */
-/* 4. Gradient steps                                                                             */
+/* 3. Gradient steps                                                                             */
 /* ============================================================================================= */
 
-/* What the user calls the columns of a labelled file: names, or numbers from 1; NULL: one of the
- * usual names. A name that the model keeps from its training is only preferred: if it is not there,
- * usual names do. texts_only: labels are not read, and plain lines are texts. */
+/* How a labelled file is laid out. A column is a position, from 1, or a name of the header. What is
+ * NULL, or "auto", is not said: then the training's file or else the file itself decides, see
+ * section 7. */
 enum { TEXTS, LABELS, PAIRS, COLUMNS };
-struct Columns { const char *names[COLUMNS]; bool preferred[COLUMNS], texts_only; };
-static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
+struct Columns {
+    const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
+    const char *header;                 /* yes: the first row has the names of the columns; no */
+    const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
+    const struct Columns *training;     /* of the classifier that is used, or NULL */
+    bool texts_only;                    /* labels are not read */
+};
 
-/* The options of the command line. choose_defaults replaces 0 or -1 where a default depends on
- * --tune, on the model and on the data. */
+/* The options of a training. Section 9 has their meanings, section 8 what 0 or -1 becomes where a
+ * default depends on --tune, on the model and on the data. */
 struct Settings {
     const char *model, *train, *val, *out, *tune, *truncate, *class_weights, *precision;
     struct Columns columns;
@@ -481,15 +251,12 @@ struct Settings {
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
     double layer_decay, l2sp, lm_coef, average;
     bool overwrite, resume, dedupe, calibrate;
-    enum { PROBE, LAST, FULL, SCRATCH } kind;
+    enum { PROBE, LAST, FULL, SCRATCH } kind;   /* --tune */
     int last;                                   /* K of last:K */
+    int every;                                  /* updates between two validations */
 };
 
-static const struct Settings DEFAULT_SETTINGS = {
-    .tune = "full", .truncate = "tail", .class_weights = "none", .precision = "fp32", .batch = 32,
-    .seed = 1, .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
-    .layer_decay = 1, .average = -1,
-};
+struct Scores { double accuracy, macro_f1, loss, ece; };
 
 /* One fine-tuning. */
 struct Task {
@@ -508,61 +275,25 @@ struct Task {
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
-    struct Buffer log;                          /* log.tsv */
-    bool quiet;                                 /* one of many trainings: no progress, no log */
-    bool keeps;                                 /* its state and best weights are kept in --out */
+    struct Option *options;                     /* the rows of set */
+    struct Columns layout;                      /* of the file of texts to train on */
+    struct Journal log;                         /* log.tsv */
+    bool quiet;                                 /* one of many trainings: no progress, no files */
     bool resumes;                               /* a state is there, and the training goes on */
 };
 
-/* Random streams of the seed. model_init uses the numbers from 0. */
-enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM_TEST };
+/* Where a training is. A state on disk holds all of it. */
+struct TrainState {
+    double start, loss, norm;               /* loss: the sum over the examples since a validation */
+    int step, examples;                     /* updates so far; how many examples `loss` is of */
+    struct Scores best_scores;              /* of the best weights on validation */
+    int best_step, since_best;              /* 0: there are none; validations since then */
+    real *best, *mean;                      /* weights; mean, or NULL: of the last updates */
+    int averaged;                           /* how many updates mean has seen */
+    double saved, saving;                   /* when the state was written; how long that took */
+};
 
-enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100 };
-
-/* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
- * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate. Few labels need a number of updates rather than of epochs. Few
- * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
-static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
-                            int val_texts)
-{
-    const double large = sqrt(1e7 / model->parameter_count);
-    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
-    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
-    if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
-    if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
-    const int updates = ceil_div(examples, s->batch);
-    if (s->epochs == 0 && s->steps == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
-    if (s->epochs == 0) s->epochs = ceil_div(s->steps, updates);
-    else if ((int64_t)s->epochs * updates > INT32_MAX)
-        die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, INT32_MAX);
-    else s->steps = s->epochs * updates;
-}
-
-/* How many training examples each class has (K). */
-static int *class_sizes(const struct Task *t)
-{
-    const int K = t->model.config.labels;
-    int *sizes = resize(NULL, K * sizeof *sizes);
-    memset(sizes, 0, K * sizeof *sizes);
-    for (int i = 0; i < t->train_count; i++) sizes[t->data.labels[t->train[i]]]++;
-    return sizes;
-}
-
-/* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
- * and the average over the examples is 1. NULL unless --class-weights is auto. */
-static real *weigh_classes(const struct Task *t)
-{
-    const int K = t->model.config.labels;
-    if (strcmp(t->set.class_weights, "auto")) return NULL;
-    real *weights = resize(NULL, K * sizeof *weights);
-    int *sizes = class_sizes(t);
-    for (int k = 0; k < K; k++)
-        weights[k] = sizes[k] ? (real)t->train_count / ((real)K * sizes[k]) : 1;
-    free(sizes);
-    return weights;
-}
+/* --- The start --- */
 
 /* The classifier before training: the weights of the pretrained model and a random head, or, for
  * scratch, random weights throughout. */
@@ -580,23 +311,6 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
         if (!strcmp(p->name, "score.weight")) tensor_init(model, i, t->set.seed);
         else memcpy(w, base->weights + base->tensors[i].offset, p->size * sizeof(real));
     }
-}
-
-/* The scores of the model on the validation examples. */
-static struct Scores validate(struct Task *t)
-{
-    const int K = t->model.config.labels;
-    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, t->quiet ? NULL : "validation");
-    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
-}
-
-/* Writes log.tsv as a whole, for commit_outputs. */
-static void stage_log(const struct Task *t)
-{
-    char *path = text_of("%s/log.tsv", t->set.out);
-    stage_file(path, t->log.data, t->log.size);
-    free(path);
 }
 
 /* Which weights learn, and how fast: last:K freezes the embeddings and all blocks but the last K;
@@ -617,26 +331,11 @@ static void choose_weights(struct Task *t)
     }
 }
 
-/* Ends a training whose gradient is not finite. A file in --out gets the texts list[0 .. count) of
- * the update, a line each. A comparison has no such file. */
-static void stop_at(const struct Task *t, const int *list, int count, int64_t step)
-{
-    const struct Dataset *d = &t->data;
-    struct Buffer lines = {0}, bytes = {0};
-    if (t->quiet)
-        die("step %lld of a training: the gradient is not finite. Lower the lr of its method (%g).",
-            (long long)step, t->set.lr);
-    for (int i = 0; i < count; i++) {
-        bytes.size = 0;
-        append_decoded(&bytes, t->tokenizer, d->tokens + d->starts[list[i]], length_of(d, list[i]));
-        append_readable(&lines, (uint8_t *)bytes.data, (int)bytes.size);
-        append(&lines, "\n");
-    }
-    char *path = text_of("%s/step_%lld.txt", t->set.out, (long long)step);
-    write_note(path, lines.data, lines.size);
-    die("step %lld: the gradient is not finite. %s holds its texts. Start again with --overwrite "
-        "and a lower --lr than %g.", (long long)step, path, t->set.lr);
-}
+/* --- One update --- */
+
+/* Dies because of a gradient that is not finite. A file gets the texts of the update. */
+__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
+                                                     int count, int64_t step);
 
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
@@ -662,144 +361,181 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         done += b.sequences;
     }
     *norm = grad_norm(r->model);
-    if (!isfinite(*norm)) stop_at(t, list, count, step);
+    if (!isfinite(*norm)) die_not_finite(t, list, count, step);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
     if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
     return loss / count;
 }
 
-/* What train_steps knows of a training so far. A state on disk holds all of it. */
-struct Course {
-    double start, loss, norm;               /* loss: the sum over the examples since a validation */
-    int step, examples;                     /* updates so far; how many examples `loss` is of */
-    struct Scores top;                      /* of the best weights on validation */
-    int worse;                              /* validations since then */
-    real *best, *mean;                      /* weights; mean, or NULL: of the last updates */
-    int averaged;                           /* how many updates mean has seen */
-    double saved, saving;                   /* when the state was written; how long that took */
-};
+/* --- The loop --- */
 
-/* --- What the loop uses of section 8, if the training is kept on disk --- */
+/* What the loop uses of section 8: lines of progress and log.tsv; the state and the best weights on
+ * disk. A quiet training has none of them. */
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
+static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
+                              bool better);
+static void begin_state(struct Task *t, struct TrainState *run);
+static void save_training(struct Task *t, struct TrainState *run);
+static void save_best(struct Task *t, const struct TrainState *run);
+static bool save_is_due(const struct TrainState *run);
 
-static void save_course(struct Task *t, struct Course *c, const struct Metadata *meta);
-static void load_course(struct Task *t, struct Course *c, struct Metadata *meta);
-static void save_best(struct Task *t, const struct Course *c, const struct Metadata *meta);
+static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
+                           int K);
 
-/* Every minute, in a fiftieth of the time at most. */
-static bool save_is_due(const struct Course *c)
+/* The scores of the model on the validation examples. */
+static struct Scores validate(struct Task *t)
 {
-    return seconds() - c->saved > fmax(60, 50 * c->saving);
-}
-
-static void show_step(struct Task *t, const struct Course *c, double loss, double lr)
-{
-    const struct Settings *s = &t->set;
-    const int step = c->step;
-    if (t->quiet || !line_is_due(&t->runner.shown)) return;
-    progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
-             (step - 1) / ceil_div(t->train_count, s->batch) + 1, s->epochs, step, s->steps, loss,
-             lr, c->norm, duration((seconds() - c->start) * (s->steps - step) / step));
+    const int K = t->model.config.labels;
+    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
+                                     t->val_count, t->quiet ? NULL : "validation");
+    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
-static void average_weights(struct Course *c, const struct Model *model)
+static void average_weights(struct TrainState *run, const struct Model *model)
 {
-    const real part = 1 / (real)++c->averaged;
+    const real part = 1 / (real)++run->averaged;
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < model->parameter_count; i++)
-        c->mean[i] += part * (model->weights[i] - c->mean[i]);
+        run->mean[i] += part * (model->weights[i] - run->mean[i]);
 }
 
-/* Validates, logs, and keeps the weights if they are the most accurate so far, of equally accurate
- * ones those with the lowest loss. train_loss is the mean since the last validation. */
-static void look(struct Task *t, struct Course *c, struct Metadata *meta)
+/* Validates, and keeps the weights if they are the most accurate so far, of equally accurate ones
+ * those with the lowest loss. */
+static void validate_and_keep(struct Task *t, struct TrainState *run)
 {
-    const struct Settings *s = &t->set;
-    const int step = c->step;
-    const struct Scores now = validate(t);
-    const bool better = now.accuracy > c->top.accuracy
-                     || (now.accuracy == c->top.accuracy && now.loss < c->top.loss);
-    const int epoch = ceil_div(step, ceil_div(t->train_count, s->batch));
-    const double spent = seconds() - c->start, train_loss = c->loss / c->examples;
-    append(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, step, train_loss, now.loss,
-           now.accuracy, c->norm, spent);
-    /* The log can be read at any time, but not beside the model that it replaces. */
-    if (!t->quiet && (!s->overwrite || metadata_get(meta, "best_step"))) {
-        stage_log(t);
-        commit_outputs();
-    }
-    if (!t->quiet)
-        progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
-                 epoch, s->epochs, train_loss, now.loss, now.accuracy, spent,
-                 better ? "  best" : "");
-    c->worse = better ? 0 : c->worse + 1;
-    c->loss = c->examples = 0;
+    const struct Scores now = validate(t), top = run->best_scores;
+    const bool better = now.accuracy > top.accuracy
+                     || (now.accuracy == top.accuracy && now.loss < top.loss);
+    report_validation(t, run, now, better);
+    run->since_best = better ? 0 : run->since_best + 1;
+    run->loss = run->examples = 0;
     if (!better) return;
-    c->top = now;
-    memcpy(c->best, t->model.weights, t->model.parameter_count * sizeof(real));
-    metadata_set(meta, "best_epoch", "%d", epoch);
-    metadata_set(meta, "best_step", "%d", step);
-    if (t->keeps) save_best(t, c, meta);
+    run->best_scores = now;
+    run->best_step = run->step;
+    memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
+    if (!t->quiet) save_best(t, run);
 }
 
-/* Says how to go on after a signal. */
-static void note_stop(const struct Task *t, const struct Course *c)
+/* The number of passes over the training examples that an update belongs to. */
+static int epoch_of(const struct Task *t, int step)
 {
-    if (t->keeps)
-        progress(true, "stopped after step %d/%d and saved. Go on with the same command and "
-                 "--resume%s", c->step, t->set.steps,
-                 t->set.overwrite ? " instead of --overwrite" : "");
+    return ceil_div(step, ceil_div(t->train_count, t->set.batch));
 }
 
-/* The whole fine-tuning: examples in random order, s->batch of them an update; a look at validation
- * after epochs, or if --steps says how long to train after every 20th part; the best weights stay.
- * With --average the model instead ends with the mean of the weights of the last updates. The rate
- * falls so that it would be 0 one update after the last: every update counts. best: memory for
- * weights. Returns false if a signal ended the training before its last update. */
+/* The model ends with the mean of the last weights if there is one, else with the best on
+ * validation; meta says which. */
+static void choose_final_weights(struct Task *t, const struct TrainState *run,
+                                 struct Metadata *meta)
+{
+    memcpy(t->model.weights, run->averaged ? run->mean : run->best,
+           t->model.parameter_count * sizeof(real));
+    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
+    metadata_set(meta, "best_step", "%d", run->best_step);
+    if (run->averaged) metadata_set(meta, "weights", "mean of the last %d updates", run->averaged);
+    else metadata_set(meta, "weights", "best on validation");
+}
+
+/* The whole fine-tuning: examples in random order, s->batch of them an update; validation after
+ * every s->every updates; the best weights stay. With --average the model instead ends with the
+ * mean of the weights of the last updates. The rate rises, then falls along a cosine so that it
+ * would be 0 one update after the last: every update counts. best: memory for weights. Returns
+ * false if a signal ended the training before its last update. */
 static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
 {
     const struct Settings *s = &t->set;
-    const int updates = ceil_div(t->train_count, s->batch), steps = s->steps;
-    const int every = steps == updates * s->epochs ? updates * ceil_div(s->epochs, MAX_VALIDATIONS)
-                                                   : ceil_div(steps, MAX_VALIDATIONS);
-    const int64_t warmup = (int64_t)(s->warmup * steps);
+    const int updates = ceil_div(t->train_count, s->batch);             /* of an epoch */
+    const int64_t warmup = (int64_t)(s->warmup * s->steps);
     const size_t bytes = t->model.parameter_count * sizeof(real);
-    struct Course c = {.start = seconds(), .top = {.accuracy = -1, .loss = INFINITY}, .best = best,
-                       .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
-    append(&t->log, "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n");
-    if (t->resumes) load_course(t, &c, meta);
-    else if (t->keeps) save_course(t, &c, meta);
-    for (bool done = false; !done; ) {
-        const int u = c.step % updates, first = u * s->batch,
+    struct TrainState run = {.start = seconds(), .best = best,
+                           .best_scores = {.accuracy = -1, .loss = INFINITY},
+                           .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
+    bool done = false, stop = false;
+    begin_state(t, &run);
+    while (!done && !stop) {
+        const int first = run.step % updates * s->batch,
                   count = min_int(s->batch, t->train_count - first);
-        if (u == 0) shuffle(t->train, t->train_count, &t->order);
-        c.step++;
-        const double lr = learning_rate("cosine", c.step, steps + 1, warmup, s->lr, 0);
-        const double loss = train_step(t, &c.norm, t->train + first, count, lr, c.step);
-        c.loss += loss * count;
-        c.examples += count;
-        show_step(t, &c, loss, lr);
-        if (c.mean && c.step > (1 - s->average) * steps) average_weights(&c, &t->model);
-        if (c.step % every == 0 || c.step == steps) look(t, &c, meta);
-        const bool hopeless = s->patience && c.worse >= s->patience, stop = stop_signal;
-        if (hopeless && !t->quiet)
-            progress(true, "stopped: %d times no better on validation", c.worse);
-        done = c.step == steps || hopeless;
-        if (t->keeps && !done && (stop || save_is_due(&c))) save_course(t, &c, meta);
-        if (!stop || done) continue;
-        note_stop(t, &c);
-        release(c.mean, bytes);
-        return false;
+        if (first == 0) shuffle(t->train, t->train_count, &t->order);
+        run.step++;
+        const double lr = learning_rate("cosine", run.step, s->steps + 1, warmup, s->lr, 0);
+        const double loss = train_step(t, &run.norm, t->train + first, count, lr, run.step);
+        run.loss += loss * count;
+        run.examples += count;
+        show_step(t, &run, loss, lr);
+        if (run.mean && run.step > (1 - s->average) * s->steps) average_weights(&run, &t->model);
+        if (run.step % s->every == 0 || run.step == s->steps) validate_and_keep(t, &run);
+        done = run.step == s->steps || (s->patience && run.since_best >= s->patience);
+        stop = stop_signal && !done;
+        if (!t->quiet && !done && (stop || save_is_due(&run))) save_training(t, &run);
     }
-    memcpy(t->model.weights, c.averaged ? c.mean : c.best, bytes);
-    if (c.averaged) metadata_set(meta, "weights", "mean of the last %d updates", c.averaged);
-    else metadata_set(meta, "weights", "best on validation");
-    release(c.mean, bytes);
-    return true;
+    if (done && s->patience && run.since_best >= s->patience && !t->quiet)
+        progress(true, "stopped: %d times no better on validation", run.since_best);
+    if (stop && !t->quiet)
+        advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
+    if (done) choose_final_weights(t, &run, meta);
+    release(run.mean, bytes);
+    return done;
+}
+
+/* --- Frozen blocks --- */
+
+/* last:K freezes the blocks below the last K, so what they give for a text is the same in every
+ * epoch. It is computed once, if it fits into memory. Otherwise they run again for every update,
+ * with the same results. */
+struct Cache {
+    real *x;                        /* (rows, C): the input of the first block that learns */
+    size_t *row;                    /* (examples): the first row of an example's */
+    size_t rows;
+};
+
+static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
+                           const int *list, double p, uint64_t key)
+{
+    struct Workspace *ws = &r->ws;
+    const int C = r->model->config.channels, L = r->model->config.layers;
+    real *x = ws->activations[r->frozen].x;
+    if (r->frozen && !r->cache) blocks_forward(r->model, ws, b, 0, 0, 0, r->frozen);
+    for (int s = 0; s < b->sequences && r->cache && r->frozen; s++)
+        memcpy(x + (size_t)b->starts[s] * C, r->cache->x + r->cache->row[list[s]] * C,
+               (size_t)length_of(d, list[s]) * C * sizeof *x);
+    return blocks_forward(r->model, ws, b, p, key, r->frozen, L);
+}
+
+static size_t cache_bytes(const struct Runner *r)
+{
+    return r->cache ? r->cache->rows * r->model->config.channels * sizeof(real) : 0;
+}
+
+/* Runs the frozen blocks once on the examples of list (count), none of which is in it twice, and
+ * keeps what they give, if it fits into a quarter of the machine's memory. */
+static void fill_cache(struct Runner *r, const struct Dataset *d, const int *list, int count)
+{
+    const size_t C = r->model->config.channels;
+    struct Cache *c = resize(NULL, sizeof *c);
+    *c = (struct Cache){.row = resize(NULL, d->count * sizeof *c->row)};
+    for (int i = 0; i < count; i++) { c->row[list[i]] = c->rows; c->rows += length_of(d, list[i]); }
+    if (c->rows * C * sizeof(real) > machine_memory() / 4) { free(c->row); free(c); return; }
+    c->x = allocate_zeroed(c->rows * C * sizeof(real));
+    for (int done = 0; done < count; ) {
+        const struct Batch b = gather(r, d, list + done, count - done);
+        const real *out = blocks_forward(r->model, &r->ws, &b, 0, 0, 0, r->frozen);
+        memcpy(c->x + c->row[list[done]] * C, out, b.rows * C * sizeof(real));
+        done += b.sequences;
+    }
+    r->cache = c;
+}
+
+static void free_cache(struct Runner *r)
+{
+    if (!r->cache) return;
+    release(r->cache->x, cache_bytes(r));
+    free(r->cache->row);
+    free((struct Cache *)r->cache);
+    r->cache = NULL;
 }
 
 /* ============================================================================================= */
-/* 5. The probe                                                                                  */
+/* 4. The probe                                                                                  */
 /* ============================================================================================= */
 
 /* Multinomial logistic regression with an L2 penalty, on features x that are computed once:
@@ -1054,12 +790,12 @@ static void scale_features(real *x, const double *deviation, int N, int C)
 static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
 {
     const double start = seconds();
-    if (t->quiet) what = NULL;
     struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
     for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
+    if (t->quiet) what = NULL;
     if (!t->features) {
         run_examples(&t->runner, NULL, f.x, &t->data, list, count, what);
-        show_rate(what, count, count, start);
+        if (what) report_rate(what, count, start);
     } else
         for (int i = 0; i < count; i++)
             memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
@@ -1077,19 +813,19 @@ static double probe_path(struct Task *t, double *best, struct Logistic *train, s
     real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
     double *w = allocate_zeroed(bytes), lowest = INFINITY, chosen = 0, start = seconds(), accuracy;
     gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
-    append(&t->log, "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n");
     for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
         train->l2 = pow(10, exponent / 2.0);
         const int gradients = logistic_solve(train, w, gram);
         logistic_scores(val->z, val, w);
         const double train_loss = logistic_loss(train, NULL);
         const double val_loss = logistic_loss(val, &accuracy), spent = seconds() - start;
-        append(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients, train_loss,
-               val_loss, accuracy, spent);
-        if (!t->quiet)
+        if (!t->quiet) {
+            journal_add(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients,
+                        train_loss, val_loss, accuracy, spent);
             progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
                      "%s  %.1f s%s", train->l2, train_loss, val_loss, accuracy,
                      counted(gradients, "evaluation"), spent, val_loss < lowest ? "  best" : "");
+        }
         if (!(val_loss < lowest)) continue;
         lowest = val_loss;
         chosen = train->l2;
@@ -1125,6 +861,155 @@ static void train_probe(struct Task *t, struct Metadata *meta)
     free(deviation);
     free(w);
 }
+/* ============================================================================================= */
+/* 5. Scores and calibration                                                                     */
+/* ============================================================================================= */
+
+static int most_probable(const real *p, int K)
+{
+    int best = 0;
+    for (int k = 1; k < K; k++) if (p[k] > p[best]) best = k;
+    return best;
+}
+
+/* confusion (K, K): examples of each true class (row) and predicted class (column).
+ *   p (N, K)   truth (N) */
+static void count_confusion(int *confusion, const real *p, const int *truth, int N, int K)
+{
+    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
+    for (int i = 0; i < N; i++)
+        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+}
+
+/* One class: its examples, how often it is predicted, and how often both. In the usual words:
+ *   right = TP    truly = TP + FN    predicted = TP + FP */
+struct ClassCounts { int truly, predicted, right; };
+
+/* The counts of class k: its row of the confusion matrix, its column, and where they cross. */
+static struct ClassCounts counts_of(const int *confusion, int k, int K)
+{
+    struct ClassCounts c = {.right = confusion[(size_t)k * K + k]};
+    for (int j = 0; j < K; j++) {
+        c.truly += confusion[(size_t)k * K + j];
+        c.predicted += confusion[(size_t)j * K + k];
+    }
+    return c;
+}
+
+/* The harmonic mean of precision and recall (van Rijsbergen 1979):
+ *   F1 = 2 TP / (2 TP + FP + FN)      0 if the class never occurs */
+static double f1_of(struct ClassCounts c)
+{
+    return 2.0 * c.right / max_int(c.truly + c.predicted, 1);
+}
+
+/* F1, averaged over the classes that occur, truly or as a prediction. */
+static double macro_f1(const int *confusion, int K)
+{
+    double sum = 0;
+    int present = 0;
+    for (int k = 0; k < K; k++) {
+        const struct ClassCounts c = counts_of(confusion, k, K);
+        sum += f1_of(c);
+        present += c.truly + c.predicted > 0;
+    }
+    return present ? sum / present : 0;
+}
+
+/* Expected calibration error (Naeini et al. 2015): examples are put into 15 bins by the probability
+ * of their predicted class. The average of |accuracy - mean probability| of a bin, weighted by its
+ * number of examples. 0: a probability of 0.8 is right in 80 of 100 cases. */
+static double calibration_error(const real *p, const int *truth, int N, int K)
+{
+    enum { BINS = 15 };
+    double difference[BINS] = {0}, sum = 0;
+    for (int i = 0; i < N; i++) {
+        const int best = most_probable(p + (size_t)i * K, K);
+        const double confidence = p[(size_t)i * K + best];
+        const int bin = confidence < 1 ? (int)(confidence * BINS) : BINS - 1;
+        difference[bin] += (best == truth[i]) - confidence;
+    }
+    for (int b = 0; b < BINS; b++) sum += fabs(difference[b]);
+    return sum / N;
+}
+
+/* All scores of p (N, K), and confusion (K, K). loss: the sum over the N examples. */
+static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
+                           int K)
+{
+    int right = 0;
+    count_confusion(confusion, p, truth, N, K);
+    for (int k = 0; k < K; k++) right += confusion[(size_t)k * K + k];
+    return (struct Scores){(double)right / N, macro_f1(confusion, K), loss / N,
+                           calibration_error(p, truth, N, K)};
+}
+
+/* The accuracy of always predicting the commonest label: what a classifier must beat. */
+static double majority_rate(const int *confusion, int N, int K)
+{
+    int max = 0;
+    for (int k = 0; k < K; k++) max = max_int(max, counts_of(confusion, k, K).truly);
+    return (double)max / N;
+}
+
+/* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
+ * They are the two q from which a is z standard deviations away, |a - q| = z sqrt(q (1 - q) / N):
+ *   (a + z^2 / 2N -+ z sqrt(a (1 - a) / N + z^2 / 4N^2)) / (1 + z^2 / N) */
+static void wilson_interval(double *low, double *high, double a, int N)
+{
+    const double z = 1.959963984540054, zz = z * z / N;
+    const double half = z * sqrt((a * (1 - a) + zz / 4) / N);
+    *low = fmax(0, (a + zz / 2 - half) / (1 + zz));
+    *high = fmin(1, (a + zz / 2 + half) / (1 + zz));
+}
+
+/* The correlation of two yes-or-no variables, truth and prediction (Matthews 1975):
+ *   (TP TN - FP FN) / sqrt((TP + FN) (TN + FP) (TP + FP) (TN + FN))      0 if the root is */
+static double matthews(const int *confusion)
+{
+    const struct ClassCounts no = counts_of(confusion, 0, 2), yes = counts_of(confusion, 1, 2);
+    const double root = sqrt((double)yes.truly * no.truly) * sqrt((double)yes.predicted
+                                                                  * no.predicted);
+    const double wrong = (double)(yes.truly - yes.right) * (no.truly - no.right);
+    return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
+}
+
+/* An example of two classes: the probability of class 1, and whether that is its label. */
+struct Ranked { real p; int positive; };
+
+/* The most probable first. */
+static int compare_ranked(const void *a, const void *b)
+{
+    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
+    return (p < q) - (p > q);
+}
+
+/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
+ * P and R are precision and recall if all examples with p >= t are called class 1:
+ *   auc                 part of the pairs of a positive and a negative example in which the
+ *                       positive one is more probable; equal ones count half. It is the area under
+ *                       the ROC curve (Hanley and McNeil 1982).
+ *   average_precision   sum of (R(t) - R(t before)) P(t), over every p as t, from the highest on
+ * NaN if a class that they need has no example. p (N, 2)    truth (N) */
+static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
+                        int N)
+{
+    struct Ranked *list = resize(NULL, N * sizeof *list);
+    double area = 0, precisions = 0, positive = 0;          /* positive examples with p > t */
+    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
+    qsort(list, N, sizeof *list, compare_ranked);
+    for (int i = 0, end; i < N; i = end) {
+        double tied = list[i].positive;                     /* and those with p = t */
+        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
+        area += (end - i - tied) * (positive + tied / 2);
+        positive += tied;
+        precisions += tied * positive / end;
+    }
+    *auc = area / (positive * (N - positive));
+    *average_precision = precisions / positive;
+    free(list);
+}
+
 
 /* --- Calibration, after any kind of training --- */
 
@@ -1243,7 +1128,8 @@ static const char *word_end(const char *p, const char *end, uint64_t *hash)
 }
 
 /* Appends a text's features. */
-static void add_bag(struct Bags *b, struct Numbers *n, struct Bytes text, size_t *capacity)
+static void add_bag(struct Bags *b, struct Numbers *n, struct Bytes text,
+                    size_t *capacity)
 {
     const char *p = text.data, *end = p + text.size;
     uint64_t before = 0, word;
@@ -1414,50 +1300,52 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* 7. Labelled files: TSV, CSV, JSON, fastText's format                                          */
 /* ============================================================================================= */
 
+/* The rule for columns: a number is a position, always; a name is one of the header's, without
+ * regard to capitals and to blanks around it. If nothing is said, usual names are looked for. Where
+ * positions are given, the first row is a header if --header says so, or if it has a usual name at
+ * one of them. What was decided for the training is kept with the classifier, and holds for its
+ * other files: one that does not look like it is refused. */
+
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
 struct Example { struct Bytes text, label; int line; };
-struct Examples { const char *path; struct Example *items; int count; };
 
-/* A file being read, record by record. Columns are numbered from 0; -1: there is none. */
-struct Table {
-    const char *path, *at, *end;
-    int line;                   /* of `at`, from 1 */
-    enum { ROWS, OBJECTS, FASTTEXT, LINES } format;
-    bool array;                 /* OBJECTS: members of a JSON array */
-    char separator;             /* ROWS: between columns */
-    bool strict;                /* CSV: a quote at the beginning of a field must be closed */
-    struct Columns wanted;
-    int columns, column[COLUMNS];       /* of the first row; those of TEXTS, LABELS, PAIRS */
-    int fields;                 /* of the record, as far as it is read */
-    const char *counted, *next_line;    /* of quote_limit: a place in a line, the line after it, */
-    int ahead;                  /* and the separators between both */
-};
+/* columns: what was decided, to be kept. */
+struct Examples { const char *path; struct Example *items; int count; struct Columns columns; };
 
-/* Names of columns, the preferred ones first. */
+/* The preferred names first. */
 static const char *const usual_names[COLUMNS] = {
     "text|sentence|content|review|tweet|comment|phrase|body|review_text|review_body|message",
     "label|labels|sentiment|target|class|category|polarity",
     ""};                        /* a pair's second text has a column only by option */
+static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
-/* --- Detection of the format --- */
+enum { TSV, CSV, JSONL, FASTTEXT, LINES, FORMATS };
+static const char *const format_names[FORMATS] = {"tsv", "csv", "jsonl", "fasttext", "lines"};
+#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
+
+/* A file being read, record by record. */
+struct Reader {
+    const char *path, *at, *end;
+    int line, begun;            /* of `at`, from 1; of the record */
+    int format;
+    bool like_training;         /* columns that are not said are those of the training */
+    char separator;             /* TSV, CSV: between columns; '\n': there is one column */
+    struct Columns wanted, decided;
+    int columns, column[COLUMNS];   /* of the first row; where TEXTS, LABELS, PAIRS are, or -1 */
+    struct Bytes header;        /* the line with the names, without its end; size 0: none */
+    struct Bytes *fields;       /* (count): of the record */
+    int count;
+    int empty, repeated, bad, long_fields;      /* records left out; fields of many lines */
+    struct Buffer problems;     /* the first three of the bad records */
+};
+
+/* --- The format --- */
 
 /* Moves on to `to`, and counts the lines. */
-static void advance(struct Table *t, const char *to)
+static void advance(struct Reader *r, const char *to)
 {
-    for (; t->at < to; t->at++) t->line += *t->at == '\n';
-}
-
-/* Skips lines that hold spaces at most. Returns whether anything is left. */
-static bool skip_blank_lines(struct Table *t)
-{
-    for (const char *s = t->at; s < t->end; ) {
-        while (s < t->end && (*s == ' ' || *s == '\r')) s++;
-        if (s < t->end && *s != '\n') return true;
-        s += s < t->end;
-        advance(t, s);
-    }
-    return false;
+    for (; r->at < to; r->at++) r->line += *r->at == '\n';
 }
 
 /* Whether the first bytes are those of `mark`. */
@@ -1465,64 +1353,6 @@ static bool begins_with(struct Bytes s, const char *mark)
 {
     return s.size >= strlen(mark) && !memcmp(s.data, mark, strlen(mark));
 }
-
-/* Dies on UTF-16. Without a byte order mark its first character, of ASCII, tells it: one of the two
- * bytes is 0. */
-static void refuse_utf16(const char *path, struct Bytes b)
-{
-    const bool pair = b.size >= 2;
-    const bool little = begins_with(b, "\xFF\xFE") || (pair && b.data[0] && !b.data[1]);
-    if (little || begins_with(b, "\xFE\xFF") || (pair && !b.data[0] && b.data[1]))
-        die("%s: the text is UTF-16. Convert it: iconv -f UTF-16%s -t UTF-8 '%s' >NEW", path,
-            little ? "LE" : "BE", path);
-}
-
-/* What separates the columns: a tab, a semicolon, a bar or a comma that the first record holds
- * outside of quotes. Of several, those are left that the next records hold, too: a row may have
- * commas in its text. Of several that are left, the first. '\n': one column, no separator. */
-static char find_separator(const char *at, const char *end)
-{
-    static const char candidates[] = "\t;|,";
-    int left = 0, held = 0;                     /* sets: bit i stands for candidates[i] */
-    bool quoted = false;
-    char before = '\n';
-    for (int record = 0; record < 10 && at <= end; before = *at++) {
-        const char c = at < end ? *at : '\n';
-        const char *found = c ? strchr(candidates, c) : NULL;
-        if (c == '"' && (quoted || strchr("\n\"\t;|,", before))) quoted = !quoted;
-        else if (found && !quoted) held |= 1 << (found - candidates);
-        if (at < end && (c != '\n' || quoted)) continue;
-        left = record == 0 ? held : left & held ? left & held : left;
-        held = 0;
-        record++;
-    }
-    for (int i = 0; candidates[i]; i++) if (left >> i & 1) return candidates[i];
-    return '\n';
-}
-
-/* Sets the format: an object, or an array of objects, means JSON, __label__ fastText's format,
- * anything else rows. Dies on bytes that must be converted first. */
-static void detect_format(struct Table *t)
-{
-    refuse_utf16(t->path, (struct Bytes){t->at, t->end - t->at});
-    if (begins_with((struct Bytes){t->at, t->end - t->at}, "\xEF\xBB\xBF")) t->at += 3;
-    if (!skip_blank_lines(t))
-        die("%s: the file is empty. It needs a header line and labelled texts.", t->path);
-    const struct Bytes left = {t->at, t->end - t->at};
-    struct JsonReader r = {t->at, t->end, t->at, t->path, 0};
-    t->array = json_peek(&r) == '[' && r.at++;
-    const char *cr = memchr(left.data, '\r', left.size);
-    if (json_peek(&r) == '{') {
-        t->format = OBJECTS;
-        advance(t, r.at);
-    } else if (cr && cr + 1 < t->end && !memchr(left.data, '\n', left.size))
-        die("%s: its lines end with CR alone, as on old Macs. Convert it: "
-            "tr '\\r' '\\n' <'%s' >NEW", t->path, t->path);
-    else if (begins_with(left, "__label__")) t->format = FASTTEXT;
-    else t->separator = find_separator(t->at, t->end);
-}
-
-/* --- Fields --- */
 
 /* The line at *at, without its end. Moves *at to the next line. */
 static struct Bytes take_line(const char **at, const char *end)
@@ -1534,157 +1364,352 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Whether the byte separates two columns. The separator of a single column is '\n': it does not. */
-static bool separates(const struct Table *t, char c) { return c == t->separator && c != '\n'; }
-
-/* Where the search for the closing quote of the field at t->at ends. In TSV a quote may be mere
- * text, so a field goes on in the next line only if its own line has too few columns. The
- * separators of a line are counted once, not for each of its fields. */
-static const char *quote_limit(struct Table *t)
+/* Without blanks before and after. */
+static struct Bytes trimmed(struct Bytes s)
 {
-    if (t->strict) return t->end;
-    if (!t->counted || t->at < t->counted || t->at >= t->next_line) {
-        t->counted = t->next_line = t->at;
-        take_line(&t->next_line, t->end);
-        t->ahead = 0;
-        for (const char *c = t->at; c < t->next_line; c++) t->ahead += separates(t, *c);
+    for (; s.size && *s.data == ' '; s.size--) s.data++;
+    while (s.size && s.data[s.size - 1] == ' ') s.size--;
+    return s;
+}
+
+/* Skips lines that hold blanks at most. */
+static void skip_blank_lines(struct Reader *r)
+{
+    for (const char *next = r->at; r->at < r->end; advance(r, next))
+        if (trimmed(take_line(&next, r->end)).size) return;
+}
+
+/* The bytes before the first blank or tab. */
+static size_t word_length(struct Bytes s)
+{
+    size_t n = 0;
+    while (n < s.size && s.data[n] != ' ' && s.data[n] != '\t') n++;
+    return n;
+}
+
+/* The first of the candidates that the first record holds outside of quotes; '\n': none. */
+static char find_separator(const struct Reader *r, const char *candidates)
+{
+    const char *best = NULL;
+    bool quoted = false;
+    for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
+        const char *found = *s ? strchr(candidates, *s) : NULL;
+        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
+        else if (found && !quoted && (!best || found < best)) best = found;
     }
-    for (; t->counted < t->at; t->counted++) t->ahead -= separates(t, *t->counted);
-    return t->fields + 1 + t->ahead < max_int(t->columns, 2) ? t->end : t->next_line;
+    return best ? *best : '\n';
+}
+
+/* FORMATS: none, or "auto". */
+static int format_number(const char *name)
+{
+    int number = 0;
+    while (number < FORMATS && (!name || strcmp(name, format_names[number]))) number++;
+    return number;
+}
+
+/* Sets format and separator. An object, or an array of objects, means JSON; __label__ and a blank
+ * fastText's format; anything else is a table. --format may say otherwise. Of a classifier, tables
+ * have the columns of its training, and texts without its separator are lines. */
+static void choose_format(struct Reader *r)
+{
+    static const char *const separators[] = {[TSV] = "\t", [CSV] = ";|,"};
+    struct Columns *w = &r->wanted;
+    const struct Columns *kept = w->format ? NULL : w->training;
+    struct JsonReader j = {r->at, r->end, r->at, r->path, 0};
+    const char *next = r->at;
+    const struct Bytes line = take_line(&next, r->end);
+    const bool label = begins_with(line, "__label__") && !memchr(line.data, ',', word_length(line));
+    const int said = format_number(kept ? kept->format : w->format);
+    if (json_peek(&j) == '[') j.at++;
+    const int marked = json_peek(&j) == '{' ? JSONL : label ? FASTTEXT : FORMATS;
+    r->separator = said <= CSV ? find_separator(r, separators[said]) : '\n';
+    const bool lines = w->texts_only && r->separator == '\n';
+    if (said > CSV || (kept && r->separator == '\n')) r->separator = find_separator(r, "\t;|,");
+    r->format = said < FORMATS && !kept ? said : marked < FORMATS ? marked
+              : lines && (kept || r->separator == '\n') ? LINES
+              : r->separator == '\t' ? TSV : CSV;
+    r->like_training = kept && (said == r->format || (said <= CSV && r->format != JSONL
+                                                      && r->format != FASTTEXT));
+    if (!r->like_training) return;
+    w->header = w->header ? w->header : kept->header;
+    for (int i = 0; i < COLUMNS; i++) if (!w->names[i]) w->names[i] = kept->names[i];
+}
+
+/* --- Fields --- */
+
+static void add_field(struct Reader *r, struct Bytes field)
+{
+    if (r->count >= 8 && !(r->count & (r->count - 1)))      /* a power of two: memory is used up */
+        r->fields = resize(r->fields, 2 * r->count * sizeof *r->fields);
+    r->fields[r->count++] = field;
+}
+
+/* Where quoted fields of the record at r->at must end. In TSV a quote may be mere text, so there a
+ * line that has all columns is a record by itself. */
+static const char *quote_limit(const struct Reader *r)
+{
+    const char *next = r->at;
+    int columns = 1;
+    take_line(&next, r->end);
+    for (const char *s = r->at; s < next && r->format == TSV; s++) columns += *s == '\t';
+    return columns >= max_int(r->columns, 2) ? next : r->end;
 }
 
 /* A field in quotes, which may hold separators, line ends and doubled quotes (RFC 4180). Its last
- * quote stands right before a separator or a line end. If there is none, CSV is wrong, while in TSV
- * the quote at t->at is text, as in: "Frailty" has been ... Returns false then. */
-static bool read_quoted(struct Table *t, struct Bytes *field)
+ * quote stands right before a separator or a line end. Without one before `limit`, the quote at
+ * r->at is text, as in: "Frailty" has been ... Returns false then. */
+static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit)
 {
-    const char *limit = quote_limit(t), *s = t->at + 1, *quote;
+    enum { MANY_LINES = 20 };
+    const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
-        const bool doubled = quote + 1 < t->end && quote[1] == '"';
+        const bool doubled = quote + 1 < r->end && quote[1] == '"';
         append_bytes(&b, s, quote - s + doubled);
         if (!doubled) break;
     }
-    const char *rest = quote ? quote + 1 : t->end;
-    if (rest < t->end && *rest == '\r' && (rest + 1 == t->end || rest[1] == '\n')) rest++;
-    if (quote && (rest == t->end || *rest == t->separator || *rest == '\n')) {
-        advance(t, rest);
-        *field = (struct Bytes){b.data, b.size};
-        return true;
+    const char *rest = quote ? quote + 1 : r->end;
+    if (rest < r->end && *rest == '\r' && (rest + 1 == r->end || rest[1] == '\n')) rest++;
+    if (!quote || (rest < r->end && *rest != r->separator && *rest != '\n')) {
+        free(b.data);
+        return false;
     }
-    free(b.data);
-    if (!t->strict) return false;
-    if (!quote) die("%s:%d: a quoted field does not end. Close it with \".", t->path, t->line);
-    advance(t, quote);
-    die("%s:%d: text follows a closing quote. Double the quotes inside a quoted field.", t->path,
-        t->line);
+    const int line = r->line;
+    advance(r, rest);
+    *field = (struct Bytes){b.data, b.size};
+    if (r->line - line >= MANY_LINES && !r->long_fields++)
+        warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
+             r->path, line, r->line - line + 1);
+    return true;
 }
 
-/* The next field of the record. Returns whether another field follows. */
-static bool read_field(struct Table *t, struct Bytes *field)
+/* The fields of a TSV or CSV record. */
+static void read_fields(struct Reader *r)
 {
-    const char *begin = t->at;
-    if (t->at == t->end || *t->at != '"' || !read_quoted(t, field)) {
-        while (t->at < t->end && *t->at != t->separator && *t->at != '\n') t->at++;
-        size_t n = t->at - begin;
-        if (n && begin[n - 1] == '\r' && (t->at == t->end || *t->at == '\n')) n--;
-        *field = (struct Bytes){begin, n};
+    const char *limit = quote_limit(r);
+    for (bool more = true; more; ) {
+        struct Bytes field;
+        const char *begin = r->at;
+        if (r->at == r->end || *r->at != '"' || !read_quoted(r, &field, limit)) {
+            while (r->at < r->end && *r->at != r->separator && *r->at != '\n') r->at++;
+            size_t n = r->at - begin;
+            if (n && begin[n - 1] == '\r' && (r->at == r->end || *r->at == '\n')) n--;
+            field = (struct Bytes){begin, n};
+        }
+        add_field(r, field);
+        more = r->at < r->end && *r->at != '\n';
+        advance(r, r->at + (r->at < r->end));
     }
-    t->fields++;
-    if (t->at == t->end) return false;
-    if (*t->at++ != '\n') return true;
-    t->line++;
+}
+
+/* --- Columns --- */
+
+/* The first of the names "a|b|c" that is a field, as the field's place; -1: none is. */
+static int find_name(const struct Reader *r, const char *names)
+{
+    for (size_t length; ; names += length + 1) {
+        length = strcspn(names, "|");
+        for (int i = 0; i < r->count && length; i++) {
+            const struct Bytes name = trimmed(r->fields[i]);
+            if (name.size == length && !strncasecmp(name.data, names, length)) return i;
+        }
+        if (!names[length]) return -1;
+    }
+}
+
+/* The position, from 1, that the column is wanted at; 0 if it is wanted by name. */
+static double position_of(const char *wanted)
+{
+    double x;
+    return wanted && parse_number(wanted, "", NULL, &x) ? x : 0;
+}
+
+static bool is_wanted(const struct Reader *r, int which)
+{
+    return which == TEXTS || (which == LABELS ? !r->wanted.texts_only
+                                              : r->wanted.names[PAIRS] != NULL);
+}
+
+/* "no column is named text (there are: a, b)": at most 60 bytes of each, some 500 in all. */
+static char *missing_column(const struct Reader *r, int which)
+{
+    const char *wanted = r->wanted.names[which];
+    struct Buffer b = {0};
+    append(&b, "no column is %s %s (there are: ", position_of(wanted) ? "number" : "named",
+           wanted ? wanted : usual_names[which]);
+    for (int i = 0; i < r->count && b.size < 600; i++)
+        append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60), r->fields[i].data);
+    append(&b, "). --%s-column chooses one by its name%s", column_words[which],
+           r->format == JSONL ? "" : " in the first line, or by its number");
+    return b.data;
+}
+
+/* Whether the fields of the first row are names. They must be if a column is wanted by name. Lines
+ * are then a table, if the texts are named alone or with the labels. */
+static bool has_header(const struct Reader *r)
+{
+    const struct Columns *w = &r->wanted;
+    bool names = false, usual = false, all = true;
+    for (int which = 0; which < COLUMNS; which++) {
+        const char *wanted = w->names[which];
+        const double position = position_of(wanted);
+        if (which == TEXTS || (which == LABELS && r->count > 1))
+            all = all && !position && find_name(r, wanted ? wanted : usual_names[which]) >= 0;
+        if (!is_wanted(r, which)) continue;
+        names |= !position;
+        usual |= position && find_name(r, usual_names[which]) == position - 1;
+    }
+    if (r->format == LINES) return all;
+    if (!w->header || !strcmp(w->header, "auto")) return names || usual;
+    if (!strcmp(w->header, "yes")) return true;
+    if (names)
+        die_usage("--header no: columns are numbered then, as --text-column 2 --label-column 1.");
+    if (usual && r->like_training)
+        die("%s:%d: is a header, but the training's file had none. Give --header yes.", r->path,
+            r->begun);
     return false;
 }
 
-/* --- Header --- */
-
-/* How well a name fits the column `which`: 0 is best, INT32_MAX not at all. The wanted name must be
- * equal. Where none is wanted, or only preferred, the rank among the usual names, "a|b|c", counts;
- * capitals and blanks around the name do not matter then. */
-static int name_rank(const struct Table *t, int which, struct Bytes name)
+/* Finds the columns among the names in r->fields, or by position; dies if one is missing. */
+static void find_columns(struct Reader *r)
 {
-    const char *wanted = t->wanted.names[which], *usual = usual_names[which];
-    if (wanted && strlen(wanted) == name.size && begins_with(name, wanted)) return 0;
-    if (wanted && !t->wanted.preferred[which]) return INT32_MAX;
-    for (; name.size && *name.data == ' '; name.size--) name.data++;
-    while (name.size && name.data[name.size - 1] == ' ') name.size--;
-    for (int rank = 1; ; rank++) {
-        const size_t n = strcspn(usual, "|");
-        if (n && n == name.size && !strncasecmp(usual, name.data, n)) return rank;
-        if (!usual[n]) return INT32_MAX;
-        usual += n + 1;
-    }
-}
-
-/* Appends a name to those that a message lists: at most 60 bytes of each, 500 in all. */
-static void append_name(struct Buffer *names, struct Bytes name)
-{
-    if (names->size > 500) return;
-    if (names->data) append(names, ", ");
-    append_bytes(names, name.data, name.size < 60 ? name.size : 60);
-}
-
-/* names: the columns that there are. */
-__attribute__((noreturn)) static void die_no_column(const struct Table *t, int line, int which,
-                                                    const struct Buffer *names)
-{
-    const char *wanted = t->wanted.names[which];
-    die("%s:%d: no column is named %s (there are: %s). --%s-column chooses one%s.", t->path, line,
-        wanted ? wanted : usual_names[which], names->data ? names->data : "none",
-        column_words[which], t->format == OBJECTS ? ""
-        : " by its name in the first line, or by its number in a file without such a line");
-}
-
-/* Finds the columns in the first row, or dies. A row that names neither, where numbers do, is
- * data. Where nothing does, and texts alone are wanted, each line is a text. */
-static void read_header(struct Table *t)
-{
-    const struct Table start = *t;
-    const bool csv = t->separator != '\t' && t->separator != '\n';
-    struct Buffer names = {0};
-    int lowest[COLUMNS] = {INT32_MAX, INT32_MAX, INT32_MAX};
-    t->column[TEXTS] = t->column[LABELS] = t->column[PAIRS] = -1;
-    t->strict = csv && !t->wanted.texts_only;
-    for (bool more = true; more; ) {
-        struct Bytes name;
-        more = read_field(t, &name);
-        for (int which = 0; which < COLUMNS; which++) {
-            const int rank = name_rank(t, which, name);
-            if (rank < lowest[which]) { lowest[which] = rank; t->column[which] = t->fields - 1; }
-        }
-        append_name(&names, name);
-    }
-    t->columns = t->fields;
-    const bool header = t->column[TEXTS] >= 0 || t->column[LABELS] >= 0;
     for (int which = 0; which < COLUMNS; which++) {
-        double x;
-        const char *wanted = t->wanted.names[which];
-        if (t->column[which] < 0 && wanted && parse_number(wanted, "", NULL, &x) && x >= 1
-            && x <= t->columns && x == floor(x)) t->column[which] = (int)x - 1;
+        const char *wanted = r->wanted.names[which];
+        const double position = position_of(wanted);
+        int *column = &r->column[which];
+        if (!is_wanted(r, which)) continue;
+        if (!position) *column = find_name(r, wanted ? wanted : usual_names[which]);
+        else if (position >= 1 && position <= r->count && position == floor(position)
+                 && r->format != JSONL) *column = (int)position - 1;
+        if (*column < 0)
+            die("%s:%d: %s%s.", r->path, r->begun, missing_column(r, which),
+                r->wanted.texts_only ? "; --format lines reads lines" : "");
+        if (which != TEXTS && *column == r->column[TEXTS])
+            die("%s: text and %s are the same column. Name two.", r->path, column_words[which]);
+        r->decided.names[which] = position ? wanted
+            : text_of("%.*s", (int)r->fields[*column].size, r->fields[*column].data);
     }
-    if (t->wanted.texts_only) t->column[LABELS] = -1;
-    if (t->wanted.texts_only && t->column[TEXTS] < 0
-        && (!t->wanted.names[TEXTS] || t->wanted.preferred[TEXTS])) t->format = LINES;
-    else if (t->column[TEXTS] < 0) die_no_column(t, start.line, TEXTS, &names);
-    else if (t->column[LABELS] < 0 && !t->wanted.texts_only)
-        die_no_column(t, start.line, LABELS, &names);
-    else if (t->column[PAIRS] < 0 && t->wanted.names[PAIRS] && t->format != LINES)
-        die_no_column(t, start.line, PAIRS, &names);
-    else if (t->column[TEXTS] == t->column[LABELS] || t->column[TEXTS] == t->column[PAIRS])
-        die("%s: text and %s are the same column. Name two.", t->path,
-            column_words[t->column[TEXTS] == t->column[LABELS] ? LABELS : PAIRS]);
-    if (!header || t->format == LINES) {
-        progress(true, "%s: the first row (%s) is no header: %s", t->path, names.data,
-                 t->format == LINES ? "each line is a text" : "it is data, columns are numbered");
-        t->at = start.at;
-        t->line = start.line;
-    }
-    t->strict = csv;
-    free(names.data);
 }
 
-/* --- Rows and lines --- */
+/* Reads the first row: the columns, and whether it is their header. */
+static void read_first_row(struct Reader *r)
+{
+    const char *begin = r->at;
+    r->begun = r->line;
+    read_fields(r);
+    r->columns = r->count;
+    const bool lines = r->format == LINES, header = has_header(r);
+    if (header && lines) r->format = r->separator == '\t' ? TSV : CSV;
+    if (r->format <= CSV) find_columns(r);
+    r->decided.header = header ? "yes" : "no";
+    if (header) { r->header = take_line(&begin, r->at); return; }
+    if (lines || !r->wanted.header)
+        progress(true, "%s: the first row (%.*s) is no header: %s", r->path,
+                 (int)fmin(strcspn(begin, "\r\n"), 80), begin,
+                 lines ? "each line is a text" : "it is data, columns are numbered");
+    r->at = begin;
+    r->line = r->begun;
+}
+
+/* --- Records: each adds its fields; false if it is left out --- */
+
+/* A record that cannot be used: counted, and the first three are described. */
+__attribute__((format(printf, 2, 3)))
+static bool bad_record(struct Reader *r, const char *format, ...)
+{
+    enum { SHOWN = 3 };
+    char text[MAX_MESSAGE];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (r->bad++ < SHOWN)
+        append(&r->problems, "%sline %d: %s", r->bad > 1 ? "; " : "", r->begun, text);
+    return false;
+}
+
+/* A record of a table. One without any content keeps its place where texts alone are wanted. */
+static bool read_row(struct Reader *r)
+{
+    size_t content = 0;
+    read_fields(r);
+    for (int i = 0; i < r->count; i++) content += trimmed(r->fields[i]).size;
+    if (!content) r->empty++;
+    if (!content || r->count == r->columns) return content || r->wanted.texts_only;
+    return bad_record(r, "%s where the first line has %d (texts with %s or line ends need quotes)",
+                      counted(r->count, "column"), r->columns, r->separator == '\t' ? "tabs"
+                      : r->separator == ';' ? "semicolons" : r->separator == '|' ? "bars"
+                      : "commas");
+}
+
+/* A line as a text, or in fastText's format: __label__NAME, a blank, and the text. */
+static bool read_line(struct Reader *r)
+{
+    struct Bytes text = take_line(&r->at, r->end), label = {"", 0};
+    r->line++;
+    if (r->format == FASTTEXT && trimmed(text).size) {
+        const size_t n = word_length(text);
+        if (!begins_with(text, "__label__")) return bad_record(r, "does not begin with __label__");
+        label = (struct Bytes){text.data + 9, n - 9};
+        text = (struct Bytes){text.data + n, text.size - n};
+        for (; text.size && (*text.data == ' ' || *text.data == '\t'); text.size--) text.data++;
+        if (begins_with(text, "__label__")) return bad_record(r, "the text has several labels");
+    }
+    add_field(r, text);
+    add_field(r, label);
+    return true;
+}
+
+/* The value as text: numbers and truth values may be labels, too. Integers stay as they are
+ * written, since a double holds 15 digits. Size 0 and no data for anything else. */
+static struct Bytes json_as_text(const struct Json *j)
+{
+    struct Buffer b = {0};
+    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return (struct Bytes){NULL, 0};
+    append_bytes(&b, j->string, j->length);
+    if (j->kind == JSON_NUMBER && strspn(j->string, "-0123456789") < j->length) {
+        b.size = 0;
+        append(&b, "%.15g", j->number);
+    }
+    return (struct Bytes){b.data, b.size};
+}
+
+/* An object with a text and a label. The first one decides which names they have. */
+static bool read_object(struct Reader *r)
+{
+    char *where = text_of("%s:%d", r->path, r->begun);
+    struct JsonReader reader = {r->at, r->end, r->at, where, 0};
+    struct Json *object = json_value(&reader);
+    bool good = true;
+    if (object->kind != JSON_OBJECT)
+        die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
+    advance(r, reader.at);
+    for (struct Json *j = object->child; j; j = j->next)
+        add_field(r, (struct Bytes){j->key, strlen(j->key)});
+    if (!r->decided.names[TEXTS]) find_columns(r);
+    struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
+    for (int which = 0; which < COLUMNS && good; which++) {
+        const char *name = r->decided.names[which];
+        const struct Json *value = name ? json_get(object, name) : NULL;
+        if (!name) continue;
+        if (!value) good = bad_record(r, "%s", missing_column(r, which));
+        else if (which != LABELS && value->kind != JSON_STRING)
+            good = bad_record(r, "\"%s\" is not a string", name);
+        else if (!(values[which] = json_as_text(value)).data)
+            good = bad_record(r, "\"%s\" is neither a string nor a number", name);
+    }
+    r->count = 0;
+    for (int which = 0; which < COLUMNS; which++) {
+        r->column[which] = r->decided.names[which] ? which : -1;
+        add_field(r, values[which]);
+    }
+    json_free(object);
+    free(where);
+    return good;
+}
+
+/* --- Pairs of texts --- */
 
 /* Adds the second text of a pair to e->text, after a tab. Tabs of the first become spaces. */
 static void join_pair(struct Example *e, struct Bytes second)
@@ -1697,129 +1722,25 @@ static void join_pair(struct Example *e, struct Bytes second)
     e->text = (struct Bytes){b.data, b.size};
 }
 
-/* One record of a TSV or CSV file. Dies on another number of columns than the first one's. */
-static void read_row(struct Table *t, struct Example *e)
+/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
+ * longer one loses tokens until both are equally long, then both do. */
+static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
+                       const char *how)
 {
-    struct Bytes field, second = {"", 0};
-    t->fields = 0;
-    for (bool more = true; more; ) {
-        more = read_field(t, &field);
-        if (t->fields - 1 == t->column[TEXTS]) e->text = field;
-        if (t->fields - 1 == t->column[LABELS]) e->label = field;
-        if (t->fields - 1 == t->column[PAIRS]) second = field;
-    }
-    if (t->column[PAIRS] >= 0) join_pair(e, second);
-    if (t->fields != t->columns)
-        die("%s:%d: %s where the first line has %d. Put texts with %s or line ends in "
-            "quotes.", t->path, e->line, counted(t->fields, "column"), t->columns,
-            t->separator == '\t' ? "tabs"
-            : t->separator == ';' ? "semicolons" : t->separator == '|' ? "bars" : "commas");
-}
-
-/* One line as a text, or in fastText's format: __label__NAME, a blank, and the text. */
-static void read_line(struct Table *t, struct Example *e)
-{
-    struct Bytes rest = e->text = take_line(&t->at, t->end);
-    t->line++;
-    if (t->format == LINES) return;
-    if (!begins_with(rest, "__label__"))
-        die("%s:%d: does not begin with __label__, as the first line does. Label the text.",
-            t->path, e->line);
-    size_t n = 9, gap;
-    while (n < rest.size && rest.data[n] != ' ' && rest.data[n] != '\t') n++;
-    for (gap = n; gap < rest.size && (rest.data[gap] == ' ' || rest.data[gap] == '\t'); ) gap++;
-    e->label = (struct Bytes){rest.data + 9, n - 9};
-    e->text = (struct Bytes){rest.data + gap, rest.size - gap};
-    if (begins_with(e->text, "__label__"))
-        die("%s:%d: the text has several labels. Keep one.", t->path, e->line);
-}
-
-/* --- JSON --- */
-
-/* Moves to the next value of a JSON file. Returns false at the end of the file or of its array. */
-static bool find_value(struct Table *t, bool first)
-{
-    struct JsonReader r = {t->at, t->end, t->at, t->path, 0};
-    int c = json_peek(&r);
-    if (t->array && !first) {
-        if (c != ',' && c != ']')
-            die("%s:%d: no comma and no ] follows an object of the array. Correct the file.",
-                t->path, t->line);
-        const bool last = *r.at++ == ']';
-        if ((c = json_peek(&r)) != -1 && last)
-            die("%s:%d: something follows the array. Remove it.", t->path, t->line);
-    }
-    advance(t, r.at);
-    return c != -1;
-}
-
-/* The value as text: numbers and truth values may be labels, too. Integers stay as they are
- * written, since a double holds 15 digits. NULL for anything else. */
-static char *json_as_text(const struct Json *j)
-{
-    if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY) return NULL;
-    char *text = text_of("%.*s", (int)j->length, j->string);
-    if (j->kind != JSON_NUMBER || !text[strspn(text, "-0123456789")]) return text;
-    free(text);
-    return text_of("%.15g", j->number);
-}
-
-/* The member of a JSON object whose name fits best; dies if none does. */
-static const struct Json *json_column(const struct Table *t, const struct Json *object, int which)
-{
-    const struct Json *best = NULL;
-    int lowest = INT32_MAX;
-    struct Buffer names = {0};
-    for (const struct Json *j = object->child; j; j = j->next) {
-        const int rank = name_rank(t, which, (struct Bytes){j->key, strlen(j->key)});
-        if (rank < lowest) { lowest = rank; best = j; }
-    }
-    if (best) return best;
-    for (const struct Json *j = object->child; j; j = j->next)
-        append_name(&names, (struct Bytes){j->key, strlen(j->key)});
-    die_no_column(t, t->line, which, &names);
-}
-
-/* Whether n bytes of JSON hold a NUL, as a byte or as \u0000: it would end a string early. */
-static bool holds_nul(const char *s, size_t n)
-{
-    if (memchr(s, 0, n)) return true;
-    for (size_t i = 0; i + 5 < n; i++)
-        if (s[i] == '\\') {
-            if (!memcmp(s + i + 1, "u0000", 5)) return true;
-            i++;
-        }
-    return false;
-}
-
-/* One value of a JSON file: an object with a text and a label, on one line or on several. */
-static void read_object(struct Table *t, struct Example *e)
-{
-    char *where = text_of("%s:%d", t->path, t->line);
-    struct JsonReader r = {t->at, t->end, t->at, where, 0};
-    struct Json *j = json_value(&r);
-    if (holds_nul(t->at, r.at - t->at)) die("%s: holds a NUL character. Remove it.", where);
-    if (j->kind != JSON_OBJECT)
-        die("%s: not a JSON object. All must be like {\"text\": ..., \"label\": ...}.", where);
-    for (int i = 0; i < (t->wanted.names[PAIRS] ? 2 : 1); i++) {
-        const struct Json *text = json_column(t, j, i ? PAIRS : TEXTS);
-        if (text->kind != JSON_STRING)
-            die("%s: \"%s\" is not a string. Texts must be.", where, text->key);
-        struct Buffer b = {0};
-        append_bytes(&b, text->string, text->length);
-        const struct Bytes copy = {b.data, b.size};
-        if (i) join_pair(e, copy); else e->text = copy;
-    }
-    if (!t->wanted.texts_only) {
-        const struct Json *label = json_column(t, j, LABELS);
-        e->label.data = json_as_text(label);
-        if (!e->label.data)
-            die("%s: \"%s\" is neither a string nor a number. Labels must be.", where, label->key);
-        e->label.size = strlen(e->label.data);
-    }
-    advance(t, r.at);
-    json_free(j);
-    free(where);
+    const char *tab = memchr(text.data, '\t', text.size);
+    const size_t first = tab ? (size_t)(tab - text.data) : text.size;
+    const int a = tokenizer_encode(t, text.data, first, ids);
+    ids[a] = t->eot;
+    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    *all = a + 1 + b;
+    if (*all <= max) return *all;
+    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
+    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
+              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
+    truncate_ids(ids + a + 1, b, keep_b, how);
+    truncate_ids(ids, a, keep_a, how);
+    memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
+    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
 }
 
 /* --- Checks, and the whole file --- */
@@ -1839,54 +1760,112 @@ static bool valid_utf8(struct Bytes text)
 
 /* Texts may be any bytes. Labels are printed and stored as names: they must be valid UTF-8 without
  * control characters, 1 to 200 bytes. */
-static void check_label(const char *path, const struct Example *e)
+static bool check_label(struct Reader *r, struct Bytes label)
 {
-    const struct Bytes l = e->label;
-    if (l.size == 0) die("%s:%d: the label is empty. Give one or remove the line.", path, e->line);
-    if (l.size > MAX_LABEL_BYTES)
-        die("%s:%d: the label has %zu bytes, more than %d. Is --label-column right?", path,
-            e->line, l.size, MAX_LABEL_BYTES);
-    if (!valid_utf8(l))
-        die("%s:%d: the label is not valid UTF-8. " CONVERT, path, e->line, path);
     char printed[MAX_LABEL_BYTES];              /* as read_label_names will read it */
-    memcpy(printed, l.data, l.size);
-    make_harmless(printed, l.size, "");
-    if (memcmp(printed, l.data, l.size))
-        die("%s:%d: the label holds a control character. Remove it.", path, e->line);
+    if (label.size == 0) return bad_record(r, "the label is empty");
+    if (label.size > MAX_LABEL_BYTES)
+        return bad_record(r, "the label has %zu bytes, more than %d; is --label-column right?",
+                          label.size, MAX_LABEL_BYTES);
+    if (!valid_utf8(label))
+        return bad_record(r, "the label is not valid UTF-8. " CONVERT, r->path);
+    memcpy(printed, label.data, label.size);
+    make_harmless(printed, label.size, "");
+    return !memcmp(printed, label.data, label.size)
+        || bad_record(r, "the label holds a control character");
 }
 
-/* All texts of a file, with their labels unless texts alone are wanted. */
+/* Decides how the file is laid out and moves to the first record. */
+static void begin_reading(struct Reader *r)
+{
+    const struct Bytes all = {r->at, r->end - r->at};
+    refuse_other_kinds(r->path, (const uint8_t *)all.data, all.size < 16 ? all.size : 16);
+    if (begins_with(all, "\xEF\xBB\xBF")) r->at += 3;
+    const char *begin = r->at;
+    skip_blank_lines(r);
+    if (r->at == r->end)
+        die("%s: the file is empty. It needs a header line and labelled texts.", r->path);
+    const char *cr = memchr(r->at, '\r', r->end - r->at);
+    if (cr && cr + 1 < r->end && !memchr(r->at, '\n', r->end - r->at))
+        die("%s: its lines end with CR alone, as on old Macs. Convert it: "
+            "tr '\\r' '\\n' <'%s' >NEW", r->path, r->path);
+    choose_format(r);
+    const bool said_lines = r->wanted.format && !strcmp(r->wanted.format, "lines");
+    if (r->format <= CSV || (r->format == LINES && !said_lines)) read_first_row(r);
+    if (r->format == LINES) { r->at = begin; r->line = 1; }
+    for (int which = 0; which < 2 && r->format > JSONL; which++) r->column[which] = which;
+    r->decided.format = format_names[r->format];
+}
+
+/* Moves to the next record; false: there is none. Blank lines keep their place where texts alone
+ * are wanted. A byte order mark, or a row that repeats the header, is left from files that were
+ * put together. Objects may be members of an array. */
+static bool next_record(struct Reader *r)
+{
+    for (;;) {
+        if (!r->wanted.texts_only || r->format == JSONL) skip_blank_lines(r);
+        if (begins_with((struct Bytes){r->at, r->end - r->at}, "\xEF\xBB\xBF")) r->at += 3;
+        while (r->format == JSONL && r->at < r->end && *r->at && strchr("[,] \t\r\n", *r->at))
+            advance(r, r->at + 1);
+        if (r->at == r->end) return false;
+        const char *next = r->at;
+        const struct Bytes line = take_line(&next, r->end), header = r->header;
+        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
+            return true;
+        if (!r->repeated++) warn("%s:%d: repeats the header, left out.", r->path, r->line);
+        advance(r, next);
+    }
+}
+
+/* The example of the next record; false if it cannot be used. */
+static bool read_example(struct Reader *r, struct Example *e)
+{
+    struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
+    r->count = 0;
+    r->begun = r->line;
+    if (!(r->format == JSONL ? read_object : r->format <= CSV ? read_row : read_line)(r))
+        return false;
+    for (int which = 0; which < COLUMNS; which++)
+        if (r->column[which] >= 0 && r->column[which] < r->count)
+            values[which] = r->fields[r->column[which]];
+    *e = (struct Example){values[TEXTS], values[LABELS], r->begun};
+    if (r->column[PAIRS] >= 0) join_pair(e, values[PAIRS]);
+    return r->wanted.texts_only || check_label(r, e->label);
+}
+
+/* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
+ * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns wanted)
 {
     const struct Bytes file = read_input(path);
-    struct Table t = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
-                      .wanted = wanted};
-    struct Examples all = {path, NULL, 0};
+    struct Reader r = {.path = path, .at = file.data, .end = file.data + file.size, .line = 1,
+                       .wanted = wanted, .column = {-1, -1, -1},
+                       .fields = resize(NULL, 8 * sizeof *r.fields)};
+    struct Examples all = {.path = path};
     int capacity = 0, invalid = 0, empty = 0;
-    detect_format(&t);
-    if (t.format == ROWS) read_header(&t);
-    for (int which = 0; which < 2 && t.format == FASTTEXT; which++)
-        if (wanted.names[which] && !wanted.preferred[which])
-            warn("--%s-column: has no effect on fastText's format, as of %s.",
-                 column_words[which], path);
-    while (t.format == OBJECTS ? find_value(&t, !all.count) : skip_blank_lines(&t)) {
+    begin_reading(&r);
+    while (next_record(&r)) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
-        struct Example *e = &all.items[all.count++];
-        *e = (struct Example){.line = t.line};
-        if (t.format == OBJECTS) read_object(&t, e);
-        else if (t.format == ROWS) read_row(&t, e);
-        else read_line(&t, e);
-        if (!wanted.texts_only) check_label(path, e);
+        struct Example *e = &all.items[all.count];
+        if (!read_example(&r, e)) continue;
+        all.count++;
         invalid += !valid_utf8(e->text);
         empty += e->text.size == 0;
     }
+    if (r.bad)
+        die("%s: %s cannot be used: %s%s. Correct the file.", path, counted(r.bad, "record"),
+            r.problems.data, r.bad > 3 ? "; ..." : "");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
+    if (r.empty && !wanted.texts_only)
+        warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
     if (empty)
         warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
              all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. " CONVERT, path, invalid, all.count, path);
+    free(r.fields);
+    all.columns = r.decided;
     return all;
 }
 
@@ -1978,7 +1957,7 @@ static struct Numbered *sorted_names(char *const *names, int classes)
     struct Numbered *sorted = resize(NULL, classes * sizeof *sorted);
     for (int k = 0; k < classes; k++)
         sorted[k] = (struct Numbered){{names[k], strlen(names[k])}, k};
-    qsort(sorted, classes, sizeof *sorted, compare_numbered);
+    qsort(sorted, classes, sizeof *sorted, compare_texts);
     return sorted;
 }
 
@@ -1989,34 +1968,21 @@ static int class_of(struct Bytes label, const struct Numbered *sorted, int class
     const struct Numbered *found = bsearch(&key, sorted, classes, sizeof key, compare_texts);
     return found ? found->number : -1;
 }
-
-/* Dies if labels are none of the names. The message counts them and shows up to five, each with the
- * line where it is first. A model has no probability for such a label, so no score of these
- * examples would mean anything: they are an error of the file. */
+/* Dies if labels are none of the names: counts them and shows the first three. A model has no
+ * probability for such a label, so no score of these examples would mean anything. */
 static void refuse_unknown_labels(const struct Examples *e, const struct Numbered *sorted,
                                   char *const *names, int classes)
 {
-    enum { SHOWN = 5 };
-    const struct Example *first[SHOWN];
-    int count[SHOWN] = {0}, shown = 0, all = 0;
     struct Buffer b = {0};
-    for (int i = 0; i < e->count; i++) {
-        if (class_of(e->items[i].label, sorted, classes) >= 0) continue;
-        const struct Numbered label = {e->items[i].label, 0};
-        int k = 0;
-        while (k < shown && compare_texts(&label, &(struct Numbered){first[k]->label, 0})) k++;
-        if (k == shown && shown < SHOWN) first[shown++] = &e->items[i];
-        if (k < SHOWN) count[k]++;
-        all++;
-    }
-    if (!all) return;
-    for (int k = 0, rest = all; k < shown; k++) {
-        append(&b, "%s\"%.*s\" (line %d, %d in all)", k ? ", " : "", (int)first[k]->label.size,
-               first[k]->label.data, first[k]->line, count[k]);
-        if ((rest -= count[k]) && k == SHOWN - 1) append(&b, " and others (%d)", rest);
-    }
-    die("%s: %d of %d labels are not known to the model: %s. Its labels are: %s. Correct or remove "
-        "those lines.", e->path, all, e->count, b.data, joined(names, classes));
+    int unknown = 0;
+    for (const struct Example *x = e->items; x < e->items + e->count; x++)
+        if (class_of(x->label, sorted, classes) < 0 && unknown++ < 3)
+            append(&b, "%s\"%.*s\" (line %d)", b.size ? ", " : "", (int)x->label.size,
+                   x->label.data, x->line);
+    if (unknown)
+        die("%s: %d of %d labels are not known to the model: %s%s. Its labels are: %s. Correct or "
+            "remove those lines.", e->path, unknown, e->count, b.data, unknown > 3 ? ", ..." : "",
+            joined(names, classes));
 }
 
 /* Appends the texts of e as tokens, with the classes of their labels. */
@@ -2034,19 +2000,10 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 /* 8. Before and after the training                                                              */
 /* ============================================================================================= */
 
-/* Reads s->tune into s->kind and s->last. For the message, option: where it stands; others: what
- * else may stand there. */
-static void parse_tune(const char *option, const char *others, struct Settings *s)
-{
-    char rest;
-    s->kind = PROBE;
-    if (!strcmp(s->tune, "full")) s->kind = FULL;
-    else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
-    else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
-    else if (strcmp(s->tune, "probe"))
-        die_usage("%s %s: not one of %sprobe, last:K (as last:2), full, scratch.", option, s->tune,
-                  others);
-}
+/* Random streams of the seed. model_init uses the numbers from 0. */
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM_TEST };
+
+/* --- Texts --- */
 
 /* first (N): the position of the first text that is equal to each of N. They are those of train,
  * then those of val, in their order or in that of list (N). */
@@ -2105,6 +2062,35 @@ static void report_repeats(const struct Task *t, const struct Examples *train,
     free(first);
 }
 
+/* Splits N examples into training and validation, class by class: a part of each class is set
+ * aside, at least one example, but never the only one. list (N) receives the training examples in
+ * random order, then the others. Returns the number of training examples. */
+static int split_stratified(int *list, const int *labels, int N, int classes, double part,
+                            struct Random random)
+{
+    int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
+    int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
+    memset(left, 0, classes * sizeof *left);
+    for (int i = 0; i < N; i++) { order[i] = i; left[labels[i]]++; }
+    for (int k = 0; k < classes; k++)
+        left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
+    shuffle(order, N, &random);
+    for (int i = 0; i < N; i++)
+        if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
+    free(left);
+    free(order);
+    return train;
+}
+
+/* A hash of the examples from .. to - 1, as tokens and labels. */
+static uint64_t hash_texts(const struct Dataset *d, int from, int to)
+{
+    const size_t n = to - from, *starts = d->starts + from;
+    return mix64(checksum(d->tokens + starts[0], (starts[n] - starts[0]) * sizeof *d->tokens)
+                 ^ mix64(checksum(starts, (n + 1) * sizeof *starts)
+                         ^ checksum(d->labels + from, n * sizeof *d->labels)));
+}
+
 /* The texts of t->train from train_count on, up to `all`, are for validation. */
 static void take_validation(struct Task *t, int all)
 {
@@ -2120,6 +2106,7 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
 {
     struct Settings *s = &t->set;
     struct Examples train = read_examples(s->train, s->columns), val = {0};
+    t->layout = train.columns;
     if (s->val && same_file(s->train, s->val))
         warn("--val %s: is the same file as --train, so its scores tell nothing about new texts. "
              "Name another, or none.", s->val);
@@ -2146,6 +2133,59 @@ static char **load_data(struct Task *t, struct Window w, int *classes)
     return names;
 }
 
+/* --- What the command line left open --- */
+
+enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
+       MAX_STEPS = 1000000000 };
+
+/* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
+ * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
+ * weights bear a higher rate. Few labels need a number of updates rather than of epochs. Validation
+ * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
+ * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
+static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
+                            int val_texts)
+{
+    if (s->kind == PROBE) return;
+    const double large = sqrt(1e7 / model->parameter_count);
+    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
+    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
+    if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
+    if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
+    const int updates = ceil_div(examples, s->batch);
+    if (s->epochs == 0 && s->steps == 0)
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
+    if ((int64_t)s->epochs * updates > MAX_STEPS)
+        die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, MAX_STEPS);
+    if (s->epochs) s->steps = s->epochs * updates;
+    s->every = s->epochs ? updates * ceil_div(s->epochs, MAX_VALIDATIONS)
+                         : ceil_div(s->steps, MAX_VALIDATIONS);
+}
+
+/* How many training examples each class has (K). */
+static int *class_sizes(const struct Task *t)
+{
+    const int K = t->model.config.labels;
+    int *sizes = resize(NULL, K * sizeof *sizes);
+    memset(sizes, 0, K * sizeof *sizes);
+    for (int i = 0; i < t->train_count; i++) sizes[t->data.labels[t->train[i]]]++;
+    return sizes;
+}
+
+/* N / (K n_k) for each class k of n_k training examples: rare classes weigh as much as common ones,
+ * and the average over the examples is 1. NULL unless --class-weights is auto. */
+static real *weigh_classes(const struct Task *t)
+{
+    const int K = t->model.config.labels;
+    if (strcmp(t->set.class_weights, "auto")) return NULL;
+    real *weights = resize(NULL, K * sizeof *weights);
+    int *sizes = class_sizes(t);
+    for (int k = 0; k < K; k++)
+        weights[k] = sizes[k] ? (real)t->train_count / ((real)K * sizes[k]) : 1;
+    free(sizes);
+    return weights;
+}
+
 /* Warns of a label that most training texts have: always predicting it costs little. */
 static void warn_of_imbalance(const struct Task *t)
 {
@@ -2159,6 +2199,8 @@ static void warn_of_imbalance(const struct Task *t)
     free(sizes);
 }
 
+/* --- Memory --- */
+
 /* The maximum number of rows of a batch: the longest text must fit. */
 static int rows_needed(const struct Task *t) { return max_int(BATCH_ROWS, t->data.longest); }
 
@@ -2167,7 +2209,6 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
 {
     const struct Settings *s = &t->set;
     const struct Config *c = &t->model.config;
-    const int updates = ceil_div(t->train_count, s->batch);
     progress(true, "model: %d layers, %d heads, %d channels, context %d, vocabulary %d; labels: %s",
              c->layers, c->heads, c->channels, c->context, c->vocabulary,
              joined(c->label_names, c->labels));
@@ -2180,11 +2221,12 @@ static void announce(const struct Task *t, size_t learn, size_t bytes)
     if (s->kind == PROBE) return;
     if (t->runner.frozen)
         progress(true, "%d of %d blocks are frozen and read each text %s", t->runner.frozen,
-                 c->layers, t->runner.cache.x ? "once: what they give is kept"
-                                              : "for every update: memory is short");
+                 c->layers, t->runner.cache ? "once: what they give is kept"
+                                            : "for every update: memory is short");
     progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  warmup %g  "
-             "dropout %g  weight decay %g", counted(s->steps, "update"), updates, s->batch, s->lr,
-             s->head_lr_ratio, s->warmup, s->dropout, s->weight_decay);
+             "dropout %g  weight decay %g", counted(s->steps, "update"),
+             ceil_div(t->train_count, s->batch), s->batch, s->lr, s->head_lr_ratio, s->warmup,
+             s->dropout, s->weight_decay);
     if (s->average > 0)
         progress(true, "the model will be the mean of the last %.0f updates%s",
                  s->average * s->steps, t->val_count < FEW_TEXTS
@@ -2213,8 +2255,7 @@ static real *prepare(struct Task *t)
     t->runner.frozen = s->kind == LAST ? t->model.first_layer : 0;
     if (t->runner.frozen)
         fill_cache(&t->runner, &t->data, t->train, t->train_count + t->val_count);
-    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int)
-           + (t->runner.cache.x ? t->runner.cache.rows * c->channels * sizeof(real) : 0);
+    bytes += t->runner.ws.bytes + t->data.token_capacity * sizeof(int) + cache_bytes(&t->runner);
     if (probe)
         bytes += t->data.count * (c->channels * sizeof(real)
                                   + (3 * c->labels + 1) * sizeof(double));
@@ -2228,101 +2269,101 @@ static void task_free(struct Task *t)
     const int K = t->model.config.labels;
     release(t->probabilities, (size_t)t->val_count * K * sizeof(real));
     release(t->confusion, (size_t)K * K * sizeof(int));
+    free_cache(&t->runner);
     runner_free(&t->runner);
     model_free(&t->model);
     free(t->train);
     free(t->truth);
     free(t->class_weights);
-    free(t->log.data);
 }
 
-/* What determines the result of a training, as metadata of its state and of its classifier. */
-static void describe_settings(struct Metadata *meta, const struct Task *t)
+/* --- Lines of progress, and log.tsv --- */
+
+static const char steps_header[] =
+    "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n",
+    probe_header[] = "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
+
+/* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
+static void open_log(struct Task *t, const char *header, const struct Metadata *state)
 {
-    const struct Settings *s = &t->set;
+    char *path = text_of("%s/log.tsv", t->set.out);
+    free(journal_open(&t->log, path, header, 1, state));
+    free(path);
+}
+
+static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
+{
+    const int step = run->step, steps = t->set.steps;
+    if (t->quiet || !line_is_due(&t->runner.shown)) return;
+    progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
+             epoch_of(t, step), epoch_of(t, steps), step, steps, loss, lr, run->norm,
+             duration((seconds() - run->start) * (steps - step) / step));
+}
+
+static void report_validation(struct Task *t, const struct TrainState *run, struct Scores now,
+                              bool better)
+{
+    const int epoch = epoch_of(t, run->step);
+    const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
+    if (t->quiet) return;
+    journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, run->step, train_loss,
+                now.loss, now.accuracy, run->norm, spent);
+    progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
+             epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
+             better ? "  best" : "");
+}
+
+static void die_not_finite(const struct Task *t, const int *list, int count, int64_t step)
+{
+    const struct Dataset *d = &t->data;
+    struct Buffer lines = {0}, bytes = {0};
+    if (t->quiet)
+        die("step %lld of a training: the gradient is not finite. Lower the lr of its method (%g).",
+            (long long)step, t->set.lr);
+    for (int i = 0; i < count; i++) {
+        bytes.size = 0;
+        append_decoded(&bytes, t->tokenizer, d->tokens + d->starts[list[i]], length_of(d, list[i]));
+        append_readable(&lines, (uint8_t *)bytes.data, (int)bytes.size);
+        append(&lines, "\n");
+    }
+    char *path = text_of("%s/step_%lld.txt", t->set.out, (long long)step);
+    write_note(path, lines.data, lines.size);
+    die("step %lld: the gradient is not finite. %s holds its texts. Start again with --overwrite "
+        "and a lower --lr than %g.", (long long)step, path, t->set.lr);
+}
+
+/* --- The classifier, and the state of its training --- */
+
+/* What the result depends on: the options, and hashes of what was read. */
+static void describe_training(struct Metadata *meta, const struct Task *t)
+{
     struct Buffer labels = {0};
     for (int k = 0; k < t->model.config.labels; k++) {
         append(&labels, k ? ", " : "[");
         append_json_string(&labels, t->model.config.label_names[k]);
     }
-    append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
     metadata_set(meta, "model_hash", "%s", hash_text(t->source_hash));
     metadata_set(meta, "train_hash", "%s", hash_text(t->train_hash));
-    if (s->val) metadata_set(meta, "val_hash", "%s", hash_text(t->val_hash));
-    else metadata_set(meta, "val_part", "%.10g", s->val_part);
-    metadata_set(meta, "labels", "%s", labels.data);
-    metadata_set(meta, "tune", "%s", s->tune);
-    metadata_set(meta, "seed", "%lld", (long long)s->seed);
-    metadata_set(meta, "max_tokens", "%d", s->max_tokens);
-    metadata_set(meta, "truncate", "%s", s->truncate);
-    for (int i = 0; i < COLUMNS; i++) {
-        char *key = text_of("%s_column", column_words[i]);
-        if (s->columns.names[i]) metadata_set(meta, key, "%s", s->columns.names[i]);
-        free(key);
-    }
-    const struct { const char *name; double value; } numbers[] = {      /* of gradient steps */
-        {"batch", s->batch}, {"steps", s->steps}, {"epochs", s->epochs}, {"lr", s->lr},
-        {"head_lr_ratio", s->head_lr_ratio}, {"dropout", s->dropout},
-        {"weight_decay", s->weight_decay}, {"warmup", s->warmup},
-        {"layer_decay", s->layer_decay}, {"l2sp", s->l2sp}, {"lm_coef", s->lm_coef},
-        {"average", s->average}, {"patience", s->patience}};
-    for (int i = 0; i < COUNT(numbers) && s->kind != PROBE; i++)
-        metadata_set(meta, numbers[i].name, "%.10g", numbers[i].value);
-    metadata_set(meta, "class_weights", "%s", s->class_weights);
-    metadata_set(meta, "precision", "%s", s->precision);
-    metadata_set(meta, "calibrate", "%s", s->calibrate ? "yes" : "no");
-    metadata_set(meta, "train_examples", "%d", t->train_count);
-    metadata_set(meta, "val_examples", "%d", t->val_count);
+    metadata_set(meta, "val_hash", "%s", hash_text(t->val_hash));
+    metadata_set(meta, "labels", "%s]", labels.data);
+    describe_options(meta, t->options, "tune");
     free(labels.data);
 }
 
-/* The metadata of the classifier: what it was made from, how, and how well it does. */
-static void describe(struct Metadata *meta, const struct Task *t, struct Scores val)
+/* Dies if a training that is to be resumed read something else than this one. */
+static void compare_inputs(const struct Task *t, const struct Metadata *old)
 {
-    const struct Settings *s = &t->set;
-    describe_settings(meta, t);
-    metadata_set(meta, "model", "%s", s->model);
-    metadata_set(meta, "train", "%s", s->train);
-    metadata_set(meta, "val", "%s", s->val ? s->val : "set aside from train");
-    metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
-    metadata_set(meta, "val_macro_f1", "%.6f", val.macro_f1);
-    metadata_set(meta, "val_loss", "%.6f", val.loss);
-    metadata_set(meta, "val_ece", "%.6f", val.ece);
-}
-
-/* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
- * meta has how the weights were found, and receives the rest. */
-static void save_classifier(const struct Task *t, real *weights, struct Metadata *meta,
-                            struct Scores val)
-{
-    struct Model model = t->model;
-    model.weights = weights;
-    describe(meta, t, val);
-    stage_log(t);
-    tokenizer_stage(t->tokenizer, t->set.out);
-    stage_model(t->set.out, &model, meta, t->tokenizer->eot);
-    commit_outputs();
-}
-
-/* --- The state of a training, for --resume --- */
-
-/* Which validation found the best weights, from one list of metadata to another. */
-static void copy_best(struct Metadata *to, const struct Metadata *from)
-{
-    static const char *const keys[] = {"best_epoch", "best_step"};
-    for (int i = 0; i < COUNT(keys); i++) {
-        const char *value = metadata_get(from, keys[i]);
-        if (value) metadata_set(to, keys[i], "%s", value);
-    }
-}
-
-static void save_best(struct Task *t, const struct Course *c, const struct Metadata *meta)
-{
+    static const char *const names[] = {"tokenizer_hash", "model_hash", "train_hash", "val_hash",
+                                        "labels"};
     struct Metadata now = {0};
-    copy_best(&now, meta);
-    metadata_set(&now, "weights", "best on validation so far");
-    save_classifier(t, c->best, &now, c->top);
+    describe_training(&now, t);
+    for (int i = 0; i < COUNT(names); i++) {
+        const char *was = metadata_get(old, names[i]), *is = metadata_get(&now, names[i]);
+        if (!was || strcmp(was, is))
+            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
+                t->set.out, names[i], was ? was : "(none)", is);
+    }
     metadata_free(&now);
 }
 
@@ -2331,89 +2372,104 @@ static char *state_path(const struct Settings *s)
     return text_of("%s/state.safetensors", s->out);
 }
 
-/* The state has all that load_course needs. The order of the texts follows from the step. */
-static void save_course(struct Task *t, struct Course *c, const struct Metadata *meta)
+/* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
+ * meta has how the weights were found, and receives the rest. */
+static void save_classifier(const struct Task *t, real *weights, struct Metadata *meta,
+                            struct Scores val)
 {
-    struct Metadata state = {0};
-    char *path = state_path(&t->set);
-    const double start = seconds();
-    const struct Scores *top = &c->top;
-    describe_settings(&state, t);
-    copy_best(&state, meta);
-    metadata_set(&state, "log", "%s", t->log.data);
-    metadata_set(&state, "course", "%d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f",
-                 c->step, c->examples, c->worse, c->averaged, (unsigned long long)t->masks.counter,
-                 c->loss, c->norm, top->accuracy, top->macro_f1, top->loss, top->ece,
-                 start - c->start);
-    stage_state(path, &t->model, c->best, c->mean, &state);
+    const struct Columns *columns = &t->layout;
+    struct Model model = t->model;
+    model.weights = weights;
+    describe_training(meta, t);
+    metadata_set(meta, "data.format", "%s", columns->format);
+    if (columns->header) metadata_set(meta, "data.header", "%s", columns->header);
+    for (int i = 0; i < COLUMNS; i++)
+        if (columns->names[i])
+            metadata_set(meta, brief("data.%s", column_words[i]), "%s", columns->names[i]);
+    metadata_set(meta, "train_examples", "%d", t->train_count);
+    metadata_set(meta, "val_examples", "%d", t->val_count);
+    metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
+    metadata_set(meta, "val_macro_f1", "%.6f", val.macro_f1);
+    metadata_set(meta, "val_loss", "%.6f", val.loss);
+    metadata_set(meta, "val_ece", "%.6f", val.ece);
+    tokenizer_stage(t->tokenizer, t->set.out);
+    stage_model(t->set.out, &model, meta, t->tokenizer->eot);
     commit_outputs();
-    metadata_free(&state);
-    free(path);
-    c->saved = seconds();
-    c->saving = c->saved - start;
 }
 
-/* Goes to the place at which save_course was called. An earlier process may have ended between the
- * state and the best classifier, so that is written again. */
-static void load_course(struct Task *t, struct Course *c, struct Metadata *meta)
+static void save_best(struct Task *t, const struct TrainState *run)
 {
-    struct Metadata state;
-    struct Scores *top = &c->top;
+    struct Metadata meta = {0};
+    metadata_set(&meta, "best_epoch", "%d", epoch_of(t, run->best_step));
+    metadata_set(&meta, "best_step", "%d", run->best_step);
+    metadata_set(&meta, "weights", "best on validation so far");
+    save_classifier(t, run->best, &meta, run->best_scores);
+    metadata_free(&meta);
+}
+
+/* Every minute, in a fiftieth of the time at most. */
+static bool save_is_due(const struct TrainState *run)
+{
+    return seconds() - run->saved > fmax(60, 50 * run->saving);
+}
+
+/* The state has all that resume_training needs. The order of the texts follows from the step. */
+static void save_training(struct Task *t, struct TrainState *run)
+{
+    struct Metadata meta = {0};
+    const double start = seconds();
+    const struct Scores *best = &run->best_scores;
+    describe_training(&meta, t);
+    journal_describe(&meta, &t->log);
+    metadata_set(&meta, "position",
+                 "%d %d %d %d %d %llu %.17g %.17g %.17g %.17g %.17g %.17g %.2f", run->step,
+                 run->best_step, run->since_best, run->examples, run->averaged,
+                 (unsigned long long)t->masks.counter, run->loss, run->norm, best->accuracy,
+                 best->macro_f1, best->loss, best->ece, start - run->start);
+    stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
+    commit_outputs();
+    metadata_free(&meta);
+    run->saved = seconds();
+    run->saving = run->saved - start;
+}
+
+/* Goes to the place at which save_training was called. An earlier process may have ended between
+ * the state and the best classifier, so that is written again. */
+static void resume_training(struct Task *t, struct TrainState *run)
+{
+    struct Metadata meta;
+    struct Scores *best = &run->best_scores;
     char *path = state_path(&t->set);
     unsigned long long masks;
     double spent;
-    load_state(path, &t->model, c->best, c->mean, &state);
-    const char *log = metadata_get(&state, "log"), *course = metadata_get(&state, "course");
-    if (!log || !course
-        || sscanf(course, "%d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &c->step, &c->examples,
-                  &c->worse, &c->averaged, &masks, &c->loss, &c->norm, &top->accuracy,
-                  &top->macro_f1, &top->loss, &top->ece, &spent) != 12
-        || c->step < 0 || c->step >= t->set.steps || c->averaged < 0 || (c->averaged && !c->mean))
+    load_state(path, &t->model, run->best, run->mean, &meta);
+    const char *position = metadata_get(&meta, "position");
+    if (!position
+        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf %lf %lf %lf", &run->step,
+                  &run->best_step, &run->since_best, &run->examples, &run->averaged, &masks,
+                  &run->loss, &run->norm, &best->accuracy, &best->macro_f1, &best->loss,
+                  &best->ece, &spent) != 13
+        || run->step < 0 || run->step >= t->set.steps || run->averaged < 0
+        || (run->averaged && !run->mean))
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
-    const int epochs = ceil_div(c->step, ceil_div(t->train_count, t->set.batch));
-    for (int i = 0; i < epochs; i++) shuffle(t->train, t->train_count, &t->order);
+    for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;
-    t->log.size = 0;
-    append(&t->log, "%s", log);
-    copy_best(meta, &state);
-    c->start -= spent;
-    c->saved = seconds();
-    if (metadata_get(meta, "best_step")) save_best(t, c, meta);
-    progress(true, "resumed after step %d/%d", c->step, t->set.steps);
-    metadata_free(&state);
+    open_log(t, steps_header, &meta);
+    run->start -= spent;
+    run->saved = seconds();
+    if (run->best_step) save_best(t, run);
+    else commit_outputs();
+    progress(true, "resumed after step %d/%d", run->step, t->set.steps);
+    metadata_free(&meta);
     free(path);
 }
 
-/* --resume: dies if what --out holds was made with other settings. Returns whether it is finished,
- * so that nothing is left to do. Where nothing is, the training starts. */
-static bool take_up(struct Task *t)
+static void begin_state(struct Task *t, struct TrainState *run)
 {
-    const char *out = t->set.out;
-    char *state = state_path(&t->set), *model = text_of("%s/model.safetensors", out);
-    struct Metadata old, now = {0};
-    t->resumes = file_exists(state);
-    const bool finished = !t->resumes && file_exists(model);
-    if (!t->resumes && !finished) {
-        progress(true, "nothing to resume in %s: the training starts", out);
-        return false;
-    }
-    load_state_metadata(finished ? model : state, &old);
-    if (!metadata_get(&old, "train_hash"))
-        die("%s: is not from a training that can be resumed. Choose another --out.",
-            finished ? model : state);
-    describe_settings(&now, t);
-    for (int i = 0; i < now.count; i++) {
-        const char *value = metadata_get(&old, now.keys[i]);
-        if (!value || strcmp(value, now.values[i]))
-            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.", out,
-                now.keys[i], value ? value : "(none)", now.values[i]);
-    }
-    if (finished) progress(true, "the training in %s is finished", out);
-    metadata_free(&old);
-    metadata_free(&now);
-    free(state);
-    free(model);
-    return finished;
+    if (t->quiet) return;
+    if (t->resumes) { resume_training(t, run); return; }
+    open_log(t, steps_header, NULL);
+    save_training(t, run);
 }
 
 /* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
@@ -2444,6 +2500,298 @@ static void check_reloaded(struct Task *t)
 /* ============================================================================================= */
 /* 9. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
+
+/* --- train --- */
+
+static const struct Settings DEFAULT_SETTINGS = {
+    .tune = "full", .truncate = "tail", .class_weights = "none", .precision = "fp32", .batch = 32,
+    .seed = 1, .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
+    .layer_decay = 1, .average = -1,
+};
+
+static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format";
+
+/* The rows of `train`, of which the other commands take what they share. The caller frees them. */
+static struct Option *tune_options(struct Settings *s)
+{
+    static const char steps_only[] = "with tune probe";
+    const struct Option rows[] = {
+        {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
+        {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
+        {"val", "labelled texts for validation; without: a part of --train", TEXT, &s->val,
+         .effect = EXTENDS},
+        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
+         &s->val_part, 0.001, 0.9, .effect = DEFINES, .idle = "with val"},
+        {"out", "directory of the classifier", TEXT, &s->out, .required = true},
+        {"tune", "probe, last:K, full or scratch", TEXT, &s->tune, .effect = DEFINES},
+        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
+         .effect = DEFINES, .idle = steps_only},
+        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
+         .effect = DEFINES, .idle = steps_only},
+        {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
+         &s->patience, 0, 1e6, .effect = DEFINES, .idle = steps_only},
+        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES,
+         .idle = steps_only},
+        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10,
+         .effect = DEFINES, .idle = steps_only},
+        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
+         &s->head_lr_ratio, 0, 1e4, .effect = DEFINES, .idle = steps_only},
+        {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
+         &s->layer_decay, 0.01, 1, .effect = DEFINES, .idle = "with tune probe|with tune last:1"},
+        {"l2sp", "how strongly weights are pulled back to the pretrained ones", REAL_NUMBER,
+         &s->l2sp, 0, 1e30, .effect = DEFINES, .idle = steps_only},
+        {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
+         &s->lm_coef, 0, 100, .effect = DEFINES, .idle = steps_only},
+        {"average", "end with the mean weights of this last part of the updates; 0: the best "
+         "epoch's; -1: 0.1 for fewer than 100 texts of validation", REAL_NUMBER, &s->average, -1, 1,
+         .effect = DEFINES, .idle = steps_only},
+        {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
+         &s->class_weights, .choices = "none|auto", .effect = DEFINES},
+        {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
+         FLAG, &s->calibrate, .effect = DEFINES},
+        {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
+         REAL_NUMBER, &s->warmup, 0, 1, .effect = DEFINES, .idle = steps_only},
+        {"weight-decay", "of matrices", REAL_NUMBER, &s->weight_decay, 0, 10, .effect = DEFINES,
+         .idle = steps_only},
+        {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s->dropout, -1, 0.9,
+         .effect = DEFINES, .idle = steps_only},
+        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
+         &s->max_tokens, 0, 1e6, .effect = DEFINES},
+        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
+         .choices = "head|tail|both", .effect = DEFINES},
+        {"text-column", "a number: its position; a name: as in the header; else text, sentence, "
+         "review ...", TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
+        {"label-column", "the same; else label, sentiment, class, category ...", TEXT,
+         &s->columns.names[LABELS], .effect = DEFINES},
+        {"pair-column", "of a second text that belongs to the first; it is read after it", TEXT,
+         &s->columns.names[PAIRS], .effect = DEFINES},
+        {"header", "whether the first row has the columns' names; else it is seen", CHOICE,
+         &s->columns.header, .choices = "auto|yes|no", .effect = DEFINES},
+        {"format", "of the data; else it is seen, and the other files of a classifier are like the "
+         "training's", CHOICE, &s->columns.format, .choices = FORMAT_CHOICES, .effect = DEFINES},
+        {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s->dedupe,
+         .effect = DEFINES},
+        {"seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15,
+         .effect = DEFINES},
+        PRECISION_OPTION(&s->precision),
+        THREADS_OPTION(&s->threads),
+        {"resume", "go on with the training in --out, with its options; without one, start", FLAG,
+         &s->resume},
+        {"overwrite", "replace what --out holds", FLAG, &s->overwrite},
+        {0}};
+    return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
+}
+
+/* One of these rows, for the table of another command. */
+static struct Option tune_option(struct Settings *s, const char *name)
+{
+    struct Option *table = tune_options(s), row = *find_option(table, name);
+    free(table);
+    row.idle = NULL;            /* it names rows that may not be there */
+    return row;
+}
+
+/* Reads s->tune into s->kind and s->last. For the message, option: where it stands; others: what
+ * else may stand there. */
+static void parse_tune(const char *option, const char *others, struct Settings *s)
+{
+    char rest;
+    s->kind = PROBE;
+    if (!strcmp(s->tune, "full")) s->kind = FULL;
+    else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
+    else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
+    else if (strcmp(s->tune, "probe"))
+        die_usage("%s %s: not one of %sprobe, last:K (as last:2), full, scratch.", option, s->tune,
+                  others);
+}
+
+/* Dies of options that no range of a row excludes. */
+static void check_settings(const struct Settings *s)
+{
+    if (s->epochs && s->steps && !s->resume)
+        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
+                  s->steps, s->epochs);
+}
+
+/* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
+ * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
+static bool open_run(struct Task *t, struct Metadata *old)
+{
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                        "config.json", NULL};
+    const struct Settings *s = &t->set;
+    char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
+    lock_directory(s->out);
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    if (!s->resume && !s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    t->resumes = s->resume && file_exists(state);
+    const bool ended = s->resume && !t->resumes && file_exists(model);
+    const char *run = ended ? model : state;
+    if (t->resumes || ended) {
+        load_metadata(run, old);
+        if (!metadata_get(old, "train_hash"))
+            die("%s: is not from a training that can be resumed. Choose another --out.", run);
+        resume_options(t->options, old, "tune", s->out);
+    } else if (s->resume)
+        progress(true, "nothing to resume in %s: the training starts", s->out);
+    if (!s->model || !s->train)
+        die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
+    if (same_file(s->model, s->out))
+        die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
+    free(state);
+    free(model);
+    return ended;
+}
+
+/* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
+static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
+{
+    struct Settings *s = &t->set;
+    load_model(base, s->model, meta);
+    t->tokenizer = tokenizer_of_model(s->model, base, meta);
+    t->source = base->weights;
+    if (s->max_tokens == 0) s->max_tokens = base->config.context;
+    if (s->max_tokens > base->config.context)
+        die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
+                  base->config.context);
+    if (s->kind == LAST && s->last > base->config.layers)
+        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
+                  base->config.layers);
+}
+
+/* Warns if always predicting the commonest label of validation would do as well. */
+static void warn_of_failure(const struct Settings *s, double accuracy, double majority)
+{
+    static const char *const advice[] = {
+        [PROBE] = "--tune last:1 or full",
+        [LAST] = "more blocks, a higher --lr, more --steps",
+        [FULL] = "another --lr, more --steps",
+        [SCRATCH] = "--tune full, which starts from what the model has learned,",
+    };
+    if (majority == 1)
+        warn("all validation texts have the same label, so their accuracy tells little. Give --val "
+             "texts of every label.");
+    else if (accuracy <= majority)
+        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
+             "nothing was learnt. Try %s or more labels.", accuracy, majority,
+             advice[s->kind]);
+}
+
+/* Everything that `train` does, from the pretrained model to the classifier in --out. old: what
+ * --resume found. Returns the exit status. */
+static int train(struct Task *t, const struct Metadata *old, bool ended)
+{
+    struct Settings *s = &t->set;
+    struct Model base;
+    struct Metadata base_meta, meta = {0};
+    int classes;
+    load_base(t, &base, &base_meta);
+    if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
+    t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
+    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    char **names = load_data(t, window, &classes);
+    start_model(t, &base, names, classes);
+    choose_defaults(s, &t->model, t->train_count, t->val_count);
+    t->tokenizer->usage.max_length = s->max_tokens;
+    t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
+    if (t->resumes || ended) compare_inputs(t, old);
+    if (ended) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
+    warn_of_imbalance(t);
+    real *best = prepare(t);
+    if (s->kind == PROBE) {
+        open_log(t, probe_header, NULL);
+        train_probe(t, &meta);
+    } else {
+        stop_between_steps();
+        if (!train_steps(t, best, &meta)) return stopped_status();
+    }
+    if (s->calibrate) calibrate(t, &meta);
+
+    const struct Scores val = validate(t);
+    const double majority = majority_rate(t->confusion, t->val_count, classes);
+    warn_of_failure(s, val.accuracy, majority);
+    if (!strcmp(s->truncate, "both") && t->data.truncated)
+        warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
+             "longer texts is read.");
+    save_classifier(t, t->model.weights, &meta, val);
+    remove_file(state_path(s));     /* --resume then finds that the training is finished */
+    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
+           val.accuracy, val.macro_f1, val.loss, val.ece, majority);
+    check_reloaded(t);
+    task_free(t);
+    model_free(&base);
+    return 0;
+}
+
+/* The options of `train`, checked before anything is read. */
+static const char train_usage[] =
+    "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
+    "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
+    "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
+    "scratch everything from random weights. Few labels need updates rather than epochs:\n"
+    "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
+    "looked at. The best on validation is kept, or the mean of the last weights (--average).";
+
+static int command_train(int argc, char **argv)
+{
+    struct Task t = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &t.set;
+    struct Option *options = tune_options(s);
+    struct Metadata old = {0};
+    t.options = options;
+    refuse_arguments(read_options(argc, argv, options, train_usage), argv);
+    check_settings(s);
+    parse_tune("--tune", "", s);
+    begin_training();
+    const bool ended = open_run(&t, &old);
+    parse_tune("--tune", "", s);            /* as the run that goes on has it */
+    warn_idle(options);
+    if (s->kind == SCRATCH && s->l2sp > 0)
+        warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
+    set_threads(s->threads);
+    set_precision(s->precision);
+    return train(&t, &old, ended);
+}
+
+/* --- eval and predict --- */
+
+/* A classifier from its directory, with the part of a text that it reads. */
+struct Classifier {
+    struct Settings set;            /* model, columns, precision, threads */
+    struct Columns training;        /* how its texts were laid out */
+    struct Model model;
+    struct Tokenizer *tokenizer;
+    struct Window window;
+    bool all, json;                 /* how predict prints */
+    struct Runner runner;
+    struct Dataset texts;           /* memory for what predict reads */
+};
+
+/* Dies if the directory holds no classifier. */
+static void load_classifier(struct Classifier *c, const char *dir)
+{
+    struct Metadata meta;
+    load_model(&c->model, dir, &meta);
+    if (!c->model.config.labels)
+        die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
+    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
+    c->training.format = metadata_get(&meta, "data.format");
+    c->training.header = metadata_get(&meta, "data.header");
+    for (int i = 0; i < COLUMNS; i++)
+        c->training.names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
+    if (c->training.format) c->set.columns.training = &c->training;
+    const char *truncate = metadata_get(&meta, "tune.truncate");
+    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
+    c->window = (struct Window){longest && longest < context ? longest : context,
+                                truncate ? truncate
+                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
+                                c->training.names[PAIRS] || c->set.columns.names[PAIRS]};
+    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
+}
 
 /* One `name value` a line. loss: the sum over the N examples. */
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
@@ -2494,240 +2842,6 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
-/* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite, and the
- * pretrained model always. */
-static void check_out(const struct Settings *s)
-{
-    lock_directory(s->out);
-    if (same_file(s->model, s->out))
-        die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
-    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (!s->resume && !s->overwrite)
-        refuse_run_in(s->out, "Give --resume, --overwrite or another --out.");
-}
-
-/* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
-static void load_base(struct Task *t, struct Model *base, struct Metadata *meta)
-{
-    struct Settings *s = &t->set;
-    load_model(base, s->model, meta);
-    t->tokenizer = tokenizer_of_model(s->model, base, meta);
-    t->source = base->weights;
-    if (s->max_tokens == 0) s->max_tokens = base->config.context;
-    if (s->max_tokens > base->config.context)
-        die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
-                  base->config.context);
-    if (s->kind == LAST && s->last > base->config.layers)
-        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
-                  base->config.layers);
-}
-
-/* Warns if always predicting the commonest label of validation would do as well. */
-static void warn_of_failure(const struct Settings *s, double accuracy, double majority)
-{
-    static const char *const advice[] = {
-        [PROBE] = "--tune last:1 or full",
-        [LAST] = "more blocks, a higher --lr, more --steps",
-        [FULL] = "another --lr, more --steps",
-        [SCRATCH] = "--tune full, which starts from what the model has learned,",
-    };
-    if (majority == 1)
-        warn("all validation texts have the same label, so their accuracy tells little. Give --val "
-             "texts of every label.");
-    else if (accuracy <= majority)
-        warn("validation accuracy %.4f is no better than always the commonest label (%.4f): "
-             "nothing was learnt. Try %s or more labels.", accuracy, majority,
-             advice[s->kind]);
-}
-
-/* Everything that `train` does, from the pretrained model to the classifier in --out. Returns the
- * exit status. */
-static int train(struct Settings settings)
-{
-    struct Task t = {.set = settings};
-    struct Settings *s = &t.set;
-    struct Model base;
-    struct Metadata base_meta, meta = {0};
-    int classes;
-    load_base(&t, &base, &base_meta);
-    if (!s->overwrite) refuse_other_tokenizer(s->out, t.tokenizer);
-    t.source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
-    const struct Window window = {s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
-    char **names = load_data(&t, window, &classes);
-    start_model(&t, &base, names, classes);
-    choose_defaults(s, &t.model, t.train_count, t.val_count);
-    t.tokenizer->usage.max_length = s->max_tokens;
-    t.tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
-    if (s->resume && take_up(&t)) return 0;
-    warn_of_imbalance(&t);
-    real *best = prepare(&t);
-    t.keeps = s->kind != PROBE;
-    if (t.keeps) stop_between_steps();
-    if (s->kind == PROBE) train_probe(&t, &meta);
-    else if (!train_steps(&t, best, &meta)) return stopped_status();
-    if (s->calibrate) calibrate(&t, &meta);
-
-    const struct Scores val = validate(&t);
-    const double majority = majority_rate(t.confusion, t.val_count, classes);
-    warn_of_failure(s, val.accuracy, majority);
-    if (!strcmp(s->truncate, "both") && t.data.truncated)
-        warn("--truncate both: Hugging Face's tokenizers cannot do this; there, only the tail of "
-             "longer texts is read.");
-    save_classifier(&t, t.model.weights, &meta, val);
-    char *state = state_path(s);
-    remove_file(state);     /* --resume then finds that the training is finished */
-    free(state);
-    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
-           val.accuracy, val.macro_f1, val.loss, val.ece, majority);
-    check_reloaded(&t);
-    task_free(&t);
-    model_free(&base);
-    return 0;
-}
-
-/* The same words in every command. */
-static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format",
-    text_column_meaning[] = "name or number; else text, sentence, review, tweet ...",
-    label_column_meaning[] = "name or number; else label, sentiment, class, category ...",
-    pair_column_meaning[] = "of a second text that belongs to the first; it is read after it";
-
-/* Warns of options that were given and change nothing. */
-static void warn_of_idle_options(const struct Option *options, const struct Settings *s)
-{
-    static const char *const steps[] = {"lr", "epochs", "steps", "patience", "batch",
-                                        "head-lr-ratio", "layer-decay", "warmup", "weight-decay",
-                                        "dropout", "l2sp", "lm-coef", "average"};
-    for (int i = 0; i < COUNT(steps) && s->kind == PROBE; i++)
-        warn_unused(options, steps[i], "with --tune probe, which takes no gradient steps");
-    if (s->val) warn_unused(options, "val-part", "with --val");
-    if (s->kind == LAST && s->last == 1)
-        warn_unused(options, "layer-decay", "with --tune last:1");
-    if (s->kind == SCRATCH && s->l2sp > 0)
-        warn("--l2sp: with --tune scratch it pulls random weights to the pretrained ones.");
-}
-
-/* What no range of an option says. */
-static void check_settings(struct Settings *s)
-{
-    if (s->dropout < 0 && s->dropout != -1)
-        die_usage("--dropout %g: out of range, 0 to 0.9.", s->dropout);
-    if (s->average < 0 && s->average != -1)
-        die_usage("--average %g: out of range, 0 to 1.", s->average);
-    if (s->epochs && s->steps)
-        die_usage("--steps %d: --epochs %d says otherwise how long to train. Give one of them.",
-                  s->steps, s->epochs);
-    parse_tune("--tune", "", s);
-}
-
-/* The options of `train`, checked before anything is read. */
-static const char train_usage[] =
-    "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-    "Makes a classifier of a pretrained model. --tune: probe fits a new last layer on frozen\n"
-    "features, in one pass; last:K trains the last K blocks as well; full everything;\n"
-    "scratch everything from random weights. Few labels need updates rather than epochs:\n"
-    "by default there are 3 epochs or 200 updates, whichever is more. At most 20 epochs are\n"
-    "looked at. The best on validation is kept, or the mean of the last weights (--average).";
-
-static int command_train(int argc, char **argv)
-{
-    struct Settings s = DEFAULT_SETTINGS;
-    struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &s.model, .required = true},
-        {"train", data_meaning, TEXT, &s.train, .required = true},
-        {"val", "labelled texts for validation; without: a part of --train", TEXT, &s.val},
-        {"val-part", "how much of each class is set aside when --val is not given", REAL_NUMBER,
-         &s.val_part, 0.001, 0.9},
-        {"out", "directory of the classifier", TEXT, &s.out, .required = true},
-        {"tune", "probe, last:K, full or scratch", TEXT, &s.tune},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s.epochs, 0, 1e6},
-        {"steps", "updates, instead of --epochs", INTEGER, &s.steps, 0, INT32_MAX - 1},
-        {"patience", "stop when validation was so many times no better; 0: never", INTEGER,
-         &s.patience, 0, 1e6},
-        {"batch", "texts of an update", INTEGER, &s.batch, 1, 1e6},
-        {"lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s.lr, 0, 10},
-        {"head-lr-ratio", "the head learns so many times faster; 0: 10, scratch 1", REAL_NUMBER,
-         &s.head_lr_ratio, 0, 1e4},
-        {"layer-decay", "a block learns so many times as fast as the one above", REAL_NUMBER,
-         &s.layer_decay, 0.01, 1},
-        {"l2sp", "how strongly weights are pulled back to the pretrained ones", REAL_NUMBER,
-         &s.l2sp, 0, 1e30},
-        {"lm-coef", "adds the language model's loss on the texts, so many times", REAL_NUMBER,
-         &s.lm_coef, 0, 100},
-        {"average", "end with the mean weights of this last part of the updates; 0: the best "
-         "epoch's; -1: 0.1 for fewer than 100 texts of validation", REAL_NUMBER, &s.average, -1, 1},
-        {"class-weights", "auto: rare classes count as much as common ones", CHOICE,
-         &s.class_weights, .choices = "none|auto"},
-        {"calibrate", "fit a temperature on validation, so that probabilities mean what they say",
-         FLAG, &s.calibrate},
-        {"warmup", "part of the updates in which the rate rises; then a cosine, 0 after the last",
-         REAL_NUMBER, &s.warmup, 0, 1},
-        {"weight-decay", "of matrices", REAL_NUMBER, &s.weight_decay, 0, 10},
-        {"dropout", "-1: 0.1 for full and scratch, else 0", REAL_NUMBER, &s.dropout, -1, 0.9},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER, &s.max_tokens,
-         0, 1e6},
-        {"truncate", "which part of a long text is read", CHOICE, &s.truncate,
-         .choices = "head|tail|both"},
-        {"text-column", text_column_meaning, TEXT, &s.columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &s.columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &s.columns.names[PAIRS]},
-        {"dedupe", "drop texts of --train that are repeated or in --val", FLAG, &s.dedupe},
-        {"seed", "of the head, the order, dropout and the split", LONG, &s.seed, 0, 9e15},
-        PRECISION_OPTION(&s.precision),
-        {"threads", "0: all cores it may use", INTEGER, &s.threads, 0, 1024},
-        {"resume", "go on with the training in --out, of the same options; without one, start",
-         FLAG, &s.resume},
-        {"overwrite", "replace what --out holds", FLAG, &s.overwrite},
-    };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options), train_usage), argv);
-    check_settings(&s);
-    warn_of_idle_options(options, &s);
-    begin_training();
-    set_threads(s.threads);
-    set_precision(s.precision);
-    check_out(&s);
-    return train(s);
-}
-
-/* A classifier from its directory, with the part of a text that it reads. */
-struct Classifier {
-    struct Model model;
-    struct Tokenizer *tokenizer;
-    struct Window window;
-    bool all, json;                 /* how predict prints */
-    struct Columns columns;         /* as the command line, else the training, chose them */
-    struct Runner runner;
-};
-
-/* Dies if the directory holds no classifier. Columns that are set already stay so. */
-static void load_classifier(struct Classifier *c, const char *dir)
-{
-    struct Metadata meta;
-    load_model(&c->model, dir, &meta);
-    if (!c->model.config.labels)
-        die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
-    const char *max = metadata_get(&meta, "max_tokens");
-    const char *truncate = metadata_get(&meta, "truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
-    c->window = (struct Window){max ? (int)strtol(max, NULL, 10)
-                                    : longest && longest < context ? longest : context,
-                                truncate ? truncate
-                                : c->tokenizer->usage.keeps_tail ? "tail" : "head"};
-    if (c->window.max < 1 || c->window.max > c->model.config.context)
-        die("%s/model.safetensors: max_tokens is %s, the context %d. Train it again.", dir, max,
-            c->model.config.context);
-    for (int i = 0; i < COLUMNS; i++) {
-        char *key = text_of("%s_column", column_words[i]);
-        if (!c->columns.names[i]) {
-            c->columns.names[i] = metadata_get(&meta, key);
-            c->columns.preferred[i] = true;
-        }
-        free(key);
-    }
-    c->window.pairs = c->columns.names[PAIRS] != NULL;
-    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
-}
-
 /* Appends bytes that must stay one field of a TSV file: tabs and line ends become spaces. */
 static void append_field(struct Buffer *b, struct Bytes field)
 {
@@ -2747,13 +2861,11 @@ static const char predictions_header[] = "number\tlabel\tpredicted\tprobability"
 /* Dies if --predictions names a file that is there and holds anything else. */
 static void check_predictions(const char *path)
 {
-    if (!file_exists(path)) return;
-    const struct Bytes file = map_file(path);
-    if (file.size && (file.size < sizeof predictions_header
-                      || memcmp(file.data, predictions_header, sizeof predictions_header - 1)))
+    char *rows = read_journal(path, predictions_header);
+    if (!rows && file_exists(path))
         die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
                   path);
-    unmap_file(file);
+    free(rows);
 }
 
 /* --predictions: a TSV file without quotes, one row for each of the examples e. p (N, K) goes out
@@ -2786,38 +2898,36 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
 
 /* Scores on a labelled file, one `name value` a line, then a table of the classes and the confusion
  * matrix. */
+static const char eval_usage[] =
+    "finetune_cls eval --model DIR --data FILE\n"
+    "Prints accuracy with its 95% interval, macro F1, loss, calibration error and,\n"
+    "for two classes, AUC, Matthews' correlation and average precision of the\n"
+    "second one; then precision, recall and F1 of each class, and the confusion\n"
+    "matrix.";
+
 static int command_eval(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL, *predictions = NULL, *precision = "fp32";
-    int threads = 0;
-    struct Classifier c = {0};
+    const char *data = NULL, *predictions = NULL;
+    struct Classifier c = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &c.set;
     struct Option options[] = {
-        {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
         {"predictions", "TSV file to write: what is predicted for each text", TEXT, &predictions},
-        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &c.columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
-        PRECISION_OPTION(&precision),
-        {"threads", "0: all cores it may use", INTEGER, &threads, 0, 1024},
-    };
-    refuse_arguments(parse_options(argc, argv, options, COUNT(options),
-                                   "finetune_cls eval --model DIR --data FILE\n"
-                                   "Prints accuracy with its 95% interval, macro F1, loss, "
-                                   "calibration error and,\nfor two classes, AUC, Matthews' "
-                                   "correlation and average precision of the\nsecond one; then "
-                                   "precision, recall and F1 of each class, and the confusion\n"
-                                   "matrix."), argv);
+        tune_option(s, "text-column"), tune_option(s, "label-column"),
+        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
+        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
+    refuse_arguments(read_options(argc, argv, options, eval_usage), argv);
     if (predictions && same_file(data, predictions))
         die_usage("--predictions %s: is the file of --data. Name another.", predictions);
     if (predictions) check_predictions(predictions);
-    set_threads(threads);
-    set_precision(precision);
+    set_threads(s->threads);
+    set_precision(s->precision);
     struct Dataset d = {0};
-    load_classifier(&c, dir);
+    load_classifier(&c, s->model);
     const int K = c.model.config.labels;
     char *const *names = c.model.config.label_names;
-    const struct Examples e = read_examples(data, c.columns);
+    const struct Examples e = read_examples(data, s->columns);
     struct Output *o = predictions ? output_open(predictions) : NULL;
     add_examples(&d, c.tokenizer, &e, names, K, c.window);
     if (((double)d.count + K) * K * sizeof(real) > machine_memory() / 2)
@@ -2827,7 +2937,7 @@ static int command_eval(int argc, char **argv)
     real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
     const double start = seconds();
     const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
-    show_rate("eval", d.count, d.count, start);
+    report_rate("eval", d.count, start);
     if (predictions) write_predictions(o, &e, d.labels, p, names, K);
     print_scores(confusion, p, d.labels, loss, d.count, K);
     print_classes(confusion, names, K);
@@ -2862,28 +2972,32 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
     append(b, "\n");
 }
 
-/* Predicts the texts and prints a line for each. */
-static void predict_texts(struct Classifier *c, struct Dataset *d, const struct Bytes *texts,
-                          int count)
+/* Predicts the texts and prints a line for each. Few texts at a time need little memory. */
+static void predict_texts(struct Classifier *c, const struct Example *e, int count)
 {
+    enum { BLOCK = 4096 };
     const int K = c->model.config.labels;
-    real *p = resize(NULL, (size_t)count * K * sizeof *p);
+    real *p = resize(NULL, (size_t)min_int(BLOCK, count) * K * sizeof *p + 1);
+    struct Dataset *d = &c->texts;
     struct Buffer b = {0};
-    d->count = 0;
-    for (int i = 0; i < count; i++) add_text(d, c->tokenizer, texts[i], -1, c->window);
-    run_examples(&c->runner, p, NULL, d, NULL, count, NULL);
-    for (int i = 0; i < count; i++) append_answer(&b, c, texts[i], p + (size_t)i * K);
-    show_result(&b);
+    for (int done = 0, n; done < count; done += n, e += n) {
+        n = min_int(BLOCK, count - done);
+        d->count = 0;
+        for (int i = 0; i < n; i++) add_text(d, c->tokenizer, e[i].text, -1, c->window);
+        run_examples(&c->runner, p, NULL, d, NULL, n, NULL);
+        for (int i = 0; i < n; i++) append_answer(&b, c, e[i].text, p + (size_t)i * K);
+        show_result(&b);
+        b.size = 0;
+    }
     free(b.data);
     free(p);
 }
 
 /* Predicts the complete lines in text[0 .. n), and if `last` also a line without an end. Returns
  * the number of bytes that were read. */
-static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char *text, size_t n,
-                            bool last)
+static size_t predict_lines(struct Classifier *c, const char *text, size_t n, bool last)
 {
-    struct Bytes *lines = NULL;
+    struct Example *lines = NULL;
     int count = 0, capacity = 0;
     size_t used = 0;
     while (used < n) {
@@ -2893,16 +3007,16 @@ static size_t predict_lines(struct Classifier *c, struct Dataset *d, const char 
         used = next - text;
         if (count == capacity)
             lines = resize(lines, (capacity = 2 * capacity + 64) * sizeof *lines);
-        lines[count++] = line;
+        lines[count++] = (struct Example){.text = line};
     }
-    if (count) predict_texts(c, d, lines, count);
+    predict_texts(c, lines, count);
     free(lines);
     return used;
 }
 
 /* Predicts the lines of standard input as they arrive. One read returns the lines that are ready,
  * one from a terminal or thousands from a file, and they make the batches. */
-static void predict_stream(struct Classifier *c, struct Dataset *d)
+static void predict_stream(struct Classifier *c)
 {
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
@@ -2915,68 +3029,55 @@ static void predict_stream(struct Classifier *c, struct Dataset *d)
         if (n == 0) break;
         append_bytes(&b, block, n);
         if (!memchr(block, '\n', n)) continue;
-        const size_t used = predict_lines(c, d, b.data, b.size, false);
+        const size_t used = predict_lines(c, b.data, b.size, false);
         memmove(b.data, b.data + used, b.size -= used);
     }
-    predict_lines(c, d, b.data, b.size, true);
+    predict_lines(c, b.data, b.size, true);
     free(b.data);
     free(block);
 }
 
-/* Predicts the texts of a file. */
-static void predict_file(struct Classifier *c, struct Dataset *d, const char *path)
-{
-    enum { BLOCK = 4096 };
-    struct Bytes texts[BLOCK];
-    c->columns.texts_only = true;
-    const struct Examples e = read_examples(path, c->columns);
-    for (int done = 0, n; done < e.count; done += n) {
-        n = min_int(BLOCK, e.count - done);
-        for (int i = 0; i < n; i++) texts[i] = e.items[done + i].text;
-        predict_texts(c, d, texts, n);
-    }
-}
+static const char predict_usage[] =
+    "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
+    "Prints label, probability and text, separated by tabs, for each TEXT,\n"
+    "each text of FILE or, without any, each line of standard input.\n"
+    "A classifier of pairs reads the two texts with a tab between.";
 
 /* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
 static int command_predict(int argc, char **argv)
 {
-    const char *dir = NULL, *data = NULL, *precision = "fp32";
-    int threads = 0;
-    struct Classifier c = {0};
-    struct Dataset d = {0};
+    const char *data = NULL;
+    struct Classifier c = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &c.set;
+    struct Option text = tune_option(s, "text-column"), pair = tune_option(s, "pair-column"),
+                  header = tune_option(s, "header"), format = tune_option(s, "format");
+    text.idle = pair.idle = header.idle = format.idle = "without data";
     struct Option options[] = {
-        {"model", "directory of the classifier", TEXT, &dir, .required = true},
+        {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
-        {"text-column", text_column_meaning, TEXT, &c.columns.names[TEXTS]},
-        {"pair-column", pair_column_meaning, TEXT, &c.columns.names[PAIRS]},
+        text, pair, header, format,
         {"all", "the probability of every class", FLAG, &c.all},
         {"json", "one JSON object a line", FLAG, &c.json},
-        PRECISION_OPTION(&precision),
-        {"threads", "0: all", INTEGER, &threads, 0, 1024},
-    };
-    const char *usage = "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
-                        "Prints label, probability and text, separated by tabs, for each TEXT,\n"
-                        "each text of FILE or, without any, each line of standard input.\n"
-                        "A classifier of pairs reads the two texts with a tab between.";
-    const int count = parse_options(argc, argv, options, COUNT(options), usage);
+        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
+    const int count = read_options(argc, argv, options, predict_usage);
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
-    if (c.columns.names[TEXTS] && !data)
-        warn("--text-column: has no effect without --data. Leave it out.");
-    set_threads(threads);
-    set_precision(precision);
-    load_classifier(&c, dir);
-    if (data) predict_file(&c, &d, data);
-    else if (!count) predict_stream(&c, &d);
-    struct Bytes *texts = resize(NULL, (count + 1) * sizeof *texts);
-    struct stat status;
+    warn_idle(options);
+    set_threads(s->threads);
+    set_precision(s->precision);
+    load_classifier(&c, s->model);
+    if (data) {
+        s->columns.texts_only = true;
+        const struct Examples e = read_examples(data, s->columns);
+        predict_texts(&c, e.items, e.count);
+    } else if (!count) predict_stream(&c);
     for (int i = 0; i < count; i++) {
-        texts[i] = (struct Bytes){argv[i], strlen(argv[i])};
+        struct stat status;
+        const struct Example text = {.text = {argv[i], strlen(argv[i])}};
         if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
             warn("%s: is taken as a text, but is a file, too. --data %s reads it.", argv[i],
                  argv[i]);
+        predict_texts(&c, &text, 1);
     }
-    if (count) predict_texts(&c, &d, texts, count);
-    free(texts);
     return 0;
 }
 
@@ -3061,32 +3162,20 @@ static char **split_list(const char *text, char separator, int *count)
     }
 }
 
-/* Sets the option that "name:value" names; dies on another name, or on a value that cannot be. */
-static void set_method_option(struct Settings *s, const char *method, char *option)
+/* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
+ * they change its gradient steps; so does class-weights, whose value can only be auto. */
+static void set_method_option(struct Option *rows, const char *method, char *option)
 {
-    struct Option rows[] = {
-        {"l2sp", "", REAL_NUMBER, &s->l2sp, 0, 1e30},
-        {"layer-decay", "", REAL_NUMBER, &s->layer_decay, 0.01, 1},
-        {"lm-coef", "", REAL_NUMBER, &s->lm_coef, 0, 100},
-        {"average", "", REAL_NUMBER, &s->average, 0, 1},
-        {"lr", "", REAL_NUMBER, &s->lr, 0, 10},
-        {"head-lr-ratio", "", REAL_NUMBER, &s->head_lr_ratio, 0, 1e4},
-        {"dropout", "", REAL_NUMBER, &s->dropout, 0, 0.9},
-        {"weight-decay", "", REAL_NUMBER, &s->weight_decay, 0, 10},
-        {"class-weights", "", CHOICE, &s->class_weights, .choices = "none|auto"},
-        {0}
-    };
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
-    if (!row || (!value && row->kind != CHOICE))
-        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are "
-                  "l2sp:X, layer-decay:X, lm-coef:X, average:X, lr:X, head-lr-ratio:X, dropout:X, "
-                  "weight-decay:X and class-weights.", method, option);
+    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe");
+    if (!(value && of_steps) && strcmp(option, "class-weights"))
+        die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
+                  "of train for gradient steps, such as lr:X and l2sp:X, and class-weights.",
+                  method, option);
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
-    if (s->kind == PROBE && row->kind != CHOICE)
-        warn("--methods %s: %s has no effect on a probe, which takes no gradient steps.", method,
-             option);
+    row->given = true;
 }
 
 /* Reads one method of --methods. */
@@ -3102,7 +3191,11 @@ static struct Method parse_method(const char *name, const struct Settings *share
     if (m.family != TUNED) return m;
     m.set.tune = part[0];
     parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
-    for (int k = 1; k < parts; k++) set_method_option(&m.set, name, part[k]);
+    struct Option *rows = tune_options(&m.set);
+    for (int k = 1; k < parts; k++) set_method_option(rows, name, part[k]);
+    check_settings(&m.set);
+    warn_idle(rows);
+    free(rows);
     if (m.set.kind == SCRATCH && m.set.l2sp > 0)
         warn("--methods %s: l2sp pulls random weights to the pretrained ones.", name);
     return m;
@@ -3899,6 +3992,25 @@ static void warn_of_idle_comparison(const struct Option *options, const struct C
                                                  : "on --methods that fine-tune nothing");
 }
 
+/* Locks --out, and with --resume takes the settings of the comparison there. Otherwise dies if one
+ * is there, unless it is to be replaced. */
+static void take_directory(struct Compare *c, struct Option *options)
+{
+    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
+    const struct Settings *s = &c->task.set;
+    char *state = state_path(s);
+    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    lock_directory(s->out);
+    if (s->resume && file_exists(state)) {
+        load_metadata(state, &c->old);
+        resume_options(options, &c->old, "compare", s->out);
+    } else if (!s->overwrite)
+        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    if (!s->model || !s->train)
+        die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
+    free(state);
+}
+
 /* The options of `compare`. */
 static const char compare_usage[] =
     "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
@@ -3912,8 +4024,7 @@ static int command_compare(int argc, char **argv)
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
-        {"model", "directory of the pretrained model", TEXT, &s->model, .effect = EXTENDS},
-        {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
+        tune_option(s, "model"), tune_option(s, "train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &c.test, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
@@ -3929,37 +4040,18 @@ static int command_compare(int argc, char **argv)
          &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
-        {"val-part", "how much of the labels each training sets aside", REAL_NUMBER, &s->val_part,
-         0.001, 0.9, .effect = DEFINES},
-        {"epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6,
-         .effect = DEFINES},
-        {"steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, INT32_MAX - 1,
-         .effect = DEFINES},
-        {"batch", "texts of an update", INTEGER, &s->batch, 1, 1e6, .effect = DEFINES},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1e6, .effect = DEFINES},
-        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both", .effect = DEFINES},
-        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS], .effect = DEFINES},
-        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS], .effect = DEFINES},
-        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS], .effect = DEFINES},
+        tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
+        tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
+        tune_option(s, "text-column"), tune_option(s, "label-column"),
+        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
         {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
         {0}
     };
-    static const char *const files[] = {"compare.tsv", "state.safetensors", NULL};
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
-    if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    lock_directory(s->out);
-    if (s->resume && file_exists(state_path(s))) {
-        load_metadata(state_path(s), &c.old);
-        resume_options(options, &c.old, "compare", s->out);
-    } else if (!s->overwrite)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
-    if (!s->model || !s->train) die_usage("--model and --train: must be given, unless --resume "
-                                          "finds a comparison in --out. --help explains them.");
+    take_directory(&c, options);
     check_settings(s);
     warn_idle(options);
     describe_options(&c.state, options, "compare");
@@ -3987,7 +4079,7 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     struct Workspace *ws = &r->ws;
     const struct Weights *w = &r->model->w;
     const int C = r->model->config.channels, L = r->model->config.layers;
-    const double start = seconds();
+    struct Timer timer = start_timer();
     real *mean = resize(NULL, 2 * ws->max_rows * sizeof *mean);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
@@ -4002,7 +4094,7 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
                                   b.sequences, C);
         }
         done += b.sequences;
-        if (line_is_due(&r->shown)) show_rate("features", done, count, start);
+        show_work(&timer, "features", done, count, "texts");
     }
     free(mean);
 }
@@ -4049,16 +4141,10 @@ static int command_layers(int argc, char **argv)
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
-        {"val-part", "how much of --train is set aside to choose the probe's penalty", REAL_NUMBER,
-         &s->val_part, 0.001, 0.9},
-        {"max-tokens", "longer texts are truncated; 0: the model's context", INTEGER,
-         &s->max_tokens, 0, 1e6},
-        {"truncate", "which part of a long text is read", CHOICE, &s->truncate,
-         .choices = "head|tail|both"},
-        {"text-column", text_column_meaning, TEXT, &s->columns.names[TEXTS]},
-        {"label-column", label_column_meaning, TEXT, &s->columns.names[LABELS]},
-        {"pair-column", pair_column_meaning, TEXT, &s->columns.names[PAIRS]},
-        {"seed", "of the part that is set aside", LONG, &s->seed, 0, 9e15},
+        tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
+        tune_option(s, "text-column"), tune_option(s, "label-column"),
+        tune_option(s, "pair-column"), tune_option(s, "header"), tune_option(s, "format"),
+        tune_option(s, "seed"),
         THREADS_OPTION(&s->threads),
         {0}
     };

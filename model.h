@@ -1,8 +1,9 @@
 /* model.h: GPT-2 (Radford et al. 2019) in C. Read it from top to bottom.
  *
- *    I    The model      layers, parameters, trunk, heads and losses, AdamW: all that GPT-2 is
- *    II   The engine     numbers, matrix products, attention kernels, memory: what makes it fast
- *    III  The program    errors, files, JSON, checkpoint, options, progress
+ *    I    The model      1 layers, 2 parameters, 3 trunk, 4 heads and losses, 5 AdamW
+ *    II   The engine     6 numbers, 7 memory, 8 matrix products, 9 attention kernels, 10 memory of
+ *                        a pass: what makes it fast
+ *    III  The program    11 errors, 12 files, 13 JSON, 14 checkpoint, 15 time, 16 settings, runs
  *
  * A text is a sequence of tokens, numbers below V. GPT-2 turns each token into a vector of C
  * channels, lets every vector read itself and those before it, L times, and then scores each of the
@@ -35,8 +36,8 @@
  * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
  * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
  * and the layer; `make lesson` prints every number of a small model on its way through them, and
- * how closely the functions of this file agree. A matrix w is (C, OC), as at Hugging Face, so that
- * y = x w + b; in llm.c the same matrix is (OC, C). */
+ * how closely the functions of this file agree. The matrix w of a linear layer is (C, OC), as at
+ * Hugging Face, so that y = x w + b; in llm.c the same matrix is (OC, C). */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -89,8 +90,8 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
  *
  * The backward function of a layer comes after its forward function and applies the chain rule.
  * Gradients of parameters are added to (+=): a step sums over batches, and wte is used twice.
- * Gradients of the residual stream are added to, since the stream feeds a LayerNorm and also the
- * next +. Every other gradient inside a block has one source and is set (=). */
+ * So are those of the residual stream, which feeds a LayerNorm and also the next +, and of hidden,
+ * which may feed two heads. Every other gradient has one source and is set (=). */
 struct Batch {
     int rows, sequences;        /* N, S */
     const int *tokens;          /* (N) */
@@ -99,7 +100,7 @@ struct Batch {
 
 /* --- Embedding; plain twin: plain_embedding --- */
 
-/* x (C) = wte[token] + wpe[position]: what the token is, and its place in the sequence.
+/* x (C) = wte[token] + wpe[position]: what the token is, and its place in the sequence, from 0.
  *   wte (V, C)   wpe (T, C) */
 static inline void embed(real *x, int token, int position, const real *wte, const real *wpe, int C)
 {
@@ -144,7 +145,8 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const str
 
 /* Each row is normalised over its channels to mean 0 and variance 1, then scaled and shifted.
  *   x, y (N, C)   w, b (C)   mean, rstd (N): stored for the backward pass
- *   rstd = 1 / sqrt(var(x) + eps)     xhat = (x - mean) rstd     y = w xhat + b */
+ *   var(x) = avg((x - mean)^2)               rstd = 1 / sqrt(var(x) + eps)
+ *   xhat = (x - mean) rstd                   y = w xhat + b */
 static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, const real *w,
                               const real *b, int N, int C)
 {
@@ -295,8 +297,8 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
 /* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
 
 /* No mask is stored: each of its factors is a function of a key and of the number of the value, so
- * that the backward pass computes the same mask again. p = 0: no dropout. key: of all the masks of
- * one pass, of which every place of every layer has one (layer -1: the embedding). */
+ * that the backward pass computes the same mask again. p = 0: no dropout. key names a pass; each
+ * place of each layer (-1: the embedding) derives the key of its own mask from it. */
 struct Dropout { double p; uint64_t key; };
 enum { AT_EMBEDDING, AT_ATTENTION, AT_ATTENTION_PROJECTION, AT_MLP_PROJECTION, DROPOUT_PLACES };
 
@@ -342,7 +344,7 @@ static void dropout(real *y, const real *from, const real *x, size_t n, struct M
 
 /* Row i asks with its query q_i; row j answers with its value v_j as much as its key k_j fits:
  *
- *   S_ij = q_i . k_j / sqrt(D)   for j <= i, rows of the same sequence (a token sees no later one)
+ *   S_ij = q_i . k_j / sqrt(D)   for j <= i in the same sequence: no row sees a later one (causal)
  *   P_ij = exp(S_ij) / sum_j exp(S_ij) = exp(S_ij - lse_i)        lse_i = log sum_j exp(S_ij)
  *   y_i  = sum_j P_ij v_j
  *
@@ -420,7 +422,7 @@ static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H
 struct Attention {
     const struct Batch *batch;
     int C, H;
-    struct Mask mask;           /* of P */
+    struct Mask mask;           /* dropout's, of P */
     real *scratch;              /* (threads, scratch_size) */
     size_t scratch_size;        /* attention_scratch() */
 };
@@ -435,11 +437,11 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
                                const real *lse, const struct Attention *t);
 
-/* --- The time of a layer, for --profile --- */
+/* --- The time of a layer, for --profile: not a part of GPT-2 --- */
 
-/* lap charges the time since the last lap to a kind of work. Each call of a layer from here on ends
- * with a lap, without a word of it where the layer is called; attention has its own in section 9.
- * What backward computes again of the forward pass counts as forward. */
+/* lap charges the time since the last lap to a kind of work. The macros below wrap the functions
+ * above: each call from here on ends with a lap. Attention has its own laps in section 9. What
+ * backward computes again of the forward pass counts as forward. */
 enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 static void lap(int kind, int direction);
@@ -461,7 +463,8 @@ static void lap(int kind, int direction);
 /* 2. Parameters                                                                                 */
 /* ============================================================================================= */
 
-/* labels 0: a language model. Otherwise also a classifier. */
+/* In config.json: n_layer, n_head, n_embd, n_positions, vocab_size; id2label has the K names.
+ * labels 0: a language model. Otherwise also a classifier. */
 struct Config {
     int layers, heads, channels, context, vocabulary, labels;       /* L, H, C, T, V, K */
     char **label_names;             /* (K) */
@@ -581,8 +584,9 @@ struct Activations {
 };
 
 /* The memory of a pass over a batch. WORK_EVAL has the activations of one block, which all blocks
- * share. WORK_CACHE also has the qkv of every block (the key-value cache), WORK_TRAIN all
- * activations of every block that learns. */
+ * share; a block then replaces its own input, which it has last read for x2. WORK_CACHE also has
+ * the qkv of every block (the key-value cache), WORK_TRAIN all activations of every block that
+ * learns. */
 struct Workspace {
     enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN } kind;
     int max_rows;                       /* the largest N */
@@ -782,9 +786,9 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 /* ============================================================================================= */
 
 /* Softmax and cross-entropy of one row of logits (V): returns -log p(target) = lse - logit[target].
- * The row becomes the gradient of scale * loss, which is scale (p - onehot(target)). Negative
- * target: no loss, and no gradient unless the row holds a NaN, which stays visible. Plain twin:
- * plain_head. */
+ * In place of the logits comes the gradient of scale times that, which is scale (p -
+ * onehot(target)): softmax gives p times scale. A negative target has no loss, and its gradient is
+ * 0 p, in which a NaN stays visible. Plain twin: plain_head. */
 static double cross_entropy(real *logits, int target, real scale, int V)
 {
     const real wanted = target < 0 ? 0 : logits[target];
@@ -822,9 +826,11 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
 #define lm_rows_forward(...)  TIMED(HEAD, FORWARD, lm_rows_forward(__VA_ARGS__))
 #define lm_rows_backward(...) TIMED(HEAD, BACKWARD, lm_rows_backward(__VA_ARGS__))
 
-/* After trunk_forward. targets (N): the token that follows each row; negative: does not count.
- * Returns the sum of -log p(target), and adds the gradient of scale * sum; scale 0: there is none.
- * Only ws->chunk rows of logits exist at a time: one row of GPT-2's is 200 kB. */
+/* After trunk_forward. targets (N): the token that follows each row in the text, also after the
+ * last row of a sequence; negative: does not count. Returns the sum of -log p(target), and adds the
+ * gradient of scale * sum. The loss of a step is the mean, so its scale is 1 / (targets that
+ * count); with scale 0 there is no gradient. Only ws->chunk rows of logits exist at a time: one row
+ * of GPT-2's is 200 kB. */
 static double lm_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
                       const int *targets, real scale)
 {
@@ -886,12 +892,21 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 /* 5. AdamW                                                                                      */
 /* ============================================================================================= */
 
+/* A step of training, as the programs put it together (train_gpt.c, pretrain):
+ *   trunk_forward    hidden                       of each batch of the step
+ *   lm_head          loss, dhidden
+ *   trunk_backward   grads
+ *   grad_norm        |grads|; grad_scale = min(1, clip / |grads|), so that no step is too long
+ *   adamw_step       weights; grads are 0 again
+ * Usual values: lr 1e-3 for small models, b1 0.9, b2 0.95 to 0.999, decay 0.1, clip 1. */
+
 /* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns; g = grad_scale
  * times its gradient.
  * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
  *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
- * While gradients are steady, a weight moves by about lr, whatever their size. All gradients are 0
+ * The decay of matrices stands outside of m and v: that is the W; of vectors it is 0. While
+ * gradients are steady, a weight moves by about lr, whatever their size. All gradients are 0
  * afterwards: they are in cache here, and a pass of its own would read and write them again. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
                        int64_t step)
@@ -943,10 +958,12 @@ static void proximal_step(struct Model *model, const real *source, double lr, do
     }
 }
 
-/* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, then
- *   constant   lr
- *   cosine     lr (r + (1 - r) (1 + cos(pi t)) / 2)      t: 0 to 1 after warm-up; r = min_ratio
- *   wsd        lr; for t > 0.8 lr (r + (1 - r) (1 - sqrt((t - 0.8) / 0.2))) (Hagele et al. 2024) */
+/* The learning rate of a step, 1 .. steps: linear warm-up from lr / warmup to lr, and then lr times
+ * r + (1 - r) height, where r = min_ratio, and t goes from 0 to 1 after the warm-up:
+ *   constant   height = 1
+ *   cosine     height = (1 + cos(pi t)) / 2
+ *   wsd        height = 1 while t <= 0.8, then 1 - sqrt((t - 0.8) / 0.2): warm-up, stable, decay
+ *              (Hagele et al. 2024) */
 static double learning_rate(const char *schedule, int64_t step, int64_t steps, int64_t warmup,
                             double lr, double min_ratio)
 {

@@ -355,7 +355,7 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
 static void sample_run(struct Run *r);          /* prints a sample */
 static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
 static void save_run(struct Run *r);            /* the best model, the last one, the state */
-static void save_best(const struct Run *r);     /* the model as it is, which is the best so far */
+static void save_best(struct Run *r);           /* the model as it is, which is the best so far */
 
 /* --- One step --- */
 
@@ -972,13 +972,17 @@ static void stage_run(const struct Run *r)
     metadata_free(&state);
 }
 
-/* Saves the model as the best one. If the run is killed and resumed, it does so again. */
-static void save_best(const struct Run *r)
+/* Saves the model as the best one. If the run is killed and resumed, it does so again. The time for
+ * it is that of the evaluation. */
+static void save_best(struct Run *r)
 {
+    const double start = seconds();
     struct Metadata meta = describe(r);
     stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
     commit_outputs();
     metadata_free(&meta);
+    r->clock.evaluating += seconds() - start;
+    r->clock.evaluated += seconds() - start;
 }
 
 /* Saves the last model, the state and, if it is the last one, the best model: so it is before the
@@ -1003,7 +1007,7 @@ static bool save_is_due(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->clock.saved;
-    if (r->clock.saving == 0 && r->best_step == r->step) return true;
+    if (o->overwrite && r->clock.saving == 0 && r->best_step == r->step) return true;
     if (o->save_every) return r->step % o->save_every == 0;
     return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
 }

@@ -155,6 +155,18 @@ static void put_two(const char *first, const char *second, struct Bytes both)
     put(second, both.data + 4 + n, both.size - 4 - n);
 }
 
+/* The input as rows of a journal, after its header. What is read of them is whole lines. */
+static char *rows_of(const char *name, const char *header, struct Bytes input)
+{
+    struct Buffer file = {0};
+    append(&file, "%s", header);
+    append_bytes(&file, input.data, input.size);
+    put(name, file.data, file.size);
+    char *rows = read_journal(in_dir(name), header);
+    if (!rows || (*rows && rows[strlen(rows) - 1] != '\n')) finding("a cut row");
+    return rows;
+}
+
 /* --- The readers --- */
 
 static struct Model tiny;               /* what models and states are of, */
@@ -162,18 +174,12 @@ static struct Tokenizer *tiny_tokenizer;        /* and texts are encoded with */
 
 #if defined HOSTILE_TRAIN_GPT
 
-/* Rows that are kept are whole lines, as the plot expects them. */
 static void read_log_file(struct Bytes input)
 {
-    struct Buffer rows = {0};
-    put("log.tsv", input.data, input.size);
-    read_log(&rows, in_dir("log.tsv"), INT64_MAX);
-    if (!rows.size) return;
-    if (rows.data[rows.size - 1] != '\n' || strlen(rows.data) != rows.size) finding("a cut row");
-    plot_losses(rows.data);
+    plot_losses(rows_of("log.tsv", LOG_HEADER, input));
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"log", read_log_file}};
 
 #elif defined HOSTILE_TOKENIZER
@@ -221,7 +227,7 @@ static void read_texts(struct Bytes input)
         finding("chunks change documents");
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"texts", read_texts}};
 
 #else
@@ -256,10 +262,7 @@ static void check_tokenizer(struct Tokenizer *t)
         const uint8_t *right = bytes_of_token(t, t->parts[r][1], &b);
         if (n != a + b || memcmp(p, left, a) || memcmp(p + a, right, b)) finding("a wrong token");
     }
-    for (int i = 0; t->file_ids && i < t->vocabulary; i++)
-        for (int k = 0; k < i; k++)
-            if (t->file_ids[k] == t->file_ids[i]) finding("two tokens with one id");
-    if (t->eot != t->vocabulary - 1 || t->max_length < 0) finding("a wrong vocabulary");
+    if (t->eot != t->vocabulary - 1 || t->usage.max_length < 0) finding("a wrong vocabulary");
 }
 
 static void read_tokenizer(void)
@@ -267,6 +270,13 @@ static void read_tokenizer(void)
     const struct Metadata none = {0};
     struct Model m;
     const struct Config config = {1, 1, 1, 1, 300, 0, NULL};
+    int *order;
+    struct Tokenizer *t = tokenizer_read(hostile_dir, &order);
+    for (int i = 0; order && i < t->vocabulary; i++)
+        for (int k = 0; k < i; k++)
+            if (order[k] == order[i]) finding("two tokens with one id");
+    free(order);
+    tokenizer_free(t);
     model_create(&m, config);
     check_tokenizer(tokenizer_of_model(hostile_dir, &m, &none));
 }
@@ -289,11 +299,11 @@ static void read_tokenizer_json_file(struct Bytes input)
 static void read_shard(struct Bytes input)
 {
     put("shard.bin", input.data, input.size);
-    const struct Shard s = open_shard(in_dir("shard.bin"), 0);
-    int largest = 0;
-    for (int64_t i = 0; i < s.count; i++) largest = max_int(largest, s.tokens[i]);
-    if (s.count < 0 || largest > UINT16_MAX) finding("a wrong shard");
-    unmap_file(s.file);
+    struct Shard s = open_shard(in_dir("shard.bin"), NULL);
+    uint16_t id;
+    for (int64_t i = 0; i < s.count; i++) read_ids(&id, &s, i, 1);
+    if (s.count < 0 || s.file.size != SHARD_HEADER + s.count * sizeof id) finding("a wrong shard");
+    close_file(&s.file);
 }
 
 /* Labelled texts: as for training, then texts alone, as for prediction. */
@@ -334,18 +344,15 @@ static void read_comparison(struct Bytes input)
     struct Compare c = {.methods = methods, .method_count = 2, .seeds = 1, .budgets = budgets,
                         .budget_count = 1, .test_count = 2};
     list_cells(&c);
-    put("compare.tsv", input.data, input.size);
-    char *rows = read_journal(in_dir("compare.tsv"), table_header);
-    if (!rows) die("%s/compare.tsv: is not the table of a comparison.", hostile_dir);
-    for (char *at = rows; *at; at = strchr(at, '\n') + 1) read_cell(&c, at);
+    char *rows = rows_of("compare.tsv", table_header, input);
+    for (; *rows; rows = strchr(rows, '\n') + 1) read_cell(&c, rows);
     for (struct Cell *cell = c.cells; cell < c.cells + 2; cell++)
         if (cell->done && (strspn(cell->right, "01") != 2 || cell->right[2]
                            || !(cell->accuracy >= 0 && cell->accuracy <= 1)))
             finding("a wrong score");
-    free(rows);
 }
 
-static const struct Reader { const char *name; void (*read)(struct Bytes input); } readers[] = {
+static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
     {"model", read_model}, {"state", read_state}, {"merges", read_merges_file},
     {"tokenizer", read_tokenizer_json_file}, {"shard", read_shard}, {"tsv", read_labelled},
     {"csv", read_labelled}, {"jsonl", read_labelled}, {"json", read_json},
@@ -362,7 +369,7 @@ static int next_descriptor(void)
 }
 
 /* Reads one input. Returns whether it was good; if not, last_words says why. */
-static bool run_reader(const struct Reader *r, struct Bytes input)
+static bool run_reader(const struct HostileReader *r, struct Bytes input)
 {
     const struct Watched *kept = all_blocks.after;        /* blocks from before stay */
     const int first = next_descriptor();
@@ -399,7 +406,7 @@ static struct Buffer other_order(const struct Tokenizer *t)
     append(&b, "{\"" END_OF_TEXT "\": 0");
     for (int id = 0; id < t->eot; id++) {
         append(&b, ", \"");
-        append_token_json(&b, t, id);
+        append_token(&b, t, id, true);
         append(&b, "\": %d", id + 1);
     }
     append(&b, "}");
@@ -413,7 +420,7 @@ static struct Tokenizer *write_files(void)
 {
     static char *labels[] = {"bad", "good"};
     struct Metadata meta = {0};
-    struct Tokenizer *t = tokenizer_new(3);
+    struct Tokenizer *t = tokenizer_new();
     const int l = id_of_byte['l'], o = id_of_byte['o'], w = id_of_byte['w'];
     add_merge(t, add_merge(t, l, o), w);
     add_merge(t, id_of_byte[' '], l);
@@ -444,8 +451,11 @@ static int seeds_of(const char *name, struct Buffer *seeds)
          "\"label\": true, \"x\": [1, {}]}\n", "[{\"text\": \"a\", \"label\": \"b\"},\n"
          "{\"label\": 2.50, \"text\": \"c\"}]"},
         {"json", "{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\n\"}", "[\"\\ud800\", {}]"},
-        {"log", "step\tloss\tval_loss\n1\t3.5\t\t\t1e-3\t1.5\t64\t900.0\t0.1\n"
+        {"log", "1\t3.5\t\t\t1e-3\t1.5\t64\t900.0\t0.1\n"
          "2\t3.25\t3.1\t4.4\t1e-3\t1.5\t128\t900.0\t0.2\n", "1\tnan\n2\t-1e300\t1e300\n"},
+        {"comparison", "nb\t8\t1\t0.500000\t0.333333\t0.69\t0.01\tnan\tnan\t01\n"
+         "full\t8\t1\t1.000000\t1.000000\t0.25\t1.50\t0.1\t4.5\t11\n",
+         "nb\t8\t1\t1\t1\t0\t0\t0\t0\t11\n"},
         {"texts", "\x0DGood film.\r\n\nBad <|endoftext|> film\n", "\x13{\"text\": \"good film\"}\n"
          "\n{\"x\": [1], \"text\": \"caf\\u00e9\"}\r\n"}};
     const struct Tokenizer *t = tiny_tokenizer = write_files();
@@ -475,16 +485,11 @@ static int seeds_of(const char *name, struct Buffer *seeds)
         seeds[0] = two_files(bytes_of(content("tokenizer_config.json")), bytes_of(tokenizer));
         return 1;
     }
-    if (!strcmp(name, "comparison")) {
-        append(&seeds[0], "%snb\t8\t1\t0.500000\t0.333333\t0.69\t0.01\tnan\tnan\t01\n"
-               "full\t8\t1\t1.000000\t1.000000\t0.25\t1.50\t0.1\t4.5\t11\n", table_header);
-        return 1;
-    }
     if (!strcmp(name, "shard")) {
         struct ShardWriter writer = {.prefix = in_dir("seed"), .hash = t->hash, .limit = 100};
         start_shard(&writer);
         write_tokens(&writer, (const uint16_t[]){259, 1, 2, 258, 65535}, 5);
-        complete_shards(&writer);
+        complete_set(&writer);
         commit_outputs();
         seeds[0] = content("seed_000000.bin");
         return 1;

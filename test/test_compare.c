@@ -707,7 +707,7 @@ static void test_row_is_train(void)
     struct Classifier classifier = {0};
     struct Dataset d = {0};
     load_classifier(&classifier, out);
-    const struct Examples e = read_examples(test, classifier.columns);
+    const struct Examples e = read_examples(test, classifier.set.columns);
     add_examples(&d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
                  classifier.window);
     real p[TEXTS_TO_TEST * 2];

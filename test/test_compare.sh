@@ -222,9 +222,10 @@ for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not on
     "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
     "full+lr:fast|lr fast: not a number" "full+lr:|lr : not a number" \
     "full+lr:11|lr 11: out of range, 0 to 10" \
-    "full+dropout:0.95|dropout 0.95: out of range, 0 to 0.9" \
+    "full+dropout:0.95|dropout 0.95: out of range, -1 to 0.9" \
     "full+layer-decay:0|layer-decay 0: out of range, 0.01 to 1" \
-    "full+l2sp:-1|l2sp -1: out of range, 0 to 1e+30" "full+class-weights:some|not one of none"; do
+    "full+l2sp:-1|l2sp -1: out of range, 0 to 1e+30" "full+class-weights:some|not one of none" \
+    "full+seed:2|seed is no option of a method" "full+steps:1+epochs:1|says otherwise how long"; do
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
 alone=
@@ -241,7 +242,8 @@ warns() {   # warns WORDS OPTION...
     compare "$dir/warned" --overwrite --seeds 1 --labels 12 "$@" >/dev/null 2>"$dir/err"
     succeeds "warning: $words" grep -qF -- "$words" "$dir/err"
 }
-warns "--methods probe+lr:1: lr has no effect on a probe" --methods probe+lr:1
+warns "--lr: has no effect with --tune probe" --methods probe+lr:1
+warns "--layer-decay: has no effect with --tune last:1" --methods last:1+layer-decay:0.5 --steps 1
 warns "--methods scratch+l2sp:1: l2sp pulls random weights" --methods scratch+l2sp:1 --steps 1
 warns "--steps: has no effect on --methods that take no gradient steps" --methods nb,probe --steps 3
 warns "--max-tokens: has no effect on --methods that fine-tune nothing" --methods nb --max-tokens 20

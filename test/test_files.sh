@@ -20,6 +20,13 @@ train() { # FILE OPTION...: a probe in $dir/new; what it says in $dir/said
         --overwrite "$@" >/dev/null 2>"$dir/said"
 }
 
+try() # FILE OPTION...: the same, saying it aloud
+{
+    file=$1
+    shift
+    ./finetune_cls train --model "$dir/base" --train "$dir/$file" --tune probe --out "$dir/none" "$@"
+}
+
 says() # WORDS DESCRIPTION: one line of what `train` said has the words
 {
     [ "$(grep -cF -- "$1" "$dir/said")" -eq 1 ]
@@ -58,11 +65,17 @@ same_as_plain semi
 same_as_plain fasttext
 same_as_plain array
 same_as_plain headless --text-column 2 --label-column 1
-says "headless: the first row (pos, good film) is no header: it is data" "columns by number"
+says "is no header: it is data, columns are numbered" "columns by number"
 succeeds "eval numbers the columns as the training did" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/headless" 2>&1 | grep -q "^examples 4"'
+fails 1 "plain.tsv:1: is a header, but the training's file had none. Give --header yes" \
+    ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv"
 succeeds "eval of a file with a header" eval '
-    ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv" 2>&1 | grep -q "^examples 4"'
+    ./finetune_cls eval --model "$dir/new" --data "$dir/plain.tsv" --header yes 2>&1 |
+        grep -q "^examples 4"'
+same_as_plain plain.tsv --text-column 2 --label-column label
+same_as_plain plain.tsv --text-column 2 --label-column 1 --header yes
+fails 2 "--header no: columns are numbered then" try plain.tsv --header no
 printf 'stars\ttext\tbody\npos\tx\tgood film\nneg\ty\tbad film\n' >"$dir/stars"
 printf 'id\tcomment\tsentiment\n7\tvery good\tpos\n8\tvery bad\tneg\n' >"$dir/val"
 train array --val "$dir/val"
@@ -73,7 +86,7 @@ succeeds "predict reads the column that the training chose" \
     [ "$(cut -f 3 "$dir/answers" | tr '\n' ,)" = "good film,bad film," ]
 succeeds "eval, too, and the label's" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/stars" 2>/dev/null | grep -q "^examples 2"'
-fails 1 "no column is named label|" ./finetune_cls eval --model "$dir/plain" --data "$dir/stars"
+fails 1 "no column is named label (there are: stars, text, body)" ./finetune_cls eval --model "$dir/plain" --data "$dir/stars"
 
 # --- What is noted of texts and labels ---
 
@@ -123,9 +136,6 @@ done
 says "--val-part: has no effect with --val" "warned of"
 train plain.tsv --steps 2
 says "--steps: has no effect with --tune probe" "warned of"
-train fasttext --text-column 2 --label-column 1
-says "--text-column: has no effect on fastText's format" "warned of"
-says "--label-column: has no effect on fastText's format" "warned of"
 train plain.tsv --tune full --lr 1e-3 --epochs 1 --batch 2 --val-part 0.5
 silent "has no effect" "not of options that have one"
 
@@ -136,8 +146,9 @@ predict "good film" "bad film" fine poor >"$dir/answers" 2>/dev/null
 for file in plain.tsv semi fasttext array; do
     succeeds "predict --data $file" eval 'predict --data "$dir/$file" | cmp - "$dir/answers"'
 done
-succeeds "predict --data headless --text-column 2" eval '
-    predict --data "$dir/headless" --text-column 2 2>/dev/null | cmp - "$dir/answers"'
+succeeds "predict --data headless --text-column 2 --header no" eval '
+    predict --data "$dir/headless" --text-column 2 --header no 2>/dev/null |
+        cmp - "$dir/answers"'
 cut -f 3 "$dir/answers" >"$dir/bare"
 succeeds "predict --data of bare lines" eval 'predict --data "$dir/bare" | cmp - "$dir/answers"' \
     2>"$dir/said"
@@ -145,6 +156,9 @@ says "bare: the first row (good film) is no header: each line is a text" "and it
 awk 'BEGIN { for (i = 0; i < 5000; i++) print "text " i }' >"$dir/many"
 succeeds "predict --data: many lines, as from standard input" eval '
     predict --data "$dir/many" 2>/dev/null >"$dir/a" && predict <"$dir/many" | cmp - "$dir/a"'
+printf 'good film\n\nbad film\n  \n\n' >"$dir/gaps"
+succeeds "predict --data: as many answers as lines, blank ones too" \
+    [ "$(predict --data "$dir/gaps" 2>/dev/null | wc -l)" -eq 5 ]
 fails 1 "no column is named body" predict --data "$dir/plain.tsv" --text-column body
 fails 2 "--data $dir/bare: there are TEXTs, too" predict --data "$dir/bare" text
 p='0\.[0-9]{4}'
@@ -163,4 +177,30 @@ says "finetune_cls: $dir/bare: is taken as a text, but is a file, too. --data" "
 silent "finetune_cls: $dir: " "but not that of a directory"
 predict --text-column text x >/dev/null 2>"$dir/said"
 says "--text-column: has no effect without --data" "warned of"
+
+# --- Files as they come ---
+
+cat >"$dir/excel.csv" <<'END'
+text,label,,
+good film,pos,,
+bad film,neg,,
+,,,
+,,,
+END
+train excel.csv --val "$dir/plain.tsv"
+says "excel.csv: 2 rows without any content left out" "rows without content"
+printf 'text,label\na,\nb,\nc,pos\nd,\ne,neg\nf,\n' >"$dir/unlabelled.csv"
+fails 1 "unlabelled.csv: 4 records cannot be used: line 2: the label is empty; line 3:" \
+    try unlabelled.csv
+{ echo 'text,label'; echo '"stray,pos'; awk 'BEGIN { for (i = 0; i < 30; i++) print "t" i ",neg" }'
+    echo 'end",pos'; echo 'x,neg'; } >"$dir/stray.csv"
+train stray.csv --val "$dir/plain.tsv"
+says "stray.csv:2: a quoted field has 32 lines" "a long field"
+printf 'text\tlabel\na\tpos\ntext\tlabel\nb\tneg\n' >"$dir/parts.tsv"
+train parts.tsv --val "$dir/plain.tsv"
+says "parts.tsv:3: repeats the header, left out" "a repeated header"
+printf '__label__pos,good\n__label__neg,bad\n' >"$dir/marks"
+fails 1 "(there are: __label__pos, good)" try marks
+printf '\037\213\010' >"$dir/packed.tsv"
+fails 1 "packed.tsv: is compressed" try packed.tsv
 exit $failures

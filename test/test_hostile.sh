@@ -108,7 +108,7 @@ succeeds "a text keeps its bytes in a pipe" grep -q "a $escape\[31m b" "$dir/ans
 
 # --- Files that are no files ---
 
-for name in config.json merges.txt vocab.json tokenizer_config.json model.safetensors; do
+for name in config.json tokenizer.json tokenizer_config.json model.safetensors; do
     fresh
     ln -sf /dev/zero "$dir/bad/$name"
     fails 1 "$name: is no regular file" predict x
@@ -122,7 +122,8 @@ succeeds "labelled texts through a pipe" eval './finetune_cls eval --model "$dir
     --data "$dir/pipe" 2>/dev/null | grep -q "^examples 4"'
 fresh
 sed 's/: 259}/: 258}/' "$dir/cls/vocab.json" >"$dir/bad/vocab.json"
-fails 1 "two tokens have the id 258" predict x
+rm "$dir/bad/tokenizer.json"
+fails 1 "no id of its own to token" predict x
 
 # --- Files that change while they are in use ---
 

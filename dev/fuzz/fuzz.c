@@ -3,7 +3,7 @@
 
 #include "../../test/hostile.h"
 
-static const struct Reader *reader;
+static const struct HostileReader *reader;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
