@@ -3085,7 +3085,7 @@ static void open_comparison(struct Compare *c)
     journal_open(&c->journal, table, table_header, 0, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
-    stage_safetensors(state, &(struct Model){0}, NULL, NULL, 0, &c->state);
+    stage_safetensors(state, &(struct Model){0}, NULL, 0, &c->state);
     if (!s->overwrite) commit_outputs();
     free(rows); free(state); free(table);
 }

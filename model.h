@@ -1363,6 +1363,24 @@ int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width
     return k;
 }
 
+/* The case of pack() with whole lines side by side in memory (line = 1); rows ahead are prefetched.
+ * Whole vectors are copied: the next row overwrites what spills beyond a row of the panel. The last
+ * row of x, which with pairs one of two slots holds, is left to pack(): it must not be read beyond
+ * its end. */
+static inline __attribute__((always_inline))
+int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
+{
+    enum { AHEAD = 16 };
+    const int whole = max_int(0, K - (pair ? 2 : 1));
+    for (int k = 0; k < whole; k++, x += step, panel += width)
+        for (int j = 0; j < width; j += LANES) {
+            __builtin_prefetch(x + AHEAD * step + j);
+            if (pair) __builtin_prefetch(x + AHEAD * step + pair + j);
+            *(words *)(panel + j) = slots(x + j, pair);
+        }
+    return whole;
+}
+
 /* Copies `count` <= width lines into the K slots of one panel: panel[k * width + i] = x(i, k), and
  * 0 for i >= count. pair: from one term of a slot to the other. */
 static inline __attribute__((always_inline))
@@ -1370,7 +1388,8 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    if (x.step == 1 && count == width && sizeof(real) == sizeof(float))
+    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, K);
+    else if (x.step == 1 && sizeof(real) == sizeof(float))
         k0 = pack_squares(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
@@ -1378,53 +1397,14 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
                                                 k + K < x.terms);
 }
 
-/* The case of pack() with lines side by side in memory (line = 1) and whole panels. A few cache
- * lines of each of the K rows are copied at a time, and the rows ahead are prefetched. Whole
- * vectors are stored: the next row overwrites what spills beyond a panel. The last row of x is not
- * read beyond its end: with pairs, either of the last two slots may hold it. */
-static inline __attribute__((always_inline))
-void pack_rows(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
-{
-    enum { MAX_PIECE = 72, AHEAD = 16, CACHE_LINE = 64 / sizeof(real) };
-    const int pieces = max_int(1, ceil_div(lines, MAX_PIECE)),
-              piece = ceil_div(lines, pieces * width) * width;
-    for (int i0 = 0; i0 < lines; i0 += piece) {
-        const int n = min_int(piece, lines - i0);
-        for (int k = 0; k < K; k++) {
-            const real *row = x.at + k * x.step + i0;
-            real *to = packed + (size_t)i0 * K + (size_t)k * width;
-            for (int i = 0; i < n; i += CACHE_LINE) {
-                __builtin_prefetch(row + AHEAD * x.step + i);
-                if (pair) __builtin_prefetch(row + AHEAD * x.step + pair + i);
-            }
-            for (int i = 0; i < n; i += width, to += (size_t)width * K)
-                if (k + (pair ? 2 : 1) < K) for (int j = 0; j < width; j += LANES)
-                    *(words *)(to + j) = slots(row + i + j, pair);
-                else for (int j = 0; j < width; j++)
-                    to[j] = slot(row + i + j, pair, k + K < x.terms);
-        }
-    }
-}
-
-/* Packs lines of x into panels, one after the other. */
-static inline __attribute__((always_inline))
-void pack_panels(real *packed, struct Lines x, size_t pair, int lines, int width, int K)
-{
-    const int whole = x.line == 1 ? lines / width * width : 0;
-    pack_rows(packed, x, pair, whole, width, K);
-    for (int i = whole; i < lines; i += width) {
-        const struct Lines rest = {x.at + i * x.line, x.line, x.step, x.terms, x.precision};
-        pack(packed + (size_t)i * K, rest, pair, min_int(width, lines - i), width, K);
-    }
-}
-
-/* The same, compiled for each precision. */
+/* Packs lines of x into panels, one after the other; compiled for each precision. */
 static inline __attribute__((always_inline))
 void pack_lines(real *packed, struct Lines x, int lines, int width)
 {
     const int K = slot_count(x.terms, x.precision);
-    if (x.precision == FP32) pack_panels(packed, x, 0, lines, width, K);
-    else pack_panels(packed, x, K * x.step, lines, width, K);
+    for (int i = 0; i < lines; i += width, x.at += width * x.line, packed += (size_t)width * K)
+        if (x.precision == FP32) pack(packed, x, 0, min_int(width, lines - i), width, K);
+        else pack(packed, x, K * x.step, min_int(width, lines - i), width, K);
 }
 
 /* The same by all threads of a parallel region, each of which packs some of the panels. */
@@ -1487,6 +1467,15 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
     }
 }
 
+/* The same, compiled for each precision and for each layout of a. */
+static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+                       const real *bias, int K)
+{
+    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, from, bias, K, BF16);
+    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, from, bias, K, FP32);
+    else tile(c, ldc, a.at, 1, a.column, b, from, bias, K, FP32);
+}
+
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
 static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
                          const real *bias, int m, int n, int K)
@@ -1496,9 +1485,7 @@ static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, cons
         pack(panel, (struct Lines){a.at, a.row, 1, K, FP32}, 0, m, TILE_ROWS, K);
         a = (struct Rows){panel, 1, TILE_ROWS, 0, FP32};
     }
-    if (a.precision == BF16)
-        tile(sum, TILE_COLUMNS, a.at, 1, a.column, b, NULL, NULL, K, BF16);
-    else tile(sum, TILE_COLUMNS, a.at, a.row, a.column, b, NULL, NULL, K, FP32);
+    whole_tile(sum, TILE_COLUMNS, a, b, NULL, NULL, K);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
@@ -1513,17 +1500,14 @@ static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_sl
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
-            real *cij = c + i * ldc + j;
+            const size_t at = i * ldc + j;
+            const int rows = min_int(TILE_ROWS, m - i), columns = min_int(TILE_COLUMNS, n - j);
             const struct Rows ai = {a.at + i * a.next, a.row, a.column, 0, a.precision};
-            const real *bj = b + j * b_slots, *from_ij = from ? from + i * ldc + j : NULL,
+            const real *bj = b + j * b_slots, *start = from ? from + at : NULL,
                        *bias_j = bias ? bias + j : NULL;
-            if (m - i < TILE_ROWS || n - j < TILE_COLUMNS)
-                tile_at_edge(cij, ldc, ai, bj, from_ij, bias_j, min_int(TILE_ROWS, m - i),
-                             min_int(TILE_COLUMNS, n - j), K);
-            else if (a.precision == BF16)
-                tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, BF16);
-            else if (a.column == 1) tile(cij, ldc, ai.at, a.row, 1, bj, from_ij, bias_j, K, FP32);
-            else tile(cij, ldc, ai.at, 1, a.column, bj, from_ij, bias_j, K, FP32);
+            if (rows == TILE_ROWS && columns == TILE_COLUMNS)
+                whole_tile(c + at, ldc, ai, bj, start, bias_j, K);
+            else tile_at_edge(c + at, ldc, ai, bj, start, bias_j, rows, columns, K);
         }
 }
 
@@ -2229,6 +2213,16 @@ static inline int utf8_decode(const unsigned char *p, size_t n, uint32_t *code_p
     return length;
 }
 
+/* Whether the n bytes of a word are one of "a|b|c". */
+static bool is_choice(const char *word, size_t n, const char *choices)
+{
+    for (size_t length; ; choices += length + 1) {
+        length = strcspn(choices, "|");
+        if (length == n && !memcmp(choices, word, n)) return true;
+        if (!choices[length]) return false;
+    }
+}
+
 /* Replaces what a terminal would obey by question marks: control characters but those in `keep`,
  * and bytes that are not UTF-8, which may be such characters in another encoding. */
 static void make_harmless(char *text, size_t n, const char *keep)
@@ -2332,13 +2326,10 @@ static void append_arguments(struct Buffer *b, const char *format, va_list argum
 {
     va_list again;
     va_copy(again, arguments);
-    reserve(b, 64);
-    const int n = vsnprintf(b->data + b->size, b->capacity - b->size, format, arguments);
+    const int n = vsnprintf(NULL, 0, format, again);
     if (n < 0) die("a text of more than 2 GB is too long. Split it.");
-    if (b->size + n + 1 > b->capacity) {
-        reserve(b, n);
-        vsnprintf(b->data + b->size, (size_t)n + 1, format, again);
-    }
+    reserve(b, n);
+    vsnprintf(b->data + b->size, (size_t)n + 1, format, arguments);
     b->size += n;
     va_end(again);
 }
@@ -2414,7 +2405,6 @@ static void append_utf8(struct Buffer *b, unsigned c)
     for (int i = 1; i <= more; i++) bytes[i] = 0x80 | (c >> 6 * (more - i) & 0x3F);
     append_bytes(b, bytes, more + 1);
 }
-
 
 /* --- A hash table from 64-bit keys to numbers, by open addressing --- */
 
@@ -2496,11 +2486,12 @@ static char *quoted(const char *path)
     struct Buffer b = {0};
     bool plain = *path;
     for (const char *s = path; *s; s++) plain &= isalnum((unsigned char)*s) || strchr("/._-+,", *s);
-    append(&b, "%s", plain ? "" : "'");
+    if (plain) return text_of("%s", path);
+    append(&b, "'");
     for (const char *s = path; *s; s++)
         if (*s == '\'') append(&b, "'\\''");
         else append_bytes(&b, s, 1);
-    append(&b, "%s", plain ? "" : "'");
+    append(&b, "'");
     return b.data;
 }
 
@@ -2593,11 +2584,6 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* What a program that fails or is stopped removes: directories that it made, if they are empty. The
- * newest comes first. */
-struct Made { char *path; struct Made *older; };
-static struct Made *volatile made;
-
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
@@ -2606,11 +2592,7 @@ static void make_directory(const char *path)
     for (char *s = p; end; s++) {
         if ((end = *s) && (end != '/' || s == p)) continue;
         *s = 0;
-        if (!mkdir(p, 0777)) {
-            struct Made *m = resize(NULL, sizeof *m);
-            *m = (struct Made){text_of("%s", p), made};
-            made = m;
-        } else if (error == EEXIST) error = errno;
+        if (mkdir(p, 0777) && error == EEXIST) error = errno;
         *s = end;
     }
     struct stat status;
@@ -2627,13 +2609,13 @@ static int open_locked(const char *path, int flags)
 {
     struct stat locked, named;
     for (int fd; (fd = open(path, flags | O_CLOEXEC, 0666)) >= 0; close(fd)) {
-        const bool taken = flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
-        if (!taken && !fstat(fd, &locked) && !stat(path, &named)
-            && locked.st_dev == named.st_dev && locked.st_ino == named.st_ino) return fd;
-        if (!taken) continue;
-        close(fd);
-        errno = EWOULDBLOCK;
-        return -1;
+        if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
+            close(fd);
+            errno = EWOULDBLOCK;
+            return -1;
+        }
+        if (!fstat(fd, &locked) && !stat(path, &named) && locked.st_dev == named.st_dev
+            && locked.st_ino == named.st_ino) return fd;
     }
     return -1;
 }
@@ -2642,12 +2624,10 @@ static int open_locked(const char *path, int flags)
  * two writers would mix their files. Readers do not wait. No file stays behind. */
 static void lock_directory(const char *path)
 {
-    int fd;
     make_directory(path);
     if (access(path, W_OK))                 /* found now, not when all has been computed */
         die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-    while ((fd = open_locked(path, O_RDONLY)) < 0 && errno == ENOENT) make_directory(path);
-    if (fd < 0 && errno == EWOULDBLOCK)
+    if (open_locked(path, O_RDONLY) < 0 && errno == EWOULDBLOCK)
         die("%s: another program is writing there. Wait for its end, or choose another --out.",
             path);
 }
@@ -2664,17 +2644,14 @@ static void lock_directory(const char *path)
 struct Output {
     FILE *file;                             /* open and locked until it has its name */
     char *path, *temporary;
-    bool complete;                          /* on disk; commit_outputs may rename it */
     struct Output *volatile next;
 };
 static struct Output *volatile outputs;     /* those that have not got their names yet */
-static struct Output *volatile *outputs_end = &outputs;
 
 /* Called at the end and by signal handlers. */
 static void remove_unfinished(void)
 {
     for (struct Output *o = outputs; o; o = o->next) unlink(o->temporary);
-    for (struct Made *m = made; m; m = m->older) rmdir(m->path);
 }
 
 /* While files get their names, a signal waits: those on disk and those in the list must agree. */
@@ -2733,15 +2710,15 @@ static void die_unwritten(const char *path)
 
 static struct Output *output_open(const char *path)
 {
-    struct Output *o = resize(NULL, sizeof *o);
+    struct Output *o = resize(NULL, sizeof *o), *volatile *end = &outputs;
     *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
     naming = true;
     const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
     if (fd < 0 && errno == EWOULDBLOCK)
         die("%s: another program is writing it. Wait for its end, or choose another place.", path);
     if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
-    *outputs_end = o;
-    outputs_end = &o->next;
+    while (*end) end = &(*end)->next;
+    *end = o;
     end_naming();
     o->file = fdopen(fd, "w+b");
     if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
@@ -2757,38 +2734,32 @@ static void output_write(struct Output *o, const void *bytes, size_t n)
 static void output_finish(struct Output *o)
 {
     if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
-    o->complete = true;
 }
 
-/* Writes the names in a directory to disk, too. Some file systems cannot, and need not. */
-static void flush_directory(const char *directory)
+/* Writes the name of a file to disk, too. Some file systems cannot, and need not. */
+static void flush_name(const char *path)
 {
+    const char *name;
+    char *directory = directory_of(path, &name);
     const int fd = open(directory, O_RDONLY | O_CLOEXEC);
     if (fd >= 0 && fsync(fd) < 0 && errno == EIO) die_unwritten(directory);
     if (fd >= 0) close(fd);
+    free(directory);
 }
 
-/* Gives all complete files their names, one right after the other. */
+/* Gives all files their names, one right after the other. All must be finished. */
 static void commit_outputs(void)
 {
-    struct Output *o, *done = NULL, *volatile *at = &outputs;
-    const char *name;
     naming = true;
-    while ((o = *at)) {
-        if (!o->complete) { at = &o->next; continue; }
+    for (struct Output *o = outputs; o; o = o->next)
         if (rename(o->temporary, o->path))
             die("%s: cannot be replaced (%s). Remove what has this name, and run again.", o->path,
                 strerror(errno));
-        *at = o->next;
-        o->next = done;
-        done = o;
-    }
-    outputs_end = at;
+    struct Output *done = outputs;
+    outputs = NULL;
     end_naming();
-    for (; (o = done); free(o)) {
-        char *directory = directory_of(o->path, &name);
-        flush_directory(directory);
-        free(directory);
+    for (struct Output *o; (o = done); free(o)) {
+        flush_name(o->path);
         done = o->next;
         fclose(o->file);
         free(o->path);
@@ -2842,13 +2813,10 @@ static int json_peek(struct JsonReader *r)
 
 static unsigned json_hex4(struct JsonReader *r)
 {
-    unsigned c = 0;
-    for (int i = 0; i < 4; i++, r->at++) {
-        if (r->at >= r->end || !isxdigit((unsigned char)*r->at))
-            json_error(r, "\\u needs four hex digits");
-        c = 16 * c + (isdigit((unsigned char)*r->at) ? *r->at - '0' : (*r->at | 32) - 'a' + 10);
-    }
-    return c;
+    char digits[5] = "";
+    for (int i = 0; i < 4 && r->at < r->end; i++) digits[i] = *r->at++;
+    if (strspn(digits, "0123456789abcdefABCDEF") < 4) json_error(r, "\\u needs four hex digits");
+    return (unsigned)strtoul(digits, NULL, 16);
 }
 
 /* The code point after \u. Two surrogates, \uD83D\uDE00, make one; a surrogate alone is U+FFFD. */
@@ -2920,27 +2888,26 @@ static void json_word(struct JsonReader *r, struct Json *j)
            && (isalnum((unsigned char)r->at[n]) || (r->at[n] && strchr("+-.", r->at[n]))); n++)
         word[n] = r->at[n];
     word[n] = 0;
-    j->string = r->at;
-    j->length = n;
     j->number = strtod(word, &end);
-    if (!strcmp(word, "true") || !strcmp(word, "false"))
-        j->kind = JSON_BOOL, j->number = word[0] == 't';
-    else if (!strcmp(word, "null")) j->kind = JSON_NULL;
-    else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
+    if (is_choice(word, n, "true|false")) {
+        j->kind = JSON_BOOL;
+        j->number = word[0] == 't';
+    } else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
         j->kind = JSON_NUMBER;
-    else json_error(r, "a value is expected");
+    else if (strcmp(word, "null")) json_error(r, "a value is expected");
     r->at += n;
 }
 
 static struct Json *json_value(struct JsonReader *r)
 {
     struct Json *j = resize(NULL, sizeof *j);
-    *j = (struct Json){0};
     const int c = json_peek(r);
+    *j = (struct Json){.string = r->at};
     j->kind = c == '"' ? JSON_STRING : c == '{' ? JSON_OBJECT : c == '[' ? JSON_ARRAY : JSON_NULL;
     if (j->kind == JSON_STRING) j->string = json_string(r, &j->length);
     else if (j->kind == JSON_NULL) json_word(r, j);
     else json_members(r, j);
+    if (j->kind != JSON_STRING) j->length = r->at - j->string;
     return j;
 }
 
@@ -3010,27 +2977,6 @@ static void append_json_string(struct Buffer *b, const char *s)
 /* 14. Checkpoint: safetensors and config.json                                                   */
 /* ============================================================================================= */
 
-/* Bounds for labels. A vector of scores (K) is on the stack, a table (K, K) in memory, and names
- * stand in messages and tables. */
-enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
-
-/* Dies, naming `source`, on sizes that no model has. */
-static void check_config(const struct Config *c, const char *source)
-{
-    const struct { const char *name; int value, max; } bounds[] = {
-        {"layers", c->layers, 1000}, {"heads", c->heads, 1 << 16},
-        {"channels", c->channels, 1 << 16}, {"context", c->context, 1 << 20},
-        {"vocabulary", c->vocabulary, 1 << 24}, {"labels", max_int(c->labels, 1), MAX_LABELS},
-    };
-    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
-        if (bounds[i].value < 1 || bounds[i].value > bounds[i].max)
-            die("%s: %d %s is out of range, 1 to %d. Correct it.", source, bounds[i].value,
-                bounds[i].name, bounds[i].max);
-    if (c->channels % c->heads)
-        die("%s: %d channels cannot be shared by %d heads. Choose a multiple.", source, c->channels,
-            c->heads);
-}
-
 /* Strings in the header of a checkpoint: step, losses, options, tokenizer hash. */
 struct Metadata { int count; char *keys[64], *values[64]; };
 
@@ -3050,7 +2996,7 @@ static void metadata_set(struct Metadata *meta, const char *key, const char *for
     append_arguments(&value, format, arguments);
     va_end(arguments);
     while (i < meta->count && strcmp(meta->keys[i], key)) i++;
-    if (i == 64) die("metadata: more than 64 entries.");
+    if (i == COUNT(meta->keys)) die("metadata: more than %d entries.", COUNT(meta->keys));
     if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
     else free(meta->values[i]);
     meta->values[i] = value.data;
@@ -3110,98 +3056,93 @@ static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
     return sum;
 }
 
-/* --- safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
+/* --- Writing safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
-/* The JSON header of stage_safetensors, padded to a multiple of 8 bytes. */
-static struct Buffer safetensors_header(const struct Model *model, const char *const *prefixes,
-                                        int array_count, const struct Metadata *meta,
-                                        uint64_t sum)
+/* The arrays that a file may hold, in order; a tensor's name begins with the prefix of its array. A
+ * model is the weights alone. Resuming also needs both moments of AdamW, and that of a fine-tuning
+ * the best weights so far or the mean of the last ones. */
+static const char *const PREFIXES[] = {"", "adam_m.", "adam_v.", "best.", "mean."};
+
+/* The JSON header, padded to a multiple of 8 bytes. */
+static struct Buffer safetensors_header(const struct Model *model, int array_count,
+                                        const struct Metadata *meta, uint64_t sum)
 {
-    const size_t array_bytes = model->parameter_count * sizeof(float);
     struct Buffer header = {0};
+    size_t at = 0;
     append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
     for (int i = 0; i < meta->count; i++) {
-        if (!strcmp(meta->keys[i], "format") || !strcmp(meta->keys[i], "checksum")) continue;
         append(&header, ",");
         append_json_string(&header, meta->keys[i]);
         append(&header, ":");
         append_json_string(&header, meta->values[i]);
     }
     append(&header, "}");
-    for (int a = 0; a < array_count; a++)
-        for (int i = 0; i < model->tensor_count; i++) {
-            const struct Tensor *t = &model->tensors[i];
-            const size_t begin = a * array_bytes + t->offset * sizeof(float);
-            append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", prefixes[a], t->name);
-            if (t->rows > 1 || !strcmp(t->name, "score.weight")) append(&header, "%d,", t->rows);
-            append(&header, "%d],\"data_offsets\":[%zu,%zu]}", t->columns, begin,
-                   begin + t->size * sizeof(float));
-        }
+    for (int i = 0; i < array_count * model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i % model->tensor_count];
+        const size_t begin = at;
+        at += t->size * sizeof(float);
+        append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[",
+               PREFIXES[i / model->tensor_count], t->name);
+        if (t->rows > 1 || !strcmp(t->name, "score.weight")) append(&header, "%d,", t->rows);
+        append(&header, "%d],\"data_offsets\":[%zu,%zu]}", t->columns, begin, at);
+    }
     append(&header, "}");
     while (header.size % 8) append(&header, " ");
     return header;
 }
 
-/* Writes array_count arrays of model->parameter_count values each, as F32 whatever `real` is. A
- * tensor of array `a` is named prefixes[a] + its name in the list. */
+/* Writes array_count arrays of model->parameter_count values each, for commit_outputs. */
 static void stage_safetensors(const char *path, const struct Model *model, real *const *arrays,
-                              const char *const *prefixes, int array_count,
-                              const struct Metadata *meta)
+                              int array_count, const struct Metadata *meta)
 {
     const size_t array_bytes = model->parameter_count * sizeof(float);
-    const float **data = resize(NULL, array_count * sizeof *data);
     uint64_t sum = 0;
-    for (int a = 0; a < array_count; a++) {
-        if (sizeof(real) != sizeof(float)) {
-            float *copy = resize(NULL, array_bytes);
-            for (size_t i = 0; i < model->parameter_count; i++) copy[i] = (float)arrays[a][i];
-            data[a] = copy;
-        } else data[a] = (const float *)arrays[a];
-        sum = mix64(sum + checksum(data[a], array_bytes));
-    }
-    struct Buffer header = safetensors_header(model, prefixes, array_count, meta, sum);
+    assert(sizeof(real) == sizeof(float));
+    for (int a = 0; a < array_count; a++) sum = mix64(sum + checksum(arrays[a], array_bytes));
+    struct Buffer header = safetensors_header(model, array_count, meta, sum);
     const uint64_t length = header.size;
     struct Output *o = output_open(path);
     output_write(o, &length, sizeof length);
     output_write(o, header.data, header.size);
-    for (int a = 0; a < array_count; a++) {
-        output_write(o, data[a], array_bytes);
-        if (sizeof(real) != sizeof(float)) free((void *)data[a]);
-    }
+    for (int a = 0; a < array_count; a++) output_write(o, arrays[a], array_bytes);
     output_finish(o);
-    free(data);
     free(header.data);
 }
 
+/* --- Reading safetensors --- */
+
 struct Safetensors {
     char *path, *text;              /* text: of the header; its tree points into it */
-    struct Json *header;
-    const struct Json *next;        /* where find_tensor begins: tensors are asked for in order */
+    struct Json *header;            /* an entry for each tensor, and __metadata__ */
+    const struct Json *metadata;    /* NULL: none */
     char *data;                     /* (size): the bytes of all tensors */
     size_t size;
 };
 
-/* Where a tensor's bytes begin or end; -1 if the header does not say. */
-static double tensor_place(const struct Json *t, bool end)
+/* The whole numbers in an array of a tensor's entry. Returns how many members it has; out holds the
+ * first two, -1 for one that is no whole number. */
+static int entry_numbers(double out[2], const struct Json *t, const char *key)
 {
-    const struct Json *place = json_get(t, "data_offsets"), *j = place ? place->child : NULL;
-    if (j && end) j = j->next;
-    return j && j->kind == JSON_NUMBER && j->number == floor(j->number) ? j->number : -1;
+    const struct Json *array = json_get(t, key);
+    int n = 0;
+    for (const struct Json *j = array ? array->child : NULL; j; j = j->next, n++) {
+        const bool whole = j->kind == JSON_NUMBER && j->number == floor(j->number);
+        if (n < 2) out[n] = whole ? j->number : -1;
+    }
+    return n;
 }
-
-static bool is_metadata(const struct Json *t) { return !strcmp(t->key, "__metadata__"); }
 
 /* Dies unless the tensors of the header lie inside the file and reach its end. */
 static void check_places(const struct Safetensors *s)
 {
-    double last = 0;
+    double last = 0, place[2];
     for (const struct Json *t = s->header->child; t; t = t->next) {
-        const double begin = tensor_place(t, false), end = tensor_place(t, true);
-        if (is_metadata(t)) continue;
-        if (!(begin >= 0 && begin <= end && end <= (double)s->size))
-            die("%s: tensor %s lies at bytes %.0f to %.0f of %zu, which cannot be. Copy or train "
-                "it again.", s->path, t->key, begin, end, s->size);
-        last = fmax(last, end);
+        if (t == s->metadata) continue;
+        if (entry_numbers(place, t, "data_offsets") != 2
+            || !(place[0] >= 0 && place[0] <= place[1] && place[1] <= (double)s->size))
+            die("%s: tensor %s does not lie in the %zu bytes of the file. Copy or train it again.",
+                s->path, t->key, s->size);
+        last = fmax(last, place[1]);
     }
     if (last != (double)s->size)
         die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
@@ -3215,17 +3156,16 @@ static struct Safetensors open_safetensors(const char *path, bool whole)
     struct File file = open_file(s.path, false);
     uint64_t length = 0;
     if (file.size >= 8) read_at(&file, &length, 8, 0);
-    if (file.size < 8 || length < 2 || length > file.size - 8)
+    if (length < 2 || length > file.size - 8 || length > MAX_HEADER)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, file.size);
-    if (length > MAX_HEADER)
-        die("%s: the header has %.1f MB, more than %.1f. Such a file is not supported.", path,
-            length / 1e6, MAX_HEADER / 1e6);
-    s.text = resize(NULL, length);
+    s.text = resize(NULL, length + 1);
+    s.text[length] = 0;
     read_at(&file, s.text, length, 8);
     s.header = json_parse(s.text, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
+    s.metadata = json_get(s.header, "__metadata__");
     s.size = file.size - 8 - length;
     check_places(&s);
     if (whole) {
@@ -3242,42 +3182,6 @@ static void close_safetensors(struct Safetensors *s)
     free(s->path); free(s->text); free(s->data);
 }
 
-enum { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_OTHER };
-
-/* The bytes of a tensor, after checks of dtype, shape and size. rows 1: a vector. */
-static const char *tensor_bytes(const struct Safetensors *s, const struct Json *t, int rows,
-                                int columns, int *dtype)
-{
-    const char *name = json_text(t, "dtype", "?");
-    const struct Json *shape = json_get(t, "shape");
-    const struct Json *first = shape ? shape->child : NULL, *second = first ? first->next : NULL;
-    *dtype = !strcmp(name, "F32") ? DTYPE_F32 : !strcmp(name, "F16") ? DTYPE_F16
-           : !strcmp(name, "BF16") ? DTYPE_BF16 : DTYPE_OTHER;
-    if (*dtype == DTYPE_OTHER)
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
-            name);
-    const bool fits = second ? !second->next && first->number == rows && second->number == columns
-                             : first && rows == 1 && first->number == columns;
-    const bool swapped = second && first->number == columns && second->number == rows;
-    if (!fits && swapped)
-        die("%s: tensor %s has shape (%d, %d), transposed, as nanoGPT saves it. Transpose the "
-            "weights of c_attn, c_proj and c_fc.", s->path, t->key, columns, rows);
-    if (!fits) {
-        struct Buffer is = {0};
-        for (const struct Json *j = first; j; j = j->next)
-            append(&is, "%s%.0f", j == first ? "" : ", ", j->number);
-        die("%s: tensor %s has shape (%s) where (%d, %d) is expected. config.json and the file do "
-            "not belong together.",
-            s->path, t->key, is.data ? is.data : "", rows, columns);
-    }
-    const double begin = tensor_place(t, false),
-                 bytes = (double)rows * columns * (*dtype == DTYPE_F32 ? 4 : 2);
-    if (tensor_place(t, true) - begin != bytes)
-        die("%s: tensor %s has %.0f bytes where its shape needs %.0f. Replace the file.", s->path,
-            t->key, tensor_place(t, true) - begin, bytes);
-    return s->data + (size_t)begin;
-}
-
 /* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
 static float half_to_float(uint16_t h)
 {
@@ -3288,26 +3192,23 @@ static float half_to_float(uint16_t h)
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
-static void convert_values(real *out, const char *bytes, size_t n, int dtype)
+/* Converts n values of F32, F16 or BF16. Returns whether all are finite. */
+static bool convert_values(real *out, const char *bytes, size_t n, const char *dtype)
 {
-    #pragma omp parallel for schedule(static)
+    const bool whole = !strcmp(dtype, "F32"), brain = !strcmp(dtype, "BF16");
+    int others = 0;
+    #pragma omp parallel for reduction(|: others) schedule(static)
     for (size_t i = 0; i < n; i++) {
         union { float f; uint32_t u; } x = {0};
         uint16_t half;
-        if (dtype == DTYPE_F32) memcpy(&x.f, bytes + 4 * i, 4);
+        if (whole) memcpy(&x.f, bytes + 4 * i, 4);
         else {
             memcpy(&half, bytes + 2 * i, 2);
-            if (dtype == DTYPE_F16) x.f = half_to_float(half); else x.u = (uint32_t)half << 16;
+            if (brain) x.u = (uint32_t)half << 16; else x.f = half_to_float(half);
         }
         out[i] = x.f;
+        others |= !isfinite(x.f);
     }
-}
-
-static bool all_finite(const real *x, size_t n)
-{
-    int others = 0;
-    #pragma omp parallel for simd reduction(|: others) schedule(static)
-    for (size_t i = 0; i < n; i++) others |= !isfinite(x[i]);
     return !others;
 }
 
@@ -3319,52 +3220,57 @@ static bool is_name_of(const char *found, const char *name)
            || (!strncmp(name, "transformer.", 12) && !strcmp(found, name + 12));
 }
 
-/* The header's entry of a tensor; NULL: the file has none. prefix: see stage_safetensors. */
-static const struct Json *find_tensor(struct Safetensors *s, const char *prefix, const char *name)
+/* The header's entry of a tensor; NULL: the file has none. */
+static const struct Json *find_tensor(const struct Safetensors *s, const char *prefix,
+                                      const char *name)
 {
     const size_t n = strlen(prefix);
-    const struct Json *t = s->next;
-    do {
-        if (!t) t = s->header->child;
-        if (!t) return NULL;
-        const bool found = !strncmp(t->key, prefix, n) && is_name_of(t->key + n, name);
-        const struct Json *entry = t;
-        t = t->next;
-        if (found) { s->next = t; return entry; }
-    } while (t != s->next);
+    for (const struct Json *t = s->header->child; t; t = t->next)
+        if (!strncmp(t->key, prefix, n) && is_name_of(t->key + n, name)) return t;
     return NULL;
 }
 
-/* The bytes of tensor p in the array with this prefix. Dies without it. */
-static const char *param_bytes(struct Safetensors *s, const struct Tensor *p, const char *prefix,
-                               int *dtype)
+/* Reads parameter p of the array with this prefix; out NULL: checks only that it can be read. Dies
+ * on a parameter that is missing or has another shape, and on values that are not finite. */
+static void read_tensor(real *out, const struct Safetensors *s, const struct Tensor *p,
+                        const char *prefix)
 {
-    const struct Json *t = find_tensor(s, prefix, p->name);
+    const struct Json *t = find_tensor(s, prefix, p->name), *shape = json_get(t, "shape");
+    const char *dtype = json_text(t, "dtype", "?");
+    double sizes[2], place[2];
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
-    return tensor_bytes(s, t, p->rows, p->columns, dtype);
+    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16"))
+        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
+            dtype);
+    const int dimensions = entry_numbers(sizes, t, "shape");
+    if (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
+                        : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns)
+        die("%s: tensor %s has shape %.*s where [%d,%d] is expected. config.json is of another "
+            "model, or the matrix must be transposed, as in files of nanoGPT.", s->path, t->key,
+            shape ? (int)shape->length : 0, shape ? shape->string : "", p->rows, p->columns);
+    entry_numbers(place, t, "data_offsets");
+    if (place[1] - place[0] != (double)p->size * (strcmp(dtype, "F32") ? 2 : 4))
+        die("%s: tensor %s has %.0f bytes, which do not fit its shape. Replace the file.", s->path,
+            t->key, place[1] - place[0]);
+    if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
+        die("%s: tensor %s holds values that are not finite. Copy or train it again.", s->path,
+            t->key);
 }
 
-/* Reads the array with this prefix. Dies on values that are not finite. */
-static void read_array(real *array, struct Safetensors *s, const struct Model *model,
+/* Reads the array with this prefix. */
+static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
                        const char *prefix)
 {
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *p = &model->tensors[i];
-        int dtype;
-        const char *bytes = param_bytes(s, p, prefix, &dtype);
-        convert_values(array + p->offset, bytes, p->size, dtype);
-        if (!all_finite(array + p->offset, p->size))
-            die("%s: tensor %s%s holds values that are not finite. Copy or train it again.",
-                s->path, prefix, p->name);
-    }
+    for (int i = 0; i < model->tensor_count; i++)
+        read_tensor(array + model->tensors[i].offset, s, &model->tensors[i], prefix);
 }
 
 /* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
-    const char *stored = json_text(json_get(s->header, "__metadata__"), "checksum", NULL);
+    const char *stored = json_text(s->metadata, "checksum", NULL);
     const size_t part = s->size / array_count;
     uint64_t sum = 0;
     for (int a = 0; stored && a < array_count; a++)
@@ -3374,40 +3280,32 @@ static void verify_checksum(const struct Safetensors *s, int array_count)
             s->path, hash_text(sum), stored);
 }
 
-/* Names in files from elsewhere whose values follow from the rest: masks and the tied head. */
-static bool is_redundant(const char *name)
-{
-    const size_t n = strlen(name);
-    return !strcmp(name, "lm_head.weight") || (n > 10 && !strcmp(name + n - 10, ".attn.bias"))
-           || (n > 17 && !strcmp(name + n - 17, ".attn.masked_bias"));
-}
-
-/* Dies if a file has a tensor that GPT-2 has not. Entries and parameters mostly have one order, so
- * the search goes on after the last parameter that was found. */
+/* Dies if a file has a tensor that GPT-2 has not. Masks and the tied head, which files from
+ * elsewhere may have, follow from the rest. */
 static void refuse_strangers(const struct Safetensors *s, const struct Model *model)
 {
-    int at = 0;
     for (const struct Json *t = s->header->child; t; t = t->next) {
-        int tried = 0;
-        if (is_metadata(t) || is_redundant(t->key)) continue;
-        while (tried < model->tensor_count && !is_name_of(t->key, model->tensors[at].name)) {
-            at = (at + 1) % model->tensor_count;
-            tried++;
-        }
-        if (tried == model->tensor_count)
+        const char *attention = strstr(t->key, ".attn.");
+        bool known = t == s->metadata || !strcmp(t->key, "lm_head.weight")
+                     || (attention && is_choice(attention + 6, strlen(attention + 6),
+                                                "bias|masked_bias"));
+        for (int i = 0; i < model->tensor_count && !known; i++)
+            known = is_name_of(t->key, model->tensors[i].name);
+        if (!known)
             die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
                 "supported.", s->path, t->key);
     }
 }
 
 /* The metadata of the file, without the entries that stage_safetensors and stage_model add. */
-static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
+static struct Metadata read_metadata(const struct Safetensors *s)
 {
-    const struct Json *all = json_get(s->header, "__metadata__");
-    for (const struct Json *j = all ? all->child : NULL; j; j = j->next)
-        if (j->kind == JSON_STRING && strcmp(j->key, "format") && strcmp(j->key, "checksum")
-            && strcmp(j->key, "config_hash") && meta->count < 60)
-            metadata_set(meta, j->key, "%s", j->string);
+    struct Metadata meta = {0};
+    for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j; j = j->next)
+        if (j->kind == JSON_STRING && meta.count < 60
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_hash"))
+            metadata_set(&meta, j->key, "%s", j->string);
+    return meta;
 }
 
 /* --- config.json --- */
@@ -3418,6 +3316,10 @@ static void read_metadata(struct Metadata *meta, const struct Safetensors *s)
  * but some loaders take the pad token's symbol in a text for the token, and that of byte 0 is a
  * letter of Latvian; this one, U+0114, is hardly ever written. */
 enum { PAD_TOKEN = 208 };
+
+/* Bounds for labels. A vector of scores (K) is on the stack, a table (K, K) in memory, and names
+ * stand in messages and tables. */
+enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
 /* A hash of what config.json says that matters here: the shape, the id of <|endoftext|> and the
  * names of the labels. model.safetensors holds it, so that another model's config.json is noticed
@@ -3449,105 +3351,82 @@ static void stage_config(const char *path, const struct Config *c, int eot)
     append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n"
            "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n"
            "  \"tie_word_embeddings\": true,\n");
-    if (c->labels) {
-        append(&b, "  \"id2label\": {");
-        for (int k = 0; k < c->labels; k++) {
-            append(&b, "%s\"%d\": ", k ? ", " : "", k);
-            append_json_string(&b, c->label_names[k]);
-        }
-        append(&b, "},\n  \"label2id\": {");
-        for (int k = 0; k < c->labels; k++) {
-            append(&b, "%s", k ? ", " : "");
-            append_json_string(&b, c->label_names[k]);
-            append(&b, ": %d", k);
-        }
-        append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
+    for (int k = 0; k < c->labels; k++) {
+        append(&b, k ? ", \"%d\": " : "  \"id2label\": {\"%d\": ", k);
+        append_json_string(&b, c->label_names[k]);
     }
+    for (int k = 0; k < c->labels; k++) {
+        append(&b, k ? ", " : "},\n  \"label2id\": {");
+        append_json_string(&b, c->label_names[k]);
+        append(&b, ": %d", k);
+    }
+    if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
     append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
     stage_file(path, b.data, b.size);
     free(b.data);
 }
 
-/* The class that a key of id2label means, "0" to "9999", or -1. */
-static int class_of_key(const char *key)
-{
-    char *end;
-    const long k = isdigit((unsigned char)*key) && strlen(key) < 6 ? strtol(key, &end, 10) : -1;
-    return k < 0 || *end || (*key == '0' && key[1]) ? -1 : (int)k;
-}
-
 /* The number of classes and their names from id2label, or LABEL_0 and LABEL_1 without it. Names are
  * printed, so control characters in them become question marks. */
-static void read_label_names(struct Config *c, const struct Json *j, const char *path)
+static void read_label_names(struct Config *c, const struct Json *config, const char *path)
 {
-    const struct Json *names = json_get(j, "id2label");
+    const struct Json *names = json_get(config, "id2label");
     for (const struct Json *n = names ? names->child : NULL; n; n = n->next) c->labels++;
-    if (!c->labels) c->labels = 2, names = NULL;
-    check_config(c, path);
+    if (!c->labels) { c->labels = 2; names = NULL; }
+    if (c->labels > MAX_LABELS)
+        die("%s: id2label has %d labels, more than %d.", path, c->labels, MAX_LABELS);
     c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
-    memset(c->label_names, 0, c->labels * sizeof *c->label_names);
-    for (const struct Json *n = names ? names->child : NULL; n; n = n->next) {
-        const int k = n->key && n->kind == JSON_STRING ? class_of_key(n->key) : -1;
-        if (k < 0 || k >= c->labels || c->label_names[k]) continue;
-        if (strlen(n->string) > MAX_LABEL_BYTES)
-            die("%s: id2label: the name of class %d has %zu bytes, more than %d. Shorten it.", path,
-                k, strlen(n->string), MAX_LABEL_BYTES);
-        c->label_names[k] = text_of("%s", n->string);
-        make_harmless(c->label_names[k], strlen(n->string), "");
-    }
     for (int k = 0; k < c->labels; k++) {
-        if (names && !c->label_names[k])
-            die("%s: id2label has no name for class %d of %d. Add it.", path, k, c->labels);
-        if (!names) c->label_names[k] = text_of("LABEL_%d", k);
+        const char *name = names ? json_text(names, brief("%d", k), NULL) : brief("LABEL_%d", k);
+        if (!name || strlen(name) > MAX_LABEL_BYTES)
+            die("%s: id2label must have a name of at most %d bytes for class %d of %d. Correct it.",
+                path, MAX_LABEL_BYTES, k, c->labels);
+        c->label_names[k] = harmless(name);
     }
 }
 
 /* Dies on a variant of GPT-2 that is not supported, and names it. */
-static void refuse_variants(const struct Json *j, const struct Config *c, const char *path,
-                            bool classifier)
+static void refuse_variants(const struct Json *config, const struct Config *c, const char *path)
 {
-    const struct { const char *name; double value; } needed[] = {
-        {"layer_norm_epsilon", 1e-5}, {"n_inner", 4.0 * c->channels}, {"scale_attn_weights", 1},
-        {"tie_word_embeddings", 1}, {"scale_attn_by_inverse_layer_idx", 0},
-        {"add_cross_attention", 0}};
+    const struct { const char *name, *must; } needed[] = {
+        {"model_type", "gpt2"}, {"activation_function", "gelu_new|gelu_pytorch_tanh"},
+        {"layer_norm_epsilon", "1e-05"}, {"n_inner", brief("%d", 4 * c->channels)},
+        {"scale_attn_weights", "true"}, {"scale_attn_by_inverse_layer_idx", "false"},
+        {"add_cross_attention", "false"}, {"tie_word_embeddings", "true"},
+        {"problem_type", "single_label_classification"}};
     for (int i = 0; i < COUNT(needed); i++) {
-        const double is = json_number(j, needed[i].name, needed[i].value), must = needed[i].value;
-        if (!(fabs(is - must) <= 1e-4 * must) && i < 2)
-            die("%s: %s is %g; only %g is supported.", path, needed[i].name, is, must);
-        if (is != must && i >= 2)
-            die("%s: %s is %s; only %s is supported.", path, needed[i].name,
-                is ? "true" : "false", must ? "true" : "false");
+        const struct Json *j = json_get(config, needed[i].name);
+        const char *must = needed[i].must;
+        if (!j || j->kind == JSON_NULL) continue;
+        if (j->kind == JSON_NUMBER ? !(fabs(j->number - strtod(must, NULL)) <= 1e-4 * j->number)
+                                   : !is_choice(j->string, j->length, must))
+            die("%s: %s is %.*s; only %s is supported.", path, needed[i].name, (int)j->length,
+                j->string, must);
     }
-    const char *problem = json_text(j, "problem_type", "single_label_classification");
-    if (classifier && strcmp(problem, "single_label_classification"))
-        die("%s: problem_type is %s; only single_label_classification is supported.", path,
-            problem);
 }
 
-/* Reads config.json and dies on what is not supported here. score: the classifier's tensor, or NULL
- * for a language model. Without id2label there are two classes, LABEL_0 and LABEL_1. *hash: see
- * config_hash. */
-static struct Config read_config(const char *path, const struct Json *score, uint64_t *hash)
+/* Reads config.json and dies on what is not supported here. What it does not say is as in GPT-2
+ * 124M. has_score: it is a classifier's. *hash: see config_hash. */
+static struct Config read_config(const char *path, bool has_score, uint64_t *hash)
 {
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
-    const char *type = json_text(j, "model_type", "gpt2"),
-               *gelu = json_text(j, "activation_function", "gelu_new");
-    if (strcmp(type, "gpt2")) die("%s: model_type is %s; only gpt2 is supported.", path, type);
-    if (strcmp(gelu, "gelu_new") && strcmp(gelu, "gelu_pytorch_tanh"))
-        die("%s: activation_function is %s; only gelu_new is supported.", path, gelu);
-    const double context = json_number(j, "n_positions", json_number(j, "n_ctx", 1024));
-    const double values[] = {json_number(j, "n_layer", 12), json_number(j, "n_head", 12),
-                             json_number(j, "n_embd", 768), context,
-                             json_number(j, "vocab_size", 50257)};
-    for (int i = 0; i < 5; i++)
-        if (!(values[i] >= 1 && values[i] < 1e8) || values[i] != floor(values[i]))
-            die("%s: %g is no size for a model. Correct it.", path, values[i]);
-    struct Config c = {
-        (int)values[0], (int)values[1], (int)values[2], (int)values[3], (int)values[4], 0, NULL};
-    check_config(&c, path);
-    refuse_variants(j, &c, path, score != NULL);
-    if (score) read_label_names(&c, j, path);
+    struct Config c = {12, 12, 768, 1024, 50257};
+    const struct { const char *name; int *value, max; } sizes[] = {
+        {"n_layer", &c.layers, 1000}, {"n_head", &c.heads, 1 << 16},
+        {"n_embd", &c.channels, 1 << 16}, {"n_ctx", &c.context, 1 << 20},
+        {"n_positions", &c.context, 1 << 20}, {"vocab_size", &c.vocabulary, 1 << 24}};
+    for (int i = 0; i < COUNT(sizes); i++) {
+        const double x = json_number(j, sizes[i].name, *sizes[i].value);
+        if (!(x >= 1 && x <= sizes[i].max) || x != floor(x))
+            die("%s: %s is %g; it must be a whole number from 1 to %d. Correct it.", path,
+                sizes[i].name, x, sizes[i].max);
+        *sizes[i].value = (int)x;
+    }
+    if (c.channels % c.heads)
+        die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
+    refuse_variants(j, &c, path);
+    if (has_score) read_label_names(&c, j, path);
     *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
     json_free(j);
     free((char *)file.data);
@@ -3568,56 +3447,34 @@ static void stage_model(const char *dir, const struct Model *model, const struct
     for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     make_directory(dir);
     stage_config(config, &model->config, eot);
-    stage_safetensors(file, model, (real *const[]){model->weights}, (const char *const[]){""}, 1,
-                      &all);
+    stage_safetensors(file, model, (real *const[]){model->weights}, 1, &all);
     metadata_free(&all);
     free(config);
     free(file);
 }
 
-/* Dies because no model can be read from the directory. Names what is there instead. */
-__attribute__((noreturn)) static void die_no_model(const char *dir)
-{
-    struct stat status;
-    char *config = text_of("%s/config.json", dir), *bin = text_of("%s/pytorch_model.bin", dir),
-         *parts = text_of("%s/model.safetensors.index.json", dir);
-    if (!stat(dir, &status) && !S_ISDIR(status.st_mode))
-        die("%s: is a file. --model must name a model directory; dev/manual.md tells how others, "
-            "such as GGUF, are converted.", dir);
-    if (!file_exists(config))
-        die("%s: no such file. --model must name a model directory.", config);
-    if (file_exists(bin) || file_exists(parts))
-        die("%s: is not read; a model must be one model.safetensors. dev/manual.md tells how to "
-            "convert it.", file_exists(bin) ? bin : parts);
-    die("%s/model.safetensors: no such file. --model must name a model directory.", dir);
-}
-
-/* Dies if model.safetensors says to which config.json it belongs, and it is another one. */
-static void check_config_hash(const struct Safetensors *s, const char *path, uint64_t hash)
-{
-    const char *stored = json_text(json_get(s->header, "__metadata__"), "config_hash", NULL);
-    if (stored && strcmp(hash_text(hash), stored))
-        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
-            "label. Put the right one there, or train again.", path);
-}
-
 /* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. Dies if a
- * tensor is missing or has another shape, before memory is taken for any. */
+ * tensor is missing or has another shape, before memory is taken for any, and if the file says that
+ * another config.json belongs to it. */
 static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
 {
-    char *config_path = text_of("%s/config.json", dir), *path = text_of("%s/model.safetensors", dir);
+    char *config_path = text_of("%s/config.json", dir),
+         *path = text_of("%s/model.safetensors", dir);
     uint64_t hash;
-    int dtype;
-    if (!file_exists(config_path) || !file_exists(path)) die_no_model(dir);
+    if (!file_exists(config_path) || !file_exists(path))
+        die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
+            "tells how other formats, such as GGUF, are converted.", shown_path(dir));
     struct Safetensors s = open_safetensors(path, true);
-    const struct Json *score = find_tensor(&s, "", "score.weight");
-    const struct Config config = read_config(config_path, score, &hash);
-    check_config_hash(&s, config_path, hash);
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
+    const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
+    const struct Config config = read_config(config_path, has_score, &hash);
+    const char *stored = json_text(s.metadata, "config_hash", NULL);
+    if (stored && strcmp(hash_text(hash), stored))
+        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
+            "label. Put the right one there, or train again.", config_path);
+    *meta = read_metadata(&s);
     verify_checksum(&s, 1);
     model_describe(model, config);
-    for (int i = 0; i < model->tensor_count; i++) param_bytes(&s, &model->tensors[i], "", &dtype);
+    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     refuse_strangers(&s, model);
     model_allocate(model);
     read_array(model->weights, &s, model, "");
@@ -3626,25 +3483,12 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     free(path);
 }
 
-/* What resuming needs: the weights, both moments, the metadata; of a fine-tuning also the best
- * weights so far and the mean of the last ones. Without `best` and `mean` these are NULL. */
-static const char *const STATE_PREFIXES[] = {"", "adam_m.", "adam_v.", "best.", "mean."};
-
+/* What resuming needs: see PREFIXES. Without `best` or `mean` these are NULL. */
 static void stage_state(const char *path, const struct Model *model, real *best, real *mean,
                         const struct Metadata *meta)
 {
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
-    stage_safetensors(path, model, arrays, STATE_PREFIXES, 3 + (best != NULL) + (mean != NULL),
-                      meta);
-}
-
-/* The metadata of a model or state alone, which are needed before the model exists. */
-static void load_metadata(const char *path, struct Metadata *meta)
-{
-    struct Safetensors s = open_safetensors(path, false);
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
-    close_safetensors(&s);
+    stage_safetensors(path, model, arrays, 3 + (best != NULL) + (mean != NULL), meta);
 }
 
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
@@ -3653,10 +3497,17 @@ static void load_state(const char *path, struct Model *model, real *best, real *
     struct Safetensors s = open_safetensors(path, true);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
-    *meta = (struct Metadata){0};
-    read_metadata(meta, &s);
+    *meta = read_metadata(&s);
     verify_checksum(&s, count);
-    for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, STATE_PREFIXES[a]);
+    for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, PREFIXES[a]);
+    close_safetensors(&s);
+}
+
+/* The metadata of a model or state alone, which are needed before the model exists. */
+static void load_metadata(const char *path, struct Metadata *meta)
+{
+    struct Safetensors s = open_safetensors(path, false);
+    *meta = read_metadata(&s);
     close_safetensors(&s);
 }
 
@@ -3789,29 +3640,21 @@ static int stopped_status(void)
     return 128 + stop_signal;
 }
 
-/* Dies since results cannot be printed. If their reader has gone, as `head` goes when it has enough
- * lines, the program ends as silently as others do, by SIGPIPE. */
-__attribute__((noreturn)) static void die_unprinted(void)
-{
-    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
-    die("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
-}
-
-/* Prints what stdout holds. */
+/* Prints what stdout holds. If that fails, the program does, but not a training. If the reader has
+ * gone, as `head` goes when it has enough lines, it ends as silently as others do, by SIGPIPE. */
 static void flush_results(void)
 {
-    if ((fflush(stdout) || ferror(stdout)) && !training) die_unprinted();
+    if ((!fflush(stdout) && !ferror(stdout)) || training) return;
+    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
+    warn("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
+    remove_unfinished();
+    _exit(STATUS_FAILED);
 }
 
-/* At exit: results that did not reach the standard output are a failure, too. */
 static void end_program(void)
 {
     remove_unfinished();
-    if (failed || (!fflush(stdout) && !ferror(stdout))) return;
-    if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
-    fprintf(stderr, "%s: standard output: writing failed. Free some space and run again.\n",
-            program);
-    _exit(STATUS_FAILED);
+    if (!failed) flush_results();
 }
 
 /* Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
@@ -3822,10 +3665,6 @@ static void end_program(void)
  * file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
-#if defined _OPENMP && defined __APPLE__
-    if (!getenv("KMP_BLOCKTIME")) kmp_set_blocktime(1);
-    (void)argv;
-#elif defined _OPENMP
     char self[4096] = "";
     const char *name, *runs;
     const bool trains = argv[0] && argv[1]
@@ -3838,9 +3677,6 @@ static void calm_threads(char **argv)
         && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
         && !setenv("KMP_BLOCKTIME", "1", 1))
         execv("/proc/self/exe", argv);
-#else
-    (void)argv;
-#endif
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
@@ -3866,23 +3702,22 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* A limit of the process's own cgroup (version 2): the bytes in memory.max, or the cores that
- * cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the
- * process's cgroups, of which 0::/path is that of version 2; root: where they are mounted. */
-static double cgroup_limit(const char *list, const char *root, const char *file)
+/* The cores that the process's own cgroup (version 2) allows on average, the quota / period of its
+ * cpu.max; infinite if there is no limit. list: a file with the process's cgroups, of which 0::/path
+ * is that of version 2; root: where they are mounted. */
+static double cgroup_cores(const char *list, const char *root)
 {
-    char group[4096] = "", line[64] = "";
-    double value = INFINITY, period = 1;
+    char group[4096] = "";
+    double quota = INFINITY, period = 1;
     FILE *f = fopen(list, "r");
     while (f && fgets(group, sizeof group, f) && strncmp(group, "0::", 3)) group[0] = 0;
     if (f) fclose(f);
     group[strcspn(group, "\n")] = 0;
-    char *path = text_of("%s%s/%s", root, group[0] ? group + 3 : "", file);
-    if ((f = fopen(path, "r")) && fgets(line, sizeof line, f))
-        sscanf(line, "%lf %lf", &value, &period);
+    char *path = text_of("%s%s/cpu.max", root, group[0] ? group + 3 : "");
+    if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &quota, &period) < 1) quota = INFINITY;
     if (f) fclose(f);
     free(path);
-    return value > 0 && period > 0 ? value / period : INFINITY;
+    return quota > 0 && period > 0 ? quota / period : INFINITY;
 }
 
 /* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
@@ -3891,7 +3726,7 @@ static double cgroup_limit(const char *list, const char *root, const char *file)
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    const double allowed = cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "cpu.max");
+    const double allowed = cgroup_cores("/proc/self/cgroup", "/sys/fs/cgroup");
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
@@ -3935,18 +3770,11 @@ struct Option {
      CHOICE, place, .choices = "fp32|bf16", .effect = DEFINES}
 #define THREADS_OPTION(place) {"threads", "0: all cores it may use", INTEGER, place, 0, 1024}
 
-/* The row of that name, of which only the first `length` bytes count; NULL: there is none. */
-static struct Option *find_row(const struct Option *table, const char *name, size_t length)
-{
-    for (; table->name; table++)
-        if (strlen(table->name) == length && !strncmp(table->name, name, length))
-            return (struct Option *)table;
-    return NULL;
-}
-
+/* The row of that name; NULL: there is none. */
 static struct Option *find_option(const struct Option *table, const char *name)
 {
-    return find_row(table, name, strlen(name));
+    while (table->name && strcmp(table->name, name)) table++;
+    return table->name ? (struct Option *)table : NULL;
 }
 
 /* Whether the command line names the option, which the table must have. */
@@ -3976,10 +3804,10 @@ static void print_options(const struct Option *table)
     for (const struct Option *o = table; o->name; o++) {
         const int width = printf("  --%s %s", o->name,
                                  o->kind == CHOICE ? o->choices : shown[o->kind]);
-        char *text = o->kind == FLAG || (o->kind == SECONDS && *(double *)o->value == 0)
-                   ? NULL : option_text(o);
+        char *text = option_text(o);
         printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
-        if (text) printf(" (%s)", text);
+        if (text && o->kind != FLAG && (o->kind != SECONDS || strcmp(text, "0")))
+            printf(" (%s)", text);
         printf("%s\n", o->required ? " (required)" : "");
         free(text);
     }
@@ -3996,15 +3824,6 @@ static bool parse_number(const char *text, const char *letters, const double *sc
     return !*end && isfinite(*out);
 }
 
-/* Whether the word is one of "a|b|c". */
-static bool is_choice(const char *word, const char *choices)
-{
-    const size_t n = strlen(word);
-    for (const char *at = choices; n && at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
-        if (!strncmp(at, word, n) && (!at[n] || at[n] == '|')) return true;
-    return false;
-}
-
 /* Sets the value from a text, or dies on one that is out of range. where: what messages name, such
  * as "--lr". The text must outlive the value. */
 static void set_option(struct Option *o, const char *where, const char *text)
@@ -4014,7 +3833,7 @@ static void set_option(struct Option *o, const char *where, const char *text)
     if (o->kind == FLAG) { *(bool *)o->value = true; return; }
     if (o->kind == TEXT && !*text && !o->may_be_empty)
         die_usage("%s: the value is empty. Give one, or leave the option out.", where);
-    if (o->kind == CHOICE && !is_choice(text, o->choices))
+    if (o->kind == CHOICE && !is_choice(text, strlen(text), o->choices))
         die_usage("%s %s: not one of %s.", where, text, o->choices);
     if (o->kind == TEXT || o->kind == CHOICE) { *(const char **)o->value = text; return; }
     if (whole ? !parse_number(text, "kMG", (double[]){1e3, 1e6, 1e9}, &x) || x != floor(x)
@@ -4033,27 +3852,24 @@ static void set_option(struct Option *o, const char *where, const char *text)
  * an option. */
 static int read_options(int argc, char **argv, struct Option *table, const char *usage)
 {
-    int left = 0;
-    bool only_text = false;
-    for (int i = 0; i < argc; i++) {
-        char *arg = argv[i];
-        const bool help = !strcmp(arg, "--help") || !strcmp(arg, "-h");
-        if (only_text || (strncmp(arg, "--", 2) && !help)) { argv[left++] = arg; continue; }
-        if (!strcmp(arg, "--")) { only_text = true; continue; }
-        if (help) {
+    int left = 0, i = 0;
+    while (i < argc && strcmp(argv[i], "--")) {
+        char *arg = argv[i++], *value = strchr(arg, '=');
+        if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) {
             printf("%s\n", usage);
             print_options(table);
             exit(0);
         }
-        const char *name = arg + 2, *equals = strchr(name, '=');
-        struct Option *o = find_row(table, name, equals ? (size_t)(equals - name) : strlen(name));
+        if (strncmp(arg, "--", 2)) { argv[left++] = arg; continue; }
+        if (value) *value++ = 0;
+        struct Option *o = find_option(table, arg + 2);
         if (!o) die_usage("%s: no such option. --help lists them.", arg);
-        if (o->kind == FLAG && equals) die_usage("--%s: takes no value.", o->name);
-        if (o->kind != FLAG && !equals && i + 1 == argc)
-            die_usage("--%s: needs a value.", o->name);
+        if (o->kind == FLAG && value) die_usage("%s: takes no value.", arg);
+        if (o->kind != FLAG && !value && i == argc) die_usage("%s: needs a value.", arg);
         o->given = true;
-        set_option(o, brief("--%s", o->name), equals ? equals + 1 : o->kind == FLAG ? "" : argv[++i]);
+        set_option(o, arg, o->kind == FLAG || value ? value : argv[i++]);
     }
+    for (i++; i < argc; i++) argv[left++] = argv[i];
     for (const struct Option *o = table; o->name; o++)
         if (o->required && !*(const char **)o->value)
             die_usage("--%s: must be given. --help explains it.", o->name);
@@ -4071,32 +3887,24 @@ static void warn_unused(const struct Option *table, const char *name, const char
     if (is_given(table, name)) warn("--%s: has no effect %s.", name, why);
 }
 
-/* Whether a condition of `idle` holds: "with NAME", "without NAME" or "with NAME VALUE". An option is
- * on if it is a FLAG that is set, a number other than 0, or a TEXT. */
-static bool condition_holds(const struct Option *table, const char *condition)
-{
-    char word[8], name[32], value[32] = "";
-    sscanf(condition, "%7s %31[^ |] %31[^|]", word, name, value);
-    const struct Option *row = find_option(table, name);
-    if (!row) return false;                 /* of a row that several tables share */
-    char *is = option_text(row);
-    const bool on = is && strcmp(is, "0"), holds = *value ? is && !strcmp(is, value) : on;
-    free(is);
-    return holds == !strcmp(word, "with");
-}
-
-/* Warns of each option that was given and has no effect with the others. */
+/* Warns of each option that was given and has no effect with the others. A condition of `idle` is
+ * "with NAME", "without NAME" or "with NAME VALUE"; an option is on if it is a FLAG that is set, a
+ * number other than 0, or a TEXT. */
 static void warn_idle(const struct Option *table)
 {
     for (const struct Option *o = table; o->name; o++)
-        for (const char *at = o->given ? o->idle : NULL; at; ) {
-            const char *bar = strchr(at, '|');
-            const int word = (int)strcspn(at, " ") + 1, n = (int)strcspn(at, "|");
-            if (condition_holds(table, at)) {
-                warn("--%s: has no effect %.*s--%.*s.", o->name, word, at, n - word, at + word);
-                break;
-            }
-            at = bar ? bar + 1 : NULL;
+        for (const char *at = o->given ? o->idle : NULL; at; at = strchr(at, '|')) {
+            char word[8], name[32], value[32] = "";
+            at += *at == '|';
+            sscanf(at, "%7s %31[^ |] %31[^|]", word, name, value);
+            const struct Option *other = find_option(table, name);
+            if (!other) continue;               /* of a row that several tables share */
+            char *is = option_text(other);
+            const bool on = is && (*value ? !strcmp(is, value) : strcmp(is, "0") != 0);
+            free(is);
+            if (on != !strcmp(word, "with")) continue;
+            warn("--%s: has no effect %s --%s%s%s.", o->name, word, name, *value ? " " : "", value);
+            break;
         }
 }
 
@@ -4183,26 +3991,24 @@ static char *read_journal(const char *path, const char *header)
 static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
                           const struct Metadata *state)
 {
-    const char *rows = state ? metadata_get(state, "log_rows") : "0",
+    const char *rows = state ? metadata_get(state, "log_rows") : NULL,
                *hash = state ? metadata_get(state, "log_hash") : NULL;
-    char *text = state ? read_journal(path, header) : NULL, *at = text ? text : "";
+    const int64_t known = rows ? strtoll(rows, NULL, 10) : 0;
+    char *text = state ? read_journal(path, header) : NULL, *at;
+    if (!text) text = text_of("%s", "");
     *j = (struct Journal){.path = text_of("%s", path), .timing = timing};
-    for (int64_t left = rows ? strtoll(rows, NULL, 10) : 0; left > 0 && *at; left--) {
-        char *end = strchr(at, '\n');
-        journal_hash(j, at, end - at);
-        at = end + 1;
-    }
-    if (text) *at = 0;
-    if (state && (!rows || !hash || strcmp(hash, hash_text(j->hash))
-                  || j->rows != strtoll(rows, NULL, 10)))
+    for (at = text; j->rows < known && *at; at = strchr(at, '\n') + 1)
+        journal_hash(j, at, strcspn(at, "\n"));
+    *at = 0;
+    if (state && (!hash || strcmp(hash, hash_text(j->hash)) || j->rows != known))
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
-    output_write(o, text ? text : "", text ? strlen(text) : 0);
+    output_write(o, text, strlen(text));
     output_finish(o);
     j->file = fdopen(dup(fileno(o->file)), "wb");
     if (!j->file) die_unwritten(path);
-    return text ? text : text_of("%s", "");
+    return text;
 }
 
 /* Hands what was printed to the journal to the system, or to the disk, too. */
@@ -4246,24 +4052,20 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
                        int count)
 {
     begin_program(name, argv);
-    const char *chosen = argc > 1 ? argv[1] : "";
-    const bool help = !strcmp(chosen, "--help") || !strcmp(chosen, "-h") || !strcmp(chosen, "help");
+    const bool help = argc > 1 && is_choice(argv[1], strlen(argv[1]), "--help|-h|help");
+    const char *chosen = argc > 1 + help ? argv[1 + help] : "";
     char *ask[] = {"--help"};
-    if (help && argc > 2) chosen = argv[2];
-    for (int i = 0; i < count; i++)
+    struct Buffer list = {0};
+    for (int i = 0; i < count; i++) {
         if (!strcmp(chosen, commands[i].name))
             return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
-    if (help && argc == 2) {
-        printf("%s SUBCOMMAND [options]\n", name);
-        for (int i = 0; i < count; i++)
-            printf("  %-10s %s\n", commands[i].name, commands[i].meaning);
-        printf("%s SUBCOMMAND --help lists the options.\n", name);
-        return 0;
+        append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
     }
-    struct Buffer names = {0};
-    for (int i = 0; i < count; i++) append(&names, "%s%s", i ? ", " : "", commands[i].name);
-    if (!*chosen) die_usage("a subcommand is missing: %s. --help explains them.", names.data);
-    die_usage("%s: no such subcommand. There are %s; --help explains them.", chosen, names.data);
+    if (!help || *chosen)
+        die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
+    printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
+           name);
+    return 0;
 }
 
 

@@ -51,7 +51,7 @@ fresh
 awk 'BEGIN { printf "{\"id2label\": {"
     for (i = 0; i < 200000; i++) printf "%s\"%d\": \"x\"", i ? ", " : "", i; print "}}" }' \
     >"$dir/bad/config.json"
-fails 1 "200000 labels is out of range, 1 to 10000" predict x
+fails 1 "id2label has 200000 labels, more than 10000" predict x
 fresh                                   # sizes that the file does not have: no memory is taken
 same_length model.safetensors config_hash no_hash_now
 sed -i -e 's/"vocab_size": [0-9]*/"vocab_size": 4000000/' -e 's/"n_embd": 16/"n_embd": 4000/' \
@@ -84,7 +84,7 @@ succeeds "a tensor's name of 800 kB: $(wc -c <"$dir/said") bytes of message" \
 succeeds "its end says what to do" grep -q "Copy or train it again\.$" "$dir/said"
 fresh
 printf '{"\\u001b[31m\\u009b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}' | header
-fails 1 'tensor ?[31m?? lies at' predict x
+fails 1 'tensor ?[31m?? does not lie in' predict x
 fresh
 same_length model.safetensors '"tune.tune":"probe"' '"\\u000a":"[1m bold"'
 sed -i 's/"config_hash"/"no_hash_now"/' "$dir/bad/model.safetensors"
@@ -100,7 +100,7 @@ long_name() # N: a label of so many bytes
         "$dir/cls/config.json" >"$dir/bad/config.json"
 }
 long_name 201
-fails 1 "the name of class 0 has 201 bytes, more than 200" predict x
+fails 1 "id2label must have a name of at most 200 bytes for class 0" predict x
 long_name 200
 succeeds "a label of 200 bytes" eval 'predict --all x 2>/dev/null | grep -q "x\{200\}"'
 printf 'a \033[31m b\n' | ./finetune_cls predict --model "$dir/cls" >"$dir/answer"

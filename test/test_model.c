@@ -893,7 +893,7 @@ static void test_golden(const char *name)
     char *dir = text_of("test/golden/%s", name);
     char *file = text_of("test/golden/%s.safetensors", name);
     load_model(&m, dir, &meta);
-    load_state_metadata(file, &meta);
+    load_metadata(file, &meta);
     int lengths[16], tokens[256];
     double losses[3], norms[3];
     const int sequences = read_integers(lengths, metadata_get(&meta, "lengths"));
@@ -1233,7 +1233,8 @@ static void test_save_and_load(const char *dir)
     metadata_set(&meta, "step", "%d", 41);
     metadata_set(&meta, "note", "line\nbreak, \"quote\", caf\xC3\xA9");
     metadata_set(&meta, "step", "%d", 42);
-    save_model(dir, &m, &meta, m.config.vocabulary - 1);
+    stage_model(dir, &m, &meta, m.config.vocabulary - 1);
+    commit_outputs();
     load_model(&n, dir, &read);
     check(n.parameter_count == m.parameter_count
           && same_bytes(m.weights, n.weights, m.parameter_count),
@@ -1257,7 +1258,7 @@ static void test_save_and_load(const char *dir)
 }
 
 /* Six steps without a stop, and three, a state written and read into a new model, and three
- * more. In double precision the file, which holds floats, makes a small difference. */
+ * more. */
 static void test_resume(const char *dir)
 {
     const int lengths[] = {7, 12, 1};
@@ -1282,15 +1283,9 @@ static void test_resume(const char *dir)
         load_state(path, &n, NULL, NULL, &read);
         check(!strcmp(metadata_get(&read, "step"), "3"), "state: its metadata come back");
     }
-    const char *where;
-    const double error = worst_tensor(&n, n.weights, m.weights, &where);
-    if (exact)
-        check(error < 1e-4, "resumed from floats, almost the same: %.1e (%s)", error, where);
-    else
-        check(same_bytes(m.weights, n.weights, m.parameter_count)
-              && same_bytes(m.m, n.m, m.parameter_count)
-              && same_bytes(m.v, n.v, m.parameter_count),
-              "resumed = not interrupted: weights and both moments are the same bits");
+    check(same_bytes(m.weights, n.weights, m.parameter_count)
+          && same_bytes(m.m, n.m, m.parameter_count) && same_bytes(m.v, n.v, m.parameter_count),
+          "resumed = not interrupted: weights and both moments are the same bits");
     free(path), case_free(&c), workspace_free(&ws), model_free(&m), model_free(&n);
 }
 
@@ -1433,6 +1428,7 @@ int main(void)
     test_places(WORK_CACHE, 0, 22);
     test_places(WORK_TRAIN, 0, 46);
     test_places(WORK_TRAIN, 2, 36);
+    if (exact) return report();             /* files are written by builds in floats */
     if (!mkdtemp(dir)) die("%s: cannot be made.", dir);
     test_save_and_load(dir);
     test_resume(dir);

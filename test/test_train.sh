@@ -519,7 +519,7 @@ fails 2 '--layers 0: out of range' "$train" train $data --layers 0 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
 fails 2 '--data: must be given' "$train" train --out new
 fails 2 '--epochs: choose one' "$train" train $data --steps 3 --epochs 2 --out new
-fails 2 'a subcommand is missing: train' "$train"
+fails 2 '"": no such subcommand' "$train"
 for option in data val init tokenizer out; do
     fails 2 "--$option: the value is empty" "$train" train $data --$option ''
 done
