@@ -2060,10 +2060,13 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
-/* The bytes of the machine's memory. */
+static double cgroup_limit(const char *list, const char *root, const char *file);   /* section 16 */
+
+/* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */
 static double machine_memory(void)
 {
-    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    return fmin((double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
+                cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "memory.max"));
 }
 
 /* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
