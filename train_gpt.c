@@ -43,7 +43,7 @@
 /* 1. Data                                                                                       */
 /* ============================================================================================= */
 
-/* All shards of a glob, sorted by name, are one text x[0], x[1], .., x[n-1]. */
+/* All shards of a pattern, sorted by name, are one text x[0], x[1], .., x[n-1]. */
 struct Data {
     struct Shard *shards;       /* (count) */
     int count;                  /* 0: no data, as for --val when it is not given */
@@ -70,9 +70,10 @@ static void check_sets(const struct Data *d, const char *pattern)
     }
 }
 
-/* Finds the files that a pattern matches, or the one of this very name, which may have brackets.
- * Only their paths are set. Dies if there are none. `option` names the pattern in messages. */
-static struct Data find_shards(const char *option, const char *pattern)
+/* Opens the shards that a pattern matches, or the one of this very name, which may have brackets.
+ * Dies if there are none, if another tokenizer made one, or if they have fewer than 2 tokens.
+ * `option` names the pattern in messages. */
+static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
 {
     const bool literal = file_exists(pattern);
     glob_t found = {0};
@@ -80,23 +81,13 @@ static struct Data find_shards(const char *option, const char *pattern)
         die("--%s %s: no such file here, or none that may be looked for (%s). Name token shards, "
             "with * inside quotes if there are many.", option, pattern, strerror(errno));
     struct Data d = {.count = literal ? 1 : (int)found.gl_pathc};
-    d.shards = allocate_zeroed(d.count * sizeof *d.shards);
-    for (int i = 0; i < d.count; i++)
-        d.shards[i].path = text_of("%s", literal ? pattern : found.gl_pathv[i]);
-    if (!literal) globfree(&found);
-    return d;
-}
-
-/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are
- * fewer than 2 tokens in all. */
-static struct Data open_data(const char *option, const char *pattern, struct Data d,
-                             const struct Tokenizer *t)
-{
+    d.shards = resize(NULL, d.count * sizeof *d.shards);
     for (int i = 0; i < d.count; i++) {
-        d.shards[i] = open_shard(d.shards[i].path, t);
+        d.shards[i] = open_shard(text_of("%s", literal ? pattern : found.gl_pathv[i]), t);
         d.tokens += d.shards[i].count;
         d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
+    if (!literal) globfree(&found);
     check_sets(&d, pattern);
     if (d.tokens < 2)
         die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
@@ -162,7 +153,7 @@ static void cut_by_length(struct Sequences *s, int shift)
 static void cut_by_documents(struct Sequences *s, int eot)
 {
     const int64_t end = s->data->tokens - 1;
-    int64_t room = 0;
+    int64_t room = s->count = 0;
     int block[BLOCK];
     for (int64_t at = 0; at <= end; ) {
         const int n = next_tokens(block, s->data, at);
@@ -181,18 +172,14 @@ static void cut_by_documents(struct Sequences *s, int eot)
  * int. */
 static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
-    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents")};
-    int64_t count = (d->tokens - 1 + T - 1) / T;
-    if (s.by_documents) {
-        cut_by_documents(&s, eot);
-        count = s.count;
-    }
-    if (count >= INT32_MAX)                 /* a shift may add one */
-        die("--data: too many sequences (%lld). Use a longer --context.", (long long)count);
-    if (!s.by_documents) {
-        s.starts = resize(NULL, (count + 2) * sizeof *s.starts);
-        cut_by_length(&s, 0);
-    }
+    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents"),
+                          .count = (d->tokens - 1 + T - 1) / T};
+    if (s.by_documents) cut_by_documents(&s, eot);
+    if (s.count >= INT32_MAX)               /* a shift may add one */
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)s.count);
+    if (s.by_documents) return s;
+    s.starts = resize(NULL, (s.count + 2) * sizeof *s.starts);
+    cut_by_length(&s, 0);
     return s;
 }
 
@@ -336,10 +323,8 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
-static bool judge_step(struct Run *r, const struct Step *s);
-    /* Whether the step may update the weights; else it is counted. */
-static bool fit_to_time(struct Run *r, const struct Step *s);
-    /* Near the end of --time-limit: the steps that still fit. Whether not even one does. */
+static bool judge_step(struct Run *r, const struct Step *s);    /* may it update the weights? */
+static bool fit_to_time(struct Run *r, const struct Step *s);   /* is --time-limit over? */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
 static void evaluate_run(struct Run *r);        /* sets r->last, r->best and r->best_step */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
@@ -702,10 +687,8 @@ static struct Option *option_table(struct TrainOptions *o)
     };
     const struct Option rows[] = {
         {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
-        {"val", "token shards to evaluate on; without them the last model is the best",
-         TEXT, &o->val, .effect = EXTENDS},
-        {"init", "model directory to start from, instead of random weights", TEXT, &o->init,
-         .effect = DEFINES},
+        {"val", "token shards to evaluate on", TEXT, &o->val, .effect = EXTENDS},
+        {"init", "model directory to start from", TEXT, &o->init, .effect = DEFINES},
         {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
          .idle = "with init"},
         {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
@@ -729,18 +712,15 @@ static struct Option *option_table(struct TrainOptions *o)
          LONG, &o->warmup, 0, 1e12, .effect = DEFINES},
         {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
          CHOICE, &o->schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
-        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999,
-         .effect = DEFINES},
-        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3,
-         .effect = DEFINES},
+        {"beta2", "AdamW's, of squares", REAL_NUMBER, &o->beta2, 0, 0.999999, .effect = DEFINES},
+        {"weight-decay", "of matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3, .effect = DEFINES},
         {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9,
          .effect = DEFINES},
-        {"skip-spikes", "no update if the gradient is not finite, or beyond 5 times the median of 33",
+        {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
          FLAG, &o->skip_spikes, .effect = EXTENDS},
         {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
          .effect = DEFINES},
-        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15,
-         .effect = DEFINES},
+        {"seed", "of all that is random", LONG, &o->seed, 0, 1e15, .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
          LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
         {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
@@ -749,8 +729,8 @@ static struct Option *option_table(struct TrainOptions *o)
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
-        {"time-limit", "of the whole run, such as 90s, 30m or 8h, also if it is resumed: after four fifths "
-         "the learning rate falls over the steps that still fit; alone it means --steps 0",
+        {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
+         "learning rate falls over the steps that still fit; alone it means --steps 0",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
@@ -771,13 +751,9 @@ static struct Option *option_table(struct TrainOptions *o)
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-static bool given(const struct Run *r, const char *name) { return is_given(r->table, name); }
-
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
 /* ============================================================================================= */
-
-/* --- Metadata of model.safetensors and of the state --- */
 
 /* Stores a score as KIND_loss, KIND_bits_per_byte and KIND_tokens. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
@@ -966,7 +942,7 @@ static void take_options(struct Run *r)
     load_metadata(r->files.state, &state);
     entry(&state, "train.data", r->files.state);
     resume_options(r->table, &state, "train", o->out);
-    if (!o->steps && !given(r, "time-limit"))
+    if (!o->steps && !is_given(r->table, "time-limit"))
         o->time_limit = strtod(entry(&state, "time_limit", r->files.state), NULL);
     metadata_free(&state);
 }
@@ -1063,8 +1039,6 @@ static void begin_files(struct Run *r)
 /* 7. Model and memory                                                                           */
 /* ============================================================================================= */
 
-/* --- Sizes --- */
-
 static int64_t tokens_per_step(const struct TrainOptions *o)
 {
     return (int64_t)o->batch * o->context * o->accumulate;
@@ -1144,14 +1118,12 @@ static void load_tokenizer(struct Run *r)
     r->lengths = token_lengths(r->tokenizer, r->tokenizer->vocabulary);
 }
 
-/* Opens the data. That both names are right is checked first, since reading may take minutes. */
+/* Opens the data, the smaller part first, since to read the other may take minutes. */
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    struct Data data = find_shards("data", o->data), val = {0};
-    if (o->val) val = find_shards("val", o->val);
-    r->data = open_data("data", o->data, data, r->tokenizer);
-    if (o->val) r->val = open_data("val", o->val, val, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, r->tokenizer);
+    r->data = open_data("data", o->data, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1170,7 +1142,7 @@ static void load_init(struct Run *r, struct Model *source)
     o->layers = c->layers;
     o->heads = c->heads;
     o->channels = c->channels;
-    if (!given(r, "context")) o->context = c->context;
+    if (!is_given(r->table, "context")) o->context = c->context;
     if (o->context > c->context)
         die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
                   counted(c->context, "position"));
@@ -1183,8 +1155,8 @@ static void load_init(struct Run *r, struct Model *source)
 /* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
  * for gradients and moments. Of --init the trunk is copied, without a classifier's head: a shorter
  * --context copies the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which
- * only pad it, are left out. Dies if the run needs more memory than there is, since the system would
- * swap, or end it in the middle. */
+ * only pad it, are left out. Dies if the run needs more memory than there is: the system would end
+ * it in the middle. */
 static void make_model(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
@@ -1229,8 +1201,6 @@ static void take_memory(struct Run *r)
 /* 8. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
 
-/* --- Steps that go wrong --- */
-
 static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -1246,34 +1216,25 @@ static double median(const double *values, int n)
     return sorted[(n - 1) / 2];
 }
 
-/* Writes what a step has read to a file in --out, a line for each sequence, its last target
- * included. Returns the name of the file. */
+/* Writes what a step has read to a file in --out. Returns the name of the file. */
 static char *write_texts(const struct Run *r)
 {
-    struct Buffer text = {0};
+    struct Buffer bytes = {0}, text = {0};
     char *path = text_of("%s/step_%lld.txt", r->options.out, (long long)r->step + 1);
-    for (int a = 0; a < r->options.accumulate; a++) {
-        const struct Minibatch *m = &r->minibatches[a];
-        for (int s = 0; s < m->batch.sequences; s++) {
-            const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
-            struct Buffer bytes = {0};
-            append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
-            append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
-            append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
-            append(&text, "\n");
-            free(bytes.data);
-        }
-    }
+    for (int a = 0; a < r->options.accumulate; a++)
+        append_decoded(&bytes, r->tokenizer, r->minibatches[a].tokens,
+                       r->minibatches[a].batch.rows);
+    append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
     write_note(path, text.data, text.size);
+    free(bytes.data);
     free(text.data);
     return path;
 }
 
-/* Returns whether a step may update the weights: not if its loss or norm is not finite, nor, with
- * --skip-spikes, if the norm is a spike: more than SPIKE_FACTOR times the median of the last WINDOW
- * steps. Since spikes count in the median, a norm that stays high is soon none. What is not finite
- * ends the run unless --skip-spikes is given, and also then if it stays so; the saved files stay as
- * they are. */
+/* Whether a step may update the weights. A spike is a norm of more than SPIKE_FACTOR times the median
+ * of the last WINDOW steps: --skip-spikes leaves it out. As spikes count in the median, a norm that
+ * stays high is soon none. A loss or norm that is not finite ends the run unless --skip-spikes is
+ * given, and also then if it stays so; the saved files stay as they are. */
 static bool judge_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
@@ -1356,9 +1317,8 @@ static void sample_run(struct Run *r)
  * decides is recorded in the state --- */
 
 /* Seconds of a step: the fastest of up to 20 of one minibatch, since the first also touches new
- * memory. No trace stays: the rate 0 leaves the weights as they are, the moments become 0 and the
- * place in the data is restored. Infinity times 0 is not 0, so a gradient that is not finite is
- * forgotten. */
+ * memory. No trace stays: the rate 0 leaves the weights as they are (a gradient that is not finite
+ * would not), the moments become 0 and the place in the data is restored. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1409,7 +1369,7 @@ static int64_t steps_in_epochs(struct Run *r)
 static double fix_steps(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    if (o->time_limit > 0 && !given(r, "steps") && !o->resume) o->steps = 0;
+    if (o->time_limit > 0 && !is_given(r->table, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
     const bool open = o->steps == 0;
     const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
@@ -1418,18 +1378,18 @@ static double fix_steps(struct Run *r)
     if (o->eval_every == 0)
         o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
                                               ceil(10 * evaluation_in_steps(r))));
-    if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
+    if (!o->resume && !is_given(r->table, "warmup") && o->warmup > o->steps / 10)
+        o->warmup = o->steps / 10;
     if (open && !o->plan) o->steps = 0;
     return step;
 }
 
 /* Fits the rest of the run to --time-limit, of which the last evaluation and save need a part. When
  * four fifths are over, next_step tells how many more steps fit. If --steps do not, they become
- * those that do, and the learning rate, which until then is what it would be without a limit, falls
- * over them to its minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew,
- * from where it is. A constant rate needs none of this. Returns whether there is no time for one
- * more step. If time decides how many steps there are, this is the last; else the run can be
- * resumed. */
+ * those that do, and the learning rate, until then as without a limit, falls over them to its
+ * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
+ * A constant rate needs none of this. Returns whether there is no time for one more step: if time
+ * decides how many steps there are, this is the last; else the run can be resumed. */
 static bool fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
@@ -1480,10 +1440,9 @@ static void print_plan(const struct Run *r, double step_seconds)
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
     printf("steps          %lld of %lld tokens: %s\n", (long long)o->steps,
            (long long)tokens_per_step(o), epochs_of(r));
-    printf("FLOPs          %.3g for a token\n", flops);
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
-    printf("speed          %.*f tokens/s, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
-           100 * rate * flops / r->peak);
+    printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
+           flops, 100 * rate * flops / r->peak);
     printf("duration       %s\n",
            duration(step_seconds * (o->steps + evaluations * evaluation_in_steps(r))));
 }
@@ -1578,7 +1537,7 @@ static int command_train(int argc, char **argv)
         argv);
     if (!o->out && (o->resume || !o->plan))
         die_usage("--out: must be given. --help explains it.");
-    if (o->epochs > 0 && given(&r, "steps"))
+    if (o->epochs > 0 && is_given(r.table, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
     begin_training();
     set_threads(o->threads);
@@ -1598,7 +1557,7 @@ static int command_train(int argc, char **argv)
     take_memory(&r);
     const double step = fix_steps(&r);
     warn_idle(r.table);
-    if (given(&r, "warmup") && o->steps && o->warmup > o->steps)
+    if (is_given(r.table, "warmup") && o->steps && o->warmup > o->steps)
         warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
              "Use fewer.", (long long)o->warmup, (long long)o->steps);
     if (o->plan) { print_plan(&r, step); return 0; }
@@ -1661,11 +1620,10 @@ static int command_eval(int argc, char **argv)
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
-    struct Data data = open_data("data", pattern, find_shards("data", pattern), tokenizer);
+    struct Data data = open_data("data", pattern, tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
     const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
                                            tokenizer->eot);
-    if (batch > sequences.count) batch = (int)sequences.count;
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
@@ -1780,8 +1738,7 @@ static int command_info(int argc, char **argv)
     const struct Config *c = &model.config;
     printf("layers         %d\nheads          %d\n", c->layers, c->heads);
     printf("channels       %d\ncontext        %d\n", c->channels, c->context);
-    printf("vocabulary     %d\n", c->vocabulary);
-    printf("parameters     %zu\n", model.parameter_count);
+    printf("vocabulary     %d\nparameters     %zu\n", c->vocabulary, model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
     for (int i = 0; i < meta.count; i++)
         if (strcmp(meta.keys[i], "history"))
