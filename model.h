@@ -2044,10 +2044,13 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
-/* The bytes of the machine's memory. */
+static double cgroup_limit(const char *list, const char *root, const char *file);   /* section 16 */
+
+/* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */
 static double machine_memory(void)
 {
-    return (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    return fmin((double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
+                cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "memory.max"));
 }
 
 /* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
@@ -3702,22 +3705,22 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* The cores that the process's own cgroup (version 2) allows on average, the quota / period of its
- * cpu.max; infinite if there is no limit. list: a file with the process's cgroups, of which 0::/path
- * is that of version 2; root: where they are mounted. */
-static double cgroup_cores(const char *list, const char *root)
+/* A limit of the process's own cgroup (version 2): the bytes in memory.max, or the cores that
+ * cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the
+ * process's cgroups, of which 0::/path is that of version 2; root: where they are mounted. */
+static double cgroup_limit(const char *list, const char *root, const char *file)
 {
     char group[4096] = "";
-    double quota = INFINITY, period = 1;
+    double limit = INFINITY, period = 1;
     FILE *f = fopen(list, "r");
     while (f && fgets(group, sizeof group, f) && strncmp(group, "0::", 3)) group[0] = 0;
     if (f) fclose(f);
     group[strcspn(group, "\n")] = 0;
-    char *path = text_of("%s%s/cpu.max", root, group[0] ? group + 3 : "");
-    if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &quota, &period) < 1) quota = INFINITY;
+    char *path = text_of("%s%s/%s", root, group[0] ? group + 3 : "", file);
+    if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &limit, &period) < 1) limit = INFINITY;
     if (f) fclose(f);
     free(path);
-    return quota > 0 && period > 0 ? quota / period : INFINITY;
+    return limit > 0 && period > 0 ? limit / period : INFINITY;
 }
 
 /* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
@@ -3726,7 +3729,7 @@ static double cgroup_cores(const char *list, const char *root)
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    const double allowed = cgroup_cores("/proc/self/cgroup", "/sys/fs/cgroup");
+    const double allowed = cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "cpu.max");
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
@@ -4067,66 +4070,5 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
            name);
     return 0;
 }
-
-
-/* --- To go: what the programs still use of the interface before --- */
-
-static struct Bytes map_file(const char *path) { return read_file(path, SIZE_MAX / 2, false); }
-static void unmap_file(struct Bytes bytes) { free((char *)bytes.data); }
-#define check_unchanged() ((void)0)
-#define output_flush output_finish
-
-static int parse_options(int argc, char **argv, struct Option *options, int n, const char *usage)
-{
-    struct Option *table = allocate_zeroed((n + 1) * sizeof *table);
-    memcpy(table, options, n * sizeof *table);
-    const int left = read_options(argc, argv, table, usage);
-    for (int i = 0; i < n; i++) options[i].given = table[i].given;
-    return left;
-}
-
-static void write_file(const char *path, const void *bytes, size_t n)
-{
-    stage_file(path, bytes, n);
-    commit_outputs();
-}
-
-static void save_model(const char *dir, const struct Model *model, const struct Metadata *meta,
-                       int eot)
-{
-    stage_model(dir, model, meta, eot);
-    commit_outputs();
-}
-
-static void load_state_metadata(const char *path, struct Metadata *meta) { load_metadata(path, meta); }
-
-static const char *holds_run(const char *out)
-{
-    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
-                                        "config.json"};
-    const char *found = NULL;
-    for (int i = 0; i < COUNT(files) && !found; i++) {
-        char *path = text_of("%s/%s", out, files[i]);
-        if (file_exists(path)) found = files[i];
-        free(path);
-    }
-    return found;
-}
-
-static void refuse_run_in(const char *out, const char *remedy)
-{
-    const char *file = holds_run(out);
-    if (file) die_usage("--out %s: already holds a run (%s). %s", out, file, remedy);
-}
-
-static long writer_of(const char *found, const char *name)
-{
-    char *exactly = text_of("%s" UNFINISHED, name);
-    const bool same = !strcmp(found, exactly);
-    free(exactly);
-    return same ? (long)getpid() : 0;
-}
-
-static bool is_alive(long process) { return process == 0; }
 
 #endif

@@ -43,7 +43,7 @@
 /* 1. Data                                                                                       */
 /* ============================================================================================= */
 
-/* All shards of a glob, sorted by name, are one text x[0], x[1], .., x[n-1]. */
+/* All shards of a pattern, sorted by name, are one text x[0], x[1], .., x[n-1]. */
 struct Data {
     struct Shard *shards;       /* (count) */
     int count;                  /* 0: no data, as for --val when it is not given */
@@ -70,32 +70,24 @@ static void check_sets(const struct Data *d, const char *pattern)
     }
 }
 
-/* Finds all files that match the pattern, or dies. `option` names the pattern in messages. */
-static glob_t find_shards(const char *option, const char *pattern)
+/* Opens the shards that a pattern matches, or the one of this very name, which may have brackets.
+ * Dies if there are none, if another tokenizer made one, or if they have fewer than 2 tokens.
+ * `option` names the pattern in messages. */
+static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
 {
-    glob_t found;
-    const int error = glob(pattern, GLOB_ERR, NULL, &found);
-    if (error && error != GLOB_NOMATCH && errno != ENOENT)
-        die("--%s %s: cannot be searched for (%s).", option, pattern, strerror(errno));
-    if (error || !found.gl_pathc)
-        die("--%s %s: no such file here. Name token shards, with * inside quotes if there are "
-            "many.", option, pattern);
-    return found;
-}
-
-/* Opens the shards that find_shards found. Dies if another tokenizer made one, or if there are
- * fewer than 2 tokens in all. */
-static struct Data open_data(const char *option, const char *pattern, glob_t found,
-                             const struct Tokenizer *t)
-{
-    struct Data d = {.count = (int)found.gl_pathc};
+    const bool literal = file_exists(pattern);
+    glob_t found = {0};
+    if (!literal && glob(pattern, GLOB_ERR, NULL, &found))
+        die("--%s %s: no such file here, or none that may be looked for (%s). Name token shards, "
+            "with * inside quotes if there are many.", option, pattern, strerror(errno));
+    struct Data d = {.count = literal ? 1 : (int)found.gl_pathc};
     d.shards = resize(NULL, d.count * sizeof *d.shards);
     for (int i = 0; i < d.count; i++) {
-        d.shards[i] = open_shard(text_of("%s", found.gl_pathv[i]), t);
+        d.shards[i] = open_shard(text_of("%s", literal ? pattern : found.gl_pathv[i]), t);
         d.tokens += d.shards[i].count;
         d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
-    globfree(&found);
+    if (!literal) globfree(&found);
     check_sets(&d, pattern);
     if (d.tokens < 2)
         die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
@@ -161,7 +153,7 @@ static void cut_by_length(struct Sequences *s, int shift)
 static void cut_by_documents(struct Sequences *s, int eot)
 {
     const int64_t end = s->data->tokens - 1;
-    int64_t room = 0;
+    int64_t room = s->count = 0;
     int block[BLOCK];
     for (int64_t at = 0; at <= end; ) {
         const int n = next_tokens(block, s->data, at);
@@ -180,18 +172,14 @@ static void cut_by_documents(struct Sequences *s, int eot)
  * int. */
 static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
-    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents")};
-    int64_t count = (d->tokens - 1 + T - 1) / T;
-    if (s.by_documents) {
-        cut_by_documents(&s, eot);
-        count = s.count;
-    }
-    if (count >= INT32_MAX)                 /* a shift may add one */
-        die("--data: too many sequences (%lld). Use a longer --context.", (long long)count);
-    if (!s.by_documents) {
-        s.starts = resize(NULL, (count + 2) * sizeof *s.starts);
-        cut_by_length(&s, 0);
-    }
+    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents"),
+                          .count = (d->tokens - 1 + T - 1) / T};
+    if (s.by_documents) cut_by_documents(&s, eot);
+    if (s.count >= INT32_MAX)               /* a shift may add one */
+        die("--data: too many sequences (%lld). Use a longer --context.", (long long)s.count);
+    if (s.by_documents) return s;
+    s.starts = resize(NULL, (s.count + 2) * sizeof *s.starts);
+    cut_by_length(&s, 0);
     return s;
 }
 
@@ -279,32 +267,24 @@ struct TrainOptions {
     bool skip_spikes, resume, overwrite, plan, profile;
 };
 
-/* What --out holds beside the best model. */
-struct RunFiles {
-    char *last, *state;                 /* the directory of the last model; state.safetensors */
-    struct Journal log;
-};
-
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
  * per byte of text do not:
  *   bits_per_byte = sum of losses / ln 2 / bytes of the target tokens
  * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
 struct Score { double loss, bits_per_byte; int64_t tokens; };
 
-enum { SPIKE_WINDOW = 33, SPIKE_FACTOR = 5 };   /* see judge_step */
+enum { WINDOW = 33, SPIKE_FACTOR = 5 };         /* see median and judge_step */
 
-/* Wall-clock time of a run, which never influences what a step computes. */
+/* Wall-clock time of a run. Of what a step computes, it decides only what fit_to_time says. */
 struct Clock {
-    double start, began;                /* times: of the process, of the loop */
+    double start;                       /* time: of the process */
     double shown, saved;                /* times: of the last line, of the last save */
     double earlier;                     /* seconds: of the processes before */
-    double evaluating, saving;          /* seconds: the last evaluation, the last save */
-    double evaluated;                   /* seconds: all evaluations */
-    double rate;                        /* tokens per second, smoothed */
+    double evaluating, saving;          /* seconds: an evaluation, a save */
+    double mark;                        /* time: when the stretch of steps began, see end_step */
+    int64_t mark_step, stretches;       /* the step before it; the stretches that have ended */
+    double each[WINDOW];                /* seconds of a step in the last of them */
     int64_t first;                      /* the first step of this process */
-    int64_t mark_step;                  /* the last step in the first three fifths of the time, */
-    double mark;                        /* and its time since start, without evaluations */
-    bool fitted;                        /* fit_to_time has decided */
 };
 
 /* One run of training. */
@@ -312,7 +292,7 @@ struct Run {
     /* Fixed before the first step */
     struct TrainOptions options;
     struct Option *table;               /* rows for `options`, which say what was given */
-    struct RunFiles files;
+    struct { char *last, *state; struct Journal log; } files;   /* in --out: last, the directory */
     struct Tokenizer *tokenizer;
     int *lengths;                       /* (V): the bytes of each token */
     struct Data data, val;
@@ -330,7 +310,7 @@ struct Run {
     int64_t best_step;                  /* of the best score; 0: none yet */
     struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
     struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: undecided */
-    double norms[SPIKE_WINDOW];         /* of the last steps, step s at s - 1 modulo the window */
+    double norms[WINDOW];               /* of the last steps, step s at s - 1 modulo the window */
     int64_t skipped;                    /* steps that did not update the weights */
 
     struct Clock clock;
@@ -343,19 +323,14 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
-static bool judge_step(struct Run *r, const struct Step *s);
-    /* Whether the step may update the weights. A loss or norm that is not finite ends the run. */
-static void skip_update(struct Run *r);         /* counts it, and forgets the gradient */
-static void fit_to_time(struct Run *r, const struct Step *s);   /* late: the steps that still fit */
-static bool out_of_time(const struct Run *r, const struct Step *s);     /* for one more like s */
-static void end_here(struct Run *r);            /* if time decides how many steps the run has */
+static bool judge_step(struct Run *r, const struct Step *s);    /* may it update the weights? */
+static bool fit_to_time(struct Run *r, const struct Step *s);   /* is --time-limit over? */
 static void show_step(struct Run *r, const struct Step *s);     /* the live line */
 static void evaluate_run(struct Run *r);        /* sets r->last, r->best and r->best_step */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val);
 static void sample_run(struct Run *r);          /* prints a sample */
 static bool save_is_due(const struct Run *r);   /* by --save-every, or by the time since the last */
-static void save_run(struct Run *r);            /* the best model, the last one, the state */
-static void save_best(struct Run *r);           /* the model as it is, which is the best so far */
+static void save_run(struct Run *r, bool whole);    /* the best model; whole: all of the run */
 
 /* --- One step --- */
 
@@ -388,6 +363,11 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
         trunk_backward(&r->model, &r->ws, &m->batch);
     }
     return sum / targets;
+}
+
+static void forget_gradient(struct Model *model)
+{
+    memset(model->grads, 0, model->parameter_count * sizeof(real));
 }
 
 /* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
@@ -439,14 +419,11 @@ static void pretrain(struct Run *r)
         r->tokens += s.targets;
         s.lr = rate_of(r);
         if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
-        else skip_update(r);
+        else forget_gradient(&r->model);
         end_step(r, &s);
 
         /* Is this the last step? */
-        fit_to_time(r, &s);
-        const bool late = out_of_time(r, &s);
-        if (late) end_here(r);
-        const bool last = finished(r);
+        const bool late = fit_to_time(r, &s), last = finished(r);
 
         /* Evaluate, log, sample. */
         const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
@@ -457,8 +434,8 @@ static void pretrain(struct Run *r)
 
         /* Save. */
         stop = last || late || stop_signal;
-        if (stop || save_is_due(r)) save_run(r);
-        else if (r->best_step == r->step) save_best(r);
+        const bool whole = stop || save_is_due(r);
+        if (whole || r->best_step == r->step) save_run(r, whole);
     }
 }
 
@@ -480,10 +457,10 @@ static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 }
 
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
- * are the same in every call, so that scores can be compared. bytes (V) is from token_bytes; ws has
- * room for the rows of m; `show` prints progress. */
+ * are the same in every call, so that scores can be compared. bytes (V) is from token_lengths; ws
+ * has room for the rows of m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
-                             const struct Sequences *s, const int *bytes, int64_t budget, bool show)
+                             const struct Sequences *s, const int *bytes, int64_t budget)
 {
     const double part = budget > 0 ? fmin(1, (double)budget / (s->data->tokens - 1)) : 1;
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
@@ -498,7 +475,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
         sum += lm_head(model, ws, &m->batch, m->targets, 0);
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
-        if (show) show_work(&timer, "eval", i, chosen, "sequences");
+        show_work(&timer, "eval", i, chosen, "sequences");
     }
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
@@ -514,10 +491,8 @@ static void print_baselines(const struct Data *d, int V)
     int block[BLOCK];
     for (int64_t at = 0, n; (n = next_tokens(block, d, at)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
-    for (int id = 0; id < V; id++) {
-        const double p = (double)counts[id] / d->tokens;
-        if (p > 0) unigram -= p * log(p);
-    }
+    for (int id = 0; id < V; id++)
+        if (counts[id]) unigram -= counts[id] * log((double)counts[id] / d->tokens) / d->tokens;
     printf("uniform %.6f (every token equally likely)\n", log(V));
     printf("unigram %.6f (each token as frequent as in these data)\n", unigram);
     release(counts, V * sizeof *counts);
@@ -581,13 +556,6 @@ static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *b
     }
 }
 
-/* Ends the text: an unfinished character becomes U+FFFD. */
-static void utf8_end(struct Buffer *out, struct Utf8 *u)
-{
-    if (u->count) append(out, "\xEF\xBF\xBD");
-    u->count = 0;
-}
-
 /* --- The generator --- */
 
 /* `window` holds the tokens that the model has read. ws is their key-value cache, so that one more
@@ -595,7 +563,7 @@ static void utf8_end(struct Buffer *out, struct Utf8 *u)
 struct Generator {
     struct Model *model;
     struct Workspace ws;
-    const struct Tokenizer *tokenizer;
+    struct Tokenizer *tokenizer;
     int *window, count;             /* (T): the first `count` are in use */
     real *logits;                   /* (V) */
     struct Entry *choices;          /* (V): the tokens and their weights */
@@ -604,8 +572,7 @@ struct Generator {
     struct Random random;
 };
 
-static void generator_create(struct Generator *g, struct Model *model,
-                             const struct Tokenizer *tokenizer)
+static void generator_create(struct Generator *g, struct Model *model, struct Tokenizer *tokenizer)
 {
     const struct Config *c = &model->config;
     *g = (struct Generator){.model = model, .tokenizer = tokenizer,
@@ -614,14 +581,6 @@ static void generator_create(struct Generator *g, struct Model *model,
     g->window = resize(NULL, c->context * sizeof *g->window);
     g->logits = resize(NULL, c->vocabulary * sizeof *g->logits);
     g->choices = resize(NULL, c->vocabulary * sizeof *g->choices);
-}
-
-static void generator_free(struct Generator *g)
-{
-    workspace_free(&g->ws);
-    free(g->window);
-    free(g->logits);
-    free(g->choices);
 }
 
 /* Reads n tokens in one forward pass, or the last T of a longer text. Returns the hidden state (C)
@@ -681,30 +640,31 @@ static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *p
     return ids;
 }
 
-/* Prints the prompt, whose ids (count) encode_prompt gave, and then up to max_tokens tokens, each
- * as soon as it is drawn. <|endoftext|> ends the text. Returns the number of tokens drawn. */
-static int write_sample(struct Generator *g, const char *prompt, const int *ids, int count,
-                        int max_tokens)
+/* Prints the prompt and then up to max_tokens tokens, each as soon as it is drawn. <|endoftext|>
+ * ends the text. Returns the number of tokens drawn. */
+static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
+                        struct Random random)
 {
     struct Buffer text = {0};
     struct Utf8 utf8 = {0};
-    int written = 0, token;
+    int written = 0, token, count, *ids = encode_prompt(&count, g->tokenizer, prompt);
+    g->random = random;
     utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
     show_result(&text);
     const real *hidden = read_text(g, ids, count);
     while (written < max_tokens) {
         int length;
         token = next_token(g, hidden, written >= g->min_tokens);
-            if (token == g->tokenizer->eot) break;
+        if (token == g->tokenizer->eot) break;
         const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
         show_result(&text);
         if (++written < max_tokens) hidden = read_next(g, token);
     }
-    utf8_end(&text, &utf8);
-    append(&text, "\n");
+    utf8_feed(&text, &utf8, (const unsigned char *)"\n", 1);    /* ends an unfinished one, too */
     show_result(&text);
     free(text.data);
+    free(ids);
     return written;
 }
 
@@ -716,23 +676,19 @@ static int write_sample(struct Generator *g, const char *prompt, const int *ids,
 /* 5. Options                                                                                    */
 /* ============================================================================================= */
 
-static const struct TrainOptions DEFAULTS = {
-    .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-    .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
-    .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
-    .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
-};
-
 /* Sets *o to the defaults and returns the table, a row for each member. */
 static struct Option *option_table(struct TrainOptions *o)
 {
-    *o = DEFAULTS;
+    *o = (struct TrainOptions){
+        .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
+        .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+        .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
+        .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
+    };
     const struct Option rows[] = {
         {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
-        {"val", "token shards to evaluate on; without them the last model is the best",
-         TEXT, &o->val, .effect = EXTENDS},
-        {"init", "model directory to start from, instead of random weights", TEXT, &o->init,
-         .effect = DEFINES},
+        {"val", "token shards to evaluate on", TEXT, &o->val, .effect = EXTENDS},
+        {"init", "model directory to start from", TEXT, &o->init, .effect = DEFINES},
         {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
          .idle = "with init"},
         {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
@@ -743,13 +699,12 @@ static struct Option *option_table(struct TrainOptions *o)
          .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
          CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
-        {"batch",
-         "sequences of --context tokens computed together, or as many tokens of shorter ones",
+        {"batch", "sequences of --context tokens computed together, or as many tokens of others",
          INTEGER, &o->batch, 1, 1 << 20, .effect = DEFINES},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
          INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
-        {"steps", "updates of the weights; 0: as many as --time-limit allows; with --resume, a "
-         "larger number extends the run", LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
+        {"steps", "updates of the weights; 0: as --time-limit allows; --resume may raise it",
+         LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
         {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3, .effect = DEFINES},
         {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
          .effect = DEFINES, .idle = "with schedule constant"},
@@ -757,18 +712,15 @@ static struct Option *option_table(struct TrainOptions *o)
          LONG, &o->warmup, 0, 1e12, .effect = DEFINES},
         {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
          CHOICE, &o->schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
-        {"beta2", "AdamW's memory of squared gradients", REAL_NUMBER, &o->beta2, 0, 0.999999,
-         .effect = DEFINES},
-        {"weight-decay", "AdamW's, on matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3,
-         .effect = DEFINES},
+        {"beta2", "AdamW's, of squares", REAL_NUMBER, &o->beta2, 0, 0.999999, .effect = DEFINES},
+        {"weight-decay", "of matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3, .effect = DEFINES},
         {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9,
          .effect = DEFINES},
-        {"skip-spikes", "no update in steps whose gradient is not finite, or whose norm is beyond "
-         "5 times the median of 33 steps", FLAG, &o->skip_spikes, .effect = EXTENDS},
+        {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
+         FLAG, &o->skip_spikes, .effect = EXTENDS},
         {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
          .effect = DEFINES},
-        {"seed", "of weights, order of the data, dropout and samples", LONG, &o->seed, 0, 1e15,
-         .effect = DEFINES},
+        {"seed", "of all that is random", LONG, &o->seed, 0, 1e15, .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
          LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
         {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
@@ -777,8 +729,8 @@ static struct Option *option_table(struct TrainOptions *o)
         {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
-        {"time-limit", "end after 90s, 30m or 8h: after four fifths of it, the learning rate falls "
-         "over the steps that still fit, unless --steps do; alone it means --steps 0",
+        {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
+         "learning rate falls over the steps that still fit; alone it means --steps 0",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
@@ -799,37 +751,26 @@ static struct Option *option_table(struct TrainOptions *o)
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-static bool given(const struct Run *r, const char *name) { return is_given(r->table, name); }
-
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
 /* ============================================================================================= */
 
-/* --- Metadata of model.safetensors and of the state --- */
-
-/* The name of the entry that holds a value of a score: "val_loss", "best_tokens". */
-static const char *score_key(const char *kind, int value)
-{
-    static const char *const names[] = {"loss", "bits_per_byte", "tokens"};
-    return brief("%s_%s", kind, names[value]);
-}
-
+/* Stores a score as KIND_loss, KIND_bits_per_byte and KIND_tokens. */
 static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
 {
-    const double values[] = {s->loss, s->bits_per_byte, (double)s->tokens};
-    for (int i = 0; i < COUNT(values); i++)
-        metadata_set(meta, score_key(kind, i), "%.17g", values[i]);
+    metadata_set(meta, brief("%s_loss", kind), "%.17g", s->loss);
+    metadata_set(meta, brief("%s_bits_per_byte", kind), "%.17g", s->bits_per_byte);
+    metadata_set(meta, brief("%s_tokens", kind), "%lld", (long long)s->tokens);
 }
 
 /* Reads what set_score stored. Without entries: an infinite loss on 0 tokens. */
 static struct Score get_score(const struct Metadata *meta, const char *kind)
 {
-    double values[3] = {INFINITY, 0, 0};
-    for (int i = 0; i < COUNT(values); i++) {
-        const char *text = metadata_get(meta, score_key(kind, i));
-        if (text) values[i] = strtod(text, NULL);
-    }
-    return (struct Score){values[0], values[1], (int64_t)values[2]};
+    const char *loss = metadata_get(meta, brief("%s_loss", kind)),
+               *bits = metadata_get(meta, brief("%s_bits_per_byte", kind)),
+               *tokens = metadata_get(meta, brief("%s_tokens", kind));
+    if (!loss || !bits || !tokens) return (struct Score){.loss = INFINITY};
+    return (struct Score){strtod(loss, NULL), strtod(bits, NULL), strtoll(tokens, NULL, 10)};
 }
 
 /* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
@@ -874,7 +815,13 @@ static int64_t entry_integer(const struct Metadata *state, const char *key, cons
 /* The columns that depend on time are the last two, so that runs can be compared by the others. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
-enum { LOG_STEP, LOG_LOSS, LOG_VAL_LOSS, LOG_SECONDS = 8, LOG_TIMING = 2 };
+enum { LOG_TIMING = 2 };
+
+/* The seconds of the run so far, of all its processes. */
+static double time_used(const struct Run *r)
+{
+    return r->clock.earlier + seconds() - r->clock.start;
+}
 
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
@@ -882,27 +829,14 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
     const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
     journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
                 (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
-                s->targets / s->seconds, r->clock.earlier + seconds() - r->clock.start);
+                s->targets / s->seconds, time_used(r));
 }
 
-static const char *next_row(const char *row) { return strchr(row, '\n') + 1; }
-
-/* The finite number in a column of a row; NaN if there is none. */
-static double number_in(const char *row, int column)
+/* The seconds of a log's last row; 0 without rows. */
+static double last_seconds(const char *rows)
 {
-    char *end;
-    while (column > 0 && *row && *row != '\n') column -= *row++ == '\t';
-    if (column > 0 || isspace((unsigned char)*row)) return NAN;
-    const double x = strtod(row, &end);
-    return end > row && isfinite(x) ? x : NAN;
-}
-
-/* The number in a column of the last row; 0 without rows. */
-static double last_number(const char *rows, int column)
-{
-    double last = 0;
-    for (; *rows; rows = next_row(rows)) last = number_in(rows, column);
-    return last;
+    const char *tab = strrchr(rows, '\t');
+    return tab ? strtod(tab, NULL) : 0;
 }
 
 /* --- Saving --- */
@@ -914,40 +848,35 @@ static const char *place(const struct Run *r)
     return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
-enum { MAX_HISTORY = 1 << 16 };     /* bytes, some 2,000 evaluations */
+enum { MAX_HISTORY = 1 << 20 };     /* bytes, some 30,000 evaluations */
 
-/* Adds an evaluation to the history, a part of every model. When it is too long, each second one of
- * those before is removed. */
-static void add_to_history(struct Buffer *history, int64_t step, const struct Score *s)
+/* Notes how long an evaluation or a save took, at most twice as long as the one before: it may have
+ * been interrupted. */
+static void note_duration(double *last, double took)
 {
-    if (history->size > MAX_HISTORY) {
-        char *to = history->data, *from = to;
-        for (int i = 0; from < history->data + history->size; i++) {
-            const size_t length = strcspn(from, "\n") + 1;
-            if (i % 2 == 0) { memmove(to, from, length); to += length; }
-            from += length;
-        }
-        history->size = to - history->data;
-    }
-    append(history, "%lld %.6f %.6f\n", (long long)step, s->loss, s->bits_per_byte);
+    *last = *last > 0 ? fmin(took, 2 * *last) : took;
 }
 
-/* Evaluates the model as it is, and notes it if it is the best so far. */
+/* Evaluates the model as it is, and notes it if it is the best so far. It is called best only if it
+ * is better than equal probabilities for all tokens, whose loss is ln V. */
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
     r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->lengths,
-                       r->options.eval_tokens, false);
-    add_to_history(&r->history, r->step, &r->last);
+                       r->options.eval_tokens);
+    if (r->history.size < MAX_HISTORY)
+        append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, r->last.loss,
+               r->last.bits_per_byte);
     const bool better = r->last.loss < r->best.loss;
     if (better) {
         r->best = r->last;
         r->best_step = r->step;
     }
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), r->last.loss,
-             r->last.bits_per_byte, better ? "  (best)" : "");
-    r->clock.evaluating = seconds() - start;
-    r->clock.evaluated += r->clock.evaluating;
+             r->last.bits_per_byte,
+             better && r->last.loss < log(r->model.config.vocabulary) ? "  (best)" : "");
+    note_duration(&r->clock.evaluating, seconds() - start);
+    r->clock.mark += seconds() - start;
 }
 
 /* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
@@ -961,44 +890,33 @@ static void stage_run(const struct Run *r)
     if (r->best.tokens) set_score(&state, "best", &r->best);
     metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
     metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
-    for (int i = 0; i < SPIKE_WINDOW; i++) append(&norms, "%.17g ", r->norms[i]);
+    for (int i = 0; i < WINDOW; i++) append(&norms, "%.17g ", r->norms[i]);
     metadata_set(&state, "norms", "%s", norms.data);
     metadata_set(&state, "skipped", "%lld", (long long)r->skipped);
-    if (!r->options.steps)
-        metadata_set(&state, "time_left", "%.2f",
-                     r->options.time_limit - (seconds() - r->clock.start));
+    if (!r->options.steps) metadata_set(&state, "time_limit", "%.17g", r->options.time_limit);
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
     free(norms.data);
     metadata_free(&state);
 }
 
-/* Saves the model as the best one. If the run is killed and resumed, it does so again. The time for
- * it is that of the evaluation. */
-static void save_best(struct Run *r)
-{
-    const double start = seconds();
-    struct Metadata meta = describe(r);
-    stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
-    commit_outputs();
-    metadata_free(&meta);
-    r->clock.evaluating += seconds() - start;
-    r->clock.evaluated += seconds() - start;
-}
-
-/* Saves the last model, the state and, if it is the last one, the best model: so it is before the
- * first evaluation, and without --val. */
-static void save_run(struct Run *r)
+/* Saves the model as the best one, if it is: so it is before the first evaluation, and without
+ * --val. whole: also the last model and the state. If a run is killed after only the best model was
+ * saved, it is saved again when the run is resumed. */
+static void save_run(struct Run *r, bool whole)
 {
     const double start = seconds();
     struct Metadata meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
         stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
-    stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
-    stage_run(r);
+    if (whole) {
+        stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
+        stage_run(r);
+    }
     commit_outputs();
     metadata_free(&meta);
+    if (!whole) return;
     r->clock.saved = seconds();
-    r->clock.saving = r->clock.saved - start;
+    note_duration(&r->clock.saving, r->clock.saved - start);
 }
 
 /* A resumed run computes the same whenever its state was saved, so this may depend on time. The
@@ -1014,8 +932,9 @@ static bool save_is_due(const struct Run *r)
 
 /* --- Resuming --- */
 
-/* Takes the options that were not given from the state. A run whose number of steps is not known
- * yet has the time that it had left, or a new limit. */
+/* Takes the options that were not given from the state. While time decides how many steps the run
+ * has, the limit is one of them: it is that of the whole run, and the log has the time that is
+ * used. */
 static void take_options(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
@@ -1023,8 +942,8 @@ static void take_options(struct Run *r)
     load_metadata(r->files.state, &state);
     entry(&state, "train.data", r->files.state);
     resume_options(r->table, &state, "train", o->out);
-    if (!o->steps && !given(r, "time-limit"))
-        o->time_limit = fmax(1, strtod(entry(&state, "time_left", r->files.state), NULL));
+    if (!o->steps && !is_given(r->table, "time-limit"))
+        o->time_limit = strtod(entry(&state, "time_limit", r->files.state), NULL);
     metadata_free(&state);
 }
 
@@ -1033,7 +952,7 @@ static void open_log(struct Run *r, const struct Metadata *state)
 {
     char *path = text_of("%s/log.tsv", r->options.out),
          *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
-    r->clock.earlier = last_number(rows, LOG_SECONDS);
+    r->clock.earlier = last_seconds(rows);
     free(rows);
     free(path);
 }
@@ -1069,7 +988,7 @@ static void restore_run(struct Run *r)
     r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
     r->skipped = entry_integer(&state, "skipped", path);
     char *norms = (char *)entry(&state, "norms", path);
-    for (int i = 0; i < SPIKE_WINDOW; i++) r->norms[i] = strtod(norms, &norms);
+    for (int i = 0; i < WINDOW; i++) r->norms[i] = strtod(norms, &norms);
     if (o->steps && o->steps < entry_integer(&state, "train.steps", path))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
@@ -1120,66 +1039,6 @@ static void begin_files(struct Run *r)
 /* 7. Model and memory                                                                           */
 /* ============================================================================================= */
 
-/* --- The weights to start from --- */
-
-/* Copies the trunk of a model directory, without a classifier's head. A shorter --context copies
- * the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which only pad it, are
- * left out. Dies if sizes or tokenizer differ. */
-static void init_from_directory(struct Run *r)
-{
-    struct TrainOptions *o = &r->options;
-    struct Model source, *model = &r->model;
-    struct Metadata meta;
-    load_model(&source, o->init, &meta);
-    struct Config config = source.config;
-    o->layers = config.layers;
-    o->heads = config.heads;
-    o->channels = config.channels;
-    if (!given(r, "context")) o->context = config.context;
-    if (o->context > config.context)
-        die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
-                  counted(config.context, "position"));
-    const char *hash = metadata_get(&meta, "tokenizer_hash");
-    char *file = tokenizer_file(o->init);
-    if (file) hash = hash_text(tokenizer_of_model(o->init, &source, &meta)->hash);
-    free(file);
-    if (config.vocabulary < r->tokenizer->vocabulary
-        || (hash && strcmp(hash, hash_text(r->tokenizer->hash))))
-        die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
-            o->init, o->tokenizer);
-    config.vocabulary = r->tokenizer->vocabulary;
-    config.context = o->context;
-    config.labels = 0;
-    config.label_names = NULL;
-    model_create(model, config);
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *to = &model->tensors[i], *from = &source.tensors[i];
-        memcpy(model->weights + to->offset, source.weights + from->offset, to->size * sizeof(real));
-    }
-    model_free(&source);
-    metadata_free(&meta);
-}
-
-/* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
- * for gradients and moments. --plan allocates nothing for a model that the machine cannot hold. */
-static void make_model(struct Run *r)
-{
-    struct TrainOptions *o = &r->options;
-    if (o->init && !o->resume) init_from_directory(r);
-    else {
-        struct Config config = {.layers = o->layers, .heads = o->heads, .channels = o->channels,
-                                .context = o->context, .vocabulary = r->tokenizer->vocabulary};
-        model_describe(&r->model, config);
-        if (o->plan && 4 * r->model.parameter_count * sizeof(real) > machine_memory()) return;
-        model_allocate(&r->model);
-        if (!o->resume) model_init(&r->model, o->seed);
-    }
-    model_train_from(&r->model, 0);
-    r->model.beta2 = o->beta2;
-}
-
-/* --- Sizes --- */
-
 static int64_t tokens_per_step(const struct TrainOptions *o)
 {
     return (int64_t)o->batch * o->context * o->accumulate;
@@ -1207,7 +1066,7 @@ static double flops_per_token(const struct Config *c)
     return 3 * (forward_flops(c, LINEAR) + forward_flops(c, ATTENTION) + forward_flops(c, HEAD));
 }
 
-/* The bytes that make_model and take_memory allocate; `print` shows them by kind. */
+/* The bytes that a run allocates; `print` shows them by kind. */
 static double memory_needed(const struct Run *r, bool print)
 {
     const struct TrainOptions *o = &r->options;
@@ -1231,28 +1090,7 @@ static double memory_needed(const struct Run *r, bool print)
     return total;
 }
 
-static bool fits_machine(const struct Run *r)
-{
-    return memory_needed(r, false) < machine_memory();
-}
-
-/* Cuts the data and allocates all that a step needs, before the first one. --plan of a run that the
- * machine cannot hold allocates no activations. */
-static void take_memory(struct Run *r)
-{
-    const struct TrainOptions *o = &r->options;
-    const int eot = r->tokenizer->eot;
-    loader_create(&r->loader, cut(&r->data, o->context, o->cut, eot), o->seed);
-    if (r->val.count) r->val_sequences = cut(&r->val, o->context, o->cut, eot);
-    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < o->accumulate; a++)
-        r->minibatches[a] = minibatch_create(o->batch * o->context);
-    if (o->plan && !fits_machine(r)) return;
-    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
-    if (!o->sample_every) return;
-    r->generator = resize(NULL, sizeof *r->generator);
-    generator_create(r->generator, &r->model, r->tokenizer);
-}
+/* --- What is loaded and allocated before the first step --- */
 
 /* What of the options needs no data is checked before any is read or allocated, which may take
  * minutes. */
@@ -1280,14 +1118,12 @@ static void load_tokenizer(struct Run *r)
     r->lengths = token_lengths(r->tokenizer, r->tokenizer->vocabulary);
 }
 
-/* Opens the data. That both names are right is checked first, since reading may take minutes. */
+/* Opens the data, the smaller part first, since to read the other may take minutes. */
 static void load_data(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    glob_t data = find_shards("data", o->data), val = {0};
-    if (o->val) val = find_shards("val", o->val);
-    r->data = open_data("data", o->data, data, r->tokenizer);
-    if (o->val) r->val = open_data("val", o->val, val, r->tokenizer);
+    if (o->val) r->val = open_data("val", o->val, r->tokenizer);
+    r->data = open_data("data", o->data, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1295,91 +1131,130 @@ static void load_data(struct Run *r)
                      r->data.shards[i].path);
 }
 
+/* Loads the model of --init, whose sizes become those of the run, but for a shorter --context. Dies
+ * if it was trained with another tokenizer. */
+static void load_init(struct Run *r, struct Model *source)
+{
+    struct TrainOptions *o = &r->options;
+    const struct Config *c = &source->config;
+    struct Metadata meta;
+    load_model(source, o->init, &meta);
+    o->layers = c->layers;
+    o->heads = c->heads;
+    o->channels = c->channels;
+    if (!is_given(r->table, "context")) o->context = c->context;
+    if (o->context > c->context)
+        die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
+                  counted(c->context, "position"));
+    if (tokenizer_of_model(o->init, source, &meta)->hash != r->tokenizer->hash)
+        die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
+            o->init, o->tokenizer);
+    metadata_free(&meta);
+}
+
+/* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
+ * for gradients and moments. Of --init the trunk is copied, without a classifier's head: a shorter
+ * --context copies the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which
+ * only pad it, are left out. Dies if the run needs more memory than there is: the system would end
+ * it in the middle. */
+static void make_model(struct Run *r)
+{
+    struct TrainOptions *o = &r->options;
+    struct Model source = {0}, *model = &r->model;
+    if (o->init && !o->resume) load_init(r, &source);
+    check_options(r);
+    model_describe(model, (struct Config){.layers = o->layers, .heads = o->heads,
+                                          .channels = o->channels, .context = o->context,
+                                          .vocabulary = r->tokenizer->vocabulary});
+    const double needed = memory_needed(r, false), has = machine_memory();
+    if (needed > has)
+        die("%.0f MB of memory are needed, and this process may use %.0f. Use a smaller --batch "
+            "with a larger --accumulate, or a smaller model.", needed / 1e6, has / 1e6);
+    model_allocate(model);
+    if (!source.weights && !o->resume) model_init(model, o->seed);
+    for (int i = 0; source.weights && i < model->tensor_count; i++) {
+        const struct Tensor *to = &model->tensors[i], *from = &source.tensors[i];
+        memcpy(model->weights + to->offset, source.weights + from->offset, to->size * sizeof(real));
+    }
+    model_free(&source);
+    model_train_from(model, 0);
+    model->beta2 = o->beta2;
+}
+
+/* Cuts the data and allocates all that a step needs, before the first one. */
+static void take_memory(struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    const int eot = r->tokenizer->eot;
+    loader_create(&r->loader, cut(&r->data, o->context, o->cut, eot), o->seed);
+    if (r->val.count) r->val_sequences = cut(&r->val, o->context, o->cut, eot);
+    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
+    for (int a = 0; a < o->accumulate; a++)
+        r->minibatches[a] = minibatch_create(o->batch * o->context);
+    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
+    if (!o->sample_every) return;
+    r->generator = resize(NULL, sizeof *r->generator);
+    generator_create(r->generator, &r->model, r->tokenizer);
+}
+
 /* ============================================================================================= */
 /* 8. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
 
-/* --- Steps that go wrong --- */
-
-static int compare_norms(const void *a, const void *b)
+static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-/* Notes the norm of a step, infinity if it is not finite. Returns the median of the last
- * SPIKE_WINDOW; 0 as long as there are fewer. */
-static double note_norm(struct Run *r, double norm)
+/* The median of n > 0 values, at most WINDOW; of an even number the lower one of the two. */
+static double median(const double *values, int n)
 {
-    double sorted[SPIKE_WINDOW];
-    r->norms[r->step % SPIKE_WINDOW] = norm;
-    memcpy(sorted, r->norms, sizeof sorted);
-    qsort(sorted, SPIKE_WINDOW, sizeof *sorted, compare_norms);
-    const double median = sorted[SPIKE_WINDOW / 2];
-    return sorted[0] > 0 || isinf(median) ? median : 0;
+    double sorted[WINDOW];
+    memcpy(sorted, values, n * sizeof *sorted);
+    qsort(sorted, n, sizeof *sorted, by_value);
+    return sorted[(n - 1) / 2];
 }
 
-/* Writes what a step has read to a file in --out, a line for each sequence, its last target
- * included. Returns the name of the file. */
+/* Writes what a step has read to a file in --out. Returns the name of the file. */
 static char *write_texts(const struct Run *r)
 {
-    struct Buffer text = {0}, bytes = {0};
+    struct Buffer bytes = {0}, text = {0};
     char *path = text_of("%s/step_%lld.txt", r->options.out, (long long)r->step + 1);
-    for (int a = 0; a < r->options.accumulate; a++) {
-        const struct Minibatch *m = &r->minibatches[a];
-        for (int s = 0; s < m->batch.sequences; s++) {
-            const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
-            bytes.size = 0;
-            append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
-            append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
-            append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
-            append(&text, "\n");
-        }
-    }
+    for (int a = 0; a < r->options.accumulate; a++)
+        append_decoded(&bytes, r->tokenizer, r->minibatches[a].tokens,
+                       r->minibatches[a].batch.rows);
+    append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
     write_note(path, text.data, text.size);
-    free(text.data);
     free(bytes.data);
+    free(text.data);
     return path;
 }
 
-/* Ends the run before the update of a step whose loss or norm is not finite; the saved files stay
- * as they are. */
-static void stop_at(const struct Run *r, const struct Step *s, const char *texts)
-{
-    const struct TrainOptions *o = &r->options;
-    die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps what "
-        "it held before. Start again with --overwrite and a lower --lr than %g%s.",
-        (long long)r->step + 1, value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
-        o->skip_spikes ? "" : ", or leave such steps out: --resume --skip-spikes");
-}
-
-/* Returns whether a step may update the weights: not if its loss or norm is not finite, which also
- * ends the run unless --skip-spikes is given, nor, with --skip-spikes, if the norm is a spike: more
- * than SPIKE_FACTOR times the median of the last SPIKE_WINDOW steps. Since spikes count in the
- * median, a norm that stays high is soon none; one that stays infinite ends the run. */
+/* Whether a step may update the weights. A spike is a norm of more than SPIKE_FACTOR times the median
+ * of the last WINDOW steps: --skip-spikes leaves it out. As spikes count in the median, a norm that
+ * stays high is soon none. A loss or norm that is not finite ends the run unless --skip-spikes is
+ * given, and also then if it stays so; the saved files stay as they are. */
 static bool judge_step(struct Run *r, const struct Step *s)
 {
-    const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = r->options.skip_spikes;
-    const double median = note_norm(r, finite ? s->norm : INFINITY);
-    if (finite && (median == 0 || s->norm <= SPIKE_FACTOR * median)) return true;
+    const struct TrainOptions *o = &r->options;
+    const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = o->skip_spikes;
+    const long long step = r->step + 1;
+    r->norms[r->step % WINDOW] = finite ? s->norm : INFINITY;
+    const double middle = median(r->norms, WINDOW);     /* norms that are not yet known are 0 */
+    if (finite && (step < WINDOW || s->norm <= SPIKE_FACTOR * middle)) return true;
     char *texts = finite ? NULL : write_texts(r);
-    if (!finite && (!skip || isinf(median))) stop_at(r, s, texts);
-    progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s",
-             (long long)r->step + 1, value_text(s->loss), value_text(s->norm), median,
-             skip ? "; skipped" : "", texts ? "; it read " : "", texts ? texts : "");
+    if (!finite && (!skip || isinf(middle)))
+        die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps "
+            "what it held before. Start again with --overwrite and a lower --lr than %g%s.", step,
+            value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
+            skip ? "" : ", or leave such steps out: --resume --skip-spikes");
+    progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s", step,
+             value_text(s->loss), value_text(s->norm), middle, skip ? "; skipped" : "",
+             texts ? "; it read " : "", texts ? texts : "");
     free(texts);
+    r->skipped += skip;
     return !skip;
-}
-
-static void forget_gradient(struct Model *model)
-{
-    memset(model->grads, 0, model->parameter_count * sizeof(real));
-}
-
-static void skip_update(struct Run *r)
-{
-    forget_gradient(&r->model);
-    r->skipped++;
 }
 
 /* --- The clock of a step, and what depends on it --- */
@@ -1393,76 +1268,57 @@ static struct Step begin_step(struct Run *r)
     return (struct Step){.start = now};
 }
 
-/* The rate begins with the faster one of two steps, since the first also touches new memory. */
+/* Steps are timed in stretches of at least 1/200 of --time-limit, in which saves and samples count,
+ * but no evaluations. */
 static void end_step(struct Run *r, struct Step *s)
 {
+    struct Clock *c = &r->clock;
+    const double now = seconds();
     profile.on = false;
-    s->seconds = seconds() - s->start;
-    const double rate = s->targets / s->seconds, before = r->clock.rate;
-    r->clock.rate = r->step > r->clock.first + 1 ? 0.9 * before + 0.1 * rate : fmax(before, rate);
+    s->seconds = now - s->start;
+    if (now - c->mark < r->options.time_limit / 200) return;
+    c->each[c->stretches++ % WINDOW] = (now - c->mark) / (r->step - c->mark_step);
+    c->mark = now;
+    c->mark_step = r->step;
 }
 
-/* Seconds of one more step, at the speed of the last ones. */
+/* Seconds of one more step: the median of the last stretches, so that one in which the process was
+ * stopped, the computer slept or the disk stalled does not count. */
 static double next_step(const struct Run *r, const struct Step *s)
 {
-    return s->targets / r->clock.rate;
+    const int64_t n = r->clock.stretches;
+    return n ? median(r->clock.each, n < WINDOW ? (int)n : WINDOW) : s->seconds;
 }
 
-/* Seconds of the last evaluation and save: as long as those before, or as expected. */
-static double ending(const struct Run *r, const struct Step *s)
-{
-    const double last = r->clock.evaluating;
-    return r->clock.saving + (last > 0 ? last : evaluation_in_steps(r) * next_step(r, s));
-}
-
-static bool out_of_time(const struct Run *r, const struct Step *s)
-{
-    const double limit = r->options.time_limit;
-    return limit > 0 && seconds() - r->clock.start + next_step(r, s) + ending(r, s) > limit;
-}
-
-/* There is no time for one more step. If time decides how many steps the run has, this is the last
- * one; else the run can be resumed. */
-static void end_here(struct Run *r)
-{
-    if (!r->options.steps || r->fall.step) r->options.steps = r->step;
-}
-
-/* Shows a step if a line is due: on a terminal every 0.1 s, else at intervals that grow with the
- * run. */
+/* Shows a step if a line is due. */
 static void show_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
-    const double now = seconds(), elapsed = now - r->clock.began;
-    const bool due = now - r->clock.shown >= (live() ? 0.1 : 2 + elapsed / 20);
-    if (!due && r->step > r->clock.first && !finished(r)) return;
-    r->clock.shown = now;
-    const double each = elapsed / (r->step - r->clock.first + 1);
-    double eta = o->steps ? each * (o->steps - r->step) : INFINITY;
-    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - (now - r->clock.start));
+    const double step = next_step(r, s), rate = s->targets / step;
+    if (!line_is_due(&r->clock.shown) && !finished(r)) return;
+    double eta = o->steps
+        ? (step + r->clock.evaluating / o->eval_every) * (o->steps - r->step) : INFINITY;
+    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - time_used(r));
     progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             place(r), s->loss, s->lr, s->norm, r->clock.rate,
-             100 * r->clock.rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+             place(r), s->loss, s->lr, s->norm, rate,
+             100 * rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
 }
 
 /* Samples from the model as it is. The step determines the random numbers. */
 static void sample_run(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    int count, *ids = encode_prompt(&count, r->tokenizer, o->sample_prompt);
-    r->generator->random = stream_for(o->seed, SAMPLE_STREAM, r->step);
     progress(true, "step %s  sample:", place(r));
-    write_sample(r->generator, o->sample_prompt, ids, count, o->sample_tokens);
-    free(ids);
+    write_sample(r->generator, o->sample_prompt, o->sample_tokens,
+                 stream_for(o->seed, SAMPLE_STREAM, r->step));
 }
 
 /* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
  * decides is recorded in the state --- */
 
-/* Seconds of a step, from up to 20 steps of one minibatch. The first also touches new memory; it
- * counts only if it took so long that there is no third. No trace stays: the rate 0 leaves the
- * weights as they are, the moments become 0 and the place in the data is restored. Infinity times 0
- * is not 0, so a gradient that is not finite is forgotten. */
+/* Seconds of a step: the fastest of up to 20 of one minibatch, since the first also touches new
+ * memory. No trace stays: the rate 0 leaves the weights as they are (a gradient that is not finite
+ * would not), the moments become 0 and the place in the data is restored. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1475,8 +1331,8 @@ static double measure_step(struct Run *r)
         const double middle = seconds();
         if (!isfinite(grad_norm(&r->model))) forget_gradient(&r->model);
         adamw_step(&r->model, 0, 1, 0, 1);
-        gradient = n > 1 ? fmin(gradient, middle - start) : middle - start;
-        rest = n > 1 ? fmin(rest, seconds() - middle) : seconds() - middle;
+        gradient = fmin(gradient, middle - start);
+        rest = fmin(rest, seconds() - middle);
     }
     memset(r->model.m, 0, r->model.parameter_count * sizeof(real));
     memset(r->model.v, 0, r->model.parameter_count * sizeof(real));
@@ -1488,7 +1344,7 @@ static double measure_step(struct Run *r)
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
-    const double left = 0.96 * (o->time_limit - (seconds() - r->clock.start)) / step_seconds;
+    const double left = 0.96 * (o->time_limit - time_used(r)) / step_seconds;
     const double cost = evaluation_in_steps(r);
     const double share = o->eval_every ? cost / o->eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
@@ -1499,81 +1355,73 @@ static int64_t steps_in_time(const struct Run *r, double step_seconds)
 static int64_t steps_in_epochs(struct Run *r)
 {
     struct Loader *l = &r->loader;
-    const double epochs = r->options.epochs;
-    const int64_t whole = (int64_t)epochs;
     int64_t steps = 0;
-    while (l->epoch < whole
-           || (l->epoch == whole && l->next < (epochs - whole) * l->sequences.count)) {
+    do {
         read_step(r, r->options.accumulate);
         steps++;
-    }
+    } while (l->epoch + (double)l->next / l->sequences.count < r->options.epochs);
     loader_seek(l, 0, 0);
-    return steps > 0 ? steps : 1;
+    return steps;
 }
 
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
- * estimate of it, which --plan shows. Returns the seconds of a step: measured if they are needed,
- * else assumed from the peak. */
+ * estimate of it, which --plan shows. Returns the seconds of a step, if they are needed. */
 static double fix_steps(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    if (o->time_limit > 0 && !given(r, "steps") && !o->resume) o->steps = 0;
+    if (o->time_limit > 0 && !is_given(r->table, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
     const bool open = o->steps == 0;
-    const double step = ((open && !o->resume) || o->plan) && fits_machine(r) ? measure_step(r)
-        : tokens_per_step(o) * flops_per_token(&r->model.config) / (0.6 * r->peak);
-    if (open) o->steps = steps_in_time(r, step);
+    const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
+    if (open && step > 0) o->steps = steps_in_time(r, step);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (o->eval_every == 0)
         o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
                                               ceil(10 * evaluation_in_steps(r))));
-    if (!o->resume && !given(r, "warmup") && o->warmup > o->steps / 10) o->warmup = o->steps / 10;
+    if (!o->resume && !is_given(r->table, "warmup") && o->warmup > o->steps / 10)
+        o->warmup = o->steps / 10;
     if (open && !o->plan) o->steps = 0;
     return step;
 }
 
-/* Fits the rest of the run to --time-limit, once, after the last step that ends in four fifths of
- * the time; the time for the last evaluation and save is set aside. The speed since three fifths,
- * with saves, samples and the evaluations that are due, tells how many more steps fit, so a slow
- * start does no harm. If --steps do not fit, they become those that do. The learning rate, which
- * until then is what it would be without a limit, falls over them to its minimum (rate_of). A
- * constant one needs no such decision. */
-static void fit_to_time(struct Run *r, const struct Step *s)
+/* Fits the rest of the run to --time-limit, of which the last evaluation and save need a part. When
+ * four fifths are over, next_step tells how many more steps fit. If --steps do not, they become
+ * those that do, and the learning rate, until then as without a limit, falls over them to its
+ * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
+ * A constant rate needs none of this. Returns whether there is no time for one more step: if time
+ * decides how many steps there are, this is the last; else the run can be resumed. */
+static bool fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
-    struct Clock *c = &r->clock;
-    const double time = o->time_limit - ending(r, s), now = seconds() - c->start;
-    if (o->time_limit == 0 || c->fitted || !strcmp(o->schedule, "constant")) return;
-    if (now + next_step(r, s) < 0.8 * time) {
-        if (now < 0.6 * time) { c->mark_step = r->step; c->mark = now - c->evaluated; }
-        return;
+    const struct Clock *c = &r->clock;
+    if (o->time_limit == 0) return false;
+    const double step = next_step(r, s), each = step + c->evaluating / o->eval_every;
+    const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
+    const double time = o->time_limit - c->saving - evaluation, left = time - time_used(r);
+    const int64_t fit = (int64_t)(0.97 * left / each), planned = o->steps - r->step;
+    if (left < step) {
+        if (!o->steps || r->fall.step) o->steps = r->step;
+        return true;
     }
-    c->fitted = true;
-    const double each = (now - c->evaluated - c->mark) / (r->step - c->mark_step)
-                        + c->evaluating / o->eval_every;
-    const int64_t steps = r->step + (int64_t)fmax(0, 0.97 * (time - now) / each);
-    if (o->steps && o->steps <= steps) return;
-    o->steps = steps;
+    if (left > 0.2 * time || !strcmp(o->schedule, "constant")) return false;
+    if (o->steps && planned <= (r->fall.step ? fit + fit / 8 + 1 : fit)) return false;
+    o->steps = r->step + fit;
     r->fall.step = r->step;
     r->fall.rate = s->lr;
-    progress(true, "step %s  four fifths of the time are over: the learning rate falls from here "
-             "to the last step", place(r));
+    progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
+             "the last step", place(r), duration(time_used(r)), duration(o->time_limit));
+    return false;
 }
 
 /* --- Plan, summary and profile --- */
 
-/* Targets of a step, about: B sequences of T, or of all that the data have. */
-static int64_t targets_of_step(const struct Run *r)
-{
-    const int64_t all = r->data.tokens - 1, T = r->options.context;
-    const bool one_short = !r->loader.sequences.by_documents && all < T;
-    return tokens_per_step(&r->options) / T * (one_short ? all : T);
-}
-
-/* How often the run reads the data: "0.25 epochs", "192 epochs". */
+/* How often the run reads the data: "0.25 epochs", "192 epochs". Cut by length, a sequence that is
+ * short takes as much of a step as others. */
 static const char *epochs_of(const struct Run *r)
 {
-    const double n = (double)r->options.steps * targets_of_step(r) / (r->data.tokens - 1);
+    const struct Sequences *s = &r->loader.sequences;
+    const double rows = s->by_documents ? r->data.tokens - 1 : (double)s->count * s->T;
+    const double n = r->options.steps * tokens_per_step(&r->options) / rows;
     return brief("%.*f epochs", n < 100 ? 2 : 0, n);
 }
 
@@ -1584,37 +1432,29 @@ static void print_plan(const struct Run *r, double step_seconds)
     const struct Config *c = &r->model.config;
     const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
     const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
-    const double all_steps = o->steps + evaluations * evaluation_in_steps(r);
-    printf("model          %s, %s, %s, context %d, vocabulary %d\n", counted(c->layers, "layer"),
-           counted(c->heads, "head"), counted(c->channels, "channel"), c->context, c->vocabulary);
+    printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
+           c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
-    printf("memory         %.1f MB of this machine's %.0f\n", memory_needed(r, false) / 1e6,
+    printf("memory         %.1f MB of the %.0f that it may use\n", memory_needed(r, true) / 1e6,
            machine_memory() / 1e6);
-    memory_needed(r, true);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %s: %s\n", (long long)o->steps,
-           counted(targets_of_step(r), "token"), epochs_of(r));
-    printf("FLOPs          %.3g for a token\n", flops);
+    printf("steps          %lld of %lld tokens: %s\n", (long long)o->steps,
+           (long long)tokens_per_step(o), epochs_of(r));
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
-    printf("speed          %.*f tokens/s, %.0f%% of peak, %s\n", rate < 10 ? 2 : 0, rate,
-           100 * rate * flops / r->peak,
-           fits_machine(r) ? "measured" : "assumed, since the memory does not suffice");
-    printf("duration       %s\n", duration(step_seconds * all_steps));
+    printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
+           flops, 100 * rate * flops / r->peak);
+    printf("duration       %s\n",
+           duration(step_seconds * (o->steps + evaluations * evaluation_in_steps(r))));
 }
 
-/* What a run shows before its first step. Warns if the machine has too little memory. */
+/* What a run shows before its first step. */
 static void print_summary(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double needed = memory_needed(r, false);
-    progress(true, "%.2fM parameters, %.0f MB of memory, threads: %d, %.0f GFLOP/s at most",
-             r->model.parameter_count / 1e6, needed / 1e6, thread_count(), r->peak / 1e9);
-    progress(true, "%lld tokens; %s of %lld%s", (long long)r->data.tokens,
-             o->steps ? counted(o->steps, "step") : "steps", (long long)targets_of_step(r),
-             o->steps ? brief(": %s", epochs_of(r)) : brief(" for %s", duration(o->time_limit)));
-    if (!fits_machine(r))
-        warn("%.0f MB are needed, and the machine has %.0f. Use a smaller --batch with "
-             "--accumulate.", needed / 1e6, machine_memory() / 1e6);
+    progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
+             r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
+             thread_count(), (long long)r->data.tokens,
+             o->steps ? epochs_of(r) : duration(o->time_limit));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */
@@ -1631,15 +1471,13 @@ static void print_profile(const struct Run *r)
     if (steps < 1) return;
     printf("profile of %s, %.1f ms each; peak %.1f GFLOP/s\n", counted((int64_t)steps, "step"),
            1e3 * total / steps, r->peak / 1e9);
-    printf("%-24s %9s %7s %9s %8s\n", "", "ms", "share", "GFLOP/s", "of peak");
-    for (int i = 0; i < 2 * KINDS; i++) {
-        const int k = i / 2, direction = i % 2;
-        const double time = profile.seconds[k][direction] / steps;
-        const double rate = (1 + direction) * tokens * forward_flops(&r->model.config, k) / time;
-        if (time == 0) continue;
-        printf("%-14s %-9s %9.2f %6.1f%%", names[k], k == DROPOUT || k == ADAMW ? ""
-               : direction == FORWARD ? "forward" : "backward", 1e3 * time,
-               100 * time * steps / total);
+    printf("%-14s %10s %10s %7s %9s %8s\n", "ms", "forward", "backward", "share", "GFLOP/s",
+           "of peak");
+    for (int k = 0; k < KINDS; k++) {
+        const double *time = profile.seconds[k], both = time[FORWARD] + time[BACKWARD];
+        const double rate = 3 * steps * tokens * forward_flops(&r->model.config, k) / both;
+        printf("%-14s %10.2f %10.2f %6.1f%%", names[k], 1e3 * time[FORWARD] / steps,
+               1e3 * time[BACKWARD] / steps, 100 * both / total);
         if (rate > 0) printf(" %9.1f %7.0f%%", rate / 1e9, 100 * rate / r->peak);
         printf("\n");
     }
@@ -1651,12 +1489,23 @@ static void print_profile(const struct Run *r)
 
 /* --- train --- */
 
+/* Says what the evaluations of a run that has ended tell against it. */
+static void judge_run(const struct Run *r)
+{
+    const double uniform = log(r->model.config.vocabulary);
+    if (r->best_step && !(r->best.loss < uniform))
+        warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
+             "another --lr than %g.", uniform, r->options.lr);
+    else if (r->last.loss > r->best.loss && strtoll(r->history.data, NULL, 10) == r->best_step)
+        warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
+             "more data.", r->best.loss, r->last.loss);
+}
+
 /* Prints the result, and of a run that has stopped before its end how to go on. Returns the exit
  * status. */
 static int finish(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    const double time = r->clock.earlier + seconds() - r->clock.start;
     if (!finished(r))
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
                                      : ", by --time-limit,"), o->out);
@@ -1668,7 +1517,8 @@ static int finish(const struct Run *r)
                r->best.loss, r->best.bits_per_byte);
     printf("%s, ", counted(r->step, "step"));
     if (r->skipped) printf("%lld of them skipped, ", (long long)r->skipped);
-    printf("%s, %s\n", counted(r->tokens, "token"), duration(time));
+    printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
+    if (finished(r)) judge_run(r);
     if (o->profile) print_profile(r);
     return 0;
 }
@@ -1687,7 +1537,7 @@ static int command_train(int argc, char **argv)
         argv);
     if (!o->out && (o->resume || !o->plan))
         die_usage("--out: must be given. --help explains it.");
-    if (o->epochs > 0 && given(&r, "steps"))
+    if (o->epochs > 0 && is_given(r.table, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
     begin_training();
     set_threads(o->threads);
@@ -1699,16 +1549,15 @@ static int command_train(int argc, char **argv)
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
-    if (!o->init) check_options(&r);
+    if (!o->init) check_options(&r);            /* which may set sizes */
     load_tokenizer(&r);
     make_model(&r);
-    if (o->init) check_options(&r);             /* which may set sizes */
     load_data(&r);
     r.peak = fma_peak();
     take_memory(&r);
     const double step = fix_steps(&r);
     warn_idle(r.table);
-    if (given(&r, "warmup") && o->steps && o->warmup > o->steps)
+    if (is_given(r.table, "warmup") && o->steps && o->warmup > o->steps)
         warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
              "Use fewer.", (long long)o->warmup, (long long)o->steps);
     if (o->plan) { print_plan(&r, step); return 0; }
@@ -1724,13 +1573,22 @@ static int command_train(int argc, char **argv)
     stop_between_steps();
     r.clock.first = r.step + 1;
     r.clock.mark_step = r.step;
-    r.clock.began = r.clock.saved = seconds();
-    r.clock.mark = r.clock.began - r.clock.start;
+    r.clock.saved = r.clock.mark = seconds();
     pretrain(&r);
     return finish(&r);
 }
 
 /* --- eval, sample, info --- */
+
+/* How eval and sample begin: the threads, the precision, then the model and its tokenizer. */
+static struct Tokenizer *open_model(struct Model *model, struct Metadata *meta, const char *dir,
+                                    int threads, const char *precision)
+{
+    set_threads(threads);
+    set_precision(precision);
+    load_model(model, dir, meta);
+    return tokenizer_of_model(dir, model, meta);
+}
 
 /* The loss of a model on shards, beside what knows nothing of the context. The defaults read every
  * token, in sequences as in training. */
@@ -1755,21 +1613,17 @@ static int command_eval(int argc, char **argv)
     refuse_arguments(read_options(argc, argv, options,
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
-    set_threads(threads);
-    set_precision(precision);
     struct Model model;
     struct Metadata meta;
-    load_model(&model, dir, &meta);
+    struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     const int T = context ? context : model.config.context;
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
-    struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
-    struct Data data = open_data("data", pattern, find_shards("data", pattern), tokenizer);
+    struct Data data = open_data("data", pattern, tokenizer);
     const char *trained = metadata_get(&meta, "train.cut");
     const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
                                            tokenizer->eot);
-    if (batch > sequences.count) batch = (int)sequences.count;
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
@@ -1778,39 +1632,27 @@ static int command_eval(int argc, char **argv)
     print_baselines(&data, model.config.vocabulary);
     fflush(stdout);
     const int *bytes = token_lengths(tokenizer, model.config.vocabulary);
-    struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens, true);
+    struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
            s.bits_per_byte, (long long)s.tokens);
     return 0;
 }
 
-enum { SHORT_SAMPLE = 10 };         /* tokens: a text that ends before is explained */
-
-/* Prints `count` texts, each from its own stream of random numbers, then their speed. ids: those of
- * the prompt. */
-static void write_samples(struct Generator *g, const char *prompt, const int *ids,
-                          int prompt_count, int tokens, int64_t seed, int count)
+/* Says what of a prompt is not read as may be meant, one sentence. */
+static void hint_at_prompt(const char *prompt)
 {
-    const double start = seconds();
-    int64_t written = 0;
-    int shortest = tokens;
-    for (int i = 0; i < count; i++) {
-        if (i) puts("---");
-        g->random = stream_for(seed, SAMPLE_STREAM, i);
-        const int drawn = write_sample(g, prompt, ids, prompt_count, tokens);
-        shortest = min_int(shortest, drawn);
-        written += drawn;
-    }
-    const double took = seconds() - start;
-    if (shortest < tokens && shortest < SHORT_SAMPLE)
-        progress(true, "A text ended after %s, because the model drew <|endoftext|>: it learnt "
-                 "from short documents, as lines are after --split lines. --min-tokens N or "
-                 "--ignore-eot goes on.", counted(shortest, "token"));
-    fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"), written / took);
+    const size_t n = strlen(prompt);
+    const char *hint = !strncmp(prompt, "FILE:", 5)
+        ? "is itself the text that is continued. For that of a file, give \"$(cat FILE)\""
+        : strstr(prompt, END_OF_TEXT)
+        ? "has " END_OF_TEXT " as plain text. An empty prompt begins as documents do"
+        : n && isspace((unsigned char)prompt[n - 1])
+        ? "ends in a blank, but words begin with theirs. Leave it out" : NULL;
+    if (hint) warn("--prompt: %s.", hint);
 }
 
-/* Prints texts that a model writes. */
+/* Prints texts that a model writes, each from a random stream of its own, then their speed. */
 static int command_sample(int argc, char **argv)
 {
     const char *dir = NULL, *prompt = "", *precision = "fp32";
@@ -1843,98 +1685,42 @@ static int command_sample(int argc, char **argv)
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
     warn_idle(options);
-    if (!ignore_eot && min_tokens > tokens)
-        warn("--min-tokens %d: more than --tokens %d, so the texts are shorter.", min_tokens,
-             tokens);
-    set_threads(threads);
-    set_precision(precision);
+    hint_at_prompt(prompt);
     struct Model model;
     struct Metadata meta;
     struct Generator g;
-    load_model(&model, dir, &meta);
-    struct Tokenizer *tokenizer = tokenizer_of_model(dir, &model, &meta);
+    struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     generator_create(&g, &model, tokenizer);
     g.temperature = temperature;
     g.top_k = top_k;
     g.top_p = top_p;
     g.min_tokens = ignore_eot ? tokens : min_tokens;
-    int prompt_count, *ids = encode_prompt(&prompt_count, tokenizer, prompt);
-    write_samples(&g, prompt, ids, prompt_count, tokens, seed, count);
-    generator_free(&g);
+    const double start = seconds();
+    int64_t written = 0;
+    for (int i = 0; i < count; i++) {
+        if (i) puts("---");
+        written += write_sample(&g, prompt, tokens, stream_for(seed, SAMPLE_STREAM, i));
+    }
+    fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"),
+            written / (seconds() - start));
     return 0;
 }
 
-/* --- The loss curve: the rows of a log as a plot of characters --- */
-
-enum { PLOT_HEIGHT = 12, PLOT_WIDTH = 69 };     /* 80 columns with the labels */
-
-/* The mean of the numbers in a column of the log, for each column of the plot: these stand for
- * equally many steps from first to last, as nearly as they can. NaN: there are none. */
-static void fill_curve(double *mean, int width, double first, double last, const char *rows,
-                       int column)
-{
-    int count[PLOT_WIDTH] = {0};
-    for (int x = 0; x < width; x++) mean[x] = 0;
-    for (const char *row = rows; *row; row = next_row(row)) {
-        const double step = number_in(row, LOG_STEP), value = number_in(row, column);
-        if (!(step >= first && step <= last) || isnan(value)) continue;
-        const double place = (step - first) * width / (last - first + 1);
-        const int x = (int)fmin(place, width - 1);      /* of steps beyond 2^53, too */
-        mean[x] += value;
-        count[x]++;
-    }
-    for (int x = 0; x < width; x++) mean[x] /= count[x];
-}
-
-/* Draws the losses of a log's rows. */
-static void plot_losses(const char *rows)
-{
-    const double first = number_in(rows, LOG_STEP), last = last_number(rows, LOG_STEP);
-    const int width = last >= first ? (int)fmin(last - first + 1, PLOT_WIDTH) : 0;
-    double train[PLOT_WIDTH], val[PLOT_WIDTH], low = INFINITY, high = -INFINITY;
-    fill_curve(train, width, first, last, rows, LOG_LOSS);
-    fill_curve(val, width, first, last, rows, LOG_VAL_LOSS);
-    for (int x = 0; x < width; x++) {
-        low = fmin(low, fmin(train[x], val[x]));
-        high = fmax(high, fmax(train[x], val[x]));
-    }
-    if (low > high) return;                 /* no loss is finite */
-    const double unit = high > low ? (high - low) / (PLOT_HEIGHT - 1) : 1;
-    printf("loss: * training, mean of each column; o validation\n");
-    for (int y = 0; y < (high > low ? PLOT_HEIGHT : 1); y++) {
-        char line[PLOT_WIDTH];
-        int end = 0;
-        for (int x = 0; x < width; x++) {
-            const bool o = round((high - val[x]) / unit) == y,
-                       star = round((high - train[x]) / unit) == y;
-            line[x] = o ? 'o' : star ? '*' : ' ';
-            if (o || star) end = x + 1;
-        }
-        printf("%8.4f |%.*s\n", high - y * unit, end, line);
-    }
-    printf("%9s+", "");
-    for (int x = 0; x < width; x++) putchar('-');
-    const int length = printf("\n%10sstep %.0f", "", first) - 11;
-    printf("  %*.0f\n", max_int(width - length - 2, 0), last);
-}
-
-/* Prints a row for each evaluation of the run, its duration and its loss curve, which only the log
- * knows. */
+/* Prints the evaluations of the run, and its losses and duration, which only the log knows. */
 static void print_history(const struct Metadata *meta, const char *dir)
 {
-    const char *history = metadata_get(meta, "history");
-    if (history && *history)
-        printf("history\n  %10s %10s %14s\n", "step", "val_loss", "bits_per_byte");
-    for (char *end; history && *history; history = end + (*end == '\n')) {
-        const long long step = strtoll(history, &end, 10);
-        const double loss = strtod(end, &end), bits = strtod(end, &end);
-        if (*end != '\n') break;
-        printf("  %10lld %10.4f %14.4f\n", step, loss, bits);
-    }
+    struct Buffer history = {0};
+    const char *lines = metadata_get(meta, "history");
+    if (lines && *lines) append(&history, "history: step, val_loss, bits_per_byte\n%s", lines);
+    show_result(&history);
+    free(history.data);
     char *path = text_of("%s/log.tsv", dir), *rows = read_journal(path, LOG_HEADER);
-    if (rows) printf("seconds        %.1f (from log.tsv)\n", last_number(rows, LOG_SECONDS));
-    if (rows && *rows) plot_losses(rows);
+    double first = NAN, last = NAN;
+    for (const char *row = rows; row && *row; row = strchr(row, '\n') + 1)
+        sscanf(row, "%*s %lf", row == rows ? &first : &last);
+    if (rows) printf("seconds        %.1f (from log.tsv)\n", last_seconds(rows));
+    if (isfinite(last)) printf("loss           %.4f at first, %.4f at last\n", first, last);
     free(rows);
     free(path);
 }
@@ -1952,17 +1738,12 @@ static int command_info(int argc, char **argv)
     const struct Config *c = &model.config;
     printf("layers         %d\nheads          %d\n", c->layers, c->heads);
     printf("channels       %d\ncontext        %d\n", c->channels, c->context);
-    printf("vocabulary     %d\n", c->vocabulary);
-    printf("parameters     %zu\n", model.parameter_count);
+    printf("vocabulary     %d\nparameters     %zu\n", c->vocabulary, model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
-    char *merges = tokenizer_file(dir);
-    if (!metadata_get(&meta, "tokenizer_hash") && merges)
-        printf("%-14s %s\n", "tokenizer_hash", hash_text(tokenizer_load(dir)->hash));
     for (int i = 0; i < meta.count; i++)
         if (strcmp(meta.keys[i], "history"))
             printf("%-14s %s\n", harmless(meta.keys[i]), harmless(meta.values[i]));
     print_history(&meta, dir);
-    free(merges);
     return 0;
 }
 

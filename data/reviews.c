@@ -779,6 +779,7 @@ int main(int argc, char **argv)
         {"validation", "in val.tsv", INTEGER, &validation, .max = 1e6},
         {"test", "in test.tsv", INTEGER, &test, .max = 1e6},
         {"overwrite", "replace the reviews in --out", FLAG, &overwrite},
+        {0}
     };
     struct TextFile files[] = {
         {"unlabelled.txt", &unlabelled},
@@ -788,7 +789,7 @@ int main(int argc, char **argv)
         {"test.tsv", &test, .labelled = true, .scored = true},
     };
     const int file_count = sizeof files / sizeof *files;
-    if (parse_options(argc - 1, argv + 1, options, sizeof options / sizeof *options, usage) > 0)
+    if (read_options(argc - 1, argv + 1, options, usage) > 0)
         die_usage("%s: not an option. reviews --help lists them.", argv[1]);
     char *limits_path = text_of("%s/limits.txt", out);
     lock_directory(out);
@@ -801,7 +802,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < file_count; i++)
         write_reviews(g, out, &files[i], random_stream((uint64_t)seed, (uint64_t)i + 1));
     report_limits(&report, &limits, files, file_count);
-    write_file(limits_path, report.data, report.size);
+    stage_file(limits_path, report.data, report.size);
+    commit_outputs();
     fputs(report.data, stdout);
     free(report.data);
     free(limits_path);

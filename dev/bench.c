@@ -279,10 +279,11 @@ int main(int argc, char **argv)
         {"only", "these rows: letters of shapes, generation, classification", TEXT, &only},
         {"precision", "both: bf16 only if the processor has AVX512_BF16", CHOICE, &precision,
          .choices = "both|fp32|bf16"},
+        {0}
     };
     begin_program("bench", argv);
-    if (parse_options(argc - 1, argv + 1, options, 3,
-                      "bench [options]: training, generation, classification"))
+    if (read_options(argc - 1, argv + 1, options,
+                     "bench [options]: training, generation, classification"))
         die_usage("%s: not an option. --help lists them.", argv[1]);
     set_threads(threads);
     if (strcmp(precision, "bf16")) bench("fp32", only);

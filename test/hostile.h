@@ -176,7 +176,7 @@ static struct Tokenizer *tiny_tokenizer;        /* and texts are encoded with */
 
 static void read_log_file(struct Bytes input)
 {
-    plot_losses(rows_of("log.tsv", LOG_HEADER, input));
+    last_seconds(rows_of("log.tsv", LOG_HEADER, input));
 }
 
 static const struct HostileReader { const char *name; void (*read)(struct Bytes input); } readers[] = {
@@ -347,8 +347,8 @@ static void read_comparison(struct Bytes input)
     char *rows = rows_of("compare.tsv", table_header, input);
     for (; *rows; rows = strchr(rows, '\n') + 1) read_cell(&c, rows);
     for (struct Cell *cell = c.cells; cell < c.cells + 2; cell++)
-        if (cell->done && (strspn(cell->right, "01") != 2 || cell->right[2]
-                           || !(cell->accuracy >= 0 && cell->accuracy <= 1)))
+        if (cell->right && (strspn(cell->right, "01") != 2 || cell->right[2]
+                            || !(cell->scores.accuracy >= 0 && cell->scores.accuracy <= 1)))
             finding("a wrong score");
 }
 

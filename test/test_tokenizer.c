@@ -340,7 +340,8 @@ static void write_in(const char *directory, const char *name, const char *text, 
 {
     make_directory(in_directory(directory));
     char *path = text_of("%s/%s", in_directory(directory), name);
-    write_file(path, text, n);
+    stage_file(path, text, n);
+    commit_outputs();
     free(path);
 }
 

@@ -120,7 +120,7 @@ static void test_shards(void)
 static struct Data open_all(const char *pattern, int vocabulary)
 {
     const struct Tokenizer tokenizer = {.vocabulary = vocabulary};
-    return open_data("data", pattern, find_shards("data", pattern), &tokenizer);
+    return open_data("data", pattern, &tokenizer);
 }
 
 /* Three shards, one of them empty: 137 tokens, each its own place. */
@@ -144,6 +144,18 @@ static const char *write_holes(const char *name, off_t bytes)
     check(good && !fflush(f) && !ftruncate(fileno(f), bytes), "%s: %.1f GB", name, bytes / 1e9);
     if (f) fclose(f);
     return path;
+}
+
+/* A file whose name is the pattern comes before the files that the pattern matches. */
+static void test_brackets(void)
+{
+    make_directory(path_of("a[1]"));
+    make_directory(path_of("a1"));
+    write_shard("a[1]/p0.bin", 0, 50, 50, SHARD_MAGIC, 1);
+    write_shard("a1/p0.bin", 0, 20, 20, SHARD_MAGIC, 1);
+    write_shard("a1/p1.bin", 0, 10, 10, SHARD_MAGIC, 1);
+    check(open_all(path_of("a[1]/p0.bin"), 137).tokens == 50
+          && open_all(path_of("a[1]/p?.bin"), 137).tokens == 30, "a path with brackets");
 }
 
 /* Sizes that do not fit into 31 or 32 bits. */
@@ -403,7 +415,7 @@ static void run_in(struct Run *r, const char *name, int steps, double clip)
     r->files.state = text_of("%s/state.safetensors", r->options.out);
     r->peak = 1;
     const double now = seconds();
-    r->clock = (struct Clock){.first = 1, .start = now, .began = now, .saved = now, .shown = now};
+    r->clock = (struct Clock){.first = 1, .start = now, .mark = now, .saved = now, .shown = now};
     make_directory(r->options.out);
     watched_log = text_of("%s/log.tsv", r->options.out);
     log_flushed = log_before_state = false;
@@ -443,7 +455,7 @@ static void test_log_before_state(void)
 static bool sound(struct Run *r, double norm)
 {
     const bool good = judge_step(r, &(struct Step){.loss = 1, .norm = norm});
-    if (!good) skip_update(r);
+    if (!good) forget_gradient(&r->model);
     r->step++;
     return good;
 }
@@ -470,7 +482,7 @@ static void test_spikes(void)
     run_in(&r, "spikes", 40, 1);
     r.skipped = 3;
     r.norms[7] = INFINITY;
-    save_run(&r);
+    save_run(&r, true);
     fclose(r.files.log.file);
     tiny_run(&resumed, 4, 2);
     resumed.options = r.options;
@@ -516,11 +528,11 @@ static void test_evaluation(void)
     struct Minibatch *m = &r.minibatches[0], one = minibatch_create(12),
                      two = minibatch_create(24);
     const struct Sequences s = cut(&r.data, 12, "length", 0);
-    struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
-    struct Score alone = evaluate(&r.model, &r.ws, &one, &s, bytes, 0, false);
-    struct Score some = evaluate(&r.model, &r.ws, m, &s, bytes, 40, false);
+    struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0);
+    struct Score alone = evaluate(&r.model, &r.ws, &one, &s, bytes, 0);
+    struct Score some = evaluate(&r.model, &r.ws, m, &s, bytes, 40);
     const bool spread = m->batch.sequences == 4 && m->tokens[12] == 36 && m->tokens[36] == 108;
-    struct Score again = evaluate(&r.model, &r.ws, &two, &s, bytes, 40, false);
+    struct Score again = evaluate(&r.model, &r.ws, &two, &s, bytes, 40);
     check(spread, "evaluation: a budget of 4 of 12 sequences is spread over the data");
     check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6,
           "evaluation: all targets, in batches of any size");
@@ -529,7 +541,7 @@ static void test_evaluation(void)
     check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9,
           "bits per byte of two-byte tokens");
     bytes[136] = 0;             /* the last token of the data, as <|endoftext|> would be */
-    struct Score marked = evaluate(&r.model, &r.ws, m, &s, bytes, 0, false);
+    struct Score marked = evaluate(&r.model, &r.ws, m, &s, bytes, 0);
     check(marked.loss == all.loss
           && fabs(marked.bits_per_byte - all.loss * 136 / M_LN2 / (2 * 135)) < 1e-9,
           "bits per byte: a token of no bytes counts in the loss alone");
@@ -600,7 +612,7 @@ static void test_generator(void)
 {
     struct Run r;
     tiny_run(&r, 1, 1);
-    const struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136};
+    struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136};
     struct Generator g, naive;
     generator_create(&g, &r.model, &tokenizer);
     generator_create(&naive, &r.model, &tokenizer);
@@ -629,19 +641,17 @@ static void test_generator(void)
     for (int i = 0; i < 40; i++) longer[i] = i;
     read_text(&g, longer, 40);
     check(g.count == 12 && g.window[0] == 28, "of a prompt that is too long, the end is read");
-    generator_free(&g);
-    generator_free(&naive);
 }
 
-/* What comes out when text goes in by pieces of `step` bytes. */
+/* What comes out when text goes in by pieces of `step` bytes, then a line end, which is left out. */
 static struct Buffer passed(const char *text, size_t n, size_t step)
 {
     struct Buffer out = {0};
     struct Utf8 u = {0};
     for (size_t i = 0; i < n; i += step)
         utf8_feed(&out, &u, (const unsigned char *)text + i, (int)(n - i < step ? n - i : step));
-    utf8_end(&out, &u);
-    append_bytes(&out, "", 0);
+    utf8_feed(&out, &u, (const unsigned char *)"\n", 1);
+    out.data[--out.size] = 0;
     return out;
 }
 
@@ -717,43 +727,49 @@ static void test_fall(void)
           "the last step has a rate above 0");
 }
 
-/* --- The history of evaluations --- */
+/* --- The time --- */
 
-static void test_history(void)
+static void test_median(void)
 {
-    struct Buffer h = {0};
-    const struct Score s = {2.5, 1.25, 1};
-    size_t largest = 0;
-    int64_t before = 0;
-    int lines = 0;
-    for (int64_t step = 1; step <= 100000; step++) {
-        add_to_history(&h, step, &s);
-        if (h.size > largest) largest = h.size;
-        if (step == 1000) check(h.size == 9 * 20 + 90 * 21 + 900 * 22 + 23, "history: 1,000 are kept");
-    }
-    bool rising = true;
-    for (char *at = h.data, *end; *at; at = strchr(end, '\n') + 1, lines++) {
-        const int64_t step = strtoll(at, &end, 10);
-        rising &= step > before && !strncmp(end, " 2.500000 1.250000\n", 19);
-        before = step;
-    }
-    check(largest < 70000 && lines > 1000 && rising && !strncmp(h.data, "1 ", 2) && before == 100000,
-          "history: of 100,000 evaluations %d are kept, at most %zu bytes", lines, largest);
-    free(h.data);
+    static const double values[] = {3, 100, 1, 2, 1e9};
+    check(median(values, 1) == 3 && median(values, 2) == 3 && median(values, 3) == 3
+          && median(values, 4) == 2 && median(values, 5) == 3, "the median of 1 to 5 values");
 }
 
-/* --- The log --- */
-
-/* A row that is short or has an empty column has no number there, and not that of the next row. */
-static void test_columns(void)
+/* A run of --time-limit 1000 s whose steps take 1 s each, with a pause of 100 s in one of them. Its
+ * clock is set here. */
+static bool time_passes(struct Run *r, double took)
 {
-    const char rows[] = "5\t1.5\t\n7\t2\tnan\tx\n9\n";
-    const char *second = next_row(rows), *third = next_row(second);
-    check(number_in(rows, 0) == 5 && number_in(rows, 1) == 1.5 && number_in(second, 1) == 2
-          && last_number(rows, 0) == 9 && last_number("", 0) == 0, "log: the numbers of its rows");
-    check(isnan(number_in(rows, 2)) && isnan(number_in(rows, 3)) && isnan(number_in(second, 2))
-          && isnan(number_in(second, 3)) && isnan(number_in(third, 1)) && isnan(last_number(rows, 1)),
-          "log: a short row, an empty column and words have none");
+    struct Step s = {.lr = rate_of(r), .start = seconds() - took, .targets = 1};
+    r->clock.start -= took;
+    r->clock.mark -= took;
+    r->step++;
+    end_step(r, &s);
+    return fit_to_time(r, &s);
+}
+
+static void test_forecast(void)
+{
+    struct Run r = {.options = {.schedule = "cosine", .lr = 1, .min_lr_ratio = 0.1, .eval_every = 10,
+                                .time_limit = 1000, .context = 1, .batch = 1, .accumulate = 1}};
+    const double now = seconds();
+    double rate = 0;
+    bool late = false, early = false;
+    r.clock = (struct Clock){.start = now, .mark = now, .shown = now};
+    while (!early && r.step < 700) early = time_passes(&r, 1) || r.fall.step;
+    time_passes(&r, 150);               /* over four fifths */
+    check(!early && r.fall.step == 701 && r.options.steps > 840 && r.options.steps < 850,
+          "forecast: a pause of 150 of 1000 s does not slow the steps down: %lld after %lld",
+          (long long)r.options.steps, (long long)r.fall.step);
+    while (r.step < 740) late |= time_passes(&r, 1);
+    rate = rate_of(&r);
+    late |= time_passes(&r, 50);
+    check(!late && r.fall.step == 741 && r.options.steps > 790 && r.options.steps < 805
+          && r.fall.rate == rate, "forecast: another while the rate falls: it falls anew");
+    while (!late && !finished(&r)) late = time_passes(&r, 1);
+    check(finished(&r) && fabs(rate_of(&r) - 0.1) < 1e-9 && time_used(&r) < 1001
+          && time_used(&r) > 990, "forecast: the rate ends at its minimum, in time (%.0f s)",
+          time_used(&r));
 }
 
 /* --- Messages --- */
@@ -793,11 +809,14 @@ static void test_cores(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         put("groups", cases[i].groups);
-        const double got = cgroup_cores(path_of("groups"), path_of(cases[i].root));
+        const double got = cgroup_limit(path_of("groups"), path_of(cases[i].root), "cpu.max");
         check(got == cases[i].cores, "cores, cgroup %s: %.*s: %g", cases[i].root,
               (int)strcspn(cases[i].groups, "\n"), cases[i].groups, got);
     }
-    check(cgroup_cores(path_of("no file"), path_of("v2")) == INFINITY, "cores, no /proc");
+    check(cgroup_limit(path_of("no file"), path_of("v2"), "cpu.max") == INFINITY, "cores, no /proc");
+    put("v2/a/memory.max", "1000000\n");
+    put("groups", "0::/a\n");
+    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == 1e6, "memory of a cgroup");
 }
 
 /* --- The live line --- */
@@ -848,6 +867,7 @@ int main(void)
     if (!mkdtemp(directory)) return 1;
     test_shards();
     test_large();
+    test_brackets();
     test_fingerprint();
     test_epochs();
     test_most_sequences();
@@ -865,8 +885,8 @@ int main(void)
     test_utf8();
     test_harmless();
     test_fall();
-    test_history();
-    test_columns();
+    test_median();
+    test_forecast();
     test_messages();
     test_cores();
     test_live_line();
