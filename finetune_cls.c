@@ -2760,7 +2760,7 @@ struct Compare {
     int learn_count, test_count, classes, cell_count;
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
-    struct Metadata state, old;         /* its settings; those in --out, with --resume */
+    struct Metadata state;              /* its settings */
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
 
@@ -3074,13 +3074,13 @@ static void open_comparison(struct Compare *c)
     char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
     const uint64_t weights = checksum(c->base.weights, c->base.parameter_count * sizeof(real));
     const char *inputs = hash_text(mix64(weights ^ c->task.train_hash)),
-               *was = metadata_get(&c->old, "train_hash");
-    if (c->old.count && strcmp(inputs, was))
+               *was = metadata_get(&c->task.old, "train_hash");
+    if (c->task.old.count && strcmp(inputs, was))
         die("--resume: the comparison in %s was made with another model or other texts. Choose "
             "another --out.", s->out);
     metadata_set(&c->state, "train_hash", "%s", inputs);
-    char *rows = c->old.count ? read_journal(table, table_header) : NULL;
-    if (c->old.count && !rows)
+    char *rows = c->task.old.count ? read_journal(table, table_header) : NULL;
+    if (c->task.old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
     journal_open(&c->journal, table, table_header, 0, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
