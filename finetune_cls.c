@@ -3537,7 +3537,7 @@ static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d
 }
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
- * moved it most is named. */
+ * moved it most is named; on a terminal each is coloured, red for less, green for more. */
 static void explain_text(struct Classifier *c, struct Bytes text)
 {
     const int K = c->model.config.labels;
@@ -3557,7 +3557,9 @@ static void explain_text(struct Classifier *c, struct Bytes text)
         const uint8_t *bytes = bytes_of_token(c->tokenizer, d.tokens[i], &size);
         token.size = 0;
         append_readable(&token, bytes, size);
-        printf("%.4f  %+.4f  %s\n", now, change, token.data);
+        const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
+        if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
+        printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
         before = now;
         if (fabs(change) <= fabs(largest)) continue;
         largest = change;

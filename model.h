@@ -3643,21 +3643,24 @@ static int stopped_status(void)
     return 128 + stop_signal;
 }
 
-/* Prints what stdout holds. If that fails, the program does, but not a training. If the reader has
- * gone, as `head` goes when it has enough lines, it ends as silently as others do, by SIGPIPE. */
-static void flush_results(void)
+/* Prints what stdout holds. If that fails, the program does, a training only at its end. If the
+ * reader has gone, as `head` goes when it has enough lines, a program that is no training ends as
+ * silently as others do, by SIGPIPE. */
+static void print_results(bool at_end)
 {
-    if ((!fflush(stdout) && !ferror(stdout)) || training) return;
-    if (errno == EPIPE) remove_unfinished_on_signal(SIGPIPE);
+    if ((!fflush(stdout) && !ferror(stdout)) || (training && !at_end)) return;
+    if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
     warn("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
     remove_unfinished();
     _exit(STATUS_FAILED);
 }
 
+static void flush_results(void) { print_results(false); }
+
 static void end_program(void)
 {
     remove_unfinished();
-    if (!failed) flush_results();
+    if (!failed) print_results(true);
 }
 
 /* Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores

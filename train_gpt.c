@@ -1221,10 +1221,17 @@ static char *write_texts(const struct Run *r)
 {
     struct Buffer bytes = {0}, text = {0};
     char *path = text_of("%s/step_%lld.txt", r->options.out, (long long)r->step + 1);
-    for (int a = 0; a < r->options.accumulate; a++)
-        append_decoded(&bytes, r->tokenizer, r->minibatches[a].tokens,
-                       r->minibatches[a].batch.rows);
-    append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
+    for (int a = 0; a < r->options.accumulate; a++) {
+        const struct Minibatch *m = &r->minibatches[a];
+        for (int s = 0; s < m->batch.sequences; s++) {
+            const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
+            bytes.size = 0;
+            append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
+            append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
+            append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
+            append(&text, "\n");
+        }
+    }
     write_note(path, text.data, text.size);
     free(bytes.data);
     free(text.data);
