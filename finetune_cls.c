@@ -1709,8 +1709,8 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 
 /* --- Labels as classes --- */
 
-/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key with
- * a chance of 1 in 10 million. */
+/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key
+ * with a chance of 1 in 10 million. */
 static uint64_t text_key(struct Bytes text)
 {
     return hash_bytes((const uint8_t *)text.data, text.size) >> 1;

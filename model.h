@@ -2606,8 +2606,9 @@ static void make_directory(const char *path)
 }
 
 /* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if that
- * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to its
- * name, so the name must still be that of the file. A file system without locks is used without. */
+ * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to
+ * its name, so the name must still be that of the file. A file system without locks is used
+ * without. */
 static int open_locked(const char *path, int flags)
 {
     struct stat locked, named;
@@ -3530,7 +3531,8 @@ static const char *duration(double s)
 {
     const long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
     if (n < 60) return brief("%lds", n);
-    return n < 3600 ? brief("%ldm%02lds", n / 60, n % 60) : brief("%ldh%02ldm", n / 3600, n / 60 % 60);
+    if (n < 3600) return brief("%ldm%02lds", n / 60, n % 60);
+    return brief("%ldh%02ldm", n / 3600, n / 60 % 60);
 }
 
 /* Whether stderr is a terminal, where one line is replaced again and again. */
@@ -3567,8 +3569,8 @@ struct Timer { double start, shown; };
 
 static struct Timer start_timer(void) { return (struct Timer){seconds(), seconds()}; }
 
-/* Shows, if a line is due, how much of `all` is done: "eval: 120/872 texts  93 texts/s  8s left". all
- * is 0 if it is not known. */
+/* Shows, if a line is due, how much of `all` is done: "eval: 120/872 texts  93 texts/s  8s left".
+ * all is 0 if it is not known. */
 static void show_work(struct Timer *t, const char *what, double done, double all, const char *unit)
 {
     if (!line_is_due(&t->shown)) return;
@@ -3666,9 +3668,9 @@ static void end_program(void)
 /* Idle OpenMP threads spin for milliseconds by default, which slows two runs on the same cores
  * 30-fold. The runtime reads its settings before main, so we set them and execute ourselves once:
  * spin for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the
- * system then lets another program's thread and ours change cores, which makes a small model up to a
- * third faster beside a busy program. Short products, as in generation, bear the wait less. If the
- * file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
+ * system then lets another program's thread and ours change cores, which makes a small model up to
+ * a third faster beside a busy program. Short products, as in generation, bear the wait less. If
+ * the file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
     char self[4096] = "";
@@ -3924,8 +3926,8 @@ static void describe_options(struct Metadata *meta, const struct Option *table, 
     }
 }
 
-/* For --resume: takes the options that were not given from what describe_options stored. Dies if one
- * that was given differs, unless it may. out: the directory of the run. */
+/* For --resume: takes the options that were not given from what describe_options stored. Dies if
+ * one that was given differs, unless it may. out: the directory of the run. */
 static void resume_options(struct Option *table, const struct Metadata *old, const char *prefix,
                            const char *out)
 {
@@ -3964,9 +3966,9 @@ static void advise_resume(const char *command, const char *done, const char *out
 }
 
 /* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`
- * columns depend on the time; the others are the same in every run, and their hash is in the state,
- * with the number of rows. So a resumed run finds the rows that its state knows, and cuts off what a
- * killed process wrote after it. */
+ * columns depend on the time; the others are the same in every run, and their hash is in the
+ * state, with the number of rows. So a resumed run finds the rows that its state knows, and cuts
+ * off what a killed process wrote after it. */
 struct Journal { char *path; FILE *file; int timing; int64_t rows; uint64_t hash; };
 
 /* Counts a row, and adds it to the hash. */
@@ -3978,8 +3980,8 @@ static void journal_hash(struct Journal *j, const char *row, size_t n)
 }
 
 /* The whole rows of a journal, after its header; NULL: the file is no such journal, or not there.
- * The caller frees them. A last line without a newline was cut off by a crash and is left out. So is
- * what follows a NUL byte, as a file system may leave it where it lost data. */
+ * The caller frees them. A last line without a newline was cut off by a crash and is left out. So
+ * is what follows a NUL byte, as a file system may leave it where it lost data. */
 static char *read_journal(const char *path, const char *header)
 {
     const size_t n = strlen(header);
@@ -3992,8 +3994,8 @@ static char *read_journal(const char *path, const char *header)
 }
 
 /* Begins a journal: a new one, or, if the state of a resumed run is given, with the rows that the
- * state knows. Dies if the file has others. It gets its name by the next commit_outputs. Returns the
- * rows, which the caller frees. */
+ * state knows. Dies if the file has others. It gets its name by the next commit_outputs. Returns
+ * the rows, which the caller frees. */
 static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
                           const struct Metadata *state)
 {

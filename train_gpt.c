@@ -1238,10 +1238,10 @@ static char *write_texts(const struct Run *r)
     return path;
 }
 
-/* Whether a step may update the weights. A spike is a norm of more than SPIKE_FACTOR times the median
- * of the last WINDOW steps: --skip-spikes leaves it out. As spikes count in the median, a norm that
- * stays high is soon none. A loss or norm that is not finite ends the run unless --skip-spikes is
- * given, and also then if it stays so; the saved files stay as they are. */
+/* Whether a step may update the weights. A spike is a norm of more than SPIKE_FACTOR times the
+ * median of the last WINDOW steps: --skip-spikes leaves it out. As spikes count in the median, a
+ * norm that stays high is soon none. A loss or norm that is not finite ends the run unless --skip-
+ * spikes is given, and also then if it stays so; the saved files stay as they are. */
 static bool judge_step(struct Run *r, const struct Step *s)
 {
     const struct TrainOptions *o = &r->options;
