@@ -1411,7 +1411,8 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
         return true;
     }
     if (left > 0.2 * time || !strcmp(o->schedule, "constant")) return false;
-    if (o->steps && planned <= (r->fall.step ? fit + fit / 8 + 1 : fit)) return false;
+    const int64_t spare = r->fall.step ? fit / 8 + (o->steps - r->fall.step) / 32 + 1 : 0;
+    if (o->steps && planned <= fit + spare) return false;
     o->steps = r->step + fit;
     r->fall.step = r->step;
     r->fall.rate = s->lr;

@@ -49,20 +49,27 @@ stop_when() # "WHEN" COMMAND...
 
 # Whether the log ends in time, and its rates are as they should be: constant until the message that
 # has "step FALL/STEPS", then 1 - sqrt, down to a tenth at the step STEPS, or near it if it got slower.
-fitted() # DIR SECONDS [START]: when the last process began, by the log
+# If it got much slower, a later message has other numbers, and the rate falls anew from where it is.
+fitted() # DIR SECONDS
 {
     decided=$(sed -n 's/^step \([0-9/]*\).* the learning rate falls from here .*/\1/p' err.txt)
-    fall=${decided%/*} steps=${decided#*/}
-    awk -F '\t' -v limit=$2 -v start="${3:-0}" -v fall="${fall:-0}" -v steps="${steps:-0}" 'NR > 1 { rate[$1] = $5; last = $1; time = $9 - start; val = $3
-            if ($1 == fall) fell = time }
+    awk -F '\t' -v limit=$2 -v decided="$(echo $decided)" '
+        NR > 1 { rate[$1] = $5; seconds[$1] = $9; last = $1; val = $3 }
         END {
+            count = split(decided, pair, "[ /]") / 2
+            fell = count ? seconds[pair[1]] : 0
+            time = seconds[last]
             for (i = 101; i <= last && !bad; i++) {
-                want = i <= fall ? 3e-3 : 3e-4 + 2.7e-3 * (1 - sqrt((i - fall) / (steps - fall)))
+                while (k < count && i > pair[2 * k + 1]) {
+                    from = pair[2 * k + 1]
+                    steps = pair[2 * ++k]
+                }
+                want = k ? 3e-4 + (rate[from] - 3e-4) * (1 - sqrt((i - from) / (steps - from))) : 3e-3
                 if (rate[i] > want + 1e-7 || rate[i] < want - 1e-7) bad = i
             }
             if (bad) print "     step " bad ": rate " rate[bad] ", not " want
-            print "     " last " of " steps " steps, from " fall " falling, " fell " s to " time " s"
-            exit bad || !fall || last <= fall || last > steps || val == "" ||
+            print "     " last " of " steps " steps, falling from " decided ", " fell " s to " time " s"
+            exit bad || !k || k < count || last > steps || val == "" || rate[last] > 6e-4 ||
                 fell < 0.7 * limit || fell > 0.95 * limit || time < 0.88 * limit || time > 1.2 * limit
         }' $1/log.tsv
 }
