@@ -2817,10 +2817,11 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     return m;
 }
 
-/* Reads --methods. */
+/* Reads --methods. Unless they are given, a model of one block has last:1 in place of last:2. */
 static void parse_methods(struct Compare *c)
 {
-    char *rest = text_of("%s", c->methods_text), *name;
+    char *rest = text_of("%s", c->methods_text), *name, *last = strstr(rest, "last:2");
+    if (c->base.config.layers == 1 && last && !is_given(c->task.options, "methods")) last[5] = '1';
     while ((name = strsep(&rest, ","))) {
         for (int k = 0; k < c->method_count; k++)
             if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);

@@ -412,6 +412,16 @@ succeeds "explain: texts one after another" eval '
     { explain one; echo; explain two; } >"$dir/both" && explain one two | cmp -s "$dir/both" -'
 fails 2 "TEXT: must be given" ./finetune_cls explain --model "$dir/probe"
 fails 1 "holds a language model, not a classifier" ./finetune_cls explain --model "$dir/base" x
+# The usual methods name last:2; a model of one block has last:1, also when it goes on.
+./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/block" --layers 1 \
+    --heads 1 --channels 16 --context 48 --batch 4 --steps 2 >/dev/null 2>&1
+usual() { compare "$dir/usual" --model "$dir/block" --labels 20 --seeds 1 --steps 1 "$@" 2>/dev/null; }
+succeeds "the usual methods suit a model of one block" eval '
+    usual | grep -q "^last:1 " && [ "$(usual --resume | grep -c "^last:1 ")" -eq 1 ]'
+few() { ./finetune_cls compare --model "$dir/block" --train "$train" --test "$test" --labels 20 --seeds 1 \
+    --methods nb,majority --out "$dir/fewer" >/dev/null 2>&1; }
+succeeds "and other methods are gone on with as they were given" eval '
+    few && ./finetune_cls compare --out "$dir/fewer" --resume 2>/dev/null | grep -q "^nb "'
 if script -qec true /dev/null >/dev/null 2>&1; then
     script -qec "./finetune_cls explain --model '$dir/probe' 'a dull film'" /dev/null \
         </dev/null >"$dir/coloured" 2>/dev/null
