@@ -2557,7 +2557,6 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_finish(o);
     commit_outputs();
 }
 
@@ -3039,7 +3038,7 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
                 cell->distance, cell->lm_loss, cell->right);
-    journal_flush(&c->journal, true);
+    journal_flush(&c->journal);
 }
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.

@@ -2565,41 +2565,41 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* Creates a directory and those above it, unless they exist. */
-static void make_directory(const char *path)
+/* Creates the directories above a path, unless they exist. */
+static void make_parents(const char *path)
 {
-    char *p = text_of("%s", path), end = 1;
-    int error = EEXIST;                     /* the first reason why one could not be made */
-    for (char *s = p; end; s++) {
-        if ((end = *s) && (end != '/' || s == p)) continue;
+    char *p = text_of("%s", path);
+    for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
         *s = 0;
-        if (mkdir(p, 0777) && error == EEXIST) error = errno;
-        *s = end;
+        mkdir(p, 0777);
     }
-    struct stat status;
-    if (stat(p, &status) < 0 || !S_ISDIR(status.st_mode))
-        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
-            strerror(error));
     free(p);
 }
 
-/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if that
- * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to
- * its name, so the name must still be that of the file. A file system without locks is used
- * without. */
+/* Creates a directory and those above it, unless they exist. */
+static void make_directory(const char *path)
+{
+    struct stat status;
+    make_parents(path);
+    const int error = mkdir(path, 0777) ? errno : 0;
+    if (stat(path, &status) || !S_ISDIR(status.st_mode))
+        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
+            strerror(error));
+}
+
+/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it
+ * cannot be opened. Dies if another process has the lock, or had it until the file got another
+ * name: a lock belongs to a file. A file system without locks is used without. */
 static int open_locked(const char *path, int flags)
 {
     struct stat locked, named;
-    for (int fd; (fd = open(path, flags | O_CLOEXEC, 0666)) >= 0; close(fd)) {
-        if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
-            close(fd);
-            errno = EWOULDBLOCK;
-            return -1;
-        }
-        if (!fstat(fd, &locked) && !stat(path, &named) && locked.st_dev == named.st_dev
-            && locked.st_ino == named.st_ino) return fd;
-    }
-    return -1;
+    const int fd = open(path, flags | O_CLOEXEC, 0666);
+    if (fd < 0) return -1;
+    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &locked)
+        || stat(path, &named) || locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)
+        die("%s: another program is writing there. Wait for its end, or choose another --out.",
+            path);
+    return fd;
 }
 
 /* Makes the directory of --out, and keeps other programs from writing there until this one ends:
@@ -2609,9 +2609,7 @@ static void lock_directory(const char *path)
     make_directory(path);
     if (access(path, W_OK))                 /* found now, not when all has been computed */
         die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-    if (open_locked(path, O_RDONLY) < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing there. Wait for its end, or choose another --out.",
-            path);
+    open_locked(path, O_RDONLY);
 }
 
 /* --- Writing: files that belong together are replaced together ---
@@ -2624,7 +2622,7 @@ static void lock_directory(const char *path)
 #define UNFINISHED ".unfinished"
 
 struct Output {
-    FILE *file;                             /* open and locked until it has its name */
+    int fd;                                 /* open and locked until it has its name */
     char *path, *temporary;
     struct Output *volatile next;
 };
@@ -2654,14 +2652,6 @@ static void end_naming(void)
     if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
 }
 
-/* The directory that a path is in, which the caller owns. *name: what the path calls the file. */
-static char *directory_of(const char *path, const char **name)
-{
-    const char *slash = strrchr(path, '/');
-    *name = slash ? slash + 1 : path;
-    return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
-}
-
 /* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
 static void remove_file(const char *path)
 {
@@ -2672,51 +2662,41 @@ static void remove_file(const char *path)
 /* Dies because a file cannot be written. */
 static void die_unwritten(const char *path)
 {
-    die("%s: writing failed (%s). Free some space and run again.", path, strerror(errno));
+    die("%s: writing failed (%s). Free some space, then run again or --resume.", path,
+        strerror(errno));
 }
 
 static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o), *volatile *end = &outputs;
-    *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
+    *o = (struct Output){-1, text_of("%s", path), text_of("%s" UNFINISHED, path)};
     naming = true;
-    const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
-    if (fd < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing it. Wait for its end, or choose another place.", path);
-    if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    o->fd = open_locked(o->temporary, O_RDWR | O_CREAT);
+    if (o->fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
     while (*end) end = &(*end)->next;
     *end = o;
     end_naming();
-    o->file = fdopen(fd, "w+b");
-    if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
+    if (ftruncate(o->fd, 0)) die_unwritten(path);
     return o;
 }
 
-static void output_write(struct Output *o, const void *bytes, size_t n)
+/* Returns whether all n bytes could be written. */
+static bool write_whole(int fd, const char *bytes, size_t n)
 {
-    if (n && fwrite(bytes, 1, n, o->file) != n) die_unwritten(o->path);
+    for (ssize_t written; n; bytes += written, n -= written)
+        if ((written = write(fd, bytes, n)) < 0) return false;
+    return true;
 }
 
-/* Waits until all that was written is on disk. The file may grow further. */
-static void output_finish(struct Output *o)
+static void output_write(const struct Output *o, const void *bytes, size_t n)
 {
-    if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
+    if (!write_whole(o->fd, bytes, n)) die_unwritten(o->path);
 }
 
-/* Writes the name of a file to disk, too. Some file systems cannot, and need not. */
-static void flush_name(const char *path)
-{
-    const char *name;
-    char *directory = directory_of(path, &name);
-    const int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && fsync(fd) < 0 && errno == EIO) die_unwritten(directory);
-    if (fd >= 0) close(fd);
-    free(directory);
-}
-
-/* Gives all files their names, one right after the other. All must be finished. */
+/* When all files are on disk, gives them their names, one right after the other. */
 static void commit_outputs(void)
 {
+    for (struct Output *o = outputs; o; o = o->next) if (fsync(o->fd)) die_unwritten(o->path);
     naming = true;
     for (struct Output *o = outputs; o; o = o->next)
         if (rename(o->temporary, o->path))
@@ -2726,9 +2706,8 @@ static void commit_outputs(void)
     outputs = NULL;
     end_naming();
     for (struct Output *o; (o = done); free(o)) {
-        flush_name(o->path);
         done = o->next;
-        fclose(o->file);
+        close(o->fd);
         free(o->path);
         free(o->temporary);
     }
@@ -2737,9 +2716,7 @@ static void commit_outputs(void)
 /* Writes a file of a group, which commit_outputs completes. */
 static void stage_file(const char *path, const void *bytes, size_t n)
 {
-    struct Output *o = output_open(path);
-    output_write(o, bytes, n);
-    output_finish(o);
+    output_write(output_open(path), bytes, n);
 }
 
 /* ============================================================================================= */
@@ -3000,21 +2977,6 @@ static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
 
 static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, bytes, n); }
 
-/* The checksum of the bytes at .. at + n - 1 of a file. */
-static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
-{
-    enum { BLOCK = 8 * MEGABYTE };
-    char *block = resize(NULL, n < BLOCK ? n : BLOCK);
-    uint64_t sum = n;
-    for (size_t now; n; n -= now, at += now) {
-        now = n < BLOCK ? n : BLOCK;
-        read_at(f, block, now, at);
-        sum = checksum_add(sum, block, now);
-    }
-    free(block);
-    return sum;
-}
-
 /* --- Writing safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
 /* The arrays that a file may hold, in order; a tensor's name begins with the prefix of its array. A
@@ -3064,7 +3026,6 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
     output_write(o, &length, sizeof length);
     output_write(o, header.data, header.size);
     for (int a = 0; a < array_count; a++) output_write(o, arrays[a], array_bytes);
-    output_finish(o);
     free(header.data);
 }
 
@@ -3625,21 +3586,15 @@ static void end_program(void)
  * spin for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the
  * system then lets another program's thread and ours change cores, which makes a small model up to
  * a third faster beside a busy program. Short products, as in generation, bear the wait less. If
- * the file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
+ * the file that runs is not the one that argv[0] names, but the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
-    char self[4096] = "";
-    const char *name, *runs;
-    const bool trains = argv[0] && argv[1]
-                        && (!strcmp(argv[1], "train") || !strcmp(argv[1], "compare"));
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0 || !argv[0]) return;
-    free(directory_of(self, &runs));
-    free(directory_of(argv[0], &name));
-    if (!strcmp(name, runs) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
-        && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
-        && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
-        && !setenv("KMP_BLOCKTIME", "1", 1))
-        execv("/proc/self/exe", argv);
+    const bool trains = argv[0] && argv[1] && is_choice(argv[1], strlen(argv[1]), "train|compare");
+    if (!argv[0] || (strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe"))) return;
+    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1)) return;
+    setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 0);
+    setenv("KMP_BLOCKTIME", "1", 0);
+    execv("/proc/self/exe", argv);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
@@ -3916,7 +3871,7 @@ static void advise_resume(const char *command, const char *done, const char *out
  * columns depend on the time; the others are the same in every run, and their hash is in the
  * state, with the number of rows. So a resumed run finds the rows that its state knows, and cuts
  * off what a killed process wrote after it. */
-struct Journal { char *path; FILE *file; int timing; int64_t rows; uint64_t hash; };
+struct Journal { char *path; int fd, timing; int64_t rows; uint64_t hash; };
 
 /* Counts a row, and adds it to the hash. */
 static void journal_hash(struct Journal *j, const char *row, size_t n)
@@ -3960,17 +3915,8 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
     output_write(o, text, strlen(text));
-    output_finish(o);
-    j->file = fdopen(dup(fileno(o->file)), "wb");
-    if (!j->file) die_unwritten(path);
+    j->fd = dup(o->fd);
     return text;
-}
-
-/* Hands what was printed to the journal to the system, or to the disk, too. */
-static void journal_flush(const struct Journal *j, bool to_disk)
-{
-    if (fflush(j->file) || ferror(j->file) || (to_disk && fsync(fileno(j->file))))
-        die("%s: writing failed (%s). Free some space and --resume.", j->path, strerror(errno));
 }
 
 /* Adds a row, with its newline. */
@@ -3983,15 +3929,20 @@ static void journal_add(struct Journal *j, const char *format, ...)
     append_arguments(&row, format, arguments);
     va_end(arguments);
     journal_hash(j, row.data, row.size - 1);
-    fwrite(row.data, 1, row.size, j->file);
-    journal_flush(j, false);
+    if (!write_whole(j->fd, row.data, row.size)) die_unwritten(j->path);
     free(row.data);
 }
 
-/* Flushes the journal to disk, and notes in a state which rows it has. */
+/* Waits until all rows are on disk. */
+static void journal_flush(const struct Journal *j)
+{
+    if (fsync(j->fd)) die_unwritten(j->path);
+}
+
+/* Flushes the journal, and notes in a state which rows it has. */
 static void journal_describe(struct Metadata *state, const struct Journal *j)
 {
-    journal_flush(j, true);
+    journal_flush(j);
     metadata_set(state, "log_rows", "%lld", (long long)j->rows);
     metadata_set(state, "log_hash", "%s", hash_text(j->hash));
 }
