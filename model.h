@@ -2238,42 +2238,30 @@ static void make_harmless(char *text, size_t n, const char *keep)
     }
 }
 
-enum { MAX_MESSAGE = 2000, MESSAGE_END = 500 };     /* bytes */
+enum { MAX_MESSAGE = 2000 };            /* bytes; the rest of a message is left out */
 
 /* A message as it is shown: harmless and on one line. Names and texts in it come from files, which
- * may be hostile. Of a longer message only the beginning and the end are shown, since the end says
- * what to do. No memory is allocated unless it is long, as memory may be what is short. */
+ * may be hostile. No memory is allocated, as memory may be what is short. */
 static void format_message(char out[MAX_MESSAGE], const char *format, va_list arguments)
 {
-    va_list again;
-    va_copy(again, arguments);
-    const int n = vsnprintf(out, MAX_MESSAGE, format, arguments);
-    char *all = n < MAX_MESSAGE ? NULL : malloc((size_t)n + 1);
-    if (all) {
-        vsnprintf(all, (size_t)n + 1, format, again);
-        snprintf(out + MAX_MESSAGE - MESSAGE_END - 6, MESSAGE_END + 6, " ... %s",
-                 all + n - MESSAGE_END);
-        free(all);
-    }
-    va_end(again);
+    if (vsnprintf(out, MAX_MESSAGE, format, arguments) >= MAX_MESSAGE)
+        strcpy(out + MAX_MESSAGE - 4, "...");
     make_harmless(out, strlen(out), "");
 }
 
 /* Writes a message to stderr in one call, so that those of several processes do not mix. On a
- * terminal it replaces the live line, which itself has no end. */
-static void show_message(const char *speaker, const char *text, bool ends)
+ * terminal it replaces the live line. That line itself has no end, and is cut at the terminal's
+ * width, since a line that wraps cannot be replaced. */
+static void speak(const char *speaker, bool ends, const char *format, va_list arguments)
 {
-    char line[MAX_MESSAGE + 100];
+    char text[MAX_MESSAGE], line[MAX_MESSAGE + 100];
+    struct winsize terminal;
+    format_message(text, format, arguments);
+    if (!ends && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+        && terminal.ws_col < MAX_MESSAGE) text[terminal.ws_col] = 0;
     const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
                            *speaker ? ": " : "", text, ends ? "\n" : "");
     fwrite(line, 1, n, stderr);
-}
-
-static void complain(const char *format, va_list arguments)
-{
-    char text[MAX_MESSAGE];
-    format_message(text, format, arguments);
-    show_message(program, text, true);
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
@@ -2288,8 +2276,7 @@ static void end_with(int status, const char *format, ...)
 #endif
     #pragma omp critical (end_of_program)
     {
-        complain(format, arguments);
-        va_end(arguments);
+        speak(program, true, format, arguments);
         failed = true;
         exit(status);
     }
@@ -2301,7 +2288,7 @@ __attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    complain(format, arguments);
+    speak(program, true, format, arguments);
     va_end(arguments);
 }
 
@@ -3454,20 +3441,14 @@ static const char *duration(double s)
 /* Whether stderr is a terminal, where one line is replaced again and again. */
 static bool live(void) { return isatty(2); }
 
-/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
- * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
- * caller decides how often. */
+/* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
+ * every call is a line, so the caller decides how often. */
 __attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
 {
-    char line[MAX_MESSAGE];
-    struct winsize terminal;
     va_list arguments;
     va_start(arguments, format);
-    format_message(line, format, arguments);
+    speak("", last || !live(), format, arguments);
     va_end(arguments);
-    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-    show_message("", line, last || !live());
 }
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
@@ -3658,11 +3639,6 @@ static void set_threads(int n)
 static void set_precision(const char *name)
 {
     product_precision = strcmp(name, "bf16") ? FP32 : BF16;
-#ifndef __AVX512BF16__
-    if (product_precision == BF16)
-        warn("--precision bf16: this program was built for a processor without AVX512_BF16, on "
-             "which fp32 is faster.");
-#endif
 }
 
 /* --- Settings: one table serves the command line, --help, metadata and --resume --- */
@@ -3952,22 +3928,18 @@ static void journal_describe(struct Metadata *state, const struct Journal *j)
 /* A subcommand gets the arguments after its name and returns the exit status. */
 struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
 
-/* The whole of main: runs the subcommand that argv[1] names. help lists all of them, or with a name
- * the options of one. */
+/* The whole of main: runs the subcommand that argv[1] names. --help lists all of them. */
 static int run_command(const char *name, int argc, char **argv, const struct Command *commands,
                        int count)
 {
-    begin_program(name, argv);
-    const bool help = argc > 1 && is_choice(argv[1], strlen(argv[1]), "--help|-h|help");
-    const char *chosen = argc > 1 + help ? argv[1 + help] : "";
-    char *ask[] = {"--help"};
+    const char *chosen = argc > 1 ? argv[1] : "";
     struct Buffer list = {0};
+    begin_program(name, argv);
     for (int i = 0; i < count; i++) {
-        if (!strcmp(chosen, commands[i].name))
-            return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
+        if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
         append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
     }
-    if (!help || *chosen)
+    if (!is_choice(chosen, strlen(chosen), "--help|-h|help"))
         die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
     printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
            name);
