@@ -2298,7 +2298,7 @@ struct Buffer { char *data; size_t size, capacity; };
 static void reserve(struct Buffer *b, size_t n)
 {
     if (n < b->capacity - b->size) return;
-    b->capacity = 2 * (b->size + n + 1);
+    b->capacity = 2 * b->size + n + 1;
     b->data = resize(b->data, b->capacity);
 }
 
@@ -2531,7 +2531,7 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
 {
     struct File f = open_file(path, any);
     struct Buffer b = {0};
-    reserve(&b, f.size > 0 && f.size < max ? f.size : 4096);
+    reserve(&b, f.size < max ? f.size + 1 : 4096);
     for (size_t n = 1; n; b.size += n) {
         if (b.size + 1 >= b.capacity) reserve(&b, b.size);
         n = bytes_read(&f, read(f.fd, b.data + b.size, b.capacity - b.size - 1));
@@ -2939,12 +2939,8 @@ enum { MEGABYTE = 1 << 20 };
 static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
 {
     enum { CHAINS = 8 };
-    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
-    uint64_t *results = resize(NULL, blocks * sizeof *results);
-    #pragma omp parallel for schedule(static)
-    for (size_t b = 0; b < blocks; b++) {
-        const char *p = (const char *)bytes + b * MEGABYTE;
-        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
+    for (const char *p = bytes, *end = p + n; p < end; p += MEGABYTE) {
+        const size_t length = end - p < MEGABYTE ? (size_t)(end - p) : MEGABYTE;
         uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
         for (size_t i = 0; i < length; i += sizeof word) {
             if (length - i < sizeof word) memset(word, 0, sizeof word);
@@ -2955,10 +2951,8 @@ static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
             }
         }
         for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
-        results[b] = result;
+        sum = mix64(sum ^ result);
     }
-    for (size_t b = 0; b < blocks; b++) sum = mix64(sum ^ results[b]);
-    free(results);
     return sum;
 }
 
@@ -3019,10 +3013,11 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
 /* --- Reading safetensors --- */
 
 struct Safetensors {
-    char *path, *text;              /* text: of the header; its tree points into it */
+    const char *path;
+    struct Bytes file;
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
     const struct Json *metadata;    /* NULL: none */
-    char *data;                     /* (size): the bytes of all tensors */
+    const char *data;               /* (size): the bytes of all tensors */
     size_t size;
 };
 
@@ -3039,54 +3034,28 @@ static int entry_numbers(double out[2], const struct Json *t, const char *key)
     return n;
 }
 
-/* Dies unless the tensors of the header lie inside the file and reach its end. */
-static void check_places(const struct Safetensors *s)
+/* Reads a file, and takes its header apart. The path must outlive it. */
+static struct Safetensors open_safetensors(const char *path)
 {
-    double last = 0, place[2];
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        if (t == s->metadata) continue;
-        if (entry_numbers(place, t, "data_offsets") != 2
-            || !(place[0] >= 0 && place[0] <= place[1] && place[1] <= (double)s->size))
-            die("%s: tensor %s does not lie in the %zu bytes of the file. Copy or train it again.",
-                s->path, t->key, s->size);
-        last = fmax(last, place[1]);
-    }
-    if (last != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
-            s->path, s->size, last);
-}
-
-/* Reads the header of a file, and the tensors if `whole`. Dies unless both fit together. */
-static struct Safetensors open_safetensors(const char *path, bool whole)
-{
-    struct Safetensors s = {.path = text_of("%s", path)};
-    struct File file = open_file(s.path, false);
+    struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
-    if (file.size >= 8) read_at(&file, &length, 8, 0);
-    if (length < 2 || length > file.size - 8 || length > MAX_HEADER)
+    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
+    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
-            path, file.size);
-    s.text = resize(NULL, length + 1);
-    s.text[length] = 0;
-    read_at(&file, s.text, length, 8);
-    s.header = json_parse(s.text, length, path);
+            path, s.file.size);
+    s.header = json_parse(s.file.data + 8, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
     s.metadata = json_get(s.header, "__metadata__");
-    s.size = file.size - 8 - length;
-    check_places(&s);
-    if (whole) {
-        s.data = resize(NULL, s.size);
-        read_at(&file, s.data, s.size, 8 + length);
-    }
-    close_file(&file);
+    s.data = s.file.data + 8 + length;
+    s.size = s.file.size - 8 - length;
     return s;
 }
 
 static void close_safetensors(struct Safetensors *s)
 {
     json_free(s->header);
-    free(s->path); free(s->text); free(s->data);
+    free((char *)s->file.data);
 }
 
 /* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
@@ -3138,31 +3107,32 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* Reads parameter p of the array with this prefix; out NULL: checks only that it can be read. Dies
- * on a parameter that is missing or has another shape, and on values that are not finite. */
+ * on a parameter that is missing, has another shape or does not lie in the file, and on values that
+ * are not finite. */
 static void read_tensor(real *out, const struct Safetensors *s, const struct Tensor *p,
                         const char *prefix)
 {
     const struct Json *t = find_tensor(s, prefix, p->name), *shape = json_get(t, "shape");
     const char *dtype = json_text(t, "dtype", "?");
+    const int width = strcmp(dtype, "F32") ? 2 : 4;
     double sizes[2], place[2];
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
-    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16"))
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
-            dtype);
     const int dimensions = entry_numbers(sizes, t, "shape");
-    if (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
-                        : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns)
-        die("%s: tensor %s has shape %.*s where [%d,%d] is expected. config.json is of another "
-            "model, or the matrix must be transposed, as in files of nanoGPT.", s->path, t->key,
-            shape ? (int)shape->length : 0, shape ? shape->string : "", p->rows, p->columns);
-    entry_numbers(place, t, "data_offsets");
-    if (place[1] - place[0] != (double)p->size * (strcmp(dtype, "F32") ? 2 : 4))
-        die("%s: tensor %s has %.0f bytes, which do not fit its shape. Replace the file.", s->path,
-            t->key, place[1] - place[0]);
+    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16")
+        || (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
+                            : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns))
+        die("%s: tensor %.99s has shape %.*s of %.99s where [%d,%d] of F32, F16 or BF16 is "
+            "expected. config.json is of another model, or the matrix must be transposed, as in "
+            "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
+            shape ? shape->string : "", dtype, p->rows, p->columns);
+    if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
+        || place[1] > (double)s->size || place[1] - place[0] != (double)p->size * width)
+        die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
+            "or train it again.", s->path, t->key, s->size);
     if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
-        die("%s: tensor %s holds values that are not finite. Copy or train it again.", s->path,
+        die("%s: tensor %.99s holds values that are not finite. Copy or train it again.", s->path,
             t->key);
 }
 
@@ -3199,7 +3169,7 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
         for (int i = 0; i < model->tensor_count && !known; i++)
             known = is_name_of(t->key, model->tensors[i].name);
         if (!known)
-            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+            die("%s: tensor %.99s is not part of a GPT-2 with a tied head. Such a model is not "
                 "supported.", s->path, t->key);
     }
 }
@@ -3210,7 +3180,7 @@ static struct Metadata read_metadata(const struct Safetensors *s)
     struct Metadata meta = {0};
     for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j; j = j->next)
         if (j->kind == JSON_STRING && meta.count < 60
-            && !is_choice(j->key, strlen(j->key), "format|checksum|config_hash"))
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
             metadata_set(&meta, j->key, "%s", j->string);
     return meta;
 }
@@ -3228,23 +3198,9 @@ enum { PAD_TOKEN = 208 };
  * stand in messages and tables. */
 enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
-/* A hash of what config.json says that matters here: the shape, the id of <|endoftext|> and the
- * names of the labels. model.safetensors holds it, so that another model's config.json is noticed
- * beside it. */
-static uint64_t config_hash(const struct Config *c, int eot)
-{
-    struct Buffer b = {0};
-    append(&b, "%d %d %d %d %d %d %d", c->layers, c->heads, c->channels, c->context, c->vocabulary,
-           eot, c->labels);
-    for (int k = 0; k < c->labels; k++)
-        append_bytes(&b, c->label_names[k], strlen(c->label_names[k]) + 1);
-    const uint64_t hash = checksum(b.data, b.size);
-    free(b.data);
-    return hash;
-}
-
-/* config.json as transformers' GPT2Config has it. eot: the id of <|endoftext|>. */
-static void stage_config(const char *path, const struct Config *c, int eot)
+/* Writes config.json as transformers' GPT2Config has it, and returns its checksum. eot: the id of
+ * <|endoftext|>. */
+static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
@@ -3270,7 +3226,9 @@ static void stage_config(const char *path, const struct Config *c, int eot)
     if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
     append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
     stage_file(path, b.data, b.size);
+    const uint64_t sum = checksum(b.data, b.size);
     free(b.data);
+    return sum;
 }
 
 /* The number of classes and their names from id2label, or LABEL_0 and LABEL_1 without it. Names are
@@ -3313,8 +3271,8 @@ static void refuse_variants(const struct Json *config, const struct Config *c, c
 }
 
 /* Reads config.json and dies on what is not supported here. What it does not say is as in GPT-2
- * 124M. has_score: it is a classifier's. *hash: see config_hash. */
-static struct Config read_config(const char *path, bool has_score, uint64_t *hash)
+ * 124M. has_score: it is a classifier's. *sum: the checksum of the file. */
+static struct Config read_config(const char *path, bool has_score, uint64_t *sum)
 {
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -3334,7 +3292,7 @@ static struct Config read_config(const char *path, bool has_score, uint64_t *has
         die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
     refuse_variants(j, &c, path);
     if (has_score) read_label_names(&c, j, path);
-    *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
+    *sum = checksum(file.data, file.size);
     json_free(j);
     free((char *)file.data);
     return c;
@@ -3350,10 +3308,10 @@ static void stage_model(const char *dir, const struct Model *model, const struct
 {
     struct Metadata all = {0};
     char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    metadata_set(&all, "config_hash", "%s", hash_text(config_hash(&model->config, eot)));
-    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     make_directory(dir);
-    stage_config(config, &model->config, eot);
+    metadata_set(&all, "config_checksum", "%s",
+                 hash_text(stage_config(config, &model->config, eot)));
+    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     stage_safetensors(file, model, (real *const[]){model->weights}, 1, &all);
     metadata_free(&all);
     free(config);
@@ -3367,22 +3325,22 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 {
     char *config_path = text_of("%s/config.json", dir),
          *path = text_of("%s/model.safetensors", dir);
-    uint64_t hash;
+    uint64_t sum;
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
             "tells how other formats, such as GGUF, are converted.", shown_path(dir));
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
-    const struct Config config = read_config(config_path, has_score, &hash);
-    const char *stored = json_text(s.metadata, "config_hash", NULL);
-    if (stored && strcmp(hash_text(hash), stored))
-        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
-            "label. Put the right one there, or train again.", config_path);
+    const struct Config config = read_config(config_path, has_score, &sum);
+    const char *stored = json_text(s.metadata, "config_checksum", NULL);
+    if (stored && strcmp(hash_text(sum), stored))
+        die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
+            "that was written with it.", config_path);
     *meta = read_metadata(&s);
     verify_checksum(&s, 1);
     model_describe(model, config);
-    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     refuse_strangers(&s, model);
+    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     model_allocate(model);
     read_array(model->weights, &s, model, "");
     close_safetensors(&s);
@@ -3401,7 +3359,7 @@ static void stage_state(const char *path, const struct Model *model, real *best,
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
                        struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = read_metadata(&s);
@@ -3413,7 +3371,7 @@ static void load_state(const char *path, struct Model *model, real *best, real *
 /* The metadata of a model or state alone, which are needed before the model exists. */
 static void load_metadata(const char *path, struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, false);
+    struct Safetensors s = open_safetensors(path);
     *meta = read_metadata(&s);
     close_safetensors(&s);
 }
