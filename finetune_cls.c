@@ -62,15 +62,6 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
- * left. */
-static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
-{
-    *all = tokenizer_encode(t, text.data, text.size, ids);
-    return truncate_ids(ids, *all, max, how);
-}
-
 /* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
  * longer one loses tokens until both are equally long, then both do. */
 static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
@@ -352,15 +343,13 @@ static void choose_weights(struct Task *t)
 }
 
 /* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
- * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+ * disk, none of which a quiet training has. */
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
 static void describe_weights(struct Metadata *meta, const struct Task *t,
                              const struct TrainState *run, const char *which);
-__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
-                                                     int count, int64_t step);
 
 /* --- One update --- */
 
