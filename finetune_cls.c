@@ -1698,13 +1698,6 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 
 /* --- Labels as classes --- */
 
-/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key
- * with a chance of 1 in 10 million. */
-static uint64_t text_key(struct Bytes text)
-{
-    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
-}
-
 static int compare_names(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -1717,64 +1710,52 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
- * combined with a mark, such as an accent, counts as one letter. */
-enum { MARKED = 0x7FFFFFFF };
-
-static int next_letter(const char **at)
+/* Whether a name in UTF-8 has what is not seen in print: a blank at an end, a space that does not
+ * break or has no width, or an accent that is a character of its own. */
+static bool hides_something(const char *name)
 {
-    int letter = 0;
-    for (uint32_t c = 0; **at; ) {
-        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
-        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
-                                                        || (c >= 0x200B && c <= 0x200D);
-        if (letter && !mark && !blank) break;
-        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
-        *at += n;
+    bool hidden = *name == ' ';
+    uint32_t c = 0;
+    for (int n; *name; name += n) {
+        n = utf8_decode((const unsigned char *)name, 4, &c);
+        hidden |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
+               || (c >= 0x300 && c < 0x370);
     }
-    return letter;
+    return hidden || c == ' ';
 }
 
-/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
- * any one character beyond ASCII. */
-static bool look_alike(const char *a, const char *b)
+/* The class of a label among K names, or -1. */
+static int find_class(char *const *names, int K, struct Bytes label)
 {
-    for (int x = 1; x; ) {
-        const int y = next_letter(&b);
-        x = next_letter(&a);
-        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
-    }
-    return true;
+    for (int k = 0; k < K; k++)
+        if (!strncmp(names[k], label.data, label.size) && !names[k][label.size]) return k;
+    return -1;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that look alike. */
+ * is names[k]. Dies on a single class; notes those that may look like others. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
     for (int i = 0; i < e->count; i++) {
         const struct Bytes label = e->items[i].label;
-        if (hash_get(&seen, text_key(label)) >= 0) continue;
+        if (find_class(names, K, label) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        hash_put(&seen, text_key(label), K);
         names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < k; j++)
-            if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
-                     "composed accents.", e->path, names[j], names[k]);
+        if (hides_something(names[k]))
+            warn("%s: the label \"%s\" may look alike to another: it has a blank at an end, or a "
+                 "space or an accent that is not seen.", e->path, names[k]);
     *classes = K;
     return names;
 }
@@ -1793,18 +1774,14 @@ static char *joined(char *const *names, int n)
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
-    struct HashTable classes = hash_table(K);
     struct Faults faults = {.path = e->path};
-    for (int k = 0; k < K; k++)
-        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
     for (const struct Example *x = e->items; x < e->items + e->count; x++) {
-        const int k = hash_get(&classes, text_key(x->label));
+        const int k = find_class(names, K, x->label);
         faults.line = x->line;
         if (k >= 0) add_text(d, tokenizer, x->text, k, w);
         else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
     }
     if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
-    hash_free(&classes);
 }
 
 /* ============================================================================================= */
