@@ -249,7 +249,7 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
+    const char *kept_format;            /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -1235,8 +1235,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
- * too: one that does not look so is refused. */
+ * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
+ * does the format, if they look like it. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1263,11 +1263,11 @@ struct Reader {
     const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
     char separator;                     /* of columns; '\n': there is only one */
-    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes header;                /* the first line, if it has names; size 0: it has not */
     struct Bytes *fields;               /* (count): of the record; width: how many the first has */
     int count, capacity, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
-    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    int empty, long_rows;               /* rows without content; of many lines */
     struct Faults faults;
 };
 
@@ -1306,15 +1306,18 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
- * that were put together, and blank lines unless they keep their place. */
-static void skip_to_record(struct Reader *r, bool keep_blank)
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
+ * are also left inside files that were put together, blank lines unless they keep their place, and
+ * what is between the objects of an array. */
+static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
         if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
+    return r->at < r->end;
 }
 
 static void add_field(struct Reader *r, struct Bytes field)
@@ -1331,7 +1334,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
 {
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
-    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
         append_bytes(&b, s, quote - s + (quote[1] == '"'));
         if (quote[1] != '"') break;
@@ -1339,10 +1341,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
     const char *rest = quote ? quote + 1 : limit;
     rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
     const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
-    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
-    if (good && lines > 20 && !r->long_fields++)
-        warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->faults.path, r->faults.line, lines);
     *field = (struct Bytes){b.data, b.size};
     if (good) r->at = rest;
     else free(b.data);
@@ -1407,10 +1405,9 @@ static bool find_columns(struct Reader *r)
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
-        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
-                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
-                   names, b.data, column_words[which],
-                   r->columns.texts_only ? "; --format lines reads lines" : "");
+        return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
+                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   column_words[which]);
     }
     return true;
 }
@@ -1418,7 +1415,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    const char *said = r->columns.header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1426,28 +1423,35 @@ static bool has_header(const struct Reader *r)
         usual |= find_name(r, usual_names[which]) == r->place[which];
     }
     if (!said || !strcmp(said, "auto")) return named || usual;
-    if (!strcmp(said, "yes")) return true;
-    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
-    if (usual && !r->columns.header)
-        die("%s: has a header, but the training's file had none. Give --header yes.",
-            r->faults.path);
-    return false;
+    if (named && *said == 'n')
+        die_usage("--header no: columns are numbered then, as --text-column 2.");
+    return *said == 'y';
 }
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
 /* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
- * itself. A row without content keeps its place where texts alone are wanted. */
+ * itself. Left out are rows that repeat the header, from files that were put together, and those
+ * without content, which keep their place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
+    const struct Bytes line = take_line(&next, r->end), header = r->header;
     bool content = false;
-    take_line(&next, r->end);
+    int lines = 0;
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
         r->at = begin;
         split_row(r, r->end);
     }
+    if (header.size && line.size == header.size && !memcmp(line.data, header.data, line.size)) {
+        warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        return false;
+    }
+    for (const char *s = begin; s < r->at; s++) lines += *s == '\n';
+    if (lines > 20 && !r->long_rows++)
+        warn("%s:%d: a row has %d lines in quotes. If a stray quote begins it, remove that.",
+             r->faults.path, r->faults.line, lines);
     for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
     r->empty += !content;
     if (!content) return r->columns.texts_only;
@@ -1553,15 +1557,13 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    const int kept = format_number(c->kept_format);
+    int f = format_number(c->format);
+    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
-    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
-        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
-            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -1574,10 +1576,9 @@ static void begin_reading(struct Reader *r)
     const char *path = r->faults.path, *begin = r->at, *first;
     const size_t size = r->end - begin;
     refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
-    skip_to_record(r, false);
-    first = r->at;
-    if (first == r->end)
+    if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    first = r->at;
     if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
             ">NEW", path, path);
@@ -1598,24 +1599,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Moves to the next record; false: there is none. A row that repeats the header is left from files
- * that were put together. Objects may be members of an array. */
-static bool next_record(struct Reader *r)
-{
-    for (;;) {
-        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
-        skip_to_record(r, r->columns.texts_only);
-        const char *next = r->at;
-        if (r->at == r->end) return false;
-        const struct Bytes line = take_line(&next, r->end), header = r->header;
-        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
-            return true;
-        if (!r->repeated++)
-            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
-        r->at = next;
-    }
 }
 
 /* Whether all bytes are UTF-8. */
@@ -1669,25 +1652,22 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_input(path);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
-                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
+                       .columns = columns, .format = LINES, .place = {0, 1, -1},
+                       .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
-    int capacity = 0, invalid = 0, empty = 0;
-    for (begin_reading(&r); next_record(&r); ) {
+    int capacity = 0, invalid = 0;
+    for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (!read_example(&r, e)) continue;
         all.count++;
         invalid += !valid_utf8(e->text);
-        empty += e->text.size == 0;
     }
     refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
-    if (empty)
-        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
-             all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
              "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
@@ -2322,7 +2302,7 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    columns->kept_header = metadata_get(&meta, "data.header");
+    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
