@@ -2817,6 +2817,9 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
                   "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT and "
                   "class-weights.", method, option);
+    if (suffix && strpbrk(value, "\t\r\n"))
+        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give the "
+                  "suffix as --suffix.", method);
     row->may_be_empty = suffix;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
@@ -2861,18 +2864,19 @@ static void parse_methods(struct Compare *c)
 
 /* --- Texts, budgets, subsets --- */
 
-/* The texts of all methods as tokens. Those with the same suffix share them. */
+static const char *suffix_of(const struct Method *m) { return m->set.suffix ? m->set.suffix : ""; }
+
+/* The texts as tokens. Methods with the same suffix share them. */
 static void encode_texts(struct Compare *c, const struct Examples *train,
                          const struct Examples *test)
 {
     struct Task *t = &c->task;
-    for (int k = 0; k < c->method_count; k++) {
-        struct Method *m = &c->methods[k], *same = c->methods;
-        const char *suffix = m->set.suffix ? m->set.suffix : "";
-        while (same < m && strcmp(same->set.suffix ? same->set.suffix : "", suffix)) same++;
+    for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
+        const struct Method *same = c->methods;
+        while (strcmp(suffix_of(same), suffix_of(m))) same++;
         m->texts = same->texts;
         if (same < m) continue;
-        set_suffix(t->tokenizer, suffix, t->set.max_tokens);
+        set_suffix(t->tokenizer, m->set.suffix, t->set.max_tokens);
         add_examples(&m->texts, t->tokenizer, train, c->names, c->classes, t->window);
         add_examples(&m->texts, t->tokenizer, test, c->names, c->classes, t->window);
     }

@@ -904,33 +904,31 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
 static void read_suffix(struct TokenReader *r, const struct Json *special)
 {
     struct Usage *u = &r->tokenizer->usage;
-    const int *ids = r->tokenizer->file_ids;
-    const struct Json *id = json_get(special, "ids"), *name = json_get(special, "tokens");
-    id = id ? id->child : NULL;
-    name = name ? name->child : NULL;
+    const int *file_ids = r->tokenizer->file_ids;
+    const struct Json *ids = json_get(special, "ids"), *names = json_get(special, "tokens"),
+                      *id = ids ? ids->child : NULL, *name = names ? names->child : NULL;
     for (; id && u->suffix_count < MAX_VOCABULARY; id = id->next, name = name->next) {
-        const char *text = name && name->kind == JSON_STRING ? name->string : NULL;
-        const int token = text ? find_token(r, text, text + strlen(text)) : -1;
-        if (token < 0 || id->kind != JSON_NUMBER || id->number != (ids ? ids[token] : token))
-            die("%s: its template adds \"%s\" after a text, which is no token of its vocabulary. "
-                "Take it out, or use another model.", r->path, text ? text : "");
+        const char *text = name && name->kind == JSON_STRING ? name->string : "";
+        const int token = find_token(r, text, text + strlen(text));
+        if (token < 0 || id->kind != JSON_NUMBER
+            || id->number != (file_ids ? file_ids[token] : token))
+            die("%s: its template puts \"%s\" after a text, which the model does not have as a "
+                "token. Take it out of the template.", r->path, text);
         u->suffix = resize(u->suffix, (u->suffix_count + 1) * sizeof *u->suffix);
         u->suffix[u->suffix_count++] = token;
     }
 }
 
-/* What a template does to a text: whether it puts <|endoftext|> first, and the special pieces after
- * the text. */
+/* What a template does to a text: whether <|endoftext|> stands before it, and what stands after. */
 static void read_template(struct TokenReader *r, const struct Json *processor)
 {
-    const struct Json *single = json_get(processor, "single"),
-                      *piece = single ? single->child : NULL;
-    const char *first = json_text(json_get(piece, "SpecialToken"), "id", "");
-    r->tokenizer->usage.begins = !strcmp(first, END_OF_TEXT);
-    while (piece && !json_get(piece, "Sequence")) piece = piece->next;
-    for (; piece; piece = piece->next) {
+    const struct Json *single = json_get(processor, "single");
+    bool after = false;
+    for (const struct Json *piece = single ? single->child : NULL; piece; piece = piece->next) {
         const char *id = json_text(json_get(piece, "SpecialToken"), "id", "");
-        read_suffix(r, json_get(json_get(processor, "special_tokens"), id));
+        if (after) read_suffix(r, json_get(json_get(processor, "special_tokens"), id));
+        else r->tokenizer->usage.begins |= !strcmp(id, END_OF_TEXT);
+        after |= json_get(piece, "Sequence") != NULL;
     }
 }
 
