@@ -1598,8 +1598,7 @@ static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
     const char *path = r->faults.path, *begin = r->at, *first;
-    const size_t size = r->end - begin;
-    refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
+    refuse_other_kinds(path, begin, r->end - begin);
     if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
     first = r->at;
@@ -1623,15 +1622,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Whether all bytes are UTF-8. */
-static bool valid_utf8(struct Bytes text)
-{
-    uint32_t c;
-    for (int length = 1; text.size > 0 && length > 0; text.data += length, text.size -= length)
-        length = utf8_decode((const unsigned char *)text.data, text.size, &c);
-    return text.size == 0;
 }
 
 /* Labels are printed and stored as names, so their bytes are those that messages show. */
@@ -1670,6 +1660,12 @@ static bool read_example(struct Reader *r, struct Example *e)
     return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
+static void warn_of_empty(const char *path, int empty, int all)
+{
+    if (empty)
+        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty, all);
+}
+
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
  * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns columns)
@@ -1679,19 +1675,21 @@ static struct Examples read_examples(const char *path, struct Columns columns)
                        .columns = columns, .format = LINES, .place = {0, 1, -1},
                        .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
-    int capacity = 0, invalid = 0;
+    int capacity = 0, invalid = 0, empty = 0;
     for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (!read_example(&r, e)) continue;
         all.count++;
-        invalid += !valid_utf8(e->text);
+        invalid += count_invalid(e->text.data, e->text.size) > 0;
+        empty += e->text.size == 0;
     }
     refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
+    warn_of_empty(path, empty, all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
              "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
@@ -2633,11 +2631,13 @@ static void predict_stream(struct Classifier *c)
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
+    int all = 0, empty = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
         append_bytes(&b, block, n);
+        if (!lines) refuse_other_kinds("standard input", b.data, b.size);
         if (n && !memchr(block, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
@@ -2645,10 +2645,13 @@ static void predict_stream(struct Classifier *c)
         for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
             if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
             lines[count] = (struct Example){.text = take_line(&at, end)};
+            empty += lines[count].text.size == 0;
         }
+        all += count;
         predict_texts(c, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
+    warn_of_empty("standard input", empty, all);
     free(lines);
     free(b.data);
     free(block);
