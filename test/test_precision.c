@@ -145,7 +145,7 @@ static void test_bits(void)
     check(different == 0, "each row alone has the same bits as in a batch of %d", M);
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         set_threads(threads);
-        gemm_reserve();
+        reserve_scratch(gemm_scratch());
         gemm(again, matrix(a, K), matrix(b, N), NULL, NULL, M, N, K);
         check(!memcmp(c, again, M * N * sizeof(real)), "the same bits with %d threads", threads);
     }
@@ -243,7 +243,7 @@ static void test_gradients(void)
 int main(void)
 {
     set_threads(1);
-    gemm_reserve();
+    reserve_scratch(gemm_scratch());
     product_precision = BF16;
 #ifdef __AVX512BF16__
     puts("products by vdpbf16ps");
