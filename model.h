@@ -1257,7 +1257,7 @@ static inline int slot_count(int terms, int precision)
     return precision == FP32 ? terms : ceil_div(terms, 2);
 }
 
-/* The slot of the term at x and, if there is one, of that at x + pair. pair 0: the term as it is. */
+/* The slot of the term at x and, if there is one, of that at x + pair; pair 0: the term itself. */
 static inline real slot(const real *x, size_t pair, bool both)
 {
     if (!pair) return *x;
@@ -1271,6 +1271,8 @@ static inline real slot(const real *x, size_t pair, bool both)
 /* What is packed: term k of line i is at[i * line + k * step]. */
 struct Lines { const real *at; size_t line, step; int terms, precision; };
 
+enum { SIDE = 16 };             /* of the squares that pack_squares reads and writes */
+
 /* The case of pack() with whole lines of consecutive values, in squares that are read by lines and
  * written by slots. Returns how many k are done: the last ones are left to pack(). What comes next
  * in each line is prefetched into the second level of cache: lines a multiple of 4 KB apart share
@@ -1278,7 +1280,6 @@ struct Lines { const real *at; size_t line, step; int terms, precision; };
 static inline __attribute__((always_inline))
 int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
-    enum { SIDE = 16 };
     int k = 0;
     for (; k + SIDE < K; k += SIDE)
         for (int i0 = 0; i0 < width; i0 += SIDE) {
