@@ -29,11 +29,11 @@
  *       |
  *    ln_f -> hidden (N, C)                                          2 C                1,536
  *       |----> logits (N, V) = hidden wte^T            the language model's head, tied to wte: 0
- *       '----> scores (S, K) = last hidden score^T     a classifier's: K C
+ *       '----> scores (B, K) = last hidden score^T     a classifier's: K C
  *                                                        in all, with 12 blocks  124,439,808
  *
  * Letters: T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
- * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
+ * N rows (one row is one token), B sequences in a batch, K classes, OC output channels. x is an
  * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
  * and the layer; `make lesson` prints every number of a small model on its way through them, and
  * how closely the functions of this file agree. The matrix w of a linear layer is (C, OC), as at
@@ -85,7 +85,7 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 /* ============================================================================================= */
 
 /* A batch is N rows, one for each token, and a list of sequences: sequence s is the rows
- * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[S] = N. Sequences may differ in length,
+ * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[B] = N. Sequences may differ in length,
  * and there is no padding. Only positions and attention depend on where sequences begin.
  *
  * The backward function of a layer comes after its forward function and applies the chain rule.
@@ -93,9 +93,9 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
  * So are those of the residual stream, which feeds a LayerNorm and also the next +, and of hidden,
  * which may feed two heads. Every other gradient has one source and is set (=). */
 struct Batch {
-    int rows, sequences;        /* N, S */
+    int rows, sequences;        /* N, B */
     const int *tokens;          /* (N) */
-    const int *starts;          /* (S + 1) */
+    const int *starts;          /* (B + 1) */
 };
 
 /* --- Embedding; plain twin: plain_embedding --- */
@@ -211,26 +211,27 @@ static inline struct Matrix matrix(const real *at, size_t columns)      /* row-m
 {
     return (struct Matrix){at, columns, 1};
 }
-static inline struct Matrix transposed(struct Matrix m)
+static inline struct Matrix transposed(struct Matrix a)
 {
-    return (struct Matrix){m.at, m.column, m.row};
+    return (struct Matrix){a.at, a.column, a.row};
 }
 
-/* c (M, N) = from (M, N) + bias (N) + a (M, K) b (K, N). from and bias may be NULL, from may be c.
- * A row of c has the same bits for any M and any number of threads. Section 8 has gemm and gemv. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+/* c (M, N) = start (M, N) + bias (N) + a (M, K) b (K, N). start and bias may be NULL, start may be
+ * c. M rows, N columns and K terms are BLAS's letters; they mean this in matrix products alone. A
+ * row of c has the same bits for any M and any number of threads. Section 8 has gemm and gemv. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, const real *bias,
                  int M, int N, int K);
 
 /* The same for one row x (K), faster; the sums are added in another order than gemm's. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K);
 
-/* y = from + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
- * from (N, OC): the residual stream that y adds to, or NULL for 0. */
-static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
-                           int N, int C, int OC)
+/* y = residual + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
+ * residual (N, OC): the residual stream that y adds to, or NULL for 0. */
+static void linear_forward(real *y, const real *residual, const real *x, const real *w,
+                           const real *b, int N, int C, int OC)
 {
-    gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
+    gemm(y, matrix(x, C), matrix(w, OC), residual, b, N, OC, C);
 }
 
 /* dx = dy w^T */
@@ -418,8 +419,7 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
                               int H, struct Dropout d);
 
 /* With dP = dy v^T and delta_i = sum_j P_ij dP_ij, without dropout:
- *   dv = P^T dy    dscore_ij = P_ij (dP_ij - delta_i)
- *   dq = dscore k / sqrt(D)    dk = dscore^T q / sqrt(D)
+ *   dv = P^T dy    dS_ij = P_ij (dP_ij - delta_i)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
  * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). These
  * equations as plain loops: plain_attention_backward in test/reference.h. */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
@@ -823,10 +823,10 @@ static void lm_logits(real *logits, const struct Model *model, const real *hidde
 
 /* The classifier's head, after trunk_forward. The class of a sequence is read at its last row, the
  * only one that has read all others.
- *   scores (S, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
+ *   scores (B, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
  *   dscore_sk = scale class_weights[label_s] (p_sk - onehot(label_s)_k)
- * labels (S), negative: no loss, or NULL: none at all. class_weights (K), or NULL: all 1.
- * probabilities (S, K), or NULL. Returns the sum of losses; scale as in lm_head. */
+ * labels (B), negative: no loss, or NULL: none at all. class_weights (K), or NULL: all 1.
+ * probabilities (B, K), or NULL. Returns the sum of losses; scale as in lm_head. */
 static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
                          const int *labels, const real *class_weights, real scale,
                          real *probabilities)
@@ -921,10 +921,10 @@ static void proximal_step(struct Model *model, const real *source, double lr, do
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
         real *w = model->weights + t->offset;
-        const real *from = source + t->offset, keep = (real)(1 / (1 + lr * t->lr_scale * lambda));
+        const real *origin = source + t->offset, keep = (real)(1 / (1 + lr * t->lr_scale * lambda));
         if (t->lr_scale == 0 || !strcmp(t->name, "score.weight")) continue;
         #pragma omp for simd schedule(static) nowait
-        for (size_t k = 0; k < t->size; k++) w[k] = from[k] + keep * (w[k] - from[k]);
+        for (size_t k = 0; k < t->size; k++) w[k] = origin[k] + keep * (w[k] - origin[k]);
     }
 }
 
@@ -1227,7 +1227,7 @@ static void reserve_scratch(size_t size)
 /* 8. GEMM                                                                                       */
 /* ============================================================================================= */
 
-/* c = from + bias + a b, computed on tiles of c, TILE_ROWS x TILE_COLUMNS, whose sums stay in
+/* c = start + bias + a b, computed on tiles of c, TILE_ROWS x TILE_COLUMNS, whose sums stay in
  * registers while k runs. First a and b are copied ("packed") into panels, so that step k of a tile
  * reads TILE_ROWS consecutive values of a and TILE_COLUMNS of b, from cache (Goto and van de Geijn
  * 2008). With 6 x 16 tiles:
@@ -1286,10 +1286,10 @@ int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width
             const int lines = min_int(SIDE, width - i0);
             real square[SIDE][SIDE];
             for (int i = 0; i < lines; i++) {
-                const real *from = x + (i0 + i) * line + k;
-                __builtin_prefetch(from + 2 * SIDE, 0, 2);
-                if (pair) __builtin_prefetch(from + 2 * SIDE + pair, 0, 2);
-                for (int j = 0; j < SIDE; j++) square[i][j] = slot(from + j, pair, true);
+                const real *row = x + (i0 + i) * line + k;
+                __builtin_prefetch(row + 2 * SIDE, 0, 2);
+                if (pair) __builtin_prefetch(row + 2 * SIDE + pair, 0, 2);
+                for (int j = 0; j < SIDE; j++) square[i][j] = slot(row + j, pair, true);
             }
             for (int j = 0; j < SIDE; j++)
                 for (int i = 0; i < lines; i++)
@@ -1299,7 +1299,7 @@ int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width
 }
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
- * they are written; those ahead are prefetched. A last slot with a single term is left to pack(). */
+ * they are written; those ahead are prefetched. A last slot with one term is left to pack(). */
 static inline __attribute__((always_inline))
 int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int whole)
 {
@@ -1354,9 +1354,9 @@ void pack_lines(real *packed, struct Lines x, int lines, int width)
  * {a, a.row, 1, a.row, FP32}. */
 struct Rows { const real *at; size_t row, column, next; int precision; };
 
-/* One whole tile: c = a b, + bias (TILE_COLUMNS) and + from, laid out like c, unless they are NULL.
- * b is a packed panel. The first of each row of c is prefetched, to be in cache when the sums are
- * complete.
+/* One whole tile: c = a b, + bias (TILE_COLUMNS) and + start, laid out like c, unless these are
+ * NULL. b is a packed panel. The first of each row of c is prefetched, to be in cache when the sums
+ * are complete.
  *
  * The pragmas unroll the short loops early enough for GCC to keep `sum` in registers. They also
  * unroll four steps of k, so that loop control does not compete with the multiply-adds on a core
@@ -1364,7 +1364,7 @@ struct Rows { const real *at; size_t row, column, next; int precision; };
  * are no registers. */
 static inline __attribute__((always_inline))
 void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-          const real *from, const real *bias, int K, int precision)
+          const real *start, const real *bias, int K, int precision)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -1391,22 +1391,22 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
     for (int t = 0; t < VECTORS; t++) {
         const size_t at = t / TILE_VECTORS * ldc + t % TILE_VECTORS * LANES;
         if (bias) sum[t] += *(const vec *)(bias + t % TILE_VECTORS * LANES);
-        if (from) sum[t] += *(const vec *)(from + at);
+        if (start) sum[t] += *(const vec *)(start + at);
         *(vec *)(c + at) = sum[t];
     }
 }
 
 /* The same, compiled for each precision and for each layout of a. */
-static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *start,
                        const real *bias, int K)
 {
-    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, from, bias, K, BF16);
-    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, from, bias, K, FP32);
-    else tile(c, ldc, a.at, 1, a.column, b, from, bias, K, FP32);
+    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, start, bias, K, BF16);
+    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, start, bias, K, FP32);
+    else tile(c, ldc, a.at, 1, a.column, b, start, bias, K, FP32);
 }
 
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *start,
                          const real *bias, int m, int n, int K)
 {
     real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
@@ -1418,25 +1418,25 @@ static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, cons
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
-            c[i * ldc + j] = with_bias + (from ? from[i * ldc + j] : 0);
+            c[i * ldc + j] = with_bias + (start ? start[i * ldc + j] : 0);
         }
 }
 
-/* c (m, n), rows ldc apart = from + bias + a b: the product of two blocks. Panels of b begin
+/* c (m, n), rows ldc apart = start + bias + a b: the product of two blocks. Panels of b begin
  * b_slots x TILE_COLUMNS apart; of their b_slots slots the first K are used. */
 static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_slots,
-                  const real *from, const real *bias, int m, int n, int K)
+                  const real *start, const real *bias, int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             const size_t at = i * ldc + j;
             const int rows = min_int(TILE_ROWS, m - i), columns = min_int(TILE_COLUMNS, n - j);
             const struct Rows ai = {a.at + i * a.next, a.row, a.column, 0, a.precision};
-            const real *bj = b + j * b_slots, *start = from ? from + at : NULL,
+            const real *bj = b + j * b_slots, *start_j = start ? start + at : NULL,
                        *bias_j = bias ? bias + j : NULL;
             if (rows == TILE_ROWS && columns == TILE_COLUMNS)
-                whole_tile(c + at, ldc, ai, bj, start, bias_j, K);
-            else tile_at_edge(c + at, ldc, ai, bj, start, bias_j, rows, columns, K);
+                whole_tile(c + at, ldc, ai, bj, start_j, bias_j, K);
+            else tile_at_edge(c + at, ldc, ai, bj, start_j, bias_j, rows, columns, K);
         }
 }
 
@@ -1471,7 +1471,7 @@ static struct Share share_size(int m, int N)
 
 /* See part I for the contract. Threads take shares as they become free. Each packs the columns of b
  * that it works on for itself, into its own cache. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, const real *bias,
                  int M, int N, int K)
 {
     real *packed_a = scratch;
@@ -1486,7 +1486,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
         const int terms = min_int(step, K - k0), k = slot_count(terms, precision),
                   m = min_int(CHUNK_M, M - m0);
         const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
-                   *start = k0 ? c : from;
+                   *so_far = k0 ? c : start;
         const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row, FP32}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k, precision};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
@@ -1507,7 +1507,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
                     const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                                rows.next, precision};
-                    tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
+                    tiles(c + at, N, block, packed_b, k, so_far ? so_far + at : NULL,
                           bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
                 }
             }
@@ -1599,9 +1599,9 @@ real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
     return sum;
 }
 
-/* y (N) = from + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
+/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
  * multiples of 16, so that a sum has the same bits for any number of threads. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K)
 {
     enum { MAX_PIECE = 2048 };
@@ -1613,7 +1613,8 @@ static void gemv(real *y, const real *x, struct Matrix b, const real *from, cons
     for (int j0 = 0; j0 < N; j0 += columns) {
         const int n = min_int(columns, N - j0);
         real sum[MAX_PIECE];
-        for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
+        for (int j = j0; j < j0 + n; j++)
+            sum[j - j0] = (start ? start[j] : 0) + (bias ? bias[j] : 0);
         if (b.column == 1 && half) gemv_rows(sum, x, b.at, half + j0, b.row, n, K);
         else if (b.column == 1) gemv_rows(sum, x, b.at + j0, NULL, b.row, n, K);
         else for (int j = 0; j < n; j++) {
@@ -2034,8 +2035,8 @@ static void workspace_describe(struct Workspace *ws, const struct Config *c, int
 }
 
 /* Memory for forward passes of up to max_rows rows, for backward passes if kind is WORK_TRAIN, and
- * the scratch of both. Before this, model_train_from must have said which layers learn, and set_threads how
- * many threads there are. After it, a step allocates nothing. */
+ * the scratch of both. Before this, model_train_from must have said which layers learn, and
+ * set_threads how many threads there are. After it, a step allocates nothing. */
 static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
                              int kind)
 {
