@@ -1353,7 +1353,8 @@ static void test_places(int kind, int first_layer, int want)
             wrong += list[i].at < list[k].at + list[k].bytes
                      && list[k].at < list[i].at + list[i].bytes;
     }
-    check(wrong == 0 && n == want, "%d arrays of a workspace lie apart, each as large as its shape", n);
+    check(wrong == 0 && n == want,
+          "%d arrays of a workspace lie apart, each as large as its shape", n);
     set_threads(1);
     workspace_free(&ws), model_free(&m);
 }
