@@ -13,7 +13,7 @@
  *       |  the last row of each text: the only one that has read all tokens
  *    features (S, C)
  *       |  score_w (K, C), the new head
- *    scores (S, K) -> softmax -> probabilities   positive 0.97, negative 0.03
+ *    scores (B, K) -> softmax -> probabilities   positive 0.97, negative 0.03
  *
  * What is trained, from the cheapest to the fullest:
  *

@@ -1079,7 +1079,7 @@ static double memory_needed(const struct Run *r, bool print)
         {"weights", array}, {"gradients", array}, {"moments", 2 * array},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
-        {"rest", (double)gemm_buffer_size() * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
+        {"rest", (double)pass_scratch(c, rows) * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
                  + s->count * (sizeof(int) + sizeof(int64_t))},
     };
     double total = 0;

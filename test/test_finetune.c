@@ -1398,7 +1398,7 @@ static int solve(double *w, const real *x, const int *labels, double l2, int thr
     struct Logistic f = problem_of(x, labels, l2);
     real gram[C * C];
     set_threads(threads);
-    gemm_reserve();
+    reserve_scratch(gemm_scratch());
     gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
     const int gradients = logistic_solve(&f, w, gram);
     logistic_free(&f);
