@@ -1678,7 +1678,7 @@ static bool read_example(struct Reader *r, struct Example *e)
  * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns columns)
 {
-    const struct Bytes file = read_input(path);
+    const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
                        .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};

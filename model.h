@@ -1022,7 +1022,6 @@ static double grad_norm(const struct Model *model)
 /* What only parts II and III need. */
 #include <assert.h>
 #include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -2493,21 +2492,6 @@ static bool same_file(const char *a, const char *b)
 /* A path as messages show it: "" is an argument, too. */
 static const char *shown_path(const char *path) { return *path ? path : "\"\""; }
 
-/* A path as a shell reads it, in a command that a message advises. The caller owns it. */
-static char *quoted(const char *path)
-{
-    struct Buffer b = {0};
-    bool plain = *path;
-    for (const char *s = path; *s; s++) plain &= isalnum((unsigned char)*s) || strchr("/._-+,", *s);
-    if (plain) return text_of("%s", path);
-    append(&b, "'");
-    for (const char *s = path; *s; s++)
-        if (*s == '\'') append(&b, "'\\''");
-        else append_bytes(&b, s, 1);
-    append(&b, "'");
-    return b.data;
-}
-
 /* --- Reading --- */
 
 /* A file that is open to be read, and how it was then: it may be written to while it is in use. The
@@ -2582,12 +2566,6 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
     refuse_changed(&f);
     close_file(&f);
     return (struct Bytes){resize(b.data, b.size + 1), b.size};
-}
-
-/* Labelled texts, which may come through a pipe. Half of the machine's memory holds them. */
-static struct Bytes read_input(const char *path)
-{
-    return read_file(path, (size_t)(machine_memory() / 2), true);
 }
 
 /* Bounds for what is parsed, since a value of a JSON text takes up to 64 bytes of memory for its 2.
@@ -2694,21 +2672,6 @@ static char *directory_of(const char *path, const char **name)
     return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
 }
 
-/* The next file in a directory, or NULL at the end. Dies if the directory cannot be read. *files:
- * NULL before the first call and after the last one. */
-static struct dirent *next_file(DIR **files, const char *directory)
-{
-    if (!*files) *files = opendir(directory);
-    if (*files) errno = 0;
-    struct dirent *f = *files ? readdir(*files) : NULL;
-    if (!*files || (!f && errno))
-        die("%s: cannot be searched (%s). Choose another place.", directory, strerror(errno));
-    if (f) return f;
-    closedir(*files);
-    *files = NULL;
-    return NULL;
-}
-
 /* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
 static void remove_file(const char *path)
 {
@@ -2787,14 +2750,6 @@ static void stage_file(const char *path, const void *bytes, size_t n)
     struct Output *o = output_open(path);
     output_write(o, bytes, n);
     output_finish(o);
-}
-
-/* Writes a file that belongs to no group and that no program reads. A failure is only warned of. */
-static void write_note(const char *path, const void *bytes, size_t n)
-{
-    FILE *f = fopen(path, "wb");
-    const bool whole = f && fwrite(bytes, 1, n, f) == n;
-    if (!f || fclose(f) || !whole) warn("%s: cannot be written (%s).", path, strerror(errno));
 }
 
 /* ============================================================================================= */
@@ -3899,12 +3854,6 @@ static void refuse_arguments(int left, char **argv)
     if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
 }
 
-/* Warns of an option that was given in vain. why: the rest of the sentence. */
-static void warn_unused(const struct Option *table, const char *name, const char *why)
-{
-    if (is_given(table, name)) warn("--%s: has no effect %s.", name, why);
-}
-
 /* Warns of each option that was given and has no effect with the others. A condition of `idle` is
  * "with NAME", "without NAME" or "with NAME VALUE"; an option is on if it is a FLAG that is set, a
  * number other than 0, or a TEXT. */
@@ -3969,10 +3918,8 @@ static void refuse_existing(const char *out, const char *const *files, const cha
 /* How to go on with a run that has ended early. done: how far it came. */
 static void advise_resume(const char *command, const char *done, const char *out)
 {
-    char *directory = quoted(out);
     progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, program,
-             command, directory);
-    free(directory);
+             command, out);
 }
 
 /* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`

@@ -1991,7 +1991,8 @@ static int command_encode(int argc, char **argv)
     struct Source source = source_open(argv, files, set.split, set.text_field);
     if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
-    if (source.cut) warn_unused(options, "seed", "with one document");
+    if (source.cut && is_given(options, "seed"))
+        warn("--seed: has no effect with one document.");
     encode_files(&sink, t, &source);
     const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
