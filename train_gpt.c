@@ -26,10 +26,14 @@
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
  *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
- *                            8 Spikes, time, plan and profile    9 Subcommands
+ *                            8 Spikes, time, plan and profile    9 Ranks (MPI)    10 Subcommands
  *
  * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
+#ifdef MPI                              /* one run by several processes: section 9 */
+static void speak_as_rank(int status);
+#define AT_END(status, format, arguments) speak_as_rank(status)
+#endif
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
@@ -264,7 +268,7 @@ struct TrainOptions {
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
-    bool skip_spikes, resume, overwrite, plan, profile;
+    bool skip_spikes, resume, overwrite, plan, profile, allow_mixed;
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -299,6 +303,8 @@ struct Run {
     struct Sequences val_sequences;
     struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
     struct Workspace ws;                /* for one minibatch: B * T rows */
+    struct Model part;                  /* what this process updates: all, or a part (section 9) */
+    double *losses;                     /* (accumulate): of each slot, summed over its targets */
     struct Generator *generator;        /* for --sample-every; else NULL */
     double peak;                        /* FLOP/s of the machine's multiply-adds */
 
@@ -316,10 +322,21 @@ struct Run {
     struct Clock clock;
 };
 
+/* Slots are shared out to `ranks` processes, of which this is number `rank`. Without MPI it is number
+ * 0 of 1. */
+static int rank = 0, ranks = 1;
+
 /* What is known of one step. */
 struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 /* --- What the loop uses of the sections below --- */
+
+static void send_slot(struct Run *r, int count);    /* with several ranks, instead of add_gradient */
+static void receive_slots(struct Run *r, int count);    /* those that are still under way */
+static double step_norm(struct Run *r);         /* of the gradient, over all ranks */
+static void share_weights(struct Run *r);       /* gets the parts that other ranks have updated */
+static bool agreed(bool mine);                  /* the answer of rank 0 */
+static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
@@ -345,23 +362,50 @@ static int64_t read_step(struct Run *r, int count)
     return targets;
 }
 
-/* Returns the mean loss over the n targets of a step, and adds its gradient to model.grads, which
- * adamw_step has left at 0:
- *   loss = 1/n sum over minibatches of sum_i -log p(target_i | tokens up to i)
- * The factor 1/n is the same in every minibatch, so the gradients simply add up: `count`
- * minibatches of B sequences give what one of count * B would give, in the memory of one. Dropout
- * masks are a function of the seed, the step and the minibatch. */
-static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
+/* One slot of a step, which is one minibatch of `count`. Returns the sum of the losses of its
+ * targets, and adds to model.grads its part of the gradient of the mean over the step's n targets:
+ *   1/n sum_i -log p(target_i | tokens up to i)
+ * Dropout masks are a function of the seed, the step and the slot. */
+static double slot_gradient(struct Run *r, int slot, int count, int64_t step, int64_t targets)
 {
     const struct TrainOptions *o = &r->options;
-    double sum = 0;
-    for (int a = 0; a < count; a++) {
-        struct Minibatch *m = &r->minibatches[a];
-        const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + a).key;
-        trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
-        sum += lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
-        trunk_backward(&r->model, &r->ws, &m->batch);
+    struct Minibatch *m = &r->minibatches[slot];
+    const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + slot).key;
+    trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
+    const double loss = lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
+    trunk_backward(&r->model, &r->ws, &m->batch);
+    return loss;
+}
+
+/* sum (n) += g (n), and g = 0. */
+static void add_gradient(real *sum, real *g, size_t n)
+{
+    #pragma omp parallel for simd schedule(static)
+    for (size_t k = 0; k < n; k++) {
+        sum[k] += g[k];
+        g[k] = 0;
     }
+}
+
+/* Returns the mean loss over the n targets of a step, and adds its gradient to part.grads, which
+ * adamw_step has left at 0. The factor 1/n is the same in every slot, so the gradients simply add
+ * up: `count` minibatches of B sequences give what one of count * B would give, in the memory of
+ * one. Each slot's gradient begins at 0, and the slots are added in their order,
+ *   ((g0 + g1) + g2) + ..
+ * wherever they are computed, so the bytes are the same for any number of ranks. */
+static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
+{
+    double sum = 0;
+    memset(r->losses, 0, count * sizeof *r->losses);
+    for (int slot = rank; slot < count; slot += ranks) {
+        r->losses[slot] = slot_gradient(r, slot, count, step, targets);
+        if (ranks > 1) send_slot(r, count);
+        else if (r->part.grads != r->model.grads)
+            add_gradient(r->part.grads, r->model.grads, r->model.parameter_count);
+    }
+    receive_slots(r, count);
+    sum_over_ranks(r->losses, count);
+    for (int slot = 0; slot < count; slot++) sum += r->losses[slot];
     return sum / targets;
 }
 
@@ -410,7 +454,7 @@ static void pretrain(struct Run *r)
         s.loss = step_gradient(r, o->accumulate, r->step + 1, s.targets);
 
         /* Clip: if the norm is above the limit, the gradient is scaled down to it. */
-        s.norm = grad_norm(&r->model);
+        s.norm = step_norm(r);
         const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
 
         /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
@@ -418,8 +462,9 @@ static void pretrain(struct Run *r)
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r);
-        if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
-        else forget_gradient(&r->model);
+        if (update) adamw_step(&r->part, s.lr, scale, o->weight_decay, r->step - r->skipped);
+        else forget_gradient(&r->part);
+        share_weights(r);
         end_step(r, &s);
 
         /* Is this the last step? */
@@ -433,8 +478,8 @@ static void pretrain(struct Run *r)
         if (o->sample_every && r->step % o->sample_every == 0) sample_run(r);
 
         /* Save. */
-        stop = last || late || stop_signal;
-        const bool whole = stop || save_is_due(r);
+        stop = last || late || agreed(stop_signal);
+        const bool whole = stop || agreed(save_is_due(r));
         if (whole || r->best_step == r->step) save_run(r, whole);
     }
 }
@@ -457,8 +502,9 @@ static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 }
 
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
- * are the same in every call, so that scores can be compared. bytes (V) is from token_lengths; ws
- * has room for the rows of m. */
+ * are the same in every call, so that scores can be compared. Ranks share out the minibatches, whose
+ * losses are added in their order. bytes (V) is from token_lengths; ws has room for the rows of
+ * m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
                              const struct Sequences *s, const int *bytes, int64_t budget)
 {
@@ -466,17 +512,25 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
-    double sum = 0;
+    double sum = 0, *losses = NULL;
+    int count = 0;
     struct Timer timer = start_timer();
     for (int64_t i = 0; i < chosen; ) {
         minibatch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
-        trunk_forward(model, ws, &m->batch, 0, 0);
-        sum += lm_head(model, ws, &m->batch, m->targets, 0);
+        losses = resize(losses, (count + 1) * sizeof *losses);
+        losses[count] = 0;
+        if (count++ % ranks == rank) {
+            trunk_forward(model, ws, &m->batch, 0, 0);
+            losses[count - 1] = lm_head(model, ws, &m->batch, m->targets, 0);
+        }
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
         show_work(&timer, "eval", i, chosen, "sequences");
     }
+    sum_over_ranks(losses, count);
+    for (int k = 0; k < count; k++) sum += losses[k];
+    free(losses);
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
@@ -743,6 +797,8 @@ static struct Option *option_table(struct TrainOptions *o)
         THREADS_OPTION(&o->threads),
         {"resume", "go on with the run in --out, with its options", FLAG, &o->resume},
         {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
+        {"allow-mixed", "with MPI: ranks may have other programs, whose sums may differ", FLAG,
+         &o->allow_mixed},
         {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
         {"profile", "print at the end where the time of the steps went", FLAG, &o->profile,
          .idle = "with plan"},
@@ -826,6 +882,7 @@ static double time_used(const struct Run *r)
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
+    if (rank) return;
     const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
     journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
                 (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
@@ -840,6 +897,9 @@ static double last_seconds(const char *rows)
 }
 
 /* --- Saving --- */
+
+static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 9) */
+static void keep_moments(struct Run *r);        /* of all that were read those of the part */
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
@@ -905,6 +965,8 @@ static void stage_run(const struct Run *r)
 static void save_run(struct Run *r, bool whole)
 {
     const double start = seconds();
+    if (whole) gather_moments(r);
+    if (rank) return;
     struct Metadata meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
         stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
@@ -950,6 +1012,7 @@ static void take_options(struct Run *r)
 /* Opens the log: of a resumed run with the rows that its state knows, else state is NULL. */
 static void open_log(struct Run *r, const struct Metadata *state)
 {
+    if (rank) return;
     char *path = text_of("%s/log.tsv", r->options.out),
          *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
     r->clock.earlier = last_seconds(rows);
@@ -970,6 +1033,7 @@ static void restore_run(struct Run *r)
     struct Metadata state;
     const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
+    keep_moments(r);
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
@@ -1025,6 +1089,7 @@ static void start_or_resume(struct Run *r)
  * first save. */
 static void begin_files(struct Run *r)
 {
+    if (rank) return;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
     r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
                                          .max_length = r->options.context};
@@ -1076,7 +1141,8 @@ static double memory_needed(const struct Run *r, bool print)
     const double array = (double)r->model.parameter_count * sizeof(real),
                  logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     const struct { const char *kind; double bytes; } kinds[] = {
-        {"weights", array}, {"gradients", array}, {"moments", 2 * array},
+        {"weights", array}, {"gradients", o->accumulate > 1 ? 2 * array : array},
+        {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? array + array / ranks : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)gemm_buffer_size() * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
@@ -1102,6 +1168,9 @@ static void check_options(const struct Run *r)
     if ((int64_t)o->batch * o->context > INT32_MAX / 8)
         die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
                   o->context);
+    if (o->accumulate < ranks)
+        die_usage("--accumulate %d: a step has fewer batches than there are ranks (%d). Use more.",
+                  o->accumulate, ranks);
     if (o->steps == 0 && o->epochs == 0 && o->time_limit == 0)
         die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
 }
@@ -1181,6 +1250,59 @@ static void make_model(struct Run *r)
     model->beta2 = o->beta2;
 }
 
+/* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. It is where a chunk
+ * of grad_norm begins, so that each chunk is in one part. */
+static size_t part_begin(const struct Model *model, int p)
+{
+    const size_t at = model->parameter_count / ranks * p + model->parameter_count % ranks * p / ranks;
+    const struct Tensor *t = model->tensors;
+    while (at > t->offset + t->size) t++;
+    const size_t begin = t->offset + (at - t->offset + SUM_CHUNK - 1) / SUM_CHUNK * SUM_CHUNK,
+                 end = t->offset + t->size;
+    return begin < end ? begin : end;
+}
+
+/* The chunks of grad_norm in the first n parameters. */
+static int chunks_in(const struct Model *model, size_t n)
+{
+    int count = 0;
+    for (int i = 0; i < model->tensor_count && model->tensors[i].offset < n; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        const size_t size = n - t->offset < t->size ? n - t->offset : t->size;
+        count += (int)((size + SUM_CHUNK - 1) / SUM_CHUNK);
+    }
+    return count;
+}
+
+/* Describes the part that this process updates as a model of its own, whose list has the pieces of
+ * tensors that lie in the part. Its gradient is the sum over slots; only a step of one slot needs no
+ * second array for it. The sum is aligned as model.grads is, so that vectors add the same terms. */
+static void make_part(struct Run *r)
+{
+    struct Model *whole = &r->model, *part = &r->part;
+    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1), n = end - begin;
+    *part = *whole;
+    part->weights += begin;
+    part->parameter_count = n;
+    part->partial_sums += chunks_in(whole, begin);
+    part->tensors = resize(NULL, whole->tensor_count * sizeof *part->tensors);
+    part->tensor_count = 0;
+    for (int i = 0; i < whole->tensor_count; i++) {
+        struct Tensor t = whole->tensors[i];
+        const size_t last = t.offset + t.size < end ? t.offset + t.size : end;
+        if (t.offset < begin) t.offset = begin;
+        if (t.offset >= last) continue;
+        t.size = last - t.offset;
+        t.offset -= begin;
+        part->tensors[part->tensor_count++] = t;
+    }
+    if (r->options.accumulate > 1)
+        part->grads = (real *)allocate_zeroed((n + LANES) * sizeof(real)) + begin % LANES;
+    if (ranks == 1) return;
+    part->m = allocate_zeroed(n * sizeof(real));
+    part->v = allocate_zeroed(n * sizeof(real));
+}
+
 /* Cuts the data and allocates all that a step needs, before the first one. */
 static void take_memory(struct Run *r)
 {
@@ -1192,6 +1314,8 @@ static void take_memory(struct Run *r)
     for (int a = 0; a < o->accumulate; a++)
         r->minibatches[a] = minibatch_create(o->batch * o->context);
     workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
+    r->losses = resize(NULL, o->accumulate * sizeof *r->losses);
+    make_part(r);
     if (!o->sample_every) return;
     r->generator = resize(NULL, sizeof *r->generator);
     generator_create(r->generator, &r->model, r->tokenizer);
@@ -1232,7 +1356,7 @@ static char *write_texts(const struct Run *r)
             append(&text, "\n");
         }
     }
-    FILE *file = fopen(path, "wb");
+    FILE *file = fopen(rank ? "/dev/null" : path, "wb");
     const bool whole = file && fwrite(text.data, 1, text.size, file) == text.size;
     if (!file || fclose(file) || !whole)
         warn("%s: cannot be written (%s).", path, strerror(errno));
@@ -1318,17 +1442,21 @@ static void show_step(struct Run *r, const struct Step *s)
 static void sample_run(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
+    if (rank) return;
     progress(true, "step %s  sample:", place(r));
     write_sample(r->generator, o->sample_prompt, o->sample_tokens,
                  stream_for(o->seed, SAMPLE_STREAM, r->step));
 }
 
+static void take_from_rank_0(void *value, size_t size);     /* section 9 */
+
 /* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
  * decides is recorded in the state --- */
 
-/* Seconds of a step: the fastest of up to 20 of one minibatch, since the first also touches new
- * memory. No trace stays: the rate 0 leaves the weights as they are (a gradient that is not finite
- * would not), the moments become 0 and the place in the data is restored. */
+/* Seconds of a step without the exchange between ranks: the fastest of up to 20 of one minibatch,
+ * since the first also touches new memory. No trace stays: AdamW sees a gradient of 0, which leaves
+ * the moments at 0, the rate 0 leaves the weights as they are, and the place in the data is
+ * restored. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1337,17 +1465,16 @@ static double measure_step(struct Run *r)
     double gradient = INFINITY, rest = INFINITY;
     for (int n = 0; n < 20 && seconds() - begin < (n < 2 ? 10 : 2); n++) {
         const double start = seconds();
-        step_gradient(r, 1, 1, read_step(r, 1));
+        slot_gradient(r, 0, 1, 1, read_step(r, 1));
+        forget_gradient(&r->model);
         const double middle = seconds();
-        if (!isfinite(grad_norm(&r->model))) forget_gradient(&r->model);
-        adamw_step(&r->model, 0, 1, 0, 1);
+        grad_norm(&r->part);
+        adamw_step(&r->part, 0, 1, 0, 1);
         gradient = fmin(gradient, middle - start);
         rest = fmin(rest, seconds() - middle);
     }
-    memset(r->model.m, 0, r->model.parameter_count * sizeof(real));
-    memset(r->model.v, 0, r->model.parameter_count * sizeof(real));
     loader_seek(&r->loader, epoch, next);
-    return r->options.accumulate * gradient + rest;
+    return (r->options.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
 /* About how many steps, with their evaluations, fit into the time that is left. */
@@ -1384,6 +1511,7 @@ static double fix_steps(struct Run *r)
     const bool open = o->steps == 0;
     const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
     if (open && step > 0) o->steps = steps_in_time(r, step);
+    take_from_rank_0(&o->steps, sizeof o->steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (o->eval_every == 0)
         o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
@@ -1400,11 +1528,10 @@ static double fix_steps(struct Run *r)
  * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
  * A constant rate needs none of this. Returns whether there is no time for one more step: if time
  * decides how many steps there are, this is the last; else the run can be resumed. */
-static bool fit_to_time(struct Run *r, const struct Step *s)
+static bool decide_by_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
     const struct Clock *c = &r->clock;
-    if (o->time_limit == 0) return false;
     const double step = next_step(r, s), each = step + c->evaluating / o->eval_every;
     const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
     const double time = o->time_limit - c->saving - evaluation, left = time - time_used(r);
@@ -1422,6 +1549,16 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
     progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
              "the last step", place(r), duration(time_used(r)), duration(o->time_limit));
     return false;
+}
+
+/* The clock of rank 0 counts. */
+static bool fit_to_time(struct Run *r, const struct Step *s)
+{
+    if (r->options.time_limit == 0) return false;
+    const bool late = agreed(decide_by_time(r, s));
+    take_from_rank_0(&r->options.steps, sizeof r->options.steps);
+    take_from_rank_0(&r->fall, sizeof r->fall);
+    return late;
 }
 
 /* --- Plan, summary and profile --- */
@@ -1495,7 +1632,269 @@ static void print_profile(const struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 9. Subcommands                                                                                */
+/* 9. Ranks: one run by several processes                                                        */
+/* ============================================================================================= */
+
+/* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many:
+ *
+ *   slots      rank r computes the gradients of the slots r, r + R, r + 2R, ..    step_gradient
+ *   exchange   the parameters are cut into R parts; rank p gets part p of         send_slot
+ *              every slot, and adds the slots in their order
+ *   norm       the sums of squares over the chunks of all parts, in their order   step_norm
+ *   AdamW      rank p updates part p, and it alone has the moments of part p      adamw_step
+ *              (ZeRO stage 1, Rajbhandari et al. 2020)
+ *   weights    every rank gets the parts of all others                            share_weights
+ *
+ * No sum depends on R: MPI adds only zeros to a number. So any R gives the bytes of one process. The
+ * loop of step and decisions is the same on all ranks; rank 0 alone shows, logs and saves, and its
+ * clock and its signals count. With P parameters of 4 bytes a rank sends 4 P (R - 1) / R bytes for
+ * each of its slots, and as many for the weights. */
+
+static double step_norm(struct Run *r)
+{
+    const int count = chunks_in(&r->model, r->model.parameter_count);
+    double *sums = r->model.partial_sums, total = 0;
+    memset(sums, 0, count * sizeof *sums);
+    square_sums(&r->part);
+    sum_over_ranks(sums, count);
+    for (int i = 0; i < count; i++) total += sums[i];
+    return sqrt(total);
+}
+
+static bool agreed(bool mine)
+{
+    take_from_rank_0(&mine, sizeof mine);
+    return mine;
+}
+
+#ifdef MPI
+#include <mpi.h>
+#include <pthread.h>
+
+/* A round is one slot of each rank. Its parts travel while the next slots are computed: model.m has
+ * a copy of this rank's gradient, since only a part has moments, and model.v receives the part of
+ * each slot. */
+static struct {
+    int *sizes, *places;            /* (ranks): of the parts, in values */
+    MPI_Request *requests;          /* (2 ranks): of the round that is under way */
+    int request_count, slots;       /* slots 0: no round is under way */
+    int next;                       /* the first slot of the next round */
+    pthread_t carrier;
+} exchange;
+
+static char host[MPI_MAX_PROCESSOR_NAME];
+static int end_status, errors;      /* errors: where stderr of the program goes */
+
+/* Ranks other than 0 are silent until they fail. As all ranks fail if options or files are wrong,
+ * rank 0 gets a second in which to say so and end the job. */
+static void speak_as_rank(int status)
+{
+    end_status = status;
+    if (rank == 0) return;
+    sleep(1);
+    dup2(errors, 2);
+    program = brief("%s: rank %d on %s", program, rank, host);
+}
+
+/* At exit. Whoever fails ends all ranks, which would wait for it forever. */
+static void leave_ranks(void)
+{
+    if (end_status == 0 || ranks == 1) { MPI_Finalize(); return; }
+    remove_unfinished();
+    MPI_Abort(MPI_COMM_WORLD, end_status);
+}
+
+static void begin_ranks(void)
+{
+    int length, threads;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &threads);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    MPI_Get_processor_name(host, &length);
+    atexit(leave_ranks);
+    if (threads < MPI_THREAD_SERIALIZED)
+        die("MPI: this library allows no second thread. Use another, as Open MPI or MPICH are.");
+    errors = dup(2);
+    const int nowhere = rank ? open("/dev/null", O_WRONLY) : -1;
+    if (nowhere >= 0 && (dup2(nowhere, 1) < 0 || dup2(nowhere, 2) < 0))
+        die("/dev/null: cannot be written (%s). Run again.", strerror(errno));
+}
+
+static void take_from_rank_0(void *value, size_t size)
+{
+    MPI_Bcast(value, (int)size, MPI_BYTE, 0, MPI_COMM_WORLD);
+}
+
+static void sum_over_ranks(double *x, int n)
+{
+    MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+}
+
+/* Messages advance only while MPI is called. This thread does it until all have arrived. */
+static void *carry(void *unused)
+{
+    for (int done = 0; !done; ) {
+        MPI_Testall(exchange.request_count, exchange.requests, &done, MPI_STATUSES_IGNORE);
+        if (!done) usleep(100);
+    }
+    return unused;
+}
+
+/* Sends the copied gradient, if this rank has a slot in the next round of `count` slots, and
+ * receives the parts of all ranks that have. */
+static void start_round(struct Run *r, int count)
+{
+    const int n = exchange.sizes[rank];
+    MPI_Request *request = exchange.requests;
+    exchange.slots = min_int(ranks, count - exchange.next);
+    exchange.next += exchange.slots;
+    for (int q = 0; q < exchange.slots; q++)
+        MPI_Irecv(r->model.v + (size_t)q * n, n, MPI_FLOAT, q, 0, MPI_COMM_WORLD, request++);
+    for (int i = 0; i < ranks && rank < exchange.slots; i++) {
+        const int p = (rank + i) % ranks;
+        MPI_Isend(r->model.m + exchange.places[p], exchange.sizes[p], MPI_FLOAT, p, 0,
+                  MPI_COMM_WORLD, request++);
+    }
+    exchange.request_count = (int)(request - exchange.requests);
+    if (pthread_create(&exchange.carrier, NULL, carry, NULL))
+        die("no thread can be started for MPI. Allow more processes (ulimit -u).");
+}
+
+/* Adds what has arrived, slot by slot. */
+static void finish_round(struct Run *r)
+{
+    const size_t n = r->part.parameter_count;
+    if (exchange.slots) pthread_join(exchange.carrier, NULL);
+    for (int q = 0; q < exchange.slots; q++)
+        add_gradient(r->part.grads, r->model.v + q * n, n);
+    exchange.slots = 0;
+}
+
+static void send_slot(struct Run *r, int count)
+{
+    finish_round(r);
+    memcpy(r->model.m, r->model.grads, r->model.parameter_count * sizeof(real));
+    forget_gradient(&r->model);
+    start_round(r, count);
+}
+
+/* In the last round there may be fewer slots than ranks. */
+static void receive_slots(struct Run *r, int count)
+{
+    finish_round(r);
+    while (ranks > 1 && exchange.next < count) {
+        start_round(r, count);
+        finish_round(r);
+    }
+    exchange.next = 0;
+}
+
+static void share_weights(struct Run *r)
+{
+    if (ranks == 1) return;
+    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, r->model.weights, exchange.sizes,
+                   exchange.places, MPI_FLOAT, MPI_COMM_WORLD);
+}
+
+static void gather_moments(struct Run *r)
+{
+    const int n = exchange.sizes[rank];
+    if (ranks == 1) return;
+    MPI_Gatherv(r->part.m, n, MPI_FLOAT, r->model.m, exchange.sizes, exchange.places, MPI_FLOAT, 0,
+                MPI_COMM_WORLD);
+    MPI_Gatherv(r->part.v, n, MPI_FLOAT, r->model.v, exchange.sizes, exchange.places, MPI_FLOAT, 0,
+                MPI_COMM_WORLD);
+}
+
+static void keep_moments(struct Run *r)
+{
+    const size_t begin = part_begin(&r->model, rank), n = r->part.parameter_count;
+    if (ranks == 1) return;
+    memcpy(r->part.m, r->model.m + begin, n * sizeof(real));
+    memcpy(r->part.v, r->model.v + begin, n * sizeof(real));
+}
+
+/* What all ranks must have in common, as "key\0value\0" of each fact. Paths may differ, since data
+ * have a fingerprint. */
+static struct Buffer common_facts(const struct Run *r)
+{
+    struct Metadata meta = describe(r);
+    struct Buffer facts = {0};
+    if (!r->options.allow_mixed) {
+        struct File self = open_file("/proc/self/exe", false);
+        metadata_set(&meta, "vectors", "%d bits", 8 * VECTOR_BYTES);
+        metadata_set(&meta, "program_file", "%s", hash_text(checksum_file(&self, 0, self.size)));
+        close_file(&self);
+    }
+    for (int i = 0; i < meta.count; i++) {
+        if (is_choice(meta.keys[i], strlen(meta.keys[i]), "train.data|train.val|train.init"))
+            continue;
+        append_bytes(&facts, meta.keys[i], strlen(meta.keys[i]) + 1);
+        append_bytes(&facts, meta.values[i], strlen(meta.values[i]) + 1);
+    }
+    append_bytes(&facts, "\0", 2);      /* ends the list */
+    metadata_free(&meta);
+    return facts;
+}
+
+/* Dies if this rank has other facts than rank 0. */
+static void compare_facts(const struct Run *r)
+{
+    struct Buffer mine = common_facts(r), theirs = {0};
+    size_t size = mine.size;
+    take_from_rank_0(&size, sizeof size);
+    reserve(&theirs, size);
+    if (rank == 0) memcpy(theirs.data, mine.data, size);
+    take_from_rank_0(theirs.data, size);
+    for (char *key = mine.data, *other = theirs.data; *key || *other; ) {
+        char *value = key + strlen(key) + 1, *its = other + strlen(other) + 1;
+        if (strcmp(key, other) || strcmp(value, its))
+            die("%s is %s here, and %s is %s on rank 0. All ranks need the same%s.", key, value,
+                other, its, strcmp(key, "program_file") && strcmp(key, "vectors") ? ""
+                : ", or --allow-mixed");
+        key = value + strlen(value) + 1;
+        other = its + strlen(its) + 1;
+    }
+    free(mine.data);
+    free(theirs.data);
+}
+
+/* Before the first step. The weights of rank 0 count, also if they are random: the mathematics
+ * library of another machine may round otherwise. */
+static void join_ranks(struct Run *r)
+{
+    struct Model *m = &r->model;
+    if (ranks == 1) return;
+    if (m->parameter_count > INT_MAX)
+        die("%zu parameters: MPI counts to %d. Use a smaller model.", m->parameter_count, INT_MAX);
+    compare_facts(r);
+    MPI_Bcast(m->weights, (int)m->parameter_count, MPI_FLOAT, 0, MPI_COMM_WORLD);
+    exchange.sizes = resize(NULL, ranks * sizeof *exchange.sizes);
+    exchange.places = resize(NULL, ranks * sizeof *exchange.places);
+    exchange.requests = resize(NULL, 2 * ranks * sizeof *exchange.requests);
+    for (int p = 0; p < ranks; p++) {
+        exchange.places[p] = (int)part_begin(m, p);
+        exchange.sizes[p] = (int)(part_begin(m, p + 1) - part_begin(m, p));
+    }
+    const size_t received = (size_t)ranks * r->part.parameter_count;
+    if (received > m->parameter_count) m->v = allocate_zeroed(received * sizeof(real));
+}
+#else
+
+/* One process, which needs nothing from others. */
+static void begin_ranks(void) {}
+static void join_ranks(struct Run *r) { (void)r; }
+static void take_from_rank_0(void *value, size_t size) { (void)value, (void)size; }
+static void sum_over_ranks(double *x, int n) { (void)x, (void)n; }
+static void send_slot(struct Run *r, int count) { (void)r, (void)count; }
+static void receive_slots(struct Run *r, int count) { (void)r, (void)count; }
+static void share_weights(struct Run *r) { (void)r; }
+static void gather_moments(struct Run *r) { (void)r; }
+static void keep_moments(struct Run *r) { (void)r; }
+#endif
+
+/* ============================================================================================= */
+/* 10. Subcommands                                                                               */
 /* ============================================================================================= */
 
 /* --- train --- */
@@ -1551,12 +1950,14 @@ static int command_train(int argc, char **argv)
     if (o->epochs > 0 && is_given(r.table, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
     begin_training();
+    begin_ranks();
     set_threads(o->threads);
     if (o->out) {
         r.files.last = text_of("%s/last", o->out);
         r.files.state = text_of("%s/state.safetensors", o->out);
-        if (!o->plan) lock_directory(o->out);
-        start_or_resume(&r);
+        if (!o->plan && rank == 0) lock_directory(o->out);
+        if (rank == 0) start_or_resume(&r);
+        take_from_rank_0(&o->resume, sizeof o->resume);
     }
     if (o->resume) take_options(&r);
     set_precision(o->precision);
@@ -1574,6 +1975,7 @@ static int command_train(int argc, char **argv)
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
     else open_log(&r, NULL);
+    join_ranks(&r);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
