@@ -322,8 +322,8 @@ struct Run {
     struct Clock clock;
 };
 
-/* Slots are shared out to `ranks` processes, of which this is number `rank`. Without MPI it is number
- * 0 of 1. */
+/* Slots are shared out to `ranks` processes, of which this is number `rank`. Without MPI it is
+ * number 0 of 1. */
 static int rank = 0, ranks = 1;
 
 /* What is known of one step. */
@@ -331,12 +331,11 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 /* --- What the loop uses of the sections below --- */
 
-static void send_slot(struct Run *r, int count);    /* with several ranks, instead of add_gradient */
-static void receive_slots(struct Run *r, int count);    /* those that are still under way */
-static double step_norm(struct Run *r);         /* of the gradient, over all ranks */
+static void sum_slots(struct Run *r, int first, int count);     /* first to first + ranks - 1 */
 static void share_weights(struct Run *r);       /* gets the parts that other ranks have updated */
-static bool agreed(bool mine);                  /* the answer of rank 0 */
+static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
 static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
+static int chunks_in(const struct Model *model, size_t n);  /* of grad_norm, in n parameters */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
@@ -377,9 +376,10 @@ static double slot_gradient(struct Run *r, int slot, int count, int64_t step, in
     return loss;
 }
 
-/* sum (n) += g (n), and g = 0. */
+/* sum (n) += g (n), and g = 0. A step of one slot has its sum in place. */
 static void add_gradient(real *sum, real *g, size_t n)
 {
+    if (sum == g) return;
     #pragma omp parallel for simd schedule(static)
     for (size_t k = 0; k < n; k++) {
         sum[k] += g[k];
@@ -397,16 +397,28 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
 {
     double sum = 0;
     memset(r->losses, 0, count * sizeof *r->losses);
-    for (int slot = rank; slot < count; slot += ranks) {
-        r->losses[slot] = slot_gradient(r, slot, count, step, targets);
-        if (ranks > 1) send_slot(r, count);
-        else if (r->part.grads != r->model.grads)
-            add_gradient(r->part.grads, r->model.grads, r->model.parameter_count);
+    for (int first = 0; first < count; first += ranks) {
+        const int slot = first + rank;
+        if (slot < count) r->losses[slot] = slot_gradient(r, slot, count, step, targets);
+        if (ranks > 1) sum_slots(r, first, count);
+        else add_gradient(r->part.grads, r->model.grads, r->model.parameter_count);
     }
-    receive_slots(r, count);
+    if (ranks > 1) sum_slots(r, count, count);          /* waits for the last ones */
     sum_over_ranks(r->losses, count);
     for (int slot = 0; slot < count; slot++) sum += r->losses[slot];
     return sum / targets;
+}
+
+/* The norm of the gradient: as grad_norm, but each rank has the sums of the chunks of its part. */
+static double step_norm(struct Run *r)
+{
+    const int count = chunks_in(&r->model, r->model.parameter_count);
+    double *sums = r->model.partial_sums, total = 0;
+    memset(sums, 0, count * sizeof *sums);
+    square_sums(&r->part);
+    sum_over_ranks(sums, count);
+    for (int i = 0; i < count; i++) total += sums[i];
+    return sqrt(total);
 }
 
 static void forget_gradient(struct Model *model)
@@ -438,6 +450,13 @@ static double rate_of(const struct Run *r)
 static bool finished(const struct Run *r)
 {
     return r->options.steps && r->step >= r->options.steps;
+}
+
+/* What depends on time or signals is decided by rank 0. */
+static bool agreed(bool mine)
+{
+    take_from_rank_0(&mine, sizeof mine);
+    return mine;
 }
 
 /* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last of
@@ -502,9 +521,9 @@ static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 }
 
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
- * are the same in every call, so that scores can be compared. Ranks share out the minibatches, whose
- * losses are added in their order. bytes (V) is from token_lengths; ws has room for the rows of
- * m. */
+ * are the same in every call, so that scores can be compared. Ranks share out the minibatches,
+ * whose losses are added in their order. bytes (V) is from token_lengths; ws has room for the rows
+ * of m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
                              const struct Sequences *s, const int *bytes, int64_t budget)
 {
@@ -899,7 +918,7 @@ static double last_seconds(const char *rows)
 /* --- Saving --- */
 
 static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 9) */
-static void keep_moments(struct Run *r);        /* of all that were read those of the part */
+static size_t part_begin(const struct Model *model, int p);
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
@@ -1033,7 +1052,12 @@ static void restore_run(struct Run *r)
     struct Metadata state;
     const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
-    keep_moments(r);
+    if (ranks > 1) {
+        const size_t begin = part_begin(&r->model, rank),
+                     bytes = r->part.parameter_count * sizeof(real);
+        memcpy(r->part.m, r->model.m + begin, bytes);
+        memcpy(r->part.v, r->model.v + begin, bytes);
+    }
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
@@ -1250,11 +1274,11 @@ static void make_model(struct Run *r)
     model->beta2 = o->beta2;
 }
 
-/* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. It is where a chunk
- * of grad_norm begins, so that each chunk is in one part. */
+/* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. A chunk of
+ * grad_norm begins there, too, so that each chunk is in one part. */
 static size_t part_begin(const struct Model *model, int p)
 {
-    const size_t at = model->parameter_count / ranks * p + model->parameter_count % ranks * p / ranks;
+    const size_t at = model->parameter_count * p / ranks;
     const struct Tensor *t = model->tensors;
     while (at > t->offset + t->size) t++;
     const size_t begin = t->offset + (at - t->offset + SUM_CHUNK - 1) / SUM_CHUNK * SUM_CHUNK,
@@ -1262,7 +1286,6 @@ static size_t part_begin(const struct Model *model, int p)
     return begin < end ? begin : end;
 }
 
-/* The chunks of grad_norm in the first n parameters. */
 static int chunks_in(const struct Model *model, size_t n)
 {
     int count = 0;
@@ -1275,12 +1298,13 @@ static int chunks_in(const struct Model *model, size_t n)
 }
 
 /* Describes the part that this process updates as a model of its own, whose list has the pieces of
- * tensors that lie in the part. Its gradient is the sum over slots; only a step of one slot needs no
- * second array for it. The sum is aligned as model.grads is, so that vectors add the same terms. */
+ * tensors that lie in the part. Its gradient is the sum over slots, in an array of its own unless
+ * a step has one slot. It is aligned as model.grads is, so that vectors add the same terms. */
 static void make_part(struct Run *r)
 {
     struct Model *whole = &r->model, *part = &r->part;
-    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1), n = end - begin;
+    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1),
+                 n = end - begin;
     *part = *whole;
     part->weights += begin;
     part->parameter_count = n;
@@ -1447,8 +1471,6 @@ static void sample_run(struct Run *r)
     write_sample(r->generator, o->sample_prompt, o->sample_tokens,
                  stream_for(o->seed, SAMPLE_STREAM, r->step));
 }
-
-static void take_from_rank_0(void *value, size_t size);     /* section 9 */
 
 /* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
  * decides is recorded in the state --- */
@@ -1637,48 +1659,27 @@ static void print_profile(const struct Run *r)
 
 /* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many:
  *
- *   slots      rank r computes the gradients of the slots r, r + R, r + 2R, ..    step_gradient
- *   exchange   the parameters are cut into R parts; rank p gets part p of         send_slot
- *              every slot, and adds the slots in their order
- *   norm       the sums of squares over the chunks of all parts, in their order   step_norm
- *   AdamW      rank p updates part p, and it alone has the moments of part p      adamw_step
- *              (ZeRO stage 1, Rajbhandari et al. 2020)
- *   weights    every rank gets the parts of all others                            share_weights
+ *   slots     rank r computes the gradients of the slots r, r + R, r + 2R, ..     step_gradient
+ *   parts     the parameters are cut into R parts; rank p gets part p of every    sum_slots
+ *             slot's gradient, and adds the slots in their order
+ *   AdamW     rank p updates part p, and it alone has the moments of part p       adamw_step
+ *             (ZeRO stage 1, Rajbhandari et al. 2020)
+ *   weights   every rank gets the parts of all others                             share_weights
  *
- * No sum depends on R: MPI adds only zeros to a number. So any R gives the bytes of one process. The
- * loop of step and decisions is the same on all ranks; rank 0 alone shows, logs and saves, and its
- * clock and its signals count. With P parameters of 4 bytes a rank sends 4 P (R - 1) / R bytes for
- * each of its slots, and as many for the weights. */
-
-static double step_norm(struct Run *r)
-{
-    const int count = chunks_in(&r->model, r->model.parameter_count);
-    double *sums = r->model.partial_sums, total = 0;
-    memset(sums, 0, count * sizeof *sums);
-    square_sums(&r->part);
-    sum_over_ranks(sums, count);
-    for (int i = 0; i < count; i++) total += sums[i];
-    return sqrt(total);
-}
-
-static bool agreed(bool mine)
-{
-    take_from_rank_0(&mine, sizeof mine);
-    return mine;
-}
+ * No sum depends on R: MPI adds only zeros to a number. So any R gives the bytes of one process.
+ * Rank 0 alone shows, logs and saves, and its clock and signals count. Of P parameters a rank sends
+ * 4 P (R - 1) / R bytes for each of its slots, and as many for the weights. */
 
 #ifdef MPI
 #include <mpi.h>
 #include <pthread.h>
 
-/* A round is one slot of each rank. Its parts travel while the next slots are computed: model.m has
- * a copy of this rank's gradient, since only a part has moments, and model.v receives the part of
- * each slot. */
+/* One slot of each rank, whose parts travel while the next slots are computed. model.m has a copy
+ * of this rank's gradient, since only a part has moments, and model.v receives a part of each. */
 static struct {
     int *sizes, *places;            /* (ranks): of the parts, in values */
-    MPI_Request *requests;          /* (2 ranks): of the round that is under way */
-    int request_count, slots;       /* slots 0: no round is under way */
-    int next;                       /* the first slot of the next round */
+    MPI_Request *requests;          /* (2 ranks) */
+    int request_count, slots;       /* slots 0: nothing is under way */
     pthread_t carrier;
 } exchange;
 
@@ -1713,11 +1714,9 @@ static void begin_ranks(void)
     MPI_Get_processor_name(host, &length);
     atexit(leave_ranks);
     if (threads < MPI_THREAD_SERIALIZED)
-        die("MPI: this library allows no second thread. Use another, as Open MPI or MPICH are.");
+        die("MPI: this library allows no second thread. Use Open MPI or MPICH.");
     errors = dup(2);
-    const int nowhere = rank ? open("/dev/null", O_WRONLY) : -1;
-    if (nowhere >= 0 && (dup2(nowhere, 1) < 0 || dup2(nowhere, 2) < 0))
-        die("/dev/null: cannot be written (%s). Run again.", strerror(errno));
+    if (rank) dup2(dup2(open("/dev/null", O_WRONLY), 1), 2);
 }
 
 static void take_from_rank_0(void *value, size_t size)
@@ -1740,53 +1739,29 @@ static void *carry(void *unused)
     return unused;
 }
 
-/* Sends the copied gradient, if this rank has a slot in the next round of `count` slots, and
- * receives the parts of all ranks that have. */
-static void start_round(struct Run *r, int count)
+/* Adds the slots that have arrived, in their order; then sends the parts of this rank's slot, if it
+ * has one of the next, and receives its part of theirs. */
+static void sum_slots(struct Run *r, int first, int count)
 {
-    const int n = exchange.sizes[rank];
+    const int n = (int)r->part.parameter_count;
     MPI_Request *request = exchange.requests;
-    exchange.slots = min_int(ranks, count - exchange.next);
-    exchange.next += exchange.slots;
+    if (exchange.slots) pthread_join(exchange.carrier, NULL);
+    for (int q = 0; q < exchange.slots; q++)
+        add_gradient(r->part.grads, r->model.v + (size_t)q * n, n);
+    exchange.slots = min_int(ranks, count - first);
+    if (!exchange.slots) return;
     for (int q = 0; q < exchange.slots; q++)
         MPI_Irecv(r->model.v + (size_t)q * n, n, MPI_FLOAT, q, 0, MPI_COMM_WORLD, request++);
-    for (int i = 0; i < ranks && rank < exchange.slots; i++) {
-        const int p = (rank + i) % ranks;
-        MPI_Isend(r->model.m + exchange.places[p], exchange.sizes[p], MPI_FLOAT, p, 0,
-                  MPI_COMM_WORLD, request++);
+    if (rank < exchange.slots) {
+        memcpy(r->model.m, r->model.grads, r->model.parameter_count * sizeof(real));
+        forget_gradient(&r->model);
+        for (int p = 0; p < ranks; p++)
+            MPI_Isend(r->model.m + exchange.places[p], exchange.sizes[p], MPI_FLOAT, p, 0,
+                      MPI_COMM_WORLD, request++);
     }
     exchange.request_count = (int)(request - exchange.requests);
     if (pthread_create(&exchange.carrier, NULL, carry, NULL))
         die("no thread can be started for MPI. Allow more processes (ulimit -u).");
-}
-
-/* Adds what has arrived, slot by slot. */
-static void finish_round(struct Run *r)
-{
-    const size_t n = r->part.parameter_count;
-    if (exchange.slots) pthread_join(exchange.carrier, NULL);
-    for (int q = 0; q < exchange.slots; q++)
-        add_gradient(r->part.grads, r->model.v + q * n, n);
-    exchange.slots = 0;
-}
-
-static void send_slot(struct Run *r, int count)
-{
-    finish_round(r);
-    memcpy(r->model.m, r->model.grads, r->model.parameter_count * sizeof(real));
-    forget_gradient(&r->model);
-    start_round(r, count);
-}
-
-/* In the last round there may be fewer slots than ranks. */
-static void receive_slots(struct Run *r, int count)
-{
-    finish_round(r);
-    while (ranks > 1 && exchange.next < count) {
-        start_round(r, count);
-        finish_round(r);
-    }
-    exchange.next = 0;
 }
 
 static void share_weights(struct Run *r)
@@ -1798,65 +1773,34 @@ static void share_weights(struct Run *r)
 
 static void gather_moments(struct Run *r)
 {
-    const int n = exchange.sizes[rank];
-    if (ranks == 1) return;
-    MPI_Gatherv(r->part.m, n, MPI_FLOAT, r->model.m, exchange.sizes, exchange.places, MPI_FLOAT, 0,
-                MPI_COMM_WORLD);
-    MPI_Gatherv(r->part.v, n, MPI_FLOAT, r->model.v, exchange.sizes, exchange.places, MPI_FLOAT, 0,
-                MPI_COMM_WORLD);
+    const real *parts[] = {r->part.m, r->part.v};
+    real *whole[] = {r->model.m, r->model.v};
+    for (int i = 0; i < 2 && ranks > 1; i++)
+        MPI_Gatherv(parts[i], exchange.sizes[rank], MPI_FLOAT, whole[i], exchange.sizes,
+                    exchange.places, MPI_FLOAT, 0, MPI_COMM_WORLD);
 }
 
-static void keep_moments(struct Run *r)
-{
-    const size_t begin = part_begin(&r->model, rank), n = r->part.parameter_count;
-    if (ranks == 1) return;
-    memcpy(r->part.m, r->model.m + begin, n * sizeof(real));
-    memcpy(r->part.v, r->model.v + begin, n * sizeof(real));
-}
-
-/* What all ranks must have in common, as "key\0value\0" of each fact. Paths may differ, since data
- * have a fingerprint. */
-static struct Buffer common_facts(const struct Run *r)
+/* Dies if this rank has other settings, data or state than rank 0, or another program, whose sums
+ * may differ. Paths may differ. */
+static void compare_ranks(const struct Run *r)
 {
     struct Metadata meta = describe(r);
-    struct Buffer facts = {0};
-    if (!r->options.allow_mixed) {
-        struct File self = open_file("/proc/self/exe", false);
-        metadata_set(&meta, "vectors", "%d bits", 8 * VECTOR_BYTES);
-        metadata_set(&meta, "program_file", "%s", hash_text(checksum_file(&self, 0, self.size)));
-        close_file(&self);
+    struct File self = open_file("/proc/self/exe", false);
+    if (!r->options.allow_mixed)
+        metadata_set(&meta, "program", "%s", hash_text(checksum_file(&self, 0, self.size)));
+    for (int i = 0; i < 100; i++) {             /* more than there are entries */
+        const char *key = i < meta.count ? meta.keys[i] : "none";
+        const bool path = is_choice(key, strlen(key), "none|train.data|train.val|train.init");
+        char mine[200], first[200];
+        snprintf(mine, sizeof mine, "%s %s", key, path ? "" : meta.values[i]);
+        memcpy(first, mine, sizeof mine);
+        take_from_rank_0(first, sizeof first);
+        if (strcmp(mine, first))
+            die("%s, but on rank 0 %s. Start all ranks with the same%s.", mine, first,
+                strcmp(key, "program") ? "" : " program, or with --allow-mixed");
     }
-    for (int i = 0; i < meta.count; i++) {
-        if (is_choice(meta.keys[i], strlen(meta.keys[i]), "train.data|train.val|train.init"))
-            continue;
-        append_bytes(&facts, meta.keys[i], strlen(meta.keys[i]) + 1);
-        append_bytes(&facts, meta.values[i], strlen(meta.values[i]) + 1);
-    }
-    append_bytes(&facts, "\0", 2);      /* ends the list */
+    close_file(&self);
     metadata_free(&meta);
-    return facts;
-}
-
-/* Dies if this rank has other facts than rank 0. */
-static void compare_facts(const struct Run *r)
-{
-    struct Buffer mine = common_facts(r), theirs = {0};
-    size_t size = mine.size;
-    take_from_rank_0(&size, sizeof size);
-    reserve(&theirs, size);
-    if (rank == 0) memcpy(theirs.data, mine.data, size);
-    take_from_rank_0(theirs.data, size);
-    for (char *key = mine.data, *other = theirs.data; *key || *other; ) {
-        char *value = key + strlen(key) + 1, *its = other + strlen(other) + 1;
-        if (strcmp(key, other) || strcmp(value, its))
-            die("%s is %s here, and %s is %s on rank 0. All ranks need the same%s.", key, value,
-                other, its, strcmp(key, "program_file") && strcmp(key, "vectors") ? ""
-                : ", or --allow-mixed");
-        key = value + strlen(value) + 1;
-        other = its + strlen(its) + 1;
-    }
-    free(mine.data);
-    free(theirs.data);
 }
 
 /* Before the first step. The weights of rank 0 count, also if they are random: the mathematics
@@ -1867,10 +1811,10 @@ static void join_ranks(struct Run *r)
     if (ranks == 1) return;
     if (m->parameter_count > INT_MAX)
         die("%zu parameters: MPI counts to %d. Use a smaller model.", m->parameter_count, INT_MAX);
-    compare_facts(r);
+    compare_ranks(r);
     MPI_Bcast(m->weights, (int)m->parameter_count, MPI_FLOAT, 0, MPI_COMM_WORLD);
-    exchange.sizes = resize(NULL, ranks * sizeof *exchange.sizes);
-    exchange.places = resize(NULL, ranks * sizeof *exchange.places);
+    exchange.sizes = resize(NULL, 2 * ranks * sizeof *exchange.sizes);
+    exchange.places = exchange.sizes + ranks;
     exchange.requests = resize(NULL, 2 * ranks * sizeof *exchange.requests);
     for (int p = 0; p < ranks; p++) {
         exchange.places[p] = (int)part_begin(m, p);
@@ -1886,11 +1830,9 @@ static void begin_ranks(void) {}
 static void join_ranks(struct Run *r) { (void)r; }
 static void take_from_rank_0(void *value, size_t size) { (void)value, (void)size; }
 static void sum_over_ranks(double *x, int n) { (void)x, (void)n; }
-static void send_slot(struct Run *r, int count) { (void)r, (void)count; }
-static void receive_slots(struct Run *r, int count) { (void)r, (void)count; }
+static void sum_slots(struct Run *r, int first, int count) { (void)r, (void)first, (void)count; }
 static void share_weights(struct Run *r) { (void)r; }
 static void gather_moments(struct Run *r) { (void)r; }
-static void keep_moments(struct Run *r) { (void)r; }
 #endif
 
 /* ============================================================================================= */
