@@ -1700,9 +1700,9 @@ static void speak_as_rank(int status)
 /* At exit. Whoever fails ends all ranks, which would wait for it forever. */
 static void leave_ranks(void)
 {
-    if (end_status == 0 || ranks == 1) { MPI_Finalize(); return; }
-    remove_unfinished();
-    MPI_Abort(MPI_COMM_WORLD, end_status);
+    if (end_status) remove_unfinished();
+    if (end_status && ranks > 1) MPI_Abort(MPI_COMM_WORLD, end_status);
+    MPI_Finalize();
 }
 
 static void begin_ranks(void)
@@ -1721,12 +1721,12 @@ static void begin_ranks(void)
 
 static void take_from_rank_0(void *value, size_t size)
 {
-    MPI_Bcast(value, (int)size, MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (ranks > 1) MPI_Bcast(value, (int)size, MPI_BYTE, 0, MPI_COMM_WORLD);
 }
 
 static void sum_over_ranks(double *x, int n)
 {
-    MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+    if (ranks > 1) MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
 }
 
 /* Messages advance only while MPI is called. This thread does it until all have arrived. */

@@ -48,6 +48,8 @@ five="$data --accumulate 5 --steps 4"       # 5 slots for 2 and 3 ranks
 check $? "one process, built without MPI"
 "$train" train $five --threads 1 --out alone >/dev/null 2>&1
 same_run plain alone "without mpirun: the same bytes"
+[ "$("$train" eval --model plain --data val_000000.bin 2>&1)" = "$("$plain" eval --model plain --data val_000000.bin 2>&1)" ]
+check $? "eval says the same"
 for R in 1 2 3; do
     ranks $R $five --threads $((R % 2 + 1)) --out ranks$R
     same_run plain ranks$R "ranks: $R, threads of each: $((R % 2 + 1)): the same bytes"
