@@ -1657,18 +1657,11 @@ static void print_profile(const struct Run *r)
 /* 9. Ranks: one run by several processes                                                        */
 /* ============================================================================================= */
 
-/* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many:
- *
- *   slots     rank r computes the gradients of the slots r, r + R, r + 2R, ..     step_gradient
- *   parts     the parameters are cut into R parts; rank p gets part p of every    sum_slots
- *             slot's gradient, and adds the slots in their order
- *   AdamW     rank p updates part p, and it alone has the moments of part p       adamw_step
- *             (ZeRO stage 1, Rajbhandari et al. 2020)
- *   weights   every rank gets the parts of all others                             share_weights
- *
- * No sum depends on R: MPI adds only zeros to a number. So any R gives the bytes of one process.
- * Rank 0 alone shows, logs and saves, and its clock and signals count. Of P parameters a rank sends
- * 4 P (R - 1) / R bytes for each of its slots, and as many for the weights. */
+/* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many.
+ * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
+ * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
+ * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
+ * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights. */
 
 #ifdef MPI
 #include <mpi.h>
@@ -1686,8 +1679,8 @@ static struct {
 static char host[MPI_MAX_PROCESSOR_NAME];
 static int end_status, errors;      /* errors: where stderr of the program goes */
 
-/* Ranks other than 0 are silent until they fail. As all ranks fail if options or files are wrong,
- * rank 0 gets a second in which to say so and end the job. */
+/* Rank 0 alone speaks, until another fails. As all ranks fail if options or files are wrong, rank 0
+ * gets a second in which to say so and end the job. */
 static void speak_as_rank(int status)
 {
     end_status = status;
@@ -1713,10 +1706,10 @@ static void begin_ranks(void)
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     MPI_Get_processor_name(host, &length);
     atexit(leave_ranks);
-    if (threads < MPI_THREAD_SERIALIZED)
-        die("MPI: this library allows no second thread. Use Open MPI or MPICH.");
     errors = dup(2);
     if (rank) dup2(dup2(open("/dev/null", O_WRONLY), 1), 2);
+    if (threads < MPI_THREAD_SERIALIZED)
+        die("MPI: this library allows no second thread. Use Open MPI or MPICH.");
 }
 
 static void take_from_rank_0(void *value, size_t size)
@@ -1732,10 +1725,8 @@ static void sum_over_ranks(double *x, int n)
 /* Messages advance only while MPI is called. This thread does it until all have arrived. */
 static void *carry(void *unused)
 {
-    for (int done = 0; !done; ) {
+    for (int done = 0; !done; usleep(100))
         MPI_Testall(exchange.request_count, exchange.requests, &done, MPI_STATUSES_IGNORE);
-        if (!done) usleep(100);
-    }
     return unused;
 }
 
@@ -1785,9 +1776,9 @@ static void gather_moments(struct Run *r)
 static void compare_ranks(const struct Run *r)
 {
     struct Metadata meta = describe(r);
-    struct File self = open_file("/proc/self/exe", false);
+    const struct Bytes self = read_file("/proc/self/exe", SIZE_MAX / 2, false);
     if (!r->options.allow_mixed)
-        metadata_set(&meta, "program", "%s", hash_text(checksum_file(&self, 0, self.size)));
+        metadata_set(&meta, "program", "%s", hash_text(checksum(self.data, self.size)));
     for (int i = 0; i < 100; i++) {             /* more than there are entries */
         const char *key = i < meta.count ? meta.keys[i] : "none";
         const bool path = is_choice(key, strlen(key), "none|train.data|train.val|train.init");
@@ -1799,7 +1790,6 @@ static void compare_ranks(const struct Run *r)
             die("%s, but on rank 0 %s. Start all ranks with the same%s.", mine, first,
                 strcmp(key, "program") ? "" : " program, or with --allow-mixed");
     }
-    close_file(&self);
     metadata_free(&meta);
 }
 
@@ -1824,7 +1814,6 @@ static void join_ranks(struct Run *r)
     if (received > m->parameter_count) m->v = allocate_zeroed(received * sizeof(real));
 }
 #else
-
 /* One process, which needs nothing from others. */
 static void begin_ranks(void) {}
 static void join_ranks(struct Run *r) { (void)r; }
