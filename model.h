@@ -497,7 +497,7 @@ struct Model {
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
-    double *partial_sums;       /* (parameter_count / SUM_CHUNK + 1): of grad_norm */
+    double *partial_sums;       /* (chunks): of grad_norm, at most SUM_CHUNK values in each */
 };
 
 /* The list as it grows; tensors may be NULL. base: where the values lie, or NULL. */
@@ -947,28 +947,37 @@ static double learning_rate(const char *schedule, int64_t step, int64_t steps, i
 
 enum { SUM_CHUNK = 1 << 14 };
 
-/* sqrt(sum of g^2) over the gradients of all weights that learn; NaN and infinity come through.
- * Threads share out chunks of a tensor, whose sums are then added in their order: so the norm has
- * the same bits for any number of threads. */
-static double grad_norm(const struct Model *model)
+/* The sums of g^2 over chunks of the gradients of all weights that learn, into partial_sums in the
+ * order of the list. Returns their number. */
+static int square_sums(const struct Model *model)
 {
-    double total = 0;
+    int count = 0;
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
         const real *g = model->grads + t->offset;
-        const size_t chunks = (t->size + SUM_CHUNK - 1) / SUM_CHUNK;
+        const int chunks = (int)((t->size + SUM_CHUNK - 1) / SUM_CHUNK);
         if (t->lr_scale == 0) continue;
         #pragma omp parallel for schedule(static) if(chunks > 1)
-        for (size_t chunk = 0; chunk < chunks; chunk++) {
-            const size_t begin = chunk * SUM_CHUNK,
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            const size_t begin = (size_t)chunk * SUM_CHUNK,
                          end = begin + SUM_CHUNK < t->size ? begin + SUM_CHUNK : t->size;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
-            model->partial_sums[chunk] = sum;
+            model->partial_sums[count + chunk] = sum;
         }
-        for (size_t chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
+        count += chunks;
     }
+    return count;
+}
+
+/* sqrt(sum of g^2); NaN and infinity come through. Threads share out chunks, whose sums are then
+ * added in their order: so the norm has the same bits for any number of threads. */
+static double grad_norm(const struct Model *model)
+{
+    const int count = square_sums(model);
+    double total = 0;
+    for (int i = 0; i < count; i++) total += model->partial_sums[i];
     return sqrt(total);
 }
 
@@ -1943,7 +1952,8 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(bytes);
     model->m = allocate_zeroed(bytes);
     model->v = allocate_zeroed(bytes);
-    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + 1) * sizeof(double));
+    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + model->tensor_count)
+                                       * sizeof(double));
     list_parameters(NULL, &model->dw, model->grads, &model->config);
 }
 
