@@ -938,34 +938,22 @@ static double matthews(const int *confusion)
     return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
 }
 
-/* An example of two classes: the probability of class 1, and whether that is its label. */
-struct Ranked { real p; int positive; };
-
-/* The most probable first. */
-static int compare_ranked(const void *a, const void *b)
-{
-    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
-    return (p < q) - (p > q);
-}
-
 /* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold:
  * the part of the pairs of a positive and a negative example in which the positive one is more
  * probable; equal ones count half. It is the area under the ROC curve (Hanley and McNeil 1982), NaN
- * if a class has no example.   p (N, 2)    truth (N) */
+ * if a class has no example. Halves add up without rounding.   p (N, 2)    truth (N) */
 static double area_under_curve(const real *p, const int *truth, int N)
 {
-    struct Ranked *list = resize(NULL, N * sizeof *list);
-    double area = 0, positive = 0;                          /* positive examples with p > t */
-    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
-    qsort(list, N, sizeof *list, compare_ranked);
-    for (int i = 0, end; i < N; i = end) {
-        double tied = list[i].positive;                     /* and those with p = t */
-        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
-        area += (end - i - tied) * (positive + tied / 2);
-        positive += tied;
-    }
-    free(list);
-    return area / (positive * (N - positive));
+    double area = 0, pairs = 0;
+    #pragma omp parallel for schedule(dynamic, 64) reduction(+: area, pairs)
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N && truth[i] == 1; j++) {
+            const real positive = p[2 * (size_t)i + 1], negative = p[2 * (size_t)j + 1];
+            if (truth[j] == 1) continue;
+            pairs++;
+            area += positive > negative ? 1 : positive == negative ? 0.5 : 0;
+        }
+    return area / pairs;
 }
 
 /* --- Calibration, after any kind of training --- */

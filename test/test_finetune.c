@@ -1253,7 +1253,7 @@ static void test_ranks(void)
     check(isnan(area_under_curve(p, all, 8)) && isnan(area_under_curve(p, none, 8)),
           "examples of one class alone: no area");
     auc = area_under_curve(broken, truth, 8);
-    check(auc >= 0 && auc <= 1, "probabilities that are not numbers end the sort, too");
+    check(auc >= 0 && auc <= 1, "probabilities that are not numbers");
 
     /* TP 3, TN 2, FP 2, FN 1. */
     score(confusion, p, truth, 0, 8, 2);
