@@ -1631,7 +1631,7 @@ static bool read_example(struct Reader *r, struct Example *e)
  * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns columns)
 {
-    const struct Bytes file = read_input(path);
+    const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
                        .columns = columns, .format = LINES, .place = {0, 1, -1},
                        .faults = {path, 1, 0, {0}}};
@@ -2450,7 +2450,6 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_finish(o);
     commit_outputs();
 }
 
@@ -2929,7 +2928,7 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
                 cell->distance, cell->lm_loss, cell->right);
-    journal_flush(&c->journal, true);
+    journal_flush(&c->journal);
 }
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.

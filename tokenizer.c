@@ -1276,18 +1276,27 @@ static struct ShardHeader read_shard_header(const struct File *f)
     return header;
 }
 
+/* The checksum of all tokens of a shard. */
+static uint64_t sum_tokens(const struct Shard *s)
+{
+    static uint16_t ids[4 * MEGABYTE];
+    uint64_t sum = (uint64_t)s->count * sizeof *ids;
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n)
+        sum = checksum_add(sum, ids, n * sizeof *ids);
+    return sum;
+}
+
 /* Opens a shard, and reads it once for its checksum. Dies if something is wrong with the header,
  * the size or an id, or if another tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    static uint16_t ids[4 * MEGABYTE];
     const struct File file = open_file(path, false);
     const struct ShardHeader header = read_shard_header(&file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
         || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    const int64_t bytes = header.count * (int64_t)sizeof *ids,
+    const int64_t bytes = header.count * (int64_t)sizeof(uint16_t),
                   surplus = (int64_t)file.size - SHARD_HEADER - bytes;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
@@ -1295,10 +1304,9 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
     if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
-    struct Shard s = {path, file, header.count, header.set, (uint64_t)bytes, header.shards,
+    struct Shard s = {path, file, header.count, header.set, 0, header.shards,
                       t ? t->vocabulary : INT_MAX};
-    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &s, at)); at += n)
-        s.sum = checksum_add(s.sum, ids, n * sizeof *ids);
+    s.sum = sum_tokens(&s);
     return s;
 }
 
@@ -1371,10 +1379,9 @@ static void start_shard(struct ShardWriter *w)
 /* Ends the open shard and adds its tokens to the hash of the set. */
 static void end_shard(struct ShardWriter *w)
 {
-    struct Output *o = w->shards[w->number - 1];
-    const struct File file = {o->path, fileno(o->file)};
-    output_finish(o);
-    w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
+    const struct Output *o = w->shards[w->number - 1];
+    const struct Shard s = {o->path, {o->path, o->fd}, w->in_shard, .vocabulary = INT_MAX};
+    w->set = mix64(w->set ^ sum_tokens(&s));
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1400,13 +1407,12 @@ static void complete_set(struct ShardWriter *w)
 {
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
-        struct Output *o = w->shards[i];
+        const struct Output *o = w->shards[i];
         const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
         const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
                                            w->set, w->number};
-        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
+        if (lseek(o->fd, 0, SEEK_SET)) die_unwritten(o->path);
         output_write(o, &header, sizeof header);
-        output_finish(o);
     }
 }
 
@@ -1414,8 +1420,7 @@ static void complete_set(struct ShardWriter *w)
  * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
-    const char *name;
-    make_directory(directory_of(w->prefix, &name));
+    make_parents(w->prefix);
     start_shard(w);
     for (int i = 0; i < MAX_SHARDS; i++) {
         char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
@@ -1991,7 +1996,8 @@ static int command_encode(int argc, char **argv)
     struct Source source = source_open(argv, files, set.split, set.text_field);
     if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
-    if (source.cut) warn_unused(options, "seed", "with one document");
+    if (source.cut && is_given(options, "seed"))
+        warn("--seed: has no effect with one document.");
     encode_files(&sink, t, &source);
     const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);

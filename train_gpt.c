@@ -1232,7 +1232,10 @@ static char *write_texts(const struct Run *r)
             append(&text, "\n");
         }
     }
-    write_note(path, text.data, text.size);
+    FILE *file = fopen(path, "wb");
+    const bool whole = file && fwrite(text.data, 1, text.size, file) == text.size;
+    if (!file || fclose(file) || !whole)
+        warn("%s: cannot be written (%s).", path, strerror(errno));
     free(bytes.data);
     free(text.data);
     return path;

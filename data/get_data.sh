@@ -16,6 +16,7 @@ data/get_data.sh [--out DIR] NAME...
 
   tinyshakespeare   input.txt, and its first 90% as train.txt, the rest as val.txt           1 MB
   sst2              train.tsv, dev.tsv, test.tsv: sentences from film reviews, label 0 or 1   4 MB
+                    ("ca n't , really" is written "can't, really", in all three alike)
   imdb              pretrain.txt (train and unsup), train.tsv, test.tsv: label neg or pos   165 MB
   gpt2-vocab        merges.txt, encoder.json: the published vocabulary of GPT-2              2 MB
 
@@ -160,8 +161,47 @@ make_sst2() {
     local part
     for part in $files_sst2; do
         fetch "$sst2_url/$part"
-        cat "$file" >"$work/$part"
+        undo_spacing <"$file" >"$work/$part"
     done
+}
+
+# SST-2 is written as the Penn Treebank splits words, "ca n't , really", where all other text has
+# "can't, really". Lines "label TAB text" get their usual spacing, brackets and quotes back. An
+# apostrophe alone belongs to the word before it: it ends a quote or says whose ("kids ' story").
+undo_spacing() {
+    awk -F '\t' '
+        function joins_the_last(word, last) {
+            return word ~ /^([.,:;?!%)]+|-rrb-)$/ || word ~ /^(n\047t|\047(\047|s|re|ve|ll|d|m)?)$/ ||
+                   (last == "can" && word == "not") || (last ~ /^(gon|wan)$/ && word == "na")
+        }
+        # "arm \047s - length" and "not-nearly - as-nasty" were one word, "yet - but" was not.
+        function is_hyphen(last, word, following) {
+            return word == "-" && (last ~ /\047(s|t|re)?$/ || last following ~ /-/)
+        }
+        function as_written(word) {
+            if (word == "-lrb-") return "("
+            if (word == "-rrb-") return ")"
+            gsub(/\\\//, "/", word)
+            gsub(/``|\047\047/, "\"", word)
+            gsub(/`/, "\047", word)
+            return word
+        }
+        {
+            n = split($2, words, " ")
+            text = ""
+            joined = 1              # no space before the next word
+            for (i = 1; i <= n; i++) {
+                word = words[i]
+                last = i > 1 ? words[i - 1] : ""
+                opens = word ~ /^(``?|-lrb-|[($#])$/ ||
+                        (word == "\047" && words[i + 1] ~ /^[0-9]/)
+                hyphen = is_hyphen(last, word, words[i + 1])
+                joined = joined || hyphen || (!opens && joins_the_last(word, last))
+                text = text (joined ? "" : " ") as_written(word)
+                joined = opens || hyphen
+            }
+            print $1 "\t" text
+        }'
 }
 
 files_gpt2_vocab="merges.txt encoder.json"

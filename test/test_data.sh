@@ -21,7 +21,23 @@ tab=$(printf '\t')
 
 mkdir -p "$shakespeare" "$sst2" "$imdb" "$gpt2"
 printf 'To be, or not to be,\nthat is the question.' >"$shakespeare/input.txt"
-for part in train dev test; do printf 'label\tsentence\n1\tgood %s\n' $part >"$sst2/$part.tsv"; done
+{ printf 'label\tsentence\n'
+  sed "s/^/1$tab/" <<'TEXT'
+as they ca n't , really ; we 're sure it 's one of kids ' best : can not , wo n't , gon na !
+`` never again '' is ( almost ) worth $ 100 -lrb- writer\/director -rrb- ... or not ?
+the ` best picture ' of the ' 50 's -- those '70s -- at arm 's - length , yet - but not-nearly - as
+'s film ... as is # 3 , 100 %
+TEXT
+} >"$dir/treebank"
+{ printf 'label\tsentence\n'
+  sed "s/^/1$tab/" <<'TEXT'
+as they can't, really; we're sure it's one of kids' best: cannot, won't, gonna!
+"never again" is (almost) worth $100 (writer/director)... or not?
+the 'best picture' of the '50's -- those '70s -- at arm's-length, yet - but not-nearly-as
+'s film... as is #3, 100%
+TEXT
+} >"$dir/usual"
+for part in train dev test; do cp "$dir/treebank" "$sst2/$part.tsv"; done
 printf '#version: 0.2\nt h\n' >"$gpt2/vocab.bpe"
 printf '{"!": 0}\n' >"$gpt2/encoder.json"
 for part in train/pos train/neg train/unsup test/pos test/neg; do
@@ -47,10 +63,10 @@ cd "$data/tinyshakespeare"
 cat train.txt val.txt | cmp -s - "$shakespeare/input.txt" && [ "$(wc -c <train.txt)" -eq 37 ] &&
     cmp -s input.txt "$shakespeare/input.txt"
 check $? "tinyshakespeare: 37 bytes of 42 for training"
-cd "$data/sst2"
-cmp -s train.tsv "$sst2/train.tsv" && cmp -s dev.tsv "$sst2/dev.tsv" &&
-    cmp -s test.tsv "$sst2/test.tsv"
-check $? "sst2: as published"
+for part in train dev test; do
+    cmp -s "$dir/usual" "$data/sst2/$part.tsv" || break
+done
+check $? "sst2: usual spacing, brackets, quotes and hyphens in train, dev and test"
 cd "$data/gpt2-vocab"
 cmp -s merges.txt "$gpt2/vocab.bpe" && cmp -s encoder.json "$gpt2/encoder.json"
 check $? "gpt2-vocab: as published"

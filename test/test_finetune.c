@@ -7,6 +7,7 @@
 #include "../finetune_cls.c"
 #include "check.h"
 #include "terminal.h"
+#include <dirent.h>
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_finetune_XXXXXX";
@@ -1487,12 +1488,13 @@ int main(void)
     test_interval();
     test_ranks();
     test_probe();
-    DIR *files = NULL;
-    for (struct dirent *f; (f = next_file(&files, directory)); ) {
+    DIR *files = opendir(directory);
+    for (struct dirent *f; (f = readdir(files)); ) {
         char *path = text_of("%s/%s", directory, f->d_name);
         unlink(path);
         free(path);
     }
+    closedir(files);
     rmdir(directory);
     return report();
 }

@@ -343,8 +343,8 @@ mkfifo pipe
 pid=$!
 exec 3>pipe
 wait_for test -e set/a_000000.bin$unfinished
-fails 1 "set/a_000000.bin: another program is writing it" encode set/a
-fails 1 "set/a_000000.bin: another program is writing it" encode set/a --overwrite
+fails 1 "set/a_000000.bin.unfinished: another program is writing there" encode set/a
+fails 1 "set/a_000000.bin.unfinished: another program is writing there" encode set/a --overwrite
 encode set/b 2>/dev/null
 check $? "two prefixes in a directory at the same time"
 echo text >&3
