@@ -307,7 +307,7 @@ struct Task {
     real *probabilities;                        /* (val_count, K): of the last validation */
     int *confusion;                             /* (K, K) */
     const real *source;                         /* the pretrained weights, for --l2sp */
-    uint64_t source_hash, train_hash, val_hash; /* of them, and of the texts as tokens */
+    uint64_t source_hash, train_hash;           /* of them, and of all texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
@@ -372,8 +372,8 @@ static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
-static void describe_weights(struct Metadata *meta, const struct Task *t,
-                             const struct TrainState *run, const char *which);
+static void describe_weights(struct Metadata *meta, const struct TrainState *run,
+                             const char *which);
 
 /* --- One update --- */
 
@@ -490,7 +490,7 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
     }
     if (done) {
         memcpy(t->model.weights, run.averaged ? run.mean : best, bytes);
-        describe_weights(meta, t, &run, !run.averaged ? "best on validation"
+        describe_weights(meta, &run, !run.averaged ? "best on validation"
                          : brief("mean of the last %d updates", run.averaged));
     }
     if (done && run.step < s->steps && !t->quiet)
@@ -962,40 +962,22 @@ static double matthews(const int *confusion)
     return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
 }
 
-/* An example of two classes: the probability of class 1, and whether that is its label. */
-struct Ranked { real p; int positive; };
-
-/* The most probable first. */
-static int compare_ranked(const void *a, const void *b)
+/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold:
+ * the part of the pairs of a positive and a negative example in which the positive one is more
+ * probable; equal ones count half. It is the area under the ROC curve (Hanley and McNeil 1982), NaN
+ * if a class has no example. Halves add up without rounding.   p (N, 2)    truth (N) */
+static double area_under_curve(const real *p, const int *truth, int N)
 {
-    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
-    return (p < q) - (p > q);
-}
-
-/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
- * P and R are precision and recall if all examples with p >= t are called class 1:
- *   auc                 part of the pairs of a positive and a negative example in which the
- *                       positive one is more probable; equal ones count half. It is the area under
- *                       the ROC curve (Hanley and McNeil 1982).
- *   average_precision   sum of (R(t) - R(t before)) P(t), over every p as t, from the highest on
- * NaN if a class that they need has no example. p (N, 2)    truth (N) */
-static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
-                        int N)
-{
-    struct Ranked *list = resize(NULL, N * sizeof *list);
-    double area = 0, precisions = 0, positive = 0;          /* positive examples with p > t */
-    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
-    qsort(list, N, sizeof *list, compare_ranked);
-    for (int i = 0, end; i < N; i = end) {
-        double tied = list[i].positive;                     /* and those with p = t */
-        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
-        area += (end - i - tied) * (positive + tied / 2);
-        positive += tied;
-        precisions += tied * positive / end;
-    }
-    *auc = area / (positive * (N - positive));
-    *average_precision = precisions / positive;
-    free(list);
+    double area = 0, pairs = 0;
+    #pragma omp parallel for schedule(dynamic, 64) reduction(+: area, pairs)
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N && truth[i] == 1; j++) {
+            const real positive = p[2 * (size_t)i + 1], negative = p[2 * (size_t)j + 1];
+            if (truth[j] == 1) continue;
+            pairs++;
+            area += positive > negative ? 1 : positive == negative ? 0.5 : 0;
+        }
+    return area / pairs;
 }
 
 /* --- Calibration, after any kind of training --- */
@@ -1035,9 +1017,8 @@ static void calibrate(struct Task *t, struct Metadata *meta)
     const struct Scores before = validate(t);
     const double T = fit_temperature(t->probabilities, t->truth, t->val_count, K);
     for (size_t i = 0; i < (size_t)K * C; i++) t->model.w.score_w[i] /= (real)T;
-    const struct Scores after = validate(t);
-    progress(true, "temperature %.3f: val loss %.4f, was %.4f; calibration error %.4f, was %.4f", T,
-             after.loss, before.loss, after.ece, before.ece);
+    progress(true, "temperature %.3f; before: val loss %.4f, calibration error %.4f", T,
+             before.loss, before.ece);
     metadata_set(meta, "temperature", "%.6f", T);
 }
 
@@ -1801,28 +1782,26 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
                          const char *where)
 {
     const int all = train->count, aside = val->count;
-    int repeated = 0, other = 0;
-    struct HashTable labels = hash_table(aside + all);      /* from texts to hashes of labels */
+    int repeated = 0;
+    struct HashTable seen = hash_table(aside + all);
     for (int i = 0; i < aside + all; i++) {
         const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
         const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
-        const int label = (int)(checksum(x.label.data, x.label.size) >> 33);
-        const int known = hash_get(&labels, text);
-        if (known < 0) hash_put(&labels, text, label);
+        const bool known = hash_get(&seen, text) >= 0;
+        if (!known) hash_put(&seen, text, i);
         if (i < aside) continue;
         if (leave_out) train->items[i - aside - repeated] = x;
-        repeated += known >= 0;
-        other += known >= 0 && known != label;
+        repeated += known;
     }
-    hash_free(&labels);
+    hash_free(&seen);
     if (leave_out) train->count = all - repeated;
     if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     if (repeated && leave_out)
         progress(true, "left out: %d of %d texts of %s were repeated or in %s; %d are left",
                  repeated, all, train->path, where, train->count);
     else if (repeated)
-        warn("%s: %d of %d texts are repeated or in %s, %d with another label, so scores may "
-             "flatter. --dedupe drops them.", train->path, repeated, all, where, other);
+        warn("%s: %d of %d texts are repeated or in %s, so scores may flatter. --dedupe drops "
+             "them.", train->path, repeated, all, where);
 }
 
 /* Splits N examples into training and validation, class by class: a part of each class is set
@@ -1845,13 +1824,13 @@ static int split_stratified(int *list, const int *labels, int N, int classes, do
     return train;
 }
 
-/* A hash of the examples from .. to - 1, as tokens and labels. */
-static uint64_t hash_texts(const struct Dataset *d, int from, int to)
+/* A hash of all examples, as tokens and labels, the first `train` of which are from --train. */
+static uint64_t hash_texts(const struct Dataset *d, int train)
 {
-    const size_t n = to - from, *starts = d->starts + from;
-    return mix64(checksum(d->tokens + starts[0], (starts[n] - starts[0]) * sizeof *d->tokens)
-                 ^ mix64(checksum(starts, (n + 1) * sizeof *starts)
-                         ^ checksum(d->labels + from, n * sizeof *d->labels)));
+    const size_t n = d->count;
+    return mix64(checksum(d->tokens, d->starts[n] * sizeof *d->tokens)
+                 ^ mix64(checksum(d->starts, (n + 1) * sizeof *d->starts)
+                         ^ mix64(checksum(d->labels, n * sizeof *d->labels) ^ train)));
 }
 
 /* The texts of t->train from train_count on, up to `all`, are for validation. */
@@ -1885,8 +1864,7 @@ static char **load_data(struct Task *t, int *classes)
     take_validation(t, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
-    t->train_hash = hash_texts(&t->data, 0, train.count);
-    t->val_hash = hash_texts(&t->data, train.count, all);
+    t->train_hash = hash_texts(&t->data, train.count);
     free(train.items);
     free(val.items);
     return names;
@@ -2036,7 +2014,7 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
     tokenizer_describe(meta, t->tokenizer);
     const char *const inputs[][2] = {{"model_hash", hash_text(t->source_hash)},
                                      {"train_hash", hash_text(t->train_hash)},
-                                     {"val_hash", hash_text(t->val_hash)}, {"labels", labels.data}};
+                                     {"labels", labels.data}};
     for (int i = 0; i < COUNT(inputs); i++) {
         const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
         if (t->old.count && (!was || strcmp(was, now)))
@@ -2073,10 +2051,9 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     commit_outputs();
 }
 
-static void describe_weights(struct Metadata *meta, const struct Task *t,
-                             const struct TrainState *run, const char *which)
+static void describe_weights(struct Metadata *meta, const struct TrainState *run,
+                             const char *which)
 {
-    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
     metadata_set(meta, "best_step", "%d", run->best_step);
     metadata_set(meta, "weights", "%s", which);
 }
@@ -2084,7 +2061,7 @@ static void describe_weights(struct Metadata *meta, const struct Task *t,
 static void save_best(struct Task *t, const struct TrainState *run)
 {
     struct Metadata meta = {0};
-    describe_weights(&meta, t, run, "best on validation so far");
+    describe_weights(&meta, run, "best on validation so far");
     save_classifier(t, run->best, &meta, run->best_scores);
     metadata_free(&meta);
 }
@@ -2347,48 +2324,21 @@ static void load_classifier(struct Classifier *c, const char *dir)
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
-/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
-static void check_reloaded(struct Task *t)
+/* Warns if always predicting the commonest label of the N texts would do as well. */
+static void warn_of_failure(struct Scores s, int N)
 {
-    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
-    struct Classifier c = {0};
-    real *again = resize(NULL, bytes);
-    load_classifier(&c, t->set.out);
-    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
-    if (memcmp(again, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
-            t->set.out);
-    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
-           t->set.out, counted(t->val_count, "text"));
-    runner_free(&c.runner);
-    model_free(&c.model);
-    free(again);
-}
-
-/* Whether all N texts have one label, of which it warns: then most scores mean nothing. */
-static bool one_label(double majority, int N)
-{
-    if (majority == 1)
+    if (s.majority == 1)
         warn("all %d texts have the same label: one class cannot tell how well classes are told "
              "apart. Give texts of every label.", N);
-    return majority == 1;
+    else if (s.accuracy <= s.majority)
+        warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
+             "(%.4f): nothing was learnt, or so few texts cannot tell it. Try another --tune, "
+             "another --lr or more labels.", s.accuracy, N, s.majority);
 }
 
-/* Warns if always predicting the commonest label of the N validation texts would do as well. */
-static void warn_of_failure(double accuracy, double majority, int N)
-{
-    double low, high;
-    wilson_interval(&low, &high, accuracy, N);
-    if (one_label(majority, N) || accuracy > majority) return;
-    warn("validation accuracy %.4f is no better than always the commonest label (%.4f): %s",
-         accuracy, majority, high < majority
-         ? "nothing was learnt. Try another --tune, another --lr or more labels."
-         : brief("%d texts cannot tell what was learnt. eval on others.", N));
-}
-
-/* All that `train` does, from the pretrained model to the classifier in --out, unless it has ended.
- * Returns the exit status. */
-static int train(struct Task *t, bool ended)
+/* All that `train` does, from the pretrained model to the classifier in --out. Returns the exit
+ * status. */
+static int train(struct Task *t)
 {
     struct Settings *s = &t->set;
     struct Model base;
@@ -2403,10 +2353,6 @@ static int train(struct Task *t, bool ended)
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
-    if (ended) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
     real *best = prepare(t);
     if (s->kind == PROBE) {
         open_log(t, probe_header, NULL);
@@ -2417,12 +2363,11 @@ static int train(struct Task *t, bool ended)
     }
     if (s->calibrate) calibrate(t, &meta);
     const struct Scores val = validate(t);
-    warn_of_failure(val.accuracy, val.majority, t->val_count);
+    warn_of_failure(val, t->val_count);
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
-    check_reloaded(t);
     task_free(t);
     model_free(&base);
     return 0;
@@ -2440,12 +2385,15 @@ static int command_train(int argc, char **argv)
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
     begin_training();
-    const bool ended = open_run(&t, "tune");
+    if (open_run(&t, "tune")) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
     parse_tune("--tune", "", s);            /* as the run that goes on has it */
     warn_idle(t.options);
     set_threads(s->threads);
     set_precision(s->precision);
-    return train(&t, ended);
+    return train(&t);
 }
 
 /* --- eval and predict --- */
@@ -2454,15 +2402,14 @@ static int command_train(int argc, char **argv)
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
 {
     const struct Scores s = score(confusion, p, truth, loss, N, K);
-    double low, high, auc, average_precision;
+    double low, high;
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
            s.ece, N, s.majority);
-    if (one_label(s.majority, N) || K != 2) return;
-    rank_scores(&auc, &average_precision, p, truth, N);
-    printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
-           average_precision);
+    warn_of_failure(s, N);
+    if (K == 2 && s.majority < 1)
+        printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N), matthews(confusion));
 }
 
 /* A line for each class, its name last:
@@ -2685,10 +2632,7 @@ static int command_predict(int argc, char **argv)
         predict_texts(&c, e.items, e.count);
     } else if (!count) predict_stream(&c);
     for (int i = 0; i < count; i++) {
-        struct stat status;
         const struct Example text = {.text = {argv[i], strlen(argv[i])}};
-        if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
-            warn("%s: is taken as a text, but is a file, too. --data reads it.", argv[i]);
         predict_texts(&c, &text, 1);
     }
     return 0;

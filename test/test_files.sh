@@ -105,7 +105,7 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 4 of 7 texts are repeated or in validation, 2 with another label" "repeated texts"
+says "twice: 4 of 7 texts are repeated or in validation, so scores" "repeated texts"
 train twice --val "$dir/twice.val" --dedupe
 says "left out: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
 says "3 texts to train on, 4 for validation" "--dedupe"
@@ -114,11 +114,11 @@ awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t"
     >"$dir/doubled"
 train doubled --val-part 0.5
 succeeds "the part set aside shares texts with train" \
-    grep -q "doubled: 30 of 60 texts are repeated or in validation, 0 with" "$dir/said"
+    grep -q "doubled: 30 of 60 texts are repeated or in validation, so" "$dir/said"
 train doubled --val-part 0.5 --dedupe
 silent "repeated or in validation, " "not after --dedupe"
 train plain.tsv --val "$dir/plain.tsv"
-says "plain.tsv: 4 of 4 texts are repeated or in validation, 0 with" "the same file twice"
+says "plain.tsv: 4 of 4 texts are repeated or in validation, so" "the same file twice"
 cp "$dir/plain.tsv" "$dir/copy.tsv"
 fails 1 "plain.tsv: every text is in validation, too" ./finetune_cls train --model "$dir/base" \
     --train "$dir/plain.tsv" --val "$dir/copy.tsv" --out "$dir/none" --dedupe
@@ -180,9 +180,6 @@ succeeds "predict --json: probability" grep -qE '"probability": 0\.[0-9]{6}\}$' 
 json=$(predict --json --all x)
 form='"probability": (0\.[0-9]*), "probabilities": \{"neg": (0\.[0-9]*), "pos": (0\.[0-9]*)\}\}$'
 succeeds "predict --json --all: $json" eval 'echo "$json" | grep -qE "$form"'
-predict "$dir/bare" "$dir" >/dev/null 2>"$dir/said"
-says "finetune_cls: $dir/bare: is taken as a text, but is a file, too. --data" "a file's name"
-silent "finetune_cls: $dir: " "but not that of a directory"
 predict --text-column text x >/dev/null 2>"$dir/said"
 says "--text-column: has no effect without --data" "warned of"
 

@@ -52,8 +52,6 @@ for tune in probe last:1 full scratch; do
         succeeds "$tune: 1 and $threads threads write the same bytes" \
             same_model "$out" "$dir/$tune$threads"
     done
-    succeeds "$tune: the reloaded model predicts the same" \
-        grep -q "^reloaded .* the same to the bit" "$out.log"
     succeeds "$tune: log.tsv has a header and rows" eval '
         [ "$(wc -l <"$out/log.tsv")" -gt 3 ] && head -n 1 "$out/log.tsv" | grep -q val_loss'
     ./finetune_cls eval --model "$out" --data "$dir/test.tsv" >"$out.eval" 2>/dev/null
@@ -69,7 +67,7 @@ succeeds "names, options and scores are in the model" eval '
     done'
 succeeds "eval: names and values, then the table of the classes" [ \
     "$(sed "/^precision/q" "$dir/full1.eval" | cut -d " " -f 1 | tr "\n" " ")" = "accuracy \
-accuracy_low accuracy_high macro_f1 loss ece examples majority auc mcc average_precision \
+accuracy_low accuracy_high macro_f1 loss ece examples majority auc mcc \
 precision " ]
 succeeds "eval: a row for each class" [ \
     "$(sed -n "/^precision/,/^confusion/p" "$dir/full1.eval" | awk '{ print $5 }' |
@@ -328,11 +326,11 @@ if has_terminal; then
     done
 fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-said "texts cannot tell what was learnt. eval on others." --train "$dir/hopeless.tsv" --tune probe
+said "so few texts cannot tell it" --train "$dir/hopeless.tsv" --tune probe
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
     "$dir/train.tsv" >"$dir/rare.tsv"
 awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
-said "): nothing was learnt. Try another --tune, another --lr or more labels" \
+said "): nothing was learnt, or so few texts cannot tell it. Try another --tune" \
     --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
 succeeds "neither is said if something was learnt" eval '
     ! train --tune probe --val "$dir/test.tsv" --overwrite --out "$dir/said" 2>&1 |
@@ -341,7 +339,7 @@ awk 'NR == 1 || $1 == "positive"' "$dir/test.tsv" >"$dir/one.tsv"
 said "texts have the same label: one class cannot tell" --tune probe --val "$dir/one.tsv"
 eval_full --data "$dir/one.tsv" >"$dir/one.eval" 2>"$dir/one.said"
 succeeds "eval of one class: no score of two, and it is said why" eval '
-    grep -q "^majority 1.000000" "$dir/one.eval" && ! grep -qE "^(auc|mcc|average)" "$dir/one.eval" &&
+    grep -q "^majority 1.000000" "$dir/one.eval" && ! grep -qE "^(auc|mcc)" "$dir/one.eval" &&
         grep -q "one class cannot tell" "$dir/one.said"'
 printf 'text\tlabel\n"He said ""good""."\tpositive\n" a tab\there"\tnegative\n' >"$dir/quotes.tsv"
 eval_full --data "$dir/quotes.tsv" --predictions "$dir/quotes.rows" >/dev/null 2>&1
