@@ -272,7 +272,7 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
+    const char *kept_format;            /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -367,15 +367,13 @@ static void choose_weights(struct Task *t)
 }
 
 /* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
- * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+ * disk, none of which a quiet training has. */
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
 static void describe_weights(struct Metadata *meta, const struct Task *t,
                              const struct TrainState *run, const char *which);
-__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
-                                                     int count, int64_t step);
 
 /* --- One update --- */
 
@@ -1261,8 +1259,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
- * too: one that does not look so is refused. */
+ * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
+ * does the format, if they look like it. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1289,11 +1287,11 @@ struct Reader {
     const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
     char separator;                     /* of columns; '\n': there is only one */
-    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes header;                /* the first line, if it has names; size 0: it has not */
     struct Bytes *fields;               /* (count): of the record; width: how many the first has */
     int count, capacity, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
-    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    int empty, long_rows;               /* rows without content; of many lines */
     struct Faults faults;
 };
 
@@ -1332,15 +1330,18 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
- * that were put together, and blank lines unless they keep their place. */
-static void skip_to_record(struct Reader *r, bool keep_blank)
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
+ * are also left inside files that were put together, blank lines unless they keep their place, and
+ * what is between the objects of an array. */
+static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
         if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
+    return r->at < r->end;
 }
 
 static void add_field(struct Reader *r, struct Bytes field)
@@ -1357,7 +1358,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
 {
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
-    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
         append_bytes(&b, s, quote - s + (quote[1] == '"'));
         if (quote[1] != '"') break;
@@ -1365,10 +1365,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
     const char *rest = quote ? quote + 1 : limit;
     rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
     const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
-    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
-    if (good && lines > 20 && !r->long_fields++)
-        warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->faults.path, r->faults.line, lines);
     *field = (struct Bytes){b.data, b.size};
     if (good) r->at = rest;
     else free(b.data);
@@ -1433,10 +1429,9 @@ static bool find_columns(struct Reader *r)
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
-        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
-                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
-                   names, b.data, column_words[which],
-                   r->columns.texts_only ? "; --format lines reads lines" : "");
+        return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
+                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   column_words[which]);
     }
     return true;
 }
@@ -1444,7 +1439,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    const char *said = r->columns.header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1452,28 +1447,35 @@ static bool has_header(const struct Reader *r)
         usual |= find_name(r, usual_names[which]) == r->place[which];
     }
     if (!said || !strcmp(said, "auto")) return named || usual;
-    if (!strcmp(said, "yes")) return true;
-    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
-    if (usual && !r->columns.header)
-        die("%s: has a header, but the training's file had none. Give --header yes.",
-            r->faults.path);
-    return false;
+    if (named && *said == 'n')
+        die_usage("--header no: columns are numbered then, as --text-column 2.");
+    return *said == 'y';
 }
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
 /* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
- * itself. A row without content keeps its place where texts alone are wanted. */
+ * itself. Left out are rows that repeat the header, from files that were put together, and those
+ * without content, which keep their place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
+    const struct Bytes line = take_line(&next, r->end), header = r->header;
     bool content = false;
-    take_line(&next, r->end);
+    int lines = 0;
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
         r->at = begin;
         split_row(r, r->end);
     }
+    if (header.size && line.size == header.size && !memcmp(line.data, header.data, line.size)) {
+        warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        return false;
+    }
+    for (const char *s = begin; s < r->at; s++) lines += *s == '\n';
+    if (lines > 20 && !r->long_rows++)
+        warn("%s:%d: a row has %d lines in quotes. If a stray quote begins it, remove that.",
+             r->faults.path, r->faults.line, lines);
     for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
     r->empty += !content;
     if (!content) return r->columns.texts_only;
@@ -1579,15 +1581,13 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    const int kept = format_number(c->kept_format);
+    int f = format_number(c->format);
+    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
-    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
-        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
-            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -1598,12 +1598,10 @@ static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
     const char *path = r->faults.path, *begin = r->at, *first;
-    const size_t size = r->end - begin;
-    refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
-    skip_to_record(r, false);
-    first = r->at;
-    if (first == r->end)
+    refuse_other_kinds(path, begin, r->end - begin);
+    if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    first = r->at;
     if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
             ">NEW", path, path);
@@ -1624,33 +1622,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Moves to the next record; false: there is none. A row that repeats the header is left from files
- * that were put together. Objects may be members of an array. */
-static bool next_record(struct Reader *r)
-{
-    for (;;) {
-        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
-        skip_to_record(r, r->columns.texts_only);
-        const char *next = r->at;
-        if (r->at == r->end) return false;
-        const struct Bytes line = take_line(&next, r->end), header = r->header;
-        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
-            return true;
-        if (!r->repeated++)
-            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
-        r->at = next;
-    }
-}
-
-/* Whether all bytes are UTF-8. */
-static bool valid_utf8(struct Bytes text)
-{
-    uint32_t c;
-    for (int length = 1; text.size > 0 && length > 0; text.data += length, text.size -= length)
-        length = utf8_decode((const unsigned char *)text.data, text.size, &c);
-    return text.size == 0;
 }
 
 /* Labels are printed and stored as names, so their bytes are those that messages show. */
@@ -1689,31 +1660,36 @@ static bool read_example(struct Reader *r, struct Example *e)
     return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
+static void warn_of_empty(const char *path, int empty, int all)
+{
+    if (empty)
+        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty, all);
+}
+
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
  * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
-                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
+                       .columns = columns, .format = LINES, .place = {0, 1, -1},
+                       .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
     int capacity = 0, invalid = 0, empty = 0;
-    for (begin_reading(&r); next_record(&r); ) {
+    for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (!read_example(&r, e)) continue;
         all.count++;
-        invalid += !valid_utf8(e->text);
+        invalid += count_invalid(e->text.data, e->text.size) > 0;
         empty += e->text.size == 0;
     }
     refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
-    if (empty)
-        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
-             all.count);
+    warn_of_empty(path, empty, all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
              "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
@@ -1723,13 +1699,6 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 }
 
 /* --- Labels as classes --- */
-
-/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key
- * with a chance of 1 in 10 million. */
-static uint64_t text_key(struct Bytes text)
-{
-    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
-}
 
 static int compare_names(const void *a, const void *b)
 {
@@ -1743,64 +1712,52 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
- * combined with a mark, such as an accent, counts as one letter. */
-enum { MARKED = 0x7FFFFFFF };
-
-static int next_letter(const char **at)
+/* Whether a name in UTF-8 has what is not seen in print: a blank at an end, a space that does not
+ * break or has no width, or an accent that is a character of its own. */
+static bool hides_something(const char *name)
 {
-    int letter = 0;
-    for (uint32_t c = 0; **at; ) {
-        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
-        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
-                                                        || (c >= 0x200B && c <= 0x200D);
-        if (letter && !mark && !blank) break;
-        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
-        *at += n;
+    bool hidden = *name == ' ';
+    uint32_t c = 0;
+    for (int n; *name; name += n) {
+        n = utf8_decode((const unsigned char *)name, 4, &c);
+        hidden |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
+               || (c >= 0x300 && c < 0x370);
     }
-    return letter;
+    return hidden || c == ' ';
 }
 
-/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
- * any one character beyond ASCII. */
-static bool look_alike(const char *a, const char *b)
+/* The class of a label among K names, or -1. */
+static int find_class(char *const *names, int K, struct Bytes label)
 {
-    for (int x = 1; x; ) {
-        const int y = next_letter(&b);
-        x = next_letter(&a);
-        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
-    }
-    return true;
+    for (int k = 0; k < K; k++)
+        if (!strncmp(names[k], label.data, label.size) && !names[k][label.size]) return k;
+    return -1;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that look alike. */
+ * is names[k]. Dies on a single class; notes those that may look like others. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
     for (int i = 0; i < e->count; i++) {
         const struct Bytes label = e->items[i].label;
-        if (hash_get(&seen, text_key(label)) >= 0) continue;
+        if (find_class(names, K, label) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        hash_put(&seen, text_key(label), K);
         names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < k; j++)
-            if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
-                     "composed accents.", e->path, names[j], names[k]);
+        if (hides_something(names[k]))
+            warn("%s: the label \"%s\" may look alike to another: it has a blank at an end, or a "
+                 "space or an accent that is not seen.", e->path, names[k]);
     *classes = K;
     return names;
 }
@@ -1819,18 +1776,14 @@ static char *joined(char *const *names, int n)
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
-    struct HashTable classes = hash_table(K);
     struct Faults faults = {.path = e->path};
-    for (int k = 0; k < K; k++)
-        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
     for (const struct Example *x = e->items; x < e->items + e->count; x++) {
-        const int k = hash_get(&classes, text_key(x->label));
+        const int k = find_class(names, K, x->label);
         faults.line = x->line;
         if (k >= 0) add_text(d, tokenizer, x->text, k, w);
         else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
     }
     if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
-    hash_free(&classes);
 }
 
 /* ============================================================================================= */
@@ -2378,7 +2331,7 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    columns->kept_header = metadata_get(&meta, "data.header");
+    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
@@ -2582,7 +2535,6 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_finish(o);
     commit_outputs();
 }
 
@@ -2679,11 +2631,13 @@ static void predict_stream(struct Classifier *c)
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
+    int all = 0, empty = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
         append_bytes(&b, block, n);
+        if (!lines) refuse_other_kinds("standard input", b.data, b.size);
         if (n && !memchr(block, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
@@ -2691,10 +2645,13 @@ static void predict_stream(struct Classifier *c)
         for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
             if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
             lines[count] = (struct Example){.text = take_line(&at, end)};
+            empty += lines[count].text.size == 0;
         }
+        all += count;
         predict_texts(c, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
+    warn_of_empty("standard input", empty, all);
     free(lines);
     free(b.data);
     free(block);
@@ -3090,7 +3047,7 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
                 cell->distance, cell->lm_loss, cell->right);
-    journal_flush(&c->journal, true);
+    journal_flush(&c->journal);
 }
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
