@@ -446,6 +446,40 @@ static void test_pairs(void)
     tokenizer_free(t);
 }
 
+/* The suffix follows every text; what is cut is the text. An empty text is the first token and the
+ * suffix, or the suffix alone. */
+static void test_suffix(void)
+{
+    static const struct {
+        const char *text, *how;
+        int max, begins, pairs, want[9], count;
+    } cases[] = {
+        {"xyz", "tail", 9, 1, 0, {257, 87, 88, 89, 13, 0}, 6},
+        {"xyz", "tail", 4, 1, 0, {257, 89, 13, 0}, 4},
+        {"xyz", "head", 4, 0, 0, {87, 88, 13, 0}, 4},
+        {"xyzx", "both", 5, 1, 0, {257, 87, 87, 13, 0}, 5},
+        {"xyz\txyz", "head", 6, 1, 1, {257, 87, 257, 87, 13, 0}, 6},
+        {"", "tail", 9, 1, 0, {257, 13, 0}, 3},
+        {"", "tail", 9, 0, 0, {13, 0}, 2}};
+    struct Tokenizer *t = small_tokenizer();
+    int wrong = 0;
+    set_suffix(t, ".!", 4);
+    for (int i = 0; i < COUNT(cases); i++) {
+        struct Dataset d = {0};
+        const struct Bytes text = {cases[i].text, strlen(cases[i].text)};
+        t->usage.begins = cases[i].begins;
+        add_text(&d, t, text, 0, (struct Window){cases[i].max, cases[i].how, cases[i].pairs});
+        wrong += length_of(&d, 0) != cases[i].count || d.truncated != (cases[i].max < 9)
+              || memcmp(d.tokens, cases[i].want, cases[i].count * sizeof(int));
+        free(d.tokens), free(d.starts), free(d.labels);
+    }
+    check(wrong == 0, "a suffix follows every text, whatever is cut: %d of %d wrong", wrong,
+          COUNT(cases));
+    set_suffix(t, NULL, 4);
+    check(t->usage.suffix_count == 0, "and can be taken away");
+    tokenizer_free(t);
+}
+
 static void test_batches(void)
 {
     enum { N = 97, K = 3, C = 24 };
@@ -1480,6 +1514,7 @@ int main(void)
     test_split();
     test_truncation();
     test_first_token();
+    test_suffix();
     test_pairs();
     test_batches();
     test_one_update();
