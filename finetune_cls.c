@@ -1995,7 +1995,7 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
                 now.loss, now.accuracy, run->norm, spent);
     progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
              epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
-             best ? "  best" : "");
+             !best ? "" : run->mean ? "  best so far" : "  best");
     if (best) save_best(t, run);
 }
 
@@ -2360,6 +2360,7 @@ static int train(struct Task *t)
     } else {
         stop_between_steps();
         if (!train_steps(t, best, &meta)) return stopped_status();
+        progress(true, "kept: the %s", metadata_get(&meta, "weights"));
     }
     if (s->calibrate) calibrate(t, &meta);
     const struct Scores val = validate(t);
@@ -3421,6 +3422,8 @@ static void probe_levels(struct Task *t, int train_texts)
     real **levels = resize(NULL, (L + 1) * sizeof *levels);
     int *order = resize(NULL, all * sizeof *order);
     for (int i = 0; i < all; i++) order[i] = i;
+    int best = 0;
+    double highest = 0;
     for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
     read_levels(&t->runner, levels, &t->data, order, all);
     printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
@@ -3436,8 +3439,11 @@ static void probe_levels(struct Task *t, int train_texts)
         wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
+        if (val > highest) { highest = val; best = l; }
         metadata_free(&meta);
     }
+    printf("On validation the probe is best %s. --tune probe reads block %d, the last.\n",
+           best ? brief("after block %d", best) : "before the first block", L);
     free(levels);
     free(order);
 }

@@ -1971,13 +1971,17 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
-static double cgroup_limit(const char *list, const char *root, const char *file);   /* section 16 */
+static double cgroup_limit(const char *list, const char *group, const char *root,
+                           const char *file);   /* section 16 */
 
 /* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */
 static double machine_memory(void)
 {
-    return fmin((double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
-                cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "memory.max"));
+    const double machine = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    const char *list = "/proc/self/cgroup", *root = "/sys/fs/cgroup";
+    return fmin(machine, fmin(cgroup_limit(list, "0::", root, "memory.max"),
+                              cgroup_limit(list, ":memory:", "/sys/fs/cgroup/memory",
+                                           "memory.limit_in_bytes")));
 }
 
 /* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
@@ -2121,6 +2125,7 @@ static int minibatch_add(struct Minibatch *m, int length)
 struct Bytes { const char *data; size_t size; };
 
 static const char *program = "gpt";     /* begin_program sets it; messages start with it */
+static const char *called = "gpt";      /* as the command line has it */
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -3475,6 +3480,7 @@ static void begin_program(const char *name, char **argv)
 {
     struct rlimit files;
     program = name;
+    called = argv[0];
     for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
@@ -3491,18 +3497,20 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* A limit of the process's own cgroup (version 2): the bytes in memory.max, or the cores that
- * cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the
- * process's cgroups, of which 0::/path is that of version 2; root: where they are mounted. */
-static double cgroup_limit(const char *list, const char *root, const char *file)
+/* A limit of the process's own cgroup: the bytes in memory.max, or the cores that cpu.max allows on
+ * average, its quota / period. Infinite if there is none. list: a file with the process's cgroups;
+ * group: what stands before the path of the one that is meant, in version 2 "0::", in version 1
+ * ":memory:"; root: where they are mounted. */
+static double cgroup_limit(const char *list, const char *group, const char *root, const char *file)
 {
-    char group[4096] = "";
+    char line[4096] = "";
+    const char *at = NULL;
     double limit = INFINITY, period = 1;
     FILE *f = fopen(list, "r");
-    while (f && fgets(group, sizeof group, f) && strncmp(group, "0::", 3)) group[0] = 0;
+    while (f && !at && fgets(line, sizeof line, f)) at = strstr(line, group);
     if (f) fclose(f);
-    group[strcspn(group, "\n")] = 0;
-    char *path = text_of("%s%s/%s", root, group[0] ? group + 3 : "", file);
+    line[strcspn(line, "\n")] = 0;
+    char *path = text_of("%s%s/%s", root, at ? at + strlen(group) : "", file);
     if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &limit, &period) < 1) limit = INFINITY;
     if (f) fclose(f);
     free(path);
@@ -3515,7 +3523,7 @@ static double cgroup_limit(const char *list, const char *root, const char *file)
 static void set_threads(int n)
 {
 #ifdef _OPENMP
-    const double allowed = cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup", "cpu.max");
+    const double allowed = cgroup_limit("/proc/self/cgroup", "0::", "/sys/fs/cgroup", "cpu.max");
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
@@ -3729,7 +3737,7 @@ static void refuse_existing(const char *out, const char *const *files, const cha
 /* How to go on with a run that has ended early. done: how far it came. */
 static void advise_resume(const char *command, const char *done, const char *out)
 {
-    progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, program,
+    progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, called,
              command, out);
 }
 

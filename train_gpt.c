@@ -1,7 +1,7 @@
 /* train_gpt.c: pretrains a GPT-2 on token shards, evaluates it, and samples text from it.
  *
- *     train_gpt train  --data 'out/train_*.bin' --val out/val.bin --tokenizer out --out out/gpt
- *     train_gpt eval   --model out/gpt --data out/val.bin
+ *     train_gpt train  --data 'out/train_*.bin' --val 'out/val_*.bin' --tokenizer out --out out/gpt
+ *     train_gpt eval   --model out/gpt --data 'out/val_*.bin'
  *     train_gpt sample --model out/gpt --prompt "Once upon"
  *     train_gpt info   --model out/gpt
  *
@@ -556,18 +556,24 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
 }
 
 /* Two losses to compare with: log V, of the uniform distribution, and -sum_v p_v log p_v, of a
- * model that knows the frequency p_v of each token in these data and nothing of its context. */
-static void print_baselines(const struct Data *d, int V)
+ * model that knows the frequency p_v of each token in these data and nothing of its context.
+ * bytes (V) is from token_lengths. */
+static void print_baselines(const struct Data *d, const int *bytes, int V)
 {
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
-    double unigram = 0;
+    double unigram = 0, all_bytes = 0;
     int block[BLOCK];
     for (int64_t at = 0, n; (n = next_tokens(block, d, at)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
-    for (int id = 0; id < V; id++)
+    for (int id = 0; id < V; id++) {
         if (counts[id]) unigram -= counts[id] * log((double)counts[id] / d->tokens) / d->tokens;
-    printf("uniform %.6f (every token equally likely)\n", log(V));
-    printf("unigram %.6f (each token as frequent as in these data)\n", unigram);
+        all_bytes += (double)counts[id] * bytes[id];
+    }
+    const double bits = d->tokens / M_LN2 / all_bytes;
+    printf("uniform %.6f bits_per_byte %.4f (every token equally likely)\n", log(V),
+           log(V) * bits);
+    printf("unigram %.6f bits_per_byte %.4f (each token as frequent as in these data)\n", unigram,
+           unigram * bits);
     release(counts, V * sizeof *counts);
 }
 
@@ -1128,16 +1134,25 @@ static void begin_files(struct Run *r)
 /* 7. Model and memory                                                                           */
 /* ============================================================================================= */
 
-static int64_t tokens_per_step(const struct TrainOptions *o)
+/* The longest sequence: --context tokens, or all targets if the data are shorter. */
+static int64_t step_length(const struct Run *r)
 {
-    return (int64_t)o->batch * o->context * o->accumulate;
+    const int64_t T = r->options.context, targets = r->data.tokens - 1;
+    return targets > 0 && targets < T ? targets : T;
+}
+
+static int64_t tokens_per_step(const struct Run *r)
+{
+    const struct TrainOptions *o = &r->options;
+    return (int64_t)o->batch * o->accumulate
+         * (r->loader.sequences.by_documents ? o->context : step_length(r));
 }
 
 /* An evaluation's time, in steps: forward takes a third of forward and backward. */
 static double evaluation_in_steps(const struct Run *r)
 {
     const int64_t all = r->val.count ? r->val.tokens - 1 : 0, budget = r->options.eval_tokens;
-    return (budget > 0 && budget < all ? budget : all) / (3.0 * tokens_per_step(&r->options));
+    return (budget > 0 && budget < all ? budget : all) / (3.0 * tokens_per_step(r));
 }
 
 /* Forward FLOPs of a token in one kind of product: 2 for each weight of its matrices, 12 C^2 in a
@@ -1169,7 +1184,8 @@ static double memory_needed(const struct Run *r, bool print)
         {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? array + array / ranks : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
-        {"rest", (double)pass_scratch(c, rows) * sizeof(real) + 3 * tokens_per_step(o) * sizeof(int)
+        {"rest", (double)pass_scratch(c, rows) * sizeof(real)
+                 + 3.0 * rows * o->accumulate * sizeof(int)
                  + s->count * (sizeof(int) + sizeof(int64_t))},
     };
     double total = 0;
@@ -1454,12 +1470,15 @@ static void show_step(struct Run *r, const struct Step *s)
     const struct TrainOptions *o = &r->options;
     const double step = next_step(r, s), rate = s->targets / step;
     if (!line_is_due(&r->clock.shown) && !finished(r)) return;
-    double eta = o->steps
-        ? (step + r->clock.evaluating / o->eval_every) * (o->steps - r->step) : INFINITY;
-    if (o->time_limit > 0) eta = fmin(eta, o->time_limit - time_used(r));
-    progress(false, "step %s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             place(r), s->loss, s->lr, s->norm, rate,
-             100 * rate * flops_per_token(&r->model.config) / r->peak, duration(eta));
+    const double each = step + r->clock.evaluating / o->eval_every,
+                 left = fmax(0, o->time_limit - time_used(r));
+    double eta = o->steps ? each * (o->steps - r->step) : INFINITY;
+    const bool cut = o->time_limit > 0 && left < eta;
+    if (cut) eta = left;
+    progress(false, "step %s%s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
+             place(r), cut ? brief(" (about %.0f in time)", r->step + left / each) : "", s->loss,
+             s->lr, s->norm, rate, 100 * rate * flops_per_token(&r->model.config) / r->peak,
+             duration(eta));
 }
 
 /* Samples from the model as it is. The step determines the random numbers. */
@@ -1565,11 +1584,12 @@ static bool decide_by_time(struct Run *r, const struct Step *s)
     if (left > 0.2 * time || !strcmp(o->schedule, "constant")) return false;
     const int64_t spare = r->fall.step ? fit / 8 + (o->steps - r->fall.step) / 32 + 1 : 0;
     if (o->steps && planned <= fit + spare) return false;
+    const char *cut = o->steps ? brief(", since %lld do not fit", (long long)o->steps) : "";
     o->steps = r->step + fit;
     r->fall.step = r->step;
     r->fall.rate = s->lr;
     progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
-             "the last step", place(r), duration(time_used(r)), duration(o->time_limit));
+             "the last step%s", place(r), duration(time_used(r)), duration(o->time_limit), cut);
     return false;
 }
 
@@ -1590,9 +1610,11 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
 static const char *epochs_of(const struct Run *r)
 {
     const struct Sequences *s = &r->loader.sequences;
-    const double rows = s->by_documents ? r->data.tokens - 1 : (double)s->count * s->T;
-    const double n = r->options.steps * tokens_per_step(&r->options) / rows;
-    return brief("%.*f epochs", n < 100 ? 2 : 0, n);
+    const double rows = s->by_documents ? r->data.tokens - 1 : (double)s->count * step_length(r);
+    const double each = rows / tokens_per_step(r), n = r->options.steps / each;
+    return brief("%.*f epochs%s", n < 100 ? 2 : 0, n, n >= 3 && n <= 20 ? ""
+                 : brief(" (3 to 20 suit most: %.0f to %.0f steps)", ceil(3 * each),
+                         20 * each));
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
@@ -1600,7 +1622,7 @@ static void print_plan(const struct Run *r, double step_seconds)
 {
     const struct TrainOptions *o = &r->options;
     const struct Config *c = &r->model.config;
-    const double flops = flops_per_token(c), rate = tokens_per_step(o) / step_seconds;
+    const double flops = flops_per_token(c), rate = tokens_per_step(r) / step_seconds;
     const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
@@ -1609,7 +1631,7 @@ static void print_plan(const struct Run *r, double step_seconds)
            machine_memory() / 1e6);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
     printf("steps          %lld of %lld tokens: %s\n", (long long)o->steps,
-           (long long)tokens_per_step(o), epochs_of(r));
+           (long long)tokens_per_step(r), epochs_of(r));
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
@@ -1634,7 +1656,7 @@ static void print_profile(const struct Run *r)
         [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
         [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
         [HEAD] = "head and loss", [ADAMW] = "AdamW", [REST] = "rest"};
-    const double steps = r->step - r->clock.first, tokens = tokens_per_step(&r->options);
+    const double steps = r->step - r->clock.first, tokens = (double)r->tokens / r->step;
     double total = 0;
     for (int k = 0; k < KINDS; k++)
         total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
@@ -1856,7 +1878,7 @@ static int finish(const struct Run *r)
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
                r->best.loss, r->best.bits_per_byte);
-    printf("%s, ", counted(r->step, "step"));
+    printf("%s%s, ", counted(r->step, "step"), r->fall.step ? " that fit into --time-limit" : "");
     if (r->skipped) printf("%lld of them skipped, ", (long long)r->skipped);
     printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
     if (finished(r)) judge_run(r);
@@ -1973,9 +1995,9 @@ static int command_eval(int argc, char **argv)
     struct Workspace ws;
     struct Minibatch m = minibatch_create(batch * T);
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
-    print_baselines(&data, model.config.vocabulary);
-    fflush(stdout);
     const int *bytes = token_lengths(tokenizer, model.config.vocabulary);
+    print_baselines(&data, bytes, model.config.vocabulary);
+    fflush(stdout);
     struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),

@@ -364,14 +364,17 @@ succeeds "a row does not depend on the other numbers of labels" eval '
     >"$dir/probe.out" 2>/dev/null
 ./finetune_cls eval --model "$dir/probe" --data "$test" >"$dir/probe.eval" 2>/dev/null
 succeeds "layers: a header and rows 0, 1 and 2" \
-    [ "$(awk '{ printf "%s ", $1 }' "$dir/layers")" = "blocks 0 1 2 " ]
+    [ "$(awk '{ printf "%s ", $1 }' "$dir/layers")" = "blocks 0 1 2 On " ]
+best=$(awk '$1 ~ /^[0-2]$/ && $2 > high { high = $2; best = $1 } END { print best }' "$dir/layers")
+succeeds "layers: names the best block, $best" eval \
+    'tail -n 1 "$dir/layers" | grep -qE "is best (after block $best|before the first block)\."'
 succeeds "layers: the last row is train --tune probe" [ "$(awk '
     FNR == 1 { file++ }
     $1 == "val_accuracy" || $1 == "accuracy" { printf "%.4f ", $2 }
     file == 3 && $1 == 2 { printf "%s %s ", $2, $3 }' \
     "$dir/probe.out" "$dir/probe.eval" "$dir/layers")" = "$(awk '$1 == 2 {
         printf "%s %s %s %s ", $2, $3, $2, $3 }' "$dir/layers")" ]
-succeeds "layers: blocks differ" [ "$(tail -n +2 "$dir/layers" | cut -c 7- | uniq | wc -l)" -ge 2 ]
+succeeds "layers: blocks differ" [ "$(grep "^ " "$dir/layers" | cut -c 7- | uniq | wc -l)" -ge 2 ]
 succeeds "layers: 1 and 2 threads print the same" eval '(
     for threads in 1 2; do
         ./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" \

@@ -810,14 +810,21 @@ static void test_cores(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         put("groups", cases[i].groups);
-        const double got = cgroup_limit(path_of("groups"), path_of(cases[i].root), "cpu.max");
+        const double got = cgroup_limit(path_of("groups"), "0::", path_of(cases[i].root),
+                                        "cpu.max");
         check(got == cases[i].cores, "cores, cgroup %s: %.*s: %g", cases[i].root,
               (int)strcspn(cases[i].groups, "\n"), cases[i].groups, got);
     }
-    check(cgroup_limit(path_of("no file"), path_of("v2"), "cpu.max") == INFINITY, "cores, no /proc");
+    check(cgroup_limit(path_of("no file"), "0::", path_of("v2"), "cpu.max") == INFINITY,
+          "cores, no /proc");
     put("v2/a/memory.max", "1000000\n");
     put("groups", "0::/a\n");
-    check(cgroup_limit(path_of("groups"), path_of("v2"), "memory.max") == 1e6, "memory of a cgroup");
+    check(cgroup_limit(path_of("groups"), "0::", path_of("v2"), "memory.max") == 1e6,
+          "memory of a cgroup");
+    put("v1/b/memory.limit_in_bytes", "2000000\n");
+    put("groups", "4:cpu:/x\n3:memory:/b\n0::/a\n");
+    check(cgroup_limit(path_of("groups"), ":memory:", path_of("v1"), "memory.limit_in_bytes")
+              == 2e6, "memory of a cgroup of version 1");
 }
 
 /* --- The live line --- */

@@ -77,6 +77,10 @@ check $? "--out keeps the best model, $(loss_of worse), last/ the last, $(loss_o
 "$train" eval --model worse --data 'lines_0*.bin' >eval.txt 2>/dev/null
 tail -n 1 eval.txt | awk '{ want = $2 * $8 / log(2) / 2000; exit !($6 > want - 1e-3 && $6 < want + 1e-3) }'
 check $? "bits per byte are those of the text, without <|endoftext|>: $(tail -n 1 eval.txt)"
+awk '$1 == "loss" { want = $2 / $6 } { ratio[$1] = $2 / ($1 == "loss" ? $6 : $4) }
+    END { for (k in ratio) if (ratio[k] < 0.99 * want || ratio[k] > 1.01 * want) exit 1
+        exit !("uniform" in ratio && "unigram" in ratio) }' eval.txt
+check $? "the baselines, too: $(grep unigram eval.txt)"
 cat="--model learn --prompt the_cat --tokens 60"
 "$train" sample $cat --seed 3 >a.txt 2>err.txt && grep -q '^the_cat' a.txt &&
     grep -q 'tokens/s' err.txt && iconv -f UTF-8 -t UTF-8 a.txt >/dev/null
@@ -429,7 +433,7 @@ printf 'abcdefghijklmnopqrst' >few.txt
 "$tokenizer" encode --tokenizer tok --out few-ids few.txt 2>/dev/null
 tokens=$(($(wc -c <few-ids_000000.bin) / 2 - 512))
 "$train" train --data few-ids_000000.bin --tokenizer tok --steps 12 --plan >said.txt 2>/dev/null
-grep -q "^steps  *12 of 4096 tokens: 192 epochs" said.txt
+grep -q "^steps  *12 of $((16 * (tokens - 1))) tokens: 192 epochs (3 to 20 suit most: 1 to 1 steps)" said.txt
 check $? "the plan of a run on $tokens tokens: $(grep '^steps' said.txt)"
 
 # --- What cannot be ---
