@@ -2550,23 +2550,26 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* Creates the directories above a path, unless they exist. */
-static void make_parents(const char *path)
+/* Creates the directories above a path, unless they exist. Returns why the first of them could not
+ * be made, or 0. */
+static int make_parents(const char *path)
 {
     char *p = text_of("%s", path);
+    int error = 0;
     for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
         *s = 0;
-        mkdir(p, 0777);
+        if (mkdir(p, 0777) && errno != EEXIST && !error) error = errno;
     }
     free(p);
+    return error;
 }
 
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
     struct stat status;
-    make_parents(path);
-    const int error = mkdir(path, 0777) ? errno : 0;
+    int error = make_parents(path);
+    if (mkdir(path, 0777) && !error) error = errno;
     if (stat(path, &status) || !S_ISDIR(status.st_mode))
         die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
             strerror(error));
