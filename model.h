@@ -999,7 +999,6 @@ static double grad_norm(const struct Model *model)
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -2288,14 +2287,14 @@ static char *harmless(const char *text)
     return copy;
 }
 
-static void flush_results(void);
+static void print_results(bool at_end);
 
 /* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
 static void show_result(struct Buffer *b)
 {
     if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
     fwrite(b->data, 1, b->size, stdout);
-    flush_results();
+    print_results(false);
     b->size = 0;
 }
 
@@ -2423,9 +2422,8 @@ static struct File open_file(const char *path, bool any)
     struct File f = {path, open(path, O_RDONLY | O_CLOEXEC | (any ? 0 : O_NONBLOCK))};
     if (f.fd < 0 || fstat(f.fd, &f.status) < 0)
         die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
-    if (S_ISDIR(f.status.st_mode)) die("%s: is a directory. Name a file.", path);
-    if (!any && !S_ISREG(f.status.st_mode))
-        die("%s: is no regular file, but a pipe or a device. Put a copy of the file there.", path);
+    if (S_ISDIR(f.status.st_mode) || (!any && !S_ISREG(f.status.st_mode)))
+        die("%s: is no regular file, but a directory, a pipe or a device. Name a file.", path);
     f.size = (size_t)f.status.st_size;
     return f;
 }
@@ -2489,23 +2487,26 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* Creates the directories above a path, unless they exist. */
-static void make_parents(const char *path)
+/* Creates the directories above a path, unless they exist. Returns why the first of them could not
+ * be made, or 0. */
+static int make_parents(const char *path)
 {
     char *p = text_of("%s", path);
+    int error = 0;
     for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
         *s = 0;
-        mkdir(p, 0777);
+        if (mkdir(p, 0777) && errno != EEXIST && !error) error = errno;
     }
     free(p);
+    return error;
 }
 
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
     struct stat status;
-    make_parents(path);
-    const int error = mkdir(path, 0777) ? errno : 0;
+    int error = make_parents(path);
+    if (mkdir(path, 0777) && !error) error = errno;
     if (stat(path, &status) || !S_ISDIR(status.st_mode))
         die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
             strerror(error));
@@ -3073,12 +3074,12 @@ static void read_tensor(real *out, const struct Safetensors *s, const struct Ten
             t->key);
 }
 
-/* Reads the array with this prefix. */
+/* Reads the array with this prefix; NULL: checks only that it can be read. */
 static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
                        const char *prefix)
 {
     for (int i = 0; i < model->tensor_count; i++)
-        read_tensor(array + model->tensors[i].offset, s, &model->tensors[i], prefix);
+        read_tensor(array ? array + model->tensors[i].offset : NULL, s, &model->tensors[i], prefix);
 }
 
 /* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
@@ -3175,14 +3176,12 @@ static void read_label_names(struct Config *c, const struct Json *config, const 
     const struct Json *names = json_get(config, "id2label");
     for (const struct Json *n = names ? names->child : NULL; n; n = n->next) c->labels++;
     if (!c->labels) { c->labels = 2; names = NULL; }
-    if (c->labels > MAX_LABELS)
-        die("%s: id2label has %d labels, more than %d.", path, c->labels, MAX_LABELS);
     c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
     for (int k = 0; k < c->labels; k++) {
         const char *name = names ? json_text(names, brief("%d", k), NULL) : brief("LABEL_%d", k);
-        if (!name || strlen(name) > MAX_LABEL_BYTES)
-            die("%s: id2label must have a name of at most %d bytes for class %d of %d. Correct it.",
-                path, MAX_LABEL_BYTES, k, c->labels);
+        if (!name || strlen(name) > MAX_LABEL_BYTES || c->labels > MAX_LABELS)
+            die("%s: id2label must give each of its %d classes, at most %d, from \"0\" on, a name "
+                "of at most %d bytes. Correct it.", path, c->labels, MAX_LABELS, MAX_LABEL_BYTES);
         c->label_names[k] = harmless(name);
     }
 }
@@ -3277,7 +3276,7 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     verify_checksum(&s, 1);
     model_describe(model, config);
     refuse_strangers(&s, model);
-    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
+    read_array(NULL, &s, model, "");    /* before memory is taken */
     model_allocate(model);
     read_array(model->weights, &s, model, "");
     close_safetensors(&s);
@@ -3449,8 +3448,6 @@ static void print_results(bool at_end)
     _exit(STATUS_FAILED);
 }
 
-static void flush_results(void) { print_results(false); }
-
 static void end_program(void)
 {
     remove_unfinished();
@@ -3474,21 +3471,16 @@ static void calm_threads(char **argv)
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
- * Each shard that is read or written stays open. */
+ * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a
+ * reader. */
 static void begin_program(const char *name, char **argv)
 {
-    struct rlimit files;
     program = name;
     called = argv[0];
     for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
     calm_threads(argv);
-    if (!getrlimit(RLIMIT_NOFILE, &files)) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     atexit(end_program);
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
