@@ -1080,11 +1080,11 @@ static double flops_per_token(const struct Config *c)
  *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
  *             after 16 little (Muennighoff et al. 2023). Then one step more of the ladder is the
  *             better use of the time, and dropout keeps the model from learning the text by heart.
- *   batch     4,000 steps, of 1k to 32k tokens each
+ *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
-enum { RUNGS = 9 };
+enum { RUNGS = 10 };
 static const struct { int layers, channels; } ladder[RUNGS] = {
-    {2, 64}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
+    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
 
 /* The model of a rung, with the sizes that are given. */
 static struct Config model_on(const struct Run *r, int rung)
@@ -1123,8 +1123,8 @@ static int find_rung(const struct Run *r)
 static void choose_batch(struct Run *r, double tokens)
 {
     struct TrainOptions *o = &r->options;
-    const double wanted = o->steps ? tokens / o->steps : tokens / 4000;
-    int rows = 1 << 10;
+    const double wanted = o->steps ? tokens / o->steps : tokens / 3000;
+    int rows = 1 << 9;
     while (rows < 1 << 15 && 2 * rows <= wanted) rows *= 2;
     o->batch = max_int(1, rows / o->context / o->accumulate);
     if (is_given(r->table, "accumulate")) return;
