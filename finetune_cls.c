@@ -65,7 +65,7 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
 /* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
  * left. */
 static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
+                      const char *how)
 {
     *all = tokenizer_encode(t, text.data, text.size, ids);
     return truncate_ids(ids, *all, max, how);
@@ -92,8 +92,8 @@ static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes tex
     return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
 }
 
-/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
- * is <|endoftext|> alone. */
+/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining, before the
+ * suffix if there is one. Cutting leaves room for both. An empty text is at least <|endoftext|>. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
@@ -103,22 +103,36 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
     }
     const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
-    if (start + text.size + 2 > d->token_capacity) {
-        d->token_capacity = 2 * (start + text.size + 2);
+    const struct Usage *u = &tokenizer->usage;
+    const size_t most = start + text.size + 2 + u->suffix_count;
+    if (most > d->token_capacity) {
+        d->token_capacity = 2 * most;
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
-    const int first = tokenizer->usage.begins || !text.size, room = w.max - first;
-    int *ids = d->tokens + start + first, n, all;
+    const int first = u->begins || !(text.size || u->suffix_count);
+    const int room = w.max - first - u->suffix_count;
+    int *ids = d->tokens + start + first, all;
     d->tokens[start] = tokenizer->eot;
-    if (w.pairs) n = encode_pair(ids, &all, tokenizer, text, room, w.truncate);
-    else {
-        all = tokenizer_encode(tokenizer, text.data, text.size, ids);
-        n = truncate_ids(ids, all, room, w.truncate);
-    }
+    int n = (w.pairs ? encode_pair : encode_one)(ids, &all, tokenizer, text, room, w.truncate);
     d->truncated += n < all;
+    for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
     d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
     d->starts[d->count] = start + first + n;
+}
+
+/* Lets a suffix follow every text, such as ". it was"; NULL or "": none. What comes next is then an
+ * opinion, and the last state, which the head reads, prepares it. Dies unless max tokens leave one
+ * to the text. */
+static void set_suffix(struct Tokenizer *t, const char *suffix, int max)
+{
+    struct Usage *u = &t->usage;
+    const size_t length = suffix ? strlen(suffix) : 0;
+    u->suffix = resize(u->suffix, (length + 1) * sizeof *u->suffix);
+    u->suffix_count = length ? tokenizer_encode(t, suffix, length, u->suffix) : 0;
+    if (u->suffix_count && u->begins + u->suffix_count >= max)
+        die_usage("--suffix %s: has %s, which leave none of %d to a text. Choose a shorter one.",
+                  suffix, counted(u->suffix_count, "token"), max);
 }
 
 static int length_of(const struct Dataset *d, int example)
@@ -258,14 +272,15 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
+    const char *kept_format;            /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
 /* The options of a training. Section 9 has their meanings, section 8 what 0 or -1 becomes where a
  * default depends on --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *class_weights, *precision;
+    const char *model, *train, *val, *out, *tune, *truncate, *suffix;
+    const char *class_weights, *precision;
     struct Columns columns;
     int epochs, steps, patience, batch, max_tokens, threads;
     int64_t seed;
@@ -352,15 +367,13 @@ static void choose_weights(struct Task *t)
 }
 
 /* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
- * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+ * disk, none of which a quiet training has. */
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
 static void describe_weights(struct Metadata *meta, const struct Task *t,
                              const struct TrainState *run, const char *which);
-__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
-                                                     int count, int64_t step);
 
 /* --- One update --- */
 
@@ -1246,8 +1259,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
- * too: one that does not look so is refused. */
+ * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
+ * does the format, if they look like it. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1274,11 +1287,11 @@ struct Reader {
     const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
     char separator;                     /* of columns; '\n': there is only one */
-    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes header;                /* the first line, if it has names; size 0: it has not */
     struct Bytes *fields;               /* (count): of the record; width: how many the first has */
     int count, capacity, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
-    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    int empty, long_rows;               /* rows without content; of many lines */
     struct Faults faults;
 };
 
@@ -1317,15 +1330,18 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
- * that were put together, and blank lines unless they keep their place. */
-static void skip_to_record(struct Reader *r, bool keep_blank)
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
+ * are also left inside files that were put together, blank lines unless they keep their place, and
+ * what is between the objects of an array. */
+static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
         if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
+    return r->at < r->end;
 }
 
 static void add_field(struct Reader *r, struct Bytes field)
@@ -1342,7 +1358,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
 {
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
-    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
         append_bytes(&b, s, quote - s + (quote[1] == '"'));
         if (quote[1] != '"') break;
@@ -1350,10 +1365,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
     const char *rest = quote ? quote + 1 : limit;
     rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
     const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
-    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
-    if (good && lines > 20 && !r->long_fields++)
-        warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->faults.path, r->faults.line, lines);
     *field = (struct Bytes){b.data, b.size};
     if (good) r->at = rest;
     else free(b.data);
@@ -1418,10 +1429,9 @@ static bool find_columns(struct Reader *r)
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
-        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
-                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
-                   names, b.data, column_words[which],
-                   r->columns.texts_only ? "; --format lines reads lines" : "");
+        return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
+                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   column_words[which]);
     }
     return true;
 }
@@ -1429,7 +1439,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    const char *said = r->columns.header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1437,28 +1447,35 @@ static bool has_header(const struct Reader *r)
         usual |= find_name(r, usual_names[which]) == r->place[which];
     }
     if (!said || !strcmp(said, "auto")) return named || usual;
-    if (!strcmp(said, "yes")) return true;
-    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
-    if (usual && !r->columns.header)
-        die("%s: has a header, but the training's file had none. Give --header yes.",
-            r->faults.path);
-    return false;
+    if (named && *said == 'n')
+        die_usage("--header no: columns are numbered then, as --text-column 2.");
+    return *said == 'y';
 }
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
 /* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
- * itself. A row without content keeps its place where texts alone are wanted. */
+ * itself. Left out are rows that repeat the header, from files that were put together, and those
+ * without content, which keep their place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
+    const struct Bytes line = take_line(&next, r->end), header = r->header;
     bool content = false;
-    take_line(&next, r->end);
+    int lines = 0;
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
         r->at = begin;
         split_row(r, r->end);
     }
+    if (header.size && line.size == header.size && !memcmp(line.data, header.data, line.size)) {
+        warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        return false;
+    }
+    for (const char *s = begin; s < r->at; s++) lines += *s == '\n';
+    if (lines > 20 && !r->long_rows++)
+        warn("%s:%d: a row has %d lines in quotes. If a stray quote begins it, remove that.",
+             r->faults.path, r->faults.line, lines);
     for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
     r->empty += !content;
     if (!content) return r->columns.texts_only;
@@ -1564,15 +1581,13 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    const int kept = format_number(c->kept_format);
+    int f = format_number(c->format);
+    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
-    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
-        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
-            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -1585,10 +1600,9 @@ static void begin_reading(struct Reader *r)
     const char *path = r->faults.path, *begin = r->at, *first;
     const size_t size = r->end - begin;
     refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
-    skip_to_record(r, false);
-    first = r->at;
-    if (first == r->end)
+    if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    first = r->at;
     if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
             ">NEW", path, path);
@@ -1609,24 +1623,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Moves to the next record; false: there is none. A row that repeats the header is left from files
- * that were put together. Objects may be members of an array. */
-static bool next_record(struct Reader *r)
-{
-    for (;;) {
-        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
-        skip_to_record(r, r->columns.texts_only);
-        const char *next = r->at;
-        if (r->at == r->end) return false;
-        const struct Bytes line = take_line(&next, r->end), header = r->header;
-        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
-            return true;
-        if (!r->repeated++)
-            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
-        r->at = next;
-    }
 }
 
 /* Whether all bytes are UTF-8. */
@@ -1680,25 +1676,22 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
-                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
+                       .columns = columns, .format = LINES, .place = {0, 1, -1},
+                       .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
-    int capacity = 0, invalid = 0, empty = 0;
-    for (begin_reading(&r); next_record(&r); ) {
+    int capacity = 0, invalid = 0;
+    for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (!read_example(&r, e)) continue;
         all.count++;
         invalid += !valid_utf8(e->text);
-        empty += e->text.size == 0;
     }
     refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
-    if (empty)
-        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty,
-             all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
              "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
@@ -1708,13 +1701,6 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 }
 
 /* --- Labels as classes --- */
-
-/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key
- * with a chance of 1 in 10 million. */
-static uint64_t text_key(struct Bytes text)
-{
-    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
-}
 
 static int compare_names(const void *a, const void *b)
 {
@@ -1728,64 +1714,52 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
- * combined with a mark, such as an accent, counts as one letter. */
-enum { MARKED = 0x7FFFFFFF };
-
-static int next_letter(const char **at)
+/* Whether a name in UTF-8 has what is not seen in print: a blank at an end, a space that does not
+ * break or has no width, or an accent that is a character of its own. */
+static bool hides_something(const char *name)
 {
-    int letter = 0;
-    for (uint32_t c = 0; **at; ) {
-        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
-        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
-                                                        || (c >= 0x200B && c <= 0x200D);
-        if (letter && !mark && !blank) break;
-        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
-        *at += n;
+    bool hidden = *name == ' ';
+    uint32_t c = 0;
+    for (int n; *name; name += n) {
+        n = utf8_decode((const unsigned char *)name, 4, &c);
+        hidden |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
+               || (c >= 0x300 && c < 0x370);
     }
-    return letter;
+    return hidden || c == ' ';
 }
 
-/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
- * any one character beyond ASCII. */
-static bool look_alike(const char *a, const char *b)
+/* The class of a label among K names, or -1. */
+static int find_class(char *const *names, int K, struct Bytes label)
 {
-    for (int x = 1; x; ) {
-        const int y = next_letter(&b);
-        x = next_letter(&a);
-        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
-    }
-    return true;
+    for (int k = 0; k < K; k++)
+        if (!strncmp(names[k], label.data, label.size) && !names[k][label.size]) return k;
+    return -1;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that look alike. */
+ * is names[k]. Dies on a single class; notes those that may look like others. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
     for (int i = 0; i < e->count; i++) {
         const struct Bytes label = e->items[i].label;
-        if (hash_get(&seen, text_key(label)) >= 0) continue;
+        if (find_class(names, K, label) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        hash_put(&seen, text_key(label), K);
         names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < k; j++)
-            if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
-                     "composed accents.", e->path, names[j], names[k]);
+        if (hides_something(names[k]))
+            warn("%s: the label \"%s\" may look alike to another: it has a blank at an end, or a "
+                 "space or an accent that is not seen.", e->path, names[k]);
     *classes = K;
     return names;
 }
@@ -1804,18 +1778,14 @@ static char *joined(char *const *names, int n)
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
-    struct HashTable classes = hash_table(K);
     struct Faults faults = {.path = e->path};
-    for (int k = 0; k < K; k++)
-        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
     for (const struct Example *x = e->items; x < e->items + e->count; x++) {
-        const int k = hash_get(&classes, text_key(x->label));
+        const int k = find_class(names, K, x->label);
         faults.line = x->line;
         if (k >= 0) add_text(d, tokenizer, x->text, k, w);
         else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
     }
     if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
-    hash_free(&classes);
 }
 
 /* ============================================================================================= */
@@ -2252,6 +2222,8 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("max-tokens", "of a text; 0: the model's context", INTEGER, &s->max_tokens, 0, 1e6),
         SETTING("truncate", "what is read of a longer text; both: not in Hugging Face's tokenizers",
                 CHOICE, &s->truncate, .choices = "head|tail|both"),
+        SETTING("suffix", "follows every text, whatever is cut, such as \". it was\"", TEXT,
+                &s->suffix),
         COLUMN_OPTIONS(s->columns),
         SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
@@ -2332,6 +2304,11 @@ static void load_base(struct Task *t, struct Model *base)
         die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
                   base->config.layers);
     t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    set_suffix(t->tokenizer, s->suffix, s->max_tokens);
+    if (s->suffix && !t->tokenizer->usage.begins)
+        warn("--suffix: %s does not let texts begin with %s, so their first words are read as if "
+             "they had none before them, and an empty text is the suffix alone.", s->model,
+             END_OF_TEXT);
     metadata_free(&meta);
 }
 
@@ -2356,16 +2333,19 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    columns->kept_header = metadata_get(&meta, "data.header");
+    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
     const char *truncate = metadata_get(&meta, "tune.truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
-    c->window = (struct Window){longest && longest < context ? longest : context,
-                                truncate ? truncate
-                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
+    const struct Usage *u = &c->tokenizer->usage;
+    const int context = c->model.config.context;
+    c->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
+                                truncate ? truncate : u->keeps_tail ? "tail" : "head",
                                 columns->names[PAIRS] != NULL};
+    if (u->suffix_count && u->begins + u->suffix_count >= c->window.max)
+        die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
+            "right one there.", dir, counted(u->suffix_count, "token"), c->window.max);
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
@@ -2557,7 +2537,6 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_finish(o);
     commit_outputs();
 }
 
@@ -2725,6 +2704,7 @@ struct Method {
     const char *name;
     void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
     struct Settings set;                                            /* with these options */
+    struct Dataset texts;                                           /* with its suffix */
 };
 
 /* One training and its result. */
@@ -2778,17 +2758,23 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
 /* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
- * they change its gradient steps; so does class-weights, whose value can only be auto. */
+ * they change its gradient steps; so do class-weights, whose value can only be auto, and the
+ * suffix, which may be empty. */
 static void set_method_option(struct Option *rows, const char *method, char *option)
 {
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
-    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe");
-    if (!(value && of_steps) && strcmp(option, "class-weights"))
+    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe"),
+               suffix = !strcmp(option, "suffix");
+    if (!(value && (of_steps || suffix)) && strcmp(option, "class-weights"))
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
-                  "of train for gradient steps, such as lr:X and l2sp:X, and class-weights.",
-                  method, option);
+                  "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT and "
+                  "class-weights.", method, option);
+    if (suffix && strpbrk(value, "\t\r\n"))
+        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give the "
+                  "suffix as --suffix.", method);
+    row->may_be_empty = suffix;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
 }
@@ -2832,6 +2818,25 @@ static void parse_methods(struct Compare *c)
 
 /* --- Texts, budgets, subsets --- */
 
+static const char *suffix_of(const struct Method *m) { return m->set.suffix ? m->set.suffix : ""; }
+
+/* The texts as tokens. Methods with the same suffix share them. */
+static void encode_texts(struct Compare *c, const struct Examples *train,
+                         const struct Examples *test)
+{
+    struct Task *t = &c->task;
+    for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
+        const struct Method *same = c->methods;
+        while (strcmp(suffix_of(same), suffix_of(m))) same++;
+        m->texts = same->texts;
+        if (same < m) continue;
+        set_suffix(t->tokenizer, m->set.suffix, t->set.max_tokens);
+        add_examples(&m->texts, t->tokenizer, train, c->names, c->classes, t->window);
+        add_examples(&m->texts, t->tokenizer, test, c->names, c->classes, t->window);
+    }
+    t->data = c->methods[0].texts;      /* for what all have in common, the labels */
+}
+
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
  * of --train is the test. */
 static void load_texts(struct Compare *c)
@@ -2842,8 +2847,7 @@ static void load_texts(struct Compare *c)
     if (c->test) test = read_examples(c->test, s->columns);
     find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, t->window);
-    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, t->window);
+    encode_texts(c, &train, &test);
 
     const int all = t->data.count, n = train.count;
     struct Bytes *texts = resize(NULL, all * sizeof *texts);
@@ -2987,6 +2991,7 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     struct Task t = c->task;
     struct Metadata meta = {0};
     t.set = c->methods[cell->method].set;
+    t.data = c->methods[cell->method].texts;
     t.set.seed = cell->seed;
     t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
@@ -3039,7 +3044,7 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
                 cell->distance, cell->lm_loss, cell->right);
-    journal_flush(&c->journal, true);
+    journal_flush(&c->journal);
 }
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
@@ -3409,7 +3414,7 @@ static int command_compare(int argc, char **argv)
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns),
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -3503,7 +3508,8 @@ static int command_layers(int argc, char **argv)
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
         tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns), tune_option(s, "seed"), THREADS_OPTION(&s->threads), {0}};
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns), tune_option(s, "seed"),
+        THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),

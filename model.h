@@ -2238,42 +2238,30 @@ static void make_harmless(char *text, size_t n, const char *keep)
     }
 }
 
-enum { MAX_MESSAGE = 2000, MESSAGE_END = 500 };     /* bytes */
+enum { MAX_MESSAGE = 2000 };            /* bytes; the rest of a message is left out */
 
 /* A message as it is shown: harmless and on one line. Names and texts in it come from files, which
- * may be hostile. Of a longer message only the beginning and the end are shown, since the end says
- * what to do. No memory is allocated unless it is long, as memory may be what is short. */
+ * may be hostile. No memory is allocated, as memory may be what is short. */
 static void format_message(char out[MAX_MESSAGE], const char *format, va_list arguments)
 {
-    va_list again;
-    va_copy(again, arguments);
-    const int n = vsnprintf(out, MAX_MESSAGE, format, arguments);
-    char *all = n < MAX_MESSAGE ? NULL : malloc((size_t)n + 1);
-    if (all) {
-        vsnprintf(all, (size_t)n + 1, format, again);
-        snprintf(out + MAX_MESSAGE - MESSAGE_END - 6, MESSAGE_END + 6, " ... %s",
-                 all + n - MESSAGE_END);
-        free(all);
-    }
-    va_end(again);
+    if (vsnprintf(out, MAX_MESSAGE, format, arguments) >= MAX_MESSAGE)
+        strcpy(out + MAX_MESSAGE - 4, "...");
     make_harmless(out, strlen(out), "");
 }
 
 /* Writes a message to stderr in one call, so that those of several processes do not mix. On a
- * terminal it replaces the live line, which itself has no end. */
-static void show_message(const char *speaker, const char *text, bool ends)
+ * terminal it replaces the live line. That line itself has no end, and is cut at the terminal's
+ * width, since a line that wraps cannot be replaced. */
+static void speak(const char *speaker, bool ends, const char *format, va_list arguments)
 {
-    char line[MAX_MESSAGE + 100];
+    char text[MAX_MESSAGE], line[MAX_MESSAGE + 100];
+    struct winsize terminal;
+    format_message(text, format, arguments);
+    if (!ends && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+        && terminal.ws_col < MAX_MESSAGE) text[terminal.ws_col] = 0;
     const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
                            *speaker ? ": " : "", text, ends ? "\n" : "");
     fwrite(line, 1, n, stderr);
-}
-
-static void complain(const char *format, va_list arguments)
-{
-    char text[MAX_MESSAGE];
-    format_message(text, format, arguments);
-    show_message(program, text, true);
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
@@ -2288,8 +2276,7 @@ static void end_with(int status, const char *format, ...)
 #endif
     #pragma omp critical (end_of_program)
     {
-        complain(format, arguments);
-        va_end(arguments);
+        speak(program, true, format, arguments);
         failed = true;
         exit(status);
     }
@@ -2301,7 +2288,7 @@ __attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    complain(format, arguments);
+    speak(program, true, format, arguments);
     va_end(arguments);
 }
 
@@ -2311,7 +2298,7 @@ struct Buffer { char *data; size_t size, capacity; };
 static void reserve(struct Buffer *b, size_t n)
 {
     if (n < b->capacity - b->size) return;
-    b->capacity = 2 * (b->size + n + 1);
+    b->capacity = 2 * b->size + n + 1;
     b->data = resize(b->data, b->capacity);
 }
 
@@ -2544,7 +2531,7 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
 {
     struct File f = open_file(path, any);
     struct Buffer b = {0};
-    reserve(&b, f.size > 0 && f.size < max ? f.size : 4096);
+    reserve(&b, f.size < max ? f.size + 1 : 4096);
     for (size_t n = 1; n; b.size += n) {
         if (b.size + 1 >= b.capacity) reserve(&b, b.size);
         n = bytes_read(&f, read(f.fd, b.data + b.size, b.capacity - b.size - 1));
@@ -2565,41 +2552,41 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* Creates a directory and those above it, unless they exist. */
-static void make_directory(const char *path)
+/* Creates the directories above a path, unless they exist. */
+static void make_parents(const char *path)
 {
-    char *p = text_of("%s", path), end = 1;
-    int error = EEXIST;                     /* the first reason why one could not be made */
-    for (char *s = p; end; s++) {
-        if ((end = *s) && (end != '/' || s == p)) continue;
+    char *p = text_of("%s", path);
+    for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
         *s = 0;
-        if (mkdir(p, 0777) && error == EEXIST) error = errno;
-        *s = end;
+        mkdir(p, 0777);
     }
-    struct stat status;
-    if (stat(p, &status) < 0 || !S_ISDIR(status.st_mode))
-        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
-            strerror(error));
     free(p);
 }
 
-/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if that
- * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to
- * its name, so the name must still be that of the file. A file system without locks is used
- * without. */
+/* Creates a directory and those above it, unless they exist. */
+static void make_directory(const char *path)
+{
+    struct stat status;
+    make_parents(path);
+    const int error = mkdir(path, 0777) ? errno : 0;
+    if (stat(path, &status) || !S_ISDIR(status.st_mode))
+        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
+            strerror(error));
+}
+
+/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it
+ * cannot be opened. Dies if another process has the lock, or had it until the file got another
+ * name: a lock belongs to a file. A file system without locks is used without. */
 static int open_locked(const char *path, int flags)
 {
     struct stat locked, named;
-    for (int fd; (fd = open(path, flags | O_CLOEXEC, 0666)) >= 0; close(fd)) {
-        if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
-            close(fd);
-            errno = EWOULDBLOCK;
-            return -1;
-        }
-        if (!fstat(fd, &locked) && !stat(path, &named) && locked.st_dev == named.st_dev
-            && locked.st_ino == named.st_ino) return fd;
-    }
-    return -1;
+    const int fd = open(path, flags | O_CLOEXEC, 0666);
+    if (fd < 0) return -1;
+    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &locked)
+        || stat(path, &named) || locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)
+        die("%s: another program is writing there. Wait for its end, or choose another --out.",
+            path);
+    return fd;
 }
 
 /* Makes the directory of --out, and keeps other programs from writing there until this one ends:
@@ -2609,9 +2596,7 @@ static void lock_directory(const char *path)
     make_directory(path);
     if (access(path, W_OK))                 /* found now, not when all has been computed */
         die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-    if (open_locked(path, O_RDONLY) < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing there. Wait for its end, or choose another --out.",
-            path);
+    open_locked(path, O_RDONLY);
 }
 
 /* --- Writing: files that belong together are replaced together ---
@@ -2624,7 +2609,7 @@ static void lock_directory(const char *path)
 #define UNFINISHED ".unfinished"
 
 struct Output {
-    FILE *file;                             /* open and locked until it has its name */
+    int fd;                                 /* open and locked until it has its name */
     char *path, *temporary;
     struct Output *volatile next;
 };
@@ -2654,14 +2639,6 @@ static void end_naming(void)
     if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
 }
 
-/* The directory that a path is in, which the caller owns. *name: what the path calls the file. */
-static char *directory_of(const char *path, const char **name)
-{
-    const char *slash = strrchr(path, '/');
-    *name = slash ? slash + 1 : path;
-    return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
-}
-
 /* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
 static void remove_file(const char *path)
 {
@@ -2672,51 +2649,41 @@ static void remove_file(const char *path)
 /* Dies because a file cannot be written. */
 static void die_unwritten(const char *path)
 {
-    die("%s: writing failed (%s). Free some space and run again.", path, strerror(errno));
+    die("%s: writing failed (%s). Free some space, then run again or --resume.", path,
+        strerror(errno));
 }
 
 static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o), *volatile *end = &outputs;
-    *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
+    *o = (struct Output){-1, text_of("%s", path), text_of("%s" UNFINISHED, path)};
     naming = true;
-    const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
-    if (fd < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing it. Wait for its end, or choose another place.", path);
-    if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    o->fd = open_locked(o->temporary, O_RDWR | O_CREAT);
+    if (o->fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
     while (*end) end = &(*end)->next;
     *end = o;
     end_naming();
-    o->file = fdopen(fd, "w+b");
-    if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
+    if (ftruncate(o->fd, 0)) die_unwritten(path);
     return o;
 }
 
-static void output_write(struct Output *o, const void *bytes, size_t n)
+/* Returns whether all n bytes could be written. */
+static bool write_whole(int fd, const char *bytes, size_t n)
 {
-    if (n && fwrite(bytes, 1, n, o->file) != n) die_unwritten(o->path);
+    for (ssize_t written; n; bytes += written, n -= written)
+        if ((written = write(fd, bytes, n)) < 0) return false;
+    return true;
 }
 
-/* Waits until all that was written is on disk. The file may grow further. */
-static void output_finish(struct Output *o)
+static void output_write(const struct Output *o, const void *bytes, size_t n)
 {
-    if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
+    if (!write_whole(o->fd, bytes, n)) die_unwritten(o->path);
 }
 
-/* Writes the name of a file to disk, too. Some file systems cannot, and need not. */
-static void flush_name(const char *path)
-{
-    const char *name;
-    char *directory = directory_of(path, &name);
-    const int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && fsync(fd) < 0 && errno == EIO) die_unwritten(directory);
-    if (fd >= 0) close(fd);
-    free(directory);
-}
-
-/* Gives all files their names, one right after the other. All must be finished. */
+/* When all files are on disk, gives them their names, one right after the other. */
 static void commit_outputs(void)
 {
+    for (struct Output *o = outputs; o; o = o->next) if (fsync(o->fd)) die_unwritten(o->path);
     naming = true;
     for (struct Output *o = outputs; o; o = o->next)
         if (rename(o->temporary, o->path))
@@ -2726,9 +2693,8 @@ static void commit_outputs(void)
     outputs = NULL;
     end_naming();
     for (struct Output *o; (o = done); free(o)) {
-        flush_name(o->path);
         done = o->next;
-        fclose(o->file);
+        close(o->fd);
         free(o->path);
         free(o->temporary);
     }
@@ -2737,9 +2703,7 @@ static void commit_outputs(void)
 /* Writes a file of a group, which commit_outputs completes. */
 static void stage_file(const char *path, const void *bytes, size_t n)
 {
-    struct Output *o = output_open(path);
-    output_write(o, bytes, n);
-    output_finish(o);
+    output_write(output_open(path), bytes, n);
 }
 
 /* ============================================================================================= */
@@ -2975,12 +2939,8 @@ enum { MEGABYTE = 1 << 20 };
 static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
 {
     enum { CHAINS = 8 };
-    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
-    uint64_t *results = resize(NULL, blocks * sizeof *results);
-    #pragma omp parallel for schedule(static)
-    for (size_t b = 0; b < blocks; b++) {
-        const char *p = (const char *)bytes + b * MEGABYTE;
-        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
+    for (const char *p = bytes, *end = p + n; p < end; p += MEGABYTE) {
+        const size_t length = end - p < MEGABYTE ? (size_t)(end - p) : MEGABYTE;
         uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
         for (size_t i = 0; i < length; i += sizeof word) {
             if (length - i < sizeof word) memset(word, 0, sizeof word);
@@ -2991,29 +2951,12 @@ static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
             }
         }
         for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
-        results[b] = result;
+        sum = mix64(sum ^ result);
     }
-    for (size_t b = 0; b < blocks; b++) sum = mix64(sum ^ results[b]);
-    free(results);
     return sum;
 }
 
 static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, bytes, n); }
-
-/* The checksum of the bytes at .. at + n - 1 of a file. */
-static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
-{
-    enum { BLOCK = 8 * MEGABYTE };
-    char *block = resize(NULL, n < BLOCK ? n : BLOCK);
-    uint64_t sum = n;
-    for (size_t now; n; n -= now, at += now) {
-        now = n < BLOCK ? n : BLOCK;
-        read_at(f, block, now, at);
-        sum = checksum_add(sum, block, now);
-    }
-    free(block);
-    return sum;
-}
 
 /* --- Writing safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
@@ -3064,17 +3007,17 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
     output_write(o, &length, sizeof length);
     output_write(o, header.data, header.size);
     for (int a = 0; a < array_count; a++) output_write(o, arrays[a], array_bytes);
-    output_finish(o);
     free(header.data);
 }
 
 /* --- Reading safetensors --- */
 
 struct Safetensors {
-    char *path, *text;              /* text: of the header; its tree points into it */
+    const char *path;
+    struct Bytes file;
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
     const struct Json *metadata;    /* NULL: none */
-    char *data;                     /* (size): the bytes of all tensors */
+    const char *data;               /* (size): the bytes of all tensors */
     size_t size;
 };
 
@@ -3091,54 +3034,28 @@ static int entry_numbers(double out[2], const struct Json *t, const char *key)
     return n;
 }
 
-/* Dies unless the tensors of the header lie inside the file and reach its end. */
-static void check_places(const struct Safetensors *s)
+/* Reads a file, and takes its header apart. The path must outlive it. */
+static struct Safetensors open_safetensors(const char *path)
 {
-    double last = 0, place[2];
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        if (t == s->metadata) continue;
-        if (entry_numbers(place, t, "data_offsets") != 2
-            || !(place[0] >= 0 && place[0] <= place[1] && place[1] <= (double)s->size))
-            die("%s: tensor %s does not lie in the %zu bytes of the file. Copy or train it again.",
-                s->path, t->key, s->size);
-        last = fmax(last, place[1]);
-    }
-    if (last != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
-            s->path, s->size, last);
-}
-
-/* Reads the header of a file, and the tensors if `whole`. Dies unless both fit together. */
-static struct Safetensors open_safetensors(const char *path, bool whole)
-{
-    struct Safetensors s = {.path = text_of("%s", path)};
-    struct File file = open_file(s.path, false);
+    struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
-    if (file.size >= 8) read_at(&file, &length, 8, 0);
-    if (length < 2 || length > file.size - 8 || length > MAX_HEADER)
+    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
+    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
-            path, file.size);
-    s.text = resize(NULL, length + 1);
-    s.text[length] = 0;
-    read_at(&file, s.text, length, 8);
-    s.header = json_parse(s.text, length, path);
+            path, s.file.size);
+    s.header = json_parse(s.file.data + 8, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
     s.metadata = json_get(s.header, "__metadata__");
-    s.size = file.size - 8 - length;
-    check_places(&s);
-    if (whole) {
-        s.data = resize(NULL, s.size);
-        read_at(&file, s.data, s.size, 8 + length);
-    }
-    close_file(&file);
+    s.data = s.file.data + 8 + length;
+    s.size = s.file.size - 8 - length;
     return s;
 }
 
 static void close_safetensors(struct Safetensors *s)
 {
     json_free(s->header);
-    free(s->path); free(s->text); free(s->data);
+    free((char *)s->file.data);
 }
 
 /* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
@@ -3190,31 +3107,32 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* Reads parameter p of the array with this prefix; out NULL: checks only that it can be read. Dies
- * on a parameter that is missing or has another shape, and on values that are not finite. */
+ * on a parameter that is missing, has another shape or does not lie in the file, and on values that
+ * are not finite. */
 static void read_tensor(real *out, const struct Safetensors *s, const struct Tensor *p,
                         const char *prefix)
 {
     const struct Json *t = find_tensor(s, prefix, p->name), *shape = json_get(t, "shape");
     const char *dtype = json_text(t, "dtype", "?");
+    const int width = strcmp(dtype, "F32") ? 2 : 4;
     double sizes[2], place[2];
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
-    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16"))
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
-            dtype);
     const int dimensions = entry_numbers(sizes, t, "shape");
-    if (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
-                        : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns)
-        die("%s: tensor %s has shape %.*s where [%d,%d] is expected. config.json is of another "
-            "model, or the matrix must be transposed, as in files of nanoGPT.", s->path, t->key,
-            shape ? (int)shape->length : 0, shape ? shape->string : "", p->rows, p->columns);
-    entry_numbers(place, t, "data_offsets");
-    if (place[1] - place[0] != (double)p->size * (strcmp(dtype, "F32") ? 2 : 4))
-        die("%s: tensor %s has %.0f bytes, which do not fit its shape. Replace the file.", s->path,
-            t->key, place[1] - place[0]);
+    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16")
+        || (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
+                            : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns))
+        die("%s: tensor %.99s has shape %.*s of %.99s where [%d,%d] of F32, F16 or BF16 is "
+            "expected. config.json is of another model, or the matrix must be transposed, as in "
+            "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
+            shape ? shape->string : "", dtype, p->rows, p->columns);
+    if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
+        || place[1] > (double)s->size || place[1] - place[0] != (double)p->size * width)
+        die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
+            "or train it again.", s->path, t->key, s->size);
     if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
-        die("%s: tensor %s holds values that are not finite. Copy or train it again.", s->path,
+        die("%s: tensor %.99s holds values that are not finite. Copy or train it again.", s->path,
             t->key);
 }
 
@@ -3251,7 +3169,7 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
         for (int i = 0; i < model->tensor_count && !known; i++)
             known = is_name_of(t->key, model->tensors[i].name);
         if (!known)
-            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+            die("%s: tensor %.99s is not part of a GPT-2 with a tied head. Such a model is not "
                 "supported.", s->path, t->key);
     }
 }
@@ -3262,7 +3180,7 @@ static struct Metadata read_metadata(const struct Safetensors *s)
     struct Metadata meta = {0};
     for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j; j = j->next)
         if (j->kind == JSON_STRING && meta.count < 60
-            && !is_choice(j->key, strlen(j->key), "format|checksum|config_hash"))
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
             metadata_set(&meta, j->key, "%s", j->string);
     return meta;
 }
@@ -3280,23 +3198,9 @@ enum { PAD_TOKEN = 208 };
  * stand in messages and tables. */
 enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
-/* A hash of what config.json says that matters here: the shape, the id of <|endoftext|> and the
- * names of the labels. model.safetensors holds it, so that another model's config.json is noticed
- * beside it. */
-static uint64_t config_hash(const struct Config *c, int eot)
-{
-    struct Buffer b = {0};
-    append(&b, "%d %d %d %d %d %d %d", c->layers, c->heads, c->channels, c->context, c->vocabulary,
-           eot, c->labels);
-    for (int k = 0; k < c->labels; k++)
-        append_bytes(&b, c->label_names[k], strlen(c->label_names[k]) + 1);
-    const uint64_t hash = checksum(b.data, b.size);
-    free(b.data);
-    return hash;
-}
-
-/* config.json as transformers' GPT2Config has it. eot: the id of <|endoftext|>. */
-static void stage_config(const char *path, const struct Config *c, int eot)
+/* Writes config.json as transformers' GPT2Config has it, and returns its checksum. eot: the id of
+ * <|endoftext|>. */
+static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
@@ -3322,7 +3226,9 @@ static void stage_config(const char *path, const struct Config *c, int eot)
     if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
     append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
     stage_file(path, b.data, b.size);
+    const uint64_t sum = checksum(b.data, b.size);
     free(b.data);
+    return sum;
 }
 
 /* The number of classes and their names from id2label, or LABEL_0 and LABEL_1 without it. Names are
@@ -3365,8 +3271,8 @@ static void refuse_variants(const struct Json *config, const struct Config *c, c
 }
 
 /* Reads config.json and dies on what is not supported here. What it does not say is as in GPT-2
- * 124M. has_score: it is a classifier's. *hash: see config_hash. */
-static struct Config read_config(const char *path, bool has_score, uint64_t *hash)
+ * 124M. has_score: it is a classifier's. *sum: the checksum of the file. */
+static struct Config read_config(const char *path, bool has_score, uint64_t *sum)
 {
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -3386,7 +3292,7 @@ static struct Config read_config(const char *path, bool has_score, uint64_t *has
         die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
     refuse_variants(j, &c, path);
     if (has_score) read_label_names(&c, j, path);
-    *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
+    *sum = checksum(file.data, file.size);
     json_free(j);
     free((char *)file.data);
     return c;
@@ -3402,10 +3308,10 @@ static void stage_model(const char *dir, const struct Model *model, const struct
 {
     struct Metadata all = {0};
     char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    metadata_set(&all, "config_hash", "%s", hash_text(config_hash(&model->config, eot)));
-    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     make_directory(dir);
-    stage_config(config, &model->config, eot);
+    metadata_set(&all, "config_checksum", "%s",
+                 hash_text(stage_config(config, &model->config, eot)));
+    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     stage_safetensors(file, model, (real *const[]){model->weights}, 1, &all);
     metadata_free(&all);
     free(config);
@@ -3419,22 +3325,22 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 {
     char *config_path = text_of("%s/config.json", dir),
          *path = text_of("%s/model.safetensors", dir);
-    uint64_t hash;
+    uint64_t sum;
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
             "tells how other formats, such as GGUF, are converted.", shown_path(dir));
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
-    const struct Config config = read_config(config_path, has_score, &hash);
-    const char *stored = json_text(s.metadata, "config_hash", NULL);
-    if (stored && strcmp(hash_text(hash), stored))
-        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
-            "label. Put the right one there, or train again.", config_path);
+    const struct Config config = read_config(config_path, has_score, &sum);
+    const char *stored = json_text(s.metadata, "config_checksum", NULL);
+    if (stored && strcmp(hash_text(sum), stored))
+        die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
+            "that was written with it.", config_path);
     *meta = read_metadata(&s);
     verify_checksum(&s, 1);
     model_describe(model, config);
-    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     refuse_strangers(&s, model);
+    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     model_allocate(model);
     read_array(model->weights, &s, model, "");
     close_safetensors(&s);
@@ -3453,7 +3359,7 @@ static void stage_state(const char *path, const struct Model *model, real *best,
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
                        struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = read_metadata(&s);
@@ -3465,7 +3371,7 @@ static void load_state(const char *path, struct Model *model, real *best, real *
 /* The metadata of a model or state alone, which are needed before the model exists. */
 static void load_metadata(const char *path, struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, false);
+    struct Safetensors s = open_safetensors(path);
     *meta = read_metadata(&s);
     close_safetensors(&s);
 }
@@ -3493,20 +3399,14 @@ static const char *duration(double s)
 /* Whether stderr is a terminal, where one line is replaced again and again. */
 static bool live(void) { return isatty(2); }
 
-/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
- * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
- * caller decides how often. */
+/* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
+ * every call is a line, so the caller decides how often. */
 __attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
 {
-    char line[MAX_MESSAGE];
-    struct winsize terminal;
     va_list arguments;
     va_start(arguments, format);
-    format_message(line, format, arguments);
+    speak("", last || !live(), format, arguments);
     va_end(arguments);
-    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-    show_message("", line, last || !live());
 }
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
@@ -3625,21 +3525,15 @@ static void end_program(void)
  * spin for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the
  * system then lets another program's thread and ours change cores, which makes a small model up to
  * a third faster beside a busy program. Short products, as in generation, bear the wait less. If
- * the file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
+ * the file that runs is not the one that argv[0] names, but the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
-    char self[4096] = "";
-    const char *name, *runs;
-    const bool trains = argv[0] && argv[1]
-                        && (!strcmp(argv[1], "train") || !strcmp(argv[1], "compare"));
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0 || !argv[0]) return;
-    free(directory_of(self, &runs));
-    free(directory_of(argv[0], &name));
-    if (!strcmp(name, runs) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
-        && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
-        && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
-        && !setenv("KMP_BLOCKTIME", "1", 1))
-        execv("/proc/self/exe", argv);
+    const bool trains = argv[0] && argv[1] && is_choice(argv[1], strlen(argv[1]), "train|compare");
+    if (!argv[0] || (strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe"))) return;
+    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1)) return;
+    setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 0);
+    setenv("KMP_BLOCKTIME", "1", 0);
+    execv("/proc/self/exe", argv);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
@@ -3703,11 +3597,6 @@ static void set_threads(int n)
 static void set_precision(const char *name)
 {
     product_precision = strcmp(name, "bf16") ? FP32 : BF16;
-#ifndef __AVX512BF16__
-    if (product_precision == BF16)
-        warn("--precision bf16: this program was built for a processor without AVX512_BF16, on "
-             "which fp32 is faster.");
-#endif
 }
 
 /* --- Settings: one table serves the command line, --help, metadata and --resume --- */
@@ -3916,7 +3805,7 @@ static void advise_resume(const char *command, const char *done, const char *out
  * columns depend on the time; the others are the same in every run, and their hash is in the
  * state, with the number of rows. So a resumed run finds the rows that its state knows, and cuts
  * off what a killed process wrote after it. */
-struct Journal { char *path; FILE *file; int timing; int64_t rows; uint64_t hash; };
+struct Journal { char *path; int fd, timing; int64_t rows; uint64_t hash; };
 
 /* Counts a row, and adds it to the hash. */
 static void journal_hash(struct Journal *j, const char *row, size_t n)
@@ -3960,17 +3849,8 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
     output_write(o, text, strlen(text));
-    output_finish(o);
-    j->file = fdopen(dup(fileno(o->file)), "wb");
-    if (!j->file) die_unwritten(path);
+    j->fd = dup(o->fd);
     return text;
-}
-
-/* Hands what was printed to the journal to the system, or to the disk, too. */
-static void journal_flush(const struct Journal *j, bool to_disk)
-{
-    if (fflush(j->file) || ferror(j->file) || (to_disk && fsync(fileno(j->file))))
-        die("%s: writing failed (%s). Free some space and --resume.", j->path, strerror(errno));
 }
 
 /* Adds a row, with its newline. */
@@ -3983,15 +3863,20 @@ static void journal_add(struct Journal *j, const char *format, ...)
     append_arguments(&row, format, arguments);
     va_end(arguments);
     journal_hash(j, row.data, row.size - 1);
-    fwrite(row.data, 1, row.size, j->file);
-    journal_flush(j, false);
+    if (!write_whole(j->fd, row.data, row.size)) die_unwritten(j->path);
     free(row.data);
 }
 
-/* Flushes the journal to disk, and notes in a state which rows it has. */
+/* Waits until all rows are on disk. */
+static void journal_flush(const struct Journal *j)
+{
+    if (fsync(j->fd)) die_unwritten(j->path);
+}
+
+/* Flushes the journal, and notes in a state which rows it has. */
 static void journal_describe(struct Metadata *state, const struct Journal *j)
 {
-    journal_flush(j, true);
+    journal_flush(j);
     metadata_set(state, "log_rows", "%lld", (long long)j->rows);
     metadata_set(state, "log_hash", "%s", hash_text(j->hash));
 }
@@ -4001,22 +3886,18 @@ static void journal_describe(struct Metadata *state, const struct Journal *j)
 /* A subcommand gets the arguments after its name and returns the exit status. */
 struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
 
-/* The whole of main: runs the subcommand that argv[1] names. help lists all of them, or with a name
- * the options of one. */
+/* The whole of main: runs the subcommand that argv[1] names. --help lists all of them. */
 static int run_command(const char *name, int argc, char **argv, const struct Command *commands,
                        int count)
 {
-    begin_program(name, argv);
-    const bool help = argc > 1 && is_choice(argv[1], strlen(argv[1]), "--help|-h|help");
-    const char *chosen = argc > 1 + help ? argv[1 + help] : "";
-    char *ask[] = {"--help"};
+    const char *chosen = argc > 1 ? argv[1] : "";
     struct Buffer list = {0};
+    begin_program(name, argv);
     for (int i = 0; i < count; i++) {
-        if (!strcmp(chosen, commands[i].name))
-            return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
+        if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
         append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
     }
-    if (!help || *chosen)
+    if (!is_choice(chosen, strlen(chosen), "--help|-h|help"))
         die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
     printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
            name);

@@ -352,7 +352,7 @@ succeeds "quotes in --predictions are RFC 4180's" eval '
             grep -q "^examples 2"'
 printf 'text\tlabel\n\tpositive\n\tnegative\nfine\tpositive\n\tnegative\nbad\tnegative\n' \
     >"$dir/empty.tsv"
-said "empty.tsv: 3 of 5 texts are empty" --train "$dir/empty.tsv" --tune full --steps 2
+said "5 texts to train on" --train "$dir/empty.tsv" --val "$dir/empty.tsv" --tune full --steps 2
 succeeds "empty texts: eval" eval '
     eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1

@@ -903,7 +903,7 @@ static void test_golden(const char *name)
     read_doubles(losses, metadata_get(&meta, "losses"), 3);
     read_doubles(norms, metadata_get(&meta, "norms"), 3);
 
-    struct Safetensors s = open_safetensors(file, true);
+    struct Safetensors s = open_safetensors(file);
     real *want = randoms(m.parameter_count, 1);
     const char *where;
     const struct Objective o = {m.config.labels ? 0 : (real)1 / targets_in(&c),

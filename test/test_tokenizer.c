@@ -836,9 +836,9 @@ static void test_leftovers(void)
 static void test_one_writer(void)
 {
     const int fd = open_locked(in_directory("w_000000.bin.unfinished"), O_RDWR | O_CREAT);
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --out w text");
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --overwrite --out w text");
     close(fd);
     check(run(NULL, "encode --tokenizer tok --out w text") == 0, "one after the other can");

@@ -388,8 +388,7 @@ says() # WORDS COMMAND...: succeeds, with the words on stdout or stderr
     check $? "says \"$words\""
 }
 says '^  sample  *let a model write' "$train" help
-says '^  --warmup N' "$train" help train
-says '^  --warmup N' "$train" --help train
+says '^  --warmup N' "$train" train --help
 silent() # DESCRIPTION COMMAND...: no warning
 {
     description=$1
@@ -496,7 +495,7 @@ fails 2 '--out: the value is empty' "$tokenizer" train --out '' train.txt
 fails 1 '"": cannot be read' "$tokenizer" train --out new ''
 speaker=train_gpt
 fails 2 '--steps 0: without --time-limit' "$train" train $data $tiny --steps 0 --out new
-fails 2 'trains: no such subcommand' "$train" help trains
+fails 2 'trains: no such subcommand' "$train" trains
 fails 1 'merges.txt/a/b: cannot be made a directory (Not a directory)' \
     "$train" train $data $tiny --steps 2 --out tok/merges.txt/a/b
 if [ -d /sys ]; then                    # what the system said of /sys/x, not of /sys/x/y
