@@ -5,8 +5,8 @@
 #     data/pretrain.sh TEXT... OUT TIME [-- OPTIONS OF train_gpt train]
 #     data/pretrain.sh novel.txt my 30m
 #
-# TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model. Where a text
-# holds <|endoftext|>, documents end there; else each file is one.
+# TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model. Documents end
+# where a text holds <|endoftext|>; without it, all files are one text, whose end is for validation.
 set -euo pipefail
 
 fail_usage() { echo "pretrain.sh: $*" >&2; exit 2; }
@@ -43,6 +43,12 @@ run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and run
     "$programs/${1#./}" "${@:2}"
 }
 
+if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then
+    mkdir -p "$out"
+    [ -e "$out/text.txt" ] || cat "${texts[@]}" >"$out/text.unfinished"
+    [ -e "$out/text.txt" ] || mv "$out/text.unfinished" "$out/text.txt"
+    texts=("$out/text.txt")
+fi
 [ -e "$out/tokenizer/merges.txt" ] ||
     run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"
 [ -e "$out/text_val_000000.bin" ] ||
