@@ -1,6 +1,7 @@
 # make            the three programs                make demo     the whole story, under three minutes
 # make test       all tests, under two minutes      make lesson   the method on eight sentences, step by step
 # make data       real data sets, by download       make bench    how fast this machine trains
+# make imdb       a classifier of film reviews, hours   make sst2     of their sentences, with the same model
 # make debug      with address and undefined sanitizers
 # make MPI=1      train_gpt for mpirun, with mpicc (MPI=1 test: its tests)
 # CC=clang works; ARCH=x86-64-v3 builds for another machine than this one; OPENMP= builds without it.
@@ -78,6 +79,9 @@ debug:
 	$(MAKE) all EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 	@echo "Memory is left to the end of the program: run with ASAN_OPTIONS=detect_leaks=0."
 
+imdb sst2: all
+	data/recipe.sh $@
+
 data:
 	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab
 
@@ -93,4 +97,4 @@ help:
 clean:
 	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench out/plain out/kind_*
 
-.PHONY: all lesson test demo debug data bench help clean
+.PHONY: all lesson test demo debug imdb sst2 data bench help clean

@@ -1864,12 +1864,12 @@ static void show_source(struct Source *s, const char *doing)
 
 /* What the command line says. Each command has a table of the options that it knows. */
 static struct {
-    const char *tokenizer, *out, *split, *text_field;
-    int vocabulary, max_bytes, threads;
+    const char *tokenizer, *out, *split, *text_field, *vocabulary;
+    int max_bytes, threads;
     int64_t min_frequency, shard_tokens, seed;
     double val_fraction;
     bool special, overwrite;
-} set = {.split = "file", .text_field = "text", .vocabulary = 8192, .max_bytes = MAX_TOKEN_BYTES,
+} set = {.split = "file", .text_field = "text", .vocabulary = "auto", .max_bytes = MAX_TOKEN_BYTES,
          .min_frequency = 2, .shard_tokens = 100000000, .seed = 1};
 
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &set.split, \
@@ -1953,12 +1953,28 @@ static struct Trainer trainer_of_words(const struct WordCounts *w)
     return t;
 }
 
+/* The tokens of --vocab. auto: a power of two, about one token for 2,000 bytes of text, so that
+ * nearly all of them occur often enough to be learnt. */
+static int wanted_vocabulary(int64_t bytes)
+{
+    double tokens;
+    if (!strcmp(set.vocabulary, "auto")) {
+        for (tokens = 512; tokens < 8192 && tokens * 3000 < bytes; ) tokens *= 2;
+        return (int)tokens;
+    }
+    if (!parse_number(set.vocabulary, "k", (double[]){1e3}, &tokens) || tokens != floor(tokens)
+        || tokens < BYTES + 1 || tokens > 65536)
+        die_usage("--vocab %s: neither auto nor a number from %d to 65536.", set.vocabulary,
+                  BYTES + 1);
+    return (int)tokens;
+}
+
 /* Texts -> the files of a tokenizer. */
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &set.vocabulary,
-         .min = 257, .max = 65536},
+        {"vocab", "tokens in all, from 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the "
+         "size of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
@@ -1971,7 +1987,7 @@ static int command_train(int argc, char **argv)
     const int files = read_options(argc, argv, options,
                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
                                    "Learns merges from texts (- is standard input).");
-    const int merges = set.vocabulary - BYTES - 1;
+    wanted_vocabulary(0);           /* refuses a wrong --vocab before anything is read */
     warn_idle(options);
     lock_directory(set.out);
     if (!set.overwrite)
@@ -1983,9 +1999,10 @@ static int command_train(int argc, char **argv)
     source_close(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
+    const int merges = wanted_vocabulary(source.done) - BYTES - 1;
     learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
-    if (t->merges < merges)
-        warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
+    if (t->merges < merges && strcmp(set.vocabulary, "auto"))
+        warn("the text gives only %s, so the vocabulary has %d tokens, not %s.",
              counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;

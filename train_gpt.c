@@ -25,8 +25,10 @@
  *                    from which --resume goes on
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
- *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
- *                            8 Spikes, time, plan and profile    9 Ranks (MPI)    10 Subcommands
+ *   Part II  the run         5 Options    6 Metadata, log and state
+ *                            7 What suits the time and the text    8 Model and memory
+ *                            9 Spikes, time, plan and profile    10 Ranks (MPI)
+ *                            11 Subcommands
  *
  * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
@@ -759,8 +761,7 @@ static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
 static struct Option *option_table(struct TrainOptions *o)
 {
     *o = (struct TrainOptions){
-        .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-        .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+        .accumulate = 1, .cut = "length", .min_lr_ratio = 0.1, .warmup = 100,
         .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
         .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
     };
@@ -768,23 +769,24 @@ static struct Option *option_table(struct TrainOptions *o)
         {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
         {"val", "token shards to evaluate on", TEXT, &o->val, .effect = EXTENDS},
         {"init", "model directory to start from", TEXT, &o->init, .effect = DEFINES},
-        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
-         .idle = "with init"},
-        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
+        {"layers", "blocks of the model; 0: as suits the time and the text", INTEGER, &o->layers,
+         0, 1000, .effect = DEFINES, .idle = "with init"},
+        {"heads", "attention heads in each block; 0: as suits", INTEGER, &o->heads, 0, 1 << 16,
          .effect = DEFINES, .idle = "with init"},
-        {"channels", "width of the model, a multiple of --heads", INTEGER, &o->channels, 1,
-         1 << 16, .effect = DEFINES, .idle = "with init"},
-        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20,
-         .effect = DEFINES},
+        {"channels", "width of the model, a multiple of --heads; 0: as suits", INTEGER,
+         &o->channels, 0, 1 << 16, .effect = DEFINES, .idle = "with init"},
+        {"context", "tokens that the model sees at once; 0: as suits", INTEGER, &o->context, 0,
+         1 << 20, .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
          CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
-        {"batch", "sequences of --context tokens computed together, or as many tokens of others",
-         INTEGER, &o->batch, 1, 1 << 20, .effect = DEFINES},
+        {"batch", "sequences of --context tokens computed together, or as many tokens of others; "
+         "0: as suits", INTEGER, &o->batch, 0, 1 << 20, .effect = DEFINES},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
          INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
         {"steps", "updates of the weights; 0: as --time-limit allows; --resume may raise it",
          LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
-        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3, .effect = DEFINES},
+        {"lr", "highest learning rate; 0: as suits", REAL_NUMBER, &o->lr, 0, 1e3,
+         .effect = DEFINES},
         {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
          .effect = DEFINES, .idle = "with schedule constant"},
         {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
@@ -797,8 +799,8 @@ static struct Option *option_table(struct TrainOptions *o)
          .effect = DEFINES},
         {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
          FLAG, &o->skip_spikes, .effect = EXTENDS},
-        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
-         .effect = DEFINES},
+        {"dropout", "part of activations set to 0 in training; if not given, as suits",
+         REAL_NUMBER, &o->dropout, 0, 0.99, .effect = DEFINES},
         {"seed", "of all that is random", LONG, &o->seed, 0, 1e15, .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
          LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
@@ -809,7 +811,7 @@ static struct Option *option_table(struct TrainOptions *o)
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
         {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
-         "learning rate falls over the steps that still fit; alone it means --steps 0",
+         "learning rate falls over the steps that still fit; without --steps and --epochs: 10m",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
@@ -1131,7 +1133,7 @@ static void begin_files(struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 7. Model and memory                                                                           */
+/* 7. What suits the time and the text                                                           */
 /* ============================================================================================= */
 
 /* The longest sequence: --context tokens, or all targets if the data are shorter. */
@@ -1170,6 +1172,104 @@ static double flops_per_token(const struct Config *c)
     return 3 * (forward_flops(c, LINEAR) + forward_flops(c, ATTENTION) + forward_flops(c, HEAD));
 }
 
+/* --- Shape, batch, rate and dropout that are not given --- */
+
+/* The rules want a run that is nearly as good as one after a long search. dev/experiments.md has
+ * what was tried. With C FLOPs a model of N parameters (in the blocks and the head) reads about
+ * D = C / 6N tokens: a small one reads more and learns less from each.
+ *
+ *   shape     the loss is lowest near N = sqrt(C / 72), where D = 11 N, and flat around it
+ *             (Hoffmann et al. 2022). So: the largest model of a short ladder that reads at least
+ *             5 tokens for each parameter. A step of the ladder doubles N or more, so that a
+ *             measurement of the machine which is a little wrong seldom changes the choice.
+ *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
+ *             after 16 little (Muennighoff et al. 2023). Then one step more of the ladder is the
+ *             better use of the time, and dropout keeps the model from learning the text by heart.
+ *   batch     about 3,000 steps or more, of 512 to 32k tokens each
+ *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
+enum { RUNGS = 10 };
+static const struct { int layers, channels; } ladder[RUNGS] = {
+    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
+
+/* The model of a rung, with the sizes that are given. */
+static struct Config model_on(const struct Run *r, int rung)
+{
+    const struct TrainOptions *o = &r->options;
+    return (struct Config){.layers = o->layers ? o->layers : ladder[rung].layers,
+                           .channels = o->channels ? o->channels : ladder[rung].channels,
+                           .context = o->context, .vocabulary = r->tokenizer->vocabulary};
+}
+
+/* About how many tokens a model reads in the run: at half of the machine's peak in the time, and at
+ * most in --steps, of 4,096 tokens unless --batch says otherwise, and in --epochs. */
+static double tokens_in_run(const struct Run *r, const struct Config *c)
+{
+    const struct TrainOptions *o = &r->options;
+    double tokens = o->time_limit > 0 ? 0.5 * r->peak * o->time_limit / flops_per_token(c)
+                                      : INFINITY;
+    if (o->steps) tokens = fmin(tokens, o->steps * (o->batch ? tokens_per_step(o) : 4096.0));
+    if (o->epochs > 0) tokens = fmin(tokens, o->epochs * r->data.tokens);
+    return tokens;
+}
+
+/* The rung of the ladder that suits. */
+static int find_rung(const struct Run *r)
+{
+    for (int k = RUNGS - 1; ; k--) {
+        const struct Config c = model_on(r, k);
+        const double tokens = tokens_in_run(r, &c);
+        const double parameters = (forward_flops(&c, LINEAR) + forward_flops(&c, HEAD)) / 2;
+        if (k > 0 && tokens < 5 * parameters) continue;
+        return tokens > 16.0 * r->data.tokens && k < RUNGS - 1 ? k + 1 : k;
+    }
+}
+
+/* Sets --batch, and where its activations would take more than about 2 GB also --accumulate. */
+static void choose_batch(struct Run *r, double tokens)
+{
+    struct TrainOptions *o = &r->options;
+    const double wanted = o->steps ? tokens / o->steps : tokens / 3000;
+    int rows = 1 << 9;
+    while (rows < 1 << 15 && 2 * rows <= wanted) rows *= 2;
+    o->batch = max_int(1, rows / o->context / o->accumulate);
+    if (is_given(r->table, "accumulate")) return;
+    const double each = (double)o->context * o->layers * o->channels;
+    for (; o->batch > 1 && o->batch * each > 1 << 25; o->batch /= 2) o->accumulate *= 2;
+}
+
+/* Sets what is not given, and says what and why, as options with which the run repeats. */
+static void choose_what_suits(struct Run *r)
+{
+    static const char *const names[] = {"layers", "heads", "channels", "context", "batch",
+                                        "accumulate", "lr", "dropout"};
+    struct TrainOptions *o = &r->options;
+    struct Buffer chosen = {0};
+    if (!o->context) o->context = r->data.tokens < 1000000 ? 128 : 256;
+    const struct Config c = model_on(r, find_rung(r));
+    const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
+    o->layers = c.layers;
+    o->channels = c.channels;
+    for (int n = c.channels / (c.channels < 256 ? 32 : 64); !o->heads; n--)
+        if (n <= 1 || c.channels % n == 0) o->heads = max_int(1, n);
+    if (!o->batch) choose_batch(r, tokens);
+    if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
+    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : epochs <= 16 ? 0.1 : 0.2;
+    for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
+        char *value = option_text(find_option(r->table, names[k]));
+        if (!is_given(r->table, names[k])) append(&chosen, " --%s %s", names[k], value);
+        free(value);
+    }
+    if (chosen.size)
+        progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
+                 o->time_limit > 0 ? duration(o->time_limit) : "", o->time_limit > 0 ? ": " : "",
+                 tokens / 1e6, epochs, chosen.data);
+    free(chosen.data);
+}
+
+/* ============================================================================================= */
+/* 8. Model and memory                                                                           */
+/* ============================================================================================= */
+
 /* The bytes that a run allocates; `print` shows them by kind. */
 static double memory_needed(const struct Run *r, bool print)
 {
@@ -1203,7 +1303,7 @@ static double memory_needed(const struct Run *r, bool print)
 static void check_options(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    if (o->channels % o->heads)
+    if (o->heads && o->channels % o->heads)
         die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
     if ((int64_t)o->batch * o->context > INT32_MAX / 8)
         die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
@@ -1271,6 +1371,7 @@ static void make_model(struct Run *r)
     struct TrainOptions *o = &r->options;
     struct Model source = {0}, *model = &r->model;
     if (o->init && !o->resume) load_init(r, &source);
+    if (!o->resume) choose_what_suits(r);
     check_options(r);
     model_describe(model, (struct Config){.layers = o->layers, .heads = o->heads,
                                           .channels = o->channels, .context = o->context,
@@ -1362,7 +1463,7 @@ static void take_memory(struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 8. Spikes, time, plan and profile                                                             */
+/* 9. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
 
 static int by_value(const void *a, const void *b)
@@ -1547,7 +1648,6 @@ static int64_t steps_in_epochs(struct Run *r)
 static double fix_steps(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    if (o->time_limit > 0 && !is_given(r->table, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
     const bool open = o->steps == 0;
     const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
@@ -1676,7 +1776,7 @@ static void print_profile(const struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 9. Ranks: one run by several processes                                                        */
+/* 10. Ranks: one run by several processes                                                        */
 /* ============================================================================================= */
 
 /* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many.
@@ -1847,7 +1947,7 @@ static void gather_moments(struct Run *r) { (void)r; }
 #endif
 
 /* ============================================================================================= */
-/* 10. Subcommands                                                                               */
+/* 11. Subcommands                                                                               */
 /* ============================================================================================= */
 
 /* --- train --- */
@@ -1913,12 +2013,14 @@ static int command_train(int argc, char **argv)
         take_from_rank_0(&o->resume, sizeof o->resume);
     }
     if (o->resume) take_options(&r);
+    else if (!is_given(r.table, "steps") && !is_given(r.table, "epochs") && o->time_limit == 0)
+        o->time_limit = 600;
     set_precision(o->precision);
     if (!o->init) check_options(&r);            /* which may set sizes */
     load_tokenizer(&r);
-    make_model(&r);
     load_data(&r);
     r.peak = fma_peak();
+    make_model(&r);
     take_memory(&r);
     const double step = fix_steps(&r);
     warn_idle(r.table);

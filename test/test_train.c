@@ -356,6 +356,36 @@ static void tiny_run(struct Run *r, int batch, int accumulate)
     take_memory(r);
 }
 
+/* The choice on a machine of 230 GFLOP/s, by hand: 512 tokens of vocabulary and context 128 take
+ * 1.77M FLOPs a token on rung 1 of the ladder, 3.15M on 2, 5.90M on 3, 12.4M on 4. */
+static void test_what_suits(void)
+{
+    static struct Tokenizer tokenizer = {.vocabulary = 512};
+    const struct { double seconds; int64_t text; int layers, channels; } cases[] = {
+        {60, 500000, 1, 128},           /* 3.9M tokens, 15 a parameter; rung 2: 2.2M, 4.8 */
+        {180, 500000, 2, 128},          /* 6.6M tokens, 13 epochs */
+        {600, 50000000, 4, 128},        /* 11.7M tokens, 14 a parameter */
+        {600, 500000, 4, 192},          /* 23 epochs of these 11.7M: one rung more */
+        {1e-3, 500000, 1, 64}, {1e9, 500000, 12, 768},
+    };
+    struct Run r = {.tokenizer = &tokenizer, .peak = 230e9};
+    r.table = option_table(&r.options);
+    r.options.context = 128;
+    for (int i = 0; i < COUNT(cases); i++) {
+        r.options.time_limit = cases[i].seconds;
+        r.data.tokens = cases[i].text;
+        const struct Config c = model_on(&r, find_rung(&r));
+        check(c.layers == cases[i].layers && c.channels == cases[i].channels,
+              "what suits %g s and a text of %lld tokens: %d layers, %d channels",
+              cases[i].seconds, (long long)cases[i].text, c.layers, c.channels);
+    }
+    r.options.time_limit = 0;
+    r.options.steps = 1000;
+    const struct Config c = model_on(&r, find_rung(&r));
+    check(tokens_in_run(&r, &c) == 4096000 && c.layers == 2 && c.channels == 128,
+          "what suits 1,000 steps: %d layers, %d channels", c.layers, c.channels);
+}
+
 static void test_accumulation(void)
 {
     double loss_once = 0, *once = NULL, *parts = NULL;
@@ -880,6 +910,7 @@ int main(void)
     test_epochs();
     test_most_sequences();
     test_documents();
+    test_what_suits();
     test_accumulation();
     test_masks();
     test_clip();
