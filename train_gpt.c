@@ -1207,7 +1207,7 @@ static double tokens_in_run(const struct Run *r, const struct Config *c)
     const struct TrainOptions *o = &r->options;
     double tokens = o->time_limit > 0 ? 0.5 * r->peak * o->time_limit / flops_per_token(c)
                                       : INFINITY;
-    if (o->steps) tokens = fmin(tokens, o->steps * (o->batch ? tokens_per_step(o) : 4096.0));
+    if (o->steps) tokens = fmin(tokens, o->steps * (o->batch ? tokens_per_step(r) : 4096.0));
     if (o->epochs > 0) tokens = fmin(tokens, o->epochs * r->data.tokens);
     return tokens;
 }
