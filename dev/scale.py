@@ -11,10 +11,11 @@ A step of k rounds, of R ranks with P parameters, where a slot takes `slot` seco
 since the gradients of all rounds but the last travel while the next slot is computed. `pair` and
 `link` need a train_gpt that `make MPI=1` built; `link` needs root, for the namespaces.
 """
-import argparse, os, re, shutil, statistics, subprocess, tempfile
+import argparse, os, shutil, statistics, subprocess, tempfile
 
 # letter: layers, heads, channels, context, sequences of a slot; parameters with the tokenizer's V
-SHAPES = {"A": (12, 12, 768, 64, 4), "C": (6, 4, 256, 256, 16)}
+SHAPES = {"A": (12, 12, 768, 64, 4), "C": (6, 4, 256, 256, 16),
+          "S": (6, 4, 256, 64, 4)}              # C's trunk with slots so short that the link decides
 LATENCY = {1: 50e-6, 10: 20e-6, 100: 5e-6}      # seconds a message, by Gbit/s
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 
@@ -58,7 +59,9 @@ def train(options, shape, precision, slots, launch, threads):
                       "--layers", str(L), "--heads", str(H), "--channels", str(C), "--context", str(T),
                       "--batch", str(B), "--accumulate", str(slots), "--steps", str(options.steps),
                       "--save-every", "1000000", "--threads", str(threads), "--precision", precision, "--out", out])
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}\nfailed:\n{run.stderr[-2000:]}")
     rows = [line.split("\t") for line in open(out + "/log.tsv")][2:]
     tokens = [float(row[6]) for row in [[0] * 7] + rows]
     shutil.rmtree(out)
@@ -104,10 +107,11 @@ def link(options):
     shape, slots = SHAPES[options.shapes[0]], options.slots
     V = 257 + sum(1 for line in open(options.tokenizer + "/merges.txt") if not line.startswith("#version"))
     P = parameters(shape, V)
+    # mpirun runs in the first namespace; the rank in the second one finds it by the link.
+    os.environ.update(PMIX_MCA_ptl_tcp_remote_connections="1", PMIX_MCA_ptl_tcp_if_include="gpt0a")
     def in_namespaces(command):
-        tcp = ["--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "10.77.0.0/24"]
-        rank = lambda name: ["-n", "1", "ip", "netns", "exec", name] + command
-        return MPIRUN + tcp + rank("gpta") + [":"] + rank("gptb")
+        return (["ip", "netns", "exec", "gpta"] + MPIRUN + ["--mca", "btl", "self,tcp", "-n", "1"] + command
+                + [":", "-n", "1", "ip", "netns", "exec", "gptb"] + command)
     print(f"{P / 1e6:.1f}M parameters, {slots} slots a step")
     print("| Mbit/s | measured, s | model, s | MB a step, measured | formula |\n|---|---|---|---|---|")
     fast = None
@@ -117,7 +121,7 @@ def link(options):
                 subprocess.run(command.split(), check=True)
             before = bytes_sent()
             measured = train(options, shape, "fp32", slots, in_namespaces, 1)
-            sent = (bytes_sent() - before) / options.steps
+            sent = (bytes_sent() - before - 4 * P) / options.steps      # rank 0 begins with its weights
         finally:
             for name in ("gpta", "gptb"):
                 subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL)
