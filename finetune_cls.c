@@ -13,7 +13,7 @@
  *       |  the last row of each text: the only one that has read all tokens
  *    features (S, C)
  *       |  score_w (K, C), the new head
- *    scores (S, K) -> softmax -> probabilities   positive 0.97, negative 0.03
+ *    scores (B, K) -> softmax -> probabilities   positive 0.97, negative 0.03
  *
  * What is trained, from the cheapest to the fullest:
  *
@@ -62,6 +62,15 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
+/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
+ * left. */
+static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
+                      const char *how)
+{
+    *all = tokenizer_encode(t, text.data, text.size, ids);
+    return truncate_ids(ids, *all, max, how);
+}
+
 /* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
  * longer one loses tokens until both are equally long, then both do. */
 static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
@@ -83,8 +92,8 @@ static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes tex
     return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
 }
 
-/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
- * is <|endoftext|> alone. */
+/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining, before the
+ * suffix if there is one. Cutting leaves room for both. An empty text is at least <|endoftext|>. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
@@ -94,22 +103,36 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
     }
     const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
-    if (start + text.size + 2 > d->token_capacity) {
-        d->token_capacity = 2 * (start + text.size + 2);
+    const struct Usage *u = &tokenizer->usage;
+    const size_t most = start + text.size + 2 + u->suffix_count;
+    if (most > d->token_capacity) {
+        d->token_capacity = 2 * most;
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
-    const int first = tokenizer->usage.begins || !text.size, room = w.max - first;
-    int *ids = d->tokens + start + first, n, all;
+    const int first = u->begins || !(text.size || u->suffix_count);
+    const int room = w.max - first - u->suffix_count;
+    int *ids = d->tokens + start + first, all;
     d->tokens[start] = tokenizer->eot;
-    if (w.pairs) n = encode_pair(ids, &all, tokenizer, text, room, w.truncate);
-    else {
-        all = tokenizer_encode(tokenizer, text.data, text.size, ids);
-        n = truncate_ids(ids, all, room, w.truncate);
-    }
+    int n = (w.pairs ? encode_pair : encode_one)(ids, &all, tokenizer, text, room, w.truncate);
     d->truncated += n < all;
+    for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
     d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
     d->starts[d->count] = start + first + n;
+}
+
+/* Lets a suffix follow every text, such as ". it was"; NULL or "": none. What comes next is then an
+ * opinion, and the last state, which the head reads, prepares it. Dies unless max tokens leave one
+ * to the text. */
+static void set_suffix(struct Tokenizer *t, const char *suffix, int max)
+{
+    struct Usage *u = &t->usage;
+    const size_t length = suffix ? strlen(suffix) : 0;
+    u->suffix = resize(u->suffix, (length + 1) * sizeof *u->suffix);
+    u->suffix_count = length ? tokenizer_encode(t, suffix, length, u->suffix) : 0;
+    if (u->suffix_count && u->begins + u->suffix_count >= max)
+        die_usage("--suffix %s: has %s, which leave none of %d to a text. Choose a shorter one.",
+                  suffix, counted(u->suffix_count, "token"), max);
 }
 
 static int length_of(const struct Dataset *d, int example)
@@ -256,7 +279,8 @@ struct Columns {
 /* The options of a training. Section 9 has their meanings, section 8 what 0 or -1 becomes where a
  * default depends on --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *class_weights, *precision;
+    const char *model, *train, *val, *out, *tune, *truncate, *suffix;
+    const char *class_weights, *precision;
     struct Columns columns;
     int epochs, steps, patience, batch, max_tokens, threads;
     int64_t seed;
@@ -1555,8 +1579,7 @@ static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
     const char *path = r->faults.path, *begin = r->at, *first;
-    const size_t size = r->end - begin;
-    refuse_other_kinds(path, (const uint8_t *)begin, size < 16 ? size : 16);
+    refuse_other_kinds(path, begin, r->end - begin);
     if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
     first = r->at;
@@ -1580,15 +1603,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Whether all bytes are UTF-8. */
-static bool valid_utf8(struct Bytes text)
-{
-    uint32_t c;
-    for (int length = 1; text.size > 0 && length > 0; text.data += length, text.size -= length)
-        length = utf8_decode((const unsigned char *)text.data, text.size, &c);
-    return text.size == 0;
 }
 
 /* Labels are printed and stored as names, so their bytes are those that messages show. */
@@ -1627,6 +1641,12 @@ static bool read_example(struct Reader *r, struct Example *e)
     return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
+static void warn_of_empty(const char *path, int empty, int all)
+{
+    if (empty)
+        warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty, all);
+}
+
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
  * used, and says what is odd. */
 static struct Examples read_examples(const char *path, struct Columns columns)
@@ -1636,19 +1656,21 @@ static struct Examples read_examples(const char *path, struct Columns columns)
                        .columns = columns, .format = LINES, .place = {0, 1, -1},
                        .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
-    int capacity = 0, invalid = 0;
+    int capacity = 0, invalid = 0, empty = 0;
     for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
         if (!read_example(&r, e)) continue;
         all.count++;
-        invalid += !valid_utf8(e->text);
+        invalid += count_invalid(e->text.data, e->text.size) > 0;
+        empty += e->text.size == 0;
     }
     refuse_faults(&r.faults, "Correct the file.");
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
+    warn_of_empty(path, empty, all.count);
     if (invalid)
         warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
              "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
@@ -1973,7 +1995,7 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
                 now.loss, now.accuracy, run->norm, spent);
     progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
              epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
-             best ? "  best" : "");
+             !best ? "" : run->mean ? "  best so far" : "  best");
     if (best) save_best(t, run);
 }
 
@@ -2175,6 +2197,8 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("max-tokens", "of a text; 0: the model's context", INTEGER, &s->max_tokens, 0, 1e6),
         SETTING("truncate", "what is read of a longer text; both: not in Hugging Face's tokenizers",
                 CHOICE, &s->truncate, .choices = "head|tail|both"),
+        SETTING("suffix", "follows every text, whatever is cut, such as \". it was\"", TEXT,
+                &s->suffix),
         COLUMN_OPTIONS(s->columns),
         SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
@@ -2255,6 +2279,11 @@ static void load_base(struct Task *t, struct Model *base)
         die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
                   base->config.layers);
     t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    set_suffix(t->tokenizer, s->suffix, s->max_tokens);
+    if (s->suffix && !t->tokenizer->usage.begins)
+        warn("--suffix: %s does not let texts begin with %s, so their first words are read as if "
+             "they had none before them, and an empty text is the suffix alone.", s->model,
+             END_OF_TEXT);
     metadata_free(&meta);
 }
 
@@ -2284,11 +2313,14 @@ static void load_classifier(struct Classifier *c, const char *dir)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
     const char *truncate = metadata_get(&meta, "tune.truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
-    c->window = (struct Window){longest && longest < context ? longest : context,
-                                truncate ? truncate
-                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
+    const struct Usage *u = &c->tokenizer->usage;
+    const int context = c->model.config.context;
+    c->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
+                                truncate ? truncate : u->keeps_tail ? "tail" : "head",
                                 columns->names[PAIRS] != NULL};
+    if (u->suffix_count && u->begins + u->suffix_count >= c->window.max)
+        die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
+            "right one there.", dir, counted(u->suffix_count, "token"), c->window.max);
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
@@ -2328,6 +2360,7 @@ static int train(struct Task *t)
     } else {
         stop_between_steps();
         if (!train_steps(t, best, &meta)) return stopped_status();
+        progress(true, "kept: the %s", metadata_get(&meta, "weights"));
     }
     if (s->calibrate) calibrate(t, &meta);
     const struct Scores val = validate(t);
@@ -2546,11 +2579,13 @@ static void predict_stream(struct Classifier *c)
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
+    int all = 0, empty = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
         append_bytes(&b, block, n);
+        if (!lines) refuse_other_kinds("standard input", b.data, b.size);
         if (n && !memchr(block, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
@@ -2558,10 +2593,13 @@ static void predict_stream(struct Classifier *c)
         for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
             if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
             lines[count] = (struct Example){.text = take_line(&at, end)};
+            empty += lines[count].text.size == 0;
         }
+        all += count;
         predict_texts(c, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
+    warn_of_empty("standard input", empty, all);
     free(lines);
     free(b.data);
     free(block);
@@ -2614,6 +2652,7 @@ struct Method {
     const char *name;
     void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
     struct Settings set;                                            /* with these options */
+    struct Dataset texts;                                           /* with its suffix */
 };
 
 /* One training and its result. */
@@ -2667,17 +2706,23 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
 /* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
- * they change its gradient steps; so does class-weights, whose value can only be auto. */
+ * they change its gradient steps; so do class-weights, whose value can only be auto, and the
+ * suffix, which may be empty. */
 static void set_method_option(struct Option *rows, const char *method, char *option)
 {
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
-    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe");
-    if (!(value && of_steps) && strcmp(option, "class-weights"))
+    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe"),
+               suffix = !strcmp(option, "suffix");
+    if (!(value && (of_steps || suffix)) && strcmp(option, "class-weights"))
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
-                  "of train for gradient steps, such as lr:X and l2sp:X, and class-weights.",
-                  method, option);
+                  "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT and "
+                  "class-weights.", method, option);
+    if (suffix && strpbrk(value, "\t\r\n"))
+        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give the "
+                  "suffix as --suffix.", method);
+    row->may_be_empty = suffix;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
 }
@@ -2721,6 +2766,25 @@ static void parse_methods(struct Compare *c)
 
 /* --- Texts, budgets, subsets --- */
 
+static const char *suffix_of(const struct Method *m) { return m->set.suffix ? m->set.suffix : ""; }
+
+/* The texts as tokens. Methods with the same suffix share them. */
+static void encode_texts(struct Compare *c, const struct Examples *train,
+                         const struct Examples *test)
+{
+    struct Task *t = &c->task;
+    for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
+        const struct Method *same = c->methods;
+        while (strcmp(suffix_of(same), suffix_of(m))) same++;
+        m->texts = same->texts;
+        if (same < m) continue;
+        set_suffix(t->tokenizer, m->set.suffix, t->set.max_tokens);
+        add_examples(&m->texts, t->tokenizer, train, c->names, c->classes, t->window);
+        add_examples(&m->texts, t->tokenizer, test, c->names, c->classes, t->window);
+    }
+    t->data = c->methods[0].texts;      /* for what all have in common, the labels */
+}
+
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
  * of --train is the test. */
 static void load_texts(struct Compare *c)
@@ -2731,8 +2795,7 @@ static void load_texts(struct Compare *c)
     if (c->test) test = read_examples(c->test, s->columns);
     find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, t->window);
-    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, t->window);
+    encode_texts(c, &train, &test);
 
     const int all = t->data.count, n = train.count;
     struct Bytes *texts = resize(NULL, all * sizeof *texts);
@@ -2876,6 +2939,7 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     struct Task t = c->task;
     struct Metadata meta = {0};
     t.set = c->methods[cell->method].set;
+    t.data = c->methods[cell->method].texts;
     t.set.seed = cell->seed;
     t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
@@ -3298,7 +3362,7 @@ static int command_compare(int argc, char **argv)
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns),
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -3358,6 +3422,8 @@ static void probe_levels(struct Task *t, int train_texts)
     real **levels = resize(NULL, (L + 1) * sizeof *levels);
     int *order = resize(NULL, all * sizeof *order);
     for (int i = 0; i < all; i++) order[i] = i;
+    int best = 0;
+    double highest = 0;
     for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
     read_levels(&t->runner, levels, &t->data, order, all);
     printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
@@ -3373,8 +3439,11 @@ static void probe_levels(struct Task *t, int train_texts)
         wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
+        if (val > highest) { highest = val; best = l; }
         metadata_free(&meta);
     }
+    printf("On validation the probe is best %s. --tune probe reads block %d, the last.\n",
+           best ? brief("after block %d", best) : "before the first block", L);
     free(levels);
     free(order);
 }
@@ -3392,7 +3461,8 @@ static int command_layers(int argc, char **argv)
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
         tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns), tune_option(s, "seed"), THREADS_OPTION(&s->threads), {0}};
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns), tune_option(s, "seed"),
+        THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),

@@ -244,4 +244,10 @@ printf '__label__pos,good\n__label__neg,bad\n' >"$dir/marks"
 fails 1 "(there are: __label__pos, good)" try marks
 printf '\037\213\010' >"$dir/packed.tsv"
 fails 1 "packed.tsv: is compressed" try packed.tsv
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n' >"$dir/pointer.tsv"
+fails 1 "pointer.tsv: is a Git LFS pointer" try pointer.tsv
+fails 1 "standard input: is a Git LFS pointer" eval 'predict <"$dir/pointer.tsv"'
+printf 'good\n\n \n' | predict 2>"$dir/said" >"$dir/answers"
+succeeds "an empty line has an answer" [ "$(wc -l <"$dir/answers")" -eq 3 ]
+says "standard input: 1 of 3 texts are empty" "and is counted"
 exit $failures

@@ -334,11 +334,11 @@ static void test_classes(void)
           "names with blanks at an end, or characters that are not seen");
     check(!hides_something("\xC3\xA9t\xC3\xA9") && !hides_something("po s")
           && !hides_something("\xE2\x82\xAC"), "names without");
-    check(valid_utf8((struct Bytes){"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10})
-          && !valid_utf8((struct Bytes){"\xC0\x80", 2})
-          && !valid_utf8((struct Bytes){"\xED\xA0\x80", 3})
-          && !valid_utf8((struct Bytes){"\xF4\x90\x80\x80", 4})
-          && !valid_utf8((struct Bytes){"\xE2\x82", 2}),
+    check(!count_invalid("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10)
+          && count_invalid("\xC0\x80", 2)
+          && count_invalid("\xED\xA0\x80", 3)
+          && count_invalid("\xF4\x90\x80\x80", 4)
+          && count_invalid("\xE2\x82", 2),
               "UTF-8 is recognised");
 }
 
@@ -443,6 +443,40 @@ static void test_pairs(void)
         free(d.tokens), free(d.starts), free(d.labels);
     }
     check(wrong == 0, "pairs are cut to their window: %d of %d wrong", wrong, COUNT(cases));
+    tokenizer_free(t);
+}
+
+/* The suffix follows every text; what is cut is the text. An empty text is the first token and the
+ * suffix, or the suffix alone. */
+static void test_suffix(void)
+{
+    static const struct {
+        const char *text, *how;
+        int max, begins, pairs, want[9], count;
+    } cases[] = {
+        {"xyz", "tail", 9, 1, 0, {257, 87, 88, 89, 13, 0}, 6},
+        {"xyz", "tail", 4, 1, 0, {257, 89, 13, 0}, 4},
+        {"xyz", "head", 4, 0, 0, {87, 88, 13, 0}, 4},
+        {"xyzx", "both", 5, 1, 0, {257, 87, 87, 13, 0}, 5},
+        {"xyz\txyz", "head", 6, 1, 1, {257, 87, 257, 87, 13, 0}, 6},
+        {"", "tail", 9, 1, 0, {257, 13, 0}, 3},
+        {"", "tail", 9, 0, 0, {13, 0}, 2}};
+    struct Tokenizer *t = small_tokenizer();
+    int wrong = 0;
+    set_suffix(t, ".!", 4);
+    for (int i = 0; i < COUNT(cases); i++) {
+        struct Dataset d = {0};
+        const struct Bytes text = {cases[i].text, strlen(cases[i].text)};
+        t->usage.begins = cases[i].begins;
+        add_text(&d, t, text, 0, (struct Window){cases[i].max, cases[i].how, cases[i].pairs});
+        wrong += length_of(&d, 0) != cases[i].count || d.truncated != (cases[i].max < 9)
+              || memcmp(d.tokens, cases[i].want, cases[i].count * sizeof(int));
+        free(d.tokens), free(d.starts), free(d.labels);
+    }
+    check(wrong == 0, "a suffix follows every text, whatever is cut: %d of %d wrong", wrong,
+          COUNT(cases));
+    set_suffix(t, NULL, 4);
+    check(t->usage.suffix_count == 0, "and can be taken away");
     tokenizer_free(t);
 }
 
@@ -1411,7 +1445,7 @@ static int solve(double *w, const real *x, const int *labels, double l2, int thr
     struct Logistic f = problem_of(x, labels, l2);
     real gram[C * C];
     set_threads(threads);
-    gemm_reserve();
+    reserve_scratch(gemm_scratch());
     gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
     const int gradients = logistic_solve(&f, w, gram);
     logistic_free(&f);
@@ -1480,6 +1514,7 @@ int main(void)
     test_split();
     test_truncation();
     test_first_token();
+    test_suffix();
     test_pairs();
     test_batches();
     test_one_update();

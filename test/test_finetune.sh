@@ -382,6 +382,53 @@ fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
 fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
 fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
+fails 2 "--suffix: the value is empty" train --suffix "" --out "$dir/new"
+fails 2 "--suffix abcd: has 4 tokens, which leave none of 5 to a text" \
+    train --suffix abcd --max-tokens 5 --out "$dir/new"
+
+# A suffix is the same as texts that end with it, where a piece begins with its blank. It is in the
+# files, so only training has to name it.
+sed '2,$s/$/ it was/' "$dir/train.tsv" >"$dir/longer.tsv"
+cut -f 2 "$dir/test.tsv" | tail -n +2 >"$dir/bare"
+train --tune probe --suffix " it was" --out "$dir/suffix" >/dev/null 2>&1
+train --tune probe --train "$dir/longer.tsv" --out "$dir/longer" >/dev/null 2>&1
+./finetune_cls predict --all --model "$dir/suffix" <"$dir/bare" | cut -f 1-4 >"$dir/suffix.out"
+sed 's/$/ it was/' "$dir/bare" | ./finetune_cls predict --all --model "$dir/longer" |
+    cut -f 1-4 >"$dir/longer.out"
+succeeds "--suffix: texts that end with it give the same probabilities" eval '
+    [ -s "$dir/suffix.out" ] && cmp "$dir/suffix.out" "$dir/longer.out" &&
+    ! ./finetune_cls predict --all --model "$dir/longer" <"$dir/bare" | cut -f 1-4 |
+        cmp -s - "$dir/suffix.out"'
+succeeds "eval and explain read it, too" eval '
+    [ "$(./finetune_cls eval --model "$dir/suffix" --data "$dir/train.tsv")" = \
+      "$(./finetune_cls eval --model "$dir/longer" --data "$dir/longer.tsv")" ] &&
+    [ "$(./finetune_cls explain --model "$dir/suffix" "the plot")" = \
+      "$(./finetune_cls explain --model "$dir/longer" "the plot it was")" ]'
+succeeds "layers: the same probes" eval '
+    layers() { ./finetune_cls layers --model "$dir/base" --train "$1" --test "$2" $3 "$4"; }
+    sed "2,\$s/$/ it was/" "$dir/test.tsv" >"$dir/longer_test.tsv" &&
+    [ "$(layers "$dir/train.tsv" "$dir/test.tsv" --suffix " it was")" = \
+      "$(layers "$dir/longer.tsv" "$dir/longer_test.tsv" --seed 1)" ]' 2>/dev/null
+succeeds "info tells it" eval '
+    ./train_gpt info --model "$dir/suffix" | grep -q "^tune.suffix * it was" &&
+    ./train_gpt info --model "$dir/suffix" | grep -q "^tokenizer_usage .*, the last of them [0-9 ]*"'
+cp -r "$dir/suffix" "$dir/mixed"
+cp "$dir/longer/tokenizer.json" "$dir/longer/tokenizer_config.json" "$dir/mixed"
+fails 1 "do not belong to model.safetensors" ./finetune_cls predict --model "$dir/mixed" x
+# Directories that say otherwise what is done to a text, and no metadata that know it better.
+foreign() { # DIR FROM TO
+    LC_ALL=C sed -i s/tokenizer_usage/tokenizer_other/ "$1/model.safetensors"
+    sed -i "s/$2/$3/" "$1/tokenizer_config.json"
+}
+cp -r "$dir/base" "$dir/midway"
+foreign "$dir/midway" '"add_bos_token": true' '"add_bos_token": false'
+succeeds "--suffix: what it means where texts do not begin with <|endoftext|>" eval '
+    train --model "$dir/midway" --tune probe --suffix " it was" --out "$dir/begin" 2>&1 |
+        grep -q "^finetune_cls: .*--suffix: .*/midway does not let texts begin with"'
+foreign "$dir/suffix" '"model_max_length": 32' '"model_max_length": 3'
+fails 1 "after a text, which leave none of 3 to the text" \
+    ./finetune_cls predict --model "$dir/suffix" x
+
 succeeds "options in vain are warned of, others not" eval '
     train --tune probe --lr 1e-3 --val "$dir/test.tsv" --val-part 0.2 --seed 4 --out "$dir/vain" \
         2>&1 | grep "has no effect" >"$dir/warnings"
