@@ -1311,9 +1311,9 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
- * are also left inside files that were put together, blank lines unless they keep their place, and
- * what is between the objects of an array. */
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,
+ * which are also left inside files that were put together, blank lines unless they keep their
+ * place, and what is between the objects of an array. */
 static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {

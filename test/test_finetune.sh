@@ -231,7 +231,7 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
-hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9 --average 0 --dedupe"
+hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe"
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
