@@ -1964,8 +1964,8 @@ static int wanted_vocabulary(int64_t bytes)
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all, from 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the "
-         "size of the text", TEXT, &set.vocabulary},
+        {"vocab", "tokens in all, 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the size "
+         "of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,

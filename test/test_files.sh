@@ -10,7 +10,7 @@ printf 'good film\nbad film\na fine story\na poor story\n' >"$dir/corpus"
     ./tokenizer train --vocab 260 --out "$dir/tok" "$dir/corpus" &&
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
     ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
-        --layers 1 --heads 1 --channels 16 --context 32 --batch 2 --steps 5
+        --lr 1e-3 --dropout 0 --layers 1 --heads 1 --channels 16 --context 32 --batch 2 --steps 5
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
 train() { # FILE OPTION...: a probe in $dir/new; what it says in $dir/said
