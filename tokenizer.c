@@ -144,6 +144,7 @@ struct Usage {
     bool begins;                /* each text begins with <|endoftext|> */
     bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
     int max_length;             /* tokens that are read of a text; 0: not known */
+    int *suffix, suffix_count;  /* (suffix_count): the tokens after each text, whatever is cut */
 };
 
 struct Tokenizer {
@@ -158,6 +159,8 @@ struct Tokenizer {
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
     struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
+    char **added;               /* (added_count): other tokens in that file, see refuse_added */
+    int added_count;
     struct Usage usage;
 };
 
@@ -592,6 +595,7 @@ static void tokenizer_free(struct Tokenizer *t)
     }
     hash_free(&t->pairs);
     free(t->encoder); free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->usage.suffix);
     free(t);
 }
 
@@ -705,6 +709,25 @@ static void refuse_huge(size_t n)
     if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
 }
 
+/* The next place of `text`, which is not empty, in p .. end, or NULL. */
+static const uint8_t *find_text(const uint8_t *p, const uint8_t *end, const char *text)
+{
+    const size_t n = strlen(text);
+    for (; (p = memchr(p, text[0], end - p)); p++)
+        if ((size_t)(end - p) >= n && !memcmp(p, text, n)) return p;
+    return NULL;
+}
+
+/* Dies if a text has a token that a directory from elsewhere adds to its merges: there it is one
+ * token, here it would be ordinary text. */
+static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint8_t *end)
+{
+    for (int i = 0; i < t->added_count; i++)
+        if (find_text(p, end, t->added[i]))
+            die("%s: is a token that was added to the tokenizer, which is not supported. Take it "
+                "out of the text.", t->added[i]);
+}
+
 /* Encodes a text of n bytes; ids needs room for n. Returns their number. <|endoftext|> in the text
  * is ordinary text. One tokenizer must not be used by two threads at once. */
 static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
@@ -714,6 +737,7 @@ static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int
     refuse_huge(n);
     if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
     const uint8_t *p = (const uint8_t *)text;
+    refuse_added(t, p, p + n);
     const size_t count = encode_text(e, p, p + n, p + n, e->ids);
     for (size_t i = 0; i < count; i++) ids[i] = e->ids[i];
     return (int)count;
@@ -864,6 +888,18 @@ static void read_file_ids(struct TokenReader *r, const struct Json *names, const
     if (ours) { free(t->file_ids); t->file_ids = NULL; }
 }
 
+/* Notes the tokens that tokenizer.json adds to those of the merges. */
+static void note_added(struct TokenReader *r, const struct Json *added)
+{
+    struct Tokenizer *t = r->tokenizer;
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
+        const char *name = json_text(a, "content", "");
+        if (!*name || find_token(r, name, name + strlen(name)) >= 0) continue;
+        t->added = resize(t->added, (t->added_count + 1) * sizeof *t->added);
+        t->added[t->added_count++] = text_of("%s", name);
+    }
+}
+
 /* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
@@ -897,26 +933,59 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
-/* A tokenizer.json: merges, ids, and whether its template puts <|endoftext|> before a text. */
+/* Appends a special piece of a template, such as {"ids": [13, 340], "tokens": [".", "\u0120it"]},
+ * to the suffix. Dies on tokens that we do not have. */
+static void read_suffix(struct TokenReader *r, const struct Json *special)
+{
+    struct Usage *u = &r->tokenizer->usage;
+    const int *file_ids = r->tokenizer->file_ids;
+    const struct Json *ids = json_get(special, "ids"), *names = json_get(special, "tokens"),
+                      *id = ids ? ids->child : NULL, *name = names ? names->child : NULL;
+    for (; id && u->suffix_count < MAX_VOCABULARY; id = id->next, name = name->next) {
+        const char *text = name && name->kind == JSON_STRING ? name->string : "";
+        const int token = find_token(r, text, text + strlen(text));
+        if (token < 0 || id->kind != JSON_NUMBER
+            || id->number != (file_ids ? file_ids[token] : token))
+            die("%s: its template puts \"%s\" after a text, which the model does not have as a "
+                "token. Take it out of the template.", r->path, text);
+        u->suffix = resize(u->suffix, (u->suffix_count + 1) * sizeof *u->suffix);
+        u->suffix[u->suffix_count++] = token;
+    }
+}
+
+/* What a template does to a text: whether <|endoftext|> stands before it, and what stands after. */
+static void read_template(struct TokenReader *r, const struct Json *processor)
+{
+    const struct Json *single = json_get(processor, "single");
+    bool after = false;
+    for (const struct Json *piece = single ? single->child : NULL; piece; piece = piece->next) {
+        const char *id = json_text(json_get(piece, "SpecialToken"), "id", "");
+        if (after) read_suffix(r, json_get(json_get(processor, "special_tokens"), id));
+        else r->tokenizer->usage.begins |= !strcmp(id, END_OF_TEXT);
+        after |= json_get(piece, "Sequence") != NULL;
+    }
+}
+
+/* A tokenizer.json: merges, ids, and what is added to each text. */
 static void read_tokenizer_json(struct TokenReader *r)
 {
     struct Json *j = read_json_file(r->path, MAX_TOKENIZER);
     check_tokenizer_json(j, r->path);
-    const struct Json *model = json_get(j, "model"),
-                      *template = json_get(json_get(j, "post_processor"), "single"),
-                      *first = template ? json_get(template->child, "SpecialToken") : NULL;
+    const struct Json *model = json_get(j, "model");
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
     read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
-    r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
+    read_template(r, json_get(j, "post_processor"));
+    note_added(r, json_get(j, "added_tokens"));
     free(merges.data);
     json_free(j);
 }
 
 /* Reads the usage from tokenizer_config.json. What it does not say stays as it is: texts do not
- * begin with <|endoftext|>, and their head is read. */
-static void read_usage(struct Usage *u, const char *path)
+ * begin with <|endoftext|>, their head is read, and added tokens are no text. */
+static void read_usage(struct Tokenizer *t, const char *path)
 {
+    struct Usage *u = &t->usage;
     struct Json *j = read_json_file(path, MAX_CONFIG);
     const struct Json *bos = json_get(j, "bos_token");
     const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
@@ -924,6 +993,7 @@ static void read_usage(struct Usage *u, const char *path)
     const double longest = json_number(j, "model_max_length", 0);
     u->begins = json_number(j, "add_bos_token", u->begins) != 0;
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
+    if (json_number(j, "split_special_tokens", 0)) t->added_count = 0;
     u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
     if (u->begins && strcmp(name, END_OF_TEXT))
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
@@ -970,7 +1040,7 @@ static struct Tokenizer *tokenizer_load(const char *name)
         if (r.path) read_file_ids(&r, read_json_file(r.path, MAX_TOKENIZER), NULL);
     }
     char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
-    if (config) read_usage(&r.tokenizer->usage, config);
+    if (config) read_usage(r.tokenizer, config);
     hash_free(&r.ids);
     return r.tokenizer;
 }
@@ -996,18 +1066,24 @@ static void renumber_tokens(struct Model *model, const struct Tokenizer *t)
     free(old);
 }
 
-/* The usage, as a model's metadata keep it. */
-static const char *usage_text(const struct Usage *u)
+/* The usage, as a model's metadata keep it. The caller frees it. */
+static char *usage_text(const struct Usage *u)
 {
-    return brief("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
-                 u->max_length);
+    struct Buffer b = {0};
+    append(&b, "begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+           u->max_length);
+    if (u->suffix_count) append(&b, ", the last of them");
+    for (int i = 0; i < u->suffix_count; i++) append(&b, " %d", u->suffix[i]);
+    return b.data;
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
-    metadata_set(meta, "tokenizer_usage", "%s", usage_text(&t->usage));
+    char *usage = usage_text(&t->usage);
+    metadata_set(meta, "tokenizer_usage", "%s", usage);
+    free(usage);
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
@@ -1019,14 +1095,16 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    const char *is = usage_text(&t->usage);
+    char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
             "(%s). Put that one there.", dir, hash_text(t->hash), hash);
     if (usage && strcmp(usage, is))
-        die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
-            "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
+        die("%s: tokenizer.json, tokenizer_config.json: do not belong to model.safetensors beside "
+            "them: \"%s\" instead of \"%s\". Put the right ones there, or train again.", dir, is,
+            usage);
+    free(is);
     for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
@@ -1037,8 +1115,8 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
 
 /* --- Texts --- */
 
-/* Dies if the first n bytes of a file show that it is no plain text in UTF-8. */
-static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
+/* Dies if the first of n bytes of a file show that it is no plain text in UTF-8. */
+static void refuse_other_kinds(const char *path, const void *bytes, size_t n)
 {
     static const struct { int at; const char *bytes; size_t n; const char *what, *remedy; }
     kinds[] = {
@@ -1051,8 +1129,17 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
         {4, "1AY&SY", 6, "compressed", "bzip2 -d"},
         {0, "\xFD" "7zXZ", 5, "compressed", "xz -d"},
         {0, "PK\3\4", 4, "a zip file, as .docx and .xlsx are", "unzip"},
+        {257, "ustar", 5, "a tar archive", "tar -xf"},
+        {0, "\xD0\xCF\x11\xE0", 4, "an old Excel or Word file", "soffice --convert-to csv"},
         {0, "%PDF-", 5, "a PDF document", "pdftotext"},
+        {0, "PAR1", 4, "a parquet file", "pandas.read_parquet(FILE).to_csv(NEW)"},
+        {0, "ARROW1", 6, "an Arrow file", "pandas.read_feather(FILE).to_csv(NEW)"},
+        {0, "\x80\4", 2, "a pickle", "pandas.read_pickle(FILE).to_csv(NEW)"},
+        {0, "\x80\5", 2, "a pickle", "pandas.read_pickle(FILE).to_csv(NEW)"},
+        {0, "version https://git-lfs", 23, "a Git LFS pointer", "git lfs pull"},
+        {5, "\0\0\0{", 4, "a safetensors file, as models are", "train_gpt info"},
         {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
+    const uint8_t *p = bytes;
     const char *what = NULL, *remedy = NULL;
     for (int i = 0; i < COUNT(kinds) && !what; i++)
         if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n)) {
@@ -1068,7 +1155,21 @@ static void refuse_other_kinds(const char *path, const uint8_t *p, size_t n)
         remedy = p[0] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
     }
     if (what)
-        die("%s: is %s, not plain text in UTF-8. Convert it with `%s`.", path, what, remedy);
+        die("%s: is %s, not plain text in UTF-8. Give text instead; `%s` may help.", path, what,
+            remedy);
+}
+
+/* How many of n bytes are no UTF-8. */
+static int64_t count_invalid(const void *bytes, size_t n)
+{
+    const uint8_t *p = bytes, *end = p + n;
+    int64_t invalid = 0;
+    uint32_t c;
+    for (int length; p < end; p += length > 0 ? length : 1) {
+        length = *p < 0x80 ? 1 : utf8_decode(p, end - p, &c);
+        invalid += length <= 0;
+    }
+    return invalid;
 }
 
 /* --- Writing tokens --- */
@@ -1154,29 +1255,48 @@ static void append_json(struct Buffer *b, const char *format, ...)
 #define PAD_SPECIAL SPECIAL(PAD, "true")
 #define END_SPECIAL SPECIAL(END_OF_TEXT, "false")
 
+/* Appends the suffix, as a special piece of a template: one name for several tokens. */
+static void append_suffix(struct Buffer *b, const struct Tokenizer *t)
+{
+    const int *ids = t->usage.suffix, n = t->usage.suffix_count;
+    append(b, "\"suffix\": {\"id\": \"suffix\", \"ids\": [");
+    for (int i = 0; i < n; i++) append(b, i ? ", %d" : "%d", ids[i]);
+    append(b, "], \"tokens\": [");
+    for (int i = 0; i < n; i++) {
+        append(b, i ? ", \"" : "\"");
+        append_token(b, t, ids[i], true);
+        append(b, "\"");
+    }
+    append(b, "]}");
+}
+
 /* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
- * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair. */
+ * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair, and the
+ * suffix at the end. */
 static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ";
-    const char *first = t->usage.begins ? begin : "";
+    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ",
+                      end[] = ", {'SpecialToken': {'id': 'suffix', 'type_id': 0}}";
+    const char *first = t->usage.begins ? begin : "", *last = t->usage.suffix_count ? end : "";
     append_json(b, "{'version': '1.0', 'truncation': null, 'padding': null,\n"
         "'added_tokens': [{'id': %d, " PAD_SPECIAL ", {'id': %d, " END_SPECIAL "],\n"
         "'normalizer': null,\n"
         "'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': false, "
         "'trim_offsets': true, 'use_regex': true},\n"
         "'post_processor': {'type': 'TemplateProcessing',\n"
-        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}],\n"
+        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}%s],\n"
         "'pair': [%s{'Sequence': {'id': 'A', 'type_id': 0}}, "
-        "%s{'Sequence': {'id': 'B', 'type_id': 0}}],\n"
+        "%s{'Sequence': {'id': 'B', 'type_id': 0}}%s],\n"
         "'special_tokens': {'" END_OF_TEXT "': {'id': '" END_OF_TEXT "', 'ids': [%d], "
-        "'tokens': ['" END_OF_TEXT "']}}},\n"
+        "'tokens': ['" END_OF_TEXT "']}%s",
+        PAD_TOKEN, t->eot, first, last, first, begin, last, t->eot, *last ? ", " : "");
+    if (*last) append_suffix(b, t);
+    append_json(b, "}},\n"
         "'decoder': {'type': 'ByteLevel', 'add_prefix_space': true, "
         "'trim_offsets': true, 'use_regex': true},\n"
         "'model': {'type': 'BPE', 'dropout': null, 'unk_token': null, "
         "'continuing_subword_prefix': '', 'end_of_word_suffix': '', 'fuse_unk': false, "
-        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ",
-        PAD_TOKEN, t->eot, first, first, begin, t->eot);
+        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ");
     append_vocabulary(b, t);
     append_json(b, ",\n'merges': [");
     append_merges(b, t, true);
@@ -1184,17 +1304,19 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 }
 
 /* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
- * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
+ * hand. split_special_tokens: "<|endoftext|>" inside a text is text. add_bos_token: transformers 5
+ * then replaces the template by one of its own, so a template with a suffix must speak alone. */
 static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
     const int longest = t->usage.max_length;
-    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n  'add_bos_token': %s,\n"
+    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n%s"
         "  'add_prefix_space': false,\n  'bos_token': '" END_OF_TEXT "',\n"
         "  'eos_token': '" END_OF_TEXT "',\n  'unk_token': '" END_OF_TEXT "',\n"
         "  'pad_token': '" PAD "',\n  'padding_side': 'right',\n  'truncation_side': '%s',\n%s"
         "  'clean_up_tokenization_spaces': false,\n  'split_special_tokens': true,\n"
         "  'added_tokens_decoder': {'%d': {" PAD_SPECIAL ", '%d': {" END_SPECIAL "}\n}\n",
-        t->usage.begins ? "true" : "false", t->usage.keeps_tail ? "left" : "right",
+        t->usage.suffix_count ? "" : t->usage.begins ? "  'add_bos_token': true,\n"
+        : "  'add_bos_token': false,\n", t->usage.keeps_tail ? "left" : "right",
         longest ? brief("  'model_max_length': %d,\n", longest) : "", PAD_TOKEN, t->eot);
 }
 
@@ -1276,18 +1398,27 @@ static struct ShardHeader read_shard_header(const struct File *f)
     return header;
 }
 
+/* The checksum of all tokens of a shard. */
+static uint64_t sum_tokens(const struct Shard *s)
+{
+    static uint16_t ids[4 * MEGABYTE];
+    uint64_t sum = (uint64_t)s->count * sizeof *ids;
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n)
+        sum = checksum_add(sum, ids, n * sizeof *ids);
+    return sum;
+}
+
 /* Opens a shard, and reads it once for its checksum. Dies if something is wrong with the header,
  * the size or an id, or if another tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    static uint16_t ids[4 * MEGABYTE];
     const struct File file = open_file(path, false);
     const struct ShardHeader header = read_shard_header(&file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
         || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    const int64_t bytes = header.count * (int64_t)sizeof *ids,
+    const int64_t bytes = header.count * (int64_t)sizeof(uint16_t),
                   surplus = (int64_t)file.size - SHARD_HEADER - bytes;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
@@ -1295,10 +1426,9 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
     if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
-    struct Shard s = {path, file, header.count, header.set, (uint64_t)bytes, header.shards,
+    struct Shard s = {path, file, header.count, header.set, 0, header.shards,
                       t ? t->vocabulary : INT_MAX};
-    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &s, at)); at += n)
-        s.sum = checksum_add(s.sum, ids, n * sizeof *ids);
+    s.sum = sum_tokens(&s);
     return s;
 }
 
@@ -1371,10 +1501,9 @@ static void start_shard(struct ShardWriter *w)
 /* Ends the open shard and adds its tokens to the hash of the set. */
 static void end_shard(struct ShardWriter *w)
 {
-    struct Output *o = w->shards[w->number - 1];
-    const struct File file = {o->path, fileno(o->file)};
-    output_finish(o);
-    w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
+    const struct Output *o = w->shards[w->number - 1];
+    const struct Shard s = {o->path, {o->path, o->fd}, w->in_shard, .vocabulary = INT_MAX};
+    w->set = mix64(w->set ^ sum_tokens(&s));
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1400,13 +1529,12 @@ static void complete_set(struct ShardWriter *w)
 {
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
-        struct Output *o = w->shards[i];
+        const struct Output *o = w->shards[i];
         const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
         const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
                                            w->set, w->number};
-        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
+        if (lseek(o->fd, 0, SEEK_SET)) die_unwritten(o->path);
         output_write(o, &header, sizeof header);
-        output_finish(o);
     }
 }
 
@@ -1414,8 +1542,7 @@ static void complete_set(struct ShardWriter *w)
  * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
-    const char *name;
-    make_directory(directory_of(w->prefix, &name));
+    make_parents(w->prefix);
     start_shard(w);
     for (int i = 0; i < MAX_SHARDS; i++) {
         char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
@@ -1462,6 +1589,7 @@ struct Source {
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
+    int64_t *invalid;           /* (count): bytes of each file that are no UTF-8 */
     struct File file;           /* the open file, or the descriptor -1 */
     bool ended;                 /* the open file has been read to its end */
     bool fresh;                 /* a document begins at window[at] */
@@ -1493,14 +1621,6 @@ struct Part {
 
 /* --- From chunks to documents --- */
 
-/* The next <|endoftext|> in p .. end, or NULL. */
-static const uint8_t *find_mark(const uint8_t *p, const uint8_t *end)
-{
-    for (; (p = memchr(p, '<', end - p)); p++)
-        if (end - p >= END_OF_TEXT_BYTES && !memcmp(p, END_OF_TEXT, END_OF_TEXT_BYTES)) return p;
-    return NULL;
-}
-
 static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 {
     if (p < end && *p == '\n') return p + 1;
@@ -1517,6 +1637,18 @@ static void hint_at_marks(const char *path)
             warn("%s: holds " END_OF_TEXT " as ordinary text. Only --split eot cuts there.", path);
         said = true;
     }
+}
+
+/* Says if a text that begins here is probably meant to be read by columns. */
+static void hint_at_format(const char *path, const uint8_t *p, size_t n)
+{
+    const char *dot = strrchr(path, '.');
+    if (n > 2 && p[0] == '{' && strchr("\" \r\n", p[1]))
+        warn("%s: looks like JSON, whose names and braces are text here. --split jsonl reads the "
+             "strings.", path);
+    else if (dot && is_choice(dot + 1, strlen(dot + 1), "csv|tsv"))
+        warn("%s: looks like a table, whose labels and quotes are text here. Make a line of each "
+             "text, or JSON for --split jsonl.", path);
 }
 
 /* Replaces a line of JSON by the string that it holds. A blank line becomes an empty string. Dies
@@ -1550,7 +1682,7 @@ static bool next_part(struct Chunk *c, struct Part *p)
     c->json = NULL;
     while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
         const uint8_t *stop = lines ? memchr(c->at, '\n', c->end - c->at)
-                            : split == SPLIT_EOT ? find_mark(c->at, c->end) : NULL;
+                            : split == SPLIT_EOT ? find_text(c->at, c->end, END_OF_TEXT) : NULL;
         const bool ends = stop;                     /* the document ends in this chunk */
         const uint8_t *next = !ends ? c->end : lines ? stop + 1
                             : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
@@ -1561,7 +1693,8 @@ static bool next_part(struct Chunk *c, struct Part *p)
         c->at = next;
         c->fresh = ends;
         if (split == SPLIT_JSONL) read_json_line(c, p);
-        if (split != SPLIT_EOT && find_mark(p->begin, p->end)) hint_at_marks(c->path);
+        if (split != SPLIT_EOT && find_text(p->begin, p->end, END_OF_TEXT))
+            hint_at_marks(c->path);
         if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
@@ -1590,10 +1723,30 @@ static struct Source source_open(char **paths, int count, const char *split, con
     }
     if (!sized) s.total = 0;
     s.window = allocate_zeroed(s.room);
+    s.invalid = allocate_zeroed(count * sizeof *s.invalid);
     return s;
 }
 
-static void source_close(struct Source *s) { release(s->window, s->room); }
+/* Counts the bytes of a chunk that are no UTF-8. */
+static void note_invalid(struct Source *s, const struct Chunk *c)
+{
+    const int64_t invalid = count_invalid(c->at, c->end - c->at);
+    #pragma omp atomic
+    s->invalid[c->number] += invalid;
+}
+
+/* Frees the window, and names the files with bytes that are no UTF-8. */
+static void source_close(struct Source *s)
+{
+    for (int i = 0; i < s->count; i++)
+        if (s->invalid[i])
+            warn("%s: %s not UTF-8, and learnt as they are. If the text is of another encoding, "
+                 "as CP1252, convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
+                 s->invalid[i] == 1 ? "1 byte is" : brief("%lld bytes are",
+                                                          (long long)s->invalid[i]));
+    release(s->invalid, s->count * sizeof *s->invalid);
+    release(s->window, s->room);
+}
 
 /* Makes the window twice as large. */
 static void grow_window(struct Source *s)
@@ -1669,6 +1822,7 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position,
                         s->line, s->fresh, NULL};
     if (!s->position) refuse_other_kinds(c->path, at, end - at);
+    if (!s->position && s->split != SPLIT_JSONL) hint_at_format(c->path, at, end - at);
     s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
         s->line++;
@@ -1710,12 +1864,12 @@ static void show_source(struct Source *s, const char *doing)
 
 /* What the command line says. Each command has a table of the options that it knows. */
 static struct {
-    const char *tokenizer, *out, *split, *text_field;
-    int vocabulary, max_bytes, threads;
+    const char *tokenizer, *out, *split, *text_field, *vocabulary;
+    int max_bytes, threads;
     int64_t min_frequency, shard_tokens, seed;
     double val_fraction;
     bool special, overwrite;
-} set = {.split = "file", .text_field = "text", .vocabulary = 8192, .max_bytes = MAX_TOKEN_BYTES,
+} set = {.split = "file", .text_field = "text", .vocabulary = "auto", .max_bytes = MAX_TOKEN_BYTES,
          .min_frequency = 2, .shard_tokens = 100000000, .seed = 1};
 
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &set.split, \
@@ -1773,6 +1927,7 @@ static struct WordCounts count_words(struct Source *source)
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
+            note_invalid(source, &chunks[i]);
             while (next_part(&chunks[i], &p))
                 count_text(&counts[thread_index()], p.begin, p.end, p.readable);
         }
@@ -1798,12 +1953,28 @@ static struct Trainer trainer_of_words(const struct WordCounts *w)
     return t;
 }
 
+/* The tokens of --vocab. auto: a power of two, about one token for 2,000 bytes of text, so that
+ * nearly all of them occur often enough to be learnt. */
+static int wanted_vocabulary(int64_t bytes)
+{
+    double tokens;
+    if (!strcmp(set.vocabulary, "auto")) {
+        for (tokens = 512; tokens < 8192 && tokens * 3000 < bytes; ) tokens *= 2;
+        return (int)tokens;
+    }
+    if (!parse_number(set.vocabulary, "k", (double[]){1e3}, &tokens) || tokens != floor(tokens)
+        || tokens < BYTES + 1 || tokens > 65536)
+        die_usage("--vocab %s: neither auto nor a number from %d to 65536.", set.vocabulary,
+                  BYTES + 1);
+    return (int)tokens;
+}
+
 /* Texts -> the files of a tokenizer. */
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &set.vocabulary,
-         .min = 257, .max = 65536},
+        {"vocab", "tokens in all, from 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the "
+         "size of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
@@ -1816,7 +1987,7 @@ static int command_train(int argc, char **argv)
     const int files = read_options(argc, argv, options,
                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
                                    "Learns merges from texts (- is standard input).");
-    const int merges = set.vocabulary - BYTES - 1;
+    wanted_vocabulary(0);           /* refuses a wrong --vocab before anything is read */
     warn_idle(options);
     lock_directory(set.out);
     if (!set.overwrite)
@@ -1825,11 +1996,13 @@ static int command_train(int argc, char **argv)
     struct Source source = source_open(argv, files, set.split, set.text_field);
     struct Tokenizer *t = tokenizer_new();
     struct WordCounts words = count_words(&source);
+    source_close(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
+    const int merges = wanted_vocabulary(source.done) - BYTES - 1;
     learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
-    if (t->merges < merges)
-        warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
+    if (t->merges < merges && strcmp(set.vocabulary, "auto"))
+        warn("the text gives only %s, so the vocabulary has %d tokens, not %s.",
              counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;
@@ -1874,6 +2047,7 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     while (next_part(&c, &p)) {
         const int side = p.starts ? side_of(&c, &p) : 0;
         struct Buffer *b = &e->ids[side];
+        refuse_added(encoder->tokenizer, p.begin, p.end);
         reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
         uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
         if (p.starts) *at++ = (uint16_t)encoder->tokenizer->eot;
@@ -1917,6 +2091,7 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
+            note_invalid(source, &chunks[i]);
             encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i]);
             #pragma omp critical
             for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
@@ -1954,6 +2129,15 @@ static int64_t find_cut(const char *path, double val_fraction)
     return cut;
 }
 
+/* The prefix of what is set aside, which no pattern for the other shards matches: DIR/val beside
+ * DIR/train, DIR/val_NAME beside DIR/NAME. */
+static char *val_prefix(const char *prefix)
+{
+    const char *slash = strrchr(prefix, '/'), *name = slash ? slash + 1 : prefix;
+    return text_of("%.*sval%s%s", (int)(name - prefix), prefix, strcmp(name, "train") ? "_" : "",
+                   strcmp(name, "train") ? name : "");
+}
+
 /* Texts -> shards. */
 static int command_encode(int argc, char **argv)
 {
@@ -1963,7 +2147,8 @@ static int command_encode(int argc, char **argv)
          .required = true},
         SPLIT_OPTIONS,
         {"shard-tokens", "tokens in a shard", LONG, &set.shard_tokens, .min = 1, .max = INT32_MAX},
-        {"val-fraction", "of the documents (of one file: its end), to TEXT_val_000000.bin, ...",
+        {"val-fraction", "of the documents (of one file: its end), to val_000000.bin, ...; with "
+         "another TEXT than DIR/train: val_TEXT_000000.bin, ...",
          REAL_NUMBER, &set.val_fraction, .max = 1},
         {"seed", "which documents these are", LONG, &set.seed, .max = 1e15,
          .idle = "without val-fraction"},
@@ -1979,12 +2164,12 @@ static int command_encode(int argc, char **argv)
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
     static struct Sink sink;
     for (int i = 0; i < sets; i++) {
-        sink.writers[i].prefix = text_of("%s%s", set.out, i ? "_val" : "");
+        sink.writers[i].prefix = i ? val_prefix(set.out) : text_of("%s", set.out);
         sink.writers[i].hash = t->hash;
         sink.writers[i].limit = set.shard_tokens;
         start_set(&sink.writers[i], set.overwrite);
     }
-    const char *val = text_of("%s_val_000000.bin", set.out);
+    const char *val = shard_path(val_prefix(set.out), 0);
     if (sets == 1 && sink.writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
@@ -1994,6 +2179,7 @@ static int command_encode(int argc, char **argv)
     if (source.cut && is_given(options, "seed"))
         warn("--seed: has no effect with one document.");
     encode_files(&sink, t, &source);
+    source_close(&source);
     const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
     if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!train || (sets == 2 && !aside))
@@ -2072,7 +2258,7 @@ static int *ids_of_text(struct Tokenizer *t, struct Buffer text, bool special, i
     int *ids = resize(NULL, (text.size + 1) * sizeof *ids);
     const uint8_t *p = (const uint8_t *)text.data, *end = p + text.size, *mark;
     *count = 0;
-    for (; special && (mark = find_mark(p, end)); p = mark + END_OF_TEXT_BYTES) {
+    for (; special && (mark = find_text(p, end, END_OF_TEXT)); p = mark + END_OF_TEXT_BYTES) {
         *count += tokenizer_encode(t, (const char *)p, mark - p, ids + *count);
         ids[(*count)++] = t->eot;
     }
@@ -2097,6 +2283,7 @@ static struct Tokens read_tokens_of_text(int argc, char **argv, const char *usag
     for (size_t n; !texts && (n = fread(block, 1, sizeof block, stdin)); )
         append_bytes(&r.text, block, n);
     if (ferror(stdin)) die("standard input: cannot be read (%s).", strerror(errno));
+    if (!texts) refuse_other_kinds("standard input", r.text.data, r.text.size);
     r.ids = ids_of_text(r.tokenizer, r.text, set.special, &r.count);
     return r;
 }

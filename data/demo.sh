@@ -29,6 +29,9 @@ say "3. Pretraining for about a minute: predict the next token, no labels needed
 ./train_gpt train --data "$dir/shards/train_*.bin" --val "$dir/shards/val_*.bin" --tokenizer "$dir/tokenizer" \
     --out "$dir/model" --layers 2 --heads 4 --channels 128 --context 128 --batch 16 --cut documents \
     --lr 6e-3 --steps 1100 --time-limit 150s
+steps=$(./train_gpt info --model "$dir/model/last" | value step)
+[ "$steps" -eq 1100 ] ||
+    echo "The time limit left room for $steps of 1,100 steps, so the figures below are not the README's."
 
 say "4. What it writes now"
 ./train_gpt sample --model "$dir/model" --prompt "" --tokens 120 --count 3 --seed 1 2>/dev/null

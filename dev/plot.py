@@ -4,8 +4,9 @@
     python3 dev/plot.py --out PICTURE FILE...
 
 FILE is one of these; several of one kind share a picture, PICTURE.svg and PICTURE.png:
-  a directory with log.tsv, or such a file, of train_gpt (loss and validation loss by step), of
-    finetune_cls train (losses and accuracy by epoch) or of its probe (the same by l2);
+  a directory with log.tsv, or such a file, of train_gpt (loss and validation loss by step, or bits
+    per byte if vocabularies differ), of finetune_cls train (losses and accuracy by epoch) or of its
+    probe (the same by l2);
   compare.tsv of finetune_cls compare: accuracy by number of labels, the mean of each method and
     its 95% interval, as in the printed table;
   the output of finetune_cls eval: the confusion matrix.
@@ -14,6 +15,7 @@ Needs matplotlib.
 import argparse
 import collections
 import itertools
+import json
 import math
 import os
 import statistics
@@ -68,11 +70,27 @@ def name_of(path):
     return os.path.basename(path)
 
 
-def plot_pretraining(runs):
-    """Training loss, each step pale and smoothed strong, and validation loss as circles."""
+def vocabulary(path):
+    """The size of the vocabulary of a run's model, or 0 if it is not known."""
+    directory = path if os.path.isdir(path) else os.path.dirname(path)
+    try:
+        return json.load(open(os.path.join(directory, "config.json"))).get("vocab_size", 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def plot_pretraining(runs, paths):
+    """Training loss, each step pale and smoothed strong, and validation loss as circles. A loss per
+    token says nothing about models with different vocabularies: they are compared in bits per byte,
+    which only validation has."""
     figure, axis = plt.subplots(figsize=(8, 5))
+    vocabularies = {vocabulary(path) for path in paths} - {0}
     for number, (name, content) in enumerate(runs):
         rows, color = table(content), f"C{number}"
+        if len(vocabularies) > 1:
+            axis.plot(*points(rows, "step", "val_bits_per_byte"), "o--", color=color, linewidth=1,
+                      markeredgecolor="black", markersize=5, label=f"{name}: validation")
+            continue
         steps, losses = points(rows, "step", "loss")
         axis.plot(steps, losses, color=color, alpha=0.25, linewidth=0.7)
         axis.plot(steps, smooth(losses, len(losses) // 100), color=color, label=f"{name}: training")
@@ -80,7 +98,8 @@ def plot_pretraining(runs):
         if steps:
             axis.plot(steps, losses, "o--", color=color, markeredgecolor="black", markersize=5,
                       linewidth=1, label=f"{name}: validation")
-    axis.set(xlabel="step", ylabel="loss (nats per token)")
+    axis.set(xlabel="step", ylabel="bits per byte" if len(vocabularies) > 1
+             else "loss (nats per token)")
     return figure, [axis]
 
 
@@ -209,7 +228,8 @@ def main():
     names = [name_of(path) for path in options.files]
     names = names if len(set(names)) == len(names) else options.files
     runs = [(name, content) for name, (_, content) in zip(names, found)]
-    figure, axes = {"pretraining": plot_pretraining, "compare": plot_compare,
+    figure, axes = {"pretraining": lambda runs: plot_pretraining(runs, options.files),
+                    "compare": plot_compare,
                     "epochs": lambda runs: plot_finetuning(runs, "epoch", "epoch"),
                     "probe": lambda runs: plot_finetuning(runs, "l2", "l2 penalty, falling"),
                     "confusion": plot_confusion}[kinds.pop()](runs)

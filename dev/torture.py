@@ -94,7 +94,7 @@ def write_texts(name):
 
 
 def pretrain(name, out):
-    return (f"train_gpt train --data ../in/{name}_0*.bin --val ../in/{name}_val_000000.bin "
+    return (f"train_gpt train --data ../in/{name}_0*.bin --val ../in/val_{name}_000000.bin "
             f"--tokenizer ../in/tok_{name} --out {out} {SIZES}")
 
 

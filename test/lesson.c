@@ -586,17 +586,17 @@ static double frequency_loss(const struct Text *texts, int terms)
 }
 
 /* AdamW's arithmetic for one weight i, which was `before`. In the first step the averages hold one
- * gradient only, so m / sqrt(v) is its sign. */
+ * gradient only, so m' / sqrt(v') is its sign; m' and v' are m and v, corrected. */
 static void show_first_step(const struct Net *net, size_t i, double before, double lr)
 {
     const double m = net->m[i] / (1 - BETA1), v = net->v[i] / (1 - BETA2);
     printf("In step %d, the first weight of qkv_w has the gradient g = %.6f.\n", 1,
            net->gradients[i]);
-    printf("    m = (1 - %.2f) g   = %.8f, over (1 - %.2f): %.8f, the average of g\n", BETA1,
+    printf("    m = (1 - %.2f) g   = %.8f   m' = m / (1 - %.2f) = %.8f, the average of g\n", BETA1,
            net->m[i], BETA1, m);
-    printf("    v = (1 - %.2f) g^2 = %.8f, over (1 - %.2f): %.8f, the average of g^2\n", BETA2,
+    printf("    v = (1 - %.2f) g^2 = %.8f   v' = v / (1 - %.2f) = %.8f, the average of g^2\n", BETA2,
            net->v[i], BETA2, v);
-    printf("    w = %.6f - %g (m / sqrt(v) + %g w) = %.6f: a step of about lr, whatever g is\n",
+    printf("    w = %.6f - %g (m' / sqrt(v') + %g w) = %.6f: a step of about lr, whatever g is\n",
            before, lr, DECAY, net->weights[i]);
 }
 

@@ -402,6 +402,32 @@ static void test_foreign_config(void)
     }
 }
 
+/* What follows every text is a special piece of the template, and is read back from tokenizer.json,
+ * whose template then stands alone. */
+static void test_suffix(struct Tokenizer *t)
+{
+    const char suffix[] = " it's \"so\" na\xC3\xAFve.";
+    struct Usage *u = &t->usage, before = *u;
+    u->suffix = resize(NULL, sizeof suffix * sizeof *u->suffix);
+    u->suffix_count = tokenizer_encode(t, suffix, sizeof suffix - 1, u->suffix);
+    for (int begins = 0; begins < 2; begins++) {
+        u->begins = begins;
+        tokenizer_stage(t, in_directory("suffix"));
+        commit_outputs();
+        struct Tokenizer *is = tokenizer_load(in_directory("suffix"));
+        check(is->usage.begins == begins && is->usage.suffix_count == u->suffix_count
+              && !memcmp(is->usage.suffix, u->suffix, u->suffix_count * sizeof *u->suffix),
+              "%s first token, a suffix of %d tokens: read back", begins ? "a" : "no",
+              is->usage.suffix_count);
+        tokenizer_free(is);
+    }
+    struct Buffer b = read_plain("suffix/tokenizer_config.json");
+    check(!strstr(b.data, "add_bos_token"), "with a suffix the template alone says what is added");
+    free(b.data);
+    free(u->suffix);
+    *u = before;
+}
+
 /* Trainers often put special tokens first: their ids are read from vocab.json or tokenizer.json,
  * and a model's embeddings are brought into our order. */
 static void test_foreign_order(const struct Tokenizer *t)
@@ -427,7 +453,13 @@ static void test_foreign_order(const struct Tokenizer *t)
         append_token(&json, t, t->parts[r][1], true);
         append(&json, "\"]");
     }
-    append(&json, "]}}");
+    append(&json, "]}, \"added_tokens\": [{\"content\": \"a\"}, {\"content\": \"<s>\"}], "
+           "\"post_processor\": {\"single\": [{\"SpecialToken\": {\"id\": \"<s>\"}}, "
+           "{\"Sequence\": {\"id\": \"A\"}}, {\"SpecialToken\": {\"id\": \"ab\"}}, "
+           "{\"SpecialToken\": {\"id\": \"end\"}}], \"special_tokens\": {"
+           "\"ab\": {\"ids\": [%d, %d], \"tokens\": [\"a\", \"b\"]}, "
+           "\"end\": {\"ids\": [1], \"tokens\": [\"" END_OF_TEXT "\"]}}}}",
+           id_of_byte['a'] + 1 + EXTRA, id_of_byte['b'] + 1 + EXTRA);
     write_in("order_json", "tokenizer.json", json.data, json.size);
     static const char *const directories[] = {"order", "order_json"};
     for (int d = 0; d < 2; d++) {
@@ -442,10 +474,24 @@ static void test_foreign_order(const struct Tokenizer *t)
         check(good && wte[C * t->eot] == C && wte[C * (t->eot + 1)] == 0
               && wte[C * (t->eot + 2)] == 2 * C && wte[C * (V - 1)] == C * (V - 1),
               "%s: embeddings are brought into our order, others follow", directories[d]);
+        const int *suffix = u->usage.suffix;
+        check(!u->usage.begins && u->usage.suffix_count == (d ? 3 : 0)
+              && (!d || (suffix[0] == id_of_byte['a'] && suffix[1] == id_of_byte['b']
+                         && suffix[2] == t->eot)),
+              "%s: %d tokens follow a text, in our order", directories[d], u->usage.suffix_count);
         tokenizer_free(u);
         free(wte);
     }
     free(ids.data); free(json.data); free(merges.data);
+
+    /* A token that is added to the merges is refused in a text, unless the directory splits it. */
+    check(run(NULL, "ids --tokenizer order_json a<s") == 0, "a text without added tokens");
+    expect_error(1, "<s>: is a token that was added", "ids --tokenizer order_json a<s>");
+    write_plain("added", "b\n<s> a", 7);
+    expect_error(1, "<s>: is a token that was added",
+                 "encode --split lines --tokenizer order_json --out added added");
+    write_in("order_json", "tokenizer_config.json", "{\"split_special_tokens\": true}", 30);
+    check(run(NULL, "ids --tokenizer order_json a<s>") == 0, "split_special_tokens: it is text");
 }
 
 /* --- 5 and 6. Learning the merges, the heap --- */
@@ -610,7 +656,7 @@ static void test_windows(void)
                          "--overwrite --chunk-bytes %d --out b none doc no_space none text doc",
                          splits[s], chunk) != 0;
             files += !same_files("a_000000.bin", "b_000000.bin");
-            files += !same_files("a_val_000000.bin", "b_val_000000.bin");
+            files += !same_files("val_a_000000.bin", "val_b_000000.bin");
         }
         pipes += run(NULL, "encode --tokenizer tok --split %s --overwrite --out a doc", splits[s]);
         pipes += system(feed) != 0;
@@ -644,13 +690,13 @@ static void test_shards(const struct Tokenizer *t)
         "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 3 --chunk-bytes 7 "
         "--out v3 lines");
     check(same_files("v1_000000.bin", "v3_000000.bin")
-          && same_files("v1_val_000000.bin", "v3_val_000000.bin"),
+          && same_files("val_v1_000000.bin", "val_v3_000000.bin"),
           "--val-fraction chooses the same documents for any number of threads");
     run(NULL, "decode --tokenizer tok --split lines v1_000000.bin");
     whole = read_plain("out");
     append_bytes(&sides, whole.data, whole.size);
     free(whole.data);
-    run(NULL, "decode --tokenizer tok --split lines v1_val_000000.bin");
+    run(NULL, "decode --tokenizer tok --split lines val_v1_000000.bin");
     whole = read_plain("out");
     append_bytes(&sides, whole.data, whole.size);
     int missing = 0, val = 0;
@@ -694,7 +740,7 @@ static void test_json_lines(void)
         bad += run(NULL, "encode --tokenizer tok --split jsonl --val-fraction 0.3 --overwrite "
                    "--threads 2 --chunk-bytes %d --out b json", chunk) != 0;
         bad += !same_files("jv_000000.bin", "b_000000.bin");
-        bad += !same_files("jv_val_000000.bin", "b_val_000000.bin");
+        bad += !same_files("val_jv_000000.bin", "val_b_000000.bin");
     }
     check(!bad, "--split jsonl: the shards of the texts, for any threads and chunks (%d)", bad);
     run(NULL, "train --vocab 300 --split eot --out eot_tok marked");
@@ -761,7 +807,7 @@ static void test_end_set_aside(void)
                    "--chunk-bytes %d --overwrite --out one whole", chunk % 8 + 1, chunk % 3 + 1,
                    chunk) != 0;
         bad += !same_files("head_000000.bin", "one_000000.bin");
-        bad += !same_files("tail_000000.bin", "one_val_000000.bin");
+        bad += !same_files("tail_000000.bin", "val_one_000000.bin");
     }
     check(!bad, "--val-fraction of one document: its last lines (%d differ)", bad);
     write_plain("whole", "one line", 8);
@@ -772,19 +818,26 @@ static void test_end_set_aside(void)
 /* Texts that are probably not what was meant: some are refused, of marks a message speaks. */
 static void test_other_kinds(void)
 {
+    static const char tar[512] = {'a', [257] = 'u', 's', 't', 'a', 'r'};
     static const struct { const char *bytes; size_t n; const char *says; } kinds[] = {
         {"\xFF\xFEt\0e\0", 6, "iconv -f UTF-16 -t UTF-8"}, {"\xFE\xFF\0t", 4, "iconv -f UTF-16 "},
         {"t\0e\0x\0t\0", 8, "iconv -f UTF-16LE "}, {"\0t\0e\0x\0t\0", 9, "iconv -f UTF-16BE "},
         {"\xFF\xFE\0\0t\0\0\0", 8, "iconv -f UTF-32 "},
         {"\x1F\x8B\x08\0", 4, "gzip -d"}, {"\x28\xB5\x2F\xFD\x04", 5, "zstd -d"},
         {"BZh91AY&SY..", 12, "bzip2 -d"}, {"\xFD" "7zXZ\0\0", 7, "xz -d"},
-        {"PK\3\4\24\0", 6, ".docx"}, {"%PDF-1.7\n", 9, "pdftotext"}};
+        {"PK\3\4\24\0", 6, ".docx"}, {"%PDF-1.7\n", 9, "pdftotext"},
+        {"\xD0\xCF\x11\xE0\xA1", 5, "Excel"}, {"PAR1\x15\4", 6, "read_parquet"},
+        {"ARROW1\0\0", 8, "an Arrow file"}, {"\x80\4\x95\1", 4, "a pickle"},
+        {"\x80\5}q", 4, "a pickle"}, {"\x40\3\0\0\0\0\0\0{\"__", 11, "a safetensors file"},
+        {"version https://git-lfs.github.com/spec/v1\n", 43, "git lfs pull"},
+        {tar, sizeof tar, "tar -xf"}};
     for (int i = 0; i < COUNT(kinds); i++) {
         write_plain("kind", kinds[i].bytes, kinds[i].n);
         expect_error(1, kinds[i].says, i % 2 ? "train --vocab 300 --out n text kind"
                                              : "encode --tokenizer tok --out n text kind");
     }
     expect_error(1, "a token shard", "encode --tokenizer tok --out n r_000000.bin");
+    check(run("r_000000.bin", "ids --tokenizer tok") == 1, "standard input is no token shard");
     write_plain("kind", "BZh? PK, a\0b\0c\0d", 17);
     check(run(NULL, "encode --tokenizer tok --overwrite --out a kind") == 0,
           "other texts are not refused");
@@ -808,12 +861,40 @@ static void test_other_kinds(void)
         }
 }
 
+/* What is said once of a file that is read as it is, though it is probably not what was meant. */
+static void test_hints(void)
+{
+    static const struct { const char *name, *text, *split, *says; } files[] = {
+        {"latin", "caf\xE9 na\xEFve \xC3\xA9 \x80", "lines", "latin: 3 bytes are not UTF-8"},
+        {"gbk", "a\n\xC4\xE3\n", "file", "gbk: 2 bytes are not UTF-8"},
+        {"one", "a \xFF", "eot", "one: 1 byte is not UTF-8"},
+        {"utf8", "caf\xC3\xA9 { \"a\"}", "lines", NULL},
+        {"json", "{\"text\": \"a\"}\n", "lines", "json: looks like JSON"},
+        {"json", "{\"text\": \"a\"}\n", "jsonl", NULL},
+        {"t.csv", "text,label\na,1\n", "lines", "t.csv: looks like a table"}};
+    for (int i = 0; i < COUNT(files); i++)
+        for (int train = 0; train < 2; train++) {
+            write_plain(files[i].name, files[i].text, strlen(files[i].text));
+            const int status = run(NULL, "%s --overwrite --threads 2 --chunk-bytes 3 --split %s %s",
+                train ? "train --out hint_tok --vocab 300" : "encode --tokenizer tok --out a",
+                files[i].split, files[i].name);
+            struct Buffer err = read_plain("err");
+            const char *hint = strstr(err.data, files[i].says ? files[i].says : "tokenizer: utf8"),
+                       *other = files[i].says ? NULL : strstr(err.data, "json: looks");
+            check(!status && (files[i].says ? hint && !strstr(hint + 1, files[i].says)
+                                            : !hint && !other),
+                  "%s --split %s %s: %s", train ? "train" : "encode", files[i].split,
+                  files[i].name, files[i].says ? files[i].says : "nothing is said");
+            free(err.data);
+        }
+}
+
 /* What killed processes left of a set is removed, what others write is not. */
 static void test_leftovers(void)
 {
     static const struct { const char *name; bool stays; } files[] = {
         {"l_000000.bin.unfinished", false}, {"l_000005.bin.unfinished", false},
-        {"l_val_000000.bin.unfinished", true}, {"ll_000000.bin.unfinished", true},
+        {"val_l_000000.bin.unfinished", true}, {"ll_000000.bin.unfinished", true},
         {"l_0000005.bin.unfinished", true}, {"l_000001.bin.unfinished.x", true},
         {"l_00000a.bin.unfinished", true}, {"l_000001.txt", true}};
     for (int i = 0; i < COUNT(files); i++) write_plain(files[i].name, "left", 4);
@@ -836,9 +917,9 @@ static void test_leftovers(void)
 static void test_one_writer(void)
 {
     const int fd = open_locked(in_directory("w_000000.bin.unfinished"), O_RDWR | O_CREAT);
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --out w text");
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --overwrite --out w text");
     close(fd);
     check(run(NULL, "encode --tokenizer tok --out w text") == 0, "one after the other can");
@@ -1085,6 +1166,7 @@ int main(int argc, char **argv)
     test_files(t);
     test_json_files(t);
     test_foreign_config();
+    test_suffix(t);
     test_foreign_order(t);
     test_heap();
     test_training(t);
@@ -1100,6 +1182,7 @@ int main(int argc, char **argv)
     test_json_errors();
     test_end_set_aside();
     test_other_kinds();
+    test_hints();
     test_looking(t);
     test_shard_errors();
     test_errors();
