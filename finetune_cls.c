@@ -907,7 +907,7 @@ struct Probe {
     const real **e;             /* (F), each (C); NULL: the channels themselves */
     double *mean, *deviation;   /* (F) */
     double *w;                  /* (K, F + 1): the solution */
-    double loss;                /* of examples that were not learned from, with the best penalty */
+    double *losses;             /* (N): of each when it was held out, with the chosen penalty */
     struct Scores scores;       /* of the same */
 };
 
@@ -940,10 +940,11 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
     const struct LabelWords *words = &t->words;
     const int F = of_words ? words->starts[K] : C;
     const real *head = t->model.w.score_w;
-    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K), .loss = INFINITY};
+    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K)};
     p.mean = resize(NULL, 2 * F * sizeof *p.mean);
     p.deviation = p.mean + F;
     p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
+    p.losses = resize(NULL, N * sizeof *p.losses);
     p.e = of_words ? resize(NULL, F * sizeof *p.e) : NULL;
     for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
     #pragma omp parallel for schedule(static)
@@ -965,19 +966,31 @@ static void probe_free(struct Probe *p)
     logistic_free(&p->f);
     free(p->mean);
     free(p->e);
+    free(p->losses);
+}
+
+/* Whether losses (N) are lower than others by more than the standard error of their differences. */
+static bool clearly_lower(const double *losses, const double *others, int N)
+{
+    double mean = 0, square = 0;
+    for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
+    for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
+    return mean > sqrt(square) / N;
 }
 
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
  * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it began,
- * to 1e-4, with which it fits noise; each begins from the solution before. The best one has the
- * lowest loss, since accuracies of few labels take few values; with it all labels teach. */
+ * to 1e-4, with which it fits noise; each begins from the solution before. A weaker one is chosen if
+ * its loss is clearly lower, since few labels make many a penalty look good by chance; accuracies
+ * would take too few values. With the chosen one all labels teach. */
 static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const char *what)
 {
     struct Logistic *f = &p->f;
     const int K = f->K, N = f->N;
     const size_t size = (size_t)K * f->C, gram_bytes = (size_t)f->C * f->C * sizeof(real);
     real *gram = allocate_zeroed(gram_bytes), *judged = resize(NULL, (size_t)N * K * sizeof *judged);
-    double *w = allocate_zeroed(FOLDS * size * sizeof *w), best = 1, start = seconds();
+    double *w = allocate_zeroed(FOLDS * size * sizeof *w), chosen = 0, start = seconds();
+    double *losses = resize(NULL, N * sizeof *losses);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     gemm(gram, transposed(matrix(f->x, f->C)), matrix(f->x, f->C), NULL, NULL, f->C, f->C, N);
     f->folds = folds;
@@ -992,26 +1005,30 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
                 if (folds[n] != f->held_out) continue;
                 for (int k = 0; k < K; k++)
                     judged[(size_t)n * K + k] = (real)f->p[(size_t)n * K + k];
-                loss -= log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
+                losses[n] = -log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
+                loss += losses[n];
             }
         }
         const struct Scores now = score(confusion, judged, f->labels, loss, N, K);
+        const bool better = chosen ? clearly_lower(losses, p->losses, N) : isfinite(loss);
         if (!t->quiet) {
             journal_add(&t->log, "%s\t%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", what, f->l2, gradients,
                         train_loss, now.loss, now.accuracy, seconds() - start);
             progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
                      what, f->l2, train_loss, now.loss, now.accuracy, seconds() - start,
-                     now.loss < p->loss ? "  best" : "");
+                     better ? "  best" : "");
         }
-        if (!(now.loss < p->loss)) continue;
-        p->loss = now.loss;
+        if (!better) continue;
+        memcpy(p->losses, losses, N * sizeof *losses);
         p->scores = now;
-        best = f->l2;
+        chosen = f->l2;
     }
-    f->l2 = best;
+    if (!chosen) die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
+    f->l2 = chosen;
     logistic_solve(f, p->w, gram);          /* held_out is none of the parts now */
     release(gram, gram_bytes);
     release(w, FOLDS * size * sizeof *w);
+    free(losses);
     free(judged);
     free(confusion);
 }
@@ -1047,26 +1064,26 @@ static void deal_folds(int *folds, const struct Task *t)
  * all channels. Returns the scores of cross-validation. */
 static struct Scores train_probe(struct Task *t, struct Metadata *meta)
 {
-    static const char *const names[] = {"channels", "words"};
-    const int C = t->model.config.channels, N = t->train_count, kinds = t->words.ids ? 2 : 1;
+    const int C = t->model.config.channels, N = t->train_count;
     real *h = features_of(t, t->train, N, "features");
     double u[C];
     int *folds = resize(NULL, N * sizeof *folds);
-    struct Probe probes[2];
     deal_folds(folds, t);
     constant_feature(u, t, h, N);
-    for (int i = 0; i < kinds; i++) {
-        probes[i] = probe_create(t, h, i == 1);
-        probe_fit(t, &probes[i], folds, names[i]);
+    struct Probe best = probe_create(t, h, t->words.ids != NULL);
+    probe_fit(t, &best, folds, best.e ? "words" : "channels");
+    if (best.e) {
+        struct Probe all = probe_create(t, h, false), few = best;
+        probe_fit(t, &all, folds, "channels");
+        const bool better = clearly_lower(all.losses, few.losses, N);
+        best = better ? all : few;
+        probe_free(better ? &few : &all);
     }
-    const int best = kinds == 2 && probes[1].loss < probes[0].loss;
-    const struct Scores scores = probes[best].scores;
-    if (probes[best].loss == INFINITY)
-        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
-    add_to_head(t->model.w.score_w, &probes[best], u, C);
-    metadata_set(meta, "l2", "%.6g", probes[best].f.l2);
-    metadata_set(meta, "learned_from", "%s", names[best]);
-    for (int i = 0; i < kinds; i++) probe_free(&probes[i]);
+    const struct Scores scores = best.scores;
+    add_to_head(t->model.w.score_w, &best, u, C);
+    metadata_set(meta, "l2", "%.6g", best.f.l2);
+    metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
+    probe_free(&best);
     release(h, (size_t)N * C * sizeof *h);
     free(folds);
     return scores;
