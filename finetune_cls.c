@@ -273,7 +273,7 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_format;            /* of the training of the classifier that is used */
+    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -1463,8 +1463,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
- * does the format, if they look like it. */
+ * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
+ * too: one that does not look so is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1534,9 +1534,9 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
- * are also left inside files that were put together, blank lines unless they keep their place, and
- * what is between the objects of an array. */
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,
+ * which are also left inside files that were put together, blank lines unless they keep their
+ * place, and what is between the objects of an array. */
 static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
@@ -1643,7 +1643,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header;
+    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1653,6 +1653,9 @@ static bool has_header(const struct Reader *r)
     if (!said || !strcmp(said, "auto")) return named || usual;
     if (named && *said == 'n')
         die_usage("--header no: columns are numbered then, as --text-column 2.");
+    if (usual && *said == 'n' && !r->columns.header)
+        die("%s: has a header, but the training's file had none. Give --header yes.",
+            r->faults.path);
     return *said == 'y';
 }
 
@@ -1785,13 +1788,15 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int kept = format_number(c->kept_format);
-    int f = format_number(c->format);
-    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
+    const int said = format_number(c->format), kept = format_number(c->kept_format);
+    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
+    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
+        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
+            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -2672,7 +2677,7 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
+    columns->kept_header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));

@@ -873,9 +873,14 @@ static void read_file_ids(struct TokenReader *r, const struct Json *names, const
     t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
     for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
     for (const struct Json *j = names->child; j; j = j->next) read_file_id(r, j->key, j);
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
-        if (!strcmp(json_text(a, "content", ""), END_OF_TEXT))
-            read_file_id(r, END_OF_TEXT, json_get(a, "id"));
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
+        const char *name = json_text(a, "content", END_OF_TEXT);
+        if (!strcmp(name, END_OF_TEXT)) read_file_id(r, name, json_get(a, "id"));
+        else if (find_token(r, name, name + strlen(name)) < 0) {
+            t->added = resize(t->added, (t->added_count + 1) * sizeof *t->added);
+            t->added[t->added_count++] = text_of("%s", name);
+        }
+    }
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
         if (t->file_ids[i] < 0 || hash_get(&taken, t->file_ids[i]) >= 0)
@@ -886,18 +891,6 @@ static void read_file_ids(struct TokenReader *r, const struct Json *names, const
     }
     hash_free(&taken);
     if (ours) { free(t->file_ids); t->file_ids = NULL; }
-}
-
-/* Notes the tokens that tokenizer.json adds to those of the merges. */
-static void note_added(struct TokenReader *r, const struct Json *added)
-{
-    struct Tokenizer *t = r->tokenizer;
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
-        const char *name = json_text(a, "content", "");
-        if (!*name || find_token(r, name, name + strlen(name)) >= 0) continue;
-        t->added = resize(t->added, (t->added_count + 1) * sizeof *t->added);
-        t->added[t->added_count++] = text_of("%s", name);
-    }
 }
 
 /* Dies unless a tokenizer.json is of a byte-level BPE that cuts texts as GPT-2 does. */
@@ -976,7 +969,6 @@ static void read_tokenizer_json(struct TokenReader *r)
     read_merges(r, (struct Bytes){merges.data, merges.size});
     read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
     read_template(r, json_get(j, "post_processor"));
-    note_added(r, json_get(j, "added_tokens"));
     free(merges.data);
     json_free(j);
 }
@@ -1740,10 +1732,9 @@ static void source_close(struct Source *s)
 {
     for (int i = 0; i < s->count; i++)
         if (s->invalid[i])
-            warn("%s: %s not UTF-8, and learnt as they are. If the text is of another encoding, "
-                 "as CP1252, convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
-                 s->invalid[i] == 1 ? "1 byte is" : brief("%lld bytes are",
-                                                          (long long)s->invalid[i]));
+            warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as CP1252, "
+                 "convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
+                 counted(s->invalid[i], "byte"));
     release(s->invalid, s->count * sizeof *s->invalid);
     release(s->window, s->room);
 }
@@ -1973,8 +1964,8 @@ static int wanted_vocabulary(int64_t bytes)
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all, from 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the "
-         "size of the text", TEXT, &set.vocabulary},
+        {"vocab", "tokens in all, 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the size "
+         "of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,

@@ -1189,7 +1189,8 @@ static double flops_per_token(const struct Config *c)
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
 enum { RUNGS = 10 };
 static const struct { int layers, channels; } ladder[RUNGS] = {
-    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
+    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
+    {12, 768}};
 
 /* The model of a rung, with the sizes that are given. */
 static struct Config model_on(const struct Run *r, int rung)

@@ -27,7 +27,7 @@ say "2. A tokenizer of 1,024 tokens, and the reviews as token shards"
 
 say "3. Pretraining for about a minute: predict the next token, no labels needed"
 ./train_gpt train --data "$dir/shards/train_*.bin" --val "$dir/shards/val_*.bin" --tokenizer "$dir/tokenizer" \
-    --out "$dir/model" --layers 2 --heads 4 --channels 128 --context 128 --batch 16 --cut documents \
+    --out "$dir/model" --dropout 0 --layers 2 --heads 4 --channels 128 --context 128 --batch 16 --cut documents \
     --lr 6e-3 --steps 1100 --time-limit 150s
 steps=$(./train_gpt info --model "$dir/model/last" | value step)
 [ "$steps" -eq 1100 ] ||

@@ -12,7 +12,7 @@ speaker=finetune_cls match=-F
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" \
         "$dir/data/unlabelled.txt" &&
     ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
-        --layers 2 --heads 2 --channels 32 --context 48 --batch 8 --steps 60 --lr 3e-3
+        --dropout 0 --layers 2 --heads 2 --channels 32 --context 48 --batch 8 --steps 60 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 train=$dir/data/train.tsv test=$dir/data/test.tsv
 
@@ -203,7 +203,7 @@ succeeds "rows of methods that a --resume does not name stay" \
 head -n 60 "$test" >"$dir/shorter.tsv"
 alone=
 fails 1 "was made with another model or other texts" whole "$dir/one" --resume --test "$dir/shorter.tsv"
-./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --layers 2 \
+./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --dropout 0 --layers 2 \
     --heads 2 --channels 32 --context 48 --steps 1 >/dev/null 2>&1
 fails 1 "was made with another model or other texts" whole "$dir/one" --resume --model "$dir/base2"
 fails 2 "--max-tokens 32: the run in $dir/one has 0" whole "$dir/one" --resume --max-tokens 32
@@ -426,7 +426,7 @@ succeeds "explain: texts one after another" eval '
 fails 2 "TEXT: must be given" ./finetune_cls explain --model "$dir/probe"
 fails 1 "holds a language model, not a classifier" ./finetune_cls explain --model "$dir/base" x
 # The usual methods name last:2; a model of one block has last:1, also when it goes on.
-./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/block" --layers 1 \
+./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/block" --dropout 0 --layers 1 \
     --heads 1 --channels 16 --context 48 --batch 4 --steps 2 >/dev/null 2>&1
 usual() { compare "$dir/usual" --model "$dir/block" --labels 20 --seeds 1 --steps 1 "$@" 2>/dev/null; }
 succeeds "the usual methods suit a model of one block" eval '

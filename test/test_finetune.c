@@ -288,7 +288,7 @@ static void test_refusals(void)
     REFUSED("{\"text\": [3], \"label\": 1}\n", "line 1: \"text\" is no string and no number");
     REFUSED("{\"text\": \"a\", \"label\": null}\n",
             "line 1: \"label\" is no string and no number");
-    REFUSED("t\0e\0x\0t\0", "data: is UTF-16, not plain text in UTF-8. Convert it with `iconv");
+    REFUSED("t\0e\0x\0t\0", "data: is UTF-16, not plain text in UTF-8. Give text instead; `iconv");
     REFUSED("\x1F\x8B\x08", "data: is compressed");
     REFUSED("text\tlabel\rgood\tpos\r", "data: its lines end with CR alone, as on old Macs");
     REFUSED("a\x1B\rb\tlabel\nx\ty\n", "(there are: a??b, label)");

@@ -35,7 +35,7 @@ reviews 3 300 >"$dir/test.tsv"
     ./tokenizer train --vocab 320 --out "$dir/tok" "$dir/corpus" &&
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
     ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
-        --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
+        --dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
 # Every way to tune, on 1, 2, 3, 4 and 8 threads. run=exec: in place of the (sub)shell.
@@ -231,7 +231,7 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
-hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9 --average 0 --dedupe"
+hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe"
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"

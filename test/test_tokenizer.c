@@ -865,9 +865,9 @@ static void test_other_kinds(void)
 static void test_hints(void)
 {
     static const struct { const char *name, *text, *split, *says; } files[] = {
-        {"latin", "caf\xE9 na\xEFve \xC3\xA9 \x80", "lines", "latin: 3 bytes are not UTF-8"},
-        {"gbk", "a\n\xC4\xE3\n", "file", "gbk: 2 bytes are not UTF-8"},
-        {"one", "a \xFF", "eot", "one: 1 byte is not UTF-8"},
+        {"latin", "caf\xE9 na\xEFve \xC3\xA9 \x80", "lines", "latin: not UTF-8: 3 bytes,"},
+        {"gbk", "a\n\xC4\xE3\n", "file", "gbk: not UTF-8: 2 bytes,"},
+        {"one", "a \xFF", "eot", "one: not UTF-8: 1 byte,"},
         {"utf8", "caf\xC3\xA9 { \"a\"}", "lines", NULL},
         {"json", "{\"text\": \"a\"}\n", "lines", "json: looks like JSON"},
         {"json", "{\"text\": \"a\"}\n", "jsonl", NULL},
