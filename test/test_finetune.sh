@@ -218,7 +218,7 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         codes="$codes $status"
         [ $1 = TERM ] || continue
         succeeds "--tune $options: after $1 it says how to go on" grep -q "^stopped after step \
-[0-9]*/301 and saved. Go on with: finetune_cls train --out $dir/stopped --resume" "$dir/err"
+[0-9]*/301 and saved. Go on with: .*finetune_cls train --out $dir/stopped --resume" "$dir/err"
         ./finetune_cls predict --model "$dir/stopped" good >/dev/null
         check $? "--tune $options: the best classifier so far is there"
     done
@@ -377,9 +377,9 @@ succeeds "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/
 fails 2 '"": no such subcommand' ./finetune_cls
 fails 2 "tune: no such subcommand" ./finetune_cls tune
 fails 2 "--model: must be given" ./finetune_cls eval --data x
-fails 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
-fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
-fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
+fails 2 "--tune some: not one of prompt, probe" train --tune some --out "$dir/new"
+fails 2 "--tune last:0: not one of prompt, probe" train --tune last:0 --out "$dir/new"
+fails 2 "--tune last:4294967297: not one of prompt, probe" train --tune last:4294967297 --out "$dir/new"
 fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
 fails 2 "--suffix: the value is empty" train --suffix "" --out "$dir/new"
@@ -408,7 +408,7 @@ succeeds "layers: the same probes" eval '
     layers() { ./finetune_cls layers --model "$dir/base" --train "$1" --test "$2" $3 "$4"; }
     sed "2,\$s/$/ it was/" "$dir/test.tsv" >"$dir/longer_test.tsv" &&
     [ "$(layers "$dir/train.tsv" "$dir/test.tsv" --suffix " it was")" = \
-      "$(layers "$dir/longer.tsv" "$dir/longer_test.tsv" --seed 1)" ]' 2>/dev/null
+      "$(layers "$dir/longer.tsv" "$dir/longer_test.tsv" --threads 1)" ]' 2>/dev/null
 succeeds "info tells it" eval '
     ./train_gpt info --model "$dir/suffix" | grep -q "^tune.suffix * it was" &&
     ./train_gpt info --model "$dir/suffix" | grep -q "^tokenizer_usage .*, the last of them [0-9 ]*"'
