@@ -577,8 +577,8 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
 }
 
 /* u (C) with u . h = 1 for every feature h: u_c = 1 / (w_c sum_c b_c / w_c). If that sum is too
- * near 0 for the digits of a float, u is mean / |mean|^2 over the features x (N, C): u . h is then 1
- * on average only. */
+ * near 0 for the digits of a float, u is mean / |mean|^2 over the features x (N, C), and u . h is 1
+ * on average. */
 static void constant_feature(double *u, const struct Task *t, const real *x, int N)
 {
     const struct Weights *w = &t->model.w;
@@ -638,7 +638,7 @@ static void class_shares(double *share, const struct Task *t)
     for (int k = 0; k < K; k++) count[k] = 0;
     for (int i = 0; i < N; i++) count[t->data.labels[t->train[i]]]++;
     for (int k = 0; k < K && N; k++) chi2 += pow(count[k] - (double)N / K, 2) * K / N;
-    const bool equal = chi2 <= K - 1 + 2 * sqrt(2.0 * (K - 1));      /* close to the true quantile */
+    const bool equal = chi2 <= K - 1 + 2 * sqrt(2.0 * (K - 1));     /* near the true quantile */
     for (int k = 0; k < K; k++)
         share[k] = t->prior ? t->prior[k] : equal ? 1.0 / K : (count[k] + 1) / (N + K);
 }
@@ -979,20 +979,21 @@ static void probe_free(struct Probe *p)
     free(p->losses);
 }
 
-/* Whether losses (N) are lower than others by more than the standard error of their differences. */
-static bool clearly_lower(const double *losses, const double *others, int N)
+/* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
+ * only evidence shall move it, a mean difference of more than two standard errors. */
+static bool are_lower(const double *losses, const double *others, int N, bool clearly)
 {
     double mean = 0, square = 0;
     for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
     for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
-    return mean > sqrt(square) / N;
+    return mean > (clearly ? 2 * sqrt(square) / N : 0);
 }
 
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
  * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it
- * began, to 1e-4, with which it fits noise; each begins from the solution before. A weaker one is
- * chosen if its loss is clearly lower, since few labels make many a penalty look good by chance;
- * accuracies would take too few values. With the chosen one all labels teach. what: the features. */
+ * began, to 1e-4, with which it fits noise; each begins from the solution before. The loss chooses,
+ * since accuracies of few labels take few values. With the chosen penalty all labels teach. what:
+ * the features. */
 static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const char *what)
 {
     struct Logistic *f = &p->f;
@@ -1021,7 +1022,8 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
             }
         }
         const struct Scores now = score(confusion, judged, f->labels, loss, N, K);
-        const bool better = chosen ? clearly_lower(losses, p->losses, N) : isfinite(loss);
+        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
+                                   : isfinite(loss);
         if (!t->quiet) {
             journal_add(&t->log, "%s\t%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", what, f->l2, gradients,
                         train_loss, now.loss, now.accuracy, seconds() - start);
@@ -1087,7 +1089,7 @@ static struct Scores train_probe(struct Task *t, struct Metadata *meta)
     if (best.e) {
         struct Probe all = probe_create(t, h, false), few = best;
         probe_fit(t, &all, folds, "channels");
-        const bool better = clearly_lower(all.losses, few.losses, N);
+        const bool better = are_lower(all.losses, few.losses, N, true);
         best = better ? all : few;
         probe_free(better ? &few : &all);
     }
@@ -2244,13 +2246,13 @@ static char **load_data(struct Task *t, int *classes)
 
 /* --- What the command line left open --- */
 
-enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
+enum { MIN_UPDATES = 200, FEW_UPDATES = 60, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
        MAX_STEPS = 1000000000 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
  * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate; what label words know already is moved with a lower one. Few labels
- * need a number of updates rather than of epochs. Validation
+ * weights bear a higher rate; a head of label words knows something, and a lower rate and fewer
+ * updates keep it near that. Few labels need a number of updates rather than of epochs. Validation
  * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
  * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
@@ -2265,7 +2267,7 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
     if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
     const int updates = ceil_div(examples, s->batch);
     if (s->epochs == 0 && s->steps == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(knows ? FEW_UPDATES : MIN_UPDATES, updates));
     if ((int64_t)s->epochs * updates > MAX_STEPS)
         die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, MAX_STEPS);
     if (s->epochs) s->steps = s->epochs * updates;
@@ -2551,9 +2553,11 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("tune", "prompt, probe, last:K, full or scratch", TEXT, &s->tune),
         SETTING("label-words", "with which the head begins: 'positive=good,great;negative=bad'",
                 TEXT, &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
-        SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; else "
-                "equal ones, unless the labels contradict that", TEXT, &s->prior, .idle = "without label-words"),
-        STEPS("epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6),
+        SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
+                "else equal ones, unless the labels contradict that", TEXT, &s->prior,
+                .idle = "without label-words"),
+        STEPS("epochs", "0: 3, but at least 200 updates, with label words 60", INTEGER, &s->epochs,
+              0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
                 .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),

@@ -429,6 +429,59 @@ foreign "$dir/suffix" '"model_max_length": 32' '"model_max_length": 3'
 fails 1 "after a text, which leave none of 3 to the text" \
     ./finetune_cls predict --model "$dir/suffix" x
 
+# Label words: after " the plot was not very" this model knows what may come, and after " it was" what
+# it thinks of it. Prompting reads bare lines.
+words='positive=good,fine,warm,witty,moving;negative=bad,dull,flat,clumsy,awful'
+prompt() { train --tune prompt --label-words "$words" --suffix " the film was" "$@"; }
+prompt --train "$dir/bare" --format lines --threads 1 --out "$dir/prompt" >"$dir/prompt.log" 2>&1
+prompt --train "$dir/bare" --format lines --threads 2 --out "$dir/prompt2" >/dev/null 2>&1
+succeeds "prompt: 1 and 2 threads write the same bytes" same_model "$dir/prompt" "$dir/prompt2"
+succeeds "prompt: no label is needed, those that are there are not read" eval '
+    prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
+    same_model "$dir/prompt" "$dir/prompt3" 2>/dev/null'
+shares() { # MODEL: the mean probability of "positive" over the texts that gave the prior
+    ./finetune_cls predict --all --model "$1" <"$dir/bare" | sed 's/.*positive \([0-9.]*\)\t.*/\1/' |
+        awk '{ sum += $1 } END { printf "%.3f", sum / NR }'
+}
+succeeds "prompt: on average each class has its share" [ "$(shares "$dir/prompt")" = 0.500 ]
+prompt --train "$dir/bare" --format lines --prior "positive=3;negative=1" --overwrite \
+    --out "$dir/prompt2" >/dev/null 2>&1
+succeeds "--prior gives other shares" [ "$(shares "$dir/prompt2")" = 0.750 ]
+succeeds "prompt: --val is what it is judged by" eval '
+    prompt --train "$dir/train.tsv" --val "$dir/test.tsv" --out "$dir/prompt3" --overwrite \
+        2>/dev/null | grep -q "^val_accuracy"'
+./finetune_cls explain --model "$dir/prompt" "the film was good" >"$dir/explained"
+succeeds "explain: the label words with their probabilities" eval '
+    [ "$(grep -c "^next, for [a-z]*:  \" .*\" 0\.[0-9]*" "$dir/explained")" -eq 2 ]'
+for tune in probe last:1 full; do
+    succeeds "$tune begins with label words" eval '
+        train --tune $tune --label-words "$words" --suffix " the film was" --out "$dir/worded" \
+            --overwrite >"$dir/worded.log" 2>&1 && grep -q "^val_accuracy 0\.[6-9]\|^val_accuracy 1" "$dir/worded.log"'
+done
+succeeds "probe: cross-validation tries the words and the channels" eval '
+    train --tune probe --label-words "$words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
+    [ "$(cut -f 1 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
+fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
+    prompt --label-words "positive=good" --train "$dir/train.tsv" --tune probe --out "$dir/new"
+fails 2 '--label-words: the label "negative" has no words' \
+    prompt --label-words "positive=good;negative=" --out "$dir/new"
+fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
+    train --tune full --label-words "positive=good;negative=bad;mixed=some" --out "$dir/new"
+fails 2 '--label-words: "good" is a word of two labels' \
+    prompt --label-words "positive=good;negative=good" --out "$dir/new"
+fails 2 '--prior none: is no share above 0' prompt --prior "positive=none;negative=1" --out "$dir/new"
+alone=
+fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
+    train --tune prompt --out "$dir/new"
+succeeds "names of classes that are tokens are label words" eval '
+    sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
+    train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
+        grep -q "^label words: bad=bad;good=good, the names of the classes"'
+succeeds "of a word of several tokens the first is taken, and it is said" eval '
+    prompt --train "$dir/bare" --format lines --label-words "positive=good;negative=zzz" \
+        --out "$dir/several" 2>&1 | grep -q "^label word \"zzz\": the first of its [0-9] tokens stands for it"'
+alone=yes
+
 succeeds "options in vain are warned of, others not" eval '
     train --tune probe --lr 1e-3 --val "$dir/test.tsv" --val-part 0.2 --seed 4 --out "$dir/vain" \
         2>&1 | grep "has no effect" >"$dir/warnings"
