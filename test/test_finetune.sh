@@ -463,19 +463,21 @@ succeeds "probe: cross-validation tries the words and the channels" eval '
     train --tune probe --label-words "$label_words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
     [ "$(cut -f 1 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
 alone=
+nowhere() { train --dedupe --out "$dir/new" "$@"; }
 fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
-    train --tune probe --label-words "positive=good" --out "$dir/new"
+    nowhere --tune probe --label-words "positive=good"
 fails 2 '--label-words: the label "negative" has no words' \
-    train --tune prompt --label-words "positive=good;negative=" --out "$dir/new"
+    nowhere --tune prompt --label-words "positive=good;negative="
 fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
-    train --tune full --label-words "positive=good;negative=bad;mixed=some" --out "$dir/new"
+    nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
 fails 2 '--label-words: "good" is a word of two labels' \
-    train --tune prompt --label-words "positive=good;negative=good" --out "$dir/new"
+    nowhere --tune prompt --label-words "positive=good;negative=good"
 fails 1 '--label-words: every label is "positive". Two classes are needed' \
-    train --tune prompt --label-words "positive=good" --out "$dir/new"
-fails 2 '--prior none: is no share above 0' prompt --prior "positive=none;negative=1" --out "$dir/new"
+    nowhere --tune prompt --label-words "positive=good"
+fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
+    --prior "positive=none;negative=1"
 fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
-    train --tune prompt --out "$dir/new"
+    nowhere --tune prompt
 succeeds "names of classes that are tokens are label words" eval '
     sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
     train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
