@@ -431,14 +431,15 @@ fails 1 "after a text, which leave none of 3 to the text" \
 
 # Label words: after " the plot was not very" this model knows what may come, and after " it was" what
 # it thinks of it. Prompting reads bare lines.
-words='positive=good,fine,warm,witty,moving;negative=bad,dull,flat,clumsy,awful'
-prompt() { train --tune prompt --label-words "$words" --suffix " the film was" "$@"; }
+label_words='positive=good,fine,warm,witty,moving;negative=bad,dull,flat,clumsy,awful'
+prompt() { train --tune prompt --label-words "$label_words" --suffix " the film was" "$@"; }
 prompt --train "$dir/bare" --format lines --threads 1 --out "$dir/prompt" >"$dir/prompt.log" 2>&1
 prompt --train "$dir/bare" --format lines --threads 2 --out "$dir/prompt2" >/dev/null 2>&1
 succeeds "prompt: 1 and 2 threads write the same bytes" same_model "$dir/prompt" "$dir/prompt2"
 succeeds "prompt: no label is needed, those that are there are not read" eval '
     prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
-    same_model "$dir/prompt" "$dir/prompt3" 2>/dev/null'
+    [ "$(./finetune_cls eval --model "$dir/prompt" --data "$dir/test.tsv" --format tsv)" = \
+      "$(./finetune_cls eval --model "$dir/prompt3" --data "$dir/test.tsv")" ]' 2>/dev/null
 shares() { # MODEL: the mean probability of "positive" over the texts that gave the prior
     ./finetune_cls predict --all --model "$1" <"$dir/bare" | sed 's/.*positive \([0-9.]*\)\t.*/\1/' |
         awk '{ sum += $1 } END { printf "%.3f", sum / NR }'
@@ -455,24 +456,28 @@ succeeds "explain: the label words with their probabilities" eval '
     [ "$(grep -c "^next, for [a-z]*:  \" .*\" 0\.[0-9]*" "$dir/explained")" -eq 2 ]'
 for tune in probe last:1 full; do
     succeeds "$tune begins with label words" eval '
-        train --tune $tune --label-words "$words" --suffix " the film was" --out "$dir/worded" \
+        train --tune $tune --label-words "$label_words" --suffix " the film was" --out "$dir/worded" \
             --overwrite >"$dir/worded.log" 2>&1 && grep -q "^val_accuracy 0\.[6-9]\|^val_accuracy 1" "$dir/worded.log"'
 done
 succeeds "probe: cross-validation tries the words and the channels" eval '
-    train --tune probe --label-words "$words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
+    train --tune probe --label-words "$label_words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
     [ "$(cut -f 1 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
-fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
-    prompt --label-words "positive=good" --train "$dir/train.tsv" --tune probe --out "$dir/new"
-fails 2 '--label-words: the label "negative" has no words' \
-    prompt --label-words "positive=good;negative=" --out "$dir/new"
-fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
-    train --tune full --label-words "positive=good;negative=bad;mixed=some" --out "$dir/new"
-fails 2 '--label-words: "good" is a word of two labels' \
-    prompt --label-words "positive=good;negative=good" --out "$dir/new"
-fails 2 '--prior none: is no share above 0' prompt --prior "positive=none;negative=1" --out "$dir/new"
 alone=
+nowhere() { train --dedupe --out "$dir/new" "$@"; }
+fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
+    nowhere --tune probe --label-words "positive=good"
+fails 2 '--label-words: the label "negative" has no words' \
+    nowhere --tune prompt --label-words "positive=good;negative="
+fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
+    nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
+fails 2 '--label-words: "good" is a word of two labels' \
+    nowhere --tune prompt --label-words "positive=good;negative=good"
+fails 1 '--label-words: every label is "positive". Two classes are needed' \
+    nowhere --tune prompt --label-words "positive=good"
+fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
+    --prior "positive=none;negative=1"
 fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
-    train --tune prompt --out "$dir/new"
+    nowhere --tune prompt
 succeeds "names of classes that are tokens are label words" eval '
     sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
     train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
