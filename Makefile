@@ -1,7 +1,9 @@
 # make            the three programs                make demo     the whole story, under three minutes
 # make test       all tests, under two minutes      make lesson   the method on eight sentences, step by step
 # make data       real data sets, by download       make bench    how fast this machine trains
+# make imdb       a classifier of film reviews, hours   make sst2     of their sentences, with the same model
 # make debug      with address and undefined sanitizers
+# make MPI=1      train_gpt for mpirun, with mpicc (MPI=1 test: its tests)
 # CC=clang works; ARCH=x86-64-v3 builds for another machine than this one; OPENMP= builds without it.
 
 ARCH    = native
@@ -23,6 +25,19 @@ all: $(PROGRAMS) data/reviews
 
 $(PROGRAMS): %: %.c $(DEPS)
 	$(BUILD)
+out/plain/train_gpt: train_gpt.c $(DEPS)    # what the tests compare the one with MPI to
+	@mkdir -p out/plain
+	$(BUILD)
+
+# With or without MPI, train_gpt is built anew if the last one was of the other kind.
+KIND = out/kind_$(if $(MPI),mpi,plain)
+train_gpt: $(KIND)
+$(KIND):
+	@mkdir -p out && rm -f out/kind_* && touch $@
+ifdef MPI
+train_gpt: private CC := OMPI_CC='$(CC)' MPICH_CC='$(CC)' mpicc
+train_gpt: private EXTRA += -DMPI
+endif
 data/reviews: data/reviews.c model.h
 	$(BUILD)
 
@@ -46,9 +61,15 @@ out/bridge: test/bridge.c test/lesson.c test/reference.h model.h
 lesson: out/lesson out/bridge
 	@out/lesson && out/bridge
 
+ifdef MPI
+test:
+	@$(MAKE) --no-print-directory -j2 tokenizer train_gpt out/plain/train_gpt
+	@sh test/run.sh test/test_mpi.sh
+else
 test:
 	@$(MAKE) --no-print-directory -j2 all out/lesson out/bridge $(TESTS)
-	@sh test/run.sh $(wildcard test/test_*.sh) $(TESTS)
+	@sh test/run.sh $(filter-out test/test_mpi.sh,$(wildcard test/test_*.sh)) $(TESTS)
+endif
 
 demo: all
 	@sh data/demo.sh
@@ -57,6 +78,9 @@ debug:
 	$(MAKE) clean
 	$(MAKE) all EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 	@echo "Memory is left to the end of the program: run with ASAN_OPTIONS=detect_leaks=0."
+
+imdb sst2: all
+	data/recipe.sh $@
 
 data:
 	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab
@@ -71,6 +95,6 @@ help:
 	@sed -n 's/^# *\(make\|CC\)/\1/p' Makefile
 
 clean:
-	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench
+	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench out/plain out/kind_*
 
-.PHONY: all lesson test demo debug data bench help clean
+.PHONY: all lesson test demo debug imdb sst2 data bench help clean

@@ -13,7 +13,7 @@
  *       |  the last row of each text: the only one that has read all tokens
  *    features (S, C)
  *       |  score_w (K, C), the new head
- *    scores (S, K) -> softmax -> probabilities   positive 0.97, negative 0.03
+ *    scores (B, K) -> softmax -> probabilities   positive 0.97, negative 0.03
  *
  * What is trained, from the cheapest to the fullest:
  *
@@ -65,7 +65,7 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
 /* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
  * left. */
 static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
+                      const char *how)
 {
     *all = tokenizer_encode(t, text.data, text.size, ids);
     return truncate_ids(ids, *all, max, how);
@@ -92,8 +92,8 @@ static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes tex
     return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
 }
 
-/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining. An empty text
- * is <|endoftext|> alone. */
+/* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining, before the
+ * suffix if there is one. Cutting leaves room for both. An empty text is at least <|endoftext|>. */
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
@@ -103,22 +103,36 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
         d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
     }
     const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
-    if (start + text.size + 2 > d->token_capacity) {
-        d->token_capacity = 2 * (start + text.size + 2);
+    const struct Usage *u = &tokenizer->usage;
+    const size_t most = start + text.size + 2 + u->suffix_count;
+    if (most > d->token_capacity) {
+        d->token_capacity = 2 * most;
         d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
     }
-    const int first = tokenizer->usage.begins || !text.size, room = w.max - first;
-    int *ids = d->tokens + start + first, n, all;
+    const int first = u->begins || !(text.size || u->suffix_count);
+    const int room = w.max - first - u->suffix_count;
+    int *ids = d->tokens + start + first, all;
     d->tokens[start] = tokenizer->eot;
-    if (w.pairs) n = encode_pair(ids, &all, tokenizer, text, room, w.truncate);
-    else {
-        all = tokenizer_encode(tokenizer, text.data, text.size, ids);
-        n = truncate_ids(ids, all, room, w.truncate);
-    }
+    int n = (w.pairs ? encode_pair : encode_one)(ids, &all, tokenizer, text, room, w.truncate);
     d->truncated += n < all;
+    for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
     d->longest = max_int(d->longest, first + n);
     d->labels[d->count++] = label;
     d->starts[d->count] = start + first + n;
+}
+
+/* Lets a suffix follow every text, such as ". it was"; NULL or "": none. What comes next is then an
+ * opinion, and the last state, which the head reads, prepares it. Dies unless max tokens leave one
+ * to the text. */
+static void set_suffix(struct Tokenizer *t, const char *suffix, int max)
+{
+    struct Usage *u = &t->usage;
+    const size_t length = suffix ? strlen(suffix) : 0;
+    u->suffix = resize(u->suffix, (length + 1) * sizeof *u->suffix);
+    u->suffix_count = length ? tokenizer_encode(t, suffix, length, u->suffix) : 0;
+    if (u->suffix_count && u->begins + u->suffix_count >= max)
+        die_usage("--suffix %s: has %s, which leave none of %d to a text. Choose a shorter one.",
+                  suffix, counted(u->suffix_count, "token"), max);
 }
 
 static int length_of(const struct Dataset *d, int example)
@@ -258,14 +272,15 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
+    const char *kept_format;            /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
 /* The options of a training. Section 9 has their meanings, section 8 what 0 or -1 becomes where a
  * default depends on --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *class_weights, *precision;
+    const char *model, *train, *val, *out, *tune, *truncate, *suffix;
+    const char *class_weights, *precision;
     struct Columns columns;
     int epochs, steps, patience, batch, max_tokens, threads;
     int64_t seed;
@@ -292,7 +307,7 @@ struct Task {
     real *probabilities;                        /* (val_count, K): of the last validation */
     int *confusion;                             /* (K, K) */
     const real *source;                         /* the pretrained weights, for --l2sp */
-    uint64_t source_hash, train_hash, val_hash; /* of them, and of the texts as tokens */
+    uint64_t source_hash, train_hash;           /* of them, and of all texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct Random order, masks;                 /* of the training examples; of dropout */
@@ -352,15 +367,13 @@ static void choose_weights(struct Task *t)
 }
 
 /* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
- * disk, none of which a quiet training has, and a file of the texts of an update that failed. */
+ * disk, none of which a quiet training has. */
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
-static void describe_weights(struct Metadata *meta, const struct Task *t,
-                             const struct TrainState *run, const char *which);
-__attribute__((noreturn)) static void die_not_finite(const struct Task *t, const int *list,
-                                                     int count, int64_t step);
+static void describe_weights(struct Metadata *meta, const struct TrainState *run,
+                             const char *which);
 
 /* --- One update --- */
 
@@ -477,7 +490,7 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
     }
     if (done) {
         memcpy(t->model.weights, run.averaged ? run.mean : best, bytes);
-        describe_weights(meta, t, &run, !run.averaged ? "best on validation"
+        describe_weights(meta, &run, !run.averaged ? "best on validation"
                          : brief("mean of the last %d updates", run.averaged));
     }
     if (done && run.step < s->steps && !t->quiet)
@@ -949,40 +962,22 @@ static double matthews(const int *confusion)
     return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
 }
 
-/* An example of two classes: the probability of class 1, and whether that is its label. */
-struct Ranked { real p; int positive; };
-
-/* The most probable first. */
-static int compare_ranked(const void *a, const void *b)
+/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold:
+ * the part of the pairs of a positive and a negative example in which the positive one is more
+ * probable; equal ones count half. It is the area under the ROC curve (Hanley and McNeil 1982), NaN
+ * if a class has no example. Halves add up without rounding.   p (N, 2)    truth (N) */
+static double area_under_curve(const real *p, const int *truth, int N)
 {
-    const real p = ((const struct Ranked *)a)->p, q = ((const struct Ranked *)b)->p;
-    return (p < q) - (p > q);
-}
-
-/* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold.
- * P and R are precision and recall if all examples with p >= t are called class 1:
- *   auc                 part of the pairs of a positive and a negative example in which the
- *                       positive one is more probable; equal ones count half. It is the area under
- *                       the ROC curve (Hanley and McNeil 1982).
- *   average_precision   sum of (R(t) - R(t before)) P(t), over every p as t, from the highest on
- * NaN if a class that they need has no example. p (N, 2)    truth (N) */
-static void rank_scores(double *auc, double *average_precision, const real *p, const int *truth,
-                        int N)
-{
-    struct Ranked *list = resize(NULL, N * sizeof *list);
-    double area = 0, precisions = 0, positive = 0;          /* positive examples with p > t */
-    for (int i = 0; i < N; i++) list[i] = (struct Ranked){p[2 * (size_t)i + 1], truth[i] == 1};
-    qsort(list, N, sizeof *list, compare_ranked);
-    for (int i = 0, end; i < N; i = end) {
-        double tied = list[i].positive;                     /* and those with p = t */
-        for (end = i + 1; end < N && list[end].p == list[i].p; end++) tied += list[end].positive;
-        area += (end - i - tied) * (positive + tied / 2);
-        positive += tied;
-        precisions += tied * positive / end;
-    }
-    *auc = area / (positive * (N - positive));
-    *average_precision = precisions / positive;
-    free(list);
+    double area = 0, pairs = 0;
+    #pragma omp parallel for schedule(dynamic, 64) reduction(+: area, pairs)
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N && truth[i] == 1; j++) {
+            const real positive = p[2 * (size_t)i + 1], negative = p[2 * (size_t)j + 1];
+            if (truth[j] == 1) continue;
+            pairs++;
+            area += positive > negative ? 1 : positive == negative ? 0.5 : 0;
+        }
+    return area / pairs;
 }
 
 /* --- Calibration, after any kind of training --- */
@@ -1022,9 +1017,8 @@ static void calibrate(struct Task *t, struct Metadata *meta)
     const struct Scores before = validate(t);
     const double T = fit_temperature(t->probabilities, t->truth, t->val_count, K);
     for (size_t i = 0; i < (size_t)K * C; i++) t->model.w.score_w[i] /= (real)T;
-    const struct Scores after = validate(t);
-    progress(true, "temperature %.3f: val loss %.4f, was %.4f; calibration error %.4f, was %.4f", T,
-             after.loss, before.loss, after.ece, before.ece);
+    progress(true, "temperature %.3f; before: val loss %.4f, calibration error %.4f", T,
+             before.loss, before.ece);
     metadata_set(meta, "temperature", "%.6f", T);
 }
 
@@ -1246,8 +1240,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
- * too: one that does not look so is refused. */
+ * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
+ * does the format, if they look like it. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1274,11 +1268,11 @@ struct Reader {
     const char *wanted[COLUMNS];        /* names "a|b|c" or a position; NULL: not wanted */
     int format;
     char separator;                     /* of columns; '\n': there is only one */
-    struct Bytes header;                /* the first line, if it has names */
+    struct Bytes header;                /* the first line, if it has names; size 0: it has not */
     struct Bytes *fields;               /* (count): of the record; width: how many the first has */
     int count, capacity, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
-    int empty, repeated, long_fields;   /* records left out; fields of many lines */
+    int empty, long_rows;               /* rows without content; of many lines */
     struct Faults faults;
 };
 
@@ -1317,15 +1311,18 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to a record and counts the lines: skips byte order marks, which are also left inside files
- * that were put together, and blank lines unless they keep their place. */
-static void skip_to_record(struct Reader *r, bool keep_blank)
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
+ * are also left inside files that were put together, blank lines unless they keep their place, and
+ * what is between the objects of an array. */
+static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
+        if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
         if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
+    return r->at < r->end;
 }
 
 static void add_field(struct Reader *r, struct Bytes field)
@@ -1342,7 +1339,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
 {
     const char *s = r->at + 1, *quote;
     struct Buffer b = {0};
-    int lines = 1;
     for (; (quote = memchr(s, '"', limit - s)); s = quote + 2) {
         append_bytes(&b, s, quote - s + (quote[1] == '"'));
         if (quote[1] != '"') break;
@@ -1350,10 +1346,6 @@ static bool read_quoted(struct Reader *r, struct Bytes *field, const char *limit
     const char *rest = quote ? quote + 1 : limit;
     rest += *rest == '\r' && (rest[1] == '\n' || rest + 1 == r->end);
     const bool good = quote && (rest == r->end || *rest == '\n' || *rest == r->separator);
-    for (size_t i = 0; i < b.size; i++) lines += b.data[i] == '\n';
-    if (good && lines > 20 && !r->long_fields++)
-        warn("%s:%d: a quoted field has %d lines. If a stray quote begins it, remove that.",
-             r->faults.path, r->faults.line, lines);
     *field = (struct Bytes){b.data, b.size};
     if (good) r->at = rest;
     else free(b.data);
@@ -1418,10 +1410,9 @@ static bool find_columns(struct Reader *r)
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
-        return bad(&r->faults, "no %scolumn is %s %s (there are: %s). --%s-column chooses one by "
-                   "its name or number%s", place < 0 ? "" : "other ", position ? "number" : "named",
-                   names, b.data, column_words[which],
-                   r->columns.texts_only ? "; --format lines reads lines" : "");
+        return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
+                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   column_words[which]);
     }
     return true;
 }
@@ -1429,7 +1420,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
+    const char *said = r->columns.header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1437,28 +1428,35 @@ static bool has_header(const struct Reader *r)
         usual |= find_name(r, usual_names[which]) == r->place[which];
     }
     if (!said || !strcmp(said, "auto")) return named || usual;
-    if (!strcmp(said, "yes")) return true;
-    if (named) die_usage("--header no: columns are numbered then, as --text-column 2.");
-    if (usual && !r->columns.header)
-        die("%s: has a header, but the training's file had none. Give --header yes.",
-            r->faults.path);
-    return false;
+    if (named && *said == 'n')
+        die_usage("--header no: columns are numbered then, as --text-column 2.");
+    return *said == 'y';
 }
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
 /* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
- * itself. A row without content keeps its place where texts alone are wanted. */
+ * itself. Left out are rows that repeat the header, from files that were put together, and those
+ * without content, which keep their place where texts alone are wanted. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
+    const struct Bytes line = take_line(&next, r->end), header = r->header;
     bool content = false;
-    take_line(&next, r->end);
+    int lines = 0;
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
         r->at = begin;
         split_row(r, r->end);
     }
+    if (header.size && line.size == header.size && !memcmp(line.data, header.data, line.size)) {
+        warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
+        return false;
+    }
+    for (const char *s = begin; s < r->at; s++) lines += *s == '\n';
+    if (lines > 20 && !r->long_rows++)
+        warn("%s:%d: a row has %d lines in quotes. If a stray quote begins it, remove that.",
+             r->faults.path, r->faults.line, lines);
     for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
     r->empty += !content;
     if (!content) return r->columns.texts_only;
@@ -1564,15 +1562,13 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    const int kept = format_number(c->kept_format);
+    int f = format_number(c->format);
+    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
-    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
-        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
-            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -1584,10 +1580,9 @@ static void begin_reading(struct Reader *r)
     struct Columns *c = &r->columns;
     const char *path = r->faults.path, *begin = r->at, *first;
     refuse_other_kinds(path, begin, r->end - begin);
-    skip_to_record(r, false);
-    first = r->at;
-    if (first == r->end)
+    if (!next_record(r, false))
         die("%s: the file is empty. It needs a header line and labelled texts.", path);
+    first = r->at;
     if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
             ">NEW", path, path);
@@ -1608,24 +1603,6 @@ static void begin_reading(struct Reader *r)
                  lines ? "each line is a text" : "it is data");
     r->at = lines ? begin : first;          /* blank lines at the beginning keep their place, too */
     if (lines) { r->counted = begin; r->faults.line = 1; }
-}
-
-/* Moves to the next record; false: there is none. A row that repeats the header is left from files
- * that were put together. Objects may be members of an array. */
-static bool next_record(struct Reader *r)
-{
-    for (;;) {
-        if (r->format == JSONL) r->at += strspn(r->at, "[,] \t\r\n");
-        skip_to_record(r, r->columns.texts_only);
-        const char *next = r->at;
-        if (r->at == r->end) return false;
-        const struct Bytes line = take_line(&next, r->end), header = r->header;
-        if (!header.size || line.size != header.size || memcmp(line.data, header.data, line.size))
-            return true;
-        if (!r->repeated++)
-            warn("%s:%d: repeats the header, left out.", r->faults.path, r->faults.line);
-        r->at = next;
-    }
 }
 
 /* Labels are printed and stored as names, so their bytes are those that messages show. */
@@ -1676,10 +1653,11 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
     struct Reader r = {.at = file.data, .end = file.data + file.size, .counted = file.data,
-                       .columns = columns, .place = {0, 1, -1}, .faults = {path, 1, 0, {0}}};
+                       .columns = columns, .format = LINES, .place = {0, 1, -1},
+                       .faults = {path, 1, 0, {0}}};
     struct Examples all = {.path = path};
     int capacity = 0, invalid = 0, empty = 0;
-    for (begin_reading(&r); next_record(&r); ) {
+    for (begin_reading(&r); next_record(&r, columns.texts_only); ) {
         if (all.count == capacity)
             all.items = resize(all.items, (capacity = 2 * capacity + 64) * sizeof *all.items);
         struct Example *e = &all.items[all.count];
@@ -1703,13 +1681,6 @@ static struct Examples read_examples(const char *path, struct Columns columns)
 
 /* --- Labels as classes --- */
 
-/* What stands for a text in a hash table, 63 bits: among a million texts, two have the same key
- * with a chance of 1 in 10 million. */
-static uint64_t text_key(struct Bytes text)
-{
-    return hash_bytes((const uint8_t *)text.data, text.size) >> 1;
-}
-
 static int compare_names(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -1722,64 +1693,52 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
- * combined with a mark, such as an accent, counts as one letter. */
-enum { MARKED = 0x7FFFFFFF };
-
-static int next_letter(const char **at)
+/* Whether a name in UTF-8 has what is not seen in print: a blank at an end, a space that does not
+ * break or has no width, or an accent that is a character of its own. */
+static bool hides_something(const char *name)
 {
-    int letter = 0;
-    for (uint32_t c = 0; **at; ) {
-        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
-        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
-                                                        || (c >= 0x200B && c <= 0x200D);
-        if (letter && !mark && !blank) break;
-        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
-        *at += n;
+    bool hidden = *name == ' ';
+    uint32_t c = 0;
+    for (int n; *name; name += n) {
+        n = utf8_decode((const unsigned char *)name, 4, &c);
+        hidden |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
+               || (c >= 0x300 && c < 0x370);
     }
-    return letter;
+    return hidden || c == ' ';
 }
 
-/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
- * any one character beyond ASCII. */
-static bool look_alike(const char *a, const char *b)
+/* The class of a label among K names, or -1. */
+static int find_class(char *const *names, int K, struct Bytes label)
 {
-    for (int x = 1; x; ) {
-        const int y = next_letter(&b);
-        x = next_letter(&a);
-        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
-    }
-    return true;
+    for (int k = 0; k < K; k++)
+        if (!strncmp(names[k], label.data, label.size) && !names[k][label.size]) return k;
+    return -1;
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that look alike. */
+ * is names[k]. Dies on a single class; notes those that may look like others. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
-    struct HashTable seen = hash_table(MAX_CLASSES);
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
     double x;
     int K = 0;
     for (int i = 0; i < e->count; i++) {
         const struct Bytes label = e->items[i].label;
-        if (hash_get(&seen, text_key(label)) >= 0) continue;
+        if (find_class(names, K, label) >= 0) continue;
         if (K == MAX_CLASSES)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
-        hash_put(&seen, text_key(label), K);
         names[K++] = text_of("%.*s", (int)label.size, label.data);
         numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
     }
-    hash_free(&seen);
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < k; j++)
-            if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
-                     "composed accents.", e->path, names[j], names[k]);
+        if (hides_something(names[k]))
+            warn("%s: the label \"%s\" may look alike to another: it has a blank at an end, or a "
+                 "space or an accent that is not seen.", e->path, names[k]);
     *classes = K;
     return names;
 }
@@ -1798,18 +1757,14 @@ static char *joined(char *const *names, int n)
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
-    struct HashTable classes = hash_table(K);
     struct Faults faults = {.path = e->path};
-    for (int k = 0; k < K; k++)
-        hash_put(&classes, text_key((struct Bytes){names[k], strlen(names[k])}), k);
     for (const struct Example *x = e->items; x < e->items + e->count; x++) {
-        const int k = hash_get(&classes, text_key(x->label));
+        const int k = find_class(names, K, x->label);
         faults.line = x->line;
         if (k >= 0) add_text(d, tokenizer, x->text, k, w);
         else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
     }
     if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
-    hash_free(&classes);
 }
 
 /* ============================================================================================= */
@@ -1827,28 +1782,26 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
                          const char *where)
 {
     const int all = train->count, aside = val->count;
-    int repeated = 0, other = 0;
-    struct HashTable labels = hash_table(aside + all);      /* from texts to hashes of labels */
+    int repeated = 0;
+    struct HashTable seen = hash_table(aside + all);
     for (int i = 0; i < aside + all; i++) {
         const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
         const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
-        const int label = (int)(checksum(x.label.data, x.label.size) >> 33);
-        const int known = hash_get(&labels, text);
-        if (known < 0) hash_put(&labels, text, label);
+        const bool known = hash_get(&seen, text) >= 0;
+        if (!known) hash_put(&seen, text, i);
         if (i < aside) continue;
         if (leave_out) train->items[i - aside - repeated] = x;
-        repeated += known >= 0;
-        other += known >= 0 && known != label;
+        repeated += known;
     }
-    hash_free(&labels);
+    hash_free(&seen);
     if (leave_out) train->count = all - repeated;
     if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     if (repeated && leave_out)
         progress(true, "left out: %d of %d texts of %s were repeated or in %s; %d are left",
                  repeated, all, train->path, where, train->count);
     else if (repeated)
-        warn("%s: %d of %d texts are repeated or in %s, %d with another label, so scores may "
-             "flatter. --dedupe drops them.", train->path, repeated, all, where, other);
+        warn("%s: %d of %d texts are repeated or in %s, so scores may flatter. --dedupe drops "
+             "them.", train->path, repeated, all, where);
 }
 
 /* Splits N examples into training and validation, class by class: a part of each class is set
@@ -1871,13 +1824,13 @@ static int split_stratified(int *list, const int *labels, int N, int classes, do
     return train;
 }
 
-/* A hash of the examples from .. to - 1, as tokens and labels. */
-static uint64_t hash_texts(const struct Dataset *d, int from, int to)
+/* A hash of all examples, as tokens and labels, the first `train` of which are from --train. */
+static uint64_t hash_texts(const struct Dataset *d, int train)
 {
-    const size_t n = to - from, *starts = d->starts + from;
-    return mix64(checksum(d->tokens + starts[0], (starts[n] - starts[0]) * sizeof *d->tokens)
-                 ^ mix64(checksum(starts, (n + 1) * sizeof *starts)
-                         ^ checksum(d->labels + from, n * sizeof *d->labels)));
+    const size_t n = d->count;
+    return mix64(checksum(d->tokens, d->starts[n] * sizeof *d->tokens)
+                 ^ mix64(checksum(d->starts, (n + 1) * sizeof *d->starts)
+                         ^ mix64(checksum(d->labels, n * sizeof *d->labels) ^ train)));
 }
 
 /* The texts of t->train from train_count on, up to `all`, are for validation. */
@@ -1911,8 +1864,7 @@ static char **load_data(struct Task *t, int *classes)
     take_validation(t, all);
     if (!t->val_count)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
-    t->train_hash = hash_texts(&t->data, 0, train.count);
-    t->val_hash = hash_texts(&t->data, train.count, all);
+    t->train_hash = hash_texts(&t->data, train.count);
     free(train.items);
     free(val.items);
     return names;
@@ -2062,7 +2014,7 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
     tokenizer_describe(meta, t->tokenizer);
     const char *const inputs[][2] = {{"model_hash", hash_text(t->source_hash)},
                                      {"train_hash", hash_text(t->train_hash)},
-                                     {"val_hash", hash_text(t->val_hash)}, {"labels", labels.data}};
+                                     {"labels", labels.data}};
     for (int i = 0; i < COUNT(inputs); i++) {
         const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
         if (t->old.count && (!was || strcmp(was, now)))
@@ -2099,10 +2051,9 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     commit_outputs();
 }
 
-static void describe_weights(struct Metadata *meta, const struct Task *t,
-                             const struct TrainState *run, const char *which)
+static void describe_weights(struct Metadata *meta, const struct TrainState *run,
+                             const char *which)
 {
-    metadata_set(meta, "best_epoch", "%d", epoch_of(t, run->best_step));
     metadata_set(meta, "best_step", "%d", run->best_step);
     metadata_set(meta, "weights", "%s", which);
 }
@@ -2110,7 +2061,7 @@ static void describe_weights(struct Metadata *meta, const struct Task *t,
 static void save_best(struct Task *t, const struct TrainState *run)
 {
     struct Metadata meta = {0};
-    describe_weights(&meta, t, run, "best on validation so far");
+    describe_weights(&meta, run, "best on validation so far");
     save_classifier(t, run->best, &meta, run->best_scores);
     metadata_free(&meta);
 }
@@ -2246,6 +2197,8 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("max-tokens", "of a text; 0: the model's context", INTEGER, &s->max_tokens, 0, 1e6),
         SETTING("truncate", "what is read of a longer text; both: not in Hugging Face's tokenizers",
                 CHOICE, &s->truncate, .choices = "head|tail|both"),
+        SETTING("suffix", "follows every text, whatever is cut, such as \". it was\"", TEXT,
+                &s->suffix),
         COLUMN_OPTIONS(s->columns),
         SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
@@ -2326,6 +2279,11 @@ static void load_base(struct Task *t, struct Model *base)
         die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
                   base->config.layers);
     t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
+    set_suffix(t->tokenizer, s->suffix, s->max_tokens);
+    if (s->suffix && !t->tokenizer->usage.begins)
+        warn("--suffix: %s does not let texts begin with %s, so their first words are read as if "
+             "they had none before them, and an empty text is the suffix alone.", s->model,
+             END_OF_TEXT);
     metadata_free(&meta);
 }
 
@@ -2350,61 +2308,37 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    columns->kept_header = metadata_get(&meta, "data.header");
+    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
     const char *truncate = metadata_get(&meta, "tune.truncate");
-    const int context = c->model.config.context, longest = c->tokenizer->usage.max_length;
-    c->window = (struct Window){longest && longest < context ? longest : context,
-                                truncate ? truncate
-                                : c->tokenizer->usage.keeps_tail ? "tail" : "head",
+    const struct Usage *u = &c->tokenizer->usage;
+    const int context = c->model.config.context;
+    c->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
+                                truncate ? truncate : u->keeps_tail ? "tail" : "head",
                                 columns->names[PAIRS] != NULL};
+    if (u->suffix_count && u->begins + u->suffix_count >= c->window.max)
+        die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
+            "right one there.", dir, counted(u->suffix_count, "token"), c->window.max);
     runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
 }
 
-/* Loads the saved classifier as a user will, and dies unless it predicts the same bits. */
-static void check_reloaded(struct Task *t)
+/* Warns if always predicting the commonest label of the N texts would do as well. */
+static void warn_of_failure(struct Scores s, int N)
 {
-    const size_t bytes = (size_t)t->val_count * t->model.config.labels * sizeof(real);
-    struct Classifier c = {0};
-    real *again = resize(NULL, bytes);
-    load_classifier(&c, t->set.out);
-    run_examples(&c.runner, again, NULL, &t->data, t->val, t->val_count, "reloaded");
-    if (memcmp(again, t->probabilities, bytes))
-        die("%s: the saved model predicts otherwise than the trained one. Do not trust its disk.",
-            t->set.out);
-    printf("reloaded %s: the predictions on %s for validation are the same to the bit\n",
-           t->set.out, counted(t->val_count, "text"));
-    runner_free(&c.runner);
-    model_free(&c.model);
-    free(again);
-}
-
-/* Whether all N texts have one label, of which it warns: then most scores mean nothing. */
-static bool one_label(double majority, int N)
-{
-    if (majority == 1)
+    if (s.majority == 1)
         warn("all %d texts have the same label: one class cannot tell how well classes are told "
              "apart. Give texts of every label.", N);
-    return majority == 1;
+    else if (s.accuracy <= s.majority)
+        warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
+             "(%.4f): nothing was learnt, or so few texts cannot tell it. Try another --tune, "
+             "another --lr or more labels.", s.accuracy, N, s.majority);
 }
 
-/* Warns if always predicting the commonest label of the N validation texts would do as well. */
-static void warn_of_failure(double accuracy, double majority, int N)
-{
-    double low, high;
-    wilson_interval(&low, &high, accuracy, N);
-    if (one_label(majority, N) || accuracy > majority) return;
-    warn("validation accuracy %.4f is no better than always the commonest label (%.4f): %s",
-         accuracy, majority, high < majority
-         ? "nothing was learnt. Try another --tune, another --lr or more labels."
-         : brief("%d texts cannot tell what was learnt. eval on others.", N));
-}
-
-/* All that `train` does, from the pretrained model to the classifier in --out, unless it has ended.
- * Returns the exit status. */
-static int train(struct Task *t, bool ended)
+/* All that `train` does, from the pretrained model to the classifier in --out. Returns the exit
+ * status. */
+static int train(struct Task *t)
 {
     struct Settings *s = &t->set;
     struct Model base;
@@ -2419,10 +2353,6 @@ static int train(struct Task *t, bool ended)
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
-    if (ended) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
     real *best = prepare(t);
     if (s->kind == PROBE) {
         open_log(t, probe_header, NULL);
@@ -2434,12 +2364,11 @@ static int train(struct Task *t, bool ended)
     }
     if (s->calibrate) calibrate(t, &meta);
     const struct Scores val = validate(t);
-    warn_of_failure(val.accuracy, val.majority, t->val_count);
+    warn_of_failure(val, t->val_count);
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
     printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
            val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
-    check_reloaded(t);
     task_free(t);
     model_free(&base);
     return 0;
@@ -2457,12 +2386,15 @@ static int command_train(int argc, char **argv)
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
     begin_training();
-    const bool ended = open_run(&t, "tune");
+    if (open_run(&t, "tune")) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
     parse_tune("--tune", "", s);            /* as the run that goes on has it */
     warn_idle(t.options);
     set_threads(s->threads);
     set_precision(s->precision);
-    return train(&t, ended);
+    return train(&t);
 }
 
 /* --- eval and predict --- */
@@ -2471,15 +2403,14 @@ static int command_train(int argc, char **argv)
 static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
 {
     const struct Scores s = score(confusion, p, truth, loss, N, K);
-    double low, high, auc, average_precision;
+    double low, high;
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
            s.ece, N, s.majority);
-    if (one_label(s.majority, N) || K != 2) return;
-    rank_scores(&auc, &average_precision, p, truth, N);
-    printf("auc %.6f\nmcc %.6f\naverage_precision %.6f\n", auc, matthews(confusion),
-           average_precision);
+    warn_of_failure(s, N);
+    if (K == 2 && s.majority < 1)
+        printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N), matthews(confusion));
 }
 
 /* A line for each class, its name last:
@@ -2552,7 +2483,6 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
         b.size = 0;
     }
     free(b.data);
-    output_finish(o);
     commit_outputs();
 }
 
@@ -2703,10 +2633,7 @@ static int command_predict(int argc, char **argv)
         predict_texts(&c, e.items, e.count);
     } else if (!count) predict_stream(&c);
     for (int i = 0; i < count; i++) {
-        struct stat status;
         const struct Example text = {.text = {argv[i], strlen(argv[i])}};
-        if (!stat(argv[i], &status) && S_ISREG(status.st_mode))
-            warn("%s: is taken as a text, but is a file, too. --data reads it.", argv[i]);
         predict_texts(&c, &text, 1);
     }
     return 0;
@@ -2725,6 +2652,7 @@ struct Method {
     const char *name;
     void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
     struct Settings set;                                            /* with these options */
+    struct Dataset texts;                                           /* with its suffix */
 };
 
 /* One training and its result. */
@@ -2778,17 +2706,23 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
 /* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
- * they change its gradient steps; so does class-weights, whose value can only be auto. */
+ * they change its gradient steps; so do class-weights, whose value can only be auto, and the
+ * suffix, which may be empty. */
 static void set_method_option(struct Option *rows, const char *method, char *option)
 {
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
-    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe");
-    if (!(value && of_steps) && strcmp(option, "class-weights"))
+    const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe"),
+               suffix = !strcmp(option, "suffix");
+    if (!(value && (of_steps || suffix)) && strcmp(option, "class-weights"))
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
-                  "of train for gradient steps, such as lr:X and l2sp:X, and class-weights.",
-                  method, option);
+                  "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT and "
+                  "class-weights.", method, option);
+    if (suffix && strpbrk(value, "\t\r\n"))
+        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give the "
+                  "suffix as --suffix.", method);
+    row->may_be_empty = suffix;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
 }
@@ -2832,6 +2766,25 @@ static void parse_methods(struct Compare *c)
 
 /* --- Texts, budgets, subsets --- */
 
+static const char *suffix_of(const struct Method *m) { return m->set.suffix ? m->set.suffix : ""; }
+
+/* The texts as tokens. Methods with the same suffix share them. */
+static void encode_texts(struct Compare *c, const struct Examples *train,
+                         const struct Examples *test)
+{
+    struct Task *t = &c->task;
+    for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
+        const struct Method *same = c->methods;
+        while (strcmp(suffix_of(same), suffix_of(m))) same++;
+        m->texts = same->texts;
+        if (same < m) continue;
+        set_suffix(t->tokenizer, m->set.suffix, t->set.max_tokens);
+        add_examples(&m->texts, t->tokenizer, train, c->names, c->classes, t->window);
+        add_examples(&m->texts, t->tokenizer, test, c->names, c->classes, t->window);
+    }
+    t->data = c->methods[0].texts;      /* for what all have in common, the labels */
+}
+
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
  * of --train is the test. */
 static void load_texts(struct Compare *c)
@@ -2842,8 +2795,7 @@ static void load_texts(struct Compare *c)
     if (c->test) test = read_examples(c->test, s->columns);
     find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    add_examples(&t->data, t->tokenizer, &train, c->names, c->classes, t->window);
-    add_examples(&t->data, t->tokenizer, &test, c->names, c->classes, t->window);
+    encode_texts(c, &train, &test);
 
     const int all = t->data.count, n = train.count;
     struct Bytes *texts = resize(NULL, all * sizeof *texts);
@@ -2987,6 +2939,7 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     struct Task t = c->task;
     struct Metadata meta = {0};
     t.set = c->methods[cell->method].set;
+    t.data = c->methods[cell->method].texts;
     t.set.seed = cell->seed;
     t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
@@ -3039,7 +2992,7 @@ static void save_cell(struct Compare *c, const struct Cell *cell)
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
                 cell->distance, cell->lm_loss, cell->right);
-    journal_flush(&c->journal, true);
+    journal_flush(&c->journal);
 }
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
@@ -3409,7 +3362,7 @@ static int command_compare(int argc, char **argv)
          &c.time_limit, 0, 1e9},
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns),
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -3508,7 +3461,8 @@ static int command_layers(int argc, char **argv)
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
         tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        COLUMN_OPTIONS(s->columns), tune_option(s, "seed"), THREADS_OPTION(&s->threads), {0}};
+        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns), tune_option(s, "seed"),
+        THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),

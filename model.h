@@ -29,11 +29,11 @@
  *       |
  *    ln_f -> hidden (N, C)                                          2 C                1,536
  *       |----> logits (N, V) = hidden wte^T            the language model's head, tied to wte: 0
- *       '----> scores (S, K) = last hidden score^T     a classifier's: K C
+ *       '----> scores (B, K) = last hidden score^T     a classifier's: K C
  *                                                        in all, with 12 blocks  124,439,808
  *
  * Letters: T context length, C channels, H heads, D = C / H, V vocabulary, L layers,
- * N rows (one row is one token), S sequences in a batch, K classes, OC output channels. x is an
+ * N rows (one row is one token), B sequences in a batch, K classes, OC output channels. x is an
  * input, y an output, dx = dLoss/dx. test/reference.h has each layer as plain loops, named plain_
  * and the layer; `make lesson` prints every number of a small model on its way through them, and
  * how closely the functions of this file agree. The matrix w of a linear layer is (C, OC), as at
@@ -85,7 +85,7 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 /* ============================================================================================= */
 
 /* A batch is N rows, one for each token, and a list of sequences: sequence s is the rows
- * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[S] = N. Sequences may differ in length,
+ * starts[s] .. starts[s+1]-1, so starts[0] = 0 and starts[B] = N. Sequences may differ in length,
  * and there is no padding. Only positions and attention depend on where sequences begin.
  *
  * The backward function of a layer comes after its forward function and applies the chain rule.
@@ -93,9 +93,9 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
  * So are those of the residual stream, which feeds a LayerNorm and also the next +, and of hidden,
  * which may feed two heads. Every other gradient has one source and is set (=). */
 struct Batch {
-    int rows, sequences;        /* N, S */
+    int rows, sequences;        /* N, B */
     const int *tokens;          /* (N) */
-    const int *starts;          /* (S + 1) */
+    const int *starts;          /* (B + 1) */
 };
 
 /* --- Embedding; plain twin: plain_embedding --- */
@@ -211,26 +211,27 @@ static inline struct Matrix matrix(const real *at, size_t columns)      /* row-m
 {
     return (struct Matrix){at, columns, 1};
 }
-static inline struct Matrix transposed(struct Matrix m)
+static inline struct Matrix transposed(struct Matrix a)
 {
-    return (struct Matrix){m.at, m.column, m.row};
+    return (struct Matrix){a.at, a.column, a.row};
 }
 
-/* c (M, N) = from (M, N) + bias (N) + a (M, K) b (K, N). from and bias may be NULL, from may be c.
- * A row of c has the same bits for any M and any number of threads. Section 8 has gemm and gemv. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+/* c (M, N) = start (M, N) + bias (N) + a (M, K) b (K, N). start and bias may be NULL, start may be
+ * c. M rows, N columns and K terms are BLAS's letters; they mean this in matrix products alone. A
+ * row of c has the same bits for any M and any number of threads. Section 8 has gemm and gemv. */
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, const real *bias,
                  int M, int N, int K);
 
 /* The same for one row x (K), faster; the sums are added in another order than gemm's. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K);
 
-/* y = from + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
- * from (N, OC): the residual stream that y adds to, or NULL for 0. */
-static void linear_forward(real *y, const real *from, const real *x, const real *w, const real *b,
-                           int N, int C, int OC)
+/* y = residual + x w + b.   x (N, C)   w (C, OC)   b (OC)   y (N, OC)
+ * residual (N, OC): the residual stream that y adds to, or NULL for 0. */
+static void linear_forward(real *y, const real *residual, const real *x, const real *w,
+                           const real *b, int N, int C, int OC)
 {
-    gemm(y, matrix(x, C), matrix(w, OC), from, b, N, OC, C);
+    gemm(y, matrix(x, C), matrix(w, OC), residual, b, N, OC, C);
 }
 
 /* dx = dy w^T */
@@ -297,24 +298,17 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
 /* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
 
 /* No mask is stored: each of its factors is a function of a key and of the number of the value, so
- * that the backward pass computes the same mask again. p = 0: no dropout. key names a pass; each
- * place of each layer (-1: the embedding) derives the key of its own mask from it. */
+ * that the backward pass computes the same mask again. p = 0: no dropout. The key of a pass gives
+ * each place of each layer (-1: the embedding) a key of its own. */
 struct Dropout { double p; uint64_t key; };
 enum { AT_EMBEDDING, AT_ATTENTION, AT_ATTENTION_PROJECTION, AT_MLP_PROJECTION, DROPOUT_PLACES };
 
-struct Mask {
-    uint32_t key;
-    uint32_t threshold;         /* p in units of 2^-32; 0: everything is kept */
-    real scale;                 /* 1 / (1 - p): the expected value stays what it was */
-};
-
 static uint64_t mix64(uint64_t x);              /* a hash, which looks random (section 6) */
 
-static struct Mask mask_of(struct Dropout d, int layer, int place)
+static struct Dropout dropout_at(struct Dropout pass, int layer, int place)
 {
     const uint64_t number = (uint64_t)layer * DROPOUT_PLACES + place + 1;
-    return (struct Mask){(uint32_t)mix64(d.key + mix64(number)), (uint32_t)(d.p * 4294967295.0),
-                         (real)(1 / (1 - d.p))};
+    return (struct Dropout){pass.p, mix64(pass.key + mix64(number))};
 }
 
 /* A hash of 32 bits (Wellons, "Prospecting for Hash Functions", 2018), which vectorises. */
@@ -325,19 +319,21 @@ static inline uint32_t mix32(uint32_t x)
     return x ^ x >> 16;
 }
 
-/* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p). */
-static inline real mask_factor(struct Mask m, uint32_t index)
+/* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p), so that the expected
+ * value stays what it was. */
+static inline real mask_factor(struct Dropout d, uint32_t index)
 {
-    return mix32(mix32(index) ^ m.key) >= m.threshold ? m.scale : 0;
+    const uint32_t bits = mix32(mix32(index) ^ (uint32_t)d.key);
+    return bits >= (uint32_t)(d.p * 4294967295.0) ? (real)(1 / (1 - d.p)) : 0;
 }
 
-/* y = from + mask x, for n values; from may be NULL. The backward pass is dx = mask dy, so it calls
- * the same function. */
-static void dropout(real *y, const real *from, const real *x, size_t n, struct Mask mask)
+/* y = residual + mask x, for n values; residual may be NULL. The backward pass is dx = mask dy, so
+ * it calls the same function. */
+static void dropout(real *y, const real *residual, const real *x, size_t n, struct Dropout d)
 {
-    #pragma omp parallel for simd schedule(static) firstprivate(mask)
+    #pragma omp parallel for simd schedule(static) firstprivate(d)
     for (size_t i = 0; i < n; i++)
-        y[i] = (from ? from[i] : 0) + x[i] * mask_factor(mask, (uint32_t)i);
+        y[i] = (residual ? residual[i] : 0) + x[i] * mask_factor(d, (uint32_t)i);
 }
 
 /* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
@@ -417,25 +413,18 @@ static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H
 }
 
 /* Attention of all N rows of a batch, as attention_row computes it for each, but in blocks of rows,
- * whose scores are matrix products (section 9). With dropout, P is multiplied by a mask before it
- * is multiplied by v. */
-struct Attention {
-    const struct Batch *batch;
-    int C, H;
-    struct Mask mask;           /* dropout's, of P */
-    real *scratch;              /* (threads, scratch_size) */
-    size_t scratch_size;        /* attention_scratch() */
-};
-
-/* y (N, C)   lse (N, H): stored for the backward pass   qkv (N, 3C) */
-static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t);
+ * whose scores are matrix products (section 9). Dropout multiplies P by a mask before the weighted
+ * sum.   y (N, C)   lse (N, H): stored for the backward pass   qkv (N, 3C) */
+static void attention_forward(real *y, real *lse, const real *qkv, const struct Batch *batch, int C,
+                              int H, struct Dropout d);
 
 /* With dP = dy v^T and delta_i = sum_j P_ij dP_ij, without dropout:
  *   dv = P^T dy    dS_ij = P_ij (dP_ij - delta_i)    dq = dS k / sqrt(D)    dk = dS^T q / sqrt(D)
  * dqkv (N, 3C) is set. P is computed again from lse, as in FlashAttention (Dao et al. 2022). These
  * equations as plain loops: plain_attention_backward in test/reference.h. */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                               const real *lse, const struct Attention *t);
+                               const real *lse, const struct Batch *batch, int C, int H,
+                               struct Dropout d);
 
 /* --- The time of a layer, for --profile: not a part of GPT-2 --- */
 
@@ -508,7 +497,7 @@ struct Model {
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
-    double *partial_sums;       /* (parameter_count / SUM_CHUNK + 1): of grad_norm */
+    double *partial_sums;       /* (chunks): of grad_norm, at most SUM_CHUNK values in each */
 };
 
 /* The list as it grows; tensors may be NULL. base: where the values lie, or NULL. */
@@ -592,7 +581,7 @@ struct Workspace {
     int max_rows;                       /* the largest N */
     struct Activations *activations;    /* (L + 1); of the last one only x: the input of ln_f */
     struct Dropout dropout;             /* of the last forward pass: backward has the same masks */
-    real *ln, *gelu, *masked;   /* (N, C) (N, 4C) (N, C): scratch within a block */
+    real *ln, *gelu;            /* (N, C) (N, 4C): scratch within a block */
     real *meanf, *rstdf;        /* (N) (N): of ln_f */
     real *hidden, *dhidden;     /* (N, C) each: output of the trunk; its gradient, from the heads */
     real *dx;                   /* (N, C): gradient of the residual stream */
@@ -600,31 +589,17 @@ struct Workspace {
     real *logits, *losses;      /* (chunk, V) (N) */
     int chunk;                  /* rows of logits that exist at a time */
     real *scores;               /* (H, T): of attention_row */
-    real *attention_scratch;    /* (threads, attention_size) */
-    size_t attention_size;
     void *memory;               /* of all arrays above */
     size_t bytes;
 };
 
 /* y = x + mask (a w + b): a (N, in) is projected into the residual stream x (N, C). Since a block
- * adds to x instead of replacing it, the + hands the gradient on to every earlier block. scratch
- * (N, C) is for the product without its mask. */
+ * adds to x instead of replacing it, the + hands the gradient on to every earlier block. */
 static void residual_forward(real *y, const real *x, const real *a, const real *w, const real *b,
-                             int N, int in, int C, struct Mask mask, real *scratch)
+                             int N, int in, int C, struct Dropout d)
 {
-    if (!mask.threshold) linear_forward(y, x, a, w, b, N, in, C);
-    else {
-        linear_forward(scratch, NULL, a, w, b, N, in, C);
-        dropout(y, x, scratch, (size_t)N * C, mask);
-    }
-}
-
-static struct Attention attention_of(const struct Workspace *ws, const struct Batch *batch,
-                                     const struct Config *c, int layer)
-{
-    return (struct Attention){batch, c->channels, c->heads,
-                              mask_of(ws->dropout, layer, AT_ATTENTION), ws->attention_scratch,
-                              ws->attention_size};
+    linear_forward(y, d.p > 0 ? NULL : x, a, w, b, N, in, C);
+    if (d.p > 0) dropout(y, x, y, (size_t)N * C, d);
 }
 
 /* One block, with weights W1 to W4 and biases b1 to b4 (and dropout on both added terms):
@@ -635,21 +610,19 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
                           int layer)
 {
     const int N = batch->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, batch, c, layer);
-    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
-                      mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
     layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
     linear_forward(a->qkv, NULL, ws->ln, b->qkv_w, b->qkv_b, N, C, 3 * C);
-    attention_forward(a->att, a->lse, a->qkv, &attention);
-    residual_forward(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, N, C, C, mask1,
-                     ws->masked);
+    attention_forward(a->att, a->lse, a->qkv, batch, C, c->heads,
+                      dropout_at(ws->dropout, layer, AT_ATTENTION));
+    residual_forward(a->x2, a->x, a->att, b->attn_proj_w, b->attn_proj_b, N, C, C,
+                     dropout_at(ws->dropout, layer, AT_ATTENTION_PROJECTION));
 
     layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
     linear_forward(a->fc, NULL, ws->ln, b->fc_w, b->fc_b, N, C, 4 * C);
     gelu_forward(ws->gelu, a->fc, (size_t)N * 4 * C);
-    residual_forward(out, a->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, N, 4 * C, C, mask2,
-                     ws->masked);
+    residual_forward(out, a->x2, ws->gelu, b->mlp_proj_w, b->mlp_proj_b, N, 4 * C, C,
+                     dropout_at(ws->dropout, layer, AT_MLP_PROJECTION));
 }
 
 /* A batch through blocks from .. to - 1, so that a frozen part can be computed once. from = 0
@@ -669,7 +642,7 @@ static const real *blocks_forward(const struct Model *model, struct Workspace *w
     lap(REST, FORWARD);
     if (from == 0) embedding_forward(a[0].x, batch, w->wte, w->wpe, C);
     if (from == 0 && p > 0)
-        dropout(a[0].x, NULL, a[0].x, (size_t)N * C, mask_of(ws->dropout, -1, AT_EMBEDDING));
+        dropout(a[0].x, NULL, a[0].x, (size_t)N * C, dropout_at(ws->dropout, -1, AT_EMBEDDING));
     for (int l = from; l < to; l++)
         block_forward(a[l + 1].x, &w->blocks[l], &a[l], ws, batch, c, l);
     if (to < c->layers) return a[to].x;
@@ -723,13 +696,13 @@ static const real *trunk_next(const struct Model *model, struct Workspace *ws, i
 
 /* --- Backward: the same lines in reverse --- */
 
-/* The gradient at the input of a dropout, from dx (N, C) at its output: mask dx in scratch, or dx
- * itself if there is no dropout. */
-static const real *dropout_backward(real *scratch, const real *dx, int N, int C, struct Mask mask)
+/* The gradient at the input of a dropout, from ws->dx (N, C) at its output: mask dx, in ws->ln, or
+ * dx itself if there is no dropout. */
+static const real *dropout_backward(struct Workspace *ws, int N, int C, int layer, int place)
 {
-    if (!mask.threshold) return dx;
-    dropout(scratch, NULL, dx, (size_t)N * C, mask);
-    return scratch;
+    if (ws->dropout.p == 0) return ws->dx;
+    dropout(ws->ln, NULL, ws->dx, (size_t)N * C, dropout_at(ws->dropout, layer, place));
+    return ws->ln;
 }
 
 /* ws->dx: from the gradient at the output of the block to that at its input, in place. The + of
@@ -740,11 +713,8 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
                            const struct Config *c, int layer)
 {
     const int N = batch->rows, C = c->channels;
-    const struct Attention attention = attention_of(ws, batch, c, layer);
-    const struct Mask mask1 = mask_of(ws->dropout, layer, AT_ATTENTION_PROJECTION),
-                      mask2 = mask_of(ws->dropout, layer, AT_MLP_PROJECTION);
 
-    const real *dproj = dropout_backward(ws->masked, ws->dx, N, C, mask2);
+    const real *dproj = dropout_backward(ws, N, C, layer, AT_MLP_PROJECTION);
     linear_backward_input(ws->dfc, dproj, b->mlp_proj_w, N, 4 * C, C);
     gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
@@ -753,10 +723,11 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
 
-    dproj = dropout_backward(ws->masked, ws->dx, N, C, mask1);
+    dproj = dropout_backward(ws, N, C, layer, AT_ATTENTION_PROJECTION);
     linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
                     C, C);
-    attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, &attention);
+    attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, batch, C, c->heads,
+                       dropout_at(ws->dropout, layer, AT_ATTENTION));
     layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
     linear_backward(ws->dbranch, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dbranch, a->x, b->ln1_w, a->mean1, a->rstd1,
@@ -776,9 +747,8 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
         block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->activations[l], ws, batch,
                        c, l);
     if (model->first_layer > 0) return;
-    const struct Mask mask = mask_of(ws->dropout, -1, AT_EMBEDDING);
-    const real *dx = dropout_backward(ws->masked, ws->dx, N, C, mask);
-    embedding_backward(model->dw.wte, model->dw.wpe, dx, batch, C);
+    embedding_backward(model->dw.wte, model->dw.wpe,
+                       dropout_backward(ws, N, C, -1, AT_EMBEDDING), batch, C);
 }
 
 /* ============================================================================================= */
@@ -853,10 +823,10 @@ static void lm_logits(real *logits, const struct Model *model, const real *hidde
 
 /* The classifier's head, after trunk_forward. The class of a sequence is read at its last row, the
  * only one that has read all others.
- *   scores (S, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
+ *   scores (B, K) = hidden[last] score_w^T      loss_s = -class_weights[label_s] log p_s(label_s)
  *   dscore_sk = scale class_weights[label_s] (p_sk - onehot(label_s)_k)
- * labels (S), negative: no loss, or NULL: none at all. class_weights (K), or NULL: all 1.
- * probabilities (S, K), or NULL. Returns the sum of losses; scale as in lm_head. */
+ * labels (B), negative: no loss, or NULL: none at all. class_weights (K), or NULL: all 1.
+ * probabilities (B, K), or NULL. Returns the sum of losses; scale as in lm_head. */
 static double class_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
                          const int *labels, const real *class_weights, real scale,
                          real *probabilities)
@@ -951,10 +921,10 @@ static void proximal_step(struct Model *model, const real *source, double lr, do
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
         real *w = model->weights + t->offset;
-        const real *from = source + t->offset, keep = (real)(1 / (1 + lr * t->lr_scale * lambda));
+        const real *origin = source + t->offset, keep = (real)(1 / (1 + lr * t->lr_scale * lambda));
         if (t->lr_scale == 0 || !strcmp(t->name, "score.weight")) continue;
         #pragma omp for simd schedule(static) nowait
-        for (size_t k = 0; k < t->size; k++) w[k] = from[k] + keep * (w[k] - from[k]);
+        for (size_t k = 0; k < t->size; k++) w[k] = origin[k] + keep * (w[k] - origin[k]);
     }
 }
 
@@ -977,28 +947,37 @@ static double learning_rate(const char *schedule, int64_t step, int64_t steps, i
 
 enum { SUM_CHUNK = 1 << 14 };
 
-/* sqrt(sum of g^2) over the gradients of all weights that learn; NaN and infinity come through.
- * Threads share out chunks of a tensor, whose sums are then added in their order: so the norm has
- * the same bits for any number of threads. */
-static double grad_norm(const struct Model *model)
+/* The sums of g^2 over chunks of the gradients of all weights that learn, into partial_sums in the
+ * order of the list. Returns their number. */
+static int square_sums(const struct Model *model)
 {
-    double total = 0;
+    int count = 0;
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
         const real *g = model->grads + t->offset;
-        const size_t chunks = (t->size + SUM_CHUNK - 1) / SUM_CHUNK;
+        const int chunks = (int)((t->size + SUM_CHUNK - 1) / SUM_CHUNK);
         if (t->lr_scale == 0) continue;
         #pragma omp parallel for schedule(static) if(chunks > 1)
-        for (size_t chunk = 0; chunk < chunks; chunk++) {
-            const size_t begin = chunk * SUM_CHUNK,
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            const size_t begin = (size_t)chunk * SUM_CHUNK,
                          end = begin + SUM_CHUNK < t->size ? begin + SUM_CHUNK : t->size;
             real sum = 0;
             #pragma omp simd reduction(+: sum)
             for (size_t k = begin; k < end; k++) sum += g[k] * g[k];
-            model->partial_sums[chunk] = sum;
+            model->partial_sums[count + chunk] = sum;
         }
-        for (size_t chunk = 0; chunk < chunks; chunk++) total += model->partial_sums[chunk];
+        count += chunks;
     }
+    return count;
+}
+
+/* sqrt(sum of g^2); NaN and infinity come through. Threads share out chunks, whose sums are then
+ * added in their order: so the norm has the same bits for any number of threads. */
+static double grad_norm(const struct Model *model)
+{
+    const int count = square_sums(model);
+    double total = 0;
+    for (int i = 0; i < count; i++) total += model->partial_sums[i];
     return sqrt(total);
 }
 
@@ -1020,7 +999,6 @@ static double grad_norm(const struct Model *model)
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -1152,14 +1130,12 @@ static int product_precision = FP32;
 
 typedef uint32_t word __attribute__((may_alias));
 typedef word words __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(word)), may_alias));
-#define UPPER_HALF 0xffff0000u
 
-/* The bits of floats, rounded to bfloat16: to nearest, ties to even. Infinity and NaN stay. */
-static inline words rounded(words x)
+/* The upper half of a float's bits, rounded to nearest, ties to even. Infinity and NaN stay. */
+static inline word bfloat16(word x)
 {
-    const words is_nan = (words)((x & 0x7fffffff) > 0x7f800000),
-                nearest = x + 0x7fff + (x >> 16 & 1);
-    return ((nearest & ~is_nan) | ((x | 0x400000) & is_nan)) & UPPER_HALF;
+    const bool is_nan = (x & 0x7fffffff) > 0x7f800000;
+    return (is_nan ? x | 0x400000 : x + 0x7fff + (x >> 16 & 1)) >> 16;
 }
 
 /* sum + a b, for two bfloat16 in each 32 bits of a and b: the upper ones first, each product added
@@ -1171,7 +1147,7 @@ static inline __attribute__((always_inline)) vec add_pairs(vec sum, words a, wor
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
 #else
-    sum += (vec)(a & UPPER_HALF) * (vec)(b & UPPER_HALF);
+    sum += (vec)(a >> 16 << 16) * (vec)(b >> 16 << 16);
     return sum + (vec)(a << 16) * (vec)(b << 16);
 #endif
 }
@@ -1241,11 +1217,24 @@ static void *allocate_zeroed(size_t bytes)
 /* Frees memory of allocate_zeroed; NULL is allowed. */
 static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes)); }
 
+/* For what gemm and attention pack, one after the other. workspace_create reserves it, after
+ * set_threads and before the first product; it only grows. */
+static real *scratch;
+static size_t scratch_size;             /* values */
+
+static void reserve_scratch(size_t size)
+{
+    if (size <= scratch_size) return;
+    release(scratch, scratch_size * sizeof(real));
+    scratch = allocate_zeroed(size * sizeof(real));
+    scratch_size = size;
+}
+
 /* ============================================================================================= */
 /* 8. GEMM                                                                                       */
 /* ============================================================================================= */
 
-/* c = from + bias + a b, computed on tiles of c, TILE_ROWS x TILE_COLUMNS, whose sums stay in
+/* c = start + bias + a b, computed on tiles of c, TILE_ROWS x TILE_COLUMNS, whose sums stay in
  * registers while k runs. First a and b are copied ("packed") into panels, so that step k of a tile
  * reads TILE_ROWS consecutive values of a and TILE_COLUMNS of b, from cache (Goto and van de Geijn
  * 2008). With 6 x 16 tiles:
@@ -1275,108 +1264,60 @@ static inline int slot_count(int terms, int precision)
     return precision == FP32 ? terms : ceil_div(terms, 2);
 }
 
-/* Slots of the terms at x and at x + pair, rounded; pair 0: of the terms at x, as they are. */
-static inline __attribute__((always_inline)) words slots(const real *x, size_t pair)
-{
-    const words lower = *(const words *)x;
-    if (!pair) return lower;
-    return rounded(lower) >> 16 | rounded(*(const words *)(x + pair));
-}
-
-/* A single slot, of whose two terms the upper one may be missing. */
-static inline real slot(const real *x, size_t pair, bool whole)
+/* The slot of the term at x and, if there is one, of that at x + pair; pair 0: the term itself. */
+static inline real slot(const real *x, size_t pair, bool both)
 {
     if (!pair) return *x;
-    words terms = {0};
-    terms[0] = *(const word *)x;
-    if (whole) terms[1] = *(const word *)(x + pair);
-    terms = rounded(terms);
-    const word both[2] = {terms[0] >> 16 | terms[1]};       /* a double has room for two */
-    real result;
-    memcpy(&result, both, sizeof result);
-    return result;
+    const word upper = both ? bfloat16(*(const word *)(x + pair)) : 0;
+    const union { word bits; real value; } terms = {bfloat16(*(const word *)x) | upper << 16};
+    return terms.value;
 }
 
 /* --- Packing --- */
 
-/* Low and high halves of two vectors of floats, interleaved: a0 b0 a1 b1 .. */
-#if VECTOR_BYTES == 64
-#define LOW_HALVES  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif VECTOR_BYTES == 32
-#define LOW_HALVES  0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW_HALVES  0, 4, 1, 5
-#define HIGH_HALVES 2, 6, 3, 7
-#endif
-
-enum { FLOATS = VECTOR_BYTES / sizeof(float) };
-
-/* Transposes a square of FLOATS vectors. Interleaving vectors i and i + half rotates the bits of
- * each element's address (i, j) by one place; half a turn exchanges i and j. */
-static inline __attribute__((always_inline)) void transpose(words x[FLOATS])
-{
-    #pragma GCC unroll 4
-    for (int turned = 1; turned < FLOATS; turned *= 2) {
-        words y[FLOATS];
-        #pragma GCC unroll 16
-        for (int i = 0; i < FLOATS / 2; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], LOW_HALVES);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + FLOATS / 2], HIGH_HALVES);
-        }
-        #pragma GCC unroll 16
-        for (int i = 0; i < FLOATS; i++) x[i] = y[i];
-    }
-}
-
 /* What is packed: term k of line i is at[i * line + k * step]. */
 struct Lines { const real *at; size_t line, step; int terms, precision; };
 
-/* The case of pack() with whole lines of consecutive values, in squares of FLOATS x FLOATS. Returns
- * how many k are done. Stores go right to left: a full-width store may spill into row k + 1, which
- * is written later. The last rows are left to pack(). What comes next in each line is prefetched
- * into the second level of cache: lines a multiple of 4 KB apart share too few places of the
- * first. */
+enum { SIDE = 16 };             /* of the squares that pack_squares reads and writes */
+
+/* The case of pack() with whole lines of consecutive values, in squares that are read by lines and
+ * written by slots. Returns how many k are done: the last ones are left to pack(). What comes next
+ * in each line is prefetched into the second level of cache: lines a multiple of 4 KB apart share
+ * too few places of the first. */
 static inline __attribute__((always_inline))
 int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
-    for (; k + FLOATS < K; k += FLOATS)
-        for (int i0 = (width - 1) / FLOATS * FLOATS; i0 >= 0; i0 -= FLOATS) {
-            words square[FLOATS];
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++) {
-                const real *ahead = x + (i0 + i) * line + k + 2 * FLOATS;
-                __builtin_prefetch(ahead, 0, 2);
-                if (pair) __builtin_prefetch(ahead + pair, 0, 2);
+    for (; k + SIDE < K; k += SIDE)
+        for (int i0 = 0; i0 < width; i0 += SIDE) {
+            const int lines = min_int(SIDE, width - i0);
+            real square[SIDE][SIDE];
+            for (int i = 0; i < lines; i++) {
+                const real *row = x + (i0 + i) * line + k;
+                __builtin_prefetch(row + 2 * SIDE, 0, 2);
+                if (pair) __builtin_prefetch(row + 2 * SIDE + pair, 0, 2);
+                for (int j = 0; j < SIDE; j++) square[i][j] = slot(row + j, pair, true);
             }
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++)
-                square[i] = i0 + i < width ? slots(x + (i0 + i) * line + k, pair) : (words){0};
-            transpose(square);
-            #pragma GCC unroll 16
-            for (int i = 0; i < FLOATS; i++)
-                *(words *)(panel + (size_t)(k + i) * width + i0) = square[i];
+            for (int j = 0; j < SIDE; j++)
+                for (int i = 0; i < lines; i++)
+                    panel[(size_t)(k + j) * width + i0 + i] = square[i][j];
         }
     return k;
 }
 
-/* The case of pack() with whole lines side by side in memory (line = 1); rows ahead are prefetched.
- * Whole vectors are copied: the next row overwrites what spills beyond a row of the panel. The last
- * row of x, which with pairs one of two slots holds, is left to pack(): it must not be read beyond
- * its end. */
+/* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
+ * they are written; those ahead are prefetched. A last slot with one term is left to pack(). */
 static inline __attribute__((always_inline))
-int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
+int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int whole)
 {
     enum { AHEAD = 16 };
-    const int whole = max_int(0, K - (pair ? 2 : 1));
-    for (int k = 0; k < whole; k++, x += step, panel += width)
-        for (int j = 0; j < width; j += LANES) {
-            __builtin_prefetch(x + AHEAD * step + j);
-            if (pair) __builtin_prefetch(x + AHEAD * step + pair + j);
-            *(words *)(panel + j) = slots(x + j, pair);
+    for (int k = 0; k < whole; k++, x += step, panel += width) {
+        for (int i = 0; i < width; i += LANES) {
+            __builtin_prefetch(x + AHEAD * step + i);
+            if (pair) __builtin_prefetch(x + AHEAD * step + pair + i);
         }
+        for (int i = 0; i < width; i++) panel[i] = slot(x + i, pair, true);
+    }
     return whole;
 }
 
@@ -1387,34 +1328,30 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, K);
-    else if (x.step == 1 && sizeof(real) == sizeof(float))
-        k0 = pack_squares(panel, x.at, x.line, pair, width, K);
+    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, pair ? x.terms - K : K);
+    else if (x.step == 1) k0 = pack_squares(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
             panel[(size_t)k * width + i] = slot(x.at + i * x.line + k * x.step, pair,
                                                 k + K < x.terms);
 }
 
-/* Packs lines of x into panels, one after the other; compiled for each precision. */
+/* Of the lines of x, in panels one after the other, packs the panel that begins with line i;
+ * compiled for each precision. */
+static inline __attribute__((always_inline))
+void pack_panel(real *packed, struct Lines x, int i, int lines, int width)
+{
+    const int K = slot_count(x.terms, x.precision), count = min_int(width, lines - i);
+    packed += (size_t)i * K;
+    x.at += i * x.line;
+    if (x.precision == FP32) pack(packed, x, 0, count, width, K);
+    else pack(packed, x, K * x.step, count, width, K);
+}
+
 static inline __attribute__((always_inline))
 void pack_lines(real *packed, struct Lines x, int lines, int width)
 {
-    const int K = slot_count(x.terms, x.precision);
-    for (int i = 0; i < lines; i += width, x.at += width * x.line, packed += (size_t)width * K)
-        if (x.precision == FP32) pack(packed, x, 0, min_int(width, lines - i), width, K);
-        else pack(packed, x, K * x.step, min_int(width, lines - i), width, K);
-}
-
-/* The same by all threads of a parallel region, each of which packs some of the panels. */
-static inline __attribute__((always_inline))
-void pack_all(real *packed, struct Lines x, int lines, int width)
-{
-    const int share = ceil_div(ceil_div(lines, width), omp_get_num_threads()) * width,
-              begin = min_int(lines, thread_index() * share);
-    x.at += begin * x.line;
-    pack_lines(packed + (size_t)begin * slot_count(x.terms, x.precision), x,
-               min_int(share, lines - begin), width);
+    for (int i = 0; i < lines; i += width) pack_panel(packed, x, i, lines, width);
 }
 
 /* --- Tiles --- */
@@ -1424,9 +1361,9 @@ void pack_all(real *packed, struct Lines x, int lines, int width)
  * {a, a.row, 1, a.row, FP32}. */
 struct Rows { const real *at; size_t row, column, next; int precision; };
 
-/* One whole tile: c = a b, + bias (TILE_COLUMNS) and + from, laid out like c, unless they are NULL.
- * b is a packed panel. The first of each row of c is prefetched, to be in cache when the sums are
- * complete.
+/* One whole tile: c = a b, + bias (TILE_COLUMNS) and + start, laid out like c, unless these are
+ * NULL. b is a packed panel. The first of each row of c is prefetched, to be in cache when the sums
+ * are complete.
  *
  * The pragmas unroll the short loops early enough for GCC to keep `sum` in registers. They also
  * unroll four steps of k, so that loop control does not compete with the multiply-adds on a core
@@ -1434,7 +1371,7 @@ struct Rows { const real *at; size_t row, column, next; int precision; };
  * are no registers. */
 static inline __attribute__((always_inline))
 void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-          const real *from, const real *bias, int K, int precision)
+          const real *start, const real *bias, int K, int precision)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -1461,22 +1398,22 @@ void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, con
     for (int t = 0; t < VECTORS; t++) {
         const size_t at = t / TILE_VECTORS * ldc + t % TILE_VECTORS * LANES;
         if (bias) sum[t] += *(const vec *)(bias + t % TILE_VECTORS * LANES);
-        if (from) sum[t] += *(const vec *)(from + at);
+        if (start) sum[t] += *(const vec *)(start + at);
         *(vec *)(c + at) = sum[t];
     }
 }
 
 /* The same, compiled for each precision and for each layout of a. */
-static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+static void whole_tile(real *c, size_t ldc, struct Rows a, const real *b, const real *start,
                        const real *bias, int K)
 {
-    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, from, bias, K, BF16);
-    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, from, bias, K, FP32);
-    else tile(c, ldc, a.at, 1, a.column, b, from, bias, K, FP32);
+    if (a.precision == BF16) tile(c, ldc, a.at, 1, a.column, b, start, bias, K, BF16);
+    else if (a.column == 1) tile(c, ldc, a.at, a.row, 1, b, start, bias, K, FP32);
+    else tile(c, ldc, a.at, 1, a.column, b, start, bias, K, FP32);
 }
 
 /* A tile at the edge of c, of which m rows and n columns exist: the same sums in the same order. */
-static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *from,
+static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, const real *start,
                          const real *bias, int m, int n, int K)
 {
     real panel[TILE_ROWS * BLOCK_K], sum[TILE_ROWS * TILE_COLUMNS];
@@ -1488,49 +1425,35 @@ static void tile_at_edge(real *c, size_t ldc, struct Rows a, const real *b, cons
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             const real with_bias = sum[i * TILE_COLUMNS + j] + (bias ? bias[j] : 0);
-            c[i * ldc + j] = with_bias + (from ? from[i * ldc + j] : 0);
+            c[i * ldc + j] = with_bias + (start ? start[i * ldc + j] : 0);
         }
 }
 
-/* c (m, n), rows ldc apart = from + bias + a b: the product of two blocks. Panels of b begin
+/* c (m, n), rows ldc apart = start + bias + a b: the product of two blocks. Panels of b begin
  * b_slots x TILE_COLUMNS apart; of their b_slots slots the first K are used. */
 static void tiles(real *c, size_t ldc, struct Rows a, const real *b, size_t b_slots,
-                  const real *from, const real *bias, int m, int n, int K)
+                  const real *start, const real *bias, int m, int n, int K)
 {
     for (int j = 0; j < n; j += TILE_COLUMNS)
         for (int i = 0; i < m; i += TILE_ROWS) {
             const size_t at = i * ldc + j;
             const int rows = min_int(TILE_ROWS, m - i), columns = min_int(TILE_COLUMNS, n - j);
             const struct Rows ai = {a.at + i * a.next, a.row, a.column, 0, a.precision};
-            const real *bj = b + j * b_slots, *start = from ? from + at : NULL,
+            const real *bj = b + j * b_slots, *start_j = start ? start + at : NULL,
                        *bias_j = bias ? bias + j : NULL;
             if (rows == TILE_ROWS && columns == TILE_COLUMNS)
-                whole_tile(c + at, ldc, ai, bj, start, bias_j, K);
-            else tile_at_edge(c + at, ldc, ai, bj, start, bias_j, rows, columns, K);
+                whole_tile(c + at, ldc, ai, bj, start_j, bias_j, K);
+            else tile_at_edge(c + at, ldc, ai, bj, start_j, bias_j, rows, columns, K);
         }
 }
 
 /* --- Products --- */
 
 /* Packed a (CHUNK_M, BLOCK_K), which all threads share, then a packed b (BLOCK_K, BLOCK_N) for each
- * thread. */
-static real *gemm_buffer;
-
-static size_t gemm_buffer_size(void)
+ * thread: values of scratch. */
+static size_t gemm_scratch(void)
 {
     return (CHUNK_M + (size_t)thread_count() * BLOCK_N) * BLOCK_K;
-}
-
-/* Must run after set_threads and before the first product: workspace_create does it. Enlarges the
- * buffer if there are more threads than before. */
-static void gemm_reserve(void)
-{
-    static size_t capacity;
-    const size_t size = gemm_buffer_size();
-    if (size <= capacity) return;
-    release(gemm_buffer, capacity * sizeof(real));
-    gemm_buffer = allocate_zeroed(size * sizeof(real));
-    capacity = size;
 }
 
 /* With so few columns of b, packing a costs more than it saves: with FP32 its rows, if they are
@@ -1555,10 +1478,10 @@ static struct Share share_size(int m, int N)
 
 /* See part I for the contract. Threads take shares as they become free. Each packs the columns of b
  * that it works on for itself, into its own cache. */
-static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, const real *bias,
+static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, const real *bias,
                  int M, int N, int K)
 {
-    real *packed_a = gemm_buffer;
+    real *packed_a = scratch;
     const int precision = product_precision, in_slot = precision == FP32 ? 1 : 2,
               blocks = max_int(1, ceil_div(K, BLOCK_K * in_slot)),
               step = max_int(1, ceil_div(ceil_div(K, blocks), in_slot)) * in_slot;
@@ -1570,20 +1493,17 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
         const int terms = min_int(step, K - k0), k = slot_count(terms, precision),
                   m = min_int(CHUNK_M, M - m0);
         const real *ab = a.at + m0 * a.row + k0 * a.column, *bb = b.at + k0 * b.row,
-                   *start = k0 ? c : from;
+                   *so_far = k0 ? c : start;
         const struct Rows rows = in_place ? (struct Rows){ab, a.row, 1, a.row, FP32}
                                           : (struct Rows){packed_a, 1, TILE_ROWS, k, precision};
         real *packed_b = packed_a + (CHUNK_M + (size_t)thread_index() * BLOCK_N) * BLOCK_K;
         const struct Share share = share_size(m, N);
         int packed_j = -1;
-        if (k0 || m0) {
-            #pragma omp barrier     /* no thread reads packed_a or writes these rows of c now */
-        }
-        if (!in_place) {
-            pack_all(packed_a, (struct Lines){ab, a.row, a.column, terms, precision}, m, TILE_ROWS);
-            #pragma omp barrier
-        }
-        #pragma omp for schedule(dynamic) collapse(2) nowait
+        #pragma omp for schedule(static)
+        for (int i = 0; i < (in_place ? 0 : m); i += TILE_ROWS)
+            pack_panel(packed_a, (struct Lines){ab, a.row, a.column, terms, precision}, i, m,
+                       TILE_ROWS);
+        #pragma omp for schedule(dynamic) collapse(2)
         for (int j = 0; j < N; j += share.columns)
             for (int i0 = 0; i0 < m; i0 += share.rows) {
                 const int n = min_int(share.columns, N - j);
@@ -1594,7 +1514,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *from, co
                     const size_t at = (size_t)(m0 + i) * N + j;
                     const struct Rows block = {rows.at + i * rows.next, rows.row, rows.column,
                                                rows.next, precision};
-                    tiles(c + at, N, block, packed_b, k, start ? start + at : NULL,
+                    tiles(c + at, N, block, packed_b, k, so_far ? so_far + at : NULL,
                           bias && k0 == 0 ? bias + j : NULL, min_int(BLOCK_M, m - i), n, k);
                 }
             }
@@ -1614,10 +1534,8 @@ static void keep_rounded(const real *weights, size_t count)
     kept.count = count;
     kept.rounded = allocate_zeroed(count * sizeof *kept.rounded);
     #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < count; i++) {
-        const real value = slot(weights + i, 1, false);
-        memcpy(kept.rounded + i, &value, sizeof *kept.rounded);
-    }
+    for (size_t i = 0; i < count; i++)
+        kept.rounded[i] = (uint16_t)bfloat16(*(const word *)(weights + i));
 }
 
 /* Values i, i + 1 .. of b, a vector of them; half: b in 16 bits, or NULL. */
@@ -1632,11 +1550,7 @@ vec values_at(const real *b, const uint16_t *half, size_t i)
 static inline __attribute__((always_inline))
 real value_at(const real *b, const uint16_t *half, size_t i)
 {
-    if (!half) return b[i];
-    const word both[2] = {(word)half[i] << 16};
-    real value;
-    memcpy(&value, both, sizeof value);
-    return value;
+    return half ? ((vec)(words){(word)half[i] << 16})[0] : b[i];
 }
 
 /* Into the second level of cache: the first has no room for what is needed that much later. */
@@ -1692,9 +1606,9 @@ real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
     return sum;
 }
 
-/* y (N) = from + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
+/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
  * multiples of 16, so that a sum has the same bits for any number of threads. */
-static void gemv(real *y, const real *x, struct Matrix b, const real *from, const real *bias,
+static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K)
 {
     enum { MAX_PIECE = 2048 };
@@ -1706,7 +1620,8 @@ static void gemv(real *y, const real *x, struct Matrix b, const real *from, cons
     for (int j0 = 0; j0 < N; j0 += columns) {
         const int n = min_int(columns, N - j0);
         real sum[MAX_PIECE];
-        for (int j = 0; j < n; j++) sum[j] = (from ? from[j0 + j] : 0) + (bias ? bias[j0 + j] : 0);
+        for (int j = j0; j < j0 + n; j++)
+            sum[j - j0] = (start ? start[j] : 0) + (bias ? bias[j] : 0);
         if (b.column == 1 && half) gemv_rows(sum, x, b.at, half + j0, b.row, n, K);
         else if (b.column == 1) gemv_rows(sum, x, b.at + j0, NULL, b.row, n, K);
         else for (int j = 0; j < n; j++) {
@@ -1730,8 +1645,12 @@ static void gemv(real *y, const real *x, struct Matrix b, const real *from, cons
  * lie across the diagonal then read zeros. Plain twin: plain_attention. */
 enum { QUERIES = 64 };          /* a multiple of TILE_COLUMNS */
 
-/* What a thread holds of a head, packed as GEMM's a (_rows) or as GEMM's b; P and dP are not. */
+/* Head `number` of one sequence, and what a thread holds of it, packed as GEMM's a (_rows) or as
+ * GEMM's b; P and dP are not. */
 struct Head {
+    int C, H, D, number;            /* channels, heads, D = C / H; 0 .. H - 1 */
+    int start, T;                   /* the sequence: its first row, its number of rows */
+    struct Dropout dropout;
     real *k_rows, *v_rows;          /* (T, D) */
     real *k_right, *v_right;        /* T terms, D columns */
     real *q, *dy;                   /* of a block: D terms, a column for each query */
@@ -1739,29 +1658,38 @@ struct Head {
     real *P, *dP;                   /* (T + 2 TILE_ROWS, QUERIES) */
 };
 
-/* Sets the places in scratch, which may be NULL. Returns the number of values. */
-static size_t head_places(struct Head *w, real *scratch, int T, int D)
+/* Sets the places of the arrays in memory, which may be NULL. Returns the number of values. */
+static size_t head_places(struct Head *w, real *memory)
 {
-    const size_t rows = (size_t)ceil_div(T, TILE_ROWS) * TILE_ROWS * D,
-                 columns = (size_t)ceil_div(D, TILE_COLUMNS) * TILE_COLUMNS,
-                 scores = ((size_t)T + 2 * TILE_ROWS) * QUERIES;
+    const size_t T = w->T, D = w->D, rows = (T + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * D,
+                 columns = (D + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS,
+                 scores = (T + 2 * TILE_ROWS) * QUERIES;
     real **const places[] = {&w->k_rows, &w->v_rows, &w->k_right, &w->v_right, &w->q, &w->dy,
                              &w->q_right, &w->dy_right, &w->P, &w->dP};
     const size_t sizes[] = {rows, rows, columns * T, columns * T, QUERIES * D, QUERIES * D,
                             columns * QUERIES, columns * QUERIES, scores, scores};
     size_t at = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        *places[i] = scratch ? scratch + at : NULL;
+        *places[i] = memory ? memory + at : NULL;
         at += (sizes[i] + 15) / 16 * 16;
     }
     return at;
 }
 
-/* Values of scratch that each thread needs for sequences of up to `longest` rows. */
+/* Values of scratch that attention needs for sequences of up to `longest` rows. */
 static size_t attention_scratch(int longest, int D)
 {
-    struct Head w;
-    return head_places(&w, NULL, longest, D);
+    struct Head w = {.T = longest, .D = D};
+    return head_places(&w, NULL) * thread_count();
+}
+
+/* Head h of sequence s, with the arrays in this thread's part of the scratch. */
+static struct Head head_of(const struct Batch *batch, int s, int h, int C, int H, struct Dropout d)
+{
+    const int start = batch->starts[s], T = batch->starts[s + 1] - start;
+    struct Head w = {.C = C, .H = H, .D = C / H, .number = h, .start = start, .T = T, .dropout = d};
+    head_places(&w, scratch + scratch_size / thread_count() / 16 * 16 * thread_index());
+    return w;
 }
 
 /* S (keys, one panel of queries) = rows (keys, D) times a packed panel of D terms. */
@@ -1814,17 +1742,18 @@ static void attention_softmax(real *S, real *lse, real *inverse, bool known, rea
 }
 
 /* Multiplies P (keys, n queries), or its gradient, by the dropout mask: every query has a key of
- * its own, and so a mask over its keys. Query i is row `row` + i of the batch. */
-static void attention_dropout(real *P, const struct Attention *t, int head, int row, int n,
-                              int keys)
+ * its own, and so a mask over its keys. The first query is row q0. */
+static void attention_dropout(real *P, const struct Head *w, int q0, int n)
 {
-    struct Mask mask = t->mask;
+    if (w->dropout.p == 0) return;
+    struct Dropout d = w->dropout;
     uint32_t key[QUERIES];
-    for (int i = 0; i < n; i++) key[i] = mix32(t->mask.key + (uint32_t)((row + i) * t->H + head));
-    for (int j = 0; j < keys; j++)
+    for (int i = 0; i < n; i++)
+        key[i] = mix32((uint32_t)d.key + (uint32_t)((w->start + q0 + i) * w->H + w->number));
+    for (int j = 0; j < q0 + n; j++)
         for (int i = 0; i < n; i++) {
-            mask.key = key[i];
-            P[(size_t)j * QUERIES + i] *= mask_factor(mask, j);
+            d.key = key[i];
+            P[(size_t)j * QUERIES + i] *= mask_factor(d, j);
         }
 }
 
@@ -1851,11 +1780,10 @@ static void attention_spread(real *out, size_t ld, const real *P, const real *ri
     }
 }
 
-/* One head of one sequence: rows 0 .. T-1 of qkv, y and lse, at this head's channels. */
-static void attention_head_forward(real *y, real *lse, const real *qkv, const struct Attention *t,
-                                   struct Head *w, int head, int start, int T)
+/* One head: y, lse and qkv begin at its channels of the first row. */
+static void attention_head_forward(real *y, real *lse, const real *qkv, struct Head *w)
 {
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
+    const int C = w->C, D = w->D, T = w->T, ld = 3 * C;
     const real scale = 1 / (real)sqrt(D), *q = qkv, *k = q + C, *v = k + C;
     real block_lse[QUERIES], inverse[QUERIES];
     pack_lines(w->k_rows, (struct Lines){k, ld, 1, D, FP32}, T, TILE_ROWS);
@@ -1868,27 +1796,26 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, const st
             attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
             attention_softmax(w->P + i, block_lse + i, inverse + i, false, scale, q0 + i, keys);
         }
-        if (t->mask.threshold) attention_dropout(w->P, t, head, start + q0, n, q0 + n);
+        attention_dropout(w->P, w, q0, n);
         attention_sum(y, C, w->P, w->v_right, q0, n, T, D);
         for (int i = 0; i < n; i++) {
-            lse[(size_t)(q0 + i) * H] = block_lse[i];
+            lse[(size_t)(q0 + i) * w->H] = block_lse[i];
             for (int c = 0; c < D; c++) y[(size_t)i * C + c] *= inverse[i];
         }
     }
 }
 
 /* Threads take heads of sequences as they become free. See part I for the contract. */
-static void attention_forward(real *y, real *lse, const real *qkv, const struct Attention *t)
+static void attention_forward(real *y, real *lse, const real *qkv, const struct Batch *batch, int C,
+                              int H, struct Dropout d)
 {
-    const int C = t->C, H = t->H, D = C / H;
     #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int s = 0; s < t->batch->sequences; s++)
+    for (int s = 0; s < batch->sequences; s++)
         for (int h = 0; h < H; h++) {
-            const size_t start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-            struct Head w;
-            head_places(&w, t->scratch + thread_index() * t->scratch_size, (int)T, D);
-            attention_head_forward(y + start * C + h * D, lse + start * H + h,
-                                   qkv + start * 3 * C + h * D, t, &w, h, (int)start, (int)T);
+            struct Head w = head_of(batch, s, h, C, H, d);
+            const size_t row = w.start, channel = h * w.D;
+            attention_head_forward(y + row * C + channel, lse + row * H + h,
+                                   qkv + row * 3 * C + channel, &w);
         }
     lap(ATTENTION, FORWARD);
 }
@@ -1904,25 +1831,23 @@ static void attention_softmax_backward(real *dP, const real *P, const real *delt
         }
 }
 
-/* The block of n queries that begins with row q0 of sequence s; w holds the packed keys and values.
+/* The block of n queries that begins with row q0; w holds the packed keys and values. The arrays
+ * begin at the head's channels of the first row.
  *   dq = dS k      dk += dS^T q      dv += P^T dy      delta_i = sum_j P_ij dP_ij = dy_i . y_i
  * The last block reaches all keys, so it comes first and sets dk and dv instead. */
 static void attention_block_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                                     const real *lse, const struct Attention *t, struct Head *w,
-                                     int s, int h, int q0)
+                                     const real *lse, struct Head *w, int q0)
 {
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C, start = t->batch->starts[s],
-              T = t->batch->starts[s + 1] - start, n = min_int(QUERIES, T - q0), row = start + q0;
+    const int C = w->C, D = w->D, T = w->T, ld = 3 * C, n = min_int(QUERIES, T - q0);
     const bool add = q0 + n < T;
-    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)row * ld + h * D;
-    real *dq = dqkv + (size_t)row * ld + h * D, *dk = dqkv + (size_t)start * ld + C + h * D,
-         *dv = dk + C, block_lse[QUERIES] = {0}, delta[QUERIES] = {0};
-    dy += (size_t)row * C + h * D;
-    y += (size_t)row * C + h * D;
+    const real scale = 1 / (real)sqrt(D), *q = qkv + (size_t)q0 * ld;
+    real *dq = dqkv + (size_t)q0 * ld, *dk = dqkv + C, *dv = dk + C, block_lse[QUERIES] = {0},
+         delta[QUERIES] = {0};
+    dy += (size_t)q0 * C;
+    y += (size_t)q0 * C;
     for (int i = 0; i < n; i++) {
-        const real *dyi = dy + (size_t)i * C, *yi = y + (size_t)i * C;
-        delta[i] = dot_product(dyi, yi, D);
-        block_lse[i] = lse[(size_t)(row + i) * H + h];
+        delta[i] = dot_product(dy + (size_t)i * C, y + (size_t)i * C, D);
+        block_lse[i] = lse[(size_t)(q0 + i) * w->H];
     }
     pack_lines(w->q, (struct Lines){q, ld, 1, D, FP32}, n, TILE_COLUMNS);
     pack_lines(w->dy, (struct Lines){dy, C, 1, D, FP32}, n, TILE_COLUMNS);
@@ -1935,11 +1860,11 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
         attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
         attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
     }
-    if (t->mask.threshold) attention_dropout(w->dP, t, h, row, n, q0 + n);
+    attention_dropout(w->dP, w, q0, n);
     for (int i = 0; i < n; i += TILE_COLUMNS)
         attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
                                    min_int(q0 + n, q0 + i + TILE_COLUMNS));
-    if (t->mask.threshold) attention_dropout(w->P, t, h, row, n, q0 + n);
+    attention_dropout(w->P, w, q0, n);
     attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
     attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
     attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
@@ -1947,21 +1872,22 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
 
 /* Blocks go from the last to the first, see attention_block_backward. */
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
-                               const real *lse, const struct Attention *t)
+                               const real *lse, const struct Batch *batch, int C, int H,
+                               struct Dropout d)
 {
-    const int C = t->C, H = t->H, D = C / H, ld = 3 * C;
     #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int s = 0; s < t->batch->sequences; s++)
+    for (int s = 0; s < batch->sequences; s++)
         for (int h = 0; h < H; h++) {
-            const int start = t->batch->starts[s], T = t->batch->starts[s + 1] - start;
-            const real *k = qkv + (size_t)start * ld + C + h * D, *v = k + C;
-            struct Head w;
-            head_places(&w, t->scratch + thread_index() * t->scratch_size, T, D);
+            struct Head w = head_of(batch, s, h, C, H, d);
+            const int D = w.D, T = w.T, ld = 3 * C;
+            const size_t row = w.start, at = row * C + h * D, at3 = row * ld + h * D;
+            const real *k = qkv + at3 + C, *v = k + C;
             pack_lines(w.k_rows, (struct Lines){k, ld, 1, D, FP32}, T, TILE_ROWS);
             pack_lines(w.v_rows, (struct Lines){v, ld, 1, D, FP32}, T, TILE_ROWS);
             pack_lines(w.k_right, (struct Lines){k, 1, ld, T, FP32}, D, TILE_COLUMNS);
             for (int q0 = (T - 1) / QUERIES * QUERIES; q0 >= 0; q0 -= QUERIES)
-                attention_block_backward(dqkv, dy, y, qkv, lse, t, &w, s, h, q0);
+                attention_block_backward(dqkv + at3, dy + at, y + at, qkv + at3, lse + row * H + h,
+                                         &w, q0);
         }
     lap(ATTENTION, BACKWARD);
 }
@@ -2025,7 +1951,8 @@ static void model_train_from(struct Model *model, int first_layer)
     model->grads = allocate_zeroed(bytes);
     model->m = allocate_zeroed(bytes);
     model->v = allocate_zeroed(bytes);
-    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + 1) * sizeof(double));
+    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + model->tensor_count)
+                                       * sizeof(double));
     list_parameters(NULL, &model->dw, model->grads, &model->config);
 }
 
@@ -2084,16 +2011,12 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     }
     PLACE(ws->ln, N * C);
     PLACE(ws->gelu, N * 4 * C);
-    PLACE(ws->masked, N * C);
     PLACE(ws->hidden, N * C);
     PLACE(ws->meanf, N);
     PLACE(ws->rstdf, N);
     PLACE(ws->losses, N);
     ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
     PLACE(ws->logits, max_int(ws->chunk, 1) * V);
-    ws->attention_size =
-        (attention_scratch(min_int(ws->max_rows, c->context), (int)C / c->heads) + 15) / 16 * 16;
-    PLACE(ws->attention_scratch, ws->attention_size * thread_count());
     PLACE(ws->scores, (size_t)c->heads * c->context);
     if (train) {
         PLACE(ws->dhidden, N * C);
@@ -2106,6 +2029,14 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     return at;
 }
 
+/* Values of scratch for a pass over up to max_rows rows. */
+static size_t pass_scratch(const struct Config *c, int max_rows)
+{
+    const size_t attention = attention_scratch(min_int(max_rows, c->context),
+                                               c->channels / c->heads), gemm = gemm_scratch();
+    return attention > gemm ? attention : gemm;
+}
+
 static void workspace_describe(struct Workspace *ws, const struct Config *c, int first_layer,
                                int max_rows, int kind)
 {
@@ -2116,18 +2047,18 @@ static void workspace_describe(struct Workspace *ws, const struct Config *c, int
 }
 
 /* Memory for forward passes of up to max_rows rows, for backward passes if kind is WORK_TRAIN, and
- * for GEMM. Before this, model_train_from must have said which layers learn, and set_threads how
- * many threads there are. After it, a step allocates nothing. */
+ * the scratch of both. Before this, model_train_from must have said which layers learn, and
+ * set_threads how many threads there are. After it, a step allocates nothing. */
 static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
                              int kind)
 {
     workspace_describe(ws, &model->config, model->first_layer, max_rows, kind);
     ws->memory = allocate_zeroed(ws->bytes);
-    gemm_reserve();
+    reserve_scratch(pass_scratch(&model->config, max_rows));
     place_workspace(ws, &model->config, model->first_layer, ws->memory);
 }
 
-/* The bytes that workspace_create would allocate. */
+/* The bytes that workspace_create would allocate, scratch aside. */
 static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
 {
     struct Workspace ws;
@@ -2243,42 +2174,30 @@ static void make_harmless(char *text, size_t n, const char *keep)
     }
 }
 
-enum { MAX_MESSAGE = 2000, MESSAGE_END = 500 };     /* bytes */
+enum { MAX_MESSAGE = 2000 };            /* bytes; the rest of a message is left out */
 
 /* A message as it is shown: harmless and on one line. Names and texts in it come from files, which
- * may be hostile. Of a longer message only the beginning and the end are shown, since the end says
- * what to do. No memory is allocated unless it is long, as memory may be what is short. */
+ * may be hostile. No memory is allocated, as memory may be what is short. */
 static void format_message(char out[MAX_MESSAGE], const char *format, va_list arguments)
 {
-    va_list again;
-    va_copy(again, arguments);
-    const int n = vsnprintf(out, MAX_MESSAGE, format, arguments);
-    char *all = n < MAX_MESSAGE ? NULL : malloc((size_t)n + 1);
-    if (all) {
-        vsnprintf(all, (size_t)n + 1, format, again);
-        snprintf(out + MAX_MESSAGE - MESSAGE_END - 6, MESSAGE_END + 6, " ... %s",
-                 all + n - MESSAGE_END);
-        free(all);
-    }
-    va_end(again);
+    if (vsnprintf(out, MAX_MESSAGE, format, arguments) >= MAX_MESSAGE)
+        strcpy(out + MAX_MESSAGE - 4, "...");
     make_harmless(out, strlen(out), "");
 }
 
 /* Writes a message to stderr in one call, so that those of several processes do not mix. On a
- * terminal it replaces the live line, which itself has no end. */
-static void show_message(const char *speaker, const char *text, bool ends)
+ * terminal it replaces the live line. That line itself has no end, and is cut at the terminal's
+ * width, since a line that wraps cannot be replaced. */
+static void speak(const char *speaker, bool ends, const char *format, va_list arguments)
 {
-    char line[MAX_MESSAGE + 100];
+    char text[MAX_MESSAGE], line[MAX_MESSAGE + 100];
+    struct winsize terminal;
+    format_message(text, format, arguments);
+    if (!ends && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
+        && terminal.ws_col < MAX_MESSAGE) text[terminal.ws_col] = 0;
     const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
                            *speaker ? ": " : "", text, ends ? "\n" : "");
     fwrite(line, 1, n, stderr);
-}
-
-static void complain(const char *format, va_list arguments)
-{
-    char text[MAX_MESSAGE];
-    format_message(text, format, arguments);
-    show_message(program, text, true);
 }
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
@@ -2293,8 +2212,7 @@ static void end_with(int status, const char *format, ...)
 #endif
     #pragma omp critical (end_of_program)
     {
-        complain(format, arguments);
-        va_end(arguments);
+        speak(program, true, format, arguments);
         failed = true;
         exit(status);
     }
@@ -2306,7 +2224,7 @@ __attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    complain(format, arguments);
+    speak(program, true, format, arguments);
     va_end(arguments);
 }
 
@@ -2316,7 +2234,7 @@ struct Buffer { char *data; size_t size, capacity; };
 static void reserve(struct Buffer *b, size_t n)
 {
     if (n < b->capacity - b->size) return;
-    b->capacity = 2 * (b->size + n + 1);
+    b->capacity = 2 * b->size + n + 1;
     b->data = resize(b->data, b->capacity);
 }
 
@@ -2369,14 +2287,14 @@ static char *harmless(const char *text)
     return copy;
 }
 
-static void flush_results(void);
+static void print_results(bool at_end);
 
 /* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
 static void show_result(struct Buffer *b)
 {
     if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
     fwrite(b->data, 1, b->size, stdout);
-    flush_results();
+    print_results(false);
     b->size = 0;
 }
 
@@ -2504,9 +2422,8 @@ static struct File open_file(const char *path, bool any)
     struct File f = {path, open(path, O_RDONLY | O_CLOEXEC | (any ? 0 : O_NONBLOCK))};
     if (f.fd < 0 || fstat(f.fd, &f.status) < 0)
         die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
-    if (S_ISDIR(f.status.st_mode)) die("%s: is a directory. Name a file.", path);
-    if (!any && !S_ISREG(f.status.st_mode))
-        die("%s: is no regular file, but a pipe or a device. Put a copy of the file there.", path);
+    if (S_ISDIR(f.status.st_mode) || (!any && !S_ISREG(f.status.st_mode)))
+        die("%s: is no regular file, but a directory, a pipe or a device. Name a file.", path);
     f.size = (size_t)f.status.st_size;
     return f;
 }
@@ -2549,7 +2466,7 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
 {
     struct File f = open_file(path, any);
     struct Buffer b = {0};
-    reserve(&b, f.size > 0 && f.size < max ? f.size : 4096);
+    reserve(&b, f.size < max ? f.size + 1 : 4096);
     for (size_t n = 1; n; b.size += n) {
         if (b.size + 1 >= b.capacity) reserve(&b, b.size);
         n = bytes_read(&f, read(f.fd, b.data + b.size, b.capacity - b.size - 1));
@@ -2570,41 +2487,44 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
+/* Creates the directories above a path, unless they exist. Returns why the first of them could not
+ * be made, or 0. */
+static int make_parents(const char *path)
+{
+    char *p = text_of("%s", path);
+    int error = 0;
+    for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
+        *s = 0;
+        if (mkdir(p, 0777) && errno != EEXIST && !error) error = errno;
+    }
+    free(p);
+    return error;
+}
+
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
-    char *p = text_of("%s", path), end = 1;
-    int error = EEXIST;                     /* the first reason why one could not be made */
-    for (char *s = p; end; s++) {
-        if ((end = *s) && (end != '/' || s == p)) continue;
-        *s = 0;
-        if (mkdir(p, 0777) && error == EEXIST) error = errno;
-        *s = end;
-    }
     struct stat status;
-    if (stat(p, &status) < 0 || !S_ISDIR(status.st_mode))
+    int error = make_parents(path);
+    if (mkdir(path, 0777) && !error) error = errno;
+    if (stat(path, &status) || !S_ISDIR(status.st_mode))
         die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
             strerror(error));
-    free(p);
 }
 
-/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if that
- * fails, with errno EWOULDBLOCK if another process has the lock. A lock belongs to a file, not to
- * its name, so the name must still be that of the file. A file system without locks is used
- * without. */
+/* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it
+ * cannot be opened. Dies if another process has the lock, or had it until the file got another
+ * name: a lock belongs to a file. A file system without locks is used without. */
 static int open_locked(const char *path, int flags)
 {
     struct stat locked, named;
-    for (int fd; (fd = open(path, flags | O_CLOEXEC, 0666)) >= 0; close(fd)) {
-        if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
-            close(fd);
-            errno = EWOULDBLOCK;
-            return -1;
-        }
-        if (!fstat(fd, &locked) && !stat(path, &named) && locked.st_dev == named.st_dev
-            && locked.st_ino == named.st_ino) return fd;
-    }
-    return -1;
+    const int fd = open(path, flags | O_CLOEXEC, 0666);
+    if (fd < 0) return -1;
+    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &locked)
+        || stat(path, &named) || locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)
+        die("%s: another program is writing there. Wait for its end, or choose another --out.",
+            path);
+    return fd;
 }
 
 /* Makes the directory of --out, and keeps other programs from writing there until this one ends:
@@ -2614,9 +2534,7 @@ static void lock_directory(const char *path)
     make_directory(path);
     if (access(path, W_OK))                 /* found now, not when all has been computed */
         die("%s: cannot be written (%s). Choose another --out.", path, strerror(errno));
-    if (open_locked(path, O_RDONLY) < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing there. Wait for its end, or choose another --out.",
-            path);
+    open_locked(path, O_RDONLY);
 }
 
 /* --- Writing: files that belong together are replaced together ---
@@ -2629,7 +2547,7 @@ static void lock_directory(const char *path)
 #define UNFINISHED ".unfinished"
 
 struct Output {
-    FILE *file;                             /* open and locked until it has its name */
+    int fd;                                 /* open and locked until it has its name */
     char *path, *temporary;
     struct Output *volatile next;
 };
@@ -2659,14 +2577,6 @@ static void end_naming(void)
     if (signal_to_come) remove_unfinished_on_signal(signal_to_come);
 }
 
-/* The directory that a path is in, which the caller owns. *name: what the path calls the file. */
-static char *directory_of(const char *path, const char **name)
-{
-    const char *slash = strrchr(path, '/');
-    *name = slash ? slash + 1 : path;
-    return slash ? text_of("%.*s", (int)(slash + 1 - path), path) : text_of(".");
-}
-
 /* Removes a file that is not wanted any more, if it is there. Dies if it stays. */
 static void remove_file(const char *path)
 {
@@ -2677,51 +2587,41 @@ static void remove_file(const char *path)
 /* Dies because a file cannot be written. */
 static void die_unwritten(const char *path)
 {
-    die("%s: writing failed (%s). Free some space and run again.", path, strerror(errno));
+    die("%s: writing failed (%s). Free some space, then run again or --resume.", path,
+        strerror(errno));
 }
 
 static struct Output *output_open(const char *path)
 {
     struct Output *o = resize(NULL, sizeof *o), *volatile *end = &outputs;
-    *o = (struct Output){NULL, text_of("%s", path), text_of("%s" UNFINISHED, path)};
+    *o = (struct Output){-1, text_of("%s", path), text_of("%s" UNFINISHED, path)};
     naming = true;
-    const int fd = open_locked(o->temporary, O_RDWR | O_CREAT);
-    if (fd < 0 && errno == EWOULDBLOCK)
-        die("%s: another program is writing it. Wait for its end, or choose another place.", path);
-    if (fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
+    o->fd = open_locked(o->temporary, O_RDWR | O_CREAT);
+    if (o->fd < 0) die("%s: cannot be written (%s). Choose another place.", path, strerror(errno));
     while (*end) end = &(*end)->next;
     *end = o;
     end_naming();
-    o->file = fdopen(fd, "w+b");
-    if (!o->file || ftruncate(fd, 0)) die_unwritten(path);
+    if (ftruncate(o->fd, 0)) die_unwritten(path);
     return o;
 }
 
-static void output_write(struct Output *o, const void *bytes, size_t n)
+/* Returns whether all n bytes could be written. */
+static bool write_whole(int fd, const char *bytes, size_t n)
 {
-    if (n && fwrite(bytes, 1, n, o->file) != n) die_unwritten(o->path);
+    for (ssize_t written; n; bytes += written, n -= written)
+        if ((written = write(fd, bytes, n)) < 0) return false;
+    return true;
 }
 
-/* Waits until all that was written is on disk. The file may grow further. */
-static void output_finish(struct Output *o)
+static void output_write(const struct Output *o, const void *bytes, size_t n)
 {
-    if (fflush(o->file) || fsync(fileno(o->file))) die_unwritten(o->path);
+    if (!write_whole(o->fd, bytes, n)) die_unwritten(o->path);
 }
 
-/* Writes the name of a file to disk, too. Some file systems cannot, and need not. */
-static void flush_name(const char *path)
-{
-    const char *name;
-    char *directory = directory_of(path, &name);
-    const int fd = open(directory, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && fsync(fd) < 0 && errno == EIO) die_unwritten(directory);
-    if (fd >= 0) close(fd);
-    free(directory);
-}
-
-/* Gives all files their names, one right after the other. All must be finished. */
+/* When all files are on disk, gives them their names, one right after the other. */
 static void commit_outputs(void)
 {
+    for (struct Output *o = outputs; o; o = o->next) if (fsync(o->fd)) die_unwritten(o->path);
     naming = true;
     for (struct Output *o = outputs; o; o = o->next)
         if (rename(o->temporary, o->path))
@@ -2731,9 +2631,8 @@ static void commit_outputs(void)
     outputs = NULL;
     end_naming();
     for (struct Output *o; (o = done); free(o)) {
-        flush_name(o->path);
         done = o->next;
-        fclose(o->file);
+        close(o->fd);
         free(o->path);
         free(o->temporary);
     }
@@ -2742,9 +2641,7 @@ static void commit_outputs(void)
 /* Writes a file of a group, which commit_outputs completes. */
 static void stage_file(const char *path, const void *bytes, size_t n)
 {
-    struct Output *o = output_open(path);
-    output_write(o, bytes, n);
-    output_finish(o);
+    output_write(output_open(path), bytes, n);
 }
 
 /* ============================================================================================= */
@@ -2980,12 +2877,8 @@ enum { MEGABYTE = 1 << 20 };
 static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
 {
     enum { CHAINS = 8 };
-    const size_t blocks = (n + MEGABYTE - 1) / MEGABYTE;
-    uint64_t *results = resize(NULL, blocks * sizeof *results);
-    #pragma omp parallel for schedule(static)
-    for (size_t b = 0; b < blocks; b++) {
-        const char *p = (const char *)bytes + b * MEGABYTE;
-        const size_t length = n - b * MEGABYTE < MEGABYTE ? n - b * MEGABYTE : MEGABYTE;
+    for (const char *p = bytes, *end = p + n; p < end; p += MEGABYTE) {
+        const size_t length = end - p < MEGABYTE ? (size_t)(end - p) : MEGABYTE;
         uint64_t h[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8}, word[CHAINS], result = 0;
         for (size_t i = 0; i < length; i += sizeof word) {
             if (length - i < sizeof word) memset(word, 0, sizeof word);
@@ -2996,29 +2889,12 @@ static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
             }
         }
         for (int k = 0; k < CHAINS; k++) result = mix64(result ^ h[k]);
-        results[b] = result;
+        sum = mix64(sum ^ result);
     }
-    for (size_t b = 0; b < blocks; b++) sum = mix64(sum ^ results[b]);
-    free(results);
     return sum;
 }
 
 static uint64_t checksum(const void *bytes, size_t n) { return checksum_add(n, bytes, n); }
-
-/* The checksum of the bytes at .. at + n - 1 of a file. */
-static uint64_t checksum_file(const struct File *f, size_t at, size_t n)
-{
-    enum { BLOCK = 8 * MEGABYTE };
-    char *block = resize(NULL, n < BLOCK ? n : BLOCK);
-    uint64_t sum = n;
-    for (size_t now; n; n -= now, at += now) {
-        now = n < BLOCK ? n : BLOCK;
-        read_at(f, block, now, at);
-        sum = checksum_add(sum, block, now);
-    }
-    free(block);
-    return sum;
-}
 
 /* --- Writing safetensors: u64 length of the header, a JSON header, the tensors' bytes --- */
 
@@ -3069,17 +2945,17 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
     output_write(o, &length, sizeof length);
     output_write(o, header.data, header.size);
     for (int a = 0; a < array_count; a++) output_write(o, arrays[a], array_bytes);
-    output_finish(o);
     free(header.data);
 }
 
 /* --- Reading safetensors --- */
 
 struct Safetensors {
-    char *path, *text;              /* text: of the header; its tree points into it */
+    const char *path;
+    struct Bytes file;
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
     const struct Json *metadata;    /* NULL: none */
-    char *data;                     /* (size): the bytes of all tensors */
+    const char *data;               /* (size): the bytes of all tensors */
     size_t size;
 };
 
@@ -3096,54 +2972,28 @@ static int entry_numbers(double out[2], const struct Json *t, const char *key)
     return n;
 }
 
-/* Dies unless the tensors of the header lie inside the file and reach its end. */
-static void check_places(const struct Safetensors *s)
+/* Reads a file, and takes its header apart. The path must outlive it. */
+static struct Safetensors open_safetensors(const char *path)
 {
-    double last = 0, place[2];
-    for (const struct Json *t = s->header->child; t; t = t->next) {
-        if (t == s->metadata) continue;
-        if (entry_numbers(place, t, "data_offsets") != 2
-            || !(place[0] >= 0 && place[0] <= place[1] && place[1] <= (double)s->size))
-            die("%s: tensor %s does not lie in the %zu bytes of the file. Copy or train it again.",
-                s->path, t->key, s->size);
-        last = fmax(last, place[1]);
-    }
-    if (last != (double)s->size)
-        die("%s: has %zu bytes of tensors where its header tells of %.0f. Copy or train it again.",
-            s->path, s->size, last);
-}
-
-/* Reads the header of a file, and the tensors if `whole`. Dies unless both fit together. */
-static struct Safetensors open_safetensors(const char *path, bool whole)
-{
-    struct Safetensors s = {.path = text_of("%s", path)};
-    struct File file = open_file(s.path, false);
+    struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
-    if (file.size >= 8) read_at(&file, &length, 8, 0);
-    if (length < 2 || length > file.size - 8 || length > MAX_HEADER)
+    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
+    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER)
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
-            path, file.size);
-    s.text = resize(NULL, length + 1);
-    s.text[length] = 0;
-    read_at(&file, s.text, length, 8);
-    s.header = json_parse(s.text, length, path);
+            path, s.file.size);
+    s.header = json_parse(s.file.data + 8, length, path);
     if (s.header->kind != JSON_OBJECT)
         die("%s: the header is not a JSON object. Replace the file.", path);
     s.metadata = json_get(s.header, "__metadata__");
-    s.size = file.size - 8 - length;
-    check_places(&s);
-    if (whole) {
-        s.data = resize(NULL, s.size);
-        read_at(&file, s.data, s.size, 8 + length);
-    }
-    close_file(&file);
+    s.data = s.file.data + 8 + length;
+    s.size = s.file.size - 8 - length;
     return s;
 }
 
 static void close_safetensors(struct Safetensors *s)
 {
     json_free(s->header);
-    free(s->path); free(s->text); free(s->data);
+    free((char *)s->file.data);
 }
 
 /* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
@@ -3195,40 +3045,41 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* Reads parameter p of the array with this prefix; out NULL: checks only that it can be read. Dies
- * on a parameter that is missing or has another shape, and on values that are not finite. */
+ * on a parameter that is missing, has another shape or does not lie in the file, and on values that
+ * are not finite. */
 static void read_tensor(real *out, const struct Safetensors *s, const struct Tensor *p,
                         const char *prefix)
 {
     const struct Json *t = find_tensor(s, prefix, p->name), *shape = json_get(t, "shape");
     const char *dtype = json_text(t, "dtype", "?");
+    const int width = strcmp(dtype, "F32") ? 2 : 4;
     double sizes[2], place[2];
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
-    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16"))
-        die("%s: tensor %s has dtype %s; F32, F16 and BF16 are read. Convert it.", s->path, t->key,
-            dtype);
     const int dimensions = entry_numbers(sizes, t, "shape");
-    if (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
-                        : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns)
-        die("%s: tensor %s has shape %.*s where [%d,%d] is expected. config.json is of another "
-            "model, or the matrix must be transposed, as in files of nanoGPT.", s->path, t->key,
-            shape ? (int)shape->length : 0, shape ? shape->string : "", p->rows, p->columns);
-    entry_numbers(place, t, "data_offsets");
-    if (place[1] - place[0] != (double)p->size * (strcmp(dtype, "F32") ? 2 : 4))
-        die("%s: tensor %s has %.0f bytes, which do not fit its shape. Replace the file.", s->path,
-            t->key, place[1] - place[0]);
+    if (!is_choice(dtype, strlen(dtype), "F32|F16|BF16")
+        || (dimensions == 2 ? sizes[0] != p->rows || sizes[1] != p->columns
+                            : dimensions != 1 || p->rows != 1 || sizes[0] != p->columns))
+        die("%s: tensor %.99s has shape %.*s of %.99s where [%d,%d] of F32, F16 or BF16 is "
+            "expected. config.json is of another model, or the matrix must be transposed, as in "
+            "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
+            shape ? shape->string : "", dtype, p->rows, p->columns);
+    if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
+        || place[1] > (double)s->size || place[1] - place[0] != (double)p->size * width)
+        die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
+            "or train it again.", s->path, t->key, s->size);
     if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
-        die("%s: tensor %s holds values that are not finite. Copy or train it again.", s->path,
+        die("%s: tensor %.99s holds values that are not finite. Copy or train it again.", s->path,
             t->key);
 }
 
-/* Reads the array with this prefix. */
+/* Reads the array with this prefix; NULL: checks only that it can be read. */
 static void read_array(real *array, const struct Safetensors *s, const struct Model *model,
                        const char *prefix)
 {
     for (int i = 0; i < model->tensor_count; i++)
-        read_tensor(array + model->tensors[i].offset, s, &model->tensors[i], prefix);
+        read_tensor(array ? array + model->tensors[i].offset : NULL, s, &model->tensors[i], prefix);
 }
 
 /* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
@@ -3256,7 +3107,7 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
         for (int i = 0; i < model->tensor_count && !known; i++)
             known = is_name_of(t->key, model->tensors[i].name);
         if (!known)
-            die("%s: tensor %s is not part of a GPT-2 with a tied head. Such a model is not "
+            die("%s: tensor %.99s is not part of a GPT-2 with a tied head. Such a model is not "
                 "supported.", s->path, t->key);
     }
 }
@@ -3267,7 +3118,7 @@ static struct Metadata read_metadata(const struct Safetensors *s)
     struct Metadata meta = {0};
     for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j; j = j->next)
         if (j->kind == JSON_STRING && meta.count < 60
-            && !is_choice(j->key, strlen(j->key), "format|checksum|config_hash"))
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
             metadata_set(&meta, j->key, "%s", j->string);
     return meta;
 }
@@ -3285,23 +3136,9 @@ enum { PAD_TOKEN = 208 };
  * stand in messages and tables. */
 enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
-/* A hash of what config.json says that matters here: the shape, the id of <|endoftext|> and the
- * names of the labels. model.safetensors holds it, so that another model's config.json is noticed
- * beside it. */
-static uint64_t config_hash(const struct Config *c, int eot)
-{
-    struct Buffer b = {0};
-    append(&b, "%d %d %d %d %d %d %d", c->layers, c->heads, c->channels, c->context, c->vocabulary,
-           eot, c->labels);
-    for (int k = 0; k < c->labels; k++)
-        append_bytes(&b, c->label_names[k], strlen(c->label_names[k]) + 1);
-    const uint64_t hash = checksum(b.data, b.size);
-    free(b.data);
-    return hash;
-}
-
-/* config.json as transformers' GPT2Config has it. eot: the id of <|endoftext|>. */
-static void stage_config(const char *path, const struct Config *c, int eot)
+/* Writes config.json as transformers' GPT2Config has it, and returns its checksum. eot: the id of
+ * <|endoftext|>. */
+static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
     append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
@@ -3327,7 +3164,9 @@ static void stage_config(const char *path, const struct Config *c, int eot)
     if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
     append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
     stage_file(path, b.data, b.size);
+    const uint64_t sum = checksum(b.data, b.size);
     free(b.data);
+    return sum;
 }
 
 /* The number of classes and their names from id2label, or LABEL_0 and LABEL_1 without it. Names are
@@ -3337,14 +3176,12 @@ static void read_label_names(struct Config *c, const struct Json *config, const 
     const struct Json *names = json_get(config, "id2label");
     for (const struct Json *n = names ? names->child : NULL; n; n = n->next) c->labels++;
     if (!c->labels) { c->labels = 2; names = NULL; }
-    if (c->labels > MAX_LABELS)
-        die("%s: id2label has %d labels, more than %d.", path, c->labels, MAX_LABELS);
     c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
     for (int k = 0; k < c->labels; k++) {
         const char *name = names ? json_text(names, brief("%d", k), NULL) : brief("LABEL_%d", k);
-        if (!name || strlen(name) > MAX_LABEL_BYTES)
-            die("%s: id2label must have a name of at most %d bytes for class %d of %d. Correct it.",
-                path, MAX_LABEL_BYTES, k, c->labels);
+        if (!name || strlen(name) > MAX_LABEL_BYTES || c->labels > MAX_LABELS)
+            die("%s: id2label must give each of its %d classes, at most %d, from \"0\" on, a name "
+                "of at most %d bytes. Correct it.", path, c->labels, MAX_LABELS, MAX_LABEL_BYTES);
         c->label_names[k] = harmless(name);
     }
 }
@@ -3370,8 +3207,8 @@ static void refuse_variants(const struct Json *config, const struct Config *c, c
 }
 
 /* Reads config.json and dies on what is not supported here. What it does not say is as in GPT-2
- * 124M. has_score: it is a classifier's. *hash: see config_hash. */
-static struct Config read_config(const char *path, bool has_score, uint64_t *hash)
+ * 124M. has_score: it is a classifier's. *sum: the checksum of the file. */
+static struct Config read_config(const char *path, bool has_score, uint64_t *sum)
 {
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -3391,7 +3228,7 @@ static struct Config read_config(const char *path, bool has_score, uint64_t *has
         die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
     refuse_variants(j, &c, path);
     if (has_score) read_label_names(&c, j, path);
-    *hash = config_hash(&c, (int)fmax(-1, fmin(json_number(j, "eos_token_id", -1), INT32_MAX)));
+    *sum = checksum(file.data, file.size);
     json_free(j);
     free((char *)file.data);
     return c;
@@ -3407,10 +3244,10 @@ static void stage_model(const char *dir, const struct Model *model, const struct
 {
     struct Metadata all = {0};
     char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
-    metadata_set(&all, "config_hash", "%s", hash_text(config_hash(&model->config, eot)));
-    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     make_directory(dir);
-    stage_config(config, &model->config, eot);
+    metadata_set(&all, "config_checksum", "%s",
+                 hash_text(stage_config(config, &model->config, eot)));
+    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
     stage_safetensors(file, model, (real *const[]){model->weights}, 1, &all);
     metadata_free(&all);
     free(config);
@@ -3424,22 +3261,22 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 {
     char *config_path = text_of("%s/config.json", dir),
          *path = text_of("%s/model.safetensors", dir);
-    uint64_t hash;
+    uint64_t sum;
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
             "tells how other formats, such as GGUF, are converted.", shown_path(dir));
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
-    const struct Config config = read_config(config_path, has_score, &hash);
-    const char *stored = json_text(s.metadata, "config_hash", NULL);
-    if (stored && strcmp(hash_text(hash), stored))
-        die("%s: does not belong to model.safetensors beside it: another size, end of text or "
-            "label. Put the right one there, or train again.", config_path);
+    const struct Config config = read_config(config_path, has_score, &sum);
+    const char *stored = json_text(s.metadata, "config_checksum", NULL);
+    if (stored && strcmp(hash_text(sum), stored))
+        die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
+            "that was written with it.", config_path);
     *meta = read_metadata(&s);
     verify_checksum(&s, 1);
     model_describe(model, config);
-    for (int i = 0; i < model->tensor_count; i++) read_tensor(NULL, &s, &model->tensors[i], "");
     refuse_strangers(&s, model);
+    read_array(NULL, &s, model, "");    /* before memory is taken */
     model_allocate(model);
     read_array(model->weights, &s, model, "");
     close_safetensors(&s);
@@ -3458,7 +3295,7 @@ static void stage_state(const char *path, const struct Model *model, real *best,
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
                        struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, true);
+    struct Safetensors s = open_safetensors(path);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
     *meta = read_metadata(&s);
@@ -3470,7 +3307,7 @@ static void load_state(const char *path, struct Model *model, real *best, real *
 /* The metadata of a model or state alone, which are needed before the model exists. */
 static void load_metadata(const char *path, struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path, false);
+    struct Safetensors s = open_safetensors(path);
     *meta = read_metadata(&s);
     close_safetensors(&s);
 }
@@ -3498,20 +3335,14 @@ static const char *duration(double s)
 /* Whether stderr is a terminal, where one line is replaced again and again. */
 static bool live(void) { return isatty(2); }
 
-/* On a terminal the line replaces the one before, and is cut at the terminal's width, since a line
- * that wraps cannot be replaced. `last` keeps it whole. Elsewhere every call is a line, so the
- * caller decides how often. */
+/* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
+ * every call is a line, so the caller decides how often. */
 __attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
 {
-    char line[MAX_MESSAGE];
-    struct winsize terminal;
     va_list arguments;
     va_start(arguments, format);
-    format_message(line, format, arguments);
+    speak("", last || !live(), format, arguments);
     va_end(arguments);
-    if (live() && !last && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-        && terminal.ws_col < (int)sizeof line) line[terminal.ws_col] = 0;
-    show_message("", line, last || !live());
 }
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
@@ -3617,8 +3448,6 @@ static void print_results(bool at_end)
     _exit(STATUS_FAILED);
 }
 
-static void flush_results(void) { print_results(false); }
-
 static void end_program(void)
 {
     remove_unfinished();
@@ -3630,39 +3459,28 @@ static void end_program(void)
  * spin for microseconds (gcc) or one millisecond (clang), then sleep. Trainings sleep sooner: the
  * system then lets another program's thread and ours change cores, which makes a small model up to
  * a third faster beside a busy program. Short products, as in generation, bear the wait less. If
- * the file that runs is not called as argv[0] says, as with the dynamic loader, threads spin. */
+ * the file that runs is not the one that argv[0] names, but the dynamic loader, threads spin. */
 static void calm_threads(char **argv)
 {
-    char self[4096] = "";
-    const char *name, *runs;
-    const bool trains = argv[0] && argv[1]
-                        && (!strcmp(argv[1], "train") || !strcmp(argv[1], "compare"));
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0 || !argv[0]) return;
-    free(directory_of(self, &runs));
-    free(directory_of(argv[0], &name));
-    if (!strcmp(name, runs) && !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")
-        && !getenv("KMP_BLOCKTIME") && !setenv("OMP_WAIT_POLICY", "passive", 1)
-        && !setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 1)
-        && !setenv("KMP_BLOCKTIME", "1", 1))
-        execv("/proc/self/exe", argv);
+    const bool trains = argv[0] && argv[1] && is_choice(argv[1], strlen(argv[1]), "train|compare");
+    if (!argv[0] || (strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe"))) return;
+    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1)) return;
+    setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 0);
+    setenv("KMP_BLOCKTIME", "1", 0);
+    execv("/proc/self/exe", argv);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader.
- * Each shard that is read or written stays open. */
+ * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a
+ * reader. */
 static void begin_program(const char *name, char **argv)
 {
-    struct rlimit files;
     program = name;
     called = argv[0];
     for (int fd = 0; fd < 3; fd++)      /* a closed descriptor must not become a file of ours */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
             exit(STATUS_FAILED);
     calm_threads(argv);
-    if (!getrlimit(RLIMIT_NOFILE, &files)) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     atexit(end_program);
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
@@ -3711,11 +3529,6 @@ static void set_threads(int n)
 static void set_precision(const char *name)
 {
     product_precision = strcmp(name, "bf16") ? FP32 : BF16;
-#ifndef __AVX512BF16__
-    if (product_precision == BF16)
-        warn("--precision bf16: this program was built for a processor without AVX512_BF16, on "
-             "which fp32 is faster.");
-#endif
 }
 
 /* --- Settings: one table serves the command line, --help, metadata and --resume --- */
@@ -3924,7 +3737,7 @@ static void advise_resume(const char *command, const char *done, const char *out
  * columns depend on the time; the others are the same in every run, and their hash is in the
  * state, with the number of rows. So a resumed run finds the rows that its state knows, and cuts
  * off what a killed process wrote after it. */
-struct Journal { char *path; FILE *file; int timing; int64_t rows; uint64_t hash; };
+struct Journal { char *path; int fd, timing; int64_t rows; uint64_t hash; };
 
 /* Counts a row, and adds it to the hash. */
 static void journal_hash(struct Journal *j, const char *row, size_t n)
@@ -3968,17 +3781,8 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
     output_write(o, text, strlen(text));
-    output_finish(o);
-    j->file = fdopen(dup(fileno(o->file)), "wb");
-    if (!j->file) die_unwritten(path);
+    j->fd = dup(o->fd);
     return text;
-}
-
-/* Hands what was printed to the journal to the system, or to the disk, too. */
-static void journal_flush(const struct Journal *j, bool to_disk)
-{
-    if (fflush(j->file) || ferror(j->file) || (to_disk && fsync(fileno(j->file))))
-        die("%s: writing failed (%s). Free some space and --resume.", j->path, strerror(errno));
 }
 
 /* Adds a row, with its newline. */
@@ -3991,15 +3795,20 @@ static void journal_add(struct Journal *j, const char *format, ...)
     append_arguments(&row, format, arguments);
     va_end(arguments);
     journal_hash(j, row.data, row.size - 1);
-    fwrite(row.data, 1, row.size, j->file);
-    journal_flush(j, false);
+    if (!write_whole(j->fd, row.data, row.size)) die_unwritten(j->path);
     free(row.data);
 }
 
-/* Flushes the journal to disk, and notes in a state which rows it has. */
+/* Waits until all rows are on disk. */
+static void journal_flush(const struct Journal *j)
+{
+    if (fsync(j->fd)) die_unwritten(j->path);
+}
+
+/* Flushes the journal, and notes in a state which rows it has. */
 static void journal_describe(struct Metadata *state, const struct Journal *j)
 {
-    journal_flush(j, true);
+    journal_flush(j);
     metadata_set(state, "log_rows", "%lld", (long long)j->rows);
     metadata_set(state, "log_hash", "%s", hash_text(j->hash));
 }
@@ -4009,22 +3818,18 @@ static void journal_describe(struct Metadata *state, const struct Journal *j)
 /* A subcommand gets the arguments after its name and returns the exit status. */
 struct Command { const char *name; int (*run)(int argc, char **argv); const char *meaning; };
 
-/* The whole of main: runs the subcommand that argv[1] names. help lists all of them, or with a name
- * the options of one. */
+/* The whole of main: runs the subcommand that argv[1] names. --help lists all of them. */
 static int run_command(const char *name, int argc, char **argv, const struct Command *commands,
                        int count)
 {
-    begin_program(name, argv);
-    const bool help = argc > 1 && is_choice(argv[1], strlen(argv[1]), "--help|-h|help");
-    const char *chosen = argc > 1 + help ? argv[1 + help] : "";
-    char *ask[] = {"--help"};
+    const char *chosen = argc > 1 ? argv[1] : "";
     struct Buffer list = {0};
+    begin_program(name, argv);
     for (int i = 0; i < count; i++) {
-        if (!strcmp(chosen, commands[i].name))
-            return help ? commands[i].run(1, ask) : commands[i].run(argc - 2, argv + 2);
+        if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
         append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
     }
-    if (!help || *chosen)
+    if (!is_choice(chosen, strlen(chosen), "--help|-h|help"))
         die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
     printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
            name);

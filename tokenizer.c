@@ -144,6 +144,7 @@ struct Usage {
     bool begins;                /* each text begins with <|endoftext|> */
     bool keeps_tail;            /* of a text that is too long the tail is read, else the head */
     int max_length;             /* tokens that are read of a text; 0: not known */
+    int *suffix, suffix_count;  /* (suffix_count): the tokens after each text, whatever is cut */
 };
 
 struct Tokenizer {
@@ -594,6 +595,7 @@ static void tokenizer_free(struct Tokenizer *t)
     }
     hash_free(&t->pairs);
     free(t->encoder); free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->usage.suffix);
     free(t);
 }
 
@@ -924,18 +926,49 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
     return text;
 }
 
-/* A tokenizer.json: merges, ids, and whether its template puts <|endoftext|> before a text. */
+/* Appends a special piece of a template, such as {"ids": [13, 340], "tokens": [".", "\u0120it"]},
+ * to the suffix. Dies on tokens that we do not have. */
+static void read_suffix(struct TokenReader *r, const struct Json *special)
+{
+    struct Usage *u = &r->tokenizer->usage;
+    const int *file_ids = r->tokenizer->file_ids;
+    const struct Json *ids = json_get(special, "ids"), *names = json_get(special, "tokens"),
+                      *id = ids ? ids->child : NULL, *name = names ? names->child : NULL;
+    for (; id && u->suffix_count < MAX_VOCABULARY; id = id->next, name = name->next) {
+        const char *text = name && name->kind == JSON_STRING ? name->string : "";
+        const int token = find_token(r, text, text + strlen(text));
+        if (token < 0 || id->kind != JSON_NUMBER
+            || id->number != (file_ids ? file_ids[token] : token))
+            die("%s: its template puts \"%s\" after a text, which the model does not have as a "
+                "token. Take it out of the template.", r->path, text);
+        u->suffix = resize(u->suffix, (u->suffix_count + 1) * sizeof *u->suffix);
+        u->suffix[u->suffix_count++] = token;
+    }
+}
+
+/* What a template does to a text: whether <|endoftext|> stands before it, and what stands after. */
+static void read_template(struct TokenReader *r, const struct Json *processor)
+{
+    const struct Json *single = json_get(processor, "single");
+    bool after = false;
+    for (const struct Json *piece = single ? single->child : NULL; piece; piece = piece->next) {
+        const char *id = json_text(json_get(piece, "SpecialToken"), "id", "");
+        if (after) read_suffix(r, json_get(json_get(processor, "special_tokens"), id));
+        else r->tokenizer->usage.begins |= !strcmp(id, END_OF_TEXT);
+        after |= json_get(piece, "Sequence") != NULL;
+    }
+}
+
+/* A tokenizer.json: merges, ids, and what is added to each text. */
 static void read_tokenizer_json(struct TokenReader *r)
 {
     struct Json *j = read_json_file(r->path, MAX_TOKENIZER);
     check_tokenizer_json(j, r->path);
-    const struct Json *model = json_get(j, "model"),
-                      *template = json_get(json_get(j, "post_processor"), "single"),
-                      *first = template ? json_get(template->child, "SpecialToken") : NULL;
+    const struct Json *model = json_get(j, "model");
     struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
     read_merges(r, (struct Bytes){merges.data, merges.size});
     read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
-    r->tokenizer->usage.begins = !strcmp(json_text(first, "id", ""), END_OF_TEXT);
+    read_template(r, json_get(j, "post_processor"));
     free(merges.data);
     json_free(j);
 }
@@ -1025,18 +1058,24 @@ static void renumber_tokens(struct Model *model, const struct Tokenizer *t)
     free(old);
 }
 
-/* The usage, as a model's metadata keep it. */
-static const char *usage_text(const struct Usage *u)
+/* The usage, as a model's metadata keep it. The caller frees it. */
+static char *usage_text(const struct Usage *u)
 {
-    return brief("begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
-                 u->max_length);
+    struct Buffer b = {0};
+    append(&b, "begin %d, keep tail %d, at most %d tokens", u->begins, u->keeps_tail,
+           u->max_length);
+    if (u->suffix_count) append(&b, ", the last of them");
+    for (int i = 0; i < u->suffix_count; i++) append(&b, " %d", u->suffix[i]);
+    return b.data;
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
-    metadata_set(meta, "tokenizer_usage", "%s", usage_text(&t->usage));
+    char *usage = usage_text(&t->usage);
+    metadata_set(meta, "tokenizer_usage", "%s", usage);
+    free(usage);
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
@@ -1048,14 +1087,16 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     struct Tokenizer *t = tokenizer_load(dir);
     const char *hash = metadata_get(meta, "tokenizer_hash"),
                *usage = metadata_get(meta, "tokenizer_usage");
-    const char *is = usage_text(&t->usage);
+    char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
         die("%s: its tokenizer (hash %s) is not the tokenizer that the model was trained with "
             "(%s). Put that one there.", dir, hash_text(t->hash), hash);
     if (usage && strcmp(usage, is))
-        die("%s/tokenizer_config.json: does not belong to model.safetensors beside it: \"%s\" "
-            "instead of \"%s\". Put the right one there, or train again.", dir, is, usage);
+        die("%s: tokenizer.json, tokenizer_config.json: do not belong to model.safetensors beside "
+            "them: \"%s\" instead of \"%s\". Put the right ones there, or train again.", dir, is,
+            usage);
+    free(is);
     for (int i = 0; t->file_ids && i < t->vocabulary; i++) last = max_int(last, t->file_ids[i]);
     if (last >= model->config.vocabulary)
         die("%s: the tokenizer has %d tokens, the model only %d. Put the tokenizer there that the "
@@ -1206,29 +1247,48 @@ static void append_json(struct Buffer *b, const char *format, ...)
 #define PAD_SPECIAL SPECIAL(PAD, "true")
 #define END_SPECIAL SPECIAL(END_OF_TEXT, "false")
 
+/* Appends the suffix, as a special piece of a template: one name for several tokens. */
+static void append_suffix(struct Buffer *b, const struct Tokenizer *t)
+{
+    const int *ids = t->usage.suffix, n = t->usage.suffix_count;
+    append(b, "\"suffix\": {\"id\": \"suffix\", \"ids\": [");
+    for (int i = 0; i < n; i++) append(b, i ? ", %d" : "%d", ids[i]);
+    append(b, "], \"tokens\": [");
+    for (int i = 0; i < n; i++) {
+        append(b, i ? ", \"" : "\"");
+        append_token(b, t, ids[i], true);
+        append(b, "\"");
+    }
+    append(b, "]}");
+}
+
 /* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
- * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair. */
+ * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair, and the
+ * suffix at the end. */
 static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
-    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ";
-    const char *first = t->usage.begins ? begin : "";
+    static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ",
+                      end[] = ", {'SpecialToken': {'id': 'suffix', 'type_id': 0}}";
+    const char *first = t->usage.begins ? begin : "", *last = t->usage.suffix_count ? end : "";
     append_json(b, "{'version': '1.0', 'truncation': null, 'padding': null,\n"
         "'added_tokens': [{'id': %d, " PAD_SPECIAL ", {'id': %d, " END_SPECIAL "],\n"
         "'normalizer': null,\n"
         "'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': false, "
         "'trim_offsets': true, 'use_regex': true},\n"
         "'post_processor': {'type': 'TemplateProcessing',\n"
-        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}],\n"
+        "'single': [%s{'Sequence': {'id': 'A', 'type_id': 0}}%s],\n"
         "'pair': [%s{'Sequence': {'id': 'A', 'type_id': 0}}, "
-        "%s{'Sequence': {'id': 'B', 'type_id': 0}}],\n"
+        "%s{'Sequence': {'id': 'B', 'type_id': 0}}%s],\n"
         "'special_tokens': {'" END_OF_TEXT "': {'id': '" END_OF_TEXT "', 'ids': [%d], "
-        "'tokens': ['" END_OF_TEXT "']}}},\n"
+        "'tokens': ['" END_OF_TEXT "']}%s",
+        PAD_TOKEN, t->eot, first, last, first, begin, last, t->eot, *last ? ", " : "");
+    if (*last) append_suffix(b, t);
+    append_json(b, "}},\n"
         "'decoder': {'type': 'ByteLevel', 'add_prefix_space': true, "
         "'trim_offsets': true, 'use_regex': true},\n"
         "'model': {'type': 'BPE', 'dropout': null, 'unk_token': null, "
         "'continuing_subword_prefix': '', 'end_of_word_suffix': '', 'fuse_unk': false, "
-        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ",
-        PAD_TOKEN, t->eot, first, first, begin, t->eot);
+        "'byte_fallback': false, 'ignore_merges': false,\n'vocab': ");
     append_vocabulary(b, t);
     append_json(b, ",\n'merges': [");
     append_merges(b, t, true);
@@ -1236,17 +1296,19 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 }
 
 /* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
- * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
+ * hand. split_special_tokens: "<|endoftext|>" inside a text is text. add_bos_token: transformers 5
+ * then replaces the template by one of its own, so a template with a suffix must speak alone. */
 static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
     const int longest = t->usage.max_length;
-    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n  'add_bos_token': %s,\n"
+    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n%s"
         "  'add_prefix_space': false,\n  'bos_token': '" END_OF_TEXT "',\n"
         "  'eos_token': '" END_OF_TEXT "',\n  'unk_token': '" END_OF_TEXT "',\n"
         "  'pad_token': '" PAD "',\n  'padding_side': 'right',\n  'truncation_side': '%s',\n%s"
         "  'clean_up_tokenization_spaces': false,\n  'split_special_tokens': true,\n"
         "  'added_tokens_decoder': {'%d': {" PAD_SPECIAL ", '%d': {" END_SPECIAL "}\n}\n",
-        t->usage.begins ? "true" : "false", t->usage.keeps_tail ? "left" : "right",
+        t->usage.suffix_count ? "" : t->usage.begins ? "  'add_bos_token': true,\n"
+        : "  'add_bos_token': false,\n", t->usage.keeps_tail ? "left" : "right",
         longest ? brief("  'model_max_length': %d,\n", longest) : "", PAD_TOKEN, t->eot);
 }
 
@@ -1328,18 +1390,27 @@ static struct ShardHeader read_shard_header(const struct File *f)
     return header;
 }
 
+/* The checksum of all tokens of a shard. */
+static uint64_t sum_tokens(const struct Shard *s)
+{
+    static uint16_t ids[4 * MEGABYTE];
+    uint64_t sum = (uint64_t)s->count * sizeof *ids;
+    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n)
+        sum = checksum_add(sum, ids, n * sizeof *ids);
+    return sum;
+}
+
 /* Opens a shard, and reads it once for its checksum. Dies if something is wrong with the header,
  * the size or an id, or if another tokenizer than t made it; if t is NULL, any may have. */
 static struct Shard open_shard(const char *path, const struct Tokenizer *t)
 {
-    static uint16_t ids[4 * MEGABYTE];
     const struct File file = open_file(path, false);
     const struct ShardHeader header = read_shard_header(&file);
     if (header.magic != SHARD_MAGIC || header.version != SHARD_VERSION || header.shards < 0
         || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    const int64_t bytes = header.count * (int64_t)sizeof *ids,
+    const int64_t bytes = header.count * (int64_t)sizeof(uint16_t),
                   surplus = (int64_t)file.size - SHARD_HEADER - bytes;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
@@ -1347,10 +1418,9 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
     if (t && header.hash && header.hash != t->hash)
         die("%s: made by another tokenizer (hash %s) than the one in use (%s). Use that one, or "
             "encode the text again.", path, hash_text(header.hash), hash_text(t->hash));
-    struct Shard s = {path, file, header.count, header.set, (uint64_t)bytes, header.shards,
+    struct Shard s = {path, file, header.count, header.set, 0, header.shards,
                       t ? t->vocabulary : INT_MAX};
-    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), &s, at)); at += n)
-        s.sum = checksum_add(s.sum, ids, n * sizeof *ids);
+    s.sum = sum_tokens(&s);
     return s;
 }
 
@@ -1423,10 +1493,9 @@ static void start_shard(struct ShardWriter *w)
 /* Ends the open shard and adds its tokens to the hash of the set. */
 static void end_shard(struct ShardWriter *w)
 {
-    struct Output *o = w->shards[w->number - 1];
-    const struct File file = {o->path, fileno(o->file)};
-    output_finish(o);
-    w->set = mix64(w->set ^ checksum_file(&file, SHARD_HEADER, w->in_shard * sizeof(uint16_t)));
+    const struct Output *o = w->shards[w->number - 1];
+    const struct Shard s = {o->path, {o->path, o->fd}, w->in_shard, .vocabulary = INT_MAX};
+    w->set = mix64(w->set ^ sum_tokens(&s));
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1452,13 +1521,12 @@ static void complete_set(struct ShardWriter *w)
 {
     end_shard(w);
     for (int i = 0; i < w->number; i++) {
-        struct Output *o = w->shards[i];
+        const struct Output *o = w->shards[i];
         const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
         const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
                                            w->set, w->number};
-        if (fseek(o->file, 0, SEEK_SET)) die_unwritten(o->path);
+        if (lseek(o->fd, 0, SEEK_SET)) die_unwritten(o->path);
         output_write(o, &header, sizeof header);
-        output_finish(o);
     }
 }
 
@@ -1466,8 +1534,7 @@ static void complete_set(struct ShardWriter *w)
  * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
-    const char *name;
-    make_directory(directory_of(w->prefix, &name));
+    make_parents(w->prefix);
     start_shard(w);
     for (int i = 0; i < MAX_SHARDS; i++) {
         char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
@@ -1665,8 +1732,8 @@ static void source_close(struct Source *s)
 {
     for (int i = 0; i < s->count; i++)
         if (s->invalid[i])
-            warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as CP1252, "
-                 "convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
+            warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as "
+                 "CP1252, convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
                  counted(s->invalid[i], "byte"));
     release(s->invalid, s->count * sizeof *s->invalid);
     release(s->window, s->room);
@@ -1788,12 +1855,12 @@ static void show_source(struct Source *s, const char *doing)
 
 /* What the command line says. Each command has a table of the options that it knows. */
 static struct {
-    const char *tokenizer, *out, *split, *text_field;
-    int vocabulary, max_bytes, threads;
+    const char *tokenizer, *out, *split, *text_field, *vocabulary;
+    int max_bytes, threads;
     int64_t min_frequency, shard_tokens, seed;
     double val_fraction;
     bool special, overwrite;
-} set = {.split = "file", .text_field = "text", .vocabulary = 8192, .max_bytes = MAX_TOKEN_BYTES,
+} set = {.split = "file", .text_field = "text", .vocabulary = "auto", .max_bytes = MAX_TOKEN_BYTES,
          .min_frequency = 2, .shard_tokens = 100000000, .seed = 1};
 
 #define SPLIT_OPTIONS {"split", "where documents end", CHOICE, &set.split, \
@@ -1877,12 +1944,28 @@ static struct Trainer trainer_of_words(const struct WordCounts *w)
     return t;
 }
 
+/* The tokens of --vocab. auto: a power of two, about one token for 2,000 bytes of text, so that
+ * nearly all of them occur often enough to be learnt. */
+static int wanted_vocabulary(int64_t bytes)
+{
+    double tokens;
+    if (!strcmp(set.vocabulary, "auto")) {
+        for (tokens = 512; tokens < 8192 && tokens * 3000 < bytes; ) tokens *= 2;
+        return (int)tokens;
+    }
+    if (!parse_number(set.vocabulary, "k", (double[]){1e3}, &tokens) || tokens != floor(tokens)
+        || tokens < BYTES + 1 || tokens > 65536)
+        die_usage("--vocab %s: neither auto nor a number from %d to 65536.", set.vocabulary,
+                  BYTES + 1);
+    return (int)tokens;
+}
+
 /* Texts -> the files of a tokenizer. */
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all: 256 bytes, merges, <|endoftext|>", INTEGER, &set.vocabulary,
-         .min = 257, .max = 65536},
+        {"vocab", "tokens in all, from 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the "
+         "size of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
@@ -1895,7 +1978,7 @@ static int command_train(int argc, char **argv)
     const int files = read_options(argc, argv, options,
                                    "tokenizer train --out DIR [OPTION...] FILE...\n"
                                    "Learns merges from texts (- is standard input).");
-    const int merges = set.vocabulary - BYTES - 1;
+    wanted_vocabulary(0);           /* refuses a wrong --vocab before anything is read */
     warn_idle(options);
     lock_directory(set.out);
     if (!set.overwrite)
@@ -1907,9 +1990,10 @@ static int command_train(int argc, char **argv)
     source_close(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
     struct Trainer trainer = trainer_of_words(&words);
+    const int merges = wanted_vocabulary(source.done) - BYTES - 1;
     learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
-    if (t->merges < merges)
-        warn("the text gives only %s, so the vocabulary has %d tokens, not %d.",
+    if (t->merges < merges && strcmp(set.vocabulary, "auto"))
+        warn("the text gives only %s, so the vocabulary has %d tokens, not %s.",
              counted(t->merges, "merge"), t->merges + BYTES + 1, set.vocabulary);
     add_end_of_text(t);
     t->usage.begins = t->usage.keeps_tail = true;

@@ -25,11 +25,17 @@
  *                    from which --resume goes on
  *
  *   Part I   pretraining     1 Data    2 Training    3 Evaluation    4 Sampling
- *   Part II  the run         5 Options    6 Metadata, log and state    7 Model and memory
- *                            8 Spikes, time, plan and profile    9 Subcommands
+ *   Part II  the run         5 Options    6 Metadata, log and state
+ *                            7 What suits the time and the text    8 Model and memory
+ *                            9 Spikes, time, plan and profile    10 Ranks (MPI)
+ *                            11 Subcommands
  *
  * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
+#ifdef MPI                              /* one run by several processes: section 9 */
+static void speak_as_rank(int status);
+#define AT_END(status, format, arguments) speak_as_rank(status)
+#endif
 #include "model.h"
 #define TOKENIZER_NO_MAIN
 #include "tokenizer.c"
@@ -264,7 +270,7 @@ struct TrainOptions {
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
-    bool skip_spikes, resume, overwrite, plan, profile;
+    bool skip_spikes, resume, overwrite, plan, profile, allow_mixed;
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -299,6 +305,8 @@ struct Run {
     struct Sequences val_sequences;
     struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
     struct Workspace ws;                /* for one minibatch: B * T rows */
+    struct Model part;                  /* what this process updates: all, or a part (section 9) */
+    double *losses;                     /* (accumulate): of each slot, summed over its targets */
     struct Generator *generator;        /* for --sample-every; else NULL */
     double peak;                        /* FLOP/s of the machine's multiply-adds */
 
@@ -316,10 +324,20 @@ struct Run {
     struct Clock clock;
 };
 
+/* Slots are shared out to `ranks` processes, of which this is number `rank`. Without MPI it is
+ * number 0 of 1. */
+static int rank = 0, ranks = 1;
+
 /* What is known of one step. */
 struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 
 /* --- What the loop uses of the sections below --- */
+
+static void sum_slots(struct Run *r, int first, int count);     /* first to first + ranks - 1 */
+static void share_weights(struct Run *r);       /* gets the parts that other ranks have updated */
+static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
+static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
+static int chunks_in(const struct Model *model, size_t n);  /* of grad_norm, in n parameters */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
@@ -345,24 +363,64 @@ static int64_t read_step(struct Run *r, int count)
     return targets;
 }
 
-/* Returns the mean loss over the n targets of a step, and adds its gradient to model.grads, which
- * adamw_step has left at 0:
- *   loss = 1/n sum over minibatches of sum_i -log p(target_i | tokens up to i)
- * The factor 1/n is the same in every minibatch, so the gradients simply add up: `count`
- * minibatches of B sequences give what one of count * B would give, in the memory of one. Dropout
- * masks are a function of the seed, the step and the minibatch. */
-static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
+/* One slot of a step, which is one minibatch of `count`. Returns the sum of the losses of its
+ * targets, and adds to model.grads its part of the gradient of the mean over the step's n targets:
+ *   1/n sum_i -log p(target_i | tokens up to i)
+ * Dropout masks are a function of the seed, the step and the slot. */
+static double slot_gradient(struct Run *r, int slot, int count, int64_t step, int64_t targets)
 {
     const struct TrainOptions *o = &r->options;
-    double sum = 0;
-    for (int a = 0; a < count; a++) {
-        struct Minibatch *m = &r->minibatches[a];
-        const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + a).key;
-        trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
-        sum += lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
-        trunk_backward(&r->model, &r->ws, &m->batch);
+    struct Minibatch *m = &r->minibatches[slot];
+    const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + slot).key;
+    trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
+    const double loss = lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
+    trunk_backward(&r->model, &r->ws, &m->batch);
+    return loss;
+}
+
+/* sum (n) += g (n), and g = 0. A step of one slot has its sum in place. */
+static void add_gradient(real *sum, real *g, size_t n)
+{
+    if (sum == g) return;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t k = 0; k < n; k++) {
+        sum[k] += g[k];
+        g[k] = 0;
     }
+}
+
+/* Returns the mean loss over the n targets of a step, and adds its gradient to part.grads, which
+ * adamw_step has left at 0. The factor 1/n is the same in every slot, so the gradients simply add
+ * up: `count` minibatches of B sequences give what one of count * B would give, in the memory of
+ * one. Each slot's gradient begins at 0, and the slots are added in their order,
+ *   ((g0 + g1) + g2) + ..
+ * wherever they are computed, so the bytes are the same for any number of ranks. */
+static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
+{
+    double sum = 0;
+    memset(r->losses, 0, count * sizeof *r->losses);
+    for (int first = 0; first < count; first += ranks) {
+        const int slot = first + rank;
+        if (slot < count) r->losses[slot] = slot_gradient(r, slot, count, step, targets);
+        if (ranks > 1) sum_slots(r, first, count);
+        else add_gradient(r->part.grads, r->model.grads, r->model.parameter_count);
+    }
+    if (ranks > 1) sum_slots(r, count, count);          /* waits for the last ones */
+    sum_over_ranks(r->losses, count);
+    for (int slot = 0; slot < count; slot++) sum += r->losses[slot];
     return sum / targets;
+}
+
+/* The norm of the gradient: as grad_norm, but each rank has the sums of the chunks of its part. */
+static double step_norm(struct Run *r)
+{
+    const int count = chunks_in(&r->model, r->model.parameter_count);
+    double *sums = r->model.partial_sums, total = 0;
+    memset(sums, 0, count * sizeof *sums);
+    square_sums(&r->part);
+    sum_over_ranks(sums, count);
+    for (int i = 0; i < count; i++) total += sums[i];
+    return sqrt(total);
 }
 
 static void forget_gradient(struct Model *model)
@@ -396,6 +454,13 @@ static bool finished(const struct Run *r)
     return r->options.steps && r->step >= r->options.steps;
 }
 
+/* What depends on time or signals is decided by rank 0. */
+static bool agreed(bool mine)
+{
+    take_from_rank_0(&mine, sizeof mine);
+    return mine;
+}
+
 /* Trains until --steps are done, the time limit is reached, or a signal asks to stop. The last of
  * --steps is evaluated. Wherever else the run stops, it saves and computes nothing: resumed, it
  * writes what it would have written without the stop. */
@@ -410,7 +475,7 @@ static void pretrain(struct Run *r)
         s.loss = step_gradient(r, o->accumulate, r->step + 1, s.targets);
 
         /* Clip: if the norm is above the limit, the gradient is scaled down to it. */
-        s.norm = grad_norm(&r->model);
+        s.norm = step_norm(r);
         const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
 
         /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
@@ -418,8 +483,9 @@ static void pretrain(struct Run *r)
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r);
-        if (update) adamw_step(&r->model, s.lr, scale, o->weight_decay, r->step - r->skipped);
-        else forget_gradient(&r->model);
+        if (update) adamw_step(&r->part, s.lr, scale, o->weight_decay, r->step - r->skipped);
+        else forget_gradient(&r->part);
+        share_weights(r);
         end_step(r, &s);
 
         /* Is this the last step? */
@@ -433,8 +499,8 @@ static void pretrain(struct Run *r)
         if (o->sample_every && r->step % o->sample_every == 0) sample_run(r);
 
         /* Save. */
-        stop = last || late || stop_signal;
-        const bool whole = stop || save_is_due(r);
+        stop = last || late || agreed(stop_signal);
+        const bool whole = stop || agreed(save_is_due(r));
         if (whole || r->best_step == r->step) save_run(r, whole);
     }
 }
@@ -457,8 +523,9 @@ static int *token_lengths(const struct Tokenizer *tokenizer, int V)
 }
 
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
- * are the same in every call, so that scores can be compared. bytes (V) is from token_lengths; ws
- * has room for the rows of m. */
+ * are the same in every call, so that scores can be compared. Ranks share out the minibatches,
+ * whose losses are added in their order. bytes (V) is from token_lengths; ws has room for the rows
+ * of m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
                              const struct Sequences *s, const int *bytes, int64_t budget)
 {
@@ -466,17 +533,25 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
-    double sum = 0;
+    double sum = 0, *losses = NULL;
+    int count = 0;
     struct Timer timer = start_timer();
     for (int64_t i = 0; i < chosen; ) {
         minibatch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
-        trunk_forward(model, ws, &m->batch, 0, 0);
-        sum += lm_head(model, ws, &m->batch, m->targets, 0);
+        losses = resize(losses, (count + 1) * sizeof *losses);
+        losses[count] = 0;
+        if (count++ % ranks == rank) {
+            trunk_forward(model, ws, &m->batch, 0, 0);
+            losses[count - 1] = lm_head(model, ws, &m->batch, m->targets, 0);
+        }
         for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
         score.tokens += m->batch.rows;
         show_work(&timer, "eval", i, chosen, "sequences");
     }
+    sum_over_ranks(losses, count);
+    for (int k = 0; k < count; k++) sum += losses[k];
+    free(losses);
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
@@ -686,8 +761,7 @@ static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
 static struct Option *option_table(struct TrainOptions *o)
 {
     *o = (struct TrainOptions){
-        .layers = 4, .heads = 4, .channels = 256, .context = 256, .batch = 16, .accumulate = 1,
-        .cut = "length", .steps = 1000, .lr = 1e-3, .min_lr_ratio = 0.1, .warmup = 100,
+        .accumulate = 1, .cut = "length", .min_lr_ratio = 0.1, .warmup = 100,
         .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
         .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
     };
@@ -695,23 +769,24 @@ static struct Option *option_table(struct TrainOptions *o)
         {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
         {"val", "token shards to evaluate on", TEXT, &o->val, .effect = EXTENDS},
         {"init", "model directory to start from", TEXT, &o->init, .effect = DEFINES},
-        {"layers", "blocks of the model", INTEGER, &o->layers, 1, 1000, .effect = DEFINES,
-         .idle = "with init"},
-        {"heads", "attention heads in each block", INTEGER, &o->heads, 1, 1 << 16,
+        {"layers", "blocks of the model; 0: as suits the time and the text", INTEGER, &o->layers,
+         0, 1000, .effect = DEFINES, .idle = "with init"},
+        {"heads", "attention heads in each block; 0: as suits", INTEGER, &o->heads, 0, 1 << 16,
          .effect = DEFINES, .idle = "with init"},
-        {"channels", "width of the model, a multiple of --heads", INTEGER, &o->channels, 1,
-         1 << 16, .effect = DEFINES, .idle = "with init"},
-        {"context", "tokens that the model sees at once", INTEGER, &o->context, 1, 1 << 20,
-         .effect = DEFINES},
+        {"channels", "width of the model, a multiple of --heads; 0: as suits", INTEGER,
+         &o->channels, 0, 1 << 16, .effect = DEFINES, .idle = "with init"},
+        {"context", "tokens that the model sees at once; 0: as suits", INTEGER, &o->context, 0,
+         1 << 20, .effect = DEFINES},
         {"cut", "where sequences end: after --context tokens, or also where a document does",
          CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
-        {"batch", "sequences of --context tokens computed together, or as many tokens of others",
-         INTEGER, &o->batch, 1, 1 << 20, .effect = DEFINES},
+        {"batch", "sequences of --context tokens computed together, or as many tokens of others; "
+         "0: as suits", INTEGER, &o->batch, 0, 1 << 20, .effect = DEFINES},
         {"accumulate", "batches in a step: as --batch times as large, in less memory",
          INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
         {"steps", "updates of the weights; 0: as --time-limit allows; --resume may raise it",
          LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
-        {"lr", "highest learning rate", REAL_NUMBER, &o->lr, 0, 1e3, .effect = DEFINES},
+        {"lr", "highest learning rate; 0: as suits", REAL_NUMBER, &o->lr, 0, 1e3,
+         .effect = DEFINES},
         {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
          .effect = DEFINES, .idle = "with schedule constant"},
         {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
@@ -724,8 +799,8 @@ static struct Option *option_table(struct TrainOptions *o)
          .effect = DEFINES},
         {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
          FLAG, &o->skip_spikes, .effect = EXTENDS},
-        {"dropout", "part of activations set to 0 in training", REAL_NUMBER, &o->dropout, 0, 0.99,
-         .effect = DEFINES},
+        {"dropout", "part of activations set to 0 in training; if not given, as suits",
+         REAL_NUMBER, &o->dropout, 0, 0.99, .effect = DEFINES},
         {"seed", "of all that is random", LONG, &o->seed, 0, 1e15, .effect = DEFINES},
         {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
          LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
@@ -736,7 +811,7 @@ static struct Option *option_table(struct TrainOptions *o)
         {"out", "directory for the model, the state and the log", TEXT, &o->out},
         {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
         {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
-         "learning rate falls over the steps that still fit; alone it means --steps 0",
+         "learning rate falls over the steps that still fit; without --steps and --epochs: 10m",
          SECONDS, &o->time_limit, 0, 1e9},
         {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
          LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
@@ -749,6 +824,8 @@ static struct Option *option_table(struct TrainOptions *o)
         THREADS_OPTION(&o->threads),
         {"resume", "go on with the run in --out, with its options", FLAG, &o->resume},
         {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
+        {"allow-mixed", "with MPI: ranks may have other programs, whose sums may differ", FLAG,
+         &o->allow_mixed},
         {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
         {"profile", "print at the end where the time of the steps went", FLAG, &o->profile,
          .idle = "with plan"},
@@ -832,6 +909,7 @@ static double time_used(const struct Run *r)
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
 {
+    if (rank) return;
     const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
     journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
                 (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
@@ -846,6 +924,9 @@ static double last_seconds(const char *rows)
 }
 
 /* --- Saving --- */
+
+static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 9) */
+static size_t part_begin(const struct Model *model, int p);
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
@@ -911,6 +992,8 @@ static void stage_run(const struct Run *r)
 static void save_run(struct Run *r, bool whole)
 {
     const double start = seconds();
+    if (whole) gather_moments(r);
+    if (rank) return;
     struct Metadata meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
         stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
@@ -956,6 +1039,7 @@ static void take_options(struct Run *r)
 /* Opens the log: of a resumed run with the rows that its state knows, else state is NULL. */
 static void open_log(struct Run *r, const struct Metadata *state)
 {
+    if (rank) return;
     char *path = text_of("%s/log.tsv", r->options.out),
          *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
     r->clock.earlier = last_seconds(rows);
@@ -976,6 +1060,12 @@ static void restore_run(struct Run *r)
     struct Metadata state;
     const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
+    if (ranks > 1) {
+        const size_t begin = part_begin(&r->model, rank),
+                     bytes = r->part.parameter_count * sizeof(real);
+        memcpy(r->part.m, r->model.m + begin, bytes);
+        memcpy(r->part.v, r->model.v + begin, bytes);
+    }
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
@@ -1031,6 +1121,7 @@ static void start_or_resume(struct Run *r)
  * first save. */
 static void begin_files(struct Run *r)
 {
+    if (rank) return;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
     r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
                                          .max_length = r->options.context};
@@ -1042,7 +1133,7 @@ static void begin_files(struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 7. Model and memory                                                                           */
+/* 7. What suits the time and the text                                                           */
 /* ============================================================================================= */
 
 /* The longest sequence: --context tokens, or all targets if the data are shorter. */
@@ -1081,6 +1172,104 @@ static double flops_per_token(const struct Config *c)
     return 3 * (forward_flops(c, LINEAR) + forward_flops(c, ATTENTION) + forward_flops(c, HEAD));
 }
 
+/* --- Shape, batch, rate and dropout that are not given --- */
+
+/* The rules want a run that is nearly as good as one after a long search. dev/experiments.md has
+ * what was tried. With C FLOPs a model of N parameters (in the blocks and the head) reads about
+ * D = C / 6N tokens: a small one reads more and learns less from each.
+ *
+ *   shape     the loss is lowest near N = sqrt(C / 72), where D = 11 N, and flat around it
+ *             (Hoffmann et al. 2022). So: the largest model of a short ladder that reads at least
+ *             5 tokens for each parameter. A step of the ladder doubles N or more, so that a
+ *             measurement of the machine which is a little wrong seldom changes the choice.
+ *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
+ *             after 16 little (Muennighoff et al. 2023). Then one step more of the ladder is the
+ *             better use of the time, and dropout keeps the model from learning the text by heart.
+ *   batch     about 3,000 steps or more, of 512 to 32k tokens each
+ *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
+enum { RUNGS = 10 };
+static const struct { int layers, channels; } ladder[RUNGS] = {
+    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
+
+/* The model of a rung, with the sizes that are given. */
+static struct Config model_on(const struct Run *r, int rung)
+{
+    const struct TrainOptions *o = &r->options;
+    return (struct Config){.layers = o->layers ? o->layers : ladder[rung].layers,
+                           .channels = o->channels ? o->channels : ladder[rung].channels,
+                           .context = o->context, .vocabulary = r->tokenizer->vocabulary};
+}
+
+/* About how many tokens a model reads in the run: at half of the machine's peak in the time, and at
+ * most in --steps, of 4,096 tokens unless --batch says otherwise, and in --epochs. */
+static double tokens_in_run(const struct Run *r, const struct Config *c)
+{
+    const struct TrainOptions *o = &r->options;
+    double tokens = o->time_limit > 0 ? 0.5 * r->peak * o->time_limit / flops_per_token(c)
+                                      : INFINITY;
+    if (o->steps) tokens = fmin(tokens, o->steps * (o->batch ? tokens_per_step(r) : 4096.0));
+    if (o->epochs > 0) tokens = fmin(tokens, o->epochs * r->data.tokens);
+    return tokens;
+}
+
+/* The rung of the ladder that suits. */
+static int find_rung(const struct Run *r)
+{
+    for (int k = RUNGS - 1; ; k--) {
+        const struct Config c = model_on(r, k);
+        const double tokens = tokens_in_run(r, &c);
+        const double parameters = (forward_flops(&c, LINEAR) + forward_flops(&c, HEAD)) / 2;
+        if (k > 0 && tokens < 5 * parameters) continue;
+        return tokens > 16.0 * r->data.tokens && k < RUNGS - 1 ? k + 1 : k;
+    }
+}
+
+/* Sets --batch, and where its activations would take more than about 2 GB also --accumulate. */
+static void choose_batch(struct Run *r, double tokens)
+{
+    struct TrainOptions *o = &r->options;
+    const double wanted = o->steps ? tokens / o->steps : tokens / 3000;
+    int rows = 1 << 9;
+    while (rows < 1 << 15 && 2 * rows <= wanted) rows *= 2;
+    o->batch = max_int(1, rows / o->context / o->accumulate);
+    if (is_given(r->table, "accumulate")) return;
+    const double each = (double)o->context * o->layers * o->channels;
+    for (; o->batch > 1 && o->batch * each > 1 << 25; o->batch /= 2) o->accumulate *= 2;
+}
+
+/* Sets what is not given, and says what and why, as options with which the run repeats. */
+static void choose_what_suits(struct Run *r)
+{
+    static const char *const names[] = {"layers", "heads", "channels", "context", "batch",
+                                        "accumulate", "lr", "dropout"};
+    struct TrainOptions *o = &r->options;
+    struct Buffer chosen = {0};
+    if (!o->context) o->context = r->data.tokens < 1000000 ? 128 : 256;
+    const struct Config c = model_on(r, find_rung(r));
+    const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
+    o->layers = c.layers;
+    o->channels = c.channels;
+    for (int n = c.channels / (c.channels < 256 ? 32 : 64); !o->heads; n--)
+        if (n <= 1 || c.channels % n == 0) o->heads = max_int(1, n);
+    if (!o->batch) choose_batch(r, tokens);
+    if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
+    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : epochs <= 16 ? 0.1 : 0.2;
+    for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
+        char *value = option_text(find_option(r->table, names[k]));
+        if (!is_given(r->table, names[k])) append(&chosen, " --%s %s", names[k], value);
+        free(value);
+    }
+    if (chosen.size)
+        progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
+                 o->time_limit > 0 ? duration(o->time_limit) : "", o->time_limit > 0 ? ": " : "",
+                 tokens / 1e6, epochs, chosen.data);
+    free(chosen.data);
+}
+
+/* ============================================================================================= */
+/* 8. Model and memory                                                                           */
+/* ============================================================================================= */
+
 /* The bytes that a run allocates; `print` shows them by kind. */
 static double memory_needed(const struct Run *r, bool print)
 {
@@ -1091,10 +1280,11 @@ static double memory_needed(const struct Run *r, bool print)
     const double array = (double)r->model.parameter_count * sizeof(real),
                  logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     const struct { const char *kind; double bytes; } kinds[] = {
-        {"weights", array}, {"gradients", array}, {"moments", 2 * array},
+        {"weights", array}, {"gradients", o->accumulate > 1 ? 2 * array : array},
+        {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? array + array / ranks : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
-        {"rest", (double)gemm_buffer_size() * sizeof(real)
+        {"rest", (double)pass_scratch(c, rows) * sizeof(real)
                  + 3.0 * rows * o->accumulate * sizeof(int)
                  + s->count * (sizeof(int) + sizeof(int64_t))},
     };
@@ -1113,11 +1303,14 @@ static double memory_needed(const struct Run *r, bool print)
 static void check_options(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    if (o->channels % o->heads)
+    if (o->heads && o->channels % o->heads)
         die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
     if ((int64_t)o->batch * o->context > INT32_MAX / 8)
         die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
                   o->context);
+    if (o->accumulate < ranks)
+        die_usage("--accumulate %d: a step has fewer batches than there are ranks (%d). Use more.",
+                  o->accumulate, ranks);
     if (o->steps == 0 && o->epochs == 0 && o->time_limit == 0)
         die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
 }
@@ -1178,6 +1371,7 @@ static void make_model(struct Run *r)
     struct TrainOptions *o = &r->options;
     struct Model source = {0}, *model = &r->model;
     if (o->init && !o->resume) load_init(r, &source);
+    if (!o->resume) choose_what_suits(r);
     check_options(r);
     model_describe(model, (struct Config){.layers = o->layers, .heads = o->heads,
                                           .channels = o->channels, .context = o->context,
@@ -1197,6 +1391,59 @@ static void make_model(struct Run *r)
     model->beta2 = o->beta2;
 }
 
+/* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. A chunk of
+ * grad_norm begins there, too, so that each chunk is in one part. */
+static size_t part_begin(const struct Model *model, int p)
+{
+    const size_t at = model->parameter_count * p / ranks;
+    const struct Tensor *t = model->tensors;
+    while (at > t->offset + t->size) t++;
+    const size_t begin = t->offset + (at - t->offset + SUM_CHUNK - 1) / SUM_CHUNK * SUM_CHUNK,
+                 end = t->offset + t->size;
+    return begin < end ? begin : end;
+}
+
+static int chunks_in(const struct Model *model, size_t n)
+{
+    int count = 0;
+    for (int i = 0; i < model->tensor_count && model->tensors[i].offset < n; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        const size_t size = n - t->offset < t->size ? n - t->offset : t->size;
+        count += (int)((size + SUM_CHUNK - 1) / SUM_CHUNK);
+    }
+    return count;
+}
+
+/* Describes the part that this process updates as a model of its own, whose list has the pieces of
+ * tensors that lie in the part. Its gradient is the sum over slots, in an array of its own unless
+ * a step has one slot. It is aligned as model.grads is, so that vectors add the same terms. */
+static void make_part(struct Run *r)
+{
+    struct Model *whole = &r->model, *part = &r->part;
+    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1),
+                 n = end - begin;
+    *part = *whole;
+    part->weights += begin;
+    part->parameter_count = n;
+    part->partial_sums += chunks_in(whole, begin);
+    part->tensors = resize(NULL, whole->tensor_count * sizeof *part->tensors);
+    part->tensor_count = 0;
+    for (int i = 0; i < whole->tensor_count; i++) {
+        struct Tensor t = whole->tensors[i];
+        const size_t last = t.offset + t.size < end ? t.offset + t.size : end;
+        if (t.offset < begin) t.offset = begin;
+        if (t.offset >= last) continue;
+        t.size = last - t.offset;
+        t.offset -= begin;
+        part->tensors[part->tensor_count++] = t;
+    }
+    if (r->options.accumulate > 1)
+        part->grads = (real *)allocate_zeroed((n + LANES) * sizeof(real)) + begin % LANES;
+    if (ranks == 1) return;
+    part->m = allocate_zeroed(n * sizeof(real));
+    part->v = allocate_zeroed(n * sizeof(real));
+}
+
 /* Cuts the data and allocates all that a step needs, before the first one. */
 static void take_memory(struct Run *r)
 {
@@ -1208,13 +1455,15 @@ static void take_memory(struct Run *r)
     for (int a = 0; a < o->accumulate; a++)
         r->minibatches[a] = minibatch_create(o->batch * o->context);
     workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
+    r->losses = resize(NULL, o->accumulate * sizeof *r->losses);
+    make_part(r);
     if (!o->sample_every) return;
     r->generator = resize(NULL, sizeof *r->generator);
     generator_create(r->generator, &r->model, r->tokenizer);
 }
 
 /* ============================================================================================= */
-/* 8. Spikes, time, plan and profile                                                             */
+/* 9. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
 
 static int by_value(const void *a, const void *b)
@@ -1248,7 +1497,7 @@ static char *write_texts(const struct Run *r)
             append(&text, "\n");
         }
     }
-    FILE *file = fopen(path, "wb");
+    FILE *file = fopen(rank ? "/dev/null" : path, "wb");
     const bool whole = file && fwrite(text.data, 1, text.size, file) == text.size;
     if (!file || fclose(file) || !whole)
         warn("%s: cannot be written (%s).", path, strerror(errno));
@@ -1337,6 +1586,7 @@ static void show_step(struct Run *r, const struct Step *s)
 static void sample_run(struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
+    if (rank) return;
     progress(true, "step %s  sample:", place(r));
     write_sample(r->generator, o->sample_prompt, o->sample_tokens,
                  stream_for(o->seed, SAMPLE_STREAM, r->step));
@@ -1345,9 +1595,10 @@ static void sample_run(struct Run *r)
 /* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
  * decides is recorded in the state --- */
 
-/* Seconds of a step: the fastest of up to 20 of one minibatch, since the first also touches new
- * memory. No trace stays: the rate 0 leaves the weights as they are (a gradient that is not finite
- * would not), the moments become 0 and the place in the data is restored. */
+/* Seconds of a step without the exchange between ranks: the fastest of up to 20 of one minibatch,
+ * since the first also touches new memory. No trace stays: AdamW sees a gradient of 0, which leaves
+ * the moments at 0, the rate 0 leaves the weights as they are, and the place in the data is
+ * restored. */
 static double measure_step(struct Run *r)
 {
     const int64_t epoch = r->loader.epoch;
@@ -1356,17 +1607,16 @@ static double measure_step(struct Run *r)
     double gradient = INFINITY, rest = INFINITY;
     for (int n = 0; n < 20 && seconds() - begin < (n < 2 ? 10 : 2); n++) {
         const double start = seconds();
-        step_gradient(r, 1, 1, read_step(r, 1));
+        slot_gradient(r, 0, 1, 1, read_step(r, 1));
+        forget_gradient(&r->model);
         const double middle = seconds();
-        if (!isfinite(grad_norm(&r->model))) forget_gradient(&r->model);
-        adamw_step(&r->model, 0, 1, 0, 1);
+        grad_norm(&r->part);
+        adamw_step(&r->part, 0, 1, 0, 1);
         gradient = fmin(gradient, middle - start);
         rest = fmin(rest, seconds() - middle);
     }
-    memset(r->model.m, 0, r->model.parameter_count * sizeof(real));
-    memset(r->model.v, 0, r->model.parameter_count * sizeof(real));
     loader_seek(&r->loader, epoch, next);
-    return r->options.accumulate * gradient + rest;
+    return (r->options.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
 /* About how many steps, with their evaluations, fit into the time that is left. */
@@ -1398,11 +1648,11 @@ static int64_t steps_in_epochs(struct Run *r)
 static double fix_steps(struct Run *r)
 {
     struct TrainOptions *o = &r->options;
-    if (o->time_limit > 0 && !is_given(r->table, "steps") && !o->resume) o->steps = 0;
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
     const bool open = o->steps == 0;
     const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
     if (open && step > 0) o->steps = steps_in_time(r, step);
+    take_from_rank_0(&o->steps, sizeof o->steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (o->eval_every == 0)
         o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
@@ -1419,11 +1669,10 @@ static double fix_steps(struct Run *r)
  * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
  * A constant rate needs none of this. Returns whether there is no time for one more step: if time
  * decides how many steps there are, this is the last; else the run can be resumed. */
-static bool fit_to_time(struct Run *r, const struct Step *s)
+static bool decide_by_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
     const struct Clock *c = &r->clock;
-    if (o->time_limit == 0) return false;
     const double step = next_step(r, s), each = step + c->evaluating / o->eval_every;
     const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
     const double time = o->time_limit - c->saving - evaluation, left = time - time_used(r);
@@ -1442,6 +1691,16 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
     progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
              "the last step%s", place(r), duration(time_used(r)), duration(o->time_limit), cut);
     return false;
+}
+
+/* The clock of rank 0 counts. */
+static bool fit_to_time(struct Run *r, const struct Step *s)
+{
+    if (r->options.time_limit == 0) return false;
+    const bool late = agreed(decide_by_time(r, s));
+    take_from_rank_0(&r->options.steps, sizeof r->options.steps);
+    take_from_rank_0(&r->fall, sizeof r->fall);
+    return late;
 }
 
 /* --- Plan, summary and profile --- */
@@ -1517,7 +1776,178 @@ static void print_profile(const struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 9. Subcommands                                                                                */
+/* 10. Ranks: one run by several processes                                                        */
+/* ============================================================================================= */
+
+/* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many.
+ * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
+ * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
+ * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
+ * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights. */
+
+#ifdef MPI
+#include <mpi.h>
+#include <pthread.h>
+
+/* One slot of each rank, whose parts travel while the next slots are computed. model.m has a copy
+ * of this rank's gradient, since only a part has moments, and model.v receives a part of each. */
+static struct {
+    int *sizes, *places;            /* (ranks): of the parts, in values */
+    MPI_Request *requests;          /* (2 ranks) */
+    int request_count, slots;       /* slots 0: nothing is under way */
+    pthread_t carrier;
+} exchange;
+
+static char host[MPI_MAX_PROCESSOR_NAME];
+static int end_status, errors;      /* errors: where stderr of the program goes */
+
+/* Rank 0 alone speaks, until another fails. As all ranks fail if options or files are wrong, rank 0
+ * gets a second in which to say so and end the job. */
+static void speak_as_rank(int status)
+{
+    end_status = status;
+    if (rank == 0) return;
+    sleep(1);
+    dup2(errors, 2);
+    program = brief("%s: rank %d on %s", program, rank, host);
+}
+
+/* At exit. Whoever fails ends all ranks, which would wait for it forever. */
+static void leave_ranks(void)
+{
+    if (end_status) remove_unfinished();
+    if (end_status && ranks > 1) MPI_Abort(MPI_COMM_WORLD, end_status);
+    MPI_Finalize();
+}
+
+static void begin_ranks(void)
+{
+    int length, threads;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &threads);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    MPI_Get_processor_name(host, &length);
+    atexit(leave_ranks);
+    errors = dup(2);
+    if (rank) dup2(dup2(open("/dev/null", O_WRONLY), 1), 2);
+    if (threads < MPI_THREAD_SERIALIZED)
+        die("MPI: this library allows no second thread. Use Open MPI or MPICH.");
+}
+
+static void take_from_rank_0(void *value, size_t size)
+{
+    if (ranks > 1) MPI_Bcast(value, (int)size, MPI_BYTE, 0, MPI_COMM_WORLD);
+}
+
+static void sum_over_ranks(double *x, int n)
+{
+    if (ranks > 1) MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
+}
+
+/* Messages advance only while MPI is called. This thread does it until all have arrived. */
+static void *carry(void *unused)
+{
+    for (int done = 0; !done; usleep(100))
+        MPI_Testall(exchange.request_count, exchange.requests, &done, MPI_STATUSES_IGNORE);
+    return unused;
+}
+
+/* Adds the slots that have arrived, in their order; then sends the parts of this rank's slot, if it
+ * has one of the next, and receives its part of theirs. */
+static void sum_slots(struct Run *r, int first, int count)
+{
+    const int n = (int)r->part.parameter_count;
+    MPI_Request *request = exchange.requests;
+    if (exchange.slots) pthread_join(exchange.carrier, NULL);
+    for (int q = 0; q < exchange.slots; q++)
+        add_gradient(r->part.grads, r->model.v + (size_t)q * n, n);
+    exchange.slots = min_int(ranks, count - first);
+    if (!exchange.slots) return;
+    for (int q = 0; q < exchange.slots; q++)
+        MPI_Irecv(r->model.v + (size_t)q * n, n, MPI_FLOAT, q, 0, MPI_COMM_WORLD, request++);
+    if (rank < exchange.slots) {
+        memcpy(r->model.m, r->model.grads, r->model.parameter_count * sizeof(real));
+        forget_gradient(&r->model);
+        for (int p = 0; p < ranks; p++)
+            MPI_Isend(r->model.m + exchange.places[p], exchange.sizes[p], MPI_FLOAT, p, 0,
+                      MPI_COMM_WORLD, request++);
+    }
+    exchange.request_count = (int)(request - exchange.requests);
+    if (pthread_create(&exchange.carrier, NULL, carry, NULL))
+        die("no thread can be started for MPI. Allow more processes (ulimit -u).");
+}
+
+static void share_weights(struct Run *r)
+{
+    if (ranks == 1) return;
+    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, r->model.weights, exchange.sizes,
+                   exchange.places, MPI_FLOAT, MPI_COMM_WORLD);
+}
+
+static void gather_moments(struct Run *r)
+{
+    const real *parts[] = {r->part.m, r->part.v};
+    real *whole[] = {r->model.m, r->model.v};
+    for (int i = 0; i < 2 && ranks > 1; i++)
+        MPI_Gatherv(parts[i], exchange.sizes[rank], MPI_FLOAT, whole[i], exchange.sizes,
+                    exchange.places, MPI_FLOAT, 0, MPI_COMM_WORLD);
+}
+
+/* Dies if this rank has other settings, data or state than rank 0, or another program, whose sums
+ * may differ. Paths may differ. */
+static void compare_ranks(const struct Run *r)
+{
+    struct Metadata meta = describe(r);
+    const struct Bytes self = read_file("/proc/self/exe", SIZE_MAX / 2, false);
+    if (!r->options.allow_mixed)
+        metadata_set(&meta, "program", "%s", hash_text(checksum(self.data, self.size)));
+    for (int i = 0; i < 100; i++) {             /* more than there are entries */
+        const char *key = i < meta.count ? meta.keys[i] : "none";
+        const bool path = is_choice(key, strlen(key), "none|train.data|train.val|train.init");
+        char mine[200], first[200];
+        snprintf(mine, sizeof mine, "%s %s", key, path ? "" : meta.values[i]);
+        memcpy(first, mine, sizeof mine);
+        take_from_rank_0(first, sizeof first);
+        if (strcmp(mine, first))
+            die("%s, but on rank 0 %s. Start all ranks with the same%s.", mine, first,
+                strcmp(key, "program") ? "" : " program, or with --allow-mixed");
+    }
+    metadata_free(&meta);
+}
+
+/* Before the first step. The weights of rank 0 count, also if they are random: the mathematics
+ * library of another machine may round otherwise. */
+static void join_ranks(struct Run *r)
+{
+    struct Model *m = &r->model;
+    if (ranks == 1) return;
+    if (m->parameter_count > INT_MAX)
+        die("%zu parameters: MPI counts to %d. Use a smaller model.", m->parameter_count, INT_MAX);
+    compare_ranks(r);
+    MPI_Bcast(m->weights, (int)m->parameter_count, MPI_FLOAT, 0, MPI_COMM_WORLD);
+    exchange.sizes = resize(NULL, 2 * ranks * sizeof *exchange.sizes);
+    exchange.places = exchange.sizes + ranks;
+    exchange.requests = resize(NULL, 2 * ranks * sizeof *exchange.requests);
+    for (int p = 0; p < ranks; p++) {
+        exchange.places[p] = (int)part_begin(m, p);
+        exchange.sizes[p] = (int)(part_begin(m, p + 1) - part_begin(m, p));
+    }
+    const size_t received = (size_t)ranks * r->part.parameter_count;
+    if (received > m->parameter_count) m->v = allocate_zeroed(received * sizeof(real));
+}
+#else
+/* One process, which needs nothing from others. */
+static void begin_ranks(void) {}
+static void join_ranks(struct Run *r) { (void)r; }
+static void take_from_rank_0(void *value, size_t size) { (void)value, (void)size; }
+static void sum_over_ranks(double *x, int n) { (void)x, (void)n; }
+static void sum_slots(struct Run *r, int first, int count) { (void)r, (void)first, (void)count; }
+static void share_weights(struct Run *r) { (void)r; }
+static void gather_moments(struct Run *r) { (void)r; }
+#endif
+
+/* ============================================================================================= */
+/* 11. Subcommands                                                                               */
 /* ============================================================================================= */
 
 /* --- train --- */
@@ -1573,20 +2003,24 @@ static int command_train(int argc, char **argv)
     if (o->epochs > 0 && is_given(r.table, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
     begin_training();
+    begin_ranks();
     set_threads(o->threads);
     if (o->out) {
         r.files.last = text_of("%s/last", o->out);
         r.files.state = text_of("%s/state.safetensors", o->out);
-        if (!o->plan) lock_directory(o->out);
-        start_or_resume(&r);
+        if (!o->plan && rank == 0) lock_directory(o->out);
+        if (rank == 0) start_or_resume(&r);
+        take_from_rank_0(&o->resume, sizeof o->resume);
     }
     if (o->resume) take_options(&r);
+    else if (!is_given(r.table, "steps") && !is_given(r.table, "epochs") && o->time_limit == 0)
+        o->time_limit = 600;
     set_precision(o->precision);
     if (!o->init) check_options(&r);            /* which may set sizes */
     load_tokenizer(&r);
-    make_model(&r);
     load_data(&r);
     r.peak = fma_peak();
+    make_model(&r);
     take_memory(&r);
     const double step = fix_steps(&r);
     warn_idle(r.table);
@@ -1596,6 +2030,7 @@ static int command_train(int argc, char **argv)
     if (o->plan) { print_plan(&r, step); return 0; }
     if (o->resume) restore_run(&r);
     else open_log(&r, NULL);
+    join_ranks(&r);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",

@@ -137,10 +137,12 @@ def compare_tokens(directory, texts):
     return tokenizer
 
 
-def compare_classes(directory, texts, what, batches=True):
+def compare_classes(directory, texts, what, batches=True, pairs=False):
     """predict and pipeline(), one text at a time and in padded batches. A label may differ only
-    where two probabilities are equal."""
+    where two probabilities are equal. The two texts of a pair have a tab between them."""
     ours = our_predictions(directory, texts)
+    if pairs:
+        texts = [dict(zip(["text", "text_pair"], text.split("\t"))) for text in texts]
     ways = {"one by one": {}, "batches of 16": {"batch_size": 16}}
     for name, options in ways.items():
         if not batches and options:
@@ -185,10 +187,11 @@ def write_texts(directory):
     with open(os.path.join(directory, "text.txt"), "w", encoding="utf-8") as f:
         f.writelines(sentence(good + bad) + "\n" for _ in range(3000))
     with open(os.path.join(directory, "labelled.tsv"), "w", encoding="utf-8") as f:
-        f.write("text\tlabel\n")
+        f.write("text\tlabel\tother\n")
         for _ in range(120):
             name = source.choice(["good", "bad"])
-            f.write(sentence(good if name == "good" else bad) + "\t" + name + "\n")
+            f.write(sentence(good if name == "good" else bad) + "\t" + name + "\t"
+                    + sentence(good + bad) + "\n")
 
 
 QUESTIONS = {        # six classes, as in TREC (Li and Roth 2002), by templates of our own
@@ -233,7 +236,12 @@ def make_ours(directory):
         "--layers", "2", "--heads", "2", "--channels", "32", "--context", "128", "--steps", "60",
         "--batch", "8", "--lr", "3e-3")
     classifiers = {"probe": [], "full": ["--lr", "3e-3"],
-                   "short": ["--lr", "3e-3", "--max-tokens", "12", "--truncate", "head"]}
+                   "short": ["--lr", "3e-3", "--max-tokens", "12", "--truncate", "head"],
+                   "suffix": ["--lr", "3e-3", "--suffix", ". it was"],
+                   "suffix head": ["--lr", "3e-3", "--suffix", " It's \"so\" naïve",
+                                   "--max-tokens", "16", "--truncate", "head"],
+                   "pairs": ["--lr", "3e-3", "--pair-column", "other", "--max-tokens", "24"]}
+    classifiers["suffix pairs"] = classifiers["pairs"] + ["--suffix", " it was"]
     for name, options in classifiers.items():
         run("finetune_cls", "train", "--model", inside("lm"), "--train", inside("labelled.tsv"),
             "--out", inside(name), "--tune", "probe" if name == "probe" else "full", *options)
@@ -259,8 +267,12 @@ def check_lm(directory, pattern, texts):
 def check_ours(inside, texts):
     check_lm(inside("lm"), inside("shard_*.bin"), texts)
     long = ["The film is dull. " * 60, "A moving score, " * 40 + "but weak."]
-    for name in ["probe", "full", "short"]:
+    for name in ["probe", "full", "short", "suffix", "suffix head"]:
         compare_classes(inside(name), texts + long, f"our classifier {name}")
+    alone = [t for t in texts if t and "\t" not in t] + long
+    both = [a + "\t" + b for a in alone for b in alone]
+    for name in ["pairs", "suffix pairs"]:
+        compare_classes(inside(name), both, f"our classifier of {name}", pairs=True)
     write_questions(inside("questions.tsv"), 300, seed=1)
     run("finetune_cls", "train", "--model", inside("lm"), "--train", inside("questions.tsv"),
         "--out", inside("six"), "--lr", "3e-3", "--epochs", "8")
@@ -285,7 +297,7 @@ def save_with(model, directory, names, source, **options):
 
 def tune_theirs(model, tokenizer, path):
     """Fine-tunes as transformers' users do: rows padded on the right, no first token."""
-    rows = [line.rstrip("\n").split("\t") for line in open(path, encoding="utf-8")][1:]
+    rows = [line.rstrip("\n").split("\t")[:2] for line in open(path, encoding="utf-8")][1:]
     names = sorted({label for _, label in rows})
     model.config.pad_token_id = tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
@@ -335,6 +347,16 @@ def check_theirs(inside, pattern, texts):
     save_with(model, path, files, ours)
     compare_classes(path, texts, "random GPT2ForSequenceClassification, labels without names",
                     batches=False)
+
+
+def check_suffix(inside, texts):
+    """A classifier whose tokenizer transformers has saved again, suffix included."""
+    path = inside("suffix_saved")
+    shutil.copytree(inside("suffix"), path)
+    for name in ["merges.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json"]:
+        os.remove(os.path.join(path, name))
+    AutoTokenizer.from_pretrained(inside("suffix")).save_pretrained(path)
+    compare_classes(path, texts, "our classifier suffix, tokenizer saved by transformers")
 
 
 def check_tuned(inside, texts):
@@ -390,6 +412,7 @@ def main():
             inside = make_ours(directory)
             attempt(check_ours, inside, texts)
             attempt(check_theirs, inside, inside("shard_*.bin"), texts)
+            attempt(check_suffix, inside, texts)
             attempt(check_tuned, inside, texts)
     print(f"{failures} failed" if failures else "all the same")
     sys.exit(min(failures, 255))

@@ -62,7 +62,6 @@ def expected(names, truth, predicted, p):
     if len(names) == 2:
         scores["auc"] = metrics.roc_auc_score(truth, p[:, 1])
         scores["mcc"] = metrics.matthews_corrcoef(truth, predicted)
-        scores["average_precision"] = metrics.average_precision_score(truth, p[:, 1])
     return scores
 
 

@@ -57,8 +57,6 @@ static void *watched_realloc(void *old, size_t size)
     return b + 1;
 }
 
-static void *watched_malloc(size_t size) { return watched_realloc(NULL, size); }
-
 static void *watched_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
 {
     void *p = mmap(at, size, protection, flags, file, offset);
@@ -81,7 +79,6 @@ static int watched_munmap(void *p, size_t size)
 }
 
 #define free    watched_free
-#define malloc  watched_malloc
 #define realloc watched_realloc
 #define mmap    watched_mmap
 #define munmap  watched_munmap
@@ -466,7 +463,7 @@ static int seeds_of(const char *name, struct Buffer *seeds)
     if (!strcmp(name, "model")) {       /* also without hashes, so that other checks are met */
         seeds[0] = two_files(config, bytes_of(file));
         memcpy(strstr(file.data + 8, "checksum"), "nothing!", 8);
-        memcpy(strstr(file.data + 8, "config_hash"), "no_hash_now", 11);
+        memcpy(strstr(file.data + 8, "config_checksum"), "no_checksum_now", 15);
         seeds[1] = two_files(config, bytes_of(file));
         return 2;
     }

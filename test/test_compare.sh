@@ -224,6 +224,15 @@ succeeds "--overwrite begins anew" eval '
     whole "$dir/two" --overwrite --methods majority,nb >/dev/null 2>&1 &&
     [ "$(wc -l <"$dir/two/compare.tsv")" -eq 9 ]'
 
+# A method has the suffix of its own, or none, or that of --suffix.
+suffixed() { compare "$@" --labels 12 --seeds 1 --steps 4 --batch 8 >/dev/null 2>&1; }
+suffixed "$dir/own" --methods "nb,probe,full,probe+suffix:. it was,full+suffix:. it was"
+suffixed "$dir/common" --methods nb,probe+suffix:,full+suffix:,probe,full --suffix ". it was"
+bare_rows() { rows "$dir/$1" | sed "1d; s/+suffix:[^$tab]*//"; }
+succeeds "+suffix: and --suffix: the same rows, which differ from those without" eval '
+    [ "$(bare_rows own)" = "$(bare_rows common)" ] && [ "$(bare_rows own | wc -l)" -eq 5 ] &&
+    [ "$(bare_rows own | sort -u | wc -l)" -eq 5 ]'
+
 for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not one of majority" \
     "nb,,probe|not one of majority" "last:3|the model has 2 blocks" "nb,full,nb|nb is named twice" \
     "nb+lr:1|nb has no options" "full+l2:1|l2 is no option of a method" \
@@ -233,7 +242,8 @@ for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not on
     "full+dropout:0.95|dropout 0.95: out of range, -1 to 0.9" \
     "full+layer-decay:0|layer-decay 0: out of range, 0.01 to 1" \
     "full+l2sp:-1|l2sp -1: out of range, 0 to 1e+30" "full+class-weights:some|not one of none" \
-    "full+seed:2|seed is no option of a method"; do
+    "full+seed:2|seed is no option of a method" "full+suffix|suffix is no option of a method" \
+    "full+suffix:x${tab}y|compare.tsv cannot hold a name with a tab"; do
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
 alone=

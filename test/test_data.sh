@@ -158,6 +158,30 @@ fails 2 '--fast: no such option' "$get" --fast imdb
 fails 2 '--out: name a directory' "$get" --out
 fails 1 'cannot be made a directory' "$get" --out "$get" sst2
 
+# --- From texts to a model in one command ---
+
+cd "$dir"
+speaker=pretrain.sh
+pretrain=$root/data/pretrain.sh
+for i in 1 2 3 4 5 6 7 8; do echo "The cat that sat on mat $i saw a bird. It's a bird, said the cat."; done >"a text"
+few="-- --layers 1 --channels 16 --heads 1 --context 16 --batch 2 --steps 3 --threads 1"
+"$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err"
+[ $? -eq 0 ] && [ "$(grep -a '^\$ ' "$dir/out" | cut -d ' ' -f 2,3 | tr '\n' ' ')" = \
+    "./tokenizer train ./tokenizer encode ./train_gpt train ./train_gpt sample " ] &&
+    grep -qa "^\$ .* --val 'lm/text_val_\*.bin' " "$dir/out" && [ -s "$dir/lm/model/model.safetensors" ]
+check $? "pretrain.sh: four commands, as they can be typed"
+cp "$dir/lm/model/model.safetensors" "$dir/first"
+rm -r "$dir/lm/model"
+"$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err" &&
+    [ "$(grep -ac '^\$ ' "$dir/out")" -eq 2 ] && cmp -s "$dir/first" "$dir/lm/model/model.safetensors"
+check $? "it goes on where it stopped"
+fails 2 'nowhere: no file' "$pretrain" "$dir/nowhere" "$dir/lm" 9s
+fails 2 'lm: not a time' "$pretrain" "$dir/a text" 9s "$dir/lm"
+"$pretrain" "$dir/lm" 9s 2>/dev/null
+[ $? -eq 2 ]
+check $? "and says how it is called"
+cd "$root"
+
 # --- The embedded reviews: files of the same seed are the same ---
 
 reviews=$PWD/data/reviews

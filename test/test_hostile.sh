@@ -46,14 +46,14 @@ awk 'BEGIN {
         printf ",\"t%d\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}", i
     print "}"
 }' | header
-fails 1 "tensor transformer.wte.weight is missing" predict x
+fails 1 "tensor a is not part of a GPT-2" predict x
 fresh
 awk 'BEGIN { printf "{\"id2label\": {"
     for (i = 0; i < 200000; i++) printf "%s\"%d\": \"x\"", i ? ", " : "", i; print "}}" }' \
     >"$dir/bad/config.json"
-fails 1 "id2label has 200000 labels, more than 10000" predict x
+fails 1 "id2label must give each of its 200000 classes, at most 10000" predict x
 fresh                                   # sizes that the file does not have: no memory is taken
-same_length model.safetensors config_hash no_hash_now
+same_length model.safetensors config_checksum no_checksum_now
 sed -i -e 's/"vocab_size": [0-9]*/"vocab_size": 4000000/' -e 's/"n_embd": 16/"n_embd": 4000/' \
     "$dir/bad/config.json"
 fails 1 "tensor transformer.wte.weight" predict x
@@ -63,6 +63,7 @@ zeros() # N: the config with so many values that mean nothing
     printf '{"a": ['; yes 0, | head -n "$1" | tr -d '\n'; printf '0],\n'
     tail -n +2 "$dir/cls/config.json"
 }
+same_length model.safetensors config_checksum no_checksum_now
 zeros 2000000 >"$dir/bad/config.json"
 succeeds "4 MB of zeros in config.json: read in 300 MB" eval '
     (ulimit -v 300000; OMP_NUM_THREADS=1 predict x) 2>&1 | grep -q "x$"'
@@ -81,13 +82,12 @@ fresh
 predict x >/dev/null 2>"$dir/said"
 succeeds "a tensor's name of 800 kB: $(wc -c <"$dir/said") bytes of message" \
     [ "$(wc -c <"$dir/said")" -lt 2100 ]
-succeeds "its end says what to do" grep -q "Copy or train it again\.$" "$dir/said"
 fresh
 printf '{"\\u001b[31m\\u009b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}' | header
-fails 1 'tensor ?[31m?? does not lie in' predict x
+fails 1 'tensor ?[31m?? is not part of a GPT-2' predict x
 fresh
 same_length model.safetensors '"tune.tune":"probe"' '"\\u000a":"[1m bold"'
-sed -i 's/"config_hash"/"no_hash_now"/' "$dir/bad/model.safetensors"
+sed -i 's/"config_checksum"/"no_checksum_now"/' "$dir/bad/model.safetensors"
 sed 's/"0": "neg"/"0": "\\u001b[31m\\u009bneg"/' "$dir/cls/config.json" >"$dir/bad/config.json"
 predict --all x >"$dir/answer" 2>&1
 succeeds "escape sequences in a label: $(cat "$dir/answer")" eval '
@@ -100,7 +100,7 @@ long_name() # N: a label of so many bytes
         "$dir/cls/config.json" >"$dir/bad/config.json"
 }
 long_name 201
-fails 1 "id2label must have a name of at most 200 bytes for class 0" predict x
+fails 1 "a name of at most 200 bytes" predict x
 long_name 200
 succeeds "a label of 200 bytes" eval 'predict --all x 2>/dev/null | grep -q "x\{200\}"'
 printf 'a \033[31m b\n' | ./finetune_cls predict --model "$dir/cls" >"$dir/answer"

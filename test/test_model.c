@@ -257,7 +257,7 @@ static void test_gemm_bits(int M, int N, int K)
     check(different == 0, "gemm: each row alone has the same bits as in a batch of %d", M);
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         set_threads(threads);
-        gemm_reserve();
+        reserve_scratch(gemm_scratch());
         gemm(again, matrix(a, K), matrix(b, N), NULL, bias, M, N, K);
         check(same_bytes(c, again, (size_t)M * N),
               "gemm (%d, %d, %d): the same bits with %d threads", M, N, K, threads);
@@ -399,29 +399,12 @@ static int *starts_of(const int *lengths, int sequences)
     return starts;
 }
 
-enum { GUARD = 1 << 16 };       /* values after the end of the scratch, which must not change */
-
-/* An Attention with scratch of its own. */
-static struct Attention attention_create(const struct Batch *batch, int C, int H, double dropout)
+/* Attention of all rows, and backward. */
+static void attention_both(real *y, real *lse, real *dqkv, const real *dy, const real *qkv,
+                           const struct Batch *batch, int C, int H)
 {
-    struct Attention t = {.batch = batch, .C = C, .H = H,
-                          .mask = mask_of((struct Dropout){dropout, 5}, 0, AT_ATTENTION)};
-    int longest = 0;
-    for (int s = 0; s < batch->sequences; s++)
-        longest = max_int(longest, batch->starts[s + 1] - batch->starts[s]);
-    t.scratch_size = (attention_scratch(longest, C / H) + 15) / 16 * 16;
-    const size_t size = t.scratch_size * thread_count();
-    t.scratch = resize(NULL, (size + GUARD) * sizeof(real));
-    for (int i = 0; i < GUARD; i++) t.scratch[size + i] = 12345;
-    return t;
-}
-
-static bool guard_whole(const struct Attention *t)
-{
-    const real *guard = t->scratch + t->scratch_size * thread_count();
-    for (int i = 0; i < GUARD; i++)
-        if (guard[i] != 12345) return false;
-    return true;
+    attention_forward(y, lse, qkv, batch, C, H, (struct Dropout){0});
+    attention_backward(dqkv, dy, y, qkv, lse, batch, C, H, (struct Dropout){0});
 }
 
 static void test_attention(const int *lengths, int sequences, int C, int H)
@@ -429,7 +412,6 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
     int *starts = starts_of(lengths, sequences), N = starts[sequences];
     const struct Batch batch = {N, sequences, NULL, starts};
     const size_t n = (size_t)N * C;
-    struct Attention t = attention_create(&batch, C, H, 0);
     real *qkv = randoms(3 * n, 1.5), *y = randoms(n, 1), *lse = randoms((size_t)N * H, 1),
         *dy = randoms(n, 1);
     real *dqkv = randoms(3 * n, 1);
@@ -440,8 +422,8 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
         plain_attention(Y + at, P, S, QKV + 3 * at, lengths[s], C, H);
         plain_attention_backward(DQKV + 3 * at, DY + at, P, QKV + 3 * at, lengths[s], C, H);
     }
-    attention_forward(y, lse, qkv, &t);
-    attention_backward(dqkv, dy, y, qkv, lse, &t);
+    reserve_scratch(attention_scratch(N, C / H));
+    attention_both(y, lse, dqkv, dy, qkv, &batch, C, H);
     const double forward = error_of(y, Y, n), backward = error_of(dqkv, DQKV, 3 * n);
     check(forward < 2 * SUM_ERROR,
           "attention, %d sequences, first %d, C %d, H %d: relative error %.1e", sequences,
@@ -455,9 +437,17 @@ static void test_attention(const int *lengths, int sequences, int C, int H)
         }
     const double rows = error_of(y, Y, n);
     check(rows < 2 * SUM_ERROR, "attention of each row, the same: relative error %.1e", rows);
-    free(scores), free(starts), free(t.scratch), free(qkv), free(y), free(lse), free(dy),
-        free(dqkv);
+    free(scores), free(starts), free(qkv), free(y), free(lse), free(dy), free(dqkv);
     free(QKV), free(Y), free(DY), free(DQKV), free(S), free(P);
+}
+
+enum { GUARD = 1 << 16 };       /* values after the end of the scratch, which must not change */
+
+static bool guard_whole(const real *guard)
+{
+    for (int i = 0; i < GUARD; i++)
+        if (guard[i] != 12345) return false;
+    return true;
 }
 
 /* Each thread's scratch is exactly as large as attention_scratch says. */
@@ -465,23 +455,28 @@ static void test_attention_scratch(void)
 {
     const int widths[] = {1, 16, 64, 65, 68, 80, 130, 260};
     const int lengths[] = {1, 60, 64, 65, 100, 200, 256, 300};
+    real *const before = scratch;
+    const size_t size_before = scratch_size;
     int overrun = 0;
     for (int i = 0; i < 8; i++)
         for (int k = 0; k < 8; k++) {
             const int D = widths[i], T = lengths[k], starts[] = {0, T};
             const struct Batch batch = {T, 1, NULL, starts};
-            struct Attention t = attention_create(&batch, D, 1, 0);
             real *qkv = randoms((size_t)3 * T * D, 1), *y = randoms((size_t)T * D, 1),
                 *lse = randoms(T, 1);
             real *dqkv = randoms((size_t)3 * T * D, 1);
-            attention_forward(y, lse, qkv, &t);
-            attention_backward(dqkv, y, y, qkv, lse, &t);
-            if (!guard_whole(&t)) {
+            scratch_size = attention_scratch(T, D);
+            scratch = resize(NULL, (scratch_size + GUARD) * sizeof(real));
+            for (int g = 0; g < GUARD; g++) scratch[scratch_size + g] = 12345;
+            attention_both(y, lse, dqkv, y, qkv, &batch, D, 1);
+            if (!guard_whole(scratch + scratch_size)) {
                 printf("     D %d, T %d: written beyond the scratch\n", D, T);
                 overrun++;
             }
-            free(t.scratch), free(qkv), free(y), free(lse), free(dqkv);
+            free(scratch), free(qkv), free(y), free(lse), free(dqkv);
         }
+    scratch = before;
+    scratch_size = size_before;
     check(overrun == 0, "attention: stays within its scratch for %d widths and lengths", 64);
 }
 
@@ -492,10 +487,10 @@ static void test_dropout(void)
     real *ones = randoms(COUNT, 1), *y = randoms(COUNT, 1), *again = randoms(COUNT, 1),
         *other = randoms(COUNT, 1);
     for (int i = 0; i < COUNT; i++) ones[i] = 1;
-    const struct Mask mask = mask_of((struct Dropout){p, 42}, 0, AT_MLP_PROJECTION);
+    const struct Dropout mask = dropout_at((struct Dropout){p, 42}, 0, AT_MLP_PROJECTION);
     dropout(y, NULL, ones, COUNT, mask);
     dropout(again, NULL, ones, COUNT, mask);
-    dropout(other, NULL, ones, COUNT, mask_of((struct Dropout){p, 42}, 1, AT_MLP_PROJECTION));
+    dropout(other, NULL, ones, COUNT, dropout_at((struct Dropout){p, 42}, 1, AT_MLP_PROJECTION));
     int kept = 0, strange = 0, both = 0, runs = 0;
     for (int i = 0; i < COUNT; i++) {
         kept += y[i] != 0;
@@ -522,10 +517,10 @@ static void test_dropout_keys(void)
     uint32_t keys[LAYERS * DROPOUT_PLACES + 1];
     int same = 0, n = 0;
     const struct Dropout d = {0.1, 42};
-    keys[n++] = mask_of(d, -1, AT_EMBEDDING).key;
+    keys[n++] = (uint32_t)dropout_at(d, -1, AT_EMBEDDING).key;
     for (int layer = 0; layer < LAYERS; layer++)
         for (int place = AT_ATTENTION; place < DROPOUT_PLACES; place++)
-            keys[n++] = mask_of(d, layer, place).key;
+            keys[n++] = (uint32_t)dropout_at(d, layer, place).key;
     for (int i = 0; i < n; i++) for (int k = 0; k < i; k++) same += keys[i] == keys[k];
     check(same == 0, "dropout: %d places in %d layers have keys of their own", n, LAYERS);
 }
@@ -538,12 +533,13 @@ static void test_attention_dropout(void)
     const int starts[] = {0, T};
     const double count = (T - FIRST) * H;
     const struct Batch batch = {T, 1, NULL, starts};
-    struct Attention t = attention_create(&batch, C, H, 0.25);
+    const struct Dropout d = dropout_at((struct Dropout){0.25, 5}, 0, AT_ATTENTION);
     real *qkv = randoms(3 * T * C, 0), *y = randoms(T * C, 1), *lse = randoms(T * H, 1);
     double mean = 0, variance = 0, heads = 0, rows = 0;
     for (int n = 0; n < T; n++)
         for (int c = 0; c < C; c++) qkv[n * 3 * C + 2 * C + c] = 1;
-    attention_forward(y, lse, qkv, &t);
+    reserve_scratch(attention_scratch(T, D));
+    attention_forward(y, lse, qkv, &batch, C, H, d);
     for (int n = FIRST; n < T; n++)
         for (int h = 0; h < H; h++) {
             const double sum = y[n * C + h * D], before = y[(n - 1) * C + h * D];
@@ -557,7 +553,7 @@ static void test_attention_dropout(void)
     check(heads < 0.3 * count && rows < 0.6 * count,
           "attention dropout: heads and rows have masks of their own (%.0f, %.0f of %.0f alike)",
           heads, rows, count);
-    free(t.scratch), free(qkv), free(y), free(lse);
+    free(qkv), free(y), free(lse);
 }
 
 static void test_cross_entropy(void)
@@ -903,7 +899,7 @@ static void test_golden(const char *name)
     read_doubles(losses, metadata_get(&meta, "losses"), 3);
     read_doubles(norms, metadata_get(&meta, "norms"), 3);
 
-    struct Safetensors s = open_safetensors(file, true);
+    struct Safetensors s = open_safetensors(file);
     real *want = randoms(m.parameter_count, 1);
     const char *where;
     const struct Objective o = {m.config.labels ? 0 : (real)1 / targets_in(&c),
@@ -1327,13 +1323,12 @@ static int list_places(struct Array *list, const struct Workspace *ws, const str
                 *p++ = (struct Array){(const char *)now[i], shapes[i] * sizeof(real)};
     }
     const struct Array others[] = {
-        {(char *)ws->ln, N * C}, {(char *)ws->gelu, N * 4 * C}, {(char *)ws->masked, N * C},
+        {(char *)ws->ln, N * C}, {(char *)ws->gelu, N * 4 * C},
         {(char *)ws->hidden, N * C}, {(char *)ws->meanf, N}, {(char *)ws->rstdf, N},
         {(char *)ws->losses, N}, {(char *)ws->logits, (size_t)ws->chunk * c->vocabulary},
-        {(char *)ws->attention_scratch, thread_count() * ws->attention_size},
         {(char *)ws->scores, H * c->context}, {(char *)ws->dhidden, N * C}, {(char *)ws->dx, N * C},
         {(char *)ws->dbranch, N * C}, {(char *)ws->dqkv, N * 3 * C}, {(char *)ws->dfc, N * 4 * C}};
-    for (int i = 0; i < (ws->kind == WORK_TRAIN ? 15 : 10); i++)
+    for (int i = 0; i < (ws->kind == WORK_TRAIN ? 13 : 8); i++)
         *p++ = (struct Array){others[i].at, others[i].bytes * sizeof(real)};
     return (int)(p - list);
 }
@@ -1358,7 +1353,8 @@ static void test_places(int kind, int first_layer, int want)
             wrong += list[i].at < list[k].at + list[k].bytes
                      && list[k].at < list[i].at + list[i].bytes;
     }
-    check(wrong == 0 && n == want, "%d arrays of a workspace lie apart, each as large as its shape", n);
+    check(wrong == 0 && n == want,
+          "%d arrays of a workspace lie apart, each as large as its shape", n);
     set_threads(1);
     workspace_free(&ws), model_free(&m);
 }
@@ -1388,7 +1384,7 @@ int main(void)
     const real class_weights[] = {(real)0.5, 2, 1};
     program = "test_model";
     set_threads(1);
-    gemm_reserve();
+    reserve_scratch(gemm_scratch());
     test_random();
     test_exp();
     test_gemm_shapes();
@@ -1424,10 +1420,10 @@ int main(void)
     test_adamw();
     test_schedules();
     test_workspace();
-    test_places(WORK_EVAL, 0, 20);
-    test_places(WORK_CACHE, 0, 22);
-    test_places(WORK_TRAIN, 0, 46);
-    test_places(WORK_TRAIN, 2, 36);
+    test_places(WORK_EVAL, 0, 18);
+    test_places(WORK_CACHE, 0, 20);
+    test_places(WORK_TRAIN, 0, 44);
+    test_places(WORK_TRAIN, 2, 34);
     if (exact) return report();             /* files are written by builds in floats */
     if (!mkdtemp(dir)) die("%s: cannot be made.", dir);
     test_save_and_load(dir);

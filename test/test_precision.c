@@ -52,12 +52,12 @@ static void test_rounding(void)
     int wrong = 0, nan_lost = 0;
     for (word upper = 0; upper < 1 << 16; upper++)
         for (int i = 0; i < COUNT(lower); i++) {
-            const word x = upper << 16 | lower[i], got = rounded((words){x})[0];
+            const word x = upper << 16 | lower[i], got = bfloat16(x) << 16;
             if (isnan(float_of(x))) nan_lost += !isnan(float_of(got));
             else wrong += got != bits_of(nearest_bf16(float_of(x)));
         }
-    check(wrong == 0, "rounded() is the nearest of 8 bits, for all upper halves of a float");
-    check(nan_lost == 0, "rounded() keeps every NaN");
+    check(wrong == 0, "bfloat16() is the nearest of 8 bits, for all upper halves of a float");
+    check(nan_lost == 0, "bfloat16() keeps every NaN");
 }
 
 /* add_pairs against one multiplication and one addition after the other, bit for bit. */
@@ -67,7 +67,7 @@ static void test_instruction(void)
     for (int i = 0; i < 100000; i++) {
         word a = bits_of((float)random_normal(&rng)), b = bits_of((float)random_normal(&rng));
         const float sum = (float)(1e3 * random_normal(&rng) * random_uniform(&rng));
-        const float upper = float_of(a & UPPER_HALF) * float_of(b & UPPER_HALF),
+        const float upper = float_of(a >> 16 << 16) * float_of(b >> 16 << 16),
                     lower = float_of(a << 16) * float_of(b << 16);
         volatile float want = sum + upper;      /* volatile: no rounding is left out */
         if (!isnormal(float_of(a << 16)) || !isnormal(float_of(b << 16)) || !isnormal(lower)
@@ -117,8 +117,8 @@ static double product_error(int M, int N, int K, int layout)
 static void test_products(void)
 {
     const int sizes[][3] = {
-        {1, 1, 1}, {3, 5, 2}, {TILE_ROWS, TILE_COLUMNS, 33}, {2 * TILE_ROWS + 1, 70, 3 * FLOATS},
-        {50, TILE_COLUMNS - 1, 2 * FLOATS + 1}, {7, 300, 2 * BLOCK_K}, {40, 90, 2 * BLOCK_K + 1},
+        {1, 1, 1}, {3, 5, 2}, {TILE_ROWS, TILE_COLUMNS, 33}, {2 * TILE_ROWS + 1, 70, 3 * SIDE},
+        {50, TILE_COLUMNS - 1, 2 * SIDE + 1}, {7, 300, 2 * BLOCK_K}, {40, 90, 2 * BLOCK_K + 1},
         {BLOCK_M + 5, BLOCK_N + 9, 4 * BLOCK_K + 7}, {5, 9, 0},
     };
     for (int layout = 0; layout < 4; layout++) {
@@ -145,7 +145,7 @@ static void test_bits(void)
     check(different == 0, "each row alone has the same bits as in a batch of %d", M);
     for (int threads = 2; threads <= MOST_THREADS; threads++) {
         set_threads(threads);
-        gemm_reserve();
+        reserve_scratch(gemm_scratch());
         gemm(again, matrix(a, K), matrix(b, N), NULL, NULL, M, N, K);
         check(!memcmp(c, again, M * N * sizeof(real)), "the same bits with %d threads", threads);
     }
@@ -243,7 +243,7 @@ static void test_gradients(void)
 int main(void)
 {
     set_threads(1);
-    gemm_reserve();
+    reserve_scratch(gemm_scratch());
     product_precision = BF16;
 #ifdef __AVX512BF16__
     puts("products by vdpbf16ps");

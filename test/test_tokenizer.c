@@ -402,6 +402,32 @@ static void test_foreign_config(void)
     }
 }
 
+/* What follows every text is a special piece of the template, and is read back from tokenizer.json,
+ * whose template then stands alone. */
+static void test_suffix(struct Tokenizer *t)
+{
+    const char suffix[] = " it's \"so\" na\xC3\xAFve.";
+    struct Usage *u = &t->usage, before = *u;
+    u->suffix = resize(NULL, sizeof suffix * sizeof *u->suffix);
+    u->suffix_count = tokenizer_encode(t, suffix, sizeof suffix - 1, u->suffix);
+    for (int begins = 0; begins < 2; begins++) {
+        u->begins = begins;
+        tokenizer_stage(t, in_directory("suffix"));
+        commit_outputs();
+        struct Tokenizer *is = tokenizer_load(in_directory("suffix"));
+        check(is->usage.begins == begins && is->usage.suffix_count == u->suffix_count
+              && !memcmp(is->usage.suffix, u->suffix, u->suffix_count * sizeof *u->suffix),
+              "%s first token, a suffix of %d tokens: read back", begins ? "a" : "no",
+              is->usage.suffix_count);
+        tokenizer_free(is);
+    }
+    struct Buffer b = read_plain("suffix/tokenizer_config.json");
+    check(!strstr(b.data, "add_bos_token"), "with a suffix the template alone says what is added");
+    free(b.data);
+    free(u->suffix);
+    *u = before;
+}
+
 /* Trainers often put special tokens first: their ids are read from vocab.json or tokenizer.json,
  * and a model's embeddings are brought into our order. */
 static void test_foreign_order(const struct Tokenizer *t)
@@ -427,7 +453,13 @@ static void test_foreign_order(const struct Tokenizer *t)
         append_token(&json, t, t->parts[r][1], true);
         append(&json, "\"]");
     }
-    append(&json, "]}, \"added_tokens\": [{\"content\": \"a\"}, {\"content\": \"<s>\"}]}");
+    append(&json, "]}, \"added_tokens\": [{\"content\": \"a\"}, {\"content\": \"<s>\"}], "
+           "\"post_processor\": {\"single\": [{\"SpecialToken\": {\"id\": \"<s>\"}}, "
+           "{\"Sequence\": {\"id\": \"A\"}}, {\"SpecialToken\": {\"id\": \"ab\"}}, "
+           "{\"SpecialToken\": {\"id\": \"end\"}}], \"special_tokens\": {"
+           "\"ab\": {\"ids\": [%d, %d], \"tokens\": [\"a\", \"b\"]}, "
+           "\"end\": {\"ids\": [1], \"tokens\": [\"" END_OF_TEXT "\"]}}}}",
+           id_of_byte['a'] + 1 + EXTRA, id_of_byte['b'] + 1 + EXTRA);
     write_in("order_json", "tokenizer.json", json.data, json.size);
     static const char *const directories[] = {"order", "order_json"};
     for (int d = 0; d < 2; d++) {
@@ -442,6 +474,11 @@ static void test_foreign_order(const struct Tokenizer *t)
         check(good && wte[C * t->eot] == C && wte[C * (t->eot + 1)] == 0
               && wte[C * (t->eot + 2)] == 2 * C && wte[C * (V - 1)] == C * (V - 1),
               "%s: embeddings are brought into our order, others follow", directories[d]);
+        const int *suffix = u->usage.suffix;
+        check(!u->usage.begins && u->usage.suffix_count == (d ? 3 : 0)
+              && (!d || (suffix[0] == id_of_byte['a'] && suffix[1] == id_of_byte['b']
+                         && suffix[2] == t->eot)),
+              "%s: %d tokens follow a text, in our order", directories[d], u->usage.suffix_count);
         tokenizer_free(u);
         free(wte);
     }
@@ -880,9 +917,9 @@ static void test_leftovers(void)
 static void test_one_writer(void)
 {
     const int fd = open_locked(in_directory("w_000000.bin.unfinished"), O_RDWR | O_CREAT);
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --out w text");
-    expect_error(1, "w_000000.bin: another program is writing it",
+    expect_error(1, "w_000000.bin.unfinished: another program is writing there",
                  "encode --tokenizer tok --overwrite --out w text");
     close(fd);
     check(run(NULL, "encode --tokenizer tok --out w text") == 0, "one after the other can");
@@ -1129,6 +1166,7 @@ int main(int argc, char **argv)
     test_files(t);
     test_json_files(t);
     test_foreign_config();
+    test_suffix(t);
     test_foreign_order(t);
     test_heap();
     test_training(t);

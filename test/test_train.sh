@@ -169,6 +169,24 @@ for schedule in cosine wsd constant; do rates $schedule 0.1 20; done
 rates cosine 0 21                       # the last step, too, has a rate above 0
 rates wsd 0 21
 
+# --- What suits the time and the text ---
+
+"$train" train $data --steps 12 --layers 1 --threads 1 --out suits >/dev/null 2>err.txt
+chosen=$(sed -n 's/^about .* tokens, .* epochs: chosen //p' err.txt)
+set -- $chosen
+[ $# -eq 14 ] && "$train" train $data --steps 12 --layers 1 --threads 1 $chosen --out repeats \
+    >/dev/null 2>err.txt && ! grep -q chosen err.txt
+check $? "chosen: $chosen"
+same_run suits repeats "with these options the run repeats, byte for byte"
+"$train" train --resume --out suits --steps 14 --threads 1 >/dev/null 2>err.txt && ! grep -q chosen err.txt &&
+    grep -qa '"train.layers":"1"' suits/state.safetensors && [ "$(wc -l <suits/log.tsv)" -eq 15 ]
+check $? "--resume keeps them"
+sizes() { "$train" train $data --plan "$@" 2>&1 >/dev/null | sed -n "s/^\(.*\): about .*chosen/\1:/p"; }
+sizes | grep -q '^10m00s: --layers [0-9]* --heads .* --dropout 0.[12]$'
+check $? "without a length: $(sizes)"
+sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --heads 3 --context 128 --batch 4 --accumulate 1 --lr 0.0046$'
+check $? "with little time a small one; what is given stays"
+
 # --- The same run gives the same bytes ---
 
 run="$data $tiny --accumulate 2 --dropout 0.1 --steps 240 --seed 5"
@@ -392,8 +410,7 @@ says() # WORDS COMMAND...: succeeds, with the words on stdout or stderr
     check $? "says \"$words\""
 }
 says '^  sample  *let a model write' "$train" help
-says '^  --warmup N' "$train" help train
-says '^  --warmup N' "$train" --help train
+says '^  --warmup N' "$train" train --help
 silent() # DESCRIPTION COMMAND...: no warning
 {
     description=$1
@@ -433,7 +450,8 @@ says 'gives only 1 merge, ' "$tokenizer" train --vocab 300 --out ab ab.txt
 printf 'abcdefghijklmnopqrst' >few.txt
 "$tokenizer" encode --tokenizer tok --out few-ids few.txt 2>/dev/null
 tokens=$(($(wc -c <few-ids_000000.bin) / 2 - 512))
-"$train" train --data few-ids_000000.bin --tokenizer tok --steps 12 --plan >said.txt 2>/dev/null
+"$train" train --data few-ids_000000.bin --tokenizer tok --context 256 --batch 16 --steps 12 \
+    --plan >said.txt 2>/dev/null
 grep -q "^steps  *12 of $((16 * (tokens - 1))) tokens: 192 epochs (3 to 20 suit most: 1 to 1 steps)" said.txt
 check $? "the plan of a run on $tokens tokens: $(grep '^steps' said.txt)"
 
@@ -486,7 +504,7 @@ fails 2 'learn: is the model to start from' \
     "$train" train $data --init learn --overwrite --out ./learn/../learn
 fails 2 '--context 99: the model' "$train" train $data --init learn --context 99 --out new
 fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --tokenizer nowhere --out new
-fails 2 '--layers 0: out of range' "$train" train $data --layers 0 --out new
+fails 2 '--layers -1: out of range' "$train" train $data --layers -1 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
 fails 2 '--data: must be given' "$train" train --out new
 fails 2 '--epochs: choose one' "$train" train $data --steps 3 --epochs 2 --out new
@@ -500,7 +518,7 @@ fails 2 '--out: the value is empty' "$tokenizer" train --out '' train.txt
 fails 1 '"": cannot be read' "$tokenizer" train --out new ''
 speaker=train_gpt
 fails 2 '--steps 0: without --time-limit' "$train" train $data $tiny --steps 0 --out new
-fails 2 'trains: no such subcommand' "$train" help trains
+fails 2 'trains: no such subcommand' "$train" trains
 fails 1 'merges.txt/a/b: cannot be made a directory (Not a directory)' \
     "$train" train $data $tiny --steps 2 --out tok/merges.txt/a/b
 if [ -d /sys ]; then                    # what the system said of /sys/x, not of /sys/x/y

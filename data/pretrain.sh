@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# From text files to a language model in one command. Prints each command before it runs it; called
+# again, it goes on where it stopped.
+#
+#     data/pretrain.sh TEXT... OUT TIME [-- OPTIONS OF train_gpt train]
+#     data/pretrain.sh novel.txt my 30m
+#
+# TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model. Documents end
+# where a text holds <|endoftext|>; without it, all files are one text, whose end is for validation.
+set -euo pipefail
+
+fail_usage() { echo "pretrain.sh: $*" >&2; exit 2; }
+
+words=() options=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do words+=("$1"); shift; done
+[ $# -eq 0 ] || options=("${@:2}")
+count=${#words[@]}
+[ "$count" -ge 3 ] || { sed -n 's/^#     //p' "$0" >&2; exit 2; }
+texts=("${words[@]:0:count-2}") out=${words[count-2]} time=${words[count-1]}
+[[ $time =~ ^[0-9.]+[smh]$ ]] || fail_usage "$time: not a time. Give it as 90s, 30m or 8h."
+
+bytes=0 split=file cut=length
+for text in "${texts[@]}"; do
+    [ -f "$text" ] && [ -r "$text" ] ||
+        fail_usage "$text: no file that can be read. Name texts, then a directory, then a time."
+    bytes=$((bytes + $(wc -c <"$text")))
+    if LC_ALL=C grep -qF '<|endoftext|>' "$text"; then split=eot cut=documents; fi
+done
+aside=0.1                       # the part for validation; of a long text less is enough
+[ "$bytes" -lt 20000000 ] || aside=0.01
+
+programs=$(cd "$(dirname "$0")/.." && pwd)
+run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and runs it
+{
+    local word line='$ '$1
+    for word in "${@:2}"; do
+        case $word in
+            ''|*[!A-Za-z0-9_./=:,+-]*) word="'${word//\'/\'\\\'\'}'" ;;
+        esac
+        line+=" $word"
+    done
+    printf '\n%s\n' "$line"
+    "$programs/${1#./}" "${@:2}"
+}
+
+if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then
+    mkdir -p "$out"
+    [ -e "$out/text.txt" ] || cat "${texts[@]}" >"$out/text.unfinished"
+    [ -e "$out/text.txt" ] || mv "$out/text.unfinished" "$out/text.txt"
+    texts=("$out/text.txt")
+fi
+[ -e "$out/tokenizer/merges.txt" ] ||
+    run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"
+[ -e "$out/text_val_000000.bin" ] ||
+    run ./tokenizer encode --tokenizer "$out/tokenizer" --split $split --val-fraction $aside \
+        --out "$out/text" "${texts[@]}"
+run ./train_gpt train --data "$out/text_0*.bin" --val "$out/text_val_*.bin" \
+    --tokenizer "$out/tokenizer" --out "$out/model" --cut $cut --time-limit "$time" --resume \
+    ${options[@]+"${options[@]}"}
+run ./train_gpt sample --model "$out/model" --count 3 --tokens 100

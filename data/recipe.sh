@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# A sentiment classifier for film reviews from two cores in an evening: IMDb's or SST-2's texts, one
+# language model for both, then classifiers from 0 labels to all, beside naive Bayes.
+#
+#     data/recipe.sh imdb|sst2 [DIR]
+#
+# Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
+# `make imdb` and `make sst2` build the programs first. Test texts are read by the last step alone;
+# the language model never sees IMDb's test half.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+task=${1:-} dir=${2:-out/recipe}
+case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
+seeds=3
+model=$dir/model text=$dir/text
+
+# bf16 is faster only where the processor has it.
+precision=fp32
+grep -qs avx512_bf16 /proc/cpuinfo && precision=bf16
+
+say() { printf '\n%s: %s\n' "$(date +%H:%M)" "$*"; }
+done_or() { [ -e "$1" ] && echo "done    " || echo "$2"; }
+
+plan() {
+    cat <<TEXT
+$task, in $dir. On two cores of 230 GFLOP/s:
+  1 texts                   $(done_or "$text/$task-train.tsv" "1m      ")
+  2 vocabulary and shards   $(done_or "$dir/shards_val_000000.bin" "1m      ")
+  3 pretraining             $(done_or "$dir/pretrained" "2h      ")  6.9M parameters, about two passes; $precision
+  4 a suffix                $(done_or "$dir/$task-suffix" "5m      ")  chosen on 1,000 texts of train
+  5 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "1h to 2h")  $seeds seeds
+  6 5,000 and all labels    $(done_or "$dir/$task-many/done" "3h to 8h")  $seeds seeds
+TEXT
+}
+
+# --- 1 and 2: texts in lower case ---
+
+# SST-2 is published in lower case. So that one model knows the words of both, IMDb's letters A to Z
+# become small, too: "The" and "the" share what is learnt of them and one place in the vocabulary.
+lower() { LC_ALL=C tr A-Z a-z; }
+
+get_texts() {
+    data/get_data.sh imdb "$task"
+    mkdir -p "$text"
+    local from to
+    for from in imdb/pretrain.txt "$task/train.tsv" "$task/$test"; do
+        to=$text/${from/\//-}
+        [ -e "$to" ] || { lower <"data/$from" >"$to.unfinished"; mv "$to.unfinished" "$to"; }
+    done
+}
+
+make_shards() {
+    [ -e "$dir/tokenizer/merges.txt" ] ||
+        ./tokenizer train --split eot --out "$dir/tokenizer" "$text/imdb-pretrain.txt"
+    [ -e "$dir/shards_val_000000.bin" ] ||
+        ./tokenizer encode --tokenizer "$dir/tokenizer" --split eot --val-fraction 0.01 \
+            --out "$dir/shards" "$text/imdb-pretrain.txt"
+}
+
+# --- 3: the language model ---
+
+pretrain() {
+    [ ! -e "$dir/pretrained" ] || return 0
+    ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/shards_val_*.bin" \
+        --tokenizer "$dir/tokenizer" --out "$model" --resume --precision $precision \
+        --layers 6 --heads 4 --channels 256 --context 512 --cut documents --batch 8 --lr 3.5e-3 \
+        --min-lr-ratio 0.02 --dropout 0 --time-limit 2h
+    touch "$dir/pretrained"
+}
+
+# --- 4: the words after each text, chosen by accuracy on training texts, never on test ---
+
+try_suffix() # SUFFIX: prints its accuracy, then itself
+{
+    local out=$dir/$task-try
+    rm -rf "$out"
+    ./finetune_cls train --model "$model" --train "$out.tsv" --out "$out" --tune prompt \
+        --suffix "$1" --label-words "$label_words" >"$out.log" 2>&1 || { cat "$out.log" >&2; exit 1; }
+    ./finetune_cls eval --model "$out" --data "$out.tsv" 2>/dev/null |
+        awk -v suffix="$1" '$1 == "accuracy" { print $2 "\t" suffix }'
+}
+
+choose_suffix() {
+    [ ! -e "$dir/$task-suffix" ] || return 0
+    head -n 1001 "$text/$task-train.tsv" >"$dir/$task-try.tsv"
+    local suffix
+    for suffix in ' It was' '. It was' '. The movie was' ' Overall, this movie was' \
+                  '. All in all, it was' ' A'; do
+        try_suffix "$(printf %s "$suffix" | lower)"
+    done | sort -rn | tee "$dir/$task-suffixes"
+    head -n 1 "$dir/$task-suffixes" | cut -f 2 >"$dir/$task-suffix"
+    rm -rf "$dir/$task-try" "$dir/$task-try."*
+}
+
+# --- 5 and 6: the comparison on test texts ---
+
+compare() # NAME LABELS METHODS
+{
+    local out=$dir/$task-$1
+    [ ! -e "$out/done" ] || { cat "$out/table.txt"; return 0; }
+    ./finetune_cls compare --model "$model" --train "$text/$task-train.tsv" \
+        --test "$text/$task-$test" --out "$out" --resume --labels "$2" --methods "$3" \
+        --seeds $seeds --max-tokens "$longest" --truncate both \
+        --suffix "$(cat "$dir/$task-suffix")" --label-words "$label_words" | tee "$out.txt"
+    mv "$out.txt" "$out/table.txt"
+    touch "$out/done"
+}
+
+case $task in
+    imdb) test=test.tsv longest=400
+          label_words='pos=great,good,excellent,wonderful;neg=terrible,bad,awful,boring' ;;
+    sst2) test=dev.tsv longest=128
+          label_words='1=great,good,excellent,wonderful;0=terrible,bad,awful,boring' ;;
+esac
+
+plan
+say "1 texts"
+get_texts
+say "2 vocabulary and shards"
+make_shards
+say "3 pretraining"
+pretrain
+say "4 a suffix"
+choose_suffix
+say "5 from no label to 1,000"
+compare few 0,20,100,500,1000 majority,nb,nbsvm,scratch,prompt,probe,last:2,full
+say "6 5,000 labels and all"
+compare many 5000,all majority,nb,nbsvm,scratch,probe,full
+say "done; the tables are in $dir/$task-few and $dir/$task-many"
