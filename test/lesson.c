@@ -595,8 +595,8 @@ static void show_first_step(const struct Net *net, size_t i, double before, doub
            net->gradients[i]);
     printf("    m = (1 - %.2f) g   = %.8f   m' = m / (1 - %.2f) = %.8f, the average of g\n", BETA1,
            net->m[i], BETA1, m);
-    printf("    v = (1 - %.2f) g^2 = %.8f   v' = v / (1 - %.2f) = %.8f, the average of g^2\n", BETA2,
-           net->v[i], BETA2, v);
+    printf("    v = (1 - %.2f) g^2 = %.8f   v' = v / (1 - %.2f) = %.8f, the average of g^2\n",
+           BETA2, net->v[i], BETA2, v);
     printf("    w = %.6f - %g (m' / sqrt(v') + %g w) = %.6f: a step of about lr, whatever g is\n",
            before, lr, DECAY, net->weights[i]);
 }
