@@ -1,7 +1,7 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
- *    I   Fine-tuning          texts as tokens, batches and features, gradient steps, label words and
- *                             the probe, scores, and classical baselines, which know only words
+ *    I   Fine-tuning          texts as tokens, batches and features, gradient steps, label words
+ *                             and the probe, scores, and classical baselines, which know only words
  *    II  Files and commands   labelled files, before and after the training, train, eval, predict;
  *                             compare, layers, explain
  *
@@ -17,7 +17,7 @@
  *
  * What is trained, from the cheapest to the fullest:
  *
- *    prompt     nothing: score_w is made of label words, and asks the language model for its opinion.
+ *    prompt     nothing: score_w is made of label words, so it asks the language model itself.
  *    probe      score_w alone. The trunk is fixed, so it reads each text once, and what remains is
  *               logistic regression on the features, solved to convergence.
  *    last:K     score_w, ln_f and the last K blocks, by gradient steps; the rest is frozen.
@@ -545,20 +545,22 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
 /* 4. Label words and the probe                                                                  */
 /* ============================================================================================= */
 
-/* Before any label the language model has an opinion already: after " It was" it expects " great" or
- * " terrible" (Liu et al. 2023; Schick and Schuetze 2021). Its score of token w after hidden state h
- * is wte_w . h, so label words W_k of class k make a row of the head:
+/* Before any label the language model has an opinion already: after " It was" it expects " great"
+ * or " terrible" (Liu et al. 2023; Schick and Schuetze 2021). Its score of token w after hidden
+ * state h is wte_w . h, so the label words W_k of class k make a row of the head:
  *
  *   score_k = 1/|W_k| sum_{w in W_k} wte_w . h - prior_k = score_w[k] . h
  *
- * The prior is needed, since models prefer praise whatever they have read (Zhao et al. 2021). It comes
- * from texts whose labels nobody has read: over them, each class gets its share of the probability.
+ * The prior is needed, since models prefer praise whatever they have read (Zhao et al. 2021). It
+ * comes from texts whose labels nobody has read: over them, each class gets its share of the
+ * probability.
  *
  * But the head has no bias that could take prior_k. It needs none: h is what LayerNorm gave,
- * h_c = w_c xhat_c + b_c, and sum_c xhat_c = 0. So sum_c h_c / w_c is the same for every text, and a
- * multiple of 1 / w is a bias. With C = 2, w = (2, 4) and b = (1, 6):
+ * h_c = w_c xhat_c + b_c, and sum_c xhat_c = 0. So sum_c h_c / w_c is the same for every text, and
+ * a multiple of 1 / w is a bias. With C = 2, w = (2, 4) and b = (1, 6):
  *
- *   xhat = (1, -1): h = (3, 2)   3/2 + 2/4 = 2        xhat = (-0.5, 0.5): h = (0, 8)   0/2 + 8/4 = 2
+ *   xhat = (1, -1):     h = (3, 2)    3/2 + 2/4 = 2
+ *   xhat = (-0.5, 0.5): h = (0, 8)    0/2 + 8/4 = 2
  *
  * Both are sum_c b_c / w_c = 1/2 + 6/4, so a row with (1/2, 1/4) / 2 added scores 1 higher. */
 
@@ -574,8 +576,9 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
     return x;
 }
 
-/* u (C) with u . h = 1 for every feature h: u_c = 1 / (w_c sum_c b_c / w_c). If that sum is too near
- * 0 for the digits of a float, u is mean / |mean|^2 over the features x (N, C): 1 on average only. */
+/* u (C) with u . h = 1 for every feature h: u_c = 1 / (w_c sum_c b_c / w_c). If that sum is too
+ * near 0 for the digits of a float, u is mean / |mean|^2 over the features x (N, C), and u . h is 1
+ * on average. */
 static void constant_feature(double *u, const struct Task *t, const real *x, int N)
 {
     const struct Weights *w = &t->model.w;
@@ -625,13 +628,19 @@ static void fit_bias(double *b, const double *z, const double *share, int N, int
     }
 }
 
-/* share (K): --prior's; without a label equal ones; else those of the labels, one added to each. */
+/* share (K): --prior's; else equal ones, until the labels contradict that: chi^2, the sum of
+ * (n_k - N/K)^2 / (N/K), is beyond what chance makes of equal shares in 95 of 100 cases. Then they
+ * are the labels', one added to each. So a few labels do not move what texts without labels say. */
 static void class_shares(double *share, const struct Task *t)
 {
     const int K = t->model.config.labels, N = t->set.kind == PROMPT ? 0 : t->train_count;
-    for (int k = 0; k < K; k++) share[k] = t->prior ? t->prior[k] : 1.0 / (N + K);
-    for (int i = 0; i < N && !t->prior; i++)
-        share[t->data.labels[t->train[i]]] += 1.0 / (N + K);
+    double count[K], chi2 = 0;
+    for (int k = 0; k < K; k++) count[k] = 0;
+    for (int i = 0; i < N; i++) count[t->data.labels[t->train[i]]]++;
+    for (int k = 0; k < K && N; k++) chi2 += pow(count[k] - (double)N / K, 2) * K / N;
+    const bool equal = chi2 <= K - 1 + 2 * sqrt(2.0 * (K - 1));     /* near the true quantile */
+    for (int k = 0; k < K; k++)
+        share[k] = t->prior ? t->prior[k] : equal ? 1.0 / K : (count[k] + 1) / (N + K);
 }
 
 /* Sets the bias of each class by the texts without labels. Few labels spoil it first: so this
@@ -654,8 +663,8 @@ static void set_prior(struct Task *t)
     release(x, (size_t)N * C * sizeof *x);
 }
 
-/* The head begins as the language model's own opinion: each row is the mean of its label words' rows
- * of wte, less the prior. */
+/* The head begins as the language model's own opinion: each row is the mean of its label words'
+ * rows of wte, less the prior. */
 static void begin_with_words(struct Task *t)
 {
     const struct LabelWords *words = &t->words;
@@ -891,8 +900,8 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
 /* --- The probe of a model --- */
 
 /* The probe corrects the head that it begins with: 0, or the opinion of label words. It learns from
- * all channels of the features h, or from the scores of the label words alone, since few labels want
- * few features. Either are projections y_j = e_j . h, with one e_j for each, standardised:
+ * all channels of the features h, or from the scores of the label words alone, since few labels
+ * want few features. Either are projections y_j = e_j . h, with one e_j for each, standardised:
  *
  *   x_j = (y_j - mean_j) / deviation_j      so that one penalty suits all of them, and
  *   x_F = STRONG                            a constant, so large that the penalty hardly sees it
@@ -907,7 +916,7 @@ struct Probe {
     const real **e;             /* (F), each (C); NULL: the channels themselves */
     double *mean, *deviation;   /* (F) */
     double *w;                  /* (K, F + 1): the solution */
-    double loss;                /* of examples that were not learned from, with the best penalty */
+    double *losses;             /* (N): of each when it was held out, with the chosen penalty */
     struct Scores scores;       /* of the same */
 };
 
@@ -940,10 +949,11 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
     const struct LabelWords *words = &t->words;
     const int F = of_words ? words->starts[K] : C;
     const real *head = t->model.w.score_w;
-    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K), .loss = INFINITY};
+    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K)};
     p.mean = resize(NULL, 2 * F * sizeof *p.mean);
     p.deviation = p.mean + F;
     p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
+    p.losses = resize(NULL, N * sizeof *p.losses);
     p.e = of_words ? resize(NULL, F * sizeof *p.e) : NULL;
     for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
     #pragma omp parallel for schedule(static)
@@ -953,7 +963,8 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
         p.f.labels[n] = t->data.labels[t->train[n]];
         for (int k = 0; k < K; k++)
             for (int c = 0; c < C; c++)
-                p.f.start[(size_t)n * K + k] += (double)head[(size_t)k * C + c] * h[(size_t)n * C + c];
+                p.f.start[(size_t)n * K + k] += (double)head[(size_t)k * C + c]
+                                                * h[(size_t)n * C + c];
     }
     p.f.class_weights = t->class_weights;
     return p;
@@ -965,19 +976,33 @@ static void probe_free(struct Probe *p)
     logistic_free(&p->f);
     free(p->mean);
     free(p->e);
+    free(p->losses);
+}
+
+/* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
+ * only evidence shall move it, a mean difference of more than two standard errors. */
+static bool are_lower(const double *losses, const double *others, int N, bool clearly)
+{
+    double mean = 0, square = 0;
+    for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
+    for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
+    return mean > (clearly ? 2 * sqrt(square) / N : 0);
 }
 
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
- * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it began,
- * to 1e-4, with which it fits noise; each begins from the solution before. The best one has the
- * lowest loss, since accuracies of few labels take few values; with it all labels teach. */
+ * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it
+ * began, to 1e-4, with which it fits noise; each begins from the solution before. The loss chooses,
+ * since accuracies of few labels take few values. With the chosen penalty all labels teach. what:
+ * the features. */
 static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const char *what)
 {
     struct Logistic *f = &p->f;
     const int K = f->K, N = f->N;
     const size_t size = (size_t)K * f->C, gram_bytes = (size_t)f->C * f->C * sizeof(real);
-    real *gram = allocate_zeroed(gram_bytes), *judged = resize(NULL, (size_t)N * K * sizeof *judged);
-    double *w = allocate_zeroed(FOLDS * size * sizeof *w), best = 1, start = seconds();
+    real *gram = allocate_zeroed(gram_bytes);
+    real *judged = resize(NULL, (size_t)N * K * sizeof *judged);
+    double *w = allocate_zeroed(FOLDS * size * sizeof *w), chosen = 0, start = seconds();
+    double *losses = resize(NULL, N * sizeof *losses);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     gemm(gram, transposed(matrix(f->x, f->C)), matrix(f->x, f->C), NULL, NULL, f->C, f->C, N);
     f->folds = folds;
@@ -992,26 +1017,32 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
                 if (folds[n] != f->held_out) continue;
                 for (int k = 0; k < K; k++)
                     judged[(size_t)n * K + k] = (real)f->p[(size_t)n * K + k];
-                loss -= log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
+                losses[n] = -log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
+                loss += losses[n];
             }
         }
         const struct Scores now = score(confusion, judged, f->labels, loss, N, K);
+        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
+                                   : isfinite(loss);
         if (!t->quiet) {
             journal_add(&t->log, "%s\t%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", what, f->l2, gradients,
                         train_loss, now.loss, now.accuracy, seconds() - start);
-            progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
-                     what, f->l2, train_loss, now.loss, now.accuracy, seconds() - start,
-                     now.loss < p->loss ? "  best" : "");
+            progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
+                     "%.1f s%s", what, f->l2, train_loss, now.loss, now.accuracy,
+                     seconds() - start, better ? "  best" : "");
         }
-        if (!(now.loss < p->loss)) continue;
-        p->loss = now.loss;
+        if (!better) continue;
+        memcpy(p->losses, losses, N * sizeof *losses);
         p->scores = now;
-        best = f->l2;
+        chosen = f->l2;
     }
-    f->l2 = best;
+    if (!chosen)
+        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
+    f->l2 = chosen;
     logistic_solve(f, p->w, gram);          /* held_out is none of the parts now */
     release(gram, gram_bytes);
     release(w, FOLDS * size * sizeof *w);
+    free(losses);
     free(judged);
     free(confusion);
 }
@@ -1031,8 +1062,8 @@ static void add_to_head(real *head, const struct Probe *p, const double *u, int 
     }
 }
 
-/* folds (N): the examples of each class are dealt out in their order, so that each fold has its part
- * of every class. */
+/* folds (N): the examples of each class are dealt out in their order, so that each fold has its
+ * part of every class. */
 static void deal_folds(int *folds, const struct Task *t)
 {
     const int K = t->model.config.labels;
@@ -1047,26 +1078,26 @@ static void deal_folds(int *folds, const struct Task *t)
  * all channels. Returns the scores of cross-validation. */
 static struct Scores train_probe(struct Task *t, struct Metadata *meta)
 {
-    static const char *const names[] = {"channels", "words"};
-    const int C = t->model.config.channels, N = t->train_count, kinds = t->words.ids ? 2 : 1;
+    const int C = t->model.config.channels, N = t->train_count;
     real *h = features_of(t, t->train, N, "features");
     double u[C];
     int *folds = resize(NULL, N * sizeof *folds);
-    struct Probe probes[2];
     deal_folds(folds, t);
     constant_feature(u, t, h, N);
-    for (int i = 0; i < kinds; i++) {
-        probes[i] = probe_create(t, h, i == 1);
-        probe_fit(t, &probes[i], folds, names[i]);
+    struct Probe best = probe_create(t, h, t->words.ids != NULL);
+    probe_fit(t, &best, folds, best.e ? "words" : "channels");
+    if (best.e) {
+        struct Probe all = probe_create(t, h, false), few = best;
+        probe_fit(t, &all, folds, "channels");
+        const bool better = are_lower(all.losses, few.losses, N, true);
+        best = better ? all : few;
+        probe_free(better ? &few : &all);
     }
-    const int best = kinds == 2 && probes[1].loss < probes[0].loss;
-    const struct Scores scores = probes[best].scores;
-    if (probes[best].loss == INFINITY)
-        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
-    add_to_head(t->model.w.score_w, &probes[best], u, C);
-    metadata_set(meta, "l2", "%.6g", probes[best].f.l2);
-    metadata_set(meta, "learned_from", "%s", names[best]);
-    for (int i = 0; i < kinds; i++) probe_free(&probes[i]);
+    const struct Scores scores = best.scores;
+    add_to_head(t->model.w.score_w, &best, u, C);
+    metadata_set(meta, "l2", "%.6g", best.f.l2);
+    metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
+    probe_free(&best);
     release(h, (size_t)N * C * sizeof *h);
     free(folds);
     return scores;
@@ -1963,7 +1994,7 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* Appends the texts of e as tokens, with the classes of their labels, or -1 if labels were not read.
+/* Appends the texts of e as tokens, with the classes of their labels; -1 if those were not read.
  * Dies if labels are none of the names: the model has no probability for them, so no score would
  * mean anything. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
@@ -2015,7 +2046,7 @@ static int word_token(int *id, struct Tokenizer *t, const char *word)
     return count;
 }
 
-/* Reads --label-words. Of a word of several tokens the first is taken, which is said unless quiet. */
+/* Reads --label-words. Of a word of several tokens the first is taken; unless quiet, it is said. */
 static struct LabelWords read_label_words(const char *text, char *const *names, int K,
                                           struct Tokenizer *t, bool quiet)
 {
@@ -2044,8 +2075,8 @@ static struct LabelWords read_label_words(const char *text, char *const *names, 
 /* Whether label words are given: empty ones take them away from a method. */
 static bool has_words(const struct Settings *s) { return s->label_words && *s->label_words; }
 
-static const char no_words[] =
-    "%s %s: needs label words, since not every class has a token for its name: --label-words '%s=...'";
+static const char no_words[] = "%s %s: needs label words, since not every class's name is a token: "
+                               "--label-words '%s=...'";
 
 /* Label words for want of others: the names of the classes, if each is one token; else NULL. */
 static char *words_of_names(char *const *names, int K, struct Tokenizer *t)
@@ -2215,12 +2246,13 @@ static char **load_data(struct Task *t, int *classes)
 
 /* --- What the command line left open --- */
 
-enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
+enum { MIN_UPDATES = 200, FEW_UPDATES = 60, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
        MAX_STEPS = 1000000000 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
  * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate. Few labels need a number of updates rather than of epochs. Validation
+ * weights bear a higher rate; a head of label words knows something, and a lower rate and fewer
+ * updates keep it near that. Few labels need a number of updates rather than of epochs. Validation
  * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
  * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
@@ -2228,13 +2260,14 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
 {
     if (s->kind <= PROBE) return;
     const double large = sqrt(1e7 / model->parameter_count);
-    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
-    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
+    const bool knows = has_words(s) && s->kind != SCRATCH;
+    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : knows ? 1e-4 : 3e-4) * large);
+    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH || knows ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
     if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
     const int updates = ceil_div(examples, s->batch);
     if (s->epochs == 0 && s->steps == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(knows ? FEW_UPDATES : MIN_UPDATES, updates));
     if ((int64_t)s->epochs * updates > MAX_STEPS)
         die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, MAX_STEPS);
     if (s->epochs) s->steps = s->epochs * updates;
@@ -2518,21 +2551,25 @@ static struct Option *tune_options(struct Settings *s)
                 &s->val_part, 0.001, 0.9, .idle = "with val|with tune probe|with tune prompt"),
         {"out", "directory of the classifier", TEXT, &s->out, .required = true},
         SETTING("tune", "prompt, probe, last:K, full or scratch", TEXT, &s->tune),
-        SETTING("label-words", "with which the head begins: 'positive=good,great;negative=bad'", TEXT,
-                &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
-        SETTING("prior", "shares of the classes among the texts, with label words: "
-                "'positive=0.3;negative=0.7'; else as the labels have them, or equal", TEXT,
-                &s->prior, .idle = "without label-words"),
-        STEPS("epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6),
+        SETTING("label-words", "with which the head begins: 'positive=good,great;negative=bad'",
+                TEXT, &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
+        SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
+                "else equal ones, unless the labels contradict that", TEXT, &s->prior,
+                .idle = "without label-words"),
+        STEPS("epochs", "0: 3, but at least 200 updates, with label words 60", INTEGER, &s->epochs,
+              0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
                 .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
         STEPS("batch", "texts of an update", INTEGER, &s->batch, 1, 1e6),
-        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10),
-        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, scratch 1",
+        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3, with label words 1e-4)", REAL_NUMBER,
+              &s->lr, 0, 10),
+        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, but 1 for "
+              "scratch and with label words",
               REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
         SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
-                &s->layer_decay, 0.01, 1, .idle = "with tune probe|with tune prompt|with tune last:1"),
+                &s->layer_decay, 0.01, 1,
+                .idle = "with tune probe|with tune prompt|with tune last:1"),
         STEPS("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30),
         STEPS("lm-coef", "weight of the language model's loss", REAL_NUMBER, &s->lm_coef, 0, 100),
         STEPS("average", "part of the updates, the last, whose mean weights are kept; 0: the best "
@@ -2580,8 +2617,8 @@ static void parse_tune(const char *option, const char *others, struct Settings *
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
     else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
     else if (strcmp(s->tune, "probe"))
-        die_usage("%s %s: not one of %sprompt, probe, last:K (as last:2), full, scratch.", option, s->tune,
-                  others);
+        die_usage("%s %s: not one of %sprompt, probe, last:K (as last:2), full, scratch.", option,
+                  s->tune, others);
 }
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
@@ -2648,6 +2685,7 @@ struct Classifier {
     bool all, json;                 /* how predict prints */
     struct Runner runner;
     struct Dataset texts;           /* memory for what predict reads */
+    const char *label_words;        /* of the training, or NULL */
 };
 
 /* Dies if the directory holds no classifier. */
@@ -2664,6 +2702,7 @@ static void load_classifier(struct Classifier *c, const char *dir)
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
+    c->label_words = metadata_get(&meta, "tune.label-words");
     const char *truncate = metadata_get(&meta, "tune.truncate");
     const struct Usage *u = &c->tokenizer->usage;
     const int context = c->model.config.context;
@@ -2689,8 +2728,8 @@ static void warn_of_failure(struct Scores s, int N)
 }
 
 /* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than
- * texts without, the prior of those is set again. val: cross-validation's scores of a probe. Returns
- * false if a signal ended it. */
+ * texts without, the prior of those is set again. val: cross-validation's scores of a probe.
+ * Returns false if a signal ended it. */
 static bool learn(struct Task *t, real *best, struct Scores *val, struct Metadata *meta)
 {
     const int kind = t->set.kind;
@@ -2719,7 +2758,7 @@ static int train(struct Task *t)
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
     real *best = prepare(t);
-    struct Scores val = {.accuracy = NAN, .majority = NAN};     /* of the probe: cross-validation's */
+    struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
     if (s->kind <= PROBE) open_log(t, probe_header, NULL);
     else stop_between_steps();
     if (!learn(t, best, &val, &meta)) return stopped_status();
@@ -2747,7 +2786,8 @@ static int command_train(int argc, char **argv)
     refuse_arguments(read_options(argc, argv, t.options,
         "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
         "Makes a classifier of a pretrained model. --tune: prompt asks it by label words, without\n"
-        "any label; probe fits a new last layer, in one pass; last:K trains the last K blocks, too; full all; scratch all from random weights.\n"
+        "any label; probe fits a new last layer, in one pass; last:K trains\n"
+        "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
     begin_training();
@@ -3053,7 +3093,7 @@ struct Compare {
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
     int learn_count, test_count, classes, cell_count;
-    int trainings;                      /* the cells without those that would need labels and have none */
+    int trainings;                      /* cells that make sense: see needs_labels */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state;              /* its settings */
@@ -3119,8 +3159,8 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     return m;
 }
 
-/* Whether a method can do anything without a label: one asks the model, one shows what the commonest
- * label would give. */
+/* Whether a method can do nothing without a label. One asks the model, and one shows what the
+ * commonest label would give. */
 static bool needs_labels(const struct Method *m)
 {
     return m->classical ? m->classical != majority : m->set.kind != PROMPT;
@@ -3139,8 +3179,8 @@ static void parse_methods(struct Compare *c)
     }
 }
 
-/* Reads the label words of each method. Prompting takes the names of the classes for want of others;
- * if those are no words, it is none of the usual methods. */
+/* Reads the label words of each method. Prompting takes the names of the classes for want of
+ * others; if those are no words, it is none of the usual methods. */
 static void read_method_words(struct Compare *c)
 {
     struct Task *t = &c->task;
@@ -3654,7 +3694,8 @@ static void print_prompt(const struct Compare *c)
     int best = -1, bayes = -1;
     for (int m = 0; m < c->method_count && c->budgets[0] == 0; m++) {
         if (c->methods[m].classical == naive_bayes) bayes = m;
-        if (!c->methods[m].classical && e[m].seeds && (best < 0 || e[m].mean > e[best].mean)) best = m;
+        if (c->methods[m].classical || !e[m].seeds) continue;
+        if (best < 0 || e[m].mean > e[best].mean) best = m;
     }
     if (best < 0) return;
     const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
@@ -3772,7 +3813,8 @@ static const char compare_usage[] =
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = "0,20,100,500,1000,all", .start = seconds(),
-                        .methods_text = "majority,nb,nbsvm,scratch,prompt,probe,last:2,full,full+l2sp:10",
+                        .methods_text = "majority,nb,nbsvm,scratch,prompt,probe,last:2,full,"
+                                        "full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
@@ -3782,8 +3824,8 @@ static int command_compare(int argc, char **argv)
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
          .effect = DEFINES, .idle = "with test"},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
-        {"labels", "how many to learn from, rising; 0: none; all, or more than there are: all", TEXT,
-         &c.labels_text, .effect = EXTENDS},
+        {"labels", "how many to learn from, rising; 0: none; all, or more than there are: all",
+         TEXT, &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
         {"methods", "separated by commas; with options as in the last one", TEXT, &c.methods_text,
@@ -3859,8 +3901,8 @@ static double accuracy_on(struct Task *t, const int *list, int n)
 }
 
 /* The accuracy of a probe after each block, by cross-validation and on the test texts, which follow
- * train_texts others. The block that knows most about the labels tells how many to tune: those above
- * it have specialised in predicting the next token. */
+ * train_texts others. The block that knows most about the labels tells how many to tune: those
+ * above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
     const int L = t->model.config.layers, C = t->model.config.channels;
@@ -3939,9 +3981,38 @@ static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d
     free(starts);
 }
 
+/* Appends a token's bytes, in readable form. */
+static void append_readable_token(struct Buffer *b, const struct Tokenizer *t, int id)
+{
+    int size;
+    const uint8_t *bytes = bytes_of_token(t, id, &size);
+    append_readable(b, bytes, size);
+}
+
+/* What the language model expects next after a text, which read_prefixes has just read: the label
+ * words of each class with their probabilities. */
+static void print_words(struct Classifier *c, const struct LabelWords *words, int n)
+{
+    const struct Config *config = &c->model.config;
+    real *p = resize(NULL, config->vocabulary * sizeof *p);
+    lm_logits(p, &c->model, c->runner.ws.hidden + (size_t)(n - 1) * config->channels);
+    softmax(p, 1, 1, config->vocabulary);
+    for (int k = 0; k < config->labels; k++) {
+        struct Buffer b = {0};
+        for (int i = words->starts[k]; i < words->starts[k + 1]; i++) {
+            append(&b, "  \"");
+            append_readable_token(&b, c->tokenizer, words->ids[i]);
+            append(&b, "\" %.5f", p[words->ids[i]]);
+        }
+        printf("next, for %s:%s\n", config->label_names[k], b.data);
+        free(b.data);
+    }
+    free(p);
+}
+
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
  * moved it most is named; on a terminal each is coloured, red for less, green for more. */
-static void explain_text(struct Classifier *c, struct Bytes text)
+static void explain_text(struct Classifier *c, const struct LabelWords *words, struct Bytes text)
 {
     const int K = c->model.config.labels;
     struct Dataset d = {0};
@@ -3956,10 +4027,8 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
-        int size;
-        const uint8_t *bytes = bytes_of_token(c->tokenizer, d.tokens[i], &size);
         token.size = 0;
-        append_readable(&token, bytes, size);
+        append_readable_token(&token, c->tokenizer, d.tokens[i]);
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
         printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
@@ -3970,6 +4039,7 @@ static void explain_text(struct Classifier *c, struct Bytes text)
         append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
     }
     if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
+    if (words->ids) print_words(c, words, n);
     free(token.data);
     free(most.data);
     free(p);
@@ -3983,13 +4053,19 @@ static int command_explain(int argc, char **argv)
         THREADS_OPTION(&c.set.threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
-        "The probability of the predicted label after each token, and which token moved it most.");
+        "The probability of the predicted label after each token, and which token moved it most;\n"
+        "with label words also theirs, as the language model expects them next.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
     set_threads(c.set.threads);
     load_classifier(&c, c.set.model);
+    const struct Config *config = &c.model.config;
+    struct LabelWords words = {0};
+    if (c.label_words && *c.label_words)
+        words = read_label_words(c.label_words, config->label_names, config->labels, c.tokenizer,
+                                 true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
-        explain_text(&c, (struct Bytes){argv[i], strlen(argv[i])});
+        explain_text(&c, &words, (struct Bytes){argv[i], strlen(argv[i])});
     }
     return 0;
 }

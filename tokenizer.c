@@ -1732,8 +1732,8 @@ static void source_close(struct Source *s)
 {
     for (int i = 0; i < s->count; i++)
         if (s->invalid[i])
-            warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as CP1252, "
-                 "convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
+            warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as "
+                 "CP1252, convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
                  counted(s->invalid[i], "byte"));
     release(s->invalid, s->count * sizeof *s->invalid);
     release(s->window, s->room);

@@ -1610,7 +1610,11 @@ static void test_label_words(const real *x, const int *labels)
     class_shares(prior, &t);
     double ones = 1;
     for (int n = 0; n < N; n++) ones += labels[n] == 1;
-    check(fabs(prior[1] - ones / (N + K)) < 1e-9, "with labels they are the labels'");
+    check(fabs(prior[1] - ones / (N + K)) < 1e-9, "labels that contradict it have their own");
+    t.train_count = 12;
+    for (int n = 0; n < 12; n++) t.data.labels[n] = n % 4 % K;
+    class_shares(prior, &t);
+    check(prior[0] == 1.0 / 3, "a few labels, 6 of them of one class among 12, do not");
 }
 
 /* The probe as a head: the same scores as logistic regression on standardised features with a
