@@ -1025,7 +1025,7 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
         const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
                                    : isfinite(loss);
         if (!t->quiet) {
-            journal_add(&t->log, "%s\t%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", what, f->l2, gradients,
+            journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, what, gradients,
                         train_loss, now.loss, now.accuracy, seconds() - start);
             progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
                      "%.1f s%s", what, f->l2, train_loss, now.loss, now.accuracy,
@@ -2342,7 +2342,7 @@ static void task_free(struct Task *t)
 
 static const char steps_header[] =
     "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n",
-    probe_header[] = "features\tl2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
+    probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
 
 /* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)

@@ -38,7 +38,7 @@ say "4. What it writes now"
 
 say "5. What is that worth with 100 labels, and without any? Eight ways, three times each"
 suffix=" I am"      # after it the grammar must say how the writer feels
-words="positive=glad,happy,pleased;negative=sorry,sad,ashamed"
+words="positive=glad,happy;negative=sorry"
 echo "After every text stands \"$suffix\"; label words: $words"
 ./finetune_cls compare --model "$dir/model" --train "$dir/text/train.tsv" --test "$dir/text/test.tsv" \
     --out "$dir/compare" --labels 0,all --seeds 3 --batch 16 --suffix "$suffix" --label-words "$words" \

@@ -1607,9 +1607,10 @@ static void test_label_words(const real *x, const int *labels)
     check(prior[0] == 1.0 / 3 && prior[2] == prior[0], "without a label the shares are equal");
     t.set.kind = PROBE;
     class_shares(prior, &t);
-    double ones = 1;
-    for (int n = 0; n < N; n++) ones += labels[n] == 1;
-    check(fabs(prior[1] - ones / (N + K)) < 1e-9, "labels that contradict it have their own");
+    for (int n = 0; n < N; n++) t.data.labels[n] = n % 3 == 0 ? 2 : 1;
+    class_shares(prior, &t);
+    check(fabs(prior[1] - (N * 2 / 3 + 1.0) / (N + K)) < 1e-9 && fabs(prior[0] - 1.0 / (N + K)) < 1e-9,
+          "labels that contradict it have their own");
     t.train_count = 12;
     for (int n = 0; n < 12; n++) t.data.labels[n] = n % 4 % K;
     class_shares(prior, &t);

@@ -461,7 +461,7 @@ for tune in probe last:1 full; do
 done
 succeeds "probe: cross-validation tries the words and the channels" eval '
     train --tune probe --label-words "$label_words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
-    [ "$(cut -f 1 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
+    [ "$(cut -f 2 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
 alone=
 nowhere() { train --dedupe --out "$dir/new" "$@"; }
 fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
