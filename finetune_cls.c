@@ -1,7 +1,7 @@
 /* finetune_cls.c: from a pretrained GPT and labelled texts to a classifier.
  *
- *    I   Fine-tuning          texts as tokens, batches and features, gradient steps, the probe,
- *                             scores, and classical baselines, which know only words
+ *    I   Fine-tuning          texts as tokens, batches and features, gradient steps, label words
+ *                             and the probe, scores, and classical baselines, which know only words
  *    II  Files and commands   labelled files, before and after the training, train, eval, predict;
  *                             compare, layers, explain
  *
@@ -17,6 +17,7 @@
  *
  * What is trained, from the cheapest to the fullest:
  *
+ *    prompt     nothing: score_w is made of label words, so it asks the language model itself.
  *    probe      score_w alone. The trunk is fixed, so it reads each text once, and what remains is
  *               logistic regression on the features, solved to convergence.
  *    last:K     score_w, ln_f and the last K blocks, by gradient steps; the rest is frozen.
@@ -272,14 +273,14 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_format;            /* of the training of the classifier that is used */
+    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
 /* The options of a training. Section 9 has their meanings, section 8 what 0 or -1 becomes where a
  * default depends on --tune, on the model and on the data. */
 struct Settings {
-    const char *model, *train, *val, *out, *tune, *truncate, *suffix;
+    const char *model, *train, *val, *out, *tune, *truncate, *suffix, *label_words, *prior;
     const char *class_weights, *precision;
     struct Columns columns;
     int epochs, steps, patience, batch, max_tokens, threads;
@@ -287,12 +288,16 @@ struct Settings {
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
     double layer_decay, l2sp, lm_coef, average;
     bool overwrite, resume, dedupe, calibrate;
-    enum { PROBE, LAST, FULL, SCRATCH } kind;   /* --tune */
+    enum { PROMPT, PROBE, LAST, FULL, SCRATCH } kind;   /* --tune; the first two make no steps */
     int last;                                   /* K of last:K */
     int every;                                  /* updates between two validations */
 };
 
 struct Scores { double accuracy, macro_f1, loss, ece, majority; };      /* see `score` */
+
+/* The label words of each class as tokens: class k has ids[starts[k]] .. ids[starts[k + 1] - 1].
+ * ids NULL: there are none. */
+struct LabelWords { int *ids, *starts; };
 
 /* One fine-tuning. */
 struct Task {
@@ -310,6 +315,9 @@ struct Task {
     uint64_t source_hash, train_hash;           /* of them, and of all texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
+    struct LabelWords words;
+    double *prior;                              /* (K): the share of each class; NULL: not said */
+    int *unlabelled, unlabelled_count;          /* texts that are read without their labels */
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Option *options;                     /* the rows of set */
     struct Columns layout;                      /* of the file of texts to train on */
@@ -333,8 +341,8 @@ struct TrainState {
 
 /* --- The start --- */
 
-/* The classifier before training: the weights of the pretrained model and a random head, or, for
- * scratch, random weights throughout. */
+/* The classifier before training: the weights of the pretrained model and a random head, which is 0
+ * for a probe, or, for scratch, random weights throughout. */
 static void start_model(struct Task *t, const struct Model *base, char **names, int classes)
 {
     struct Model *model = &t->model;
@@ -345,7 +353,7 @@ static void start_model(struct Task *t, const struct Model *base, char **names, 
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
     const int head = model->tensor_count - 1;           /* last, as in the list of base */
     memcpy(model->weights, base->weights, model->tensors[head].offset * sizeof(real));
-    tensor_init(model, head, t->set.seed);
+    if (t->set.kind > PROBE) tensor_init(model, head, t->set.seed);
 }
 
 /* Which weights learn, and how fast: last:K freezes the embeddings and all blocks but the last K;
@@ -534,13 +542,149 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
 }
 
 /* ============================================================================================= */
-/* 4. The probe                                                                                  */
+/* 4. Label words and the probe                                                                  */
 /* ============================================================================================= */
+
+/* Before any label the language model has an opinion already: after " It was" it expects " great"
+ * or " terrible" (Liu et al. 2023; Schick and Schuetze 2021). Its score of token w after hidden
+ * state h is wte_w . h, so the label words W_k of class k make a row of the head:
+ *
+ *   score_k = 1/|W_k| sum_{w in W_k} wte_w . h - prior_k = score_w[k] . h
+ *
+ * The prior is needed, since models prefer praise whatever they have read (Zhao et al. 2021). It
+ * comes from texts whose labels nobody has read: over them, each class gets its share of the
+ * probability.
+ *
+ * But the head has no bias that could take prior_k. It needs none: h is what LayerNorm gave,
+ * h_c = w_c xhat_c + b_c, and sum_c xhat_c = 0. So sum_c h_c / w_c is the same for every text, and
+ * a multiple of 1 / w is a bias. With C = 2, w = (2, 4) and b = (1, 6):
+ *
+ *   xhat = (1, -1):     h = (3, 2)    3/2 + 2/4 = 2
+ *   xhat = (-0.5, 0.5): h = (0, 8)    0/2 + 8/4 = 2
+ *
+ * Both are sum_c b_c / w_c = 1/2 + 6/4, so a row with (1/2, 1/4) / 2 added scores 1 higher. */
+
+/* The features (count, C) of some examples. The caller releases them. what: as in run_examples. */
+static real *features_of(struct Task *t, const int *list, int count, const char *what)
+{
+    const int C = t->model.config.channels;
+    real *x = allocate_zeroed((size_t)count * C * sizeof *x);
+    if (!t->features)
+        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? NULL : what);
+    for (int i = 0; i < count && t->features; i++)
+        memcpy(x + (size_t)i * C, t->features + (size_t)list[i] * C, C * sizeof *x);
+    return x;
+}
+
+/* u (C) with u . h = 1 for every feature h: u_c = 1 / (w_c sum_c b_c / w_c). If that sum is too
+ * near 0 for the digits of a float, u is mean / |mean|^2 over the features x (N, C), and u . h is 1
+ * on average. */
+static void constant_feature(double *u, const struct Task *t, const real *x, int N)
+{
+    const struct Weights *w = &t->model.w;
+    const int C = t->model.config.channels;
+    double sum = 0, size = C;
+    for (int c = 0; c < C; c++) {
+        u[c] = 1 / w->lnf_w[c];
+        sum += w->lnf_b[c] * u[c];
+        size += fabs(w->lnf_b[c] * u[c]);
+    }
+    if (!(fabs(sum) > 1e-3 * size)) {
+        if (!t->quiet)
+            progress(true, "the final LayerNorm holds no bias: the mean feature takes its place");
+        for (int c = 0; c < C; c++) {
+            u[c] = 0;
+            for (int n = 0; n < N; n++) u[c] += x[(size_t)n * C + c] / N;
+        }
+        sum = 0;
+        for (int c = 0; c < C; c++) sum += u[c] * u[c];
+    }
+    for (int c = 0; c < C; c++) u[c] /= sum;
+}
+
+/* b (K): the biases with which the mean probability of each class is its share,
+ *   1/N sum_n softmax(z_n + b)_k = share_k
+ * as logistic regression makes it of the labels' shares. Each round adds the logarithm of what the
+ * mean lacks.   z (N, K) */
+static void fit_bias(double *b, const double *z, const double *share, int N, int K)
+{
+    enum { MAX_ROUNDS = 1000 };
+    double mean[K], p[K], largest = 1;
+    for (int k = 0; k < K; k++) b[k] = 0;
+    for (int round = 0; round < MAX_ROUNDS && largest > 1e-9; round++) {
+        for (int k = 0; k < K; k++) mean[k] = 0;
+        for (int n = 0; n < N; n++) {
+            double max = -INFINITY, sum = 0;
+            for (int k = 0; k < K; k++) max = fmax(max, z[(size_t)n * K + k] + b[k]);
+            for (int k = 0; k < K; k++) sum += p[k] = exp(z[(size_t)n * K + k] + b[k] - max);
+            for (int k = 0; k < K; k++) mean[k] += p[k] / sum / N;
+        }
+        largest = 0;
+        for (int k = 0; k < K; k++) {
+            const double change = log(share[k] / fmax(mean[k], 1e-300));
+            b[k] += change;
+            largest = fmax(largest, fabs(change));
+        }
+    }
+}
+
+/* share (K): --prior's; else equal ones, until the labels contradict that: chi^2, the sum of
+ * (n_k - N/K)^2 / (N/K), is beyond what chance makes of equal shares in 95 of 100 cases. Then they
+ * are the labels', one added to each. So a few labels do not move what texts without labels say. */
+static void class_shares(double *share, const struct Task *t)
+{
+    const int K = t->model.config.labels, N = t->set.kind == PROMPT ? 0 : t->train_count;
+    double count[K], chi2 = 0;
+    for (int k = 0; k < K; k++) count[k] = 0;
+    for (int i = 0; i < N; i++) count[t->data.labels[t->train[i]]]++;
+    for (int k = 0; k < K && N; k++) chi2 += pow(count[k] - (double)N / K, 2) * K / N;
+    const bool equal = chi2 <= K - 1 + 2 * sqrt(2.0 * (K - 1));     /* near the true quantile */
+    for (int k = 0; k < K; k++)
+        share[k] = t->prior ? t->prior[k] : equal ? 1.0 / K : (count[k] + 1) / (N + K);
+}
+
+/* Sets the bias of each class by the texts without labels. Few labels spoil it first: so this
+ * comes before the training, and if there are fewer labels than such texts also after it. */
+static void set_prior(struct Task *t)
+{
+    const int K = t->model.config.labels, C = t->model.config.channels, N = t->unlabelled_count;
+    real *x = features_of(t, t->unlabelled, N, "texts without labels"), *head = t->model.w.score_w;
+    double *z = resize(NULL, (size_t)N * K * sizeof *z), u[C], share[K], b[K];
+    for (size_t i = 0; i < (size_t)N * K; i++) {
+        z[i] = 0;
+        for (int c = 0; c < C; c++) z[i] += (double)x[i / K * C + c] * head[i % K * C + c];
+    }
+    constant_feature(u, t, x, N);
+    class_shares(share, t);
+    fit_bias(b, z, share, N, K);
+    for (int k = 0; k < K; k++)
+        for (int c = 0; c < C; c++) head[(size_t)k * C + c] += (real)(b[k] * u[c]);
+    free(z);
+    release(x, (size_t)N * C * sizeof *x);
+}
+
+/* The head begins as the language model's own opinion: each row is the mean of its label words'
+ * rows of wte, less the prior. */
+static void begin_with_words(struct Task *t)
+{
+    const struct LabelWords *words = &t->words;
+    const int K = t->model.config.labels, C = t->model.config.channels;
+    real *head = t->model.w.score_w;
+    memset(head, 0, (size_t)K * C * sizeof *head);
+    for (int k = 0; k < K; k++)
+        for (int i = words->starts[k]; i < words->starts[k + 1]; i++)
+            for (int c = 0; c < C; c++)
+                head[(size_t)k * C + c] += t->model.w.wte[(size_t)words->ids[i] * C + c]
+                                           / (real)(words->starts[k + 1] - words->starts[k]);
+    set_prior(t);
+}
+
+/* --- Logistic regression --- */
 
 /* Multinomial logistic regression with an L2 penalty, on features x that are computed once:
  *
- *   F(w) = 1/N sum_n -a_n log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)      z_n = w x_n
- *   dF/dw = 1/N sum_n a_n (p_n - onehot(label_n)) x_n^T + l2 w
+ *   F(w) = 1/N sum_n -a_n log p_n[label_n] + l2/2 |w|^2      p_n = softmax(z_n)
+ *   dF/dw = 1/N sum_n a_n (p_n - onehot(label_n)) x_n^T + l2 w      z_n = start_n + w x_n
  *
  * a_n is the weight of the example's class, 1 unless --class-weights says otherwise. F is strictly
  * convex, so there is one solution, whatever the order or the seed. */
@@ -550,27 +694,33 @@ struct Logistic {
     int *labels;                /* (N) */
     double l2;
     const real *class_weights;  /* (K), or NULL: all 1 */
+    const int *folds;           /* (N), or NULL: the part of the examples that each belongs to */
+    int held_out;               /* the part that is not learned from: a_n = 0 */
+    double *start;              /* (N, K): z at w = 0 */
     double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
 };
 
-/* Allocates all arrays. The caller sets x, labels and l2. */
+/* Allocates all arrays. The caller sets x, labels and l2; start is 0. */
 static struct Logistic logistic_create(int N, int C, int K)
 {
     const size_t scores = (size_t)N * K;
-    double *z = resize(NULL, (2 * scores + N) * sizeof *z);
-    return (struct Logistic){N, C, K, allocate_zeroed((size_t)N * C * sizeof(real)),
-                             resize(NULL, N * sizeof(int)), 0, NULL, z, z + scores, z + 2 * scores};
+    double *z = resize(NULL, (3 * scores + N) * sizeof *z);
+    memset(z, 0, scores * sizeof *z);
+    return (struct Logistic){.N = N, .C = C, .K = K, .labels = resize(NULL, N * sizeof(int)),
+                             .x = allocate_zeroed((size_t)N * C * sizeof(real)), .start = z,
+                             .z = z + scores, .p = z + 2 * scores, .losses = z + 3 * scores};
 }
 
 static void logistic_free(struct Logistic *f)
 {
     release(f->x, (size_t)f->N * f->C * sizeof(real));
     free(f->labels);
-    free(f->z);
+    free(f->start);
 }
 
 static double weight_of(const struct Logistic *f, int n)
 {
+    if (f->folds && f->folds[n] == f->held_out) return 0;
     return f->class_weights ? f->class_weights[f->labels[n]] : 1;
 }
 
@@ -589,13 +739,11 @@ static void logistic_scores(double *z, const struct Logistic *f, const double *w
         }
 }
 
-/* Sets p and losses from z, and returns the mean loss without the penalty. accuracy, or NULL: the
- * part of the examples whose own label has the highest score. */
-static double logistic_loss(struct Logistic *f, double *accuracy)
+/* Sets p and losses from z, and returns the mean loss without the penalty. */
+static double logistic_loss(struct Logistic *f)
 {
     const int K = f->K;
-    int right = 0;
-    #pragma omp parallel for schedule(static) reduction(+: right)
+    #pragma omp parallel for schedule(static)
     for (int n = 0; n < f->N; n++) {
         const double *z = f->z + (size_t)n * K, own = z[f->labels[n]];
         double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
@@ -603,11 +751,9 @@ static double logistic_loss(struct Logistic *f, double *accuracy)
         for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
         for (int k = 0; k < K; k++) p[k] /= sum;
         f->losses[n] = weight_of(f, n) * (max - own + log(sum));
-        right += own == max;
     }
     double total = 0;
     for (int n = 0; n < f->N; n++) total += f->losses[n];
-    if (accuracy) *accuracy = (double)right / f->N;
     return total / f->N;
 }
 
@@ -620,10 +766,10 @@ static double dot(const double *a, const double *b, size_t n)
     return sum;
 }
 
-/* F at w (K, C), after logistic_scores. */
+/* F at w (K, C), when z is known. */
 static double logistic_objective(struct Logistic *f, const double *w)
 {
-    return logistic_loss(f, NULL) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
+    return logistic_loss(f) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
 }
 
 /* Channels c0 .. c0 + channels - 1 of sum_n a_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
@@ -725,6 +871,7 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
         L[i] = gram[i] / ((double)f->N * K) + (i % (C + 1) == 0) * f->l2;
     cholesky(L, C, f->l2 / 2);
     logistic_scores(f->z, f, w);
+    for (size_t i = 0; i < (size_t)f->N * K; i++) f->z[i] += f->start[i];
     double F = logistic_objective(f, w), sg = INFINITY;
     int gradients = 1;
     for (;; gradients++) {
@@ -752,118 +899,208 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
 
 /* --- The probe of a model --- */
 
-/* deviation (C): the standard deviation of each feature of x (N, C). Features are divided by their
- * deviation, so that one l2 suits all of them. Their mean is not subtracted: that would need a
- * bias, and the head of GPT2ForSequenceClassification has none. */
-static void measure_features(double *deviation, const real *x, int N, int C)
-{
-    #pragma omp parallel for schedule(static)
-    for (int c = 0; c < C; c++) {
-        double mean = 0, square = 0;
-        for (int n = 0; n < N; n++) mean += x[(size_t)n * C + c];
-        mean /= N;
-        for (int n = 0; n < N; n++) {
-            const double d = x[(size_t)n * C + c] - mean;
-            square += d * d;
-        }
-        const double d = sqrt(square / N);
-        deviation[c] = d > 1e-6 ? d : 1;        /* a constant feature stays as it is */
-    }
-}
+/* The probe corrects the head that it begins with: 0, or the opinion of label words. It learns from
+ * all channels of the features h, or from the scores of the label words alone, since few labels
+ * want few features. Either are projections y_j = e_j . h, with one e_j for each, standardised:
+ *
+ *   x_j = (y_j - mean_j) / deviation_j      so that one penalty suits all of them, and
+ *   x_F = STRONG                            a constant, so large that the penalty hardly sees it
+ *
+ * Afterwards each x is written as a row of the head again: e_j / deviation_j, and for what is
+ * constant a multiple of u. So the model is used like any other. */
+enum { STRONG = 10, FOLDS = 4, PENALTIES = 7 };
 
-/* x (N, C) /= deviation (C) */
-static void scale_features(real *x, const double *deviation, int N, int C)
+struct Probe {
+    struct Logistic f;          /* its C is F + 1 */
+    int F;                      /* features */
+    const real **e;             /* (F), each (C); NULL: the channels themselves */
+    double *mean, *deviation;   /* (F) */
+    double *w;                  /* (K, F + 1): the solution */
+    double *losses;             /* (N): of each when it was held out, with the chosen penalty */
+    struct Scores scores;       /* of the same */
+};
+
+/* Sets x_j for all N texts, from their features h (N, C). A constant feature is only centred. */
+static void standardise(struct Probe *p, int j, const real *h, int C)
 {
-    #pragma omp parallel for schedule(static)
+    const int N = p->f.N, width = p->F + 1;
+    real *x = p->f.x + j;
+    double mean = 0, square = 0;
+    for (int n = 0; n < N; n++) {
+        const real *hn = h + (size_t)n * C;
+        double y = p->e ? 0 : hn[j];
+        for (int c = 0; p->e && c < C; c++) y += (double)p->e[j][c] * hn[c];
+        x[(size_t)n * width] = (real)y;
+        mean += y / N;
+    }
+    for (int n = 0; n < N; n++) square += pow(x[(size_t)n * width] - mean, 2) / N;
+    const double deviation = square > 1e-12 ? sqrt(square) : 1;
     for (int n = 0; n < N; n++)
-        for (int c = 0; c < C; c++) x[(size_t)n * C + c] /= (real)deviation[c];
+        x[(size_t)n * width] = (real)((x[(size_t)n * width] - mean) / deviation);
+    p->mean[j] = mean;
+    p->deviation[j] = deviation;
 }
 
-/* Features and labels of some examples. what: for the lines of progress. */
-static struct Logistic probe_features(struct Task *t, const int *list, int count, const char *what)
+/* A probe of the training examples, whose features are h (N, C): of the label words' scores, or of
+ * all channels. */
+static struct Probe probe_create(const struct Task *t, const real *h, bool of_words)
 {
-    struct Logistic f = logistic_create(count, t->model.config.channels, t->model.config.labels);
-    for (int i = 0; i < count; i++) f.labels[i] = t->data.labels[list[i]];
-    if (!t->features)
-        run_examples(&t->runner, NULL, f.x, &t->data, list, count, t->quiet ? NULL : what);
-    for (int i = 0; i < count && t->features; i++)
-        memcpy(f.x + (size_t)i * f.C, t->features + (size_t)list[i] * f.C, f.C * sizeof *f.x);
-    return f;
-}
-
-/* Solves for 13 penalties, from the strongest to the weakest, each from the solution before. Under
- * a strong penalty w is near 0; under a weak one it fits noise. Which is best depends on the number
- * of labels, so validation decides. It compares losses: the accuracy on few examples takes few
- * values. best (K, C) receives the best weights. Returns their l2; dies if no loss is finite. */
-static double probe_path(struct Task *t, double *best, struct Logistic *train, struct Logistic *val)
-{
-    const int C = train->C, K = train->K;
-    const size_t bytes = (size_t)K * C * sizeof(double);
-    real *gram = allocate_zeroed((size_t)C * C * sizeof *gram);
-    double *w = allocate_zeroed(bytes), lowest = INFINITY, chosen = 0, start = seconds(), accuracy;
-    gemm(gram, transposed(matrix(train->x, C)), matrix(train->x, C), NULL, NULL, C, C, train->N);
-    for (int exponent = 4; exponent >= -8; exponent--) {        /* 1e2 to 1e-4, two to a decade */
-        train->l2 = pow(10, exponent / 2.0);
-        const int gradients = logistic_solve(train, w, gram);
-        logistic_scores(val->z, val, w);
-        const double train_loss = logistic_loss(train, NULL);
-        const double val_loss = logistic_loss(val, &accuracy), spent = seconds() - start;
-        if (!t->quiet) {
-            journal_add(&t->log, "%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", train->l2, gradients,
-                        train_loss, val_loss, accuracy, spent);
-            progress(true, "l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                     "%s  %.1f s%s", train->l2, train_loss, val_loss, accuracy,
-                     counted(gradients, "evaluation"), spent, val_loss < lowest ? "  best" : "");
-        }
-        if (!(val_loss < lowest)) continue;
-        lowest = val_loss;
-        chosen = train->l2;
-        memcpy(best, w, bytes);
+    const int C = t->model.config.channels, K = t->model.config.labels, N = t->train_count;
+    const struct LabelWords *words = &t->words;
+    const int F = of_words ? words->starts[K] : C;
+    const real *head = t->model.w.score_w;
+    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K)};
+    p.mean = resize(NULL, 2 * F * sizeof *p.mean);
+    p.deviation = p.mean + F;
+    p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
+    p.losses = resize(NULL, N * sizeof *p.losses);
+    p.e = of_words ? resize(NULL, F * sizeof *p.e) : NULL;
+    for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
+    #pragma omp parallel for schedule(static)
+    for (int j = 0; j < F; j++) standardise(&p, j, h, C);
+    for (int n = 0; n < N; n++) {
+        p.f.x[(size_t)n * (F + 1) + F] = STRONG;
+        p.f.labels[n] = t->data.labels[t->train[n]];
+        for (int k = 0; k < K; k++)
+            for (int c = 0; c < C; c++)
+                p.f.start[(size_t)n * K + k] += (double)head[(size_t)k * C + c]
+                                                * h[(size_t)n * C + c];
     }
-    release(w, bytes);
-    release(gram, (size_t)C * C * sizeof *gram);
-    if (lowest == INFINITY)
+    p.f.class_weights = t->class_weights;
+    return p;
+}
+
+static void probe_free(struct Probe *p)
+{
+    release(p->w, (size_t)p->f.K * p->f.C * sizeof *p->w);
+    logistic_free(&p->f);
+    free(p->mean);
+    free(p->e);
+    free(p->losses);
+}
+
+/* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
+ * only evidence shall move it, a mean difference of more than two standard errors. */
+static bool are_lower(const double *losses, const double *others, int N, bool clearly)
+{
+    double mean = 0, square = 0;
+    for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
+    for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
+    return mean > (clearly ? 2 * sqrt(square) / N : 0);
+}
+
+/* Cross-validation: each of four parts of the labels judges what the others taught, so that every
+ * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it
+ * began, to 1e-4, with which it fits noise; each begins from the solution before. The loss chooses,
+ * since accuracies of few labels take few values. With the chosen penalty all labels teach. what:
+ * the features. */
+static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const char *what)
+{
+    struct Logistic *f = &p->f;
+    const int K = f->K, N = f->N;
+    const size_t size = (size_t)K * f->C, gram_bytes = (size_t)f->C * f->C * sizeof(real);
+    real *gram = allocate_zeroed(gram_bytes);
+    real *judged = resize(NULL, (size_t)N * K * sizeof *judged);
+    double *w = allocate_zeroed(FOLDS * size * sizeof *w), chosen = 0, start = seconds();
+    double *losses = resize(NULL, N * sizeof *losses);
+    int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    gemm(gram, transposed(matrix(f->x, f->C)), matrix(f->x, f->C), NULL, NULL, f->C, f->C, N);
+    f->folds = folds;
+    for (int exponent = 2; exponent > 2 - PENALTIES; exponent--) {
+        double train_loss = 0, loss = 0;
+        int gradients = 0;
+        f->l2 = pow(10, exponent);
+        for (f->held_out = 0; f->held_out < FOLDS; f->held_out++) {
+            gradients += logistic_solve(f, w + f->held_out * size, gram);
+            train_loss += logistic_loss(f) / (FOLDS - 1);
+            for (int n = 0; n < N; n++) {
+                if (folds[n] != f->held_out) continue;
+                for (int k = 0; k < K; k++)
+                    judged[(size_t)n * K + k] = (real)f->p[(size_t)n * K + k];
+                losses[n] = -log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
+                loss += losses[n];
+            }
+        }
+        const struct Scores now = score(confusion, judged, f->labels, loss, N, K);
+        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
+                                   : isfinite(loss);
+        if (!t->quiet) {
+            journal_add(&t->log, "%s\t%.6g\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", what, f->l2, gradients,
+                        train_loss, now.loss, now.accuracy, seconds() - start);
+            progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
+                     "%.1f s%s", what, f->l2, train_loss, now.loss, now.accuracy,
+                     seconds() - start, better ? "  best" : "");
+        }
+        if (!better) continue;
+        memcpy(p->losses, losses, N * sizeof *losses);
+        p->scores = now;
+        chosen = f->l2;
+    }
+    if (!chosen)
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
-    return chosen;
+    f->l2 = chosen;
+    logistic_solve(f, p->w, gram);          /* held_out is none of the parts now */
+    release(gram, gram_bytes);
+    release(w, FOLDS * size * sizeof *w);
+    free(losses);
+    free(judged);
+    free(confusion);
+}
+
+/* head (K, C) += the solution, as rows of the head; u: constant_feature. */
+static void add_to_head(real *head, const struct Probe *p, const double *u, int C)
+{
+    for (int k = 0; k < p->f.K; k++, head += C) {
+        const double *w = p->w + (size_t)k * (p->F + 1);
+        double row[C], bias = STRONG * w[p->F];
+        for (int j = 0; j < p->F; j++) bias -= w[j] / p->deviation[j] * p->mean[j];
+        for (int c = 0; c < C; c++) row[c] = head[c] + bias * u[c];
+        for (int j = 0; j < p->F && !p->e; j++) row[j] += w[j] / p->deviation[j];
+        for (int j = 0; j < p->F && p->e; j++)
+            for (int c = 0; c < C; c++) row[c] += w[j] / p->deviation[j] * p->e[j][c];
+        for (int c = 0; c < C; c++) head[c] = (real)row[c];
+    }
+}
+
+/* folds (N): the examples of each class are dealt out in their order, so that each fold has its
+ * part of every class. */
+static void deal_folds(int *folds, const struct Task *t)
+{
+    const int K = t->model.config.labels;
+    int dealt[K];
+    for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
+    for (int n = 0; n < t->train_count; n++)
+        folds[n] = dealt[t->data.labels[t->train[n]]]++ % FOLDS;
 }
 
 /* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on the
- * features gives the weights. w . (x / deviation) = (w / deviation) . x, so the scale of the
- * features moves into the weights, and the model is used like any other. */
-static void train_probe(struct Task *t, struct Metadata *meta)
+ * features gives the weights. With label words, cross-validation chooses between their scores and
+ * all channels. Returns the scores of cross-validation. */
+static struct Scores train_probe(struct Task *t, struct Metadata *meta)
 {
-    struct Logistic train = probe_features(t, t->train, t->train_count, "features");
-    struct Logistic val = probe_features(t, t->val, t->val_count, "validation features");
-    const int C = train.C, K = train.K;
-    double *deviation = resize(NULL, C * sizeof *deviation);
-    double *w = resize(NULL, (size_t)K * C * sizeof *w);
-    train.class_weights = t->class_weights;
-    measure_features(deviation, train.x, train.N, C);
-    scale_features(train.x, deviation, train.N, C);
-    scale_features(val.x, deviation, val.N, C);
-    metadata_set(meta, "l2", "%.6g", probe_path(t, w, &train, &val));
-    for (int k = 0; k < K; k++)
-        for (int c = 0; c < C; c++)
-            t->model.w.score_w[(size_t)k * C + c] = (real)(w[(size_t)k * C + c] / deviation[c]);
-    logistic_free(&train);
-    logistic_free(&val);
-    free(deviation);
-    free(w);
-}
-
-/* A probe asked about the texts of a list: .p (n, K) has the answers. loss: the mean of theirs;
- * accuracy: may be NULL. The caller frees the result. */
-static struct Logistic ask_probe(double *loss, double *accuracy, struct Task *t, const int *list,
-                                 int n)
-{
-    struct Logistic f = probe_features(t, list, n, NULL);
-    const int size = f.K * f.C;
-    double *w = resize(NULL, size * sizeof *w);
-    for (int i = 0; i < size; i++) w[i] = t->model.w.score_w[i];
-    logistic_scores(f.z, &f, w);
-    *loss = logistic_loss(&f, accuracy);
-    free(w);
-    return f;
+    const int C = t->model.config.channels, N = t->train_count;
+    real *h = features_of(t, t->train, N, "features");
+    double u[C];
+    int *folds = resize(NULL, N * sizeof *folds);
+    deal_folds(folds, t);
+    constant_feature(u, t, h, N);
+    struct Probe best = probe_create(t, h, t->words.ids != NULL);
+    probe_fit(t, &best, folds, best.e ? "words" : "channels");
+    if (best.e) {
+        struct Probe all = probe_create(t, h, false), few = best;
+        probe_fit(t, &all, folds, "channels");
+        const bool better = are_lower(all.losses, few.losses, N, true);
+        best = better ? all : few;
+        probe_free(better ? &few : &all);
+    }
+    const struct Scores scores = best.scores;
+    add_to_head(t->model.w.score_w, &best, u, C);
+    metadata_set(meta, "l2", "%.6g", best.f.l2);
+    metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
+    probe_free(&best);
+    release(h, (size_t)N * C * sizeof *h);
+    free(folds);
+    return scores;
 }
 
 /* ============================================================================================= */
@@ -1240,8 +1477,8 @@ static void nbsvm(double *scores, const struct BagTask *t)
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
  * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Header and what was said of columns hold for the classifier's other files, and so
- * does the format, if they look like it. */
+ * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
+ * too: one that does not look so is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1311,9 +1548,9 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
 static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
 
-/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks, which
- * are also left inside files that were put together, blank lines unless they keep their place, and
- * what is between the objects of an array. */
+/* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,
+ * which are also left inside files that were put together, blank lines unless they keep their
+ * place, and what is between the objects of an array. */
 static bool next_record(struct Reader *r, bool keep_blank)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
@@ -1420,7 +1657,7 @@ static bool find_columns(struct Reader *r)
 /* Whether the fields of the first row, where the columns are found, are names. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header;
+    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
     bool named = false, usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
@@ -1430,6 +1667,9 @@ static bool has_header(const struct Reader *r)
     if (!said || !strcmp(said, "auto")) return named || usual;
     if (named && *said == 'n')
         die_usage("--header no: columns are numbered then, as --text-column 2.");
+    if (usual && *said == 'n' && !r->columns.header)
+        die("%s: has a header, but the training's file had none. Give --header yes.",
+            r->faults.path);
     return *said == 'y';
 }
 
@@ -1562,13 +1802,15 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int kept = format_number(c->kept_format);
-    int f = format_number(c->format);
-    if (f == FORMATS && kept < FORMATS && looks_like(r, kept)) f = kept;
+    const int said = format_number(c->format), kept = format_number(c->kept_format);
+    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
+    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
+        die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
+            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
@@ -1752,8 +1994,9 @@ static char *joined(char *const *names, int n)
     return b.data;
 }
 
-/* Appends the texts of e as tokens, with the classes of their labels. Dies if labels are none of
- * the names: the model has no probability for them, so no score would mean anything. */
+/* Appends the texts of e as tokens, with the classes of their labels; -1 if those were not read.
+ * Dies if labels are none of the names: the model has no probability for them, so no score would
+ * mean anything. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
@@ -1761,10 +2004,119 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
     for (const struct Example *x = e->items; x < e->items + e->count; x++) {
         const int k = find_class(names, K, x->label);
         faults.line = x->line;
-        if (k >= 0) add_text(d, tokenizer, x->text, k, w);
+        if (k >= 0 || e->columns.texts_only) add_text(d, tokenizer, x->text, k, w);
         else bad(&faults, "the model does not know \"%.*s\"", (int)x->label.size, x->label.data);
     }
     if (faults.count) refuse_faults(&faults, text_of("Its labels are: %s.", joined(names, K)));
+}
+
+/* --- Label words --- */
+
+/* values (K): what follows "NAME=" for each class in a text "NAME=...;NAME=...". noun: what such a
+ * value is, for messages about the option. */
+static char **values_by_label(const char *option, const char *text, char *const *names, int K,
+                              const char *noun)
+{
+    char **values = resize(NULL, K * sizeof *values), *rest = text_of("%s", text), *part;
+    for (int k = 0; k < K; k++) values[k] = NULL;
+    while ((part = strsep(&rest, ";"))) {
+        char *value = part;
+        const char *name = strsep(&value, "=");
+        int k = 0;
+        while (k < K && strcmp(names[k], name)) k++;
+        if (k == K)
+            die_usage("--%s: \"%s\" is no label. There are: %s.", option, name, joined(names, K));
+        values[k] = value;
+    }
+    for (int k = 0; k < K; k++)
+        if (!values[k] || !*values[k])
+            die_usage("--%s: the label \"%s\" has no %s. Write %s=%s.", option, names[k], noun,
+                      names[k], noun);
+    return values;
+}
+
+/* The first token of a word after a blank, into *id; returns the number of its tokens. */
+static int word_token(int *id, struct Tokenizer *t, const char *word)
+{
+    char *text = text_of(" %s", word);
+    int ids[strlen(text)];
+    const int count = tokenizer_encode(t, text, strlen(text), ids);
+    *id = ids[0];
+    free(text);
+    return count;
+}
+
+/* Reads --label-words. Of a word of several tokens the first is taken; unless quiet, it is said. */
+static struct LabelWords read_label_words(const char *text, char *const *names, int K,
+                                          struct Tokenizer *t, bool quiet)
+{
+    char **lists = values_by_label("label-words", text, names, K, "words"), *word;
+    struct LabelWords w = {resize(NULL, strlen(text) * sizeof *w.ids),
+                           resize(NULL, (K + 1) * sizeof *w.starts)};
+    int n = 0;
+    for (int k = 0; k < K; k++) {
+        w.starts[k] = n;
+        for (char *rest = lists[k]; (word = strsep(&rest, ",")); n++) {
+            const int count = word_token(&w.ids[n], t, word);
+            for (int i = 0; i < w.starts[k]; i++)
+                if (w.ids[i] == w.ids[n])
+                    die_usage("--label-words: \"%s\" is a word of two labels, or begins with the "
+                              "token that stands for one. Choose another.", word);
+            if (count > 1 && !quiet)
+                progress(true, "label word \"%s\": the first of its %d tokens stands for it", word,
+                         count);
+        }
+    }
+    w.starts[K] = n;
+    free(lists);
+    return w;
+}
+
+/* Whether label words are given: empty ones take them away from a method. */
+static bool has_words(const struct Settings *s) { return s->label_words && *s->label_words; }
+
+static const char no_words[] = "%s %s: needs label words, since not every class's name is a token: "
+                               "--label-words '%s=...'";
+
+/* Label words for want of others: the names of the classes, if each is one token; else NULL. */
+static char *words_of_names(char *const *names, int K, struct Tokenizer *t)
+{
+    struct Buffer b = {0};
+    for (int k = 0, id; k < K; k++) {
+        if (strpbrk(names[k], "=;,") || word_token(&id, t, names[k]) != 1) return NULL;
+        append(&b, "%s%s=%s", k ? ";" : "", names[k], names[k]);
+    }
+    progress(true, "label words: %s, the names of the classes", b.data);
+    return b.data;
+}
+
+/* The labels that --label-words names, in the order of class_names: for texts without labels. */
+static char **labels_of_words(const char *text, int *classes)
+{
+    struct Examples e = {.path = "--label-words"};
+    char *rest = text_of("%s", text), *part;
+    while ((part = strsep(&rest, ";"))) {
+        const struct Bytes label = {part, strcspn(part, "=")};
+        e.items = resize(e.items, (e.count + 1) * sizeof *e.items);
+        e.items[e.count++] = (struct Example){.label = label};
+    }
+    return class_names(&e, classes);
+}
+
+/* The shares (K) that --prior gives, with the sum 1; text NULL: NULL. */
+static double *read_prior(const char *text, char *const *names, int K)
+{
+    double *prior = resize(NULL, K * sizeof *prior), sum = 0;
+    if (!text) return NULL;
+    char **shares = values_by_label("prior", text, names, K, "share");
+    for (int k = 0; k < K; k++) {
+        if (!parse_number(shares[k], "", NULL, &prior[k]) || !(prior[k] > 0))
+            die_usage("--prior %s: is no share above 0. Write %s=0.5.", shares[k], names[k]);
+        sum += prior[k];
+    }
+    for (int k = 0; k < K; k++) prior[k] /= sum;
+    free(shares);
+    return prior;
 }
 
 /* ============================================================================================= */
@@ -1772,7 +2124,8 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 /* ============================================================================================= */
 
 /* Random streams of the seed. model_init uses the numbers from 0. */
-enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM_TEST };
+enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM_TEST,
+       STREAM_PRIOR };
 
 /* --- Texts --- */
 
@@ -1842,27 +2195,48 @@ static void take_validation(struct Task *t, int all)
     for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
 }
 
+/* The texts that are read without their labels: at most 1,000 of list (count). */
+static void choose_unlabelled(struct Task *t, const int *list, int count)
+{
+    enum { ENOUGH = 1000 };
+    struct Random random = random_stream(t->set.seed, STREAM_PRIOR);
+    t->unlabelled = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
+    shuffle(t->unlabelled, count, &random);
+    t->unlabelled_count = min_int(count, ENOUGH);
+}
+
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
- * names a file of its own. Returns the names of the classes. */
+ * names a file of its own or --tune makes no steps, of which validation would choose the best.
+ * Prompting reads no label of --train. Returns the names of the classes. */
 static char **load_data(struct Task *t, int *classes)
 {
     struct Settings *s = &t->set;
-    struct Examples train = read_examples(s->train, s->columns), val = {0};
+    struct Columns columns = s->columns;
+    columns.texts_only = s->kind == PROMPT && has_words(s);
+    struct Examples train = read_examples(s->train, columns), val = {0};
     if (s->val) val = read_examples(s->val, s->columns);
     find_repeats(&train, &val, s->dedupe, "validation");
-    t->layout = train.columns;
-    char **names = class_names(&train, classes);
+    t->layout = columns.texts_only ? val.columns : train.columns;
+    char **names = columns.texts_only ? labels_of_words(s->label_words, classes)
+                                      : class_names(&train, classes);
+    if (s->kind == PROMPT && !has_words(s))
+        s->label_words = words_of_names(names, *classes, t->tokenizer);
+    if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
+    if (has_words(s))
+        t->words = read_label_words(s->label_words, names, *classes, t->tokenizer, t->quiet);
+    t->prior = read_prior(s->prior, names, *classes);
     add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
     const int all = t->data.count;
     t->train_count = train.count;
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
-    if (!s->val)
+    choose_unlabelled(t, t->train, train.count);
+    if (!s->val && s->kind > PROBE)
         t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
     take_validation(t, all);
-    if (!t->val_count)
+    if (!t->val_count && s->kind > PROBE)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     t->train_hash = hash_texts(&t->data, train.count);
     free(train.items);
@@ -1872,26 +2246,28 @@ static char **load_data(struct Task *t, int *classes)
 
 /* --- What the command line left open --- */
 
-enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
+enum { MIN_UPDATES = 200, FEW_UPDATES = 60, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
        MAX_STEPS = 1000000000 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
  * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate. Few labels need a number of updates rather than of epochs. Validation
+ * weights bear a higher rate; a head of label words knows something, and a lower rate and fewer
+ * updates keep it near that. Few labels need a number of updates rather than of epochs. Validation
  * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
  * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
                             int val_texts)
 {
-    if (s->kind == PROBE) return;
+    if (s->kind <= PROBE) return;
     const double large = sqrt(1e7 / model->parameter_count);
-    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : 3e-4) * large);
-    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH ? 1 : 10;
+    const bool knows = has_words(s) && s->kind != SCRATCH;
+    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : knows ? 1e-4 : 3e-4) * large);
+    if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH || knows ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
     if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
     const int updates = ceil_div(examples, s->batch);
     if (s->epochs == 0 && s->steps == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates));
+        s->epochs = max_int(MIN_EPOCHS, ceil_div(knows ? FEW_UPDATES : MIN_UPDATES, updates));
     if ((int64_t)s->epochs * updates > MAX_STEPS)
         die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, MAX_STEPS);
     if (s->epochs) s->steps = s->epochs * updates;
@@ -1904,7 +2280,7 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
 static real *weigh_classes(const struct Task *t)
 {
     const int K = t->model.config.labels, N = t->train_count;
-    if (strcmp(t->set.class_weights, "auto")) return NULL;
+    if (strcmp(t->set.class_weights, "auto") || t->set.kind == PROMPT) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
     int *sizes = allocate_zeroed(K * sizeof *sizes);
     for (int i = 0; i < N; i++) sizes[t->data.labels[t->train[i]]]++;
@@ -1921,19 +2297,19 @@ static void announce(const struct Task *t)
     progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
              "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(c->label_names, c->labels));
-    if (s->kind != PROBE)
+    if (s->kind > PROBE)
         progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g  average %g",
                  counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
                  s->head_lr_ratio, s->dropout, s->average);
 }
 
-/* Allocates all memory. Returns memory for the best weights, which the
- * probe does not need. */
+/* Allocates all memory, and begins with the label words, if there are any. Returns memory for the
+ * best weights, which only gradient steps need. */
 static real *prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
     const size_t K = t->model.config.labels;
-    const bool probe = s->kind == PROBE;
+    const bool probe = s->kind <= PROBE;
     if (!probe) choose_weights(t);
     runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->data.longest),
                   probe ? WORK_EVAL : WORK_TRAIN);
@@ -1944,6 +2320,7 @@ static real *prepare(struct Task *t)
     t->confusion = allocate_zeroed(K * K * sizeof(int));
     create_cache(&t->runner, &t->data);
     if (!t->quiet) announce(t);
+    if (t->words.ids && s->kind != SCRATCH) begin_with_words(t);
     return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
@@ -1958,13 +2335,14 @@ static void task_free(struct Task *t)
     free(t->train);
     free(t->truth);
     free(t->class_weights);
+    free(t->unlabelled);
 }
 
 /* --- Lines of progress, and log.tsv --- */
 
 static const char steps_header[] =
     "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n",
-    probe_header[] = "l2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
+    probe_header[] = "features\tl2\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
 
 /* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)
@@ -2035,17 +2413,18 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     struct Model model = t->model;
     model.weights = weights;
     describe_training(meta, t);
-    metadata_set(meta, "data.format", "%s", columns->format);
+    if (columns->format) metadata_set(meta, "data.format", "%s", columns->format);
     if (columns->header) metadata_set(meta, "data.header", "%s", columns->header);
     for (int i = 0; i < COLUMNS; i++)
         if (columns->names[i])
             metadata_set(meta, brief("data.%s", column_words[i]), "%s", columns->names[i]);
     metadata_set(meta, "train_examples", "%d", t->train_count);
     metadata_set(meta, "val_examples", "%d", t->val_count);
-    metadata_set(meta, "val_accuracy", "%.6f", val.accuracy);
-    metadata_set(meta, "val_macro_f1", "%.6f", val.macro_f1);
-    metadata_set(meta, "val_loss", "%.6f", val.loss);
-    metadata_set(meta, "val_ece", "%.6f", val.ece);
+    const struct { const char *name; double value; } scores[] = {
+        {"val_accuracy", val.accuracy}, {"val_macro_f1", val.macro_f1}, {"val_loss", val.loss},
+        {"val_ece", val.ece}};
+    for (int i = 0; i < COUNT(scores); i++)
+        if (!isnan(val.accuracy)) metadata_set(meta, scores[i].name, "%.6f", scores[i].value);
     tokenizer_stage(t->tokenizer, t->set.out);
     stage_model(t->set.out, &model, meta, t->tokenizer->eot);
     commit_outputs();
@@ -2145,7 +2524,7 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
 
 /* A row of which the result depends; one of a training by gradient steps. */
 #define SETTING(name, meaning, kind, ...) {name, meaning, kind, __VA_ARGS__, .effect = DEFINES}
-#define STEPS(...) SETTING(__VA_ARGS__, .idle = "with tune probe")
+#define STEPS(...) SETTING(__VA_ARGS__, .idle = "with tune probe|with tune prompt")
 
 /* How labelled texts are laid out: struct Columns. */
 #define COLUMN_OPTIONS(c)                                                                         \
@@ -2169,19 +2548,28 @@ static struct Option *tune_options(struct Settings *s)
         {"val", "the same, for validation; else a part of --train", TEXT, &s->val,
          .effect = EXTENDS},
         SETTING("val-part", "how much of each class is set aside without --val", REAL_NUMBER,
-                &s->val_part, 0.001, 0.9, .idle = "with val"),
+                &s->val_part, 0.001, 0.9, .idle = "with val|with tune probe|with tune prompt"),
         {"out", "directory of the classifier", TEXT, &s->out, .required = true},
-        SETTING("tune", "probe, last:K, full or scratch", TEXT, &s->tune),
-        STEPS("epochs", "0: 3, but at least 200 updates", INTEGER, &s->epochs, 0, 1e6),
+        SETTING("tune", "prompt, probe, last:K, full or scratch", TEXT, &s->tune),
+        SETTING("label-words", "with which the head begins: 'positive=good,great;negative=bad'",
+                TEXT, &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
+        SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
+                "else equal ones, unless the labels contradict that", TEXT, &s->prior,
+                .idle = "without label-words"),
+        STEPS("epochs", "0: 3, but at least 200 updates, with label words 60", INTEGER, &s->epochs,
+              0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
-                .idle = "with tune probe|with epochs"),
+                .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
         STEPS("batch", "texts of an update", INTEGER, &s->batch, 1, 1e6),
-        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3)", REAL_NUMBER, &s->lr, 0, 10),
-        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, scratch 1",
+        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3, with label words 1e-4)", REAL_NUMBER,
+              &s->lr, 0, 10),
+        STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, but 1 for "
+              "scratch and with label words",
               REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
         SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
-                &s->layer_decay, 0.01, 1, .idle = "with tune probe|with tune last:1"),
+                &s->layer_decay, 0.01, 1,
+                .idle = "with tune probe|with tune prompt|with tune last:1"),
         STEPS("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30),
         STEPS("lm-coef", "weight of the language model's loss", REAL_NUMBER, &s->lm_coef, 0, 100),
         STEPS("average", "part of the updates, the last, whose mean weights are kept; 0: the best "
@@ -2224,12 +2612,13 @@ static void parse_tune(const char *option, const char *others, struct Settings *
 {
     char rest;
     s->kind = PROBE;
-    if (!strcmp(s->tune, "full")) s->kind = FULL;
+    if (!strcmp(s->tune, "prompt")) s->kind = PROMPT;
+    else if (!strcmp(s->tune, "full")) s->kind = FULL;
     else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
     else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
     else if (strcmp(s->tune, "probe"))
-        die_usage("%s %s: not one of %sprobe, last:K (as last:2), full, scratch.", option, s->tune,
-                  others);
+        die_usage("%s %s: not one of %sprompt, probe, last:K (as last:2), full, scratch.", option,
+                  s->tune, others);
 }
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
@@ -2296,6 +2685,7 @@ struct Classifier {
     bool all, json;                 /* how predict prints */
     struct Runner runner;
     struct Dataset texts;           /* memory for what predict reads */
+    const char *label_words;        /* of the training, or NULL */
 };
 
 /* Dies if the directory holds no classifier. */
@@ -2308,10 +2698,11 @@ static void load_classifier(struct Classifier *c, const char *dir)
     c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
     struct Columns *columns = &c->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    if (!columns->header) columns->header = metadata_get(&meta, "data.header");
+    columns->kept_header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
+    c->label_words = metadata_get(&meta, "tune.label-words");
     const char *truncate = metadata_get(&meta, "tune.truncate");
     const struct Usage *u = &c->tokenizer->usage;
     const int context = c->model.config.context;
@@ -2336,6 +2727,19 @@ static void warn_of_failure(struct Scores s, int N)
              "another --lr or more labels.", s.accuracy, N, s.majority);
 }
 
+/* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than
+ * texts without, the prior of those is set again. val: cross-validation's scores of a probe.
+ * Returns false if a signal ended it. */
+static bool learn(struct Task *t, real *best, struct Scores *val, struct Metadata *meta)
+{
+    const int kind = t->set.kind;
+    if (kind == PROBE) *val = train_probe(t, meta);
+    if (kind > PROBE && !train_steps(t, best, meta)) return false;
+    if (t->words.ids && kind > PROMPT && kind != SCRATCH && t->train_count < t->unlabelled_count)
+        set_prior(t);
+    return true;
+}
+
 /* All that `train` does, from the pretrained model to the classifier in --out. Returns the exit
  * status. */
 static int train(struct Task *t)
@@ -2354,21 +2758,21 @@ static int train(struct Task *t)
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
     real *best = prepare(t);
-    if (s->kind == PROBE) {
-        open_log(t, probe_header, NULL);
-        train_probe(t, &meta);
-    } else {
-        stop_between_steps();
-        if (!train_steps(t, best, &meta)) return stopped_status();
-        progress(true, "kept: the %s", metadata_get(&meta, "weights"));
-    }
-    if (s->calibrate) calibrate(t, &meta);
-    const struct Scores val = validate(t);
-    warn_of_failure(val, t->val_count);
+    struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
+    if (s->kind <= PROBE) open_log(t, probe_header, NULL);
+    else stop_between_steps();
+    if (!learn(t, best, &val, &meta)) return stopped_status();
+    if (s->kind > PROBE) progress(true, "kept: the %s", metadata_get(&meta, "weights"));
+    if (s->calibrate && t->val_count) calibrate(t, &meta);
+    else if (s->calibrate)
+        warn("--calibrate: has no effect with --tune %s without --val.", s->tune);
+    if (t->val_count) val = validate(t);
+    warn_of_failure(val, t->val_count ? t->val_count : t->train_count);
     save_classifier(t, t->model.weights, &meta, val);
     remove_file(state_path(s));     /* --resume then finds that the training is finished */
-    printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\nmajority %.6f\n",
-           val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
+    if (!isnan(val.accuracy))
+        printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\n"
+               "majority %.6f\n", val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
     task_free(t);
     model_free(&base);
     return 0;
@@ -2380,9 +2784,10 @@ static int command_train(int argc, char **argv)
     struct Settings *s = &t.set;
     t.options = tune_options(s);
     refuse_arguments(read_options(argc, argv, t.options,
-        "finetune_cls train --model DIR --train FILE --out DIR [--tune probe|last:K|full|scratch]\n"
-        "Makes a classifier of a pretrained model. --tune: probe fits a new last layer, in one\n"
-        "pass; last:K trains the last K blocks, too; full all; scratch all from random weights.\n"
+        "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
+        "Makes a classifier of a pretrained model. --tune: prompt asks it by label words, without\n"
+        "any label; probe fits a new last layer, in one pass; last:K trains\n"
+        "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
     begin_training();
@@ -2653,6 +3058,8 @@ struct Method {
     void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
     struct Settings set;                                            /* with these options */
     struct Dataset texts;                                           /* with its suffix */
+    struct LabelWords words;
+    double *prior;                                                  /* as in struct Task */
 };
 
 /* One training and its result. */
@@ -2686,6 +3093,7 @@ struct Compare {
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
     int learn_count, test_count, classes, cell_count;
+    int trainings;                      /* cells that make sense: see needs_labels */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state;              /* its settings */
@@ -2706,23 +3114,23 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
 /* --- Methods --- */
 
 /* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
- * they change its gradient steps; so do class-weights, whose value can only be auto, and the
- * suffix, which may be empty. */
+ * they change its gradient steps; so do class-weights, whose value can only be auto, and what the
+ * model is asked, which may be empty. */
 static void set_method_option(struct Option *rows, const char *method, char *option)
 {
     char *value = strchr(option, ':');
     if (value) *value++ = 0;
     struct Option *row = find_option(rows, option);
     const bool of_steps = row && row->idle && strstr(row->idle, "with tune probe"),
-               suffix = !strcmp(option, "suffix");
-    if (!(value && (of_steps || suffix)) && strcmp(option, "class-weights"))
+               asks = is_choice(option, strlen(option), "suffix|label-words|prior");
+    if (!(value && (of_steps || asks)) && strcmp(option, "class-weights"))
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
-                  "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT and "
-                  "class-weights.", method, option);
-    if (suffix && strpbrk(value, "\t\r\n"))
-        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give the "
-                  "suffix as --suffix.", method);
-    row->may_be_empty = suffix;
+                  "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT, "
+                  "label-words:WORDS, prior:SHARES and class-weights.", method, option);
+    if (asks && strpbrk(value, "\t\r\n"))
+        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give it "
+                  "as --%s.", method, option);
+    row->may_be_empty = asks;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
 }
@@ -2751,6 +3159,13 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     return m;
 }
 
+/* Whether a method can do nothing without a label. One asks the model, and one shows what the
+ * commonest label would give. */
+static bool needs_labels(const struct Method *m)
+{
+    return m->classical ? m->classical != majority : m->set.kind != PROMPT;
+}
+
 /* Reads --methods. Unless they are given, a model of one block has last:1 in place of last:2. */
 static void parse_methods(struct Compare *c)
 {
@@ -2762,6 +3177,31 @@ static void parse_methods(struct Compare *c)
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
         c->methods[c->method_count++] = parse_method(name, c);
     }
+}
+
+/* Reads the label words of each method. Prompting takes the names of the classes for want of
+ * others; if those are no words, it is none of the usual methods. */
+static void read_method_words(struct Compare *c)
+{
+    struct Task *t = &c->task;
+    const char *said = NULL;
+    int kept = 0;
+    for (int i = 0; i < c->method_count; i++) {
+        struct Method *m = &c->methods[i];
+        const bool prompt = !m->classical && m->set.kind == PROMPT;
+        if (prompt && !has_words(&m->set))
+            m->set.label_words = words_of_names(c->names, c->classes, t->tokenizer);
+        if (prompt && !has_words(&m->set) && is_given(t->options, "methods"))
+            die_usage(no_words, "--methods", m->name, c->names[0]);
+        if (prompt && !has_words(&m->set)) continue;
+        if (!m->classical && has_words(&m->set))
+            m->words = read_label_words(m->set.label_words, c->names, c->classes, t->tokenizer,
+                                        m->set.label_words == said);
+        if (!m->classical) m->prior = read_prior(m->set.prior, c->names, c->classes);
+        said = m->set.label_words;
+        c->methods[kept++] = *m;
+    }
+    c->method_count = kept;
 }
 
 /* --- Texts, budgets, subsets --- */
@@ -2847,21 +3287,27 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
 }
 
 /* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. A number
- * below two texts of each class, to learn from and to validate on, is left out. */
+ * below two texts of each class, to learn from and to validate on, is left out; but 0 has a meaning
+ * where a method prompts. */
 static void parse_budgets(struct Compare *c)
 {
     char *rest = text_of("%s", c->labels_text), *part;
     const int least = 2 * c->classes;
-    double before = 0;
+    double before = -1;
+    bool prompts = false;
+    for (int m = 0; m < c->method_count; m++)
+        prompts |= !c->methods[m].classical && !needs_labels(&c->methods[m]);
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
-            && (!parse_number(part, "k", (double[]){1e3}, &x) || x != floor(x) || x < 1))
+            && (!parse_number(part, "k", (double[]){1e3}, &x) || x != floor(x) || x < 0))
             die_usage("--labels %s: not a number of labels, nor \"all\".", part);
         if (x <= before) die_usage("--labels %s: numbers must rise.", c->labels_text);
         before = x;
         const int n = (int)fmin(x, c->learn_count), count = c->budget_count;
-        if (n < least)
+        if (n == 0 && !prompts && !is_given(c->task.options, "labels")) continue;
+        if (n == 0 && !prompts) warn("--labels 0: left out, since no method is prompt.");
+        else if (n > 0 && n < least)
             warn("--labels %d: left out, since %d classes need %d at least.", n, c->classes, least);
         else if (!count || n > c->budgets[count - 1]) {
             c->budgets = resize(c->budgets, (count + 1) * sizeof *c->budgets);
@@ -2919,12 +3365,7 @@ static void test_task(real *p, struct Cell *cell, struct Task *t, const struct C
     const int n = c->test_count;
     struct Runner *r = &t->runner;
     r->measure_lm = true;
-    if (t->set.kind == PROBE) {
-        struct Logistic f = ask_probe(&cell->scores.loss, NULL, t, c->test_list, n);
-        for (size_t i = 0; i < (size_t)n * f.K; i++) p[i] = (real)f.p[i];
-        cell->scores.loss *= n;
-        logistic_free(&f);
-    } else cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
     if (!isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
     cell->lm_loss = r->lm_loss / r->lm_tokens;
@@ -2936,21 +3377,25 @@ static void test_task(real *p, struct Cell *cell, struct Task *t, const struct C
 static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
                       int count)
 {
+    const struct Method *m = &c->methods[cell->method];
     struct Task t = c->task;
     struct Metadata meta = {0};
-    t.set = c->methods[cell->method].set;
-    t.data = c->methods[cell->method].texts;
+    struct Scores val;
+    t.set = m->set;
+    t.data = m->texts;
     t.set.seed = cell->seed;
-    t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
-    t.train_count = split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
+    t.words = m->words;
+    t.prior = m->prior;
+    t.train = memcpy(resize(NULL, count * sizeof *list + 1), list, count * sizeof *list);
+    t.train_count = m->set.kind <= PROBE ? count
+                  : split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
                                      random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
+    choose_unlabelled(&t, c->learn, c->learn_count);
     start_model(&t, &c->base, c->names, c->classes);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
-    bool whole = true;
-    if (t.set.kind == PROBE) train_probe(&t, &meta);
-    else whole = train_steps(&t, best, &meta);
+    const bool whole = learn(&t, best, &val, &meta);
     if (whole) test_task(p, cell, &t, c);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
@@ -2958,16 +3403,18 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     return whole;
 }
 
-/* Trains the method of a cell, asks it and scores its answers, unless a signal ends that. */
+/* Trains the method of a cell, asks it and scores its answers, unless a signal ends that. Without a
+ * label the commonest one is that of all texts: it is what the others must beat. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
-    const int count = c->budgets[cell->budget], n = c->test_count, K = c->classes;
-    int *list = resize(NULL, count * sizeof *list),
+    const int budget = c->budgets[cell->budget], n = c->test_count, K = c->classes;
+    const int count = budget || !m->classical ? budget : c->learn_count;
+    int *list = resize(NULL, count * sizeof *list + 1),
         *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
-    choose_subset(list, c, count, cell->seed);
+    if (count) choose_subset(list, c, count, cell->seed);
     if ((m->classical ? run_classical : run_tuned)(p, cell, c, list, count)) {
         cell->scores = score(confusion, p, c->truth, cell->scores.loss, n, K);
         cell->seconds = seconds() - start;
@@ -3222,7 +3669,7 @@ static void print_worth(const struct Compare *c)
 {
     int near = 0, scratch = -1, best = -1;
     for (int b = 0; b < c->budget_count; b++)
-        if (abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
+        if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++) {
         if (c->methods[m].classical || !e[m].seeds) continue;
@@ -3237,6 +3684,26 @@ static void print_worth(const struct Compare *c)
            !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
                    : brief("more than %d labels", most - few),
            few, c->methods[best].name, e[best].mean, e[scratch].mean);
+}
+
+/* What the model knows before any label, and how many labels naive Bayes needs for as much. */
+static void print_prompt(const struct Compare *c)
+{
+    const int most = c->budgets[c->budget_count - 1];
+    const struct Estimate *e = estimate_at(c, 0, 0);
+    int best = -1, bayes = -1;
+    for (int m = 0; m < c->method_count && c->budgets[0] == 0; m++) {
+        if (c->methods[m].classical == naive_bayes) bayes = m;
+        if (c->methods[m].classical || !e[m].seeds) continue;
+        if (best < 0 || e[m].mean > e[best].mean) best = m;
+    }
+    if (best < 0) return;
+    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
+    printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
+    if (bayes >= 0 && most)
+        printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
+               needed ? needed : most);
+    printf(".\n");
 }
 
 /* What to use with the largest budget: the quickest of the methods that are not worse than the best
@@ -3270,6 +3737,7 @@ static void print_verdict(const struct Compare *c)
     printf("\n");
     for (int i = 0; i < COUNT(notes); i++) if (notes[i].holds) printf("%s\n", notes[i].sentence);
     if (one_class) return;
+    print_prompt(c);
     print_worth(c);
     print_choice(c);
 }
@@ -3288,7 +3756,7 @@ static void list_cells(struct Compare *c)
 }
 
 /* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
- * leaves less time than the method took before. Returns how many are left. */
+ * leaves less time than the method took before. Returns how many are left, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
     struct Timer timer = start_timer();
@@ -3297,6 +3765,8 @@ static int run_cells(struct Compare *c)
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
         const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
+        if (!c->budgets[cell->budget] && needs_labels(&c->methods[cell->method])) continue;
+        c->trainings++;
         if (cell->right) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over) {
@@ -3316,14 +3786,15 @@ static int compare(struct Compare *c)
     load_base(&c->task, &c->base);
     parse_methods(c);
     load_texts(c);
+    read_method_words(c);
     parse_budgets(c);
     list_cells(c);
     open_comparison(c);
     stop_between_steps();
-    const int left = run_cells(c), done = c->cell_count - left;
+    const int left = run_cells(c), done = c->trainings - left;
     if (left) {
         commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", done, c->cell_count), c->task.set.out);
+        advise_resume("compare", brief("%d of %d trainings", done, c->trainings), c->task.set.out);
         if (stop_signal) return stopped_status();
     } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
     compute_estimates(c);
@@ -3341,8 +3812,9 @@ static const char compare_usage[] =
 
 static int command_compare(int argc, char **argv)
 {
-    struct Compare c = {.seeds = 5, .labels_text = "20,100,500,1000,all", .start = seconds(),
-                        .methods_text = "majority,nb,nbsvm,scratch,probe,last:2,full,full+l2sp:10",
+    struct Compare c = {.seeds = 5, .labels_text = "0,20,100,500,1000,all", .start = seconds(),
+                        .methods_text = "majority,nb,nbsvm,scratch,prompt,probe,last:2,full,"
+                                        "full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
     struct Option options[] = {
@@ -3352,14 +3824,15 @@ static int command_compare(int argc, char **argv)
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
          .effect = DEFINES, .idle = "with test"},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
-        {"labels", "how many to learn from, rising; all, or more than there are: all of them", TEXT,
-         &c.labels_text, .effect = EXTENDS},
+        {"labels", "how many to learn from, rising; 0: none; all, or more than there are: all",
+         TEXT, &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
         {"methods", "separated by commas; with options as in the last one", TEXT, &c.methods_text,
          .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
+        tune_option(s, "label-words"), tune_option(s, "prior"),
         tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
         tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
         tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns),
@@ -3412,9 +3885,24 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     free(mean);
 }
 
-/* The accuracy of a probe after each block, on the test texts, which follow train_texts others. The
- * block that knows most about the labels tells how many to tune: those above it have specialised
- * in predicting the next token. */
+/* The part of the texts of list (n) whose label has the highest score. */
+static double accuracy_on(struct Task *t, const int *list, int n)
+{
+    const int K = t->model.config.labels, C = t->model.config.channels;
+    real *h = features_of(t, list, n, NULL), z[K];
+    int right = 0;
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < K; k++)
+            z[k] = dot_product(h + (size_t)i * C, t->model.w.score_w + (size_t)k * C, C);
+        right += most_probable(z, K) == t->data.labels[list[i]];
+    }
+    release(h, (size_t)n * C * sizeof *h);
+    return (double)right / n;
+}
+
+/* The accuracy of a probe after each block, by cross-validation and on the test texts, which follow
+ * train_texts others. The block that knows most about the labels tells how many to tune: those
+ * above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
     const int L = t->model.config.layers, C = t->model.config.channels;
@@ -3429,13 +3917,11 @@ static void probe_levels(struct Task *t, int train_texts)
     printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
     for (int l = 0; l <= L; l++) {
         struct Metadata meta = {0};
-        double loss, val, test, low, high;
+        double low, high;
         t->features = levels[l];
-        train_probe(t, &meta);
-        struct Logistic f = ask_probe(&loss, &val, t, t->val, t->val_count);
-        logistic_free(&f);
-        f = ask_probe(&loss, &test, t, order + train_texts, n);
-        logistic_free(&f);
+        memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
+        const double val = train_probe(t, &meta).accuracy;
+        const double test = accuracy_on(t, order + train_texts, n);
         wilson_interval(&low, &high, test, n);
         printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
                l == 0 ? "  (embeddings alone)" : "");
@@ -3460,9 +3946,8 @@ static int command_layers(int argc, char **argv)
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
-        tune_option(s, "val-part"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns), tune_option(s, "seed"),
-        THREADS_OPTION(&s->threads), {0}};
+        tune_option(s, "max-tokens"), tune_option(s, "truncate"), tune_option(s, "suffix"),
+        COLUMN_OPTIONS(s->columns), THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
@@ -3496,9 +3981,38 @@ static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d
     free(starts);
 }
 
+/* Appends a token's bytes, in readable form. */
+static void append_readable_token(struct Buffer *b, const struct Tokenizer *t, int id)
+{
+    int size;
+    const uint8_t *bytes = bytes_of_token(t, id, &size);
+    append_readable(b, bytes, size);
+}
+
+/* What the language model expects next after a text, which read_prefixes has just read: the label
+ * words of each class with their probabilities. */
+static void print_words(struct Classifier *c, const struct LabelWords *words, int n)
+{
+    const struct Config *config = &c->model.config;
+    real *p = resize(NULL, config->vocabulary * sizeof *p);
+    lm_logits(p, &c->model, c->runner.ws.hidden + (size_t)(n - 1) * config->channels);
+    softmax(p, 1, 1, config->vocabulary);
+    for (int k = 0; k < config->labels; k++) {
+        struct Buffer b = {0};
+        for (int i = words->starts[k]; i < words->starts[k + 1]; i++) {
+            append(&b, "  \"");
+            append_readable_token(&b, c->tokenizer, words->ids[i]);
+            append(&b, "\" %.5f", p[words->ids[i]]);
+        }
+        printf("next, for %s:%s\n", config->label_names[k], b.data);
+        free(b.data);
+    }
+    free(p);
+}
+
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
  * moved it most is named; on a terminal each is coloured, red for less, green for more. */
-static void explain_text(struct Classifier *c, struct Bytes text)
+static void explain_text(struct Classifier *c, const struct LabelWords *words, struct Bytes text)
 {
     const int K = c->model.config.labels;
     struct Dataset d = {0};
@@ -3513,10 +4027,8 @@ static void explain_text(struct Classifier *c, struct Bytes text)
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
-        int size;
-        const uint8_t *bytes = bytes_of_token(c->tokenizer, d.tokens[i], &size);
         token.size = 0;
-        append_readable(&token, bytes, size);
+        append_readable_token(&token, c->tokenizer, d.tokens[i]);
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
         printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
@@ -3527,6 +4039,7 @@ static void explain_text(struct Classifier *c, struct Bytes text)
         append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
     }
     if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
+    if (words->ids) print_words(c, words, n);
     free(token.data);
     free(most.data);
     free(p);
@@ -3540,13 +4053,19 @@ static int command_explain(int argc, char **argv)
         THREADS_OPTION(&c.set.threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
-        "The probability of the predicted label after each token, and which token moved it most.");
+        "The probability of the predicted label after each token, and which token moved it most;\n"
+        "with label words also theirs, as the language model expects them next.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
     set_threads(c.set.threads);
     load_classifier(&c, c.set.model);
+    const struct Config *config = &c.model.config;
+    struct LabelWords words = {0};
+    if (c.label_words && *c.label_words)
+        words = read_label_words(c.label_words, config->label_names, config->labels, c.tokenizer,
+                                 true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
-        explain_text(&c, (struct Bytes){argv[i], strlen(argv[i])});
+        explain_text(&c, &words, (struct Bytes){argv[i], strlen(argv[i])});
     }
     return 0;
 }

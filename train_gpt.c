@@ -32,7 +32,7 @@
  *
  * Letters as in model.h: B batch, T context, V vocabulary, C channels, N rows of a minibatch. */
 
-#ifdef MPI                              /* one run by several processes: section 9 */
+#ifdef MPI                              /* one run by several processes: section 10 */
 static void speak_as_rank(int status);
 #define AT_END(status, format, arguments) speak_as_rank(status)
 #endif
@@ -305,10 +305,10 @@ struct Run {
     struct Sequences val_sequences;
     struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
     struct Workspace ws;                /* for one minibatch: B * T rows */
-    struct Model part;                  /* what this process updates: all, or a part (section 9) */
+    struct Model part;                  /* what this process updates: all, or a part (10) */
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
     struct Generator *generator;        /* for --sample-every; else NULL */
-    double peak;                        /* FLOP/s of the machine's multiply-adds */
+    double peak;                        /* FLOP/s of all ranks' multiply-adds */
 
     /* Stored in the state */
     struct Model model;
@@ -925,7 +925,7 @@ static double last_seconds(const char *rows)
 
 /* --- Saving --- */
 
-static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 9) */
+static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 10) */
 static size_t part_begin(const struct Model *model, int p);
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
@@ -1189,7 +1189,8 @@ static double flops_per_token(const struct Config *c)
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
 enum { RUNGS = 10 };
 static const struct { int layers, channels; } ladder[RUNGS] = {
-    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640}, {12, 768}};
+    {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
+    {12, 768}};
 
 /* The model of a rung, with the sizes that are given. */
 static struct Config model_on(const struct Run *r, int rung)
@@ -1776,7 +1777,7 @@ static void print_profile(const struct Run *r)
 }
 
 /* ============================================================================================= */
-/* 10. Ranks: one run by several processes                                                        */
+/* 10. Ranks: one run by several processes                                                       */
 /* ============================================================================================= */
 
 /* `mpirun -n R train_gpt train ..`, built by `make MPI=1`, runs R ranks, on one machine or many.
@@ -1799,7 +1800,7 @@ static struct {
 } exchange;
 
 static char host[MPI_MAX_PROCESSOR_NAME];
-static int end_status, errors;      /* errors: where stderr of the program goes */
+static int end_status, errors;      /* errors: the descriptor of the job's stderr */
 
 /* Rank 0 alone speaks, until another fails. As all ranks fail if options or files are wrong, rank 0
  * gets a second in which to say so and end the job. */
@@ -1879,9 +1880,9 @@ static void sum_slots(struct Run *r, int first, int count)
 
 static void share_weights(struct Run *r)
 {
-    if (ranks == 1) return;
-    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, r->model.weights, exchange.sizes,
-                   exchange.places, MPI_FLOAT, MPI_COMM_WORLD);
+    if (ranks > 1)
+        MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, r->model.weights, exchange.sizes,
+                       exchange.places, MPI_FLOAT, MPI_COMM_WORLD);
 }
 
 static void gather_moments(struct Run *r)
@@ -1932,11 +1933,10 @@ static void join_ranks(struct Run *r)
         exchange.places[p] = (int)part_begin(m, p);
         exchange.sizes[p] = (int)(part_begin(m, p + 1) - part_begin(m, p));
     }
-    const size_t received = (size_t)ranks * r->part.parameter_count;
-    if (received > m->parameter_count) m->v = allocate_zeroed(received * sizeof(real));
+    if (ranks * r->part.parameter_count > m->parameter_count)
+        m->v = allocate_zeroed(ranks * r->part.parameter_count * sizeof(real));
 }
-#else
-/* One process, which needs nothing from others. */
+#else       /* one process, which needs nothing from others */
 static void begin_ranks(void) {}
 static void join_ranks(struct Run *r) { (void)r; }
 static void take_from_rank_0(void *value, size_t size) { (void)value, (void)size; }
@@ -2019,7 +2019,8 @@ static int command_train(int argc, char **argv)
     if (!o->init) check_options(&r);            /* which may set sizes */
     load_tokenizer(&r);
     load_data(&r);
-    r.peak = fma_peak();
+    r.peak = ranks * fma_peak();
+    take_from_rank_0(&r.peak, sizeof r.peak);   /* sizes may follow from it */
     make_model(&r);
     take_memory(&r);
     const double step = fix_steps(&r);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole story on embedded data: write reviews, learn a vocabulary, pretrain, look at samples, then
-# learn from few labels in seven ways and compare. Needs the programs built; writes to out/demo. The
+# learn without labels and from few in eight ways and compare. Needs the programs built; writes to out/demo. The
 # run is the same every time, unless the machine is so slow that the time limit ends the pretraining.
 set -eu
 cd "$(dirname "$0")/.."
@@ -27,7 +27,7 @@ say "2. A tokenizer of 1,024 tokens, and the reviews as token shards"
 
 say "3. Pretraining for about a minute: predict the next token, no labels needed"
 ./train_gpt train --data "$dir/shards/train_*.bin" --val "$dir/shards/val_*.bin" --tokenizer "$dir/tokenizer" \
-    --out "$dir/model" --layers 2 --heads 4 --channels 128 --context 128 --batch 16 --cut documents \
+    --out "$dir/model" --dropout 0 --layers 2 --heads 4 --channels 128 --context 128 --batch 16 --cut documents \
     --lr 6e-3 --steps 1100 --time-limit 150s
 steps=$(./train_gpt info --model "$dir/model/last" | value step)
 [ "$steps" -eq 1100 ] ||
@@ -36,15 +36,19 @@ steps=$(./train_gpt info --model "$dir/model/last" | value step)
 say "4. What it writes now"
 ./train_gpt sample --model "$dir/model" --prompt "" --tokens 120 --count 3 --seed 1 2>/dev/null
 
-say "5. What is that worth with 100 labels? Seven ways to learn from them, three times each"
+say "5. What is that worth with 100 labels, and without any? Eight ways, three times each"
+suffix=" I am"      # after it the grammar must say how the writer feels
+words="positive=glad,happy,pleased;negative=sorry,sad,ashamed"
+echo "After every text stands \"$suffix\"; label words: $words"
 ./finetune_cls compare --model "$dir/model" --train "$dir/text/train.tsv" --test "$dir/text/test.tsv" \
-    --out "$dir/compare" --labels all --seeds 3 --batch 16 \
-    --methods majority,nb,nbsvm,scratch,probe,last:1,full
+    --out "$dir/compare" --labels 0,all --seeds 3 --batch 16 --suffix "$suffix" --label-words "$words" \
+    --methods majority,nb,nbsvm,scratch,prompt,probe,last:1,full
 echo "No classifier can be right more often than $possible: some reviews are of two minds."
 
 say "6. A classifier made from the model, and how it reads a sentence"
 ./finetune_cls train --model "$dir/model" --train "$dir/text/train.tsv" --out "$dir/full" --tune full \
-    --batch 16 >"$dir/full.log" 2>&1 || { cat "$dir/full.log"; exit 1; }
+    --batch 16 --suffix "$suffix" --label-words "$words" >"$dir/full.log" 2>&1 ||
+    { cat "$dir/full.log"; exit 1; }
 ./finetune_cls predict --model "$dir/full" "The script is gripping and witty. I had a wonderful time." \
     "The script is clumsy and dull. I wanted my money back."
 ./finetune_cls explain --model "$dir/full" "The script is clumsy and dull. I wanted my money back."

@@ -51,10 +51,10 @@ if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then
 fi
 [ -e "$out/tokenizer/merges.txt" ] ||
     run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"
-[ -e "$out/text_val_000000.bin" ] ||
+[ -e "$out/val_text_000000.bin" ] ||
     run ./tokenizer encode --tokenizer "$out/tokenizer" --split $split --val-fraction $aside \
         --out "$out/text" "${texts[@]}"
-run ./train_gpt train --data "$out/text_0*.bin" --val "$out/text_val_*.bin" \
+run ./train_gpt train --data "$out/text_0*.bin" --val "$out/val_text_*.bin" \
     --tokenizer "$out/tokenizer" --out "$out/model" --cut $cut --time-limit "$time" --resume \
     ${options[@]+"${options[@]}"}
 run ./train_gpt sample --model "$out/model" --count 3 --tokens 100

@@ -26,7 +26,7 @@ plan() {
     cat <<TEXT
 $task, in $dir. On two cores of 230 GFLOP/s:
   1 texts                   $(done_or "$text/$task-train.tsv" "1m      ")
-  2 vocabulary and shards   $(done_or "$dir/shards_val_000000.bin" "1m      ")
+  2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m      ")
   3 pretraining             $(done_or "$dir/pretrained" "2h      ")  6.9M parameters, about two passes; $precision
   4 a suffix                $(done_or "$dir/$task-suffix" "5m      ")  chosen on 1,000 texts of train
   5 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "1h to 2h")  $seeds seeds
@@ -53,7 +53,7 @@ get_texts() {
 make_shards() {
     [ -e "$dir/tokenizer/merges.txt" ] ||
         ./tokenizer train --split eot --out "$dir/tokenizer" "$text/imdb-pretrain.txt"
-    [ -e "$dir/shards_val_000000.bin" ] ||
+    [ -e "$dir/val_shards_000000.bin" ] ||
         ./tokenizer encode --tokenizer "$dir/tokenizer" --split eot --val-fraction 0.01 \
             --out "$dir/shards" "$text/imdb-pretrain.txt"
 }
@@ -62,7 +62,7 @@ make_shards() {
 
 pretrain() {
     [ ! -e "$dir/pretrained" ] || return 0
-    ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/shards_val_*.bin" \
+    ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/val_shards_*.bin" \
         --tokenizer "$dir/tokenizer" --out "$model" --resume --precision $precision \
         --layers 6 --heads 4 --channels 256 --context 512 --cut documents --batch 8 --lr 3.5e-3 \
         --min-lr-ratio 0.02 --dropout 0 --time-limit 2h

@@ -52,7 +52,7 @@ pretrain() # NAME OPTION...
     name=$1
     shift
     run "$name" train_gpt train --data 'shards_0*.bin' --val '*val_*.bin' --tokenizer tok --out "$name" \
-        --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 20 --save-every 25 "$@"
+        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 20 --save-every 25 "$@"
 }
 
 tune() # NAME OPTION...
@@ -90,7 +90,7 @@ all_commands()
     pretrain init --steps 60 --init length --lr 1e-4
     pretrain epochs --epochs 0.3 --sample-every 40 --sample-tokens 10
     stopped stop train_gpt train --data 'shards_0*.bin' --val '*val_*.bin' --tokenizer tok --out stop \
-        --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 100 --steps 400 --dropout 0.1
+        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 100 --steps 400 --dropout 0.1
     run stop_resumed train_gpt train --out stop --resume
     cp -r length longer
     run longer train_gpt train --out longer --resume --steps 340

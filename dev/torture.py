@@ -72,7 +72,7 @@ ERRORS = {
 
 WORDS = {"old": ("good fine great lovely", "bad poor awful dull", "pos neg"),
          "new": ("prize win cash free", "meet home later lunch", "spam ham")}
-SIZES = ("--layers 2 --heads 2 --channels 16 --context 16 --batch 2 --threads 1 --eval-every 2 "
+SIZES = ("--lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 16 --context 16 --batch 2 --threads 1 --eval-every 2 "
          "--save-every 3")
 TUNING = "--val ../in/val_{0}.tsv --threads 1 --batch 4"
 

@@ -6,6 +6,7 @@
  *    4  Training       AdamW until the loss has fallen
  *    5  Sampling       what the model writes, draw by draw
  *    6  Fine-tuning    four labelled texts, from this model and from random weights
+ *    7  Prompting      no label at all: the model is asked for a word
  *
  * What computes is in reference.h; here it is called and printed. `make lesson` runs it;
  * `out/lesson --weights` prints also the weights of section 2. test_lesson.sh compares the lesson
@@ -803,9 +804,75 @@ static void show_finetuning(const struct Net *model)
            "settings that were fixed before.\n", finetune(p[0], p[1], model, 1, texts), new);
 }
 
+/* ============================================================================================= */
+/* 7. Prompting                                                                                  */
+/* ============================================================================================= */
+
+/* What comes after "a mad man" tells the class: who is neat or mad " made tea". */
+static const char *const LABEL_WORDS[CLASSES] = {" ate", " made"};
+
+/* What the model expects after a text. */
+struct Expected {
+    double p[CLASSES], score[CLASSES];      /* of the label words; score: its row of wte . h */
+    double constant;                        /* sum_c h_c / w_c */
+};
+
+static struct Expected expect(const struct Net *net, const struct Text *text, const int *words)
+{
+    struct Expected e = {.constant = 0};
+    struct PlainValues v = plain_values(text->example.N, &net->shape);
+    plain_forward(&v, &net->w, &text->example, &net->shape);
+    const int last = text->example.N - 1;
+    for (int k = 0; k < CLASSES; k++) {
+        e.p[k] = v.p[last * V + words[k]];
+        e.score[k] = v.logits[last * V + words[k]];
+    }
+    for (int c = 0; c < C; c++) e.constant += v.hidden[last * C + c] / net->w.lnf_w[c];
+    free(v.memory);
+    return e;
+}
+
+/* The texts of section 6, answered by what the model expects next; the prior is the mean over them. */
+static void show_prompting(const struct Net *net)
+{
+    static struct Text text;
+    struct Expected e[TEXTS];
+    double prior = 0, constant = 0;
+    int words[CLASSES], right = 0, longer[T];
+    heading("Prompting: a class from no label");
+    for (int k = 0; k < CLASSES; k++) {
+        encode(longer, LABEL_WORDS[k]);
+        words[k] = longer[0];
+    }
+    for (int i = 0; i < TEXTS; i++) {
+        text_create(&text, EXAMPLES[i].text, -1);
+        e[i] = expect(net, &text, words);
+        prior += (e[i].score[1] - e[i].score[0]) / TEXTS;
+    }
+    for (int c = 0; c < C; c++) constant += net->w.lnf_b[c] / net->w.lnf_w[c];
+    printf("Before any label the model knows what it has read. Label words: \"%s\" for %s, \"%s\" "
+           "for %s, each\nby its first token. A word's score is its row of wte . h, where h is the "
+           "last row's hidden state.\nThe prior, the mean over the texts of score[%s] - "
+           "score[%s], is %.3f; it needs no label either.\n\n", LABEL_WORDS[1] + 1,
+           CLASS_NAMES[1], LABEL_WORDS[0] + 1, CLASS_NAMES[0], token[words[1]], token[words[0]],
+           prior);
+    printf("    text          p[%s]   p[%s]   difference - prior          sum of h / w\n",
+           token[words[1]], token[words[0]]);
+    for (int i = 0; i < TEXTS; i++) {
+        const double score = e[i].score[1] - e[i].score[0] - prior;
+        right += (score > 0) == EXAMPLES[i].label;
+        printf("    %-12s   %.3f    %.3f   %18.3f   %-5s %15.6f\n", EXAMPLES[i].text, e[i].p[1],
+               e[i].p[0], score, CLASS_NAMES[score > 0], e[i].constant);
+    }
+    printf("\nRight: %d of %d, of sentences that it has read. The last column is the same for all: "
+           "what LayerNorm\nnormalised adds up to 0, so only sum b / w = %.6f is left. A multiple of "
+           "1 / w, added to a row\nof a head, adds a constant to its score: so the prior finds room in "
+           "a head without bias.\n", right, TEXTS, constant);
+}
+
 #ifndef LESSON_NO_MAIN
 
-/* The sections in their order. Sections 2 to 4 have one model, which 4 trains for 5 and 6. */
+/* The sections in their order. Sections 2 to 4 have one model, which 4 trains for 5 to 7. */
 int main(int argc, char **argv)
 {
     const bool weights = argc > 1 && !strcmp(argv[1], "--weights");
@@ -820,6 +887,7 @@ int main(int argc, char **argv)
     show_training(&net, sentences, &four);
     show_sampling(&net);
     show_finetuning(&net);
+    show_prompting(&net);
     free(net.weights);
     return 0;
 }

@@ -19,7 +19,7 @@ static struct Bags bags(const char *const *texts, int count)
 }
 
 /* How many features one text has. */
-static int features_of(const char *text) { return bags(&text, 1).feature_count; }
+static int features_in(const char *text) { return bags(&text, 1).feature_count; }
 
 /* Whether two texts have the same features in the same order. */
 static bool alike(const char *one, const char *two)
@@ -31,13 +31,13 @@ static bool alike(const char *one, const char *two)
 
 static void test_words(void)
 {
-    check(features_of("") == 0 && features_of(" \t\n") == 0 && features_of("word") == 1
-          && features_of("two words") == 3, "words, and pairs of words: 0, 0, 1 and 3 features");
-    check(features_of("the the the cat") == 4, "each feature once: the, cat, the the, the cat");
-    check(features_of("well!") == 3 && features_of("a.b") == 5 && features_of("a!!") == 4,
+    check(features_in("") == 0 && features_in(" \t\n") == 0 && features_in("word") == 1
+          && features_in("two words") == 3, "words, and pairs of words: 0, 0, 1 and 3 features");
+    check(features_in("the the the cat") == 4, "each feature once: the, cat, the the, the cat");
+    check(features_in("well!") == 3 && features_in("a.b") == 5 && features_in("a!!") == 4,
           "signs are words: well!, a.b, a!!");
-    check(features_of("don't") == 1 && features_of("4x4") == 1, "apostrophes and digits are not");
-    check(features_of("na\xC3\xAFve caf\xC3\xA9") == 3 && features_of("\xFF") == 1,
+    check(features_in("don't") == 1 && features_in("4x4") == 1, "apostrophes and digits are not");
+    check(features_in("na\xC3\xAFve caf\xC3\xA9") == 3 && features_in("\xFF") == 1,
           "bytes beyond ASCII belong to words");
     check(alike("Good FILM", "good film") && alike(" good\n film\t", "good film"),
           "capital letters are small ones, and blanks only separate");

@@ -12,7 +12,7 @@ speaker=finetune_cls match=-F
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" \
         "$dir/data/unlabelled.txt" &&
     ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
-        --layers 2 --heads 2 --channels 32 --context 48 --batch 8 --steps 60 --lr 3e-3
+        --dropout 0 --layers 2 --heads 2 --channels 32 --context 48 --batch 8 --steps 60 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 train=$dir/data/train.tsv test=$dir/data/test.tsv
 
@@ -203,7 +203,7 @@ succeeds "rows of methods that a --resume does not name stay" \
 head -n 60 "$test" >"$dir/shorter.tsv"
 alone=
 fails 1 "was made with another model or other texts" whole "$dir/one" --resume --test "$dir/shorter.tsv"
-./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --layers 2 \
+./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --dropout 0 --layers 2 \
     --heads 2 --channels 32 --context 48 --steps 1 >/dev/null 2>&1
 fails 1 "was made with another model or other texts" whole "$dir/one" --resume --model "$dir/base2"
 fails 2 "--max-tokens 32: the run in $dir/one has 0" whole "$dir/one" --resume --max-tokens 32
@@ -233,7 +233,7 @@ succeeds "+suffix: and --suffix: the same rows, which differ from those without"
     [ "$(bare_rows own)" = "$(bare_rows common)" ] && [ "$(bare_rows own | wc -l)" -eq 5 ] &&
     [ "$(bare_rows own | sort -u | wc -l)" -eq 5 ]'
 
-for wrong in "some|not one of majority, nb, nbsvm, probe, last:K" "last:0|not one of majority" \
+for wrong in "some|not one of majority, nb, nbsvm, prompt, probe, last:K" "last:0|not one of majority" \
     "nb,,probe|not one of majority" "last:3|the model has 2 blocks" "nb,full,nb|nb is named twice" \
     "nb+lr:1|nb has no options" "full+l2:1|l2 is no option of a method" \
     "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
@@ -357,6 +357,42 @@ succeeds "a row does not depend on the other numbers of labels" eval '
     rows "$dir/three22" | grep "${tab}22${tab}" >"$dir/rows1"
     rows "$dir/three22,23" | grep "${tab}22${tab}" | cmp -s "$dir/rows1" - && [ -s "$dir/rows1" ]'
 
+# --- Without labels ---
+
+asked() { # OUT OPTION...
+    out=$1
+    shift
+    compare "$out" --suffix " I am" --label-words "positive=glad,happy;negative=sorry,ashamed" \
+        --methods majority,nb,prompt,probe,probe+label-words:,last:1 --steps 2 --labels 0,12 --seeds 2 "$@"
+}
+asked "$dir/asked" --threads 1 >"$dir/asked.out" 2>"$dir/asked.err"
+succeeds "0 labels: the majority and the prompt, and no other" eval '
+    [ "$(awk -F "\t" "\$2 == 0 { print \$1, \$3 }" "$dir/asked/compare.tsv" | tr "\n" ,)" = \
+        "majority 1,prompt 1,majority 2,prompt 2," ] &&
+    [ "$(grep -c " - " "$dir/asked.out")" -eq 4 ]'
+succeeds "all trainings are counted that there can be" \
+    grep -q "^16 trainings in " "$dir/asked.err"
+succeeds "prompt: the same with any labels" eval '
+    [ "$(awk -F "\t" "\$1 == \"prompt\" && \$3 == 1 { print \$4, \$6, \$10 }" \
+        "$dir/asked/compare.tsv" | uniq | wc -l)" -eq 1 ]'
+succeeds "the verdict says what is known without labels" grep -q "^Without any label prompt is right \
+in 0\.[0-9]*; naive Bayes needs [a-z]* [a-z]* 12 labels for that\.$" "$dir/asked.out"
+asked "$dir/asked2" --threads 2 >/dev/null 2>&1
+succeeds "0 labels: 1 and 2 threads give the same rows" same_rows "$dir/asked" "$dir/asked2"
+succeeds "probe: words make a difference, and + takes them away" eval '
+    compare "$dir/plain" --suffix " I am" --methods probe --labels 12 --seeds 1 >/dev/null 2>&1 &&
+    row() { awk -F "\t" -v m="$2" "\$1 == m && \$2 == 12 && \$3 == 1 { print \$4, \$6, \$10 }" \
+        "$1/compare.tsv"; }
+    [ "$(row "$dir/plain" probe)" = "$(row "$dir/asked" probe+label-words:)" ] &&
+    [ "$(row "$dir/plain" probe)" != "$(row "$dir/asked" probe)" ]'
+alone=
+fails 2 "--methods prompt: needs label words" compare "$dir/no" --methods prompt --labels 12
+fails 2 '--label-words: "good" is no label' compare "$dir/no" --label-words "good=a" --labels 12
+compare "$dir/zero" --methods nb --labels 0,12 --seeds 1 >"$dir/zero.out" 2>"$dir/zero.err"
+succeeds "0 labels without a prompt are left out" eval '
+    grep -q -- "--labels 0: left out, since no method is prompt" "$dir/zero.err" &&
+    ! grep -q "^Without any label" "$dir/zero.out"'
+
 # --- layers ---
 
 ./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" >"$dir/layers" 2>/dev/null
@@ -426,7 +462,7 @@ succeeds "explain: texts one after another" eval '
 fails 2 "TEXT: must be given" ./finetune_cls explain --model "$dir/probe"
 fails 1 "holds a language model, not a classifier" ./finetune_cls explain --model "$dir/base" x
 # The usual methods name last:2; a model of one block has last:1, also when it goes on.
-./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/block" --layers 1 \
+./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/block" --dropout 0 --layers 1 \
     --heads 1 --channels 16 --context 48 --batch 4 --steps 2 >/dev/null 2>&1
 usual() { compare "$dir/usual" --model "$dir/block" --labels 20 --seeds 1 --steps 1 "$@" 2>/dev/null; }
 succeeds "the usual methods suit a model of one block" eval '

@@ -168,7 +168,7 @@ few="-- --layers 1 --channels 16 --heads 1 --context 16 --batch 2 --steps 3 --th
 "$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err"
 [ $? -eq 0 ] && [ "$(grep -a '^\$ ' "$dir/out" | cut -d ' ' -f 2,3 | tr '\n' ' ')" = \
     "./tokenizer train ./tokenizer encode ./train_gpt train ./train_gpt sample " ] &&
-    grep -qa "^\$ .* --val 'lm/text_val_\*.bin' " "$dir/out" && [ -s "$dir/lm/model/model.safetensors" ]
+    grep -qa "^\$ .* --val 'lm/val_text_\*.bin' " "$dir/out" && [ -s "$dir/lm/model/model.safetensors" ]
 check $? "pretrain.sh: four commands, as they can be typed"
 cp "$dir/lm/model/model.safetensors" "$dir/first"
 rm -r "$dir/lm/model"

@@ -35,7 +35,7 @@ reviews 3 300 >"$dir/test.tsv"
     ./tokenizer train --vocab 320 --out "$dir/tok" "$dir/corpus" &&
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
     ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base" \
-        --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
+        --dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 16 --steps 200 --lr 3e-3
 } >"$dir/log" 2>&1 || { echo "FAIL the pretrained model: $(tail -n 1 "$dir/log")"; exit 1; }
 
 # Every way to tune, on 1, 2, 3, 4 and 8 threads. run=exec: in place of the (sub)shell.
@@ -231,7 +231,7 @@ for options in "full --lm-coef 0.5 --l2sp 1 --dropout 0.2" "last:1 --average 0" 
         cut -f 1-6 "$dir/whole/log.tsv" >"$dir/rows" &&
         cut -f 1-6 "$dir/stopped/log.tsv" | cmp - "$dir/rows"'
 done
-hopeless="--tune last:1 --lr 1e-30 --steps 101 --patience 9 --average 0 --dedupe"
+hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe"
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
@@ -377,9 +377,9 @@ succeeds "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/
 fails 2 '"": no such subcommand' ./finetune_cls
 fails 2 "tune: no such subcommand" ./finetune_cls tune
 fails 2 "--model: must be given" ./finetune_cls eval --data x
-fails 2 "--tune some: not one of probe" train --tune some --out "$dir/new"
-fails 2 "--tune last:0: not one of probe" train --tune last:0 --out "$dir/new"
-fails 2 "--tune last:4294967297: not one of probe" train --tune last:4294967297 --out "$dir/new"
+fails 2 "--tune some: not one of prompt, probe" train --tune some --out "$dir/new"
+fails 2 "--tune last:0: not one of prompt, probe" train --tune last:0 --out "$dir/new"
+fails 2 "--tune last:4294967297: not one of prompt, probe" train --tune last:4294967297 --out "$dir/new"
 fails 2 "--tune last:3: the model has 2 blocks" train --tune last:3 --out "$dir/new"
 fails 2 "--max-tokens 33: the model's context is 32" train --max-tokens 33 --out "$dir/new"
 fails 2 "--suffix: the value is empty" train --suffix "" --out "$dir/new"
@@ -408,7 +408,7 @@ succeeds "layers: the same probes" eval '
     layers() { ./finetune_cls layers --model "$dir/base" --train "$1" --test "$2" $3 "$4"; }
     sed "2,\$s/$/ it was/" "$dir/test.tsv" >"$dir/longer_test.tsv" &&
     [ "$(layers "$dir/train.tsv" "$dir/test.tsv" --suffix " it was")" = \
-      "$(layers "$dir/longer.tsv" "$dir/longer_test.tsv" --seed 1)" ]' 2>/dev/null
+      "$(layers "$dir/longer.tsv" "$dir/longer_test.tsv" --threads 1)" ]' 2>/dev/null
 succeeds "info tells it" eval '
     ./train_gpt info --model "$dir/suffix" | grep -q "^tune.suffix * it was" &&
     ./train_gpt info --model "$dir/suffix" | grep -q "^tokenizer_usage .*, the last of them [0-9 ]*"'
@@ -428,6 +428,64 @@ succeeds "--suffix: what it means where texts do not begin with <|endoftext|>" e
 foreign "$dir/suffix" '"model_max_length": 32' '"model_max_length": 3'
 fails 1 "after a text, which leave none of 3 to the text" \
     ./finetune_cls predict --model "$dir/suffix" x
+
+# Label words: after " the plot was not very" this model knows what may come, and after " it was" what
+# it thinks of it. Prompting reads bare lines.
+label_words='positive=good,fine,warm,witty,moving;negative=bad,dull,flat,clumsy,awful'
+prompt() { train --tune prompt --label-words "$label_words" --suffix " the film was" "$@"; }
+prompt --train "$dir/bare" --format lines --threads 1 --out "$dir/prompt" >"$dir/prompt.log" 2>&1
+prompt --train "$dir/bare" --format lines --threads 2 --out "$dir/prompt2" >/dev/null 2>&1
+succeeds "prompt: 1 and 2 threads write the same bytes" same_model "$dir/prompt" "$dir/prompt2"
+succeeds "prompt: no label is needed, those that are there are not read" eval '
+    prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
+    [ "$(./finetune_cls eval --model "$dir/prompt" --data "$dir/test.tsv" --format tsv)" = \
+      "$(./finetune_cls eval --model "$dir/prompt3" --data "$dir/test.tsv")" ]' 2>/dev/null
+shares() { # MODEL: the mean probability of "positive" over the texts that gave the prior
+    ./finetune_cls predict --all --model "$1" <"$dir/bare" | sed 's/.*positive \([0-9.]*\)\t.*/\1/' |
+        awk '{ sum += $1 } END { printf "%.3f", sum / NR }'
+}
+succeeds "prompt: on average each class has its share" [ "$(shares "$dir/prompt")" = 0.500 ]
+prompt --train "$dir/bare" --format lines --prior "positive=3;negative=1" --overwrite \
+    --out "$dir/prompt2" >/dev/null 2>&1
+succeeds "--prior gives other shares" [ "$(shares "$dir/prompt2")" = 0.750 ]
+succeeds "prompt: --val is what it is judged by" eval '
+    prompt --train "$dir/train.tsv" --val "$dir/test.tsv" --out "$dir/prompt3" --overwrite \
+        2>/dev/null | grep -q "^val_accuracy"'
+./finetune_cls explain --model "$dir/prompt" "the film was good" >"$dir/explained"
+succeeds "explain: the label words with their probabilities" eval '
+    [ "$(grep -c "^next, for [a-z]*:  \" .*\" 0\.[0-9]*" "$dir/explained")" -eq 2 ]'
+for tune in probe last:1 full; do
+    succeeds "$tune begins with label words" eval '
+        train --tune $tune --label-words "$label_words" --suffix " the film was" --out "$dir/worded" \
+            --overwrite >"$dir/worded.log" 2>&1 && grep -q "^val_accuracy 0\.[6-9]\|^val_accuracy 1" "$dir/worded.log"'
+done
+succeeds "probe: cross-validation tries the words and the channels" eval '
+    train --tune probe --label-words "$label_words" --out "$dir/worded" --overwrite >/dev/null 2>&1 &&
+    [ "$(cut -f 1 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
+alone=
+nowhere() { train --dedupe --out "$dir/new" "$@"; }
+fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
+    nowhere --tune probe --label-words "positive=good"
+fails 2 '--label-words: the label "negative" has no words' \
+    nowhere --tune prompt --label-words "positive=good;negative="
+fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
+    nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
+fails 2 '--label-words: "good" is a word of two labels' \
+    nowhere --tune prompt --label-words "positive=good;negative=good"
+fails 1 '--label-words: every label is "positive". Two classes are needed' \
+    nowhere --tune prompt --label-words "positive=good"
+fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
+    --prior "positive=none;negative=1"
+fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
+    nowhere --tune prompt
+succeeds "names of classes that are tokens are label words" eval '
+    sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
+    train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
+        grep -q "^label words: bad=bad;good=good, the names of the classes"'
+succeeds "of a word of several tokens the first is taken, and it is said" eval '
+    prompt --train "$dir/bare" --format lines --label-words "positive=good;negative=zzz" \
+        --out "$dir/several" 2>&1 | grep -q "^label word \"zzz\": the first of its [0-9] tokens stands for it"'
+alone=yes
 
 succeeds "options in vain are warned of, others not" eval '
     train --tune probe --lr 1e-3 --val "$dir/test.tsv" --val-part 0.2 --seed 4 --out "$dir/vain" \

@@ -7,7 +7,7 @@ speaker=finetune_cls match=-F
 
 printf 'good film\nbad film\na fine story\na poor story\n' >"$dir/corpus"
 printf 'label\ttext\npos\tgood film\nneg\tbad film\npos\tfine\nneg\tpoor\n' >"$dir/data"
-tiny='--layers 1 --heads 1 --channels 16 --context 32 --batch 2'
+tiny='--lr 1e-3 --dropout 0 --layers 1 --heads 1 --channels 16 --context 32 --batch 2'
 {
     ./tokenizer train --vocab 260 --out "$dir/tok" "$dir/corpus" &&
     ./tokenizer encode --tokenizer "$dir/tok" --split lines --out "$dir/corpus" "$dir/corpus" &&
@@ -182,7 +182,7 @@ done
 
 printf 'no shard' >"$dir/none.bin"
 train="./train_gpt train --data $dir/none.bin --tokenizer $dir/tok --out $dir/none"
-fails 2 "--channels 256: not a multiple of --heads 3" $train --heads 3
+fails 2 "--channels 256: not a multiple of --heads 3" $train --channels 256 --heads 3
 fails 2 "--batch 65536: times --context 65536 is too much" $train --batch 65536 --context 65536
 fails 2 "--steps 0: without --time-limit there is no end" $train --steps 0
 fails 1 "--val $dir/nowhere: no such file" $train --val "$dir/nowhere"

@@ -13,7 +13,7 @@ cd "$dir" || exit 1
     "$programs"/tokenizer encode --tokenizer tok --split lines --out all text.txt 2>/dev/null
 check $? "tokenizer and shards"
 set -f
-model="--layers 2 --heads 2 --channels 64 --context 64 --batch 8 --lr 3e-3"
+model="--dropout 0 --layers 2 --heads 2 --channels 64 --context 64 --batch 8 --lr 3e-3"
 data="--data all_0*.bin --val all_0*.bin --eval-tokens 4000 --tokenizer tok"
 train() # OUT OPTIONS...
 {

@@ -16,7 +16,7 @@ awk 'BEGIN {
     "$tokenizer" encode --tokenizer tok --split lines --val-fraction 0.1 --out text text.txt 2>/dev/null
 check $? "tokenizer and shards"
 data="--data text_0*.bin --val val_text_0*.bin --tokenizer tok"
-tiny="--layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --dropout 0 --threads 1"
+tiny="--dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
 set -f                                  # patterns are for train_gpt, not for this shell
 
 # Everything but the timing columns of the log.

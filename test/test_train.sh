@@ -37,7 +37,7 @@ tail -n 200 text.txt >val.txt
 check $? "tokenizer and shards"
 
 data="--data train_0*.bin --val val_0*.bin --tokenizer tok"
-tiny="--layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
+tiny="--dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
 set -f                                  # patterns are for train_gpt, not for this shell
 
 # --- Learning, evaluation, samples ---

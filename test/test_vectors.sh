@@ -19,7 +19,7 @@ yes 'the cat sees the dog, and the dog sees the cat.' | head -n 200 >"$dir/text"
 check $? "a tokenizer and a shard"
 run() # PROGRAM OUT
 {
-    "$1" train --data "$dir/text_000000.bin" --tokenizer "$dir/tok" --out "$dir/$2" --layers 2 \
+    "$1" train --data "$dir/text_000000.bin" --tokenizer "$dir/tok" --out "$dir/$2" --dropout 0 --layers 2 \
         --heads 2 --channels 48 --context 40 --batch 4 --lr 3e-3 --dropout 0.1 --steps 60 \
         --threads 1 >/dev/null 2>&1
 }

@@ -15,7 +15,7 @@ printf 'good film\nbad film\na fine story\na poor story\n' >old.txt
 printf 'win a prize\nsee you there\nprize money now\nsee the money\n' >new.txt
 printf 'text\tlabel\ngood film\tpos\nbad film\tneg\nfine\tpos\npoor\tneg\n' >old.tsv
 printf 'text\tlabel\ngood film\tspam\nbad film\tham\nfine\tspam\npoor\tham\n' >new.tsv
-sizes="--layers 1 --heads 1 --channels 16 --context 16 --batch 2 --threads 1"
+sizes="--lr 1e-3 --dropout 0 --layers 1 --heads 1 --channels 16 --context 16 --batch 2 --threads 1"
 prepare() # NAME: tokenizer, shards, base model
 {
     "$tokenizer" train --vocab 262 --out tok_$1 $1.txt &&
