@@ -1296,19 +1296,17 @@ static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 }
 
 /* tokenizer_config.json: what our programs do to every text, so that nothing has to be added by
- * hand. split_special_tokens: "<|endoftext|>" inside a text is text. add_bos_token: transformers 5
- * then replaces the template by one of its own, so a template with a suffix must speak alone. */
+ * hand. split_special_tokens: "<|endoftext|>" inside a text is text. */
 static void append_tokenizer_config(struct Buffer *b, const struct Tokenizer *t)
 {
     const int longest = t->usage.max_length;
-    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n%s"
+    append_json(b, "{\n  'tokenizer_class': 'GPT2Tokenizer',\n  'add_bos_token': %s,\n"
         "  'add_prefix_space': false,\n  'bos_token': '" END_OF_TEXT "',\n"
         "  'eos_token': '" END_OF_TEXT "',\n  'unk_token': '" END_OF_TEXT "',\n"
         "  'pad_token': '" PAD "',\n  'padding_side': 'right',\n  'truncation_side': '%s',\n%s"
         "  'clean_up_tokenization_spaces': false,\n  'split_special_tokens': true,\n"
         "  'added_tokens_decoder': {'%d': {" PAD_SPECIAL ", '%d': {" END_SPECIAL "}\n}\n",
-        t->usage.suffix_count ? "" : t->usage.begins ? "  'add_bos_token': true,\n"
-        : "  'add_bos_token': false,\n", t->usage.keeps_tail ? "left" : "right",
+        t->usage.begins ? "true" : "false", t->usage.keeps_tail ? "left" : "right",
         longest ? brief("  'model_max_length': %d,\n", longest) : "", PAD_TOKEN, t->eot);
 }
 
