@@ -2557,8 +2557,8 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
                 "else equal ones, unless the labels contradict that", TEXT, &s->prior,
                 .idle = "without label-words"),
-        STEPS("epochs", "0: 3, but at least 200 updates; with label words at most 20", INTEGER, &s->epochs,
-              0, 1e6),
+        STEPS("epochs", "0: 3, but at least 200 updates; with label words at most 20", INTEGER,
+              &s->epochs, 0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
                 .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
