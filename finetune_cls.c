@@ -980,13 +980,13 @@ static void probe_free(struct Probe *p)
 }
 
 /* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
- * only evidence shall move it, a mean difference of more than two standard errors. */
+ * only evidence shall move it, a mean difference of more than its standard error. */
 static bool are_lower(const double *losses, const double *others, int N, bool clearly)
 {
     double mean = 0, square = 0;
     for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
     for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
-    return mean > (clearly ? 2 * sqrt(square) / N : 0);
+    return mean > (clearly ? sqrt(square) / N : 0);
 }
 
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
