@@ -980,13 +980,13 @@ static void probe_free(struct Probe *p)
 }
 
 /* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
- * only evidence shall move it, a mean difference of more than two standard errors. */
+ * only evidence shall move it, a mean difference of more than its standard error. */
 static bool are_lower(const double *losses, const double *others, int N, bool clearly)
 {
     double mean = 0, square = 0;
     for (int n = 0; n < N; n++) mean += (others[n] - losses[n]) / N;
     for (int n = 0; n < N; n++) square += pow(others[n] - losses[n] - mean, 2);
-    return mean > (clearly ? 2 * sqrt(square) / N : 0);
+    return mean > (clearly ? sqrt(square) / N : 0);
 }
 
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
@@ -2246,13 +2246,13 @@ static char **load_data(struct Task *t, int *classes)
 
 /* --- What the command line left open --- */
 
-enum { MIN_UPDATES = 200, FEW_UPDATES = 60, MIN_EPOCHS = 3, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
+enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, FEW_EPOCHS = 20, MAX_VALIDATIONS = 20, FEW_TEXTS = 100,
        MAX_STEPS = 1000000000 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
  * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
  * weights bear a higher rate; a head of label words knows something, and a lower rate and fewer
- * updates keep it near that. Few labels need a number of updates rather than of epochs. Validation
+ * epochs keep it near that. Few labels need a number of updates rather than of epochs. Validation
  * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
  * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
@@ -2267,7 +2267,8 @@ static void choose_defaults(struct Settings *s, const struct Model *model, int e
     if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
     const int updates = ceil_div(examples, s->batch);
     if (s->epochs == 0 && s->steps == 0)
-        s->epochs = max_int(MIN_EPOCHS, ceil_div(knows ? FEW_UPDATES : MIN_UPDATES, updates));
+        s->epochs = min_int(max_int(MIN_EPOCHS, ceil_div(MIN_UPDATES, updates)),
+                            knows ? FEW_EPOCHS : MAX_STEPS);
     if ((int64_t)s->epochs * updates > MAX_STEPS)
         die_usage("--epochs %d: are more than %d updates. Choose fewer.", s->epochs, MAX_STEPS);
     if (s->epochs) s->steps = s->epochs * updates;
@@ -2556,8 +2557,8 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
                 "else equal ones, unless the labels contradict that", TEXT, &s->prior,
                 .idle = "without label-words"),
-        STEPS("epochs", "0: 3, but at least 200 updates, with label words 60", INTEGER, &s->epochs,
-              0, 1e6),
+        STEPS("epochs", "0: 3, but at least 200 updates; with label words at most 20", INTEGER,
+              &s->epochs, 0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
                 .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
