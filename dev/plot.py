@@ -173,8 +173,10 @@ def plot_compare(runs):
                       [[m - low for m, low in zip(means, lows)],
                        [high - m for m, high in zip(means, highs)]],
                       marker="osv^Dxp*"[number % 8], markersize=5, capsize=3, label=method)
-    axis.set(xscale="log", xlabel="labelled examples", ylabel="accuracy (mean, 95% interval)")
     ticks = sorted({label for by_labels in rights.values() for label in by_labels})
+    least = next((label for label in ticks if label > 0), 1)    # 0 labels stand left of it
+    axis.set_xscale("symlog", linthresh=least, linscale=0.6)
+    axis.set(xlabel="labelled examples", ylabel="accuracy (mean, 95% interval)")
     axis.set_xticks(ticks, labels=ticks)
     axis.minorticks_off()
     return figure, [axis]
