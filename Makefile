@@ -35,8 +35,8 @@ train_gpt: $(KIND)
 $(KIND):
 	@mkdir -p out && rm -f out/kind_* && touch $@
 ifdef MPI
-train_gpt: private CC := OMPI_CC='$(CC)' MPICH_CC='$(CC)' mpicc
-train_gpt: private EXTRA += -DMPI
+train_gpt: private override CC := OMPI_CC='$(CC)' MPICH_CC='$(CC)' mpicc
+train_gpt: private override EXTRA += -DMPI
 endif
 data/reviews: data/reviews.c model.h
 	$(BUILD)
