@@ -11,7 +11,7 @@
  *       |  the pretrained trunk (model.h)
  *    hidden (N, C)                               one row a token
  *       |  the last row of each text: the only one that has read all tokens
- *    features (S, C)
+ *    features (B, C)
  *       |  score_w (K, C), the new head
  *    scores (B, K) -> softmax -> probabilities   positive 0.97, negative 0.03
  *
@@ -1935,18 +1935,34 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* Whether a name in UTF-8 has what is not seen in print: a blank at an end, a space that does not
- * break or has no width, or an accent that is a character of its own. */
-static bool hides_something(const char *name)
+/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
+ * combined with a mark, such as an accent, counts as one letter. */
+enum { MARKED = 0x7FFFFFFF };
+
+static int next_letter(const char **at)
 {
-    bool hidden = *name == ' ';
-    uint32_t c = 0;
-    for (int n; *name; name += n) {
-        n = utf8_decode((const unsigned char *)name, 4, &c);
-        hidden |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
-               || (c >= 0x300 && c < 0x370);
+    int letter = 0;
+    for (uint32_t c = 0; **at; ) {
+        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
+        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
+                                                        || (c >= 0x200B && c <= 0x200D);
+        if (letter && !mark && !blank) break;
+        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
+        *at += n;
     }
-    return hidden || c == ' ';
+    return letter;
+}
+
+/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
+ * any one character beyond ASCII. */
+static bool look_alike(const char *a, const char *b)
+{
+    for (int x = 1; x; ) {
+        const int y = next_letter(&b);
+        x = next_letter(&a);
+        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
+    }
+    return true;
 }
 
 /* The class of a label among K names, or -1. */
@@ -1958,7 +1974,7 @@ static int find_class(char *const *names, int K, struct Bytes label)
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that may look like others. */
+ * is names[k]. Dies on a single class; notes those that look alike. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
@@ -1978,9 +1994,10 @@ static char **class_names(const struct Examples *e, int *classes)
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
     for (int k = 0; k < K; k++)
-        if (hides_something(names[k]))
-            warn("%s: the label \"%s\" may look alike to another: it has a blank at an end, or a "
-                 "space or an accent that is not seen.", e->path, names[k]);
+        for (int j = 0; j < k; j++)
+            if (look_alike(names[j], names[k]))
+                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
+                     "composed accents.", e->path, names[j], names[k]);
     *classes = K;
     return names;
 }
@@ -2057,6 +2074,7 @@ static struct LabelWords read_label_words(const char *text, char *const *names, 
     for (int k = 0; k < K; k++) {
         w.starts[k] = n;
         for (char *rest = lists[k]; (word = strsep(&rest, ",")); n++) {
+            if (!*word) die_usage("--label-words: a word of \"%s\" is empty.", names[k]);
             const int count = word_token(&w.ids[n], t, word);
             for (int i = 0; i < w.starts[k]; i++)
                 if (w.ids[i] == w.ids[n])
@@ -2719,13 +2737,16 @@ static void load_classifier(struct Classifier *c, const char *dir)
 /* Warns if always predicting the commonest label of the N texts would do as well. */
 static void warn_of_failure(struct Scores s, int N)
 {
+    double low, high;
+    wilson_interval(&low, &high, s.accuracy, N);
     if (s.majority == 1)
         warn("all %d texts have the same label: one class cannot tell how well classes are told "
              "apart. Give texts of every label.", N);
     else if (s.accuracy <= s.majority)
         warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
-             "(%.4f): nothing was learnt, or so few texts cannot tell it. Try another --tune, "
-             "another --lr or more labels.", s.accuracy, N, s.majority);
+             "(%.4f): %s", s.accuracy, N, s.majority, high < s.majority
+             ? "nothing was learnt. Try another --tune, another --lr or more labels."
+             : brief("%d texts cannot tell what was learnt. eval on others.", N));
 }
 
 /* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than

@@ -429,14 +429,16 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
 /* --- The time of a layer, for --profile: not a part of GPT-2 --- */
 
 /* lap charges the time since the last lap to a kind of work. The macros below wrap the functions
- * above: each call from here on ends with a lap. Attention has its own laps in section 9. What
- * backward computes again of the forward pass counts as forward. */
+ * above: each call from here on ends with a lap, and what comes before the embedding is the rest.
+ * Attention has its own laps in section 9. What backward computes again of the forward pass counts
+ * as forward. */
 enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 static void lap(int kind, int direction);
 
 #define TIMED(kind, direction, call) do { call; lap(kind, direction); } while (0)
-#define embedding_forward(...)   TIMED(EMBEDDING, FORWARD, embedding_forward(__VA_ARGS__))
+#define embedding_forward(...)   TIMED(EMBEDDING, FORWARD, lap(REST, FORWARD); \
+                                       embedding_forward(__VA_ARGS__))
 #define embedding_backward(...)  TIMED(EMBEDDING, BACKWARD, embedding_backward(__VA_ARGS__))
 #define layernorm_forward(...)   TIMED(LAYERNORM, FORWARD, layernorm_forward(__VA_ARGS__))
 #define layernorm_backward(...)  TIMED(LAYERNORM, BACKWARD, layernorm_backward(__VA_ARGS__))
@@ -639,7 +641,6 @@ static const real *blocks_forward(const struct Model *model, struct Workspace *w
     const int N = batch->rows, C = c->channels;
     struct Activations *a = ws->activations;
     ws->dropout = (struct Dropout){p, key};
-    lap(REST, FORWARD);
     if (from == 0) embedding_forward(a[0].x, batch, w->wte, w->wpe, C);
     if (from == 0 && p > 0)
         dropout(a[0].x, NULL, a[0].x, (size_t)N * C, dropout_at(ws->dropout, -1, AT_EMBEDDING));

@@ -103,7 +103,7 @@ says "cp1252.csv: 2 of 4 texts are not valid UTF-8" "invalid UTF-8 is counted"
 says "iconv -f CP1252 -t UTF-8 '$dir/cp1252.csv'" "and the conversion named"
 printf 'text,label\ngood,pos\nfine,pos \nbad,neg\npoor,neg\n' >"$dir/blank.csv"
 train blank.csv
-says 'blank.csv: the label "pos " may look alike to another: it has a blank' "labels alike"
+says 'blank.csv: labels "pos" and "pos " look alike' "labels alike"
 train plain.tsv
 silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"

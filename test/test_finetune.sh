@@ -326,11 +326,11 @@ if has_terminal; then
     done
 fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-said "so few texts cannot tell it" --train "$dir/hopeless.tsv" --tune probe
+said "texts cannot tell what was learnt. eval on others." --train "$dir/hopeless.tsv" --tune probe
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
     "$dir/train.tsv" >"$dir/rare.tsv"
 awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
-said "): nothing was learnt, or so few texts cannot tell it. Try another --tune" \
+said "): nothing was learnt. Try another --tune, another --lr or more labels" \
     --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
 succeeds "neither is said if something was learnt" eval '
     ! train --tune probe --val "$dir/test.tsv" --overwrite --out "$dir/said" 2>&1 |
@@ -350,7 +350,7 @@ succeeds "quotes in --predictions are RFC 4180's" eval '
             grep -q "^examples 2"'
 printf 'text\tlabel\n\tpositive\n\tnegative\nfine\tpositive\n\tnegative\nbad\tnegative\n' \
     >"$dir/empty.tsv"
-said "5 texts to train on" --train "$dir/empty.tsv" --val "$dir/empty.tsv" --tune full --steps 2
+said "empty.tsv: 3 of 5 texts are empty" --train "$dir/empty.tsv" --tune full --steps 2
 succeeds "empty texts: eval" eval '
     eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
@@ -472,6 +472,8 @@ fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
     nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
 fails 2 '--label-words: "good" is a word of two labels' \
     nowhere --tune prompt --label-words "positive=good;negative=good"
+fails 2 '--label-words: a word of "positive" is empty' \
+    nowhere --tune prompt --label-words "positive=good,;negative=bad"
 fails 1 '--label-words: every label is "positive". Two classes are needed' \
     nowhere --tune prompt --label-words "positive=good"
 fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
