@@ -158,12 +158,12 @@ struct Runner {
     bool *cached;                   /* (examples): for which texts it is there */
     bool measure_lm;                /* run_examples also adds to the two below */
     double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
-    double shown;                   /* when the last line of progress was shown */
+    struct Timer timer;             /* of the lines of progress */
 };
 
 static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
 {
-    *r = (struct Runner){.model = model, .shown = seconds()};
+    *r = (struct Runner){.model = model, .timer = start_timer()};
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = minibatch_create(max_rows);
     r->next = resize(NULL, max_rows * sizeof *r->next);
@@ -324,7 +324,8 @@ struct Task {
     struct Window window;                       /* what is read of a text */
     struct Metadata old;                        /* of the training that --resume found */
     struct Journal log;                         /* log.tsv */
-    bool quiet;                                 /* one of many trainings: no progress, no files */
+    bool quiet;                                 /* one of many trainings: no files */
+    const char *title;                          /* of its lines of progress, or NULL: none */
     bool resumes;                               /* a state is there, and the training goes on */
 };
 
@@ -427,7 +428,7 @@ static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, t->quiet ? NULL : "validation");
+                                     t->val_count, t->quiet ? t->title : "validation");
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
@@ -570,7 +571,7 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
     const int C = t->model.config.channels;
     real *x = allocate_zeroed((size_t)count * C * sizeof *x);
     if (!t->features)
-        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? NULL : what);
+        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? t->title : what);
     for (int i = 0; i < count && t->features; i++)
         memcpy(x + (size_t)i * C, t->features + (size_t)list[i] * C, C * sizeof *x);
     return x;
@@ -1816,7 +1817,8 @@ static void choose_format(struct Reader *r)
     c->format = formats[f].name;
 }
 
-/* Decides how the file is laid out and moves to the first record. */
+/* Decides how the file is laid out and moves to the first record. Excel's line "sep=;" before it
+ * holds the separator alone. */
 static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
@@ -1833,6 +1835,10 @@ static void begin_reading(struct Reader *r)
                      : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
     if (formats[r->format].read == read_row) {
+        if (!strncmp(first, "sep=", 4) && first[4] == r->separator && strchr("\r\n", first[5])) {
+            r->at = first + 6;
+            if (next_record(r, false)) first = r->at;
+        }
         read_row(r);
         if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
         c->header = has_header(r) ? "yes" : "no";
@@ -2374,7 +2380,8 @@ static void open_log(struct Task *t, const char *header, const struct Metadata *
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
 {
     const int step = run->step, steps = t->set.steps;
-    if (t->quiet || !line_is_due(&t->runner.shown)) return;
+    if (t->title) show_work(&t->runner.timer, t->title, step, steps, "steps");
+    if (t->quiet || !line_is_due(&t->runner.timer.shown)) return;
     progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
              epoch_of(t, step), epoch_of(t, steps), step, steps, loss, lr, run->norm,
              duration((seconds() - run->start) * (steps - step) / step));
@@ -3115,7 +3122,7 @@ struct Compare {
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
     int learn_count, test_count, classes, cell_count;
-    int trainings;                      /* cells that make sense: see needs_labels */
+    int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state;              /* its settings */
@@ -3179,13 +3186,6 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     warn_idle(rows);
     free(rows);
     return m;
-}
-
-/* Whether a method can do nothing without a label. One asks the model, and one shows what the
- * commonest label would give. */
-static bool needs_labels(const struct Method *m)
-{
-    return m->classical ? m->classical != majority : m->set.kind != PROMPT;
 }
 
 /* Reads --methods. Unless they are given, a model of one block has last:1 in place of last:2. */
@@ -3318,7 +3318,7 @@ static void parse_budgets(struct Compare *c)
     double before = -1;
     bool prompts = false;
     for (int m = 0; m < c->method_count; m++)
-        prompts |= !c->methods[m].classical && !needs_labels(&c->methods[m]);
+        prompts |= !c->methods[m].classical && c->methods[m].set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
@@ -3387,15 +3387,15 @@ static void test_task(real *p, struct Cell *cell, struct Task *t, const struct C
     const int n = c->test_count;
     struct Runner *r = &t->runner;
     r->measure_lm = true;
-    cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
+    cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, t->title);
     if (!isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
     cell->lm_loss = r->lm_loss / r->lm_tokens;
     cell->distance = distance_from(&c->base, &t->model);
 }
 
-/* A training as `train` does it, in silence, on the texts of list (count), and its answers p to the
- * test texts. Returns false, without a result, if a signal ended it. */
+/* A training as `train` does it, without files, on the texts of list (count), and its answers p to
+ * the test texts. Returns false, without a result, if a signal ended it. */
 static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
                       int count)
 {
@@ -3610,12 +3610,14 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     return e;
 }
 
-/* The most accurate method with a budget; -1: none has run. */
-static int best_method(const struct Compare *c, int budget)
+/* The most accurate method with a budget, of all or only of the pretrained; -1: none has run. */
+static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
+        const struct Method *method = &c->methods[m];
         const struct Estimate *e = estimate_at(c, budget, m);
+        if (pretrained && (method->classical || method->set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3643,7 +3645,7 @@ static void compute_estimates(struct Compare *c)
     for (int b = 0; b < c->budget_count; b++) {
         struct Estimate *e = estimate_at(c, b, 0);
         for (int m = 0; m < M; m++) e[m] = estimate(c, b, m);
-        const int best = best_method(c, b);
+        const int best = best_method(c, b, false);
         for (int m = 0; m < M; m++)
             e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
         correct_by_holm(e, M);
@@ -3689,15 +3691,13 @@ static int labels_needed(const struct Compare *c, int method, double accuracy)
  * pretrained method reaches with about 100. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1, best = -1;
+    int near = 0, scratch = -1;
     for (int b = 0; b < c->budget_count; b++)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
-    for (int m = 0; m < c->method_count; m++) {
-        if (c->methods[m].classical || !e[m].seeds) continue;
-        if (c->methods[m].set.kind == SCRATCH) scratch = m;
-        else if (best < 0 || e[m].mean > e[best].mean) best = m;
-    }
+    for (int m = 0; m < c->method_count; m++)
+        if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
+    const int best = best_method(c, near, true);
     if (best < 0 || scratch < 0) return;
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
     const int needed = labels_needed(c, scratch, e[best].mean);
@@ -3713,13 +3713,11 @@ static void print_prompt(const struct Compare *c)
 {
     const int most = c->budgets[c->budget_count - 1];
     const struct Estimate *e = estimate_at(c, 0, 0);
-    int best = -1, bayes = -1;
-    for (int m = 0; m < c->method_count && c->budgets[0] == 0; m++) {
+    const int best = best_method(c, 0, true);
+    int bayes = -1;
+    for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].classical == naive_bayes) bayes = m;
-        if (c->methods[m].classical || !e[m].seeds) continue;
-        if (best < 0 || e[m].mean > e[best].mean) best = m;
-    }
-    if (best < 0) return;
+    if (best < 0 || c->budgets[0]) return;
     const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
     printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
     if (bayes >= 0 && most)
@@ -3734,7 +3732,7 @@ static void print_choice(const struct Compare *c)
 {
     const int b = c->budget_count - 1;
     const struct Estimate *e = estimate_at(c, b, 0);
-    int choice = best_method(c, b);
+    int choice = best_method(c, b, false);
     if (choice < 0) return;
     for (int m = 0; m < c->method_count; m++)
         if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;
@@ -3766,6 +3764,15 @@ static void print_verdict(const struct Compare *c)
 
 /* --- The whole comparison --- */
 
+/* Whether a method can do anything with the labels that it gets. Without any, one asks the model,
+ * and one shows what the commonest label would give. */
+static bool makes_sense(const struct Compare *c, const struct Cell *cell)
+{
+    const struct Method *m = &c->methods[cell->method];
+    return c->budgets[cell->budget]
+        || (m->classical ? m->classical == majority : m->set.kind == PROMPT);
+}
+
 /* Seeds come last to be dropped in: one seed of every method and budget is better than five of
  * some. */
 static void list_cells(struct Compare *c)
@@ -3775,29 +3782,43 @@ static void list_cells(struct Compare *c)
     c->cells = allocate_zeroed(c->cell_count * sizeof *c->cells);
     for (int i = 0; i < c->cell_count; i++)
         c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
+    for (int i = 0; i < c->cell_count; i++) c->trainings += makes_sense(c, &c->cells[i]);
+}
+
+/* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as
+ * the first, during which the time left is not known. */
+static char *title_of(const struct Compare *c, int i, int number)
+{
+    const int round = c->cell_count / c->seeds;
+    double left = 0;
+    for (int k = i; k < c->cell_count; k++)
+        if (!c->cells[k].right) left += c->cells[k % round].seconds;
+    return text_of("training %d/%d%s: %s, %d labels", number, c->trainings,
+                   i < round ? "" : brief(", %s left", duration(left)),
+                   c->methods[c->cells[i].method].name, c->budgets[c->cells[i].budget]);
 }
 
 /* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
  * leaves less time than the method took before. Returns how many are left, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
-    struct Timer timer = start_timer();
+    double shown = seconds();
     bool over = false;
-    int left = 0;
+    int left = c->trainings;
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
         const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
-        if (!c->budgets[cell->budget] && needs_labels(&c->methods[cell->method])) continue;
-        c->trainings++;
-        if (cell->right) continue;
+        if (!makes_sense(c, cell)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
-        if (!over) {
-            show_work(&timer, brief("%s, %d labels, seed %d", c->methods[cell->method].name,
-                                    c->budgets[cell->budget], cell->seed), i, c->cell_count,
-                      "trainings");
+        if (!over && !cell->right) {
+            char *title = title_of(c, i, c->trainings - left + 1);
+            if (line_is_due(&shown)) progress(false, "%s", title);
+            c->task.title = title;
             run_cell(cell, c);
+            free(title);
+            if (cell->right) save_cell(c, cell);
         }
-        if (cell->right) save_cell(c, cell); else left++;
+        left -= cell->right != NULL;
     }
     return left;
 }

@@ -552,7 +552,7 @@ static void test_estimates(void)
     check(e.seeds == 2 && e.mean == 0.7 && e.low < low && e.high > high,
           "estimate: seeds that differ make the interval wider than Wilson's");
     e = *estimate_at(&c, 0, 1);
-    check(e.seeds == 0 && isnan(e.p) && isnan(e.holm) && best_method(&c, 0) == 0,
+    check(e.seeds == 0 && isnan(e.p) && isnan(e.holm) && best_method(&c, 0, false) == 0,
           "estimate: a method that has not run is compared with none");
 }
 
