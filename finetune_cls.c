@@ -1836,8 +1836,9 @@ static void begin_reading(struct Reader *r)
     choose_format(r);
     if (formats[r->format].read == read_row) {
         if (!strncmp(first, "sep=", 4) && first[4] == r->separator && strchr("\r\n", first[5])) {
-            r->at = first + 6;
-            if (next_record(r, false)) first = r->at;
+            take_line(&r->at, r->end);
+            next_record(r, false);
+            first = r->at;
         }
         read_row(r);
         if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");

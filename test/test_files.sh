@@ -208,6 +208,9 @@ fails 1 "5 records cannot be used: line 9: the label is empty; line 29:" try emp
 training two_parts.csv "two_parts.csv:22: repeats the header, left out"
 training two_parts_bom.tsv "labels: negative, positive"
 training parts.jsonl "10 texts to train on"
+same_as_plain excel_sep.csv
+{ printf 'sep=\t\n'; cat "$dir/plain.tsv"; } >"$dir/sep_tab"
+same_as_plain sep_tab
 printf 'text\tlabel\na\tneg\nb\tpos\n' >"$dir/val.tsv"
 training nbsp_zwsp.tsv "look alike"
 printf 'text\tlabel\na\t\303\251\n' >"$dir/val.tsv"
