@@ -1649,7 +1649,7 @@ static bool find_columns(struct Reader *r)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
         return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
-                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   "by its name or number, from 1", place < 0 ? "" : "other ", names, b.data,
                    column_words[which]);
     }
     return true;
@@ -1890,10 +1890,14 @@ static bool read_example(struct Reader *r, struct Example *e)
     return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
-static void warn_of_empty(const char *path, int empty, int all)
+/* Says how many of all texts are empty or not valid UTF-8. */
+static void warn_of_texts(const char *path, int empty, int invalid, int all)
 {
     if (empty)
         warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty, all);
+    if (invalid)
+        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
+             "CP1252 -t UTF-8 FILE >NEW", path, invalid, all);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
@@ -1919,10 +1923,7 @@ static struct Examples read_examples(const char *path, struct Columns columns)
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
-    warn_of_empty(path, empty, all.count);
-    if (invalid)
-        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
-             "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
+    warn_of_texts(path, empty, invalid, all.count);
     free(r.fields);
     all.columns = r.columns;
     return all;
@@ -3014,7 +3015,7 @@ static void predict_stream(struct Classifier *c)
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
-    int all = 0, empty = 0;
+    int all = 0, empty = 0, invalid = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
@@ -3027,14 +3028,16 @@ static void predict_stream(struct Classifier *c)
         int count = 0;
         for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
             if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
-            lines[count] = (struct Example){.text = take_line(&at, end)};
-            empty += lines[count].text.size == 0;
+            const struct Bytes text = take_line(&at, end);
+            lines[count] = (struct Example){.text = text};
+            empty += text.size == 0;
+            invalid += count_invalid(text.data, text.size) > 0;
         }
         all += count;
         predict_texts(c, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
-    warn_of_empty("standard input", empty, all);
+    warn_of_texts("standard input", empty, invalid, all);
     free(lines);
     free(b.data);
     free(block);
