@@ -3786,7 +3786,6 @@ static void list_cells(struct Compare *c)
     c->cells = allocate_zeroed(c->cell_count * sizeof *c->cells);
     for (int i = 0; i < c->cell_count; i++)
         c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
-    for (int i = 0; i < c->cell_count; i++) c->trainings += makes_sense(c, &c->cells[i]);
 }
 
 /* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as
@@ -3808,6 +3807,7 @@ static int run_cells(struct Compare *c)
 {
     double shown = seconds();
     bool over = false;
+    for (int i = 0; i < c->cell_count; i++) c->trainings += makes_sense(c, &c->cells[i]);
     int left = c->trainings;
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
