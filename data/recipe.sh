@@ -121,11 +121,13 @@ classify() {
     ./finetune_cls eval --model "$dir/$task" --data "$text/$task-$test" --precision $precision
 }
 
+praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
+blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 case $task in
     imdb) test=test.tsv each=12 few_time=1h many_time=3h last_time=40m
-          label_words='pos=great,good,excellent,wonderful;neg=terrible,bad,awful,boring' ;;
+          label_words="pos=$praise;neg=$blame" ;;
     sst2) test=dev.tsv each=1 few_time=15m many_time=40m last_time=5m
-          label_words='1=great,good,excellent,wonderful;0=terrible,bad,awful,boring' ;;
+          label_words="1=$praise;0=$blame" ;;
 esac
 
 plan
