@@ -5,8 +5,9 @@
 #     data/recipe.sh imdb|sst2 [DIR [TIME]]
 #
 # Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
-# TIME is that of pretraining (2h). `make imdb` and `make sst2` build the programs first. Test texts
-# are read by steps 5 to 7 alone; the language model never sees IMDb's test half.
+# TIME (2h) is that of pretraining, and the most that each table may take: seeds that do not fit are
+# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 5
+# to 7 alone; the language model never sees IMDb's test half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,13 +25,13 @@ done_or() { [ -e "$1" ] && echo "done    " || echo "$2"; }
 
 plan() {
     cat <<TEXT
-$task, in $dir. Times are those of two cores with AVX-512 and bf16; others take twice as long.
+$task, in $dir. Times are those of two cores with AVX-512 and bf16; others take about twice as long.
   1 texts                   $(done_or "$text/$task-train.tsv" "1m ")
   2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m ")
   3 pretraining             $(done_or "$dir/pretrained" "$time ")  6.9M parameters; $precision
   4 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
-  5 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "$few_time ")  $seeds seeds
-  6 5,000 and all labels    $(done_or "$dir/$task-many/done" "$many_time ")  $seeds seeds
+  5 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
+  6 5,000 and all labels    $(done_or "$dir/$task-many/done" "at most $time ")  $seeds seeds
   7 the classifier          $(done_or "$dir/$task/model.safetensors" "$last_time ")  all labels, all test texts
 TEXT
 }
@@ -105,7 +106,7 @@ compare() # NAME LABELS METHODS
         awk -v each=$each 'NR == 1 || NR % each == 0' "$text/$task-$test" >"$dir/$task-some.tsv"
     ./finetune_cls compare --model "$model" --train "$text/$task-train.tsv" \
         --test "$dir/$task-some.tsv" --out "$out" --resume --labels "$2" --methods "$3" \
-        --seeds $seeds --precision $precision --suffix "$(cat "$dir/$task-suffix")" \
+        --seeds $seeds --time-limit "$time" --precision $precision --suffix "$(cat "$dir/$task-suffix")" \
         --label-words "$label_words" | tee "$out.txt"
     mv "$out.txt" "$out/table.txt"
     touch "$out/done"
@@ -124,9 +125,9 @@ classify() {
 praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
 blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 case $task in
-    imdb) test=test.tsv each=12 few_time=1h many_time=3h last_time=40m
+    imdb) test=test.tsv each=12 last_time=40m
           label_words="pos=$praise;neg=$blame" ;;
-    sst2) test=dev.tsv each=1 few_time=15m many_time=40m last_time=5m
+    sst2) test=dev.tsv each=1 last_time=5m
           label_words="1=$praise;0=$blame" ;;
 esac
 
