@@ -1167,16 +1167,16 @@ static double flops_per_token(const struct Config *c)
 /* --- Shape, batch, rate and dropout that are not given --- */
 
 /* The rules want a run that is nearly as good as one after a long search. dev/experiments.md has
- * what was tried. With C FLOPs a model of N parameters (in the blocks and the head) reads about
- * D = C / 6N tokens: a small one reads more and learns less from each.
+ * what was tried. In a given time a small model reads more tokens, and learns less from each.
  *
- *   shape     the loss is lowest near N = sqrt(C / 72), where D = 11 N, and flat around it
- *             (Hoffmann et al. 2022). So: the largest model of a short ladder that reads at least
- *             5 tokens for each parameter. A step of the ladder doubles N or more, so that a
- *             measurement of the machine which is a little wrong seldom changes the choice.
+ *   shape     the loss is lowest where a model reads some 20 tokens for each parameter, and flat
+ *             around that (Hoffmann et al. 2022). So: the largest model of a short ladder that
+ *             reads at least 8 for each parameter of its blocks. A step of the ladder doubles them
+ *             or more, so that a measurement of the machine which is a little wrong seldom changes
+ *             the choice.
  *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
- *             after 16 little (Muennighoff et al. 2023). Then one step more of the ladder is the
- *             better use of the time, and dropout keeps the model from learning the text by heart.
+ *             after 16 little (Muennighoff et al. 2023). Dropout keeps the model from learning the
+ *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
 enum { RUNGS = 10 };
@@ -1210,10 +1210,8 @@ static int find_rung(const struct Run *r)
 {
     for (int k = RUNGS - 1; ; k--) {
         const struct Config c = model_on(r, k);
-        const double tokens = tokens_in_run(r, &c);
-        const double parameters = (forward_flops(&c, LINEAR) + forward_flops(&c, HEAD)) / 2;
-        if (k > 0 && tokens < 5 * parameters) continue;
-        return tokens > 16.0 * r->data.tokens && k < RUNGS - 1 ? k + 1 : k;
+        const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
+        if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return k;
     }
 }
 
