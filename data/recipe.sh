@@ -43,7 +43,7 @@ TEXT
 lower() { LC_ALL=C tr A-Z a-z; }
 
 get_texts() {
-    data/get_data.sh imdb "$task"
+    data/get_data.sh imdb $([ "$task" = imdb ] || echo "$task")
     mkdir -p "$text"
     local from to
     for from in imdb/pretrain.txt "$task/train.tsv" "$task/$test"; do
