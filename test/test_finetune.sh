@@ -468,8 +468,10 @@ fails 2 '--label-words: the label "negative" has no words. Write negative=words.
     nowhere --tune probe --label-words "positive=good"
 fails 2 '--label-words: the label "negative" has no words' \
     nowhere --tune prompt --label-words "positive=good;negative="
-fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
+fails 2 '--label-words: "mixed" is no label, or named twice. There are: negative, positive.' \
     nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
+fails 2 '--label-words: "positive" is no label, or named twice' \
+    nowhere --tune probe --label-words "positive=good;negative=bad;positive=fine"
 fails 2 '--label-words: "good" is a word of two labels' \
     nowhere --tune prompt --label-words "positive=good;negative=good"
 fails 2 '--label-words: a word of "positive" is empty' \
