@@ -589,7 +589,7 @@ static void constant_feature(double *u, const struct Task *t, const real *x, int
         sum += w->lnf_b[c] * u[c];
         size += fabs(w->lnf_b[c] * u[c]);
     }
-    if (!(fabs(sum) > 1e-3 * size)) {
+    if (!(fabs(sum) > 1e-5 * size)) {
         if (!t->quiet)
             progress(true, "the final LayerNorm holds no bias: the mean feature takes its place");
         for (int c = 0; c < C; c++) {
@@ -2242,6 +2242,7 @@ static char **load_data(struct Task *t, int *classes)
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
     if (has_words(s))
         t->words = read_label_words(s->label_words, names, *classes, t->tokenizer, t->quiet);
+    if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
     t->prior = read_prior(s->prior, names, *classes);
     add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
@@ -2574,7 +2575,7 @@ static struct Option *tune_options(struct Settings *s)
                 TEXT, &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
         SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
                 "else equal ones, unless the labels contradict that", TEXT, &s->prior,
-                .idle = "without label-words"),
+                .idle = "with tune scratch"),
         STEPS("epochs", "0: 3, but at least 200 updates; with label words at most 20", INTEGER,
               &s->epochs, 0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,

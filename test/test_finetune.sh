@@ -486,6 +486,12 @@ succeeds "names of classes that are tokens are label words" eval '
     sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
     train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
         grep -q "^label words: bad=bad;good=good, the names of the classes"'
+succeeds "--prior: of the names of classes, too; without any words it is said to be idle" eval '
+    prior="bad=3;good=1"
+    train --tune prompt --train "$dir/named.tsv" --prior "$prior" --out "$dir/named2" >"$dir/prior.log" 2>&1 &&
+    ! grep -q "no effect" "$dir/prior.log" && ! cmp -s "$dir/named/model.safetensors" "$dir/named2/model.safetensors" &&
+    train --tune probe --train "$dir/named.tsv" --prior "$prior" --out "$dir/named2" --overwrite 2>&1 |
+        grep -q -- "--prior: has no effect without label words"'
 succeeds "of a word of several tokens the first is taken, and it is said" eval '
     prompt --train "$dir/bare" --format lines --label-words "positive=good;negative=zzz" \
         --out "$dir/several" 2>&1 | grep -q "^label word \"zzz\": the first of its [0-9] tokens stands for it"'
