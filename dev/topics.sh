@@ -1,10 +1,11 @@
 #!/bin/sh
 # Prompting with four classes: the topic of a note, which the model's texts name after notes, and what
-# a question asks for, which no text names. Needs the programs built and Python; writes to DIR, or
-# out/topics, and takes about six minutes. The tables are in dev/results.md.
+# a question asks for, which no text names. Needs the programs built and Python; writes to out/topics,
+# in three to eight minutes. The tables are in dev/results.md.
 set -eu
 cd "$(dirname "$0")/.."
-dir=${1:-out/topics}
+dir=out/topics
+rm -rf "$dir"
 python3 dev/topics.py "$dir"
 ./tokenizer train --vocab 1024 --split lines --out "$dir/tokenizer" "$dir/plain.txt"
 ./tokenizer encode --tokenizer "$dir/tokenizer" --split lines --out "$dir/train" "$dir/plain.txt"
@@ -17,7 +18,7 @@ python3 dev/topics.py "$dir"
 compare() {
     ./finetune_cls compare --model "$dir/model" --train "$dir/$1.tsv" --test "$dir/$1_test.tsv" \
         --out "$dir/compare_$1" --labels 0,20,100 --seeds 3 --batch 16 --suffix "$2" \
-        --label-words "$3" --methods "majority,nb,nbsvm,$4" --overwrite
+        --label-words "$3" --methods "majority,nb,nbsvm,$4"
 }
 plain=+suffix:+label-words:
 compare topics " Read more about" "business=business;science=science;sport=sport;travel=travel" \
@@ -28,7 +29,7 @@ compare questions " This asks for a" "person=person;place=place;reason=reason;ti
 
 # A classifier of four classes without a label, what it says, and why.
 ./finetune_cls train --model "$dir/model" --train "$dir/topics.tsv" --out "$dir/prompt" --tune prompt \
-    --suffix " Read more about" --prior "sport=4;business=3;science=2;travel=1" --overwrite
+    --suffix " Read more about" --prior "sport=4;business=3;science=2;travel=1"
 ./finetune_cls eval --model "$dir/prompt" --data "$dir/topics_test.tsv"
-./finetune_cls predict --model "$dir/prompt" --all "In Lyon a keeper saved the penalty."
-./finetune_cls explain --model "$dir/prompt" "In Lyon a keeper saved the penalty."
+./finetune_cls predict --model "$dir/prompt" --all "In Lyon a keeper won the penalty."
+./finetune_cls explain --model "$dir/prompt" "In Lyon a keeper won the penalty."
