@@ -592,12 +592,12 @@ static void constant_feature(double *u, const struct Task *t, const real *x, int
     if (!(fabs(sum) > 1e-5 * size)) {
         if (!t->quiet)
             progress(true, "the final LayerNorm holds no bias: the mean feature takes its place");
+        sum = 0;
         for (int c = 0; c < C; c++) {
             u[c] = 0;
             for (int n = 0; n < N; n++) u[c] += x[(size_t)n * C + c] / N;
+            sum += u[c] * u[c];
         }
-        sum = 0;
-        for (int c = 0; c < C; c++) sum += u[c] * u[c];
     }
     for (int c = 0; c < C; c++) u[c] /= sum;
 }
@@ -1093,14 +1093,13 @@ static struct Scores train_probe(struct Task *t, struct Metadata *meta)
         best = better ? all : few;
         probe_free(better ? &few : &all);
     }
-    const struct Scores scores = best.scores;
     add_to_head(t->model.w.score_w, &best, u, C);
     metadata_set(meta, "l2", "%.6g", best.f.l2);
     metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
     probe_free(&best);
     release(h, (size_t)N * C * sizeof *h);
     free(folds);
-    return scores;
+    return best.scores;
 }
 
 /* ============================================================================================= */
@@ -2075,6 +2074,7 @@ static struct LabelWords read_label_words(const char *text, char *const *names, 
     for (int k = 0; k < K; k++) {
         w.starts[k] = n;
         for (char *rest = lists[k]; (word = strsep(&rest, ",")); n++) {
+            word += strspn(word, " ");
             if (!*word) die_usage("--label-words: a word of \"%s\" is empty.", names[k]);
             const int count = word_token(&w.ids[n], t, word);
             for (int i = 0; i < w.starts[k]; i++)

@@ -629,9 +629,8 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
 
 /* A batch through blocks from .. to - 1, so that a frozen part can be computed once. from = 0
  * begins with the embedding; otherwise activations[from].x holds the input. The output is
- * activations[to].x. Returns ln_f of it, as if the network ended there: with to = L the hidden
- * states (N, C). With WORK_TRAIN sets dhidden to 0 for the heads. p: the probability of dropout, 0
- * for evaluation; key names the masks. */
+ * activations[to].x. Returns ln_f of it, hidden (N, C), as if the network ended there; dhidden is
+ * cleared for the heads. p: the probability of dropout, 0 for evaluation; key names the masks. */
 static const real *blocks_forward(const struct Model *model, struct Workspace *ws,
                                   const struct Batch *batch, double p, uint64_t key, int from,
                                   int to)

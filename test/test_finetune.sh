@@ -475,7 +475,11 @@ fails 2 '--label-words: "positive" is no label, or named twice' \
 fails 2 '--label-words: "good" is a word of two labels' \
     nowhere --tune prompt --label-words "positive=good;negative=good"
 fails 2 '--label-words: a word of "positive" is empty' \
-    nowhere --tune prompt --label-words "positive=good,;negative=bad"
+    nowhere --tune prompt --label-words "positive=good, ;negative=bad"
+succeeds "--label-words: blanks after a comma are no part of a word" eval '
+    prompt --train "$dir/bare" --format lines --out "$dir/prompt2" --overwrite --label-words \
+        "positive=good, fine, warm, witty,moving;negative=bad, dull,flat,clumsy,awful" >/dev/null 2>&1 &&
+    [ "$(./finetune_cls explain --model "$dir/prompt2" "the film was good")" = "$(cat "$dir/explained")" ]'
 fails 1 '--label-words: every label is "positive". Two classes are needed' \
     nowhere --tune prompt --label-words "positive=good"
 fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
