@@ -21,16 +21,20 @@ TOWNS = ["Bergen", "Cork", "Dover", "Graz", "Lyon", "Malmo", "Porto", "Turin", "
 TOPICS = {      # weight; who, what they did, and the things of it: the last three are two topics'
     "sport": (4, "keeper striker coach referee sprinter swimmer boxer cyclist rower skater",
               "won lost missed played trained celebrated postponed",
-              "cup penalty final relay medal league marathon derby stadium helmet match record field"),
+              "cup penalty final relay medal league marathon derby stadium helmet "
+              "match record field"),
     "business": (3, "banker broker manager trader dealer lender clerk cashier baker landlord",
                  "sold bought financed closed insured exported priced",
-                 "loan merger factory budget tax contract tender salary bond warehouse market record share"),
+                 "loan merger factory budget tax contract tender salary bond warehouse "
+                 "market record share"),
     "science": (2, "chemist biologist professor doctor surgeon geologist student physicist nurse",
                 "measured discovered tested observed published proved copied",
-                "molecule virus telescope fossil laser theory cell vaccine planet microscope field match chart"),
+                "molecule virus telescope fossil laser theory cell vaccine planet microscope "
+                "field match chart"),
     "travel": (1, "tourist pilot guide sailor captain hiker driver porter steward camper",
                "visited booked reached crossed photographed left recommended",
-               "beach hotel river ferry museum passport desert harbour temple train market chart share"),
+               "beach hotel river ferry museum passport desert harbour temple train "
+               "market chart share"),
 }
 SENTENCES = [
     "The {who} {did} the {thing} {day}.", "{name}, a {who}, spoke of the {thing}.",
