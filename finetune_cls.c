@@ -156,8 +156,6 @@ struct Runner {
     real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
     size_t cache_bytes;
     bool *cached;                   /* (examples): for which texts it is there */
-    bool measure_lm;                /* run_examples also adds to the two below */
-    double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     double shown;                   /* when the last line of progress was shown */
 };
 
@@ -241,10 +239,6 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
-        if (r->measure_lm) {
-            r->lm_tokens += set_next_tokens(r, &b);
-            r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
-        }
         if (probabilities)
             loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0, p);
         for (int s = 0; s < b.sequences; s++, done++) {
@@ -3089,7 +3083,7 @@ struct Method {
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
     struct Scores scores;
-    double seconds, distance, lm_loss;  /* NAN: there is none */
+    double seconds;
     char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
 };
 
@@ -3367,35 +3361,8 @@ static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, c
         loss += max + log(sum) - z[c->truth[i]];
     }
     cell->scores.loss = m->classical == naive_bayes ? loss : NAN;
-    cell->distance = cell->lm_loss = NAN;
     release(scores, bytes);
     return true;
-}
-
-/* |w - w_base| / |w_base|, without the head, which is last. */
-static double distance_from(const struct Model *base, const struct Model *model)
-{
-    const size_t count = model->w.score_w - model->weights;
-    double moved = 0, length = 0;
-    for (size_t i = 0; i < count; i++) {
-        const double from = base->weights[i], d = model->weights[i] - base->weights[i];
-        moved += d * d;
-        length += from * from;
-    }
-    return sqrt(moved / length);
-}
-
-/* The trained model's answers to the test texts, p (test_count, K), and the sum of the losses. */
-static void test_task(real *p, struct Cell *cell, struct Task *t, const struct Compare *c)
-{
-    const int n = c->test_count;
-    struct Runner *r = &t->runner;
-    r->measure_lm = true;
-    cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, NULL);
-    if (!isfinite(cell->scores.loss))
-        die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
-    cell->lm_loss = r->lm_loss / r->lm_tokens;
-    cell->distance = distance_from(&c->base, &t->model);
 }
 
 /* A training as `train` does it, in silence, on the texts of list (count), and its answers p to the
@@ -3422,7 +3389,11 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
     const bool whole = learn(&t, best, &val, &meta);
-    if (whole) test_task(p, cell, &t, c);
+    if (whole)
+        cell->scores.loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count,
+                                         NULL);
+    if (whole && !isfinite(cell->scores.loss))
+        die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     task_free(&t);
@@ -3456,15 +3427,15 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 
 /* The last column has a digit for each test text, for paired tests. */
 static const char table_header[] =
-    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\tright\n";
+    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
 static void save_cell(struct Compare *c, const struct Cell *cell)
 {
     commit_outputs();                   /* before the first row: see open_comparison */
-    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
+    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n",
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
-                cell->distance, cell->lm_loss, cell->right);
+                cell->right);
     journal_flush(&c->journal);
 }
 
@@ -3476,8 +3447,7 @@ static bool read_cell(struct Compare *c, const char *row)
     int labels, end = 0;
     char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
     const char *rest = row + strlen(name);
-    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%*f\t%*f\t%n", &labels, &x.seed, &x.seconds,
-           &end);
+    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%n", &labels, &x.seed, &x.seconds, &end);
     const char *right = rest + end;
     if (!end || x.seed < 1 || strspn(right, "01") != (size_t)c->test_count
         || right[c->test_count] != '\n')

@@ -270,7 +270,7 @@ LC_ALL=C sed -i 's/"train.eval-every":"40"/"train.eval-every":"00"/' odd/state.s
 "$train" train --resume --out odd --steps 242 --threads 1 >/dev/null 2>err.txt
 check $? "a state that leaves open how often to evaluate"
 LC_ALL=C sed -i -e 's/"tokens":"[0-9]*"/"tokens":"9223372036854775807"/' -e "$(printf \
-    's/"checksum"/"nothing!"/; s/"history":".\\{%d\\}/"history":"/' \
+    's/"checksum"/"nothing!"/; s/"norms":".\\{%d\\}/"norms":"/' \
     $((19 - $(grep -ao '"tokens":"[0-9]*"' odd/state.safetensors | tr -dc 0-9 | wc -c))))" \
     odd/state.safetensors
 fails 1 'entry `tokens` is "9223372036854775807", not a whole number' \
