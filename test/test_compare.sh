@@ -230,7 +230,7 @@ for wrong in "some|not one of majority, nb, nbsvm, prompt, probe, last:K" "last:
     "full+layer-decay:0|layer-decay 0: out of range, 0.01 to 1" \
     "full+l2sp:-1|l2sp -1: out of range, 0 to 1e+30" "full+class-weights:some|not one of none" \
     "full+seed:2|seed is no option of a method" "full+suffix|suffix is no option of a method" \
-    "full+suffix:x${tab}y|compare.tsv cannot hold a name with a tab"; do
+    "full+suffix:x${tab}y|compare.tsv cannot hold a tab"; do
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
 alone=
@@ -372,6 +372,13 @@ succeeds "probe: words make a difference, and + takes them away" eval '
         "$1/compare.tsv"; }
     [ "$(row "$dir/plain" probe)" = "$(row "$dir/asked" probe+label-words:)" ] &&
     [ "$(row "$dir/plain" probe)" != "$(row "$dir/asked" probe)" ]'
+succeeds "+label-words: and --label-words: the same rows" eval '
+    compare "$dir/own_words" --suffix " I am" --labels 12 --seeds 1 --methods \
+        "prompt+label-words:positive=glad,happy;negative=sorry,ashamed,probe" >/dev/null 2>&1 &&
+    row() { awk -F "\t" -v m="$2" "index(\$1, m) == 1 && \$2 == 12 && \$3 == 1 { print \$4, \$6, \$8; exit }" \
+        "$1/compare.tsv"; }
+    [ "$(row "$dir/own_words" prompt)" = "$(row "$dir/asked" prompt)" ] &&
+    [ "$(row "$dir/own_words" probe)" = "$(row "$dir/plain" probe)" ]'
 alone=
 fails 2 "--methods prompt: needs label words" compare "$dir/no" --methods prompt --labels 12
 fails 2 '--label-words: "good" is no label' compare "$dir/no" --label-words "good=a" --labels 12
@@ -386,17 +393,17 @@ succeeds "0 labels without a prompt are left out" eval '
 ./finetune_cls train --model "$dir/base" --train "$train" --tune probe --out "$dir/probe" \
     >"$dir/probe.out" 2>/dev/null
 ./finetune_cls eval --model "$dir/probe" --data "$test" >"$dir/probe.eval" 2>/dev/null
-succeeds "layers: a header and rows 0, 1 and 2" \
-    [ "$(awk '{ printf "%s ", $1 }' "$dir/layers")" = "blocks 0 1 2 On " ]
-best=$(awk '$1 ~ /^[0-2]$/ && $2 > high { high = $2; best = $1 } END { print best }' "$dir/layers")
-succeeds "layers: names the best block, $best" eval \
-    'tail -n 1 "$dir/layers" | grep -qE "is best (after block $best|before the first block)\."'
+succeeds "layers: a header and two rows for 0, 1 and 2 blocks" [ "$(awk '{ printf "%s %s ", $1, $2 }' \
+    "$dir/layers")" = "blocks token 0 last 0 mean 1 last 1 mean 2 last 2 mean On validation " ]
+best=$(awk '$1 ~ /^[0-2]$/ && $3 > high { high = $3; best = $1 ".*the " $2 } END { print best }' "$dir/layers")
+succeeds "layers: names the best block and tokens, $best" eval '
+    tail -n 1 "$dir/layers" | sed "s/before the first block/after block 0/" | grep -q "is best after block $best"'
 succeeds "layers: the last row is train --tune probe" [ "$(awk '
     FNR == 1 { file++ }
     $1 == "val_accuracy" || $1 == "accuracy" { printf "%.4f ", $2 }
-    file == 3 && $1 == 2 { printf "%s %s ", $2, $3 }' \
-    "$dir/probe.out" "$dir/probe.eval" "$dir/layers")" = "$(awk '$1 == 2 {
-        printf "%s %s %s %s ", $2, $3, $2, $3 }' "$dir/layers")" ]
+    file == 3 && $1 == 2 && $2 == "last" { printf "%s %s ", $3, $4 }' \
+    "$dir/probe.out" "$dir/probe.eval" "$dir/layers")" = "$(awk '$1 == 2 && $2 == "last" {
+        printf "%s %s %s %s ", $3, $4, $3, $4 }' "$dir/layers")" ]
 succeeds "layers: blocks differ" [ "$(grep "^ " "$dir/layers" | cut -c 7- | uniq | wc -l)" -ge 2 ]
 succeeds "layers: 1 and 2 threads print the same" eval '(
     for threads in 1 2; do
