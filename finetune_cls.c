@@ -3661,18 +3661,18 @@ static int labels_needed(const struct Compare *c, int method, double accuracy)
 }
 
 /* "Pretraining is worth N labels": so many more are needed from scratch for what the best
- * pretrained method reaches with about 100. */
+ * pretrained method reaches with about 100. Without a larger number nothing can be said. */
 static void print_worth(const struct Compare *c)
 {
     int near = 0, scratch = -1;
-    for (int b = 0; b < c->budget_count; b++)
+    for (int b = 0; b < c->budget_count - 1; b++)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
     const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0) return;
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
+    if (best < 0 || scratch < 0 || few == most) return;
     const int needed = labels_needed(c, scratch, e[best].mean);
     const bool better = (!needed || needed > few) && p_value(c, near, best, scratch) < SIGNIFICANT;
     printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",

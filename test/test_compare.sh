@@ -85,7 +85,7 @@ succeeds "the verdict says that the best is flattered, and that test texts are f
     grep -q "^The best of several is a little flattered" "$dir/one.out" &&
     grep -q "^These are few test texts" "$dir/one.out"'
 succeeds "the verdict says what pretraining is worth, and ends with a choice" eval '
-    grep -q "^Pretraining is worth [a-z0-9 ]*: with 24 labels " "$dir/one.out" &&
+    grep -q "^Pretraining is worth [a-z0-9 ]*: with 12 labels " "$dir/one.out" &&
     tail -n 1 "$dir/one.out" | grep -q "^For these data, with 24 labels: [a-z]"'
 whole "$dir/two" --threads 2 >/dev/null 2>&1
 succeeds "1 and 2 threads give the same rows" same_rows "$dir/one" "$dir/two"
