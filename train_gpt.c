@@ -1244,7 +1244,7 @@ static void choose_what_suits(struct Run *r)
         if (n <= 1 || c.channels % n == 0) o->heads = max_int(1, n);
     if (!o->batch) choose_batch(r, tokens);
     if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
-    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : epochs <= 16 ? 0.1 : 0.2;
+    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : 0.1;
     for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
         char *value = option_text(find_option(r->table, names[k]));
         if (!is_given(r->table, names[k])) append(&chosen, " --%s %s", names[k], value);
