@@ -156,8 +156,6 @@ struct Runner {
     real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
     size_t cache_bytes;
     bool *cached;                   /* (examples): for which texts it is there */
-    bool measure_lm;                /* run_examples also adds to the two below */
-    double lm_loss, lm_tokens;      /* sum of -log p(next token); number of such tokens */
     struct Timer timer;             /* of the lines of progress */
 };
 
@@ -241,10 +239,6 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, sorted + done, count - done);
         const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
-        if (r->measure_lm) {
-            r->lm_tokens += set_next_tokens(r, &b);
-            r->lm_loss += lm_head(r->model, &r->ws, &b, r->next, 0);
-        }
         if (probabilities)
             loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0, p);
         for (int s = 0; s < b.sequences; s++, done++) {
@@ -590,15 +584,15 @@ static void constant_feature(double *u, const struct Task *t, const real *x, int
         sum += w->lnf_b[c] * u[c];
         size += fabs(w->lnf_b[c] * u[c]);
     }
-    if (!(fabs(sum) > 1e-3 * size)) {
+    if (!(fabs(sum) > 1e-5 * size)) {
         if (!t->quiet)
             progress(true, "the final LayerNorm holds no bias: the mean feature takes its place");
+        sum = 0;
         for (int c = 0; c < C; c++) {
             u[c] = 0;
             for (int n = 0; n < N; n++) u[c] += x[(size_t)n * C + c] / N;
+            sum += u[c] * u[c];
         }
-        sum = 0;
-        for (int c = 0; c < C; c++) sum += u[c] * u[c];
     }
     for (int c = 0; c < C; c++) u[c] /= sum;
 }
@@ -1094,14 +1088,13 @@ static struct Scores train_probe(struct Task *t, struct Metadata *meta)
         best = better ? all : few;
         probe_free(better ? &few : &all);
     }
-    const struct Scores scores = best.scores;
     add_to_head(t->model.w.score_w, &best, u, C);
     metadata_set(meta, "l2", "%.6g", best.f.l2);
     metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
     probe_free(&best);
     release(h, (size_t)N * C * sizeof *h);
     free(folds);
-    return scores;
+    return best.scores;
 }
 
 /* ============================================================================================= */
@@ -2049,8 +2042,9 @@ static char **values_by_label(const char *option, const char *text, char *const 
         const char *name = strsep(&value, "=");
         int k = 0;
         while (k < K && strcmp(names[k], name)) k++;
-        if (k == K)
-            die_usage("--%s: \"%s\" is no label. There are: %s.", option, name, joined(names, K));
+        if (k == K || values[k])
+            die_usage("--%s: \"%s\" is no label, or named twice. There are: %s.", option, name,
+                      joined(names, K));
         values[k] = value;
     }
     for (int k = 0; k < K; k++)
@@ -2082,6 +2076,7 @@ static struct LabelWords read_label_words(const char *text, char *const *names, 
     for (int k = 0; k < K; k++) {
         w.starts[k] = n;
         for (char *rest = lists[k]; (word = strsep(&rest, ",")); n++) {
+            word += strspn(word, " ");
             if (!*word) die_usage("--label-words: a word of \"%s\" is empty.", names[k]);
             const int count = word_token(&w.ids[n], t, word);
             for (int i = 0; i < w.starts[k]; i++)
@@ -2122,9 +2117,8 @@ static char **labels_of_words(const char *text, int *classes)
     struct Examples e = {.path = "--label-words"};
     char *rest = text_of("%s", text), *part;
     while ((part = strsep(&rest, ";"))) {
-        const struct Bytes label = {part, strcspn(part, "=")};
         e.items = resize(e.items, (e.count + 1) * sizeof *e.items);
-        e.items[e.count++] = (struct Example){.label = label};
+        e.items[e.count++] = (struct Example){.label = {part, strcspn(part, "=")}};
     }
     return class_names(&e, classes);
 }
@@ -2250,6 +2244,7 @@ static char **load_data(struct Task *t, int *classes)
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
     if (has_words(s))
         t->words = read_label_words(s->label_words, names, *classes, t->tokenizer, t->quiet);
+    if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
     t->prior = read_prior(s->prior, names, *classes);
     add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
@@ -2583,7 +2578,7 @@ static struct Option *tune_options(struct Settings *s)
                 TEXT, &s->label_words, .may_be_empty = true, .idle = "with tune scratch"),
         SETTING("prior", "shares of the classes, with label words: 'positive=0.3;negative=0.7'; "
                 "else equal ones, unless the labels contradict that", TEXT, &s->prior,
-                .idle = "without label-words"),
+                .idle = "with tune scratch"),
         STEPS("epochs", "0: 3, but at least 200 updates; with label words at most 20", INTEGER,
               &s->epochs, 0, 1e6),
         SETTING("steps", "updates, instead of --epochs", INTEGER, &s->steps, 0, MAX_STEPS,
@@ -3099,7 +3094,7 @@ struct Method {
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
     struct Scores scores;
-    double seconds, distance, lm_loss;  /* NAN: there is none */
+    double seconds;
     char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
 };
 
@@ -3160,9 +3155,6 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
         die_usage("--methods %s: %s is no option of a method, or lacks its value. There are those "
                   "of train for gradient steps, such as lr:X and l2sp:X, suffix:TEXT, "
                   "label-words:WORDS, prior:SHARES and class-weights.", method, option);
-    if (asks && strpbrk(value, "\t\r\n"))
-        die_usage("--methods %s: compare.tsv cannot hold a name with a tab or a line end. Give it "
-                  "as --%s.", method, option);
     row->may_be_empty = asks;
     set_option(row, brief("--methods %s: %s", method, option), value ? value : "auto");
     row->given = true;
@@ -3192,12 +3184,18 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     return m;
 }
 
-/* Reads --methods. Unless they are given, a model of one block has last:1 in place of last:2. */
+/* Reads --methods. A comma before a method's name separates two; another is part of a value, such
+ * as label words. Unless methods are given, a model of one block has last:1 in place of last:2. */
 static void parse_methods(struct Compare *c)
 {
+    static const char names[] = "majority|nb|nbsvm|scratch|prompt|probe|last|full";
     char *rest = text_of("%s", c->methods_text), *name, *last = strstr(rest, "last:2");
     if (c->base.config.layers == 1 && last && !is_given(c->task.options, "methods")) last[5] = '1';
-    while ((name = strsep(&rest, ","))) {
+    if (strpbrk(rest, "\t\r\n"))
+        die_usage("--methods: compare.tsv cannot hold a tab or a line end. Give it as --suffix.");
+    for (char *comma = rest; (comma = strchr(comma, ',')); comma++)
+        if (is_choice(comma + 1, strcspn(comma + 1, ",+:"), names)) *comma = '\n';
+    while ((name = strsep(&rest, "\n"))) {
         for (int k = 0; k < c->method_count; k++)
             if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
@@ -3367,35 +3365,8 @@ static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, c
         loss += max + log(sum) - z[c->truth[i]];
     }
     cell->scores.loss = m->classical == naive_bayes ? loss : NAN;
-    cell->distance = cell->lm_loss = NAN;
     release(scores, bytes);
     return true;
-}
-
-/* |w - w_base| / |w_base|, without the head, which is last. */
-static double distance_from(const struct Model *base, const struct Model *model)
-{
-    const size_t count = model->w.score_w - model->weights;
-    double moved = 0, length = 0;
-    for (size_t i = 0; i < count; i++) {
-        const double from = base->weights[i], d = model->weights[i] - base->weights[i];
-        moved += d * d;
-        length += from * from;
-    }
-    return sqrt(moved / length);
-}
-
-/* The trained model's answers to the test texts, p (test_count, K), and the sum of the losses. */
-static void test_task(real *p, struct Cell *cell, struct Task *t, const struct Compare *c)
-{
-    const int n = c->test_count;
-    struct Runner *r = &t->runner;
-    r->measure_lm = true;
-    cell->scores.loss = run_examples(r, p, NULL, &t->data, c->test_list, n, t->title);
-    if (!isfinite(cell->scores.loss))
-        die("--methods %s: the loss is not finite. Lower its lr.", c->methods[cell->method].name);
-    cell->lm_loss = r->lm_loss / r->lm_tokens;
-    cell->distance = distance_from(&c->base, &t->model);
 }
 
 /* A training as `train` does it, without files, on the texts of list (count), and its answers p to
@@ -3422,7 +3393,11 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
     const bool whole = learn(&t, best, &val, &meta);
-    if (whole) test_task(p, cell, &t, c);
+    if (whole)
+        cell->scores.loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count,
+                                         t.title);
+    if (whole && !isfinite(cell->scores.loss))
+        die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
     task_free(&t);
@@ -3456,15 +3431,15 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 
 /* The last column has a digit for each test text, for paired tests. */
 static const char table_header[] =
-    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tdistance\tlm_loss\tright\n";
+    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
 static void save_cell(struct Compare *c, const struct Cell *cell)
 {
     commit_outputs();                   /* before the first row: see open_comparison */
-    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%.6f\t%.6f\t%s\n",
+    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n",
                 c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
                 cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
-                cell->distance, cell->lm_loss, cell->right);
+                cell->right);
     journal_flush(&c->journal);
 }
 
@@ -3476,8 +3451,7 @@ static bool read_cell(struct Compare *c, const char *row)
     int labels, end = 0;
     char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
     const char *rest = row + strlen(name);
-    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%*f\t%*f\t%n", &labels, &x.seed, &x.seconds,
-           &end);
+    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%n", &labels, &x.seed, &x.seconds, &end);
     const char *right = rest + end;
     if (!end || x.seed < 1 || strspn(right, "01") != (size_t)c->test_count
         || right[c->test_count] != '\n')
@@ -3614,14 +3588,13 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     return e;
 }
 
-/* The most accurate method with a budget, of all or only of the pretrained; -1: none has run. */
+/* The most accurate method with a budget, or the most accurate pretrained one; -1: none has run. */
 static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
-        const struct Method *method = &c->methods[m];
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && (method->classical || method->set.kind == SCRATCH)) continue;
+        if (pretrained && (c->methods[m].classical || c->methods[m].set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3692,18 +3665,18 @@ static int labels_needed(const struct Compare *c, int method, double accuracy)
 }
 
 /* "Pretraining is worth N labels": so many more are needed from scratch for what the best
- * pretrained method reaches with about 100. */
+ * pretrained method reaches with about 100. Without a larger number nothing can be said. */
 static void print_worth(const struct Compare *c)
 {
     int near = 0, scratch = -1;
-    for (int b = 0; b < c->budget_count; b++)
+    for (int b = 0; b < c->budget_count - 1; b++)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
     const int best = best_method(c, near, true);
-    if (best < 0 || scratch < 0) return;
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
+    if (best < 0 || scratch < 0 || few == most) return;
     const int needed = labels_needed(c, scratch, e[best].mean);
     const bool better = (!needed || needed > few) && p_value(c, near, best, scratch) < SIGNIFICANT;
     printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
@@ -3715,15 +3688,14 @@ static void print_worth(const struct Compare *c)
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budgets[c->budget_count - 1];
-    const struct Estimate *e = estimate_at(c, 0, 0);
-    const int best = best_method(c, 0, true);
+    const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
     int bayes = -1;
+    if (c->budgets[0] || best < 0) return;
     for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].classical == naive_bayes) bayes = m;
-    if (best < 0 || c->budgets[0]) return;
-    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
-    printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
+    const double accuracy = estimate_at(c, 0, best)->mean;
+    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, accuracy);
+    printf("Without any label %s is right in %.3f", c->methods[best].name, accuracy);
     if (bayes >= 0 && most)
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
                needed ? needed : most);
@@ -3875,8 +3847,8 @@ static int command_compare(int argc, char **argv)
          TEXT, &c.labels_text, .effect = EXTENDS},
         {"seeds", "repetitions with other labels, head, order and dropout", INTEGER, &c.seeds, 1,
          1000, .effect = EXTENDS},
-        {"methods", "separated by commas; with options as in the last one", TEXT, &c.methods_text,
-         .effect = EXTENDS},
+        {"methods", "separated by commas, with options as in the last one; a comma that no method "
+         "follows is part of an option's value", TEXT, &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
         tune_option(s, "label-words"), tune_option(s, "prior"),
@@ -3904,81 +3876,83 @@ static int command_compare(int argc, char **argv)
 /* 11. A look inside: layers, explain                                                            */
 /* ============================================================================================= */
 
-/* What the last token of each text has become after every block, from one pass over all texts:
- * levels[l] (count, C) after l blocks, put through ln_f as if the network ended there. */
+/* For each text of a batch, whose rows are h (N, C): last becomes its last row, and the mean of its
+ * rows is added to mean. Both (B, C). */
+static void pool(real *last, real *mean, const real *h, const struct Batch *b, int C)
+{
+    for (int s = 0; s < b->sequences; s++, last += C, mean += C)
+        for (int n = b->starts[s]; n < b->starts[s + 1]; n++)
+            for (int c = 0; c < C; c++) {
+                last[c] = h[(size_t)n * C + c];
+                mean[c] += last[c] / (b->starts[s + 1] - b->starts[s]);
+            }
+}
+
+/* What each text has become after every block, from one pass over all texts, put through ln_f as if
+ * the network ended there. After l blocks: levels[2 l] (count, C), its last token, which is what a
+ * classifier reads, and levels[2 l + 1], 0 before, the mean over its tokens. */
 static void read_levels(struct Runner *r, real *const *levels, const struct Dataset *d,
                         const int *list, int count)
 {
-    struct Workspace *ws = &r->ws;
-    const struct Weights *w = &r->model->w;
     const int C = r->model->config.channels, L = r->model->config.layers;
     struct Timer timer = start_timer();
-    real *mean = resize(NULL, 2 * ws->max_rows * sizeof *mean);
     for (int done = 0; done < count; ) {
         const struct Batch b = gather(r, d, list + done, count - done);
         for (int l = 0; l <= L; l++) {
-            const real *x = blocks_forward(r->model, ws, &b, 0, 0, max_int(l - 1, 0), l);
-            real *last = levels[l] + (size_t)done * C;
-            for (int s = 0; s < b.sequences; s++)
-                memcpy(last + (size_t)s * C, x + (size_t)(b.starts[s + 1] - 1) * C,
-                       C * sizeof *last);
-            if (l < L)
-                layernorm_forward(last, mean, mean + ws->max_rows, last, w->lnf_w, w->lnf_b,
-                                  b.sequences, C);
+            const real *h = blocks_forward(r->model, &r->ws, &b, 0, 0, max_int(l - 1, 0), l);
+            const size_t to = (size_t)done * C;
+            pool(levels[2 * l] + to, levels[2 * l + 1] + to, h, &b, C);
         }
         done += b.sequences;
         show_work(&timer, "features", done, count, "texts");
     }
-    free(mean);
 }
 
-/* The part of the texts of list (n) whose label has the highest score. */
-static double accuracy_on(struct Task *t, const int *list, int n)
+/* The part of the n texts from `first` on whose label has the highest score. */
+static double accuracy_from(const struct Task *t, int first, int n)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
-    real *h = features_of(t, list, n, NULL), z[K];
     int right = 0;
-    for (int i = 0; i < n; i++) {
+    for (int i = first; i < first + n; i++) {
+        real z[K];
         for (int k = 0; k < K; k++)
-            z[k] = dot_product(h + (size_t)i * C, t->model.w.score_w + (size_t)k * C, C);
-        right += most_probable(z, K) == t->data.labels[list[i]];
+            z[k] = dot_product(t->features + (size_t)i * C, t->model.w.score_w + (size_t)k * C, C);
+        right += most_probable(z, K) == t->data.labels[i];
     }
-    release(h, (size_t)n * C * sizeof *h);
     return (double)right / n;
 }
 
-/* The accuracy of a probe after each block, by cross-validation and on the test texts, which follow
+/* The accuracy of a probe of each level, by cross-validation and on the test texts, which follow
  * train_texts others. The block that knows most about the labels tells how many to tune: those
  * above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t, int train_texts)
 {
-    const int L = t->model.config.layers, C = t->model.config.channels;
+    const int count = 2 * (t->model.config.layers + 1), C = t->model.config.channels;
     const int all = t->data.count, n = all - train_texts;
-    real **levels = resize(NULL, (L + 1) * sizeof *levels);
+    real **levels = resize(NULL, count * sizeof *levels);
     int *order = resize(NULL, all * sizeof *order);
     for (int i = 0; i < all; i++) order[i] = i;
     int best = 0;
     double highest = 0;
-    for (int l = 0; l <= L; l++) levels[l] = allocate_zeroed((size_t)all * C * sizeof(real));
+    for (int i = 0; i < count; i++) levels[i] = allocate_zeroed((size_t)all * C * sizeof(real));
     read_levels(&t->runner, levels, &t->data, order, all);
-    printf("blocks  val_accuracy  test_accuracy  95%% interval\n");
-    for (int l = 0; l <= L; l++) {
+    printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
+    for (int i = 0; i < count; i++) {
         struct Metadata meta = {0};
         double low, high;
-        t->features = levels[l];
+        t->features = levels[i];
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
         const double val = train_probe(t, &meta).accuracy;
-        const double test = accuracy_on(t, order + train_texts, n);
+        const double test = accuracy_from(t, train_texts, n);
         wilson_interval(&low, &high, test, n);
-        printf("%6d  %12.4f  %13.4f  %.4f to %.4f%s\n", l, val, test, low, high,
-               l == 0 ? "  (embeddings alone)" : "");
-        if (val > highest) { highest = val; best = l; }
+        printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,
+               test, low, high, i / 2 ? "" : "  (embeddings alone)");
+        if (val > highest) { highest = val; best = i; }
         metadata_free(&meta);
     }
-    printf("On validation the probe is best %s. --tune probe reads block %d, the last.\n",
-           best ? brief("after block %d", best) : "before the first block", L);
-    free(levels);
-    free(order);
+    printf("On validation the probe is best %s, on %s. --tune probe reads the last token after "
+           "block %d.\n", best / 2 ? brief("after block %d", best / 2) : "before the first block",
+           best % 2 ? "the mean over tokens" : "the last token", count / 2 - 1);
 }
 
 /* One pass over the texts, then a probe for every block. */

@@ -628,10 +628,9 @@ static void block_forward(real *out, const struct Block *b, struct Activations *
 }
 
 /* A batch through blocks from .. to - 1, so that a frozen part can be computed once. from = 0
- * begins with the embedding; otherwise activations[from].x holds the input. Returns the output,
- * activations[to].x; if to = L, ln_f of it, which are the hidden states (N, C), and with WORK_TRAIN
- * sets dhidden to 0 for the heads. p: the probability of dropout, 0 for evaluation; key names the
- * masks. */
+ * begins with the embedding; otherwise activations[from].x holds the input. The output is
+ * activations[to].x. Returns ln_f of it, hidden (N, C), as if the network ended there; dhidden is
+ * cleared for the heads. p: the probability of dropout, 0 for evaluation; key names the masks. */
 static const real *blocks_forward(const struct Model *model, struct Workspace *ws,
                                   const struct Batch *batch, double p, uint64_t key, int from,
                                   int to)
@@ -646,7 +645,6 @@ static const real *blocks_forward(const struct Model *model, struct Workspace *w
         dropout(a[0].x, NULL, a[0].x, (size_t)N * C, dropout_at(ws->dropout, -1, AT_EMBEDDING));
     for (int l = from; l < to; l++)
         block_forward(a[l + 1].x, &w->blocks[l], &a[l], ws, batch, c, l);
-    if (to < c->layers) return a[to].x;
     layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[to].x, w->lnf_w, w->lnf_b, N, C);
     if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;

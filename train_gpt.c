@@ -317,7 +317,6 @@ struct Run {
     int64_t step, tokens;               /* steps and targets so far */
     struct Score last, best;            /* on --val; best.loss starts at infinity */
     int64_t best_step;                  /* of the best score; 0: none yet */
-    struct Buffer history;              /* a line for each evaluation: step, loss, bits per byte */
     struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: undecided */
     double norms[WINDOW];               /* of the last steps, step s at s - 1 modulo the window */
     int64_t skipped;                    /* steps that did not update the weights */
@@ -871,7 +870,6 @@ static struct Metadata describe(const struct Run *r)
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
     describe_options(&meta, r->table, "train");
-    metadata_set(&meta, "history", "%s", r->history.data ? r->history.data : "");
     return meta;
 }
 
@@ -936,8 +934,6 @@ static const char *place(const struct Run *r)
     return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
-enum { MAX_HISTORY = 1 << 20 };     /* bytes, some 30,000 evaluations */
-
 /* Notes how long an evaluation or a save took, at most twice as long as the one before: it may have
  * been interrupted. */
 static void note_duration(double *last, double took)
@@ -952,9 +948,6 @@ static void evaluate_run(struct Run *r)
     const double start = seconds();
     r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->lengths,
                        r->options.eval_tokens);
-    if (r->history.size < MAX_HISTORY)
-        append(&r->history, "%lld %.6f %.6f\n", (long long)r->step, r->last.loss,
-               r->last.bits_per_byte);
     const bool better = r->last.loss < r->best.loss;
     if (better) {
         r->best = r->last;
@@ -1089,7 +1082,6 @@ static void restore_run(struct Run *r)
     if (o->steps && o->steps < entry_integer(&state, "train.steps", path))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
-    append(&r->history, "%s", entry(&state, "history", path));
     open_log(r, &state);
     metadata_free(&state);
 }
@@ -1176,16 +1168,16 @@ static double flops_per_token(const struct Config *c)
 /* --- Shape, batch, rate and dropout that are not given --- */
 
 /* The rules want a run that is nearly as good as one after a long search. dev/experiments.md has
- * what was tried. With C FLOPs a model of N parameters (in the blocks and the head) reads about
- * D = C / 6N tokens: a small one reads more and learns less from each.
+ * what was tried. In a given time a small model reads more tokens, and learns less from each.
  *
- *   shape     the loss is lowest near N = sqrt(C / 72), where D = 11 N, and flat around it
- *             (Hoffmann et al. 2022). So: the largest model of a short ladder that reads at least
- *             5 tokens for each parameter. A step of the ladder doubles N or more, so that a
- *             measurement of the machine which is a little wrong seldom changes the choice.
+ *   shape     the loss is lowest where a model reads some 20 tokens for each parameter, and flat
+ *             around that (Hoffmann et al. 2022). So: the largest model of a short ladder that
+ *             reads at least 8 for each parameter of its blocks. A step of the ladder doubles them
+ *             or more, so that a measurement of the machine which is a little wrong seldom changes
+ *             the choice.
  *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
- *             after 16 little (Muennighoff et al. 2023). Then one step more of the ladder is the
- *             better use of the time, and dropout keeps the model from learning the text by heart.
+ *             after 16 little (Muennighoff et al. 2023). Dropout keeps the model from learning the
+ *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
 enum { RUNGS = 10 };
@@ -1219,10 +1211,8 @@ static int find_rung(const struct Run *r)
 {
     for (int k = RUNGS - 1; ; k--) {
         const struct Config c = model_on(r, k);
-        const double tokens = tokens_in_run(r, &c);
-        const double parameters = (forward_flops(&c, LINEAR) + forward_flops(&c, HEAD)) / 2;
-        if (k > 0 && tokens < 5 * parameters) continue;
-        return tokens > 16.0 * r->data.tokens && k < RUNGS - 1 ? k + 1 : k;
+        const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
+        if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return k;
     }
 }
 
@@ -1255,7 +1245,7 @@ static void choose_what_suits(struct Run *r)
         if (n <= 1 || c.channels % n == 0) o->heads = max_int(1, n);
     if (!o->batch) choose_batch(r, tokens);
     if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
-    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : epochs <= 16 ? 0.1 : 0.2;
+    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : 0.1;
     for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
         char *value = option_text(find_option(r->table, names[k]));
         if (!is_given(r->table, names[k])) append(&chosen, " --%s %s", names[k], value);
@@ -1964,7 +1954,7 @@ static void judge_run(const struct Run *r)
     if (r->best_step && !(r->best.loss < uniform))
         warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
              "another --lr than %g.", uniform, r->options.lr);
-    else if (r->last.loss > r->best.loss && strtoll(r->history.data, NULL, 10) == r->best_step)
+    else if (r->last.loss > r->best.loss && r->best_step <= r->options.eval_every)
         warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
              "more data.", r->best.loss, r->last.loss);
 }
@@ -2181,20 +2171,24 @@ static int command_sample(int argc, char **argv)
     return 0;
 }
 
-/* Prints the evaluations of the run, and its losses and duration, which only the log knows. */
-static void print_history(const struct Metadata *meta, const char *dir)
+/* Prints what the log tells of a run: its evaluations, its losses and its duration. */
+static void print_history(const char *dir)
 {
-    struct Buffer history = {0};
-    const char *lines = metadata_get(meta, "history");
-    if (lines && *lines) append(&history, "history: step, val_loss, bits_per_byte\n%s", lines);
-    show_result(&history);
-    free(history.data);
     char *path = text_of("%s/log.tsv", dir), *rows = read_journal(path, LOG_HEADER);
+    char step[32], val[32], bits[32];
+    struct Buffer history = {0};
     double first = NAN, last = NAN;
-    for (const char *row = rows; row && *row; row = strchr(row, '\n') + 1)
-        sscanf(row, "%*s %lf", row == rows ? &first : &last);
+    for (const char *row = rows; row && *row; row = strchr(row, '\n') + 1) {
+        const int columns = sscanf(row, "%31s %lf%*1[\t]%31[^\t]%*1[\t]%31[^\t]", step, &last, val,
+                                   bits);
+        if (row == rows) first = last;
+        if (columns == 4) append(&history, "%s %s %s\n", step, val, bits);
+    }
+    if (rows) printf("history: step, val_loss, bits_per_byte\n");
+    show_result(&history);
     if (rows) printf("seconds        %.1f (from log.tsv)\n", last_seconds(rows));
     if (isfinite(last)) printf("loss           %.4f at first, %.4f at last\n", first, last);
+    free(history.data);
     free(rows);
     free(path);
 }
@@ -2215,9 +2209,8 @@ static int command_info(int argc, char **argv)
     printf("vocabulary     %d\nparameters     %zu\n", c->vocabulary, model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
     for (int i = 0; i < meta.count; i++)
-        if (strcmp(meta.keys[i], "history"))
-            printf("%-14s %s\n", harmless(meta.keys[i]), harmless(meta.values[i]));
-    print_history(&meta, dir);
+        printf("%-14s %s\n", harmless(meta.keys[i]), harmless(meta.values[i]));
+    print_history(dir);
     return 0;
 }
 

@@ -242,9 +242,15 @@ def make_ours(directory):
                                    "--max-tokens", "16", "--truncate", "head"],
                    "pairs": ["--lr", "3e-3", "--pair-column", "other", "--max-tokens", "24"]}
     classifiers["suffix pairs"] = classifiers["pairs"] + ["--suffix", " it was"]
+    ask = ["--train", inside("text.txt"), "--format", "lines", "--suffix", ". it was"]
+    classifiers["prompt"] = ask + ["--label-words", "good=fun,moving,wonderful;bad=dull,weak"]
+    classifiers["prompt of four"] = ask + [
+        "--label-words", "a=fun;b=moving,wonderful;c=dull,weak;d=tired,awful",
+        "--prior", "a=1;b=2;c=2;d=3"]
     for name, options in classifiers.items():
+        tune = name.split()[0] if name.startswith("pro") else "full"
         run("finetune_cls", "train", "--model", inside("lm"), "--train", inside("labelled.tsv"),
-            "--out", inside(name), "--tune", "probe" if name == "probe" else "full", *options)
+            "--out", inside(name), "--tune", tune, *options)
     return inside
 
 
@@ -267,7 +273,7 @@ def check_lm(directory, pattern, texts):
 def check_ours(inside, texts):
     check_lm(inside("lm"), inside("shard_*.bin"), texts)
     long = ["The film is dull. " * 60, "A moving score, " * 40 + "but weak."]
-    for name in ["probe", "full", "short", "suffix", "suffix head"]:
+    for name in ["probe", "full", "short", "suffix", "suffix head", "prompt", "prompt of four"]:
         compare_classes(inside(name), texts + long, f"our classifier {name}")
     alone = [t for t in texts if t and "\t" not in t] + long
     both = [a + "\t" + b for a in alone for b in alone]

@@ -610,10 +610,11 @@ static void test_methods(void)
                         .methods_text =
         "majority,nb,nbsvm,scratch,probe,last:2,full,"
         "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights,"
-        "last:1+lm-coef:0.5+average:0+head-lr-ratio:20+weight-decay:0.1"};
+        "last:1+lm-coef:0.5+average:0+head-lr-ratio:20+weight-decay:0.1,"
+        "prompt+label-words:a=full,nbs,of;b=probes,at+suffix:, not last,probe+suffix:,last:1"};
     parse_methods(&c);
     const struct Method *m = c.methods;
-    check(c.method_count == 9 && m[0].classical == majority && m[1].classical == naive_bayes
+    check(c.method_count == 12 && m[0].classical == majority && m[1].classical == naive_bayes
           && m[2].classical == nbsvm && !m[3].classical && m[3].set.kind == SCRATCH
           && m[4].set.kind == PROBE && m[5].set.kind == LAST && m[5].set.last == 2
           && m[6].set.kind == FULL && m[6].set.l2sp == 0, "methods: every kind");
@@ -625,6 +626,10 @@ static void test_methods(void)
           "methods: every option, of its method alone");
     check(!strcmp(m[7].name, "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights"),
           "methods: a name stays as it was given");
+    check(m[9].set.kind == PROMPT && !strcmp(m[9].set.label_words, "a=full,nbs,of;b=probes,at")
+          && !strcmp(m[9].set.suffix, ", not last") && m[10].set.kind == PROBE
+          && !strcmp(m[10].set.suffix, "") && m[11].set.kind == LAST && !m[11].set.suffix,
+          "methods: a comma ends one if the name of a method follows, else it is part of a value");
 }
 
 static void test_budgets(void)
@@ -742,23 +747,31 @@ static void test_levels(void)
         add_text(&d, tokenizer, (struct Bytes){"abbaabbaabba", (i * 5) % 12}, -1,
                  (struct Window){24, "tail"});
     runner_create(&r, &model, 30, WORK_EVAL);           /* several batches */
-    real got[LAYERS + 1][COUNT_HERE * WIDTH], want[COUNT_HERE * WIDTH], mean, rstd,
-         *levels[LAYERS + 1];
+    real got[2 * (LAYERS + 1)][COUNT_HERE * WIDTH] = {0}, want[COUNT_HERE * WIDTH], mean, rstd,
+         *levels[2 * (LAYERS + 1)];
     const int order[COUNT_HERE] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
-    for (int l = 0; l <= LAYERS; l++) levels[l] = got[l];
+    for (int l = 0; l < 2 * (LAYERS + 1); l++) levels[l] = got[l];
     read_levels(&r, levels, &d, order, COUNT_HERE);
     bool same = true;
-    for (int l = 0; l < LAYERS; l++)
+    double error = 0;
+    for (int l = 0; l <= LAYERS; l++)
         for (int i = 0; i < COUNT_HERE; i++) {
             const struct Batch b = gather(&r, &d, &order[i], 1);
-            const real *x = blocks_forward(&model, &r.ws, &b, 0, 0, 0, l)
-                          + (size_t)(b.rows - 1) * WIDTH;
-            layernorm_forward(want, &mean, &rstd, x, model.w.lnf_w, model.w.lnf_b, 1, WIDTH);
-            same = same && !memcmp(want, got[l] + i * WIDTH, WIDTH * sizeof *want);
+            double sum[WIDTH] = {0};
+            blocks_forward(&model, &r.ws, &b, 0, 0, 0, l);
+            for (int n = 0; n < b.rows; n++) {
+                layernorm_forward(want, &mean, &rstd, r.ws.activations[l].x + (size_t)n * WIDTH,
+                                  model.w.lnf_w, model.w.lnf_b, 1, WIDTH);
+                for (int c = 0; c < WIDTH; c++) sum[c] += want[c];
+            }
+            same = same && !memcmp(want, got[2 * l] + i * WIDTH, WIDTH * sizeof *want);
+            for (int c = 0; c < WIDTH; c++)
+                error = fmax(error, fabs(got[2 * l + 1][i * WIDTH + c] - sum[c] / b.rows));
         }
     check(same, "layers: the last token after each number of blocks, and ln_f");
+    check(error < 1e-5, "layers: the mean over tokens, within %.1e", error);
     run_examples(&r, NULL, want, &d, NULL, COUNT_HERE, NULL);
-    check(!memcmp(want, got[LAYERS], sizeof want),
+    check(!memcmp(want, got[2 * LAYERS], sizeof want),
           "layers: after all blocks, the probe's features");
     runner_free(&r);
     model_free(&model);

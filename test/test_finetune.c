@@ -1524,7 +1524,7 @@ static void test_bias(const real *x)
 }
 
 /* A task whose model has features h = w xhat + b of N texts, as LayerNorm gives them. */
-static struct Task task_of_features(real *h, const int *labels, const real *x, bool bias)
+static struct Task task_of_features(real *h, const int *labels, const real *x, real bias)
 {
     struct Task t = {.quiet = true, .features = h, .train_count = N, .unlabelled_count = N};
     const struct Config config = {.layers = 1, .heads = 1, .channels = C, .context = 4,
@@ -1537,7 +1537,7 @@ static struct Task task_of_features(real *h, const int *labels, const real *x, b
     for (int n = 0; n < N; n++) t.train[n] = n;
     for (int c = 0; c < C; c++) {
         t.model.w.lnf_w[c] = 0.5 + c % 3;
-        t.model.w.lnf_b[c] = bias ? 0.1 * (c % 5) : 0;
+        t.model.w.lnf_b[c] = bias * (c % 5);
     }
     layernorm_forward(h, mean, rstd, x, t.model.w.lnf_w, t.model.w.lnf_b, N, C);
     memset(t.model.w.score_w, 0, K * C * sizeof(real));
@@ -1561,11 +1561,15 @@ static void test_constant(const real *x, const int *labels)
 {
     static real h[N * C];
     double u[C];
-    struct Task t = task_of_features(h, labels, x, true);
+    struct Task t = task_of_features(h, labels, x, 0.1);
     constant_feature(u, &t, h, N);
     check(constant_error(u, h) < 1e-5, "u . h is 1 for every feature: off by %.1e",
           constant_error(u, h));
-    t = task_of_features(h, labels, x, false);
+    t = task_of_features(h, labels, x, 1e-4);
+    constant_feature(u, &t, h, N);
+    check(constant_error(u, h) < 1e-2, "also where it almost vanishes: off by %.1e",
+          constant_error(u, h));
+    t = task_of_features(h, labels, x, 0);
     constant_feature(u, &t, h, N);
     double mean = 0;
     for (int i = 0; i < N * C; i++) mean += u[i % C] * h[i] / N;
@@ -1576,7 +1580,7 @@ static void test_constant(const real *x, const int *labels)
 static void test_label_words(const real *x, const int *labels)
 {
     static real h[N * C];
-    struct Task t = task_of_features(h, labels, x, true);
+    struct Task t = task_of_features(h, labels, x, 0.1);
     double mean[K] = {0}, prior[K] = {0.6, 0.3, 0.1};
     t.set.kind = PROMPT;
     t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
@@ -1624,7 +1628,7 @@ static void test_probe(const real *x, const int *labels)
     static real h[N * C];
     double u[C], scores[N * K];
     int folds[N], right = 0;
-    struct Task t = task_of_features(h, labels, x, true);
+    struct Task t = task_of_features(h, labels, x, 0.1);
     t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
     deal_folds(folds, &t);
     int parts[FOLDS][K] = {{0}};

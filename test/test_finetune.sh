@@ -468,12 +468,18 @@ fails 2 '--label-words: the label "negative" has no words. Write negative=words.
     nowhere --tune probe --label-words "positive=good"
 fails 2 '--label-words: the label "negative" has no words' \
     nowhere --tune prompt --label-words "positive=good;negative="
-fails 2 '--label-words: "mixed" is no label. There are: negative, positive.' \
+fails 2 '--label-words: "mixed" is no label, or named twice. There are: negative, positive.' \
     nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
+fails 2 '--label-words: "positive" is no label, or named twice' \
+    nowhere --tune probe --label-words "positive=good;negative=bad;positive=fine"
 fails 2 '--label-words: "good" is a word of two labels' \
     nowhere --tune prompt --label-words "positive=good;negative=good"
 fails 2 '--label-words: a word of "positive" is empty' \
-    nowhere --tune prompt --label-words "positive=good,;negative=bad"
+    nowhere --tune prompt --label-words "positive=good, ;negative=bad"
+succeeds "--label-words: blanks after a comma are no part of a word" eval '
+    prompt --train "$dir/bare" --format lines --out "$dir/prompt2" --overwrite --label-words \
+        "positive=good, fine, warm, witty,moving;negative=bad, dull,flat,clumsy,awful" >/dev/null 2>&1 &&
+    [ "$(./finetune_cls explain --model "$dir/prompt2" "the film was good")" = "$(cat "$dir/explained")" ]'
 fails 1 '--label-words: every label is "positive". Two classes are needed' \
     nowhere --tune prompt --label-words "positive=good"
 fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
@@ -484,6 +490,12 @@ succeeds "names of classes that are tokens are label words" eval '
     sed "s/^positive/good/; s/^negative/bad/" "$dir/train.tsv" >"$dir/named.tsv" &&
     train --tune prompt --train "$dir/named.tsv" --out "$dir/named" 2>&1 |
         grep -q "^label words: bad=bad;good=good, the names of the classes"'
+succeeds "--prior: of the names of classes, too; without any words it is said to be idle" eval '
+    prior="bad=3;good=1"
+    train --tune prompt --train "$dir/named.tsv" --prior "$prior" --out "$dir/named2" >"$dir/prior.log" 2>&1 &&
+    ! grep -q "no effect" "$dir/prior.log" && ! cmp -s "$dir/named/model.safetensors" "$dir/named2/model.safetensors" &&
+    train --tune probe --train "$dir/named.tsv" --prior "$prior" --out "$dir/named2" --overwrite 2>&1 |
+        grep -q -- "--prior: has no effect without label words"'
 succeeds "of a word of several tokens the first is taken, and it is said" eval '
     prompt --train "$dir/bare" --format lines --label-words "positive=good;negative=zzz" \
         --out "$dir/several" 2>&1 | grep -q "^label word \"zzz\": the first of its [0-9] tokens stands for it"'
