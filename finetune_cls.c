@@ -156,12 +156,12 @@ struct Runner {
     real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
     size_t cache_bytes;
     bool *cached;                   /* (examples): for which texts it is there */
-    double shown;                   /* when the last line of progress was shown */
+    struct Timer timer;             /* of the lines of progress */
 };
 
 static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
 {
-    *r = (struct Runner){.model = model, .shown = seconds()};
+    *r = (struct Runner){.model = model, .timer = start_timer()};
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = minibatch_create(max_rows);
     r->next = resize(NULL, max_rows * sizeof *r->next);
@@ -318,7 +318,8 @@ struct Task {
     struct Window window;                       /* what is read of a text */
     struct Metadata old;                        /* of the training that --resume found */
     struct Journal log;                         /* log.tsv */
-    bool quiet;                                 /* one of many trainings: no progress, no files */
+    bool quiet;                                 /* one of many trainings: no files */
+    const char *title;                          /* of its lines of progress, or NULL: none */
     bool resumes;                               /* a state is there, and the training goes on */
 };
 
@@ -421,7 +422,7 @@ static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, t->quiet ? NULL : "validation");
+                                     t->val_count, t->quiet ? t->title : "validation");
     return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
@@ -564,7 +565,7 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
     const int C = t->model.config.channels;
     real *x = allocate_zeroed((size_t)count * C * sizeof *x);
     if (!t->features)
-        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? NULL : what);
+        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? t->title : what);
     for (int i = 0; i < count && t->features; i++)
         memcpy(x + (size_t)i * C, t->features + (size_t)list[i] * C, C * sizeof *x);
     return x;
@@ -1641,7 +1642,7 @@ static bool find_columns(struct Reader *r)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
         return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
-                   "by its name or number", place < 0 ? "" : "other ", names, b.data,
+                   "by its name or number, from 1", place < 0 ? "" : "other ", names, b.data,
                    column_words[which]);
     }
     return true;
@@ -1809,7 +1810,8 @@ static void choose_format(struct Reader *r)
     c->format = formats[f].name;
 }
 
-/* Decides how the file is laid out and moves to the first record. */
+/* Decides how the file is laid out and moves to the first record. Excel's line "sep=;" before it
+ * holds the separator alone. */
 static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
@@ -1826,6 +1828,11 @@ static void begin_reading(struct Reader *r)
                      : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
     if (formats[r->format].read == read_row) {
+        if (!strncmp(first, "sep=", 4) && first[4] == r->separator && strchr("\r\n", first[5])) {
+            take_line(&r->at, r->end);
+            next_record(r, false);
+            first = r->at;
+        }
         read_row(r);
         if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
         c->header = has_header(r) ? "yes" : "no";
@@ -1876,10 +1883,14 @@ static bool read_example(struct Reader *r, struct Example *e)
     return !r->wanted[LABELS] || check_label(&r->faults, e->label);
 }
 
-static void warn_of_empty(const char *path, int empty, int all)
+/* Says how many of all texts are empty or not valid UTF-8. */
+static void warn_of_texts(const char *path, int empty, int invalid, int all)
 {
     if (empty)
         warn("%s: %d of %d texts are empty. All of them get the same answer.", path, empty, all);
+    if (invalid)
+        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
+             "CP1252 -t UTF-8 FILE >NEW", path, invalid, all);
 }
 
 /* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
@@ -1905,10 +1916,7 @@ static struct Examples read_examples(const char *path, struct Columns columns)
     if (!all.count) die("%s: has a header but no examples. Add labelled texts.", path);
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
-    warn_of_empty(path, empty, all.count);
-    if (invalid)
-        warn("%s: %d of %d texts are not valid UTF-8. If it is Windows text, convert it: iconv -f "
-             "CP1252 -t UTF-8 '%s' >NEW", path, invalid, all.count, path);
+    warn_of_texts(path, empty, invalid, all.count);
     free(r.fields);
     all.columns = r.columns;
     return all;
@@ -2369,7 +2377,8 @@ static void open_log(struct Task *t, const char *header, const struct Metadata *
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
 {
     const int step = run->step, steps = t->set.steps;
-    if (t->quiet || !line_is_due(&t->runner.shown)) return;
+    if (t->title) show_work(&t->runner.timer, t->title, step, steps, "steps");
+    if (t->quiet || !line_is_due(&t->runner.timer.shown)) return;
     progress(false, "epoch %d/%d  step %d/%d  loss %.4f  lr %.1e  norm %.2f  %s left",
              epoch_of(t, step), epoch_of(t, steps), step, steps, loss, lr, run->norm,
              duration((seconds() - run->start) * (steps - step) / step));
@@ -3001,7 +3010,7 @@ static void predict_stream(struct Classifier *c)
     struct Buffer b = {0};
     char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
-    int all = 0, empty = 0;
+    int all = 0, empty = 0, invalid = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
@@ -3014,14 +3023,16 @@ static void predict_stream(struct Classifier *c)
         int count = 0;
         for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
             if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
-            lines[count] = (struct Example){.text = take_line(&at, end)};
-            empty += lines[count].text.size == 0;
+            const struct Bytes text = take_line(&at, end);
+            lines[count] = (struct Example){.text = text};
+            empty += text.size == 0;
+            invalid += count_invalid(text.data, text.size) > 0;
         }
         all += count;
         predict_texts(c, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
-    warn_of_empty("standard input", empty, all);
+    warn_of_texts("standard input", empty, invalid, all);
     free(lines);
     free(b.data);
     free(block);
@@ -3110,7 +3121,7 @@ struct Compare {
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
     int *truth;                         /* (test_count): the labels of the test texts */
     int learn_count, test_count, classes, cell_count;
-    int trainings;                      /* cells that make sense: see needs_labels */
+    int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Metadata state;              /* its settings */
@@ -3171,13 +3182,6 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     warn_idle(rows);
     free(rows);
     return m;
-}
-
-/* Whether a method can do nothing without a label. One asks the model, and one shows what the
- * commonest label would give. */
-static bool needs_labels(const struct Method *m)
-{
-    return m->classical ? m->classical != majority : m->set.kind != PROMPT;
 }
 
 /* Reads --methods. A comma before a method's name separates two; another is part of a value, such
@@ -3316,7 +3320,7 @@ static void parse_budgets(struct Compare *c)
     double before = -1;
     bool prompts = false;
     for (int m = 0; m < c->method_count; m++)
-        prompts |= !c->methods[m].classical && !needs_labels(&c->methods[m]);
+        prompts |= !c->methods[m].classical && c->methods[m].set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
@@ -3365,8 +3369,8 @@ static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, c
     return true;
 }
 
-/* A training as `train` does it, in silence, on the texts of list (count), and its answers p to the
- * test texts. Returns false, without a result, if a signal ended it. */
+/* A training as `train` does it, without files, on the texts of list (count), and its answers p to
+ * the test texts. Returns false, without a result, if a signal ended it. */
 static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
                       int count)
 {
@@ -3584,13 +3588,14 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     return e;
 }
 
-/* The most accurate method with a budget, or the most accurate pretrained one; -1: none has run. */
+/* The most accurate method with a budget, of all or only of the pretrained; -1: none has run. */
 static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
+        const struct Method *method = &c->methods[m];
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && (c->methods[m].classical || c->methods[m].set.kind == SCRATCH)) continue;
+        if (pretrained && (method->classical || method->set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3684,14 +3689,15 @@ static void print_worth(const struct Compare *c)
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
+    const int most = c->budgets[c->budget_count - 1];
+    const struct Estimate *e = estimate_at(c, 0, 0);
+    const int best = best_method(c, 0, true);
     int bayes = -1;
-    if (c->budgets[0] || best < 0) return;
     for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].classical == naive_bayes) bayes = m;
-    const double accuracy = estimate_at(c, 0, best)->mean;
-    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, accuracy);
-    printf("Without any label %s is right in %.3f", c->methods[best].name, accuracy);
+    if (best < 0 || c->budgets[0]) return;
+    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
+    printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
     if (bayes >= 0 && most)
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
                needed ? needed : most);
@@ -3736,6 +3742,15 @@ static void print_verdict(const struct Compare *c)
 
 /* --- The whole comparison --- */
 
+/* Whether a method can do anything with the labels that it gets. Without any, one asks the model,
+ * and one shows what the commonest label would give. */
+static bool makes_sense(const struct Compare *c, const struct Cell *cell)
+{
+    const struct Method *m = &c->methods[cell->method];
+    return c->budgets[cell->budget]
+        || (m->classical ? m->classical == majority : m->set.kind == PROMPT);
+}
+
 /* Seeds come last to be dropped in: one seed of every method and budget is better than five of
  * some. */
 static void list_cells(struct Compare *c)
@@ -3747,27 +3762,41 @@ static void list_cells(struct Compare *c)
         c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
 }
 
+/* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as
+ * the first, during which the time left is not known. */
+static char *title_of(const struct Compare *c, int i, int number)
+{
+    const int round = c->cell_count / c->seeds;
+    double left = 0;
+    for (int k = i; k < c->cell_count; k++)
+        if (!c->cells[k].right) left += c->cells[k % round].seconds;
+    return text_of("training %d/%d%s: %s, %d labels", number, c->trainings,
+                   i < round ? "" : brief(", %s left", duration(left)),
+                   c->methods[c->cells[i].method].name, c->budgets[c->cells[i].budget]);
+}
+
 /* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
  * leaves less time than the method took before. Returns how many are left, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
-    struct Timer timer = start_timer();
+    double shown = seconds();
     bool over = false;
-    int left = 0;
+    for (int i = 0; i < c->cell_count; i++) c->trainings += makes_sense(c, &c->cells[i]);
+    int left = c->trainings;
     for (int i = 0; i < c->cell_count; i++) {
         struct Cell *cell = &c->cells[i];
         const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
-        if (!c->budgets[cell->budget] && needs_labels(&c->methods[cell->method])) continue;
-        c->trainings++;
-        if (cell->right) continue;
+        if (!makes_sense(c, cell)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
-        if (!over) {
-            show_work(&timer, brief("%s, %d labels, seed %d", c->methods[cell->method].name,
-                                    c->budgets[cell->budget], cell->seed), i, c->cell_count,
-                      "trainings");
+        if (!over && !cell->right) {
+            char *title = title_of(c, i, c->trainings - left + 1);
+            if (line_is_due(&shown)) progress(false, "%s", title);
+            c->task.title = title;
             run_cell(cell, c);
+            free(title);
+            if (cell->right) save_cell(c, cell);
         }
-        if (cell->right) save_cell(c, cell); else left++;
+        left -= cell->right != NULL;
     }
     return left;
 }

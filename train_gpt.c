@@ -309,6 +309,7 @@ struct Run {
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
     struct Generator *generator;        /* for --sample-every; else NULL */
     double peak;                        /* FLOP/s of all ranks' multiply-adds */
+    int64_t in_time;                    /* steps, estimated, if only --time-limit ends the run */
 
     /* Stored in the state */
     struct Model model;
@@ -1642,7 +1643,7 @@ static double fix_steps(struct Run *r)
     if (o->epochs > 0) o->steps = steps_in_epochs(r);
     const bool open = o->steps == 0;
     const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
-    if (open && step > 0) o->steps = steps_in_time(r, step);
+    if (open && step > 0) r->in_time = o->steps = steps_in_time(r, step);
     take_from_rank_0(&o->steps, sizeof o->steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (o->eval_every == 0)
@@ -1696,16 +1697,20 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
 
 /* --- Plan, summary and profile --- */
 
-/* How often the run reads the data: "0.25 epochs", "192 epochs". Cut by length, a sequence that is
- * short takes as much of a step as others. */
+/* How often the run reads the data: "8.20 epochs", and what suits better if that is little or much:
+ * other --steps, or if time alone ends the run, another --time-limit. Cut by length, a sequence
+ * that is short takes as much of a step as others. */
 static const char *epochs_of(const struct Run *r)
 {
     const struct Sequences *s = &r->loader.sequences;
     const double rows = s->by_documents ? r->data.tokens - 1 : (double)s->count * step_length(r);
-    const double each = rows / tokens_per_step(r), n = r->options.steps / each;
-    return brief("%.*f epochs%s", n < 100 ? 2 : 0, n, n >= 3 && n <= 20 ? ""
-                 : brief(" (3 to 20 suit most: %.0f to %.0f steps)", ceil(3 * each),
-                         20 * each));
+    const double each = rows / tokens_per_step(r), time = r->options.time_limit,
+                 n = (r->in_time ? r->in_time : r->options.steps) / each;
+    const char *in = r->in_time ? brief(" in %s", duration(time)) : "",
+               *suits = !r->in_time ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
+                      : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));
+    return brief("%.*f epochs%s%s", n < 100 ? 2 : 0, n, in,
+                 n >= 3 && n <= 20 ? "" : brief(" (3 to 20 suit most: %s)", suits));
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
@@ -1737,7 +1742,7 @@ static void print_summary(const struct Run *r)
     progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
              r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r->data.tokens,
-             o->steps ? epochs_of(r) : duration(o->time_limit));
+             o->steps || r->in_time ? epochs_of(r) : duration(o->time_limit));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */

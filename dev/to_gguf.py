@@ -15,8 +15,11 @@ import os
 import re
 import sys
 
-import gguf
-import numpy as np
+try:
+    import gguf
+    import numpy as np
+except ImportError as error:
+    sys.exit(f"{error.name}: no such package. pip install gguf installs what is needed.")
 
 DTYPES = {"F32": np.float32, "F16": np.float16}
 NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm",
@@ -124,6 +127,10 @@ def main():
     a = parser.parse_args()
     out = a.out or os.path.join(a.model, "model.gguf")
     config = read_json(a.model, "config.json")
+    if config.get("model_type") != "gpt2":
+        sys.exit(f"{a.model}: is not a GPT-2, but {config.get('model_type')}. Name the directory of one.")
+    if not os.path.isdir(os.path.dirname(out) or "."):
+        sys.exit(f"{out}: no such directory. Make it, or name another file.")
     metadata, tensors = read_tensors(os.path.join(a.model, "model.safetensors"))
     writer = gguf.GGUFWriter(out, "gpt2")
     writer.add_name(os.path.basename(os.path.normpath(a.model)))

@@ -327,6 +327,18 @@ whole "$dir/none" --time-limit 1e-9s >"$dir/none.out" 2>/dev/null
 succeeds "--time-limit: a table of nothing" eval '
     [ "$(grep -c " -  *-  *-$" "$dir/none.out")" -eq 8 ] && ! grep -q "nan\|best" "$dir/none.out"'
 
+# On a terminal a line says which training runs, and what is left once a seed has been through.
+if has_terminal; then
+    script -qec "./finetune_cls compare --model $dir/base --train $train --test $test \
+        --out $dir/seen --methods majority,scratch --labels 12 --seeds 2 --steps 400" /dev/null \
+        </dev/null | tr '\r' '\n' >"$dir/lines"
+    succeeds "a line says which training runs, and its steps" \
+        grep -q "training 2/4: scratch, 12 labels: [0-9]*/400 steps" "$dir/lines"
+    succeeds "and the time of all that are left, from seed 2 on" eval '
+        grep -q "training 4/4, [0-9]*s left: scratch" "$dir/lines" &&
+        ! grep -q "training [12]/4, " "$dir/lines"'
+fi
+
 # 45, 10 and 45 texts: by rounding, the rare class has 3 of 22 labels but 2 of 23.
 awk 'BEGIN {
     print "label\ttext"

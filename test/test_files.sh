@@ -100,7 +100,7 @@ succeeds "eval --format csv" eval '
 printf 'text,label\ncaf\351,pos\nbad,neg\nna\357ve,pos\npoor,neg\n' >"$dir/cp1252.csv"
 train cp1252.csv
 says "cp1252.csv: 2 of 4 texts are not valid UTF-8" "invalid UTF-8 is counted"
-says "iconv -f CP1252 -t UTF-8 '$dir/cp1252.csv'" "and the conversion named"
+says "iconv -f CP1252 -t UTF-8 FILE" "and the conversion named"
 printf 'text,label\ngood,pos\nfine,pos \nbad,neg\npoor,neg\n' >"$dir/blank.csv"
 train blank.csv
 says 'blank.csv: labels "pos" and "pos " look alike' "labels alike"
@@ -208,6 +208,9 @@ fails 1 "5 records cannot be used: line 9: the label is empty; line 29:" try emp
 training two_parts.csv "two_parts.csv:22: repeats the header, left out"
 training two_parts_bom.tsv "labels: negative, positive"
 training parts.jsonl "10 texts to train on"
+same_as_plain excel_sep.csv
+{ printf 'sep=\t\n'; cat "$dir/plain.tsv"; } >"$dir/sep_tab"
+same_as_plain sep_tab
 printf 'text\tlabel\na\tneg\nb\tpos\n' >"$dir/val.tsv"
 training nbsp_zwsp.tsv "look alike"
 printf 'text\tlabel\na\t\303\251\n' >"$dir/val.tsv"
@@ -251,7 +254,8 @@ fails 1 "packed.tsv: is compressed" try packed.tsv
 printf 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n' >"$dir/pointer.tsv"
 fails 1 "pointer.tsv: is a Git LFS pointer" try pointer.tsv
 fails 1 "standard input: is a Git LFS pointer" eval 'predict <"$dir/pointer.tsv"'
-printf 'good\n\n \n' | predict 2>"$dir/said" >"$dir/answers"
+printf 'good\n\ncaf\351\n' | predict 2>"$dir/said" >"$dir/answers"
 succeeds "an empty line has an answer" [ "$(wc -l <"$dir/answers")" -eq 3 ]
 says "standard input: 1 of 3 texts are empty" "and is counted"
+says "standard input: 1 of 3 texts are not valid UTF-8" "so is another encoding"
 exit $failures

@@ -548,7 +548,7 @@ static void test_one_update(void)
     FILE *file = tmpfile();
     const int terminal = dup(2);
     dup2(fileno(file), 2);
-    t.runner.shown = seconds() - 21;
+    t.runner.timer.shown = seconds() - 21;
     train_steps(&t, best, &meta);
     dup2(terminal, 2);
     rewind(file);
@@ -986,7 +986,7 @@ static void speak_of_training(void *task)
     static struct Option none[] = {{0}};
     const bool quiet = t->quiet;
     real *best = start_task(t);
-    t->runner.shown = 0;
+    t->runner.timer.shown = 0;
     t->quiet = quiet;
     t->options = none;
     t->layout.format = "tsv";

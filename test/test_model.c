@@ -1204,7 +1204,7 @@ static void test_schedules(void)
                2 * values[i].want);
         wrong++;
     }
-    check(wrong == 0, "learning rates: %zu values of three schedules",
+    check(wrong == 0, "learning rates: %zu values of all schedules",
           sizeof values / sizeof *values);
     check(learning_rate("cosine", 1, 100, 0, 1, 0) > 0.999,
           "learning rate without warm-up begins at the top");

@@ -76,6 +76,8 @@ fitted() # DIR SECONDS
 "$train" train $data $tiny --time-limit 3s --out timed >/dev/null 2>err.txt
 fitted timed 3
 check $? "--time-limit 3s: all of it is used, then comes an evaluation"
+grep -Eq 'tokens, [0-9.]+ epochs in 3s( \(3 to 20 suit most: [0-9]+s to [0-9]+s\))?$' err.txt
+check $? "--time-limit alone: how often the text is read, and what suits: $(sed -n 's/.*tokens, //p' err.txt)"
 grep -qa "\"train.steps\":\"$(tail -n 1 timed/log.tsv | cut -f1)\"" timed/state.safetensors
 check $? "the state has the number of steps"
 stops="$data $tiny --batch 16 --schedule constant --steps 400 --eval-every 60 --eval-tokens 500"

@@ -454,6 +454,9 @@ tokens=$(($(wc -c <few-ids_000000.bin) / 2 - 512))
     --plan >said.txt 2>/dev/null
 grep -q "^steps  *12 of $((16 * (tokens - 1))) tokens: 192 epochs (3 to 20 suit most: 1 to 1 steps)" said.txt
 check $? "the plan of a run on $tokens tokens: $(grep '^steps' said.txt)"
+"$train" train --data few-ids_000000.bin --tokenizer tok --time-limit 1m --plan 2>/dev/null |
+    grep -q '^steps .* epochs in 1m00s (3 to 20 suit most: [0-9]*s to [0-9]*s)$'
+check $? "the plan of a run that only time ends"
 
 # --- What cannot be ---
 
