@@ -3395,7 +3395,7 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     const bool whole = learn(&t, best, &val, &meta);
     if (whole)
         cell->scores.loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count,
-                                         t.title);
+                                         NULL);
     if (whole && !isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
@@ -3588,13 +3588,14 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     return e;
 }
 
-/* The most accurate method with a budget, or the most accurate pretrained one; -1: none has run. */
+/* The most accurate method with a budget, of all or only of the pretrained; -1: none has run. */
 static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
+        const struct Method *method = &c->methods[m];
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && (c->methods[m].classical || c->methods[m].set.kind == SCRATCH)) continue;
+        if (pretrained && (method->classical || method->set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3688,14 +3689,15 @@ static void print_worth(const struct Compare *c)
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
+    const int most = c->budgets[c->budget_count - 1];
+    const struct Estimate *e = estimate_at(c, 0, 0);
+    const int best = best_method(c, 0, true);
     int bayes = -1;
-    if (c->budgets[0] || best < 0) return;
     for (int m = 0; m < c->method_count; m++)
         if (c->methods[m].classical == naive_bayes) bayes = m;
-    const double accuracy = estimate_at(c, 0, best)->mean;
-    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, accuracy);
-    printf("Without any label %s is right in %.3f", c->methods[best].name, accuracy);
+    if (best < 0 || c->budgets[0]) return;
+    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
+    printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
     if (bayes >= 0 && most)
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
                needed ? needed : most);
