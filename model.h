@@ -2519,8 +2519,9 @@ static int open_locked(const char *path, int flags)
     struct stat locked, named;
     const int fd = open(path, flags | O_CLOEXEC, 0666);
     if (fd < 0) return -1;
-    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &locked)
-        || stat(path, &named) || locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)
+    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        || (stat(path, &named) ? errno == ENOENT : !fstat(fd, &locked)
+            && (locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)))
         die("%s: another program is writing there. Wait for its end, or choose another --out.",
             path);
     return fd;
