@@ -3395,7 +3395,7 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     const bool whole = learn(&t, best, &val, &meta);
     if (whole)
         cell->scores.loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count,
-                                         NULL);
+                                         t.title);
     if (whole && !isfinite(cell->scores.loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
@@ -3593,9 +3593,8 @@ static int best_method(const struct Compare *c, int budget, bool pretrained)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
-        const struct Method *method = &c->methods[m];
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && (method->classical || method->set.kind == SCRATCH)) continue;
+        if (pretrained && (c->methods[m].classical || c->methods[m].set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
