@@ -3636,8 +3636,9 @@ static void compute_estimates(struct Compare *c)
  *   nb            0.526 0.504-0.548* 0.574 0.551-0.597* 0.0 */
 static void print_table(const struct Compare *c)
 {
-    printf("accuracy on %d test texts: mean, 95%% interval; seconds of one training with test\n",
-           c->test_count);
+    printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
+           c->test_count, c->test_count < FEW_TEXTS ? ", so few that only large differences are seen"
+                                                    : "");
     printf("%-13s", "labels");
     for (int b = 0; b < c->budget_count; b++) printf(" %-18d", c->budgets[b]);
     printf(" seconds\n");
@@ -3726,7 +3727,6 @@ static void print_verdict(const struct Compare *c)
         {c->method_count > 1, "*: the best of a column, or not significantly worse: p >= 0.05, by "
                               "paired differences and with Holm's correction."},
         {c->method_count > 1, "The best of several is a little flattered: chance chose it, too."},
-        {c->test_count < FEW_TEXTS, "These are few test texts: only large differences are seen."},
         {c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count,
          "With all labels every seed has the same texts: their choice is not in the interval."},
         {one_class, "All test texts are of one class: there is no verdict. Give another --test."},
