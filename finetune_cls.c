@@ -2656,7 +2656,7 @@ static bool open_run(struct Task *t, const char *prefix)
     lock_directory(s->out);
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
-    if (!s->overwrite && !t->resumes && !ended)
+    if (!s->overwrite && !s->resume)
         refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
     const char *run = ended ? model : state;
     if (t->resumes || ended) {
