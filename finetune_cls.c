@@ -2645,19 +2645,20 @@ static void parse_tune(const char *option, const char *others, struct Settings *
 }
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
- * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts. */
+ * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts, and
+ * also where a training failed before its state: all but a table is replaced. */
 static bool open_run(struct Task *t, const char *prefix)
 {
-    static const char *const files[] = {"model.safetensors", "compare.tsv", "state.safetensors",
-                                        "log.tsv", "config.json", NULL};
+    static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
+                                        "config.json", "compare.tsv", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
-    if (!s->overwrite && !s->resume)
-        refuse_existing(s->out, files, "Give --resume, --overwrite or another --out.");
+    if (!s->overwrite && !t->resumes && !ended)
+        refuse_existing(s->out, files + (s->resume ? 4 : 0), "Give --resume, --overwrite or another --out.");
     const char *run = ended ? model : state;
     if (t->resumes || ended) {
         load_metadata(run, &t->old);

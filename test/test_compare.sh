@@ -204,7 +204,7 @@ fails 1 "odd/compare.tsv: is not the table of a comparison" whole "$dir/odd" --r
 rm "$dir/odd/state.safetensors"
 fails 2 "odd: already holds compare.tsv" whole "$dir/odd" --resume
 alone=yes
-fails 2 "one: already holds compare.tsv. Give --resume, --overwrite" whole "$dir/one"
+fails 2 "one: already holds state.safetensors. Give --resume, --overwrite" whole "$dir/one"
 fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
 fails 2 "--max-tokens 49: the model's context is 48" compare "$dir/no" --max-tokens 49
 succeeds "--overwrite begins anew" eval '
