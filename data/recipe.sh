@@ -128,7 +128,7 @@ blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 case $task in
     imdb) test=test.tsv each=25 last_time=40m
           label_words="pos=$praise;neg=$blame" ;;
-    sst2) test=dev.tsv each=1 last_time=5m
+    sst2) test=dev.tsv each=1 last_time=15m
           label_words="1=$praise;0=$blame" ;;
 esac
 
