@@ -2360,11 +2360,13 @@ static void task_free(struct Task *t)
     free(t->unlabelled);
 }
 
-/* --- Lines of progress, and log.tsv --- */
+/* --- Lines of progress, log.tsv and compare.tsv --- */
 
+/* The last column of a table has a digit for each test text, for paired tests. */
 static const char steps_header[] =
     "epoch\tstep\ttrain_loss\tval_loss\tval_accuracy\tnorm\tseconds\n",
-    probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n";
+    probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n",
+    table_header[] = "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
 /* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)
@@ -2646,19 +2648,22 @@ static void parse_tune(const char *option, const char *others, struct Settings *
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
  * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts, and
- * also where a training failed before its state: all but a table is replaced. */
+ * also where a run failed before its state: all but a table with rows is replaced. */
 static bool open_run(struct Task *t, const char *prefix)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", "compare.tsv", NULL};
     const struct Settings *s = &t->set;
     char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
+    char *table = text_of("%s/compare.tsv", s->out),
+         *rows = s->resume ? read_journal(table, table_header) : NULL;
+    const int replaced = !s->resume ? 0 : rows && !*rows ? 5 : 4;      /* of files */
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
     t->resumes = s->resume && file_exists(state);
     const bool ended = s->resume && !t->resumes && file_exists(model);
     if (!s->overwrite && !t->resumes && !ended)
-        refuse_existing(s->out, files + (s->resume ? 4 : 0), "Give --resume, --overwrite or another --out.");
+        refuse_existing(s->out, files + replaced, "Give --resume, --overwrite or another --out.");
     const char *run = ended ? model : state;
     if (t->resumes || ended) {
         load_metadata(run, &t->old);
@@ -2671,8 +2676,7 @@ static bool open_run(struct Task *t, const char *prefix)
         die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
     if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
-    free(state);
-    free(model);
+    free(state); free(model); free(table); free(rows);
     return ended;
 }
 
@@ -3429,10 +3433,6 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 }
 
 /* --- What is kept on disk: a row for each cell --- */
-
-/* The last column has a digit for each test text, for paired tests. */
-static const char table_header[] =
-    "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
 static void save_cell(struct Compare *c, const struct Cell *cell)
 {

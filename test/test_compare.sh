@@ -203,6 +203,12 @@ cp -r "$dir/one" "$dir/odd"
 fails 1 "odd/compare.tsv: is not the table of a comparison" whole "$dir/odd" --resume
 rm "$dir/odd/state.safetensors"
 fails 2 "odd: already holds compare.tsv" whole "$dir/odd" --resume
+head -n 2 "$dir/one/compare.tsv" >"$dir/odd/compare.tsv"
+fails 2 "odd: already holds compare.tsv" whole "$dir/odd" --resume
+head -n 1 "$dir/one/compare.tsv" >"$dir/odd/compare.tsv"        # as a kill between two names leaves it
+succeeds "a table without rows begins anew" eval '
+    whole "$dir/odd" --resume --methods majority,nb >/dev/null 2>&1 &&
+    [ "$(wc -l <"$dir/odd/compare.tsv")" -eq 9 ]'
 alone=yes
 fails 2 "one: already holds state.safetensors. Give --resume, --overwrite" whole "$dir/one"
 fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
