@@ -6,15 +6,15 @@
 #
 # Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
 # TIME (2h) is that of pretraining, and the most that each table may take: seeds that do not fit are
-# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 5
-# to 7 alone; the language model never sees IMDb's test half.
+# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 6
+# to 8 alone; the language model never sees IMDb's test half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 task=${1:-} dir=${2:-out/recipe} time=${3:-2h}
 case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
 seeds=3
-model=$dir/model text=$dir/text
+pretrained=$dir/model text=$dir/text
 
 # bf16 is faster only where the processor has it.
 precision=fp32
@@ -29,10 +29,11 @@ $task, in $dir. Times are those of two cores with AVX-512 and bf16; others take 
   1 texts                   $(done_or "$text/$task-train.tsv" "1m ")
   2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m ")
   3 pretraining             $(done_or "$dir/pretrained" "$time ")  6.9M parameters; $precision
-  4 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
-  5 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
-  6 5,000 and all labels    $(done_or "$dir/$task-many/done" "at most $time ")  $seeds seeds
-  7 the classifier          $(done_or "$dir/$task/model.safetensors" "$last_time ")  all labels, all test texts
+  4 the task's own texts    $(done_or "$model/state.safetensors" "1m ")  without their labels
+  5 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
+  6 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
+  7 5,000 and all labels    $(done_or "$dir/$task-many/done" "at most $time ")  $seeds seeds
+  8 the classifier          $(done_or "$dir/$task/model.safetensors" "$last_time ")  all labels, all test texts
 TEXT
 }
 
@@ -65,13 +66,35 @@ make_shards() {
 pretrain() {
     [ ! -e "$dir/pretrained" ] || return 0
     ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/val_shards_*.bin" \
-        --tokenizer "$dir/tokenizer" --out "$model" --resume --precision $precision \
+        --tokenizer "$dir/tokenizer" --out "$pretrained" --resume --precision $precision \
         --layers 6 --heads 4 --channels 256 --context 512 --cut documents --batch 8 --lr 3.5e-3 \
         --min-lr-ratio 0.02 --dropout 0 --time-limit "$time"
     touch "$dir/pretrained"
 }
 
-# --- 4: the words after each text, chosen by accuracy on training texts, never on test ---
+# --- 4: the same model goes on with SST-2's own texts, which are sentences by critics (Howard and
+# Ruder 2018). Those of IMDb it has read already. ---
+
+# The training texts that are whole sentences. SST-2 also has parts of each; those that end with the
+# sentence are prefixes of it when both are read backwards, and so stand before it in order.
+sentences() # FILE.tsv, the text in its last column
+{
+    awk -F '\t' 'NR > 1 && $NF ~ /[.!?]$/ { print $NF }' "$1" | rev | LC_ALL=C sort -u |
+        awk 'NR > 1 && index($0, last) != 1 { print last } { last = $0 } END { print last }' | rev
+}
+
+read_own_texts() # the parameters of step 3, but for a lower rate and dropout
+{
+    [ "$task" = sst2 ] || return 0
+    [ -e "$text/own.txt" ] || sentences "$text/sst2-train.tsv" >"$text/own.txt"
+    [ -e "$dir/own_000000.bin" ] ||
+        ./tokenizer encode --tokenizer "$dir/tokenizer" --split lines --out "$dir/own" "$text/own.txt"
+    ./train_gpt train --data "$dir/own_0*.bin" --init "$pretrained" --out "$model" --resume \
+        --precision $precision --cut documents --batch 8 --epochs 3 --lr 1e-3 --min-lr-ratio 0.02 \
+        --warmup 10 --dropout 0.1
+}
+
+# --- 5: the words after each text, chosen by accuracy on training texts, never on test ---
 
 try_suffix() # SUFFIX: prints its accuracy, then itself
 {
@@ -95,7 +118,7 @@ choose_suffix() {
     rm -rf "$dir/$task-try" "$dir/$task-try."*
 }
 
-# --- 5 and 6: the comparison on test texts ---
+# --- 6 and 7: the comparison on test texts ---
 
 compare() # NAME LABELS METHODS
 {
@@ -113,7 +136,7 @@ compare() # NAME LABELS METHODS
     touch "$out/done"
 }
 
-# --- 7: the classifier of all labels, and its one evaluation on all test texts ---
+# --- 8: the classifier of all labels, and its one evaluation on all test texts ---
 
 classify() {
     [ -e "$dir/$task/model.safetensors" ] && [ ! -e "$dir/$task/state.safetensors" ] ||
@@ -126,9 +149,9 @@ classify() {
 praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
 blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 case $task in
-    imdb) test=test.tsv each=25 last_time=40m
+    imdb) test=test.tsv each=25 last_time=40m model=$pretrained
           label_words="pos=$praise;neg=$blame" ;;
-    sst2) test=dev.tsv each=1 last_time=15m
+    sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model
           label_words="1=$praise;0=$blame" ;;
 esac
 
@@ -139,12 +162,14 @@ say "2 vocabulary and shards"
 make_shards
 say "3 pretraining"
 pretrain
-say "4 a suffix"
+say "4 the task's own texts"
+read_own_texts
+say "5 a suffix"
 choose_suffix
-say "5 from no label to 1,000"
+say "6 from no label to 1,000"
 compare few 0,20,100,500,1000 nb,nbsvm,scratch,prompt,probe,last:2,full
-say "6 5,000 labels and all"
+say "7 5,000 labels and all"
 compare many 5000,all nb,nbsvm,scratch,full
-say "7 the classifier of all labels"
+say "8 the classifier of all labels"
 classify
 say "done; the tables are in $dir/$task-few and $dir/$task-many, the classifier is $dir/$task"
