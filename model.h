@@ -2187,45 +2187,44 @@ static void format_message(char out[MAX_MESSAGE], const char *format, va_list ar
 /* Writes a message to stderr in one call, so that those of several processes do not mix. On a
  * terminal it replaces the live line. That line itself has no end, and is cut at the terminal's
  * width, since a line that wraps cannot be replaced. */
-static void speak(const char *speaker, bool ends, const char *format, va_list arguments)
+__attribute__((format(printf, 3, 4)))
+static void speak(const char *speaker, bool ends, const char *format, ...)
 {
     char text[MAX_MESSAGE], line[MAX_MESSAGE + 100];
     struct winsize terminal;
+    va_list arguments;
+    va_start(arguments, format);
     format_message(text, format, arguments);
+    va_end(arguments);
     if (!ends && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
         && terminal.ws_col < MAX_MESSAGE) text[terminal.ws_col] = 0;
     const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
                            *speaker ? ": " : "", text, ends ? "\n" : "");
     fwrite(line, 1, n, stderr);
 }
+#define warn(...) speak(program, true, __VA_ARGS__)
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
  * for failures (status 1), die_usage for a wrong command line (status 2). Of several threads that
  * fail, one speaks; the others wait here for the end. */
 static void end_with(int status, const char *format, ...)
 {
+    char text[MAX_MESSAGE];
     va_list arguments;
     va_start(arguments, format);
+    format_message(text, format, arguments);
 #ifdef AT_END                           /* test/hostile.h goes on with another file */
-    AT_END(status, format, arguments);
+    AT_END(status, text);
 #endif
     #pragma omp critical (end_of_program)
     {
-        speak(program, true, format, arguments);
+        warn("%s", text);
         failed = true;
         exit(status);
     }
     abort();                            /* not reached */
 }
 #define die_usage(...) end_with(STATUS_USAGE, __VA_ARGS__)
-
-__attribute__((format(printf, 1, 2))) static void warn(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    speak(program, true, format, arguments);
-    va_end(arguments);
-}
 
 /* Text or bytes that grow. data is always followed by a NUL that size does not count. */
 struct Buffer { char *data; size_t size, capacity; };
@@ -3337,13 +3336,7 @@ static bool live(void) { return isatty(2); }
 
 /* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
  * every call is a line, so the caller decides how often. */
-__attribute__((format(printf, 2, 3))) static void progress(bool last, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    speak("", last || !live(), format, arguments);
-    va_end(arguments);
-}
+#define progress(last, ...) speak("", (last) || !live(), __VA_ARGS__)
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
  * of the last one, and becomes now if one is due. */

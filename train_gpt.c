@@ -34,7 +34,7 @@
 
 #ifdef MPI                              /* one run by several processes: section 10 */
 static void speak_as_rank(int status);
-#define AT_END(status, format, arguments) speak_as_rank(status)
+#define AT_END(status, text) speak_as_rank(status)
 #endif
 #include "model.h"
 #define TOKENIZER_NO_MAIN

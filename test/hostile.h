@@ -85,7 +85,7 @@ static int watched_munmap(void *p, size_t size)
 
 /* --- Death: back to run_reader --- */
 
-static void come_back(int status, const char *format, va_list arguments);
+static void come_back(int status, const char *text);
 #define AT_END come_back
 
 /* The readers of finetune_cls.c, and with it of tokenizer.c and model.h, or what another program
@@ -106,9 +106,9 @@ static char hostile_dir[32];
 static jmp_buf place_of_death;
 static char last_words[MAX_MESSAGE];
 
-static void come_back(int status, const char *format, va_list arguments)
+static void come_back(int status, const char *text)
 {
-    format_message(last_words, format, arguments);
+    strcpy(last_words, text);
     const size_t n = strlen(last_words);
     if (status != STATUS_FAILED) finding("another status than 1");
     const bool ends = n > 3 && (strchr(".?", last_words[n - 1])
