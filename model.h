@@ -2846,20 +2846,16 @@ static const char *metadata_get(const struct Metadata *meta, const char *key)
     return NULL;
 }
 
-__attribute__((format(printf, 3, 4)))
-static void metadata_set(struct Metadata *meta, const char *key, const char *format, ...)
+/* metadata_set(meta, key, format, ...): the value is what printf would print. */
+#define metadata_set(meta, key, ...) metadata_put(meta, key, text_of(__VA_ARGS__))
+static void metadata_put(struct Metadata *meta, const char *key, char *value)
 {
-    struct Buffer value = {0};
     int i = 0;
-    va_list arguments;
-    va_start(arguments, format);
-    append_arguments(&value, format, arguments);
-    va_end(arguments);
     while (i < meta->count && strcmp(meta->keys[i], key)) i++;
     if (i == COUNT(meta->keys)) die("metadata: more than %d entries.", COUNT(meta->keys));
     if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
     else free(meta->values[i]);
-    meta->values[i] = value.data;
+    meta->values[i] = value;
 }
 
 static void metadata_free(struct Metadata *meta)
@@ -3778,18 +3774,14 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     return text;
 }
 
-/* Adds a row, with its newline. */
-__attribute__((format(printf, 2, 3)))
-static void journal_add(struct Journal *j, const char *format, ...)
+/* journal_add(journal, format, ...) adds a row, with its newline. */
+#define journal_add(j, ...) journal_put(j, text_of(__VA_ARGS__))
+static void journal_put(struct Journal *j, char *row)
 {
-    struct Buffer row = {0};
-    va_list arguments;
-    va_start(arguments, format);
-    append_arguments(&row, format, arguments);
-    va_end(arguments);
-    journal_hash(j, row.data, row.size - 1);
-    if (!write_whole(j->fd, row.data, row.size)) die_unwritten(j->path);
-    free(row.data);
+    const size_t n = strlen(row);
+    journal_hash(j, row, n - 1);
+    if (!write_whole(j->fd, row, n)) die_unwritten(j->path);
+    free(row);
 }
 
 /* Waits until all rows are on disk. */
