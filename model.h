@@ -3556,18 +3556,17 @@ static bool is_given(const struct Option *table, const char *name)
     return find_option(table, name)->given;
 }
 
-/* The value as text, which the caller frees: the shortest from which the same number is read back.
- * NULL for a TEXT without a value and a FLAG that is not set. */
-static char *option_text(const struct Option *o)
+/* The value as text: of a number the shortest from which it is read back, as `brief` keeps it. NULL
+ * for a TEXT without a value and a FLAG that is not set. */
+static const char *option_text(const struct Option *o)
 {
-    if (o->kind == FLAG) return *(bool *)o->value ? text_of("1") : NULL;
-    if (o->kind == INTEGER) return text_of("%d", *(int *)o->value);
-    if (o->kind == LONG) return text_of("%lld", (long long)*(int64_t *)o->value);
-    if (o->kind == TEXT || o->kind == CHOICE)
-        return *(const char **)o->value ? text_of("%s", *(const char **)o->value) : NULL;
+    if (o->kind == FLAG) return *(bool *)o->value ? "1" : NULL;
+    if (o->kind == INTEGER) return brief("%d", *(int *)o->value);
+    if (o->kind == LONG) return brief("%lld", (long long)*(int64_t *)o->value);
+    if (o->kind == TEXT || o->kind == CHOICE) return *(const char **)o->value;
     const double x = *(double *)o->value;
     const char *text = brief("%g", x);
-    return strtod(text, NULL) == x ? text_of("%s", text) : text_of("%.17g", x);
+    return strtod(text, NULL) == x ? text : brief("%.17g", x);
 }
 
 /* One line for each option: name, kind of value, meaning, default. */
@@ -3577,12 +3576,11 @@ static void print_options(const struct Option *table)
     for (const struct Option *o = table; o->name; o++) {
         const int width = printf("  --%s %s", o->name,
                                  o->kind == CHOICE ? o->choices : shown[o->kind]);
-        char *text = option_text(o);
+        const char *text = option_text(o);
         printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
         if (text && o->kind != FLAG && (o->kind != SECONDS || strcmp(text, "0")))
             printf(" (%s)", text);
         printf("%s\n", o->required ? " (required)" : "");
-        free(text);
     }
 }
 
@@ -3666,9 +3664,8 @@ static void warn_idle(const struct Option *table)
             sscanf(at, "%7s %31[^ |] %31[^|]", word, name, value);
             const struct Option *other = find_option(table, name);
             if (!other) continue;               /* of a row that several tables share */
-            char *is = option_text(other);
+            const char *is = option_text(other);
             const bool on = is && (*value ? !strcmp(is, value) : strcmp(is, "0") != 0);
-            free(is);
             if (on != !strcmp(word, "with")) continue;
             warn("--%s: has no effect %s --%s%s%s.", o->name, word, name, *value ? " " : "", value);
             break;
@@ -3679,9 +3676,8 @@ static void warn_idle(const struct Option *table)
 static void describe_options(struct Metadata *meta, const struct Option *table, const char *prefix)
 {
     for (const struct Option *o = table; o->name; o++) {
-        char *text = o->effect == PASSING ? NULL : option_text(o);
+        const char *text = o->effect == PASSING ? NULL : option_text(o);
         if (text) metadata_set(meta, brief("%s.%s", prefix, o->name), "%s", text);
-        free(text);
     }
 }
 
@@ -3692,13 +3688,12 @@ static void resume_options(struct Option *table, const struct Metadata *old, con
 {
     for (struct Option *o = table; o->name; o++) {
         const char *stored = metadata_get(old, brief("%s.%s", prefix, o->name));
-        char *now = option_text(o);
+        const char *now = option_text(o);
         if (o->effect != PASSING && !o->given && stored)
             set_option(o, brief("--%s", o->name), text_of("%s", stored));
         if (o->effect == DEFINES && o->given && (!now || !stored || strcmp(now, stored)))
             die_usage("--%s %s: the run in %s has %s. Leave it out to resume, or choose another "
                       "--out.", o->name, now ? now : "", out, stored ? stored : "none");
-        free(now);
     }
 }
 

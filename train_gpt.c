@@ -1247,9 +1247,8 @@ static void choose_what_suits(struct Run *r)
     if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
     if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : 0.1;
     for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
-        char *value = option_text(find_option(r->table, names[k]));
-        if (!is_given(r->table, names[k])) append(&chosen, " --%s %s", names[k], value);
-        free(value);
+        if (!is_given(r->table, names[k]))
+            append(&chosen, " --%s %s", names[k], option_text(find_option(r->table, names[k])));
     }
     if (chosen.size)
         progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
