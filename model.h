@@ -1986,27 +1986,28 @@ static double machine_memory(void)
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
 
 /* Gives every array its place, from `memory` on. Returns the bytes needed. memory NULL only counts.
- * A block that is not stored uses the arrays of the block before it. */
+ * a: the arrays of block l; a block that is not stored uses those of the block before it. */
 static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer,
                               char *memory)
 {
     const size_t N = ws->max_rows, C = c->channels, L = c->layers, V = c->vocabulary;
     const bool train = ws->kind == WORK_TRAIN;
+    struct Activations a = {0};
     size_t at = 0;
     #define PLACE(array, count) do {                                        \
         (array) = memory ? (void *)(memory + at) : NULL;                    \
         at += ((size_t)(count) * sizeof *(array) + 63) / 64 * 64;           \
     } while (0)
+    PLACE(ws->activations, L + 1);
     for (size_t l = 0; l <= L; l++) {
-        struct Activations *a = &ws->activations[l];
         const bool own = l == 0 || (train && (int)l >= first_layer);
-        if (!own) *a = a[-1];
-        if (own) PLACE(a->x, N * C);
-        if (l == L) break;
-        if (own || ws->kind == WORK_CACHE) PLACE(a->qkv, N * 3 * C);
-        if (!own) continue;
-        PLACE(a->mean1, N); PLACE(a->rstd1, N); PLACE(a->lse, N * c->heads); PLACE(a->att, N * C);
-        PLACE(a->x2, N * C); PLACE(a->mean2, N); PLACE(a->rstd2, N); PLACE(a->fc, N * 4 * C);
+        if (own) PLACE(a.x, N * C);
+        if (l < L && (own || ws->kind == WORK_CACHE)) PLACE(a.qkv, N * 3 * C);
+        if (l < L && own) {
+            PLACE(a.mean1, N); PLACE(a.rstd1, N); PLACE(a.lse, N * c->heads); PLACE(a.att, N * C);
+            PLACE(a.x2, N * C); PLACE(a.mean2, N); PLACE(a.rstd2, N); PLACE(a.fc, N * 4 * C);
+        }
+        if (memory) ws->activations[l] = a;
     }
     PLACE(ws->ln, N * C);
     PLACE(ws->gelu, N * 4 * C);
@@ -2036,22 +2037,14 @@ static size_t pass_scratch(const struct Config *c, int max_rows)
     return attention > gemm ? attention : gemm;
 }
 
-static void workspace_describe(struct Workspace *ws, const struct Config *c, int first_layer,
-                               int max_rows, int kind)
-{
-    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
-    ws->activations = resize(NULL, (c->layers + 1) * sizeof *ws->activations);
-    memset(ws->activations, 0, (c->layers + 1) * sizeof *ws->activations);
-    ws->bytes = place_workspace(ws, c, first_layer, NULL);
-}
-
 /* Memory for forward passes of up to max_rows rows, for backward passes if kind is WORK_TRAIN, and
  * the scratch of both. Before this, model_train_from must have said which layers learn, and
  * set_threads how many threads there are. After it, a step allocates nothing. */
 static void workspace_create(struct Workspace *ws, const struct Model *model, int max_rows,
                              int kind)
 {
-    workspace_describe(ws, &model->config, model->first_layer, max_rows, kind);
+    *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
+    ws->bytes = place_workspace(ws, &model->config, model->first_layer, NULL);
     ws->memory = allocate_zeroed(ws->bytes);
     reserve_scratch(pass_scratch(&model->config, max_rows));
     place_workspace(ws, &model->config, model->first_layer, ws->memory);
@@ -2060,16 +2053,13 @@ static void workspace_create(struct Workspace *ws, const struct Model *model, in
 /* The bytes that workspace_create would allocate, scratch aside. */
 static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
 {
-    struct Workspace ws;
-    workspace_describe(&ws, c, 0, max_rows, kind);
-    free(ws.activations);
-    return ws.bytes;
+    struct Workspace ws = {.kind = kind, .max_rows = max_rows};
+    return place_workspace(&ws, c, 0, NULL);
 }
 
 static void workspace_free(struct Workspace *ws)
 {
     release(ws->memory, ws->bytes);
-    free(ws->activations);
     *ws = (struct Workspace){0};
 }
 
