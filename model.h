@@ -1969,19 +1969,6 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
-static double cgroup_limit(const char *list, const char *group, const char *root,
-                           const char *file);   /* section 16 */
-
-/* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */
-static double machine_memory(void)
-{
-    const double machine = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    const char *list = "/proc/self/cgroup", *root = "/sys/fs/cgroup";
-    return fmin(machine, fmin(cgroup_limit(list, "0::", root, "memory.max"),
-                              cgroup_limit(list, ":memory:", "/sys/fs/cgroup/memory",
-                                           "memory.limit_in_bytes")));
-}
-
 /* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
 
@@ -2273,17 +2260,6 @@ static char *harmless(const char *text)
     char *copy = text_of("%s", text);
     make_harmless(copy, strlen(copy), "");
     return copy;
-}
-
-static void print_results(bool at_end);
-
-/* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
-static void show_result(struct Buffer *b)
-{
-    if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
-    fwrite(b->data, 1, b->size, stdout);
-    print_results(false);
-    b->size = 0;
 }
 
 /* A short text for a message. The next seven calls keep it. */
@@ -3427,6 +3403,15 @@ static void print_results(bool at_end)
     _exit(STATUS_FAILED);
 }
 
+/* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
+static void show_result(struct Buffer *b)
+{
+    if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
+    fwrite(b->data, 1, b->size, stdout);
+    print_results(false);
+    b->size = 0;
+}
+
 static void end_program(void)
 {
     remove_unfinished();
@@ -3486,6 +3471,16 @@ static double cgroup_limit(const char *list, const char *group, const char *root
     if (f) fclose(f);
     free(path);
     return limit > 0 && period > 0 ? limit / period : INFINITY;
+}
+
+/* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */
+static double machine_memory(void)
+{
+    const double machine = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    const char *list = "/proc/self/cgroup", *root = "/sys/fs/cgroup";
+    return fmin(machine, fmin(cgroup_limit(list, "0::", root, "memory.max"),
+                              cgroup_limit(list, ":memory:", "/sys/fs/cgroup/memory",
+                                           "memory.limit_in_bytes")));
 }
 
 /* Before memory is allocated. n = 0: as the environment (OMP_NUM_THREADS) says, else as many as the
