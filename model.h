@@ -58,14 +58,13 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-#else
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"
-static int omp_get_max_threads(void) { return 1; }
-static int omp_get_num_threads(void) { return 1; }
-static int omp_get_thread_num(void) { return 0; }
-#endif
 static int thread_count(void) { return omp_get_max_threads(); }
 static int thread_index(void) { return omp_get_thread_num(); }
+#else
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
+static int thread_count(void) { return 1; }
+static int thread_index(void) { return 0; }
+#endif
 
 /* ============================================================================================= */
 /* I. THE MODEL                                                                                  */
@@ -1104,17 +1103,13 @@ static inline real exp_real(real x)
 /* --- Vectors: the types of GCC and Clang, as wide as the machine's registers --- */
 
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-enum { TILE_ROWS = 12 };                            /* 32 registers: 24 sums, 2 of b, 1 of a */
+enum { VECTOR_BYTES = 64, TILE_ROWS = 12 };         /* 32 registers: 24 sums, 2 of b, 1 of a */
 #elif defined(__AVX__)
-#define VECTOR_BYTES 32
-enum { TILE_ROWS = 6 };                             /* 16 registers: 12 sums, 2 of b, 1 of a */
+enum { VECTOR_BYTES = 32, TILE_ROWS = 6 };          /* 16 registers: 12 sums, 2 of b, 1 of a */
 #elif defined(__aarch64__)
-#define VECTOR_BYTES 16
-enum { TILE_ROWS = 10 };                            /* 32 registers: 20 sums, 2 of b, 10 of a */
+enum { VECTOR_BYTES = 16, TILE_ROWS = 10 };         /* 32 registers: 20 sums, 2 of b, 10 of a */
 #else
-#define VECTOR_BYTES 16
-enum { TILE_ROWS = 6 };                             /* 16 registers, as with AVX */
+enum { VECTOR_BYTES = 16, TILE_ROWS = 6 };          /* 16 registers, as with AVX */
 #endif
 enum { LANES = VECTOR_BYTES / sizeof(real), TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
@@ -1196,15 +1191,11 @@ static void *resize(void *old, size_t bytes)
 
 static size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64 + 64; }
 
-#ifndef MAP_ANONYMOUS
-#define MAP_ANONYMOUS MAP_ANON      /* as macOS and the BSDs call it */
-#endif
-
 /* The system provides each page on its first use, so unused parts take no memory. */
 static void *allocate_zeroed(size_t bytes)
 {
     const size_t size = rounded_up(bytes);
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
     if (p == MAP_FAILED)
         die("out of memory: %.1f MB are needed. Use a smaller model, batch or text.", bytes / 1e6);
 #ifdef MADV_HUGEPAGE
@@ -1467,8 +1458,8 @@ struct Share { int rows, columns; };
 static struct Share share_size(int m, int N)
 {
     struct Share t = {TASK_M, BLOCK_N};
-    const bool few_rows = m < omp_get_num_threads() * BLOCK_M * 4;
-    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * omp_get_num_threads())
+    const bool few_rows = m < thread_count() * BLOCK_M * 4;
+    while (ceil_div(m, t.rows) * ceil_div(N, t.columns) < 8 * thread_count())
         if (few_rows && t.columns > TILE_COLUMNS) t.columns /= 2;
         else if (t.rows > BLOCK_M) t.rows /= 2;
         else break;
