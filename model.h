@@ -3779,16 +3779,14 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
                        int count)
 {
     const char *chosen = argc > 1 ? argv[1] : "";
-    struct Buffer list = {0};
     begin_program(name, argv);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
-        append(&list, "  %-10s %s\n", commands[i].name, commands[i].meaning);
-    }
     if (!is_choice(chosen, strlen(chosen), "--help|-h|help"))
         die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
-    printf("%s SUBCOMMAND [options]\n%s%s SUBCOMMAND --help lists the options.\n", name, list.data,
-           name);
+    printf("%s SUBCOMMAND [options]\n", name);
+    for (int i = 0; i < count; i++) printf("  %-10s %s\n", commands[i].name, commands[i].meaning);
+    printf("%s SUBCOMMAND --help lists the options.\n", name);
     return 0;
 }
 
