@@ -255,13 +255,6 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
     }
 }
 
-static void linear_backward(real *dx, real *dw, real *db, const real *dy, const real *x,
-                            const real *w, int N, int C, int OC)
-{
-    linear_backward_input(dx, dy, w, N, C, OC);
-    linear_backward_weights(dw, db, dy, x, N, C, OC);
-}
-
 /* --- GELU, tanh form (Hendrycks and Gimpel 2016): x times a gate; plain twin: plain_gelu --- */
 
 static inline real exp_real(real x);    /* exp, which vectorises; NaN stays NaN (section 6) */
@@ -442,7 +435,6 @@ static void lap(int kind, int direction);
 #define layernorm_forward(...)   TIMED(LAYERNORM, FORWARD, layernorm_forward(__VA_ARGS__))
 #define layernorm_backward(...)  TIMED(LAYERNORM, BACKWARD, layernorm_backward(__VA_ARGS__))
 #define linear_forward(...)      TIMED(LINEAR, FORWARD, linear_forward(__VA_ARGS__))
-#define linear_backward(...)     TIMED(LINEAR, BACKWARD, linear_backward(__VA_ARGS__))
 #define linear_backward_input(...) TIMED(LINEAR, BACKWARD, linear_backward_input(__VA_ARGS__))
 #define linear_backward_weights(...) TIMED(LINEAR, BACKWARD, linear_backward_weights(__VA_ARGS__))
 #define gelu_forward(...)        TIMED(GELU, FORWARD, gelu_forward(__VA_ARGS__))
@@ -717,17 +709,19 @@ static void block_backward(struct Block *d, const struct Block *b, struct Activa
     gelu_backward(ws->dfc, ws->gelu, a->fc, (size_t)N * 4 * C);
     linear_backward_weights(d->mlp_proj_w, d->mlp_proj_b, dproj, ws->gelu, N, 4 * C, C);
     layernorm_forward(ws->ln, a->mean2, a->rstd2, a->x2, b->ln2_w, b->ln2_b, N, C);
-    linear_backward(ws->dbranch, d->fc_w, d->fc_b, ws->dfc, ws->ln, b->fc_w, N, C, 4 * C);
+    linear_backward_input(ws->dbranch, ws->dfc, b->fc_w, N, C, 4 * C);
+    linear_backward_weights(d->fc_w, d->fc_b, ws->dfc, ws->ln, N, C, 4 * C);
     layernorm_backward(ws->dx, d->ln2_w, d->ln2_b, ws->dbranch, a->x2, b->ln2_w, a->mean2, a->rstd2,
                        N, C);
 
     dproj = dropout_backward(ws, N, C, layer, AT_ATTENTION_PROJECTION);
-    linear_backward(ws->dbranch, d->attn_proj_w, d->attn_proj_b, dproj, a->att, b->attn_proj_w, N,
-                    C, C);
+    linear_backward_input(ws->dbranch, dproj, b->attn_proj_w, N, C, C);
+    linear_backward_weights(d->attn_proj_w, d->attn_proj_b, dproj, a->att, N, C, C);
     attention_backward(ws->dqkv, ws->dbranch, a->att, a->qkv, a->lse, batch, C, c->heads,
                        dropout_at(ws->dropout, layer, AT_ATTENTION));
     layernorm_forward(ws->ln, a->mean1, a->rstd1, a->x, b->ln1_w, b->ln1_b, N, C);
-    linear_backward(ws->dbranch, d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, b->qkv_w, N, C, 3 * C);
+    linear_backward_input(ws->dbranch, ws->dqkv, b->qkv_w, N, C, 3 * C);
+    linear_backward_weights(d->qkv_w, d->qkv_b, ws->dqkv, ws->ln, N, C, 3 * C);
     layernorm_backward(ws->dx, d->ln1_w, d->ln1_b, ws->dbranch, a->x, b->ln1_w, a->mean1, a->rstd1,
                        N, C);
 }

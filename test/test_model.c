@@ -328,7 +328,8 @@ static void test_linear(int N, int C, int OC)
     plain_add(Y, FROM, m);
     plain_linear_backward(DX, DW, DB, DY, X, W, N, C, OC);
     linear_forward(y, from, x, w, b, N, C, OC);
-    linear_backward(dx, dw, db, dy, x, w, N, C, OC);
+    linear_backward_input(dx, dy, w, N, C, OC);
+    linear_backward_weights(dw, db, dy, x, N, C, OC);
     const double forward = error_of(y, Y, m);
     const double backward = worse(error_of(dx, DX, n),
                                   worse(error_of(dw, DW, k), error_of(db, DB, OC)));
