@@ -2555,17 +2555,15 @@ static struct Output *output_open(const char *path)
     return o;
 }
 
-/* Returns whether all n bytes could be written. */
-static bool write_whole(int fd, const char *bytes, size_t n)
+static void write_whole(int fd, const char *path, const char *bytes, size_t n)
 {
     for (ssize_t written; n; bytes += written, n -= written)
-        if ((written = write(fd, bytes, n)) < 0) return false;
-    return true;
+        if ((written = write(fd, bytes, n)) < 0) die_unwritten(path);
 }
 
 static void output_write(const struct Output *o, const void *bytes, size_t n)
 {
-    if (!write_whole(o->fd, bytes, n)) die_unwritten(o->path);
+    write_whole(o->fd, o->path, bytes, n);
 }
 
 /* When all files are on disk, gives them their names, one right after the other. */
@@ -3745,7 +3743,7 @@ static void journal_put(struct Journal *j, char *row)
 {
     const size_t n = strlen(row);
     journal_hash(j, row, n - 1);
-    if (!write_whole(j->fd, row, n)) die_unwritten(j->path);
+    write_whole(j->fd, j->path, row, n);
     free(row);
 }
 
