@@ -1507,16 +1507,13 @@ struct Reader {
     struct Faults faults;
 };
 
-/* Counts a record that cannot be used, and returns false. */
-__attribute__((format(printf, 2, 3)))
-static bool bad(struct Faults *f, const char *format, ...)
+/* bad(faults, format, ...) counts a record that cannot be used, and returns false. */
+#define bad(f, ...) bad_record(f, text_of(__VA_ARGS__))
+static bool bad_record(struct Faults *f, char *what)
 {
-    va_list arguments;
-    if (f->count++ >= 3) return false;
-    append(&f->first, "%sline %d: ", f->count > 1 ? "; " : "", f->line);
-    va_start(arguments, format);
-    append_arguments(&f->first, format, arguments);
-    va_end(arguments);
+    if (f->count++ < 3)
+        append(&f->first, "%sline %d: %s", f->count > 1 ? "; " : "", f->line, what);
+    free(what);
     return false;
 }
 

@@ -2206,37 +2206,27 @@ static void append_bytes(struct Buffer *b, const void *bytes, size_t n)
     b->data[b->size] = 0;
 }
 
-/* Appends what vprintf would print. */
-static void append_arguments(struct Buffer *b, const char *format, va_list arguments)
-{
-    va_list again;
-    va_copy(again, arguments);
-    const int n = vsnprintf(NULL, 0, format, again);
-    if (n < 0) die("a text of more than 2 GB is too long. Split it.");
-    reserve(b, n);
-    vsnprintf(b->data + b->size, (size_t)n + 1, format, arguments);
-    b->size += n;
-    va_end(again);
-}
-
-__attribute__((format(printf, 2, 3)))
-static void append(struct Buffer *b, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    append_arguments(b, format, arguments);
-    va_end(arguments);
-}
-
 /* What printf would print, as a string that the caller owns. */
 __attribute__((format(printf, 1, 2))) static char *text_of(const char *format, ...)
 {
-    struct Buffer b = {0};
-    va_list arguments;
+    va_list arguments, again;
     va_start(arguments, format);
-    append_arguments(&b, format, arguments);
+    va_copy(again, arguments);
+    const int n = vsnprintf(NULL, 0, format, again);
+    if (n < 0) die("a text of more than 2 GB is too long. Split it.");
+    char *text = resize(NULL, (size_t)n + 1);
+    vsnprintf(text, (size_t)n + 1, format, arguments);
+    va_end(again);
     va_end(arguments);
-    return b.data;
+    return text;
+}
+
+/* append(buffer, format, ...) adds what printf would print. */
+#define append(b, ...) append_text(b, text_of(__VA_ARGS__))
+static void append_text(struct Buffer *b, char *text)
+{
+    append_bytes(b, text, strlen(text));
+    free(text);
 }
 
 /* A copy that is harmless, for what `info` and its like print of a file. */

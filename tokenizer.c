@@ -1227,16 +1227,12 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}");
 }
 
-/* Appends what printf would print, with " for each ', so that JSON stays legible in C. */
-__attribute__((format(printf, 2, 3)))
-static void append_json(struct Buffer *b, const char *format, ...)
+/* append_json is append with " for each ', so that JSON stays legible in C. */
+#define append_json(b, ...) append_quoted(b, text_of(__VA_ARGS__))
+static void append_quoted(struct Buffer *b, char *text)
 {
-    size_t i = b->size;
-    va_list arguments;
-    va_start(arguments, format);
-    append_arguments(b, format, arguments);
-    va_end(arguments);
-    for (; i < b->size; i++) if (b->data[i] == '\'') b->data[i] = '"';
+    for (char *s = text; *s; s++) if (*s == '\'') *s = '"';
+    append_text(b, text);
 }
 
 /* The two special tokens, which loaders do not look for in pieces of a text. PAD is the symbol of
