@@ -348,7 +348,8 @@ static struct Entry heap_pop(struct Heap *h)
  * A merge changes only the words that contain its pair, and in these words only the pairs beside
  * it. Therefore all counts are computed once and then updated. */
 
-struct Word { size_t at; uint32_t length; int64_t count; };     /* ids[at .. at + length) */
+/* In an array of bytes or tokens: [at .. at + length). */
+struct Word { size_t at; uint32_t length; int64_t count; };
 
 /* A pair of neighbouring tokens. */
 struct PairCount {
@@ -360,9 +361,7 @@ struct PairCount {
 
 struct Trainer {
     uint16_t *ids;              /* the tokens of all words, back to back */
-    size_t size;                /* of ids */
     struct Word *words;
-    uint32_t word_count;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
     struct HashTable index;         /* pair -> its index in pairs */
@@ -397,15 +396,18 @@ static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32
     p->words[p->places++] = word;
 }
 
-/* Adds a word of n bytes that occurs `count` times, and counts its pairs. */
-static void add_word(struct Trainer *t, const uint8_t *bytes, size_t n, int64_t count)
+/* A trainer of words whose bytes stand back to back in `text`, with the counts of all pairs. */
+static struct Trainer trainer_of_words(struct Word *words, int count, struct Buffer text)
 {
-    uint16_t *ids = t->ids + t->size;
-    for (size_t i = 0; i < n; i++) ids[i] = id_of_byte[bytes[i]];
-    for (size_t i = 0; i + 1 < n; i++)
-        change_count(t, ids[i], ids[i + 1], count, t->word_count);
-    t->words[t->word_count++] = (struct Word){t->size, (uint32_t)n, count};
-    t->size += n;
+    struct Trainer t = {.ids = resize(NULL, text.size * sizeof *t.ids), .words = words,
+                        .index = hash_table(0)};
+    for (size_t i = 0; i < text.size; i++) t.ids[i] = id_of_byte[(uint8_t)text.data[i]];
+    for (int word = 0; word < count; word++) {
+        const uint16_t *ids = t.ids + words[word].at;
+        for (uint32_t i = 0; i + 1 < words[word].length; i++)
+            change_count(&t, ids[i], ids[i + 1], words[word].count, word);
+    }
+    return t;
 }
 
 /* Replaces every a b in a word by the token `made`. In x a b y, the pairs (x, a) and (b, y) go and
@@ -1926,18 +1928,6 @@ static struct WordCounts count_words(struct Source *source)
     return counts[0];
 }
 
-/* A trainer with all words. */
-static struct Trainer trainer_of_words(const struct WordCounts *w)
-{
-    struct Trainer t = {.index = hash_table(0)};
-    t.ids = resize(NULL, w->text.size * sizeof *t.ids);
-    t.words = resize(NULL, w->count * sizeof *t.words);
-    for (int i = 0; i < w->count; i++)
-        add_word(&t, (const uint8_t *)w->text.data + w->words[i].at, w->words[i].length,
-                 w->words[i].count);
-    return t;
-}
-
 /* The tokens of --vocab. auto: a power of two, about one token for 2,000 bytes of text, so that
  * nearly all of them occur often enough to be learnt. */
 static int wanted_vocabulary(int64_t bytes)
@@ -1983,7 +1973,7 @@ static int command_train(int argc, char **argv)
     struct WordCounts words = count_words(&source);
     source_close(&source);
     if (!words.count) die("%s: no text to learn from. Name files that hold some.", argv[0]);
-    struct Trainer trainer = trainer_of_words(&words);
+    struct Trainer trainer = trainer_of_words(words.words, words.count, words.text);
     const int merges = wanted_vocabulary(source.done) - BYTES - 1;
     learn_merges(t, &trainer, merges, set.min_frequency, set.max_bytes);
     if (t->merges < merges && strcmp(set.vocabulary, "auto"))
