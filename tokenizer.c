@@ -157,7 +157,7 @@ struct Tokenizer {
     uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
     size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
-    struct Encoder *encoder;    /* (7) of tokenizer_encode, which creates it */
+    struct Slot *cache;         /* (7) of tokenizer_encode, which creates it */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
     char **added;               /* (added_count): other tokens in that file, see refuse_added */
     int added_count;
@@ -567,36 +567,17 @@ static inline uint64_t key_hash(Bytes16 key)
 /* --- The cache of words: most pieces have been merged before --- */
 
 /* A slot is half a cache line. A word can be in either of the two slots of one line, the newer one
- * first; a third word replaces the older. Longer words, and those of more tokens, are not kept. */
+ * first; a third word replaces the older. Longer words, and those of more tokens, are not kept.
+ * Each thread has a cache of its own, which is 0 in the beginning. */
 enum { CACHE_BITS = 18, CACHE_IDS = 7 };
 struct Slot { Bytes16 key; uint16_t ids[CACHE_IDS], count; };
 static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
 
-/* What one thread needs to encode. */
-struct Encoder {
-    const struct Tokenizer *tokenizer;
-    struct Slot *cache;
-    uint16_t *ids;              /* (room): of tokenizer_encode */
-    size_t room;
-};
-
-/* n encoders, one for each thread. */
-static struct Encoder *encoders_new(const struct Tokenizer *t, int n)
-{
-    struct Encoder *e = resize(NULL, n * sizeof *e);
-    for (int i = 0; i < n; i++)
-        e[i] = (struct Encoder){.tokenizer = t, .cache = allocate_zeroed(CACHE_BYTES)};
-    return e;
-}
-
 static void tokenizer_free(struct Tokenizer *t)
 {
-    if (t->encoder) {
-        release(t->encoder->cache, CACHE_BYTES);
-        free(t->encoder->ids);
-    }
+    release(t->cache, CACHE_BYTES);
     hash_free(&t->pairs);
-    free(t->encoder); free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
     free(t->usage.suffix);
     free(t);
 }
@@ -655,9 +636,8 @@ struct Piece { const uint8_t *text; size_t n; Bytes16 key; struct Slot *line; };
 
 /* Merges a piece that is not in the cache and stores it there. Returns the number of ids. */
 __attribute__((noinline))
-static size_t encode_piece(const struct Encoder *e, const struct Piece *piece, uint16_t *out)
+static size_t encode_piece(const struct Tokenizer *t, const struct Piece *piece, uint16_t *out)
 {
-    const struct Tokenizer *t = e->tokenizer;
     const size_t n = piece->n;
     const size_t count = n <= SHORT_PIECE ? (size_t)merge_short(t, piece->text, (int)n, out)
                                           : merge_long(t, piece->text, n, out);
@@ -668,47 +648,6 @@ static size_t encode_piece(const struct Encoder *e, const struct Piece *piece, u
         memcpy(line[0].ids, out, count * sizeof *out);
     }
     return count;
-}
-
-/* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
- * `readable` see piece_end.
- *
- * Up to 32 pieces are found first and their cache lines prefetched, and only then they are looked
- * up. Waiting for each line instead would take more time than all other work. */
-static size_t encode_text(struct Encoder *e, const uint8_t *p, const uint8_t *end,
-                          const uint8_t *readable, uint16_t *out)
-{
-    enum { AHEAD = 32 };
-    struct Piece pieces[AHEAD];
-    uint16_t *o = out;
-    while (p < end) {
-        int found = 0;
-        for (const uint8_t *next; found < AHEAD && p < end; p = next) {
-            next = piece_end(p, end, readable);
-            const size_t n = next - p;
-            const Bytes16 key = n <= WORD_BYTES ? word_key(p, n, readable) : 0;
-            struct Slot *line = e->cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
-            __builtin_prefetch(line);
-            pieces[found++] = (struct Piece){p, n, key, line};
-        }
-        for (int i = 0; i < found; i++) {
-            const Bytes16 key = pieces[i].key;
-            const struct Slot *slot = pieces[i].line;
-            slot += slot->key != key;               /* the first or the second, without a branch */
-            size_t count = slot->count;
-            if (slot->key == key && pieces[i].n <= WORD_BYTES)
-                memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
-            else count = encode_piece(e, &pieces[i], o);
-            o += count;
-        }
-    }
-    return o - out;
-}
-
-/* Dies on a text of so many bytes that int may not count its tokens and those of a second one. */
-static void refuse_huge(size_t n)
-{
-    if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
 }
 
 /* The next place of `text`, which is not empty, in p .. end, or NULL. */
@@ -730,18 +669,59 @@ static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint
                 "out of the text.", t->added[i]);
 }
 
+/* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
+ * `readable` see piece_end.
+ *
+ * Up to 32 pieces are found first and their cache lines prefetched, and only then they are looked
+ * up. Waiting for each line instead would take more time than all other work. */
+static size_t encode_text(const struct Tokenizer *t, struct Slot *cache, const uint8_t *p,
+                          const uint8_t *end, const uint8_t *readable, uint16_t *out)
+{
+    enum { AHEAD = 32 };
+    struct Piece pieces[AHEAD];
+    uint16_t *o = out;
+    refuse_added(t, p, end);
+    while (p < end) {
+        int found = 0;
+        for (const uint8_t *next; found < AHEAD && p < end; p = next) {
+            next = piece_end(p, end, readable);
+            const size_t n = next - p;
+            const Bytes16 key = n <= WORD_BYTES ? word_key(p, n, readable) : 0;
+            struct Slot *line = cache + (key_hash(key) >> (65 - CACHE_BITS)) * 2;
+            __builtin_prefetch(line);
+            pieces[found++] = (struct Piece){p, n, key, line};
+        }
+        for (int i = 0; i < found; i++) {
+            const Bytes16 key = pieces[i].key;
+            const struct Slot *slot = pieces[i].line;
+            slot += slot->key != key;               /* the first or the second, without a branch */
+            size_t count = slot->count;
+            if (slot->key == key && pieces[i].n <= WORD_BYTES)
+                memcpy(o, slot->ids, sizeof slot->ids + sizeof slot->count);
+            else count = encode_piece(t, &pieces[i], o);
+            o += count;
+        }
+    }
+    return o - out;
+}
+
+/* Dies on a text of so many bytes that int may not count its tokens and those of a second one. */
+static void refuse_huge(size_t n)
+{
+    if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+}
+
 /* Encodes a text of n bytes; ids needs room for n. Returns their number. <|endoftext|> in the text
  * is ordinary text. One tokenizer must not be used by two threads at once. */
 static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int *ids)
 {
-    if (!t->encoder) t->encoder = encoders_new(t, 1);
-    struct Encoder *e = t->encoder;
-    refuse_huge(n);
-    if (e->room < n + 8) e->ids = resize(e->ids, (e->room = 2 * n + 8) * sizeof *e->ids);
     const uint8_t *p = (const uint8_t *)text;
-    refuse_added(t, p, p + n);
-    const size_t count = encode_text(e, p, p + n, p + n, e->ids);
-    for (size_t i = 0; i < count; i++) ids[i] = e->ids[i];
+    if (!t->cache) t->cache = allocate_zeroed(CACHE_BYTES);
+    refuse_huge(n);
+    uint16_t *out = resize(NULL, (n + 8) * sizeof *out);
+    const size_t count = encode_text(t, t->cache, p, p + n, p + n, out);
+    for (size_t i = 0; i < count; i++) ids[i] = out[i];
+    free(out);
     return (int)count;
 }
 
@@ -2013,7 +1993,8 @@ static int side_of(const struct Chunk *c, const struct Part *p)
 }
 
 /* Encodes the documents of one chunk into e. */
-static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chunk c)
+static void encode_chunk(struct Encoded *e, const struct Tokenizer *t, struct Slot *cache,
+                         struct Chunk c)
 {
     struct Part p;
     e->ids[0].size = e->ids[1].size = e->head = e->documents = 0;
@@ -2022,11 +2003,10 @@ static void encode_chunk(struct Encoded *e, struct Encoder *encoder, struct Chun
     while (next_part(&c, &p)) {
         const int side = p.starts ? side_of(&c, &p) : 0;
         struct Buffer *b = &e->ids[side];
-        refuse_added(encoder->tokenizer, p.begin, p.end);
         reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
         uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
-        if (p.starts) *at++ = (uint16_t)encoder->tokenizer->eot;
-        at += encode_text(encoder, p.begin, p.end, p.readable, at);
+        if (p.starts) *at++ = (uint16_t)t->eot;
+        at += encode_text(t, cache, p.begin, p.end, p.readable, at);
         b->size += (at - ids) * sizeof *ids;
         if (!p.starts) e->head = at - ids;
         else e->last_side = side;
@@ -2058,7 +2038,7 @@ static void take_encoded(struct Sink *s, const struct Encoded *e)
  * waits for another's chunk. */
 static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source)
 {
-    struct Encoder *encoders = encoders_new(t, thread_count());
+    struct Slot *caches = allocate_zeroed(thread_count() * CACHE_BYTES);
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
     for (int n; (n = next_chunks(source, chunks)); show_source(source, "encoding")) {
@@ -2067,7 +2047,8 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             note_invalid(source, &chunks[i]);
-            encode_chunk(&encoded[i], &encoders[thread_index()], chunks[i]);
+            struct Slot *cache = caches + ((size_t)thread_index() << CACHE_BITS);
+            encode_chunk(&encoded[i], t, cache, chunks[i]);
             #pragma omp critical
             for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
                 take_encoded(s, &encoded[taken]);

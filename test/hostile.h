@@ -197,7 +197,8 @@ static uint64_t hash_of_documents(const char *split, int64_t bytes_of_chunk)
             while (next_part(&chunks[i], &p)) {
                 const size_t size = p.end - p.begin;
                 uint16_t *ids = resize(NULL, (size + 16) * sizeof *ids);
-                const size_t count = encode_text(t->encoder, p.begin, p.end, p.readable, ids);
+                const size_t count = encode_text(t, t->cache, p.begin, p.end, p.readable,
+                                                 ids);
                 size_t at = 0;
                 if (p.starts) hash = mix64(hash + 1);
                 for (size_t k = 0; k < count; k++) {
@@ -456,7 +457,7 @@ static int seeds_of(const char *name, struct Buffer *seeds)
         {"texts", "\x0DGood film.\r\n\nBad <|endoftext|> film\n", "\x13{\"text\": \"good film\"}\n"
          "\n{\"x\": [1], \"text\": \"caf\\u00e9\"}\r\n"}};
     const struct Tokenizer *t = tiny_tokenizer = write_files();
-    tiny_tokenizer->encoder = encoders_new(t, 1);
+    tiny_tokenizer->cache = allocate_zeroed(CACHE_BYTES);
     const struct Bytes config = bytes_of(content("config.json")),
                        merges = bytes_of(content("merges.txt"));
     struct Buffer file = content("model.safetensors"), tokenizer = content("tokenizer.json");
