@@ -1743,37 +1743,25 @@ static void fill_window(struct Source *s)
     }
 }
 
-/* The class of the character that ends at p, text < p. */
-static int class_before(const uint8_t *text, const uint8_t *p)
-{
-    for (int n = 1; n <= 4 && n <= p - text; n++) {
-        int length, class = class_at(p - n, p, &length);
-        if (length == n && (n > 1 || p[-1] < 128)) return class;
-    }
-    return OTHER;
-}
-
-/* Whether a text can be cut at p, text < p < end, without changing its pieces. That is so between
- * two characters of different classes if the left one is not white space and the right one is not
- * a letter: no piece has such a place inside, and the pieces on the left do not depend on what
- * follows. A | on the right may be inside <|endoftext|>, and a > on the left may be its end: it
- * stays whole, and so does the line end that follows it. */
-static bool can_cut(const uint8_t *text, const uint8_t *p, const uint8_t *end)
-{
-    int length;
-    const int class = class_at(p, end, &length), before = class_before(text, p);
-    const bool whole = length > 1 || *p < 128;      /* else p may be inside a character */
-    return whole && class != LETTER && before != SPACE && before != class && *p != '|'
-           && p[-1] != '>';
-}
-
-/* The end of a chunk that begins at `at`: the first place to cut after chunk_bytes, or `limit`. */
+/* The end of a chunk that begins at `at`: the first place after chunk_bytes where the text can be
+ * cut without changing its pieces, or `limit`. That is so between two characters of different
+ * classes if the left one is not white space and the right one is not a letter: no piece has such
+ * a place inside, and the pieces on the left do not depend on what follows. A | on the right may
+ * be inside <|endoftext|>, and a > on the left may be its end: it stays whole, and so does the
+ * line end that follows it. JSON is cut after a line. */
 static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
 {
     const uint8_t *end = s->window + s->size;
+    int before = SPACE, class, length;              /* before: on the left; SPACE: not known */
     if (limit - at <= chunk_bytes) return limit;
-    for (const uint8_t *p = at + chunk_bytes; p < limit; p++)
-        if (s->split == SPLIT_JSONL ? p[-1] == '\n' : can_cut(at, p, end)) return p;
+    for (const uint8_t *p = at + chunk_bytes; p < limit; p += length) {
+        class = class_at(p, end, &length);
+        const bool whole = length > 1 || *p < 128;  /* else p may be inside a character */
+        const bool apart = whole && class != LETTER && before != SPACE && before != class
+                        && *p != '|' && p[-1] != '>';
+        if (s->split == SPLIT_JSONL ? p[-1] == '\n' : apart) return p;
+        before = whole ? class : SPACE;
+    }
     return limit;
 }
 
