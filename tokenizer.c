@@ -1560,10 +1560,10 @@ struct Source {
     int64_t *invalid;           /* (count): bytes of each file that are no UTF-8 */
     struct File file;           /* the open file, or the descriptor -1 */
     bool ended;                 /* the open file has been read to its end */
-    bool fresh;                 /* a document begins at window[at] */
-    int64_t position, line;     /* of window[at] in the open file; line: with SPLIT_JSONL */
-    uint8_t *window;            /* (room), filled up to `size` */
-    size_t room, size, at;      /* chunks have been cut up to `at` */
+    struct Buffer window;
+    size_t at;                  /* chunks have been cut up to this byte of the window */
+    bool fresh;                 /* a document begins there */
+    int64_t position, line;     /* of that byte in the open file; line: with SPLIT_JSONL */
     struct Timer timer;
 };
 
@@ -1676,7 +1676,7 @@ enum { BATCH = 64 };            /* the maximum number of chunks in one call of n
 static struct Source source_open(char **paths, int count, const char *split, const char *field)
 {
     struct Source s = {paths, count, .split = split_of(split), .field = field, .file.fd = -1,
-                       .timer = start_timer(), .room = (size_t)(BATCH * chunk_bytes)};
+                       .timer = start_timer()};
     bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
@@ -1690,7 +1690,7 @@ static struct Source source_open(char **paths, int count, const char *split, con
         s.total += status.st_size;
     }
     if (!sized) s.total = 0;
-    s.window = allocate_zeroed(s.room);
+    reserve(&s.window, (size_t)(BATCH * chunk_bytes));
     s.invalid = allocate_zeroed(count * sizeof *s.invalid);
     return s;
 }
@@ -1712,21 +1712,13 @@ static void source_close(struct Source *s)
                  "CP1252, convert it: iconv -f CP1252 -t UTF-8", s->paths[i],
                  counted(s->invalid[i], "byte"));
     release(s->invalid, s->count * sizeof *s->invalid);
-    release(s->window, s->room);
-}
-
-/* Makes the window twice as large. */
-static void grow_window(struct Source *s)
-{
-    uint8_t *old = s->window;
-    s->window = memcpy(allocate_zeroed(2 * s->room), old, s->size);
-    release(old, s->room);
-    s->room *= 2;
+    free(s->window.data);
 }
 
 /* Opens the next file if none is open, and reads until the window is full or the file ends. */
 static void fill_window(struct Source *s)
 {
+    struct Buffer *w = &s->window;
     if (s->file.fd < 0) {
         const char *path = s->paths[s->number++];
         s->file = strcmp(path, "-") ? open_file(path, true) : (struct File){path, dup(0)};
@@ -1735,11 +1727,11 @@ static void fill_window(struct Source *s)
         s->ended = false;
         s->fresh = true;
     }
-    while (!s->ended && s->size < s->room) {
+    while (!s->ended && w->size < w->capacity) {
         const size_t n = bytes_read(
-            &s->file, read(s->file.fd, s->window + s->size, s->room - s->size));
+            &s->file, read(s->file.fd, w->data + w->size, w->capacity - w->size));
         s->ended = n == 0;
-        s->size += n;
+        w->size += n;
     }
 }
 
@@ -1751,11 +1743,10 @@ static void fill_window(struct Source *s)
  * line end that follows it. JSON is cut after a line. */
 static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
 {
-    const uint8_t *end = s->window + s->size;
     int before = SPACE, class, length;              /* before: on the left; SPACE: not known */
     if (limit - at <= chunk_bytes) return limit;
     for (const uint8_t *p = at + chunk_bytes; p < limit; p += length) {
-        class = class_at(p, end, &length);
+        class = class_at(p, limit, &length);
         const bool whole = length > 1 || *p < 128;  /* else p may be inside a character */
         const bool apart = whole && class != LETTER && before != SPACE && before != class
                         && *p != '|' && p[-1] != '>';
@@ -1769,7 +1760,7 @@ static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const
  * of the file must be read first. */
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
-    const uint8_t *at = s->window + s->at, *end = s->window + s->size;
+    const uint8_t *at = (uint8_t *)s->window.data + s->at, *end = at + s->window.size - s->at;
     const int64_t before_cut = s->cut - s->position;
     const bool meets_cut = before_cut > 0 && before_cut < end - at;
     const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
@@ -1795,15 +1786,16 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
  * the chunks of the call before are no longer valid. */
 static int next_chunks(struct Source *s, struct Chunk *chunks)
 {
+    struct Buffer *w = &s->window;
     int n = 0;
-    s->size -= s->at;
-    memmove(s->window, s->window + s->at, s->size);
+    w->size -= s->at;
+    memmove(w->data, w->data + s->at, w->size);
     s->at = 0;
     while (n < BATCH && (s->file.fd >= 0 || s->number < s->count)) {
         fill_window(s);
         if (take_chunk(s, &chunks[n])) n++;
         else if (n) break;                          /* the window must not move under the chunks */
-        else grow_window(s);
+        else reserve(w, w->size);                   /* it was full */
     }
     return n;
 }
