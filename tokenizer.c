@@ -154,9 +154,8 @@ struct Tokenizer {
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
     struct HashTable pairs;         /* (a, b) -> the token that is made of a and b */
-    uint8_t *bytes;             /* the bytes of all tokens, back to back, in the order of the ids */
-    uint32_t *offset;           /* (V + 1): token i begins at bytes[offset[i]], ends at the next */
-    size_t room;                /* the allocated bytes; 16 beyond the last token may be read */
+    struct Buffer bytes;        /* of all tokens, back to back, in the order of the ids */
+    uint32_t *offset;           /* (V + 1): token i begins at byte offset[i], ends at the next */
     struct Slot *cache;         /* (7) of tokenizer_encode, which creates it */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
     char **added;               /* (added_count): other tokens in that file, see refuse_added */
@@ -173,7 +172,7 @@ static inline int token_length(const struct Tokenizer *t, int id)
 static inline const uint8_t *bytes_of_token(const struct Tokenizer *t, int id, int *length)
 {
     *length = token_length(t, id);
-    return t->bytes + t->offset[id];
+    return (uint8_t *)t->bytes.data + t->offset[id];
 }
 
 /* GPT-2 numbers the bytes by how its files write them. The ids 0 to 187 are the bytes that are
@@ -204,22 +203,12 @@ static struct Tokenizer *tokenizer_new(void)
     struct Tokenizer *t = resize(NULL, sizeof *t);
     prepare_classes();
     prepare_bytes();
-    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = hash_table(0), .room = BYTES + 16};
+    *t = (struct Tokenizer){.vocabulary = BYTES, .pairs = hash_table(0)};
     t->parts = resize(NULL, (size_t)MAX_VOCABULARY * sizeof *t->parts);
     t->offset = resize(NULL, ((size_t)MAX_VOCABULARY + 1) * sizeof *t->offset);
-    t->bytes = resize(NULL, t->room);
-    memcpy(t->bytes, byte_of_id, BYTES);
+    append_bytes(&t->bytes, byte_of_id, BYTES);
     for (int i = 0; i <= BYTES; i++) t->offset[i] = i;
     return t;
-}
-
-/* Adds a token of n bytes, whose id is the old t->vocabulary. Returns where its bytes belong. */
-static uint8_t *add_token(struct Tokenizer *t, size_t n)
-{
-    const size_t size = t->offset[t->vocabulary];
-    if (size + n + 16 > t->room) t->bytes = resize(t->bytes, t->room = 2 * (size + n + 16));
-    t->offset[++t->vocabulary] = (uint32_t)(size + n);
-    return t->bytes + size;
 }
 
 static inline uint32_t pair_of(int a, int b) { return (uint32_t)a << 16 | (uint32_t)b; }
@@ -234,9 +223,10 @@ static inline int merged(const struct Tokenizer *t, int a, int b)
 static int add_merge(struct Tokenizer *t, int a, int b)
 {
     const int id = t->vocabulary, a_bytes = token_length(t, a), b_bytes = token_length(t, b);
-    uint8_t *bytes = add_token(t, (size_t)a_bytes + b_bytes);
-    memcpy(bytes, t->bytes + t->offset[a], a_bytes);
-    memcpy(bytes + a_bytes, t->bytes + t->offset[b], b_bytes);
+    reserve(&t->bytes, (size_t)a_bytes + b_bytes);  /* what is appended must not move meanwhile */
+    append_bytes(&t->bytes, t->bytes.data + t->offset[a], a_bytes);
+    append_bytes(&t->bytes, t->bytes.data + t->offset[b], b_bytes);
+    t->offset[++t->vocabulary] = (uint32_t)t->bytes.size;
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
     hash_put(&t->pairs, pair_of(a, b), id);
@@ -252,8 +242,10 @@ static void add_end_of_text(struct Tokenizer *t)
     for (int r = 0; r < t->merges; r++)
         t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * prime;
     for (const char *s = END_OF_TEXT; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * prime;
+    append(&t->bytes, END_OF_TEXT);
+    reserve(&t->bytes, 16);                 /* 16 bytes from a token's first on may be read */
     t->eot = t->vocabulary;
-    memcpy(add_token(t, END_OF_TEXT_BYTES), END_OF_TEXT, END_OF_TEXT_BYTES);
+    t->offset[++t->vocabulary] = (uint32_t)t->bytes.size;
 }
 
 /* ============================================================================================= */
@@ -577,7 +569,7 @@ static void tokenizer_free(struct Tokenizer *t)
 {
     release(t->cache, CACHE_BYTES);
     hash_free(&t->pairs);
-    free(t->parts); free(t->bytes); free(t->offset); free(t->file_ids);
+    free(t->parts); free(t->bytes.data); free(t->offset); free(t->file_ids);
     free(t->usage.suffix);
     free(t);
 }
@@ -756,10 +748,11 @@ struct TokenReader {
 };
 
 /* 64 bits: that two of 65,536 tokens have one hash has a chance of 1e-10. */
-static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
+static uint64_t hash_bytes(const void *bytes, size_t n)
 {
+    const uint8_t *p = bytes;
     uint64_t h = ~(uint64_t)n;
-    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
     return h;
 }
 
@@ -767,7 +760,7 @@ static uint64_t hash_bytes(const uint8_t *bytes, size_t n)
 static bool note_token(struct TokenReader *r, int id)
 {
     const struct Tokenizer *t = r->tokenizer;
-    const uint64_t hash = hash_bytes(t->bytes + t->offset[id], token_length(t, id));
+    const uint64_t hash = hash_bytes(t->bytes.data + t->offset[id], token_length(t, id));
     if (hash_get(&r->ids, hash) >= 0) return false;
     hash_put(&r->ids, hash, id);
     return true;
@@ -2144,7 +2137,7 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
     for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
         for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++) {
             const bool eot = ids[i] == t->eot;
-            const void *bytes = eot ? (const void *)mark : t->bytes + t->offset[ids[i]];
+            const char *bytes = eot ? mark : t->bytes.data + t->offset[ids[i]];
             const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
             reserve(&out, length + 16);
             if (length <= 16) memcpy(out.data + out.size, bytes, 16);
