@@ -742,25 +742,17 @@ static int byte_of_symbol(uint32_t c)
 /* A tokenizer that is being read from a file. */
 struct TokenReader {
     struct Tokenizer *tokenizer;
-    struct HashTable ids;       /* the hash of a token's bytes -> its id */
+    struct HashTable ids;       /* the checksum of a token's bytes -> its id. That two of 65,536
+                                 * tokens have the same has a chance of 1e-10 */
     const char *path;
     int line;                   /* its number in the file, from 1 */
 };
-
-/* 64 bits: that two of 65,536 tokens have one hash has a chance of 1e-10. */
-static uint64_t hash_bytes(const void *bytes, size_t n)
-{
-    const uint8_t *p = bytes;
-    uint64_t h = ~(uint64_t)n;
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
-    return h;
-}
 
 /* Lets find_token find a token. Returns false if there is one with the same bytes. */
 static bool note_token(struct TokenReader *r, int id)
 {
     const struct Tokenizer *t = r->tokenizer;
-    const uint64_t hash = hash_bytes(t->bytes.data + t->offset[id], token_length(t, id));
+    const uint64_t hash = checksum(t->bytes.data + t->offset[id], token_length(t, id));
     if (hash_get(&r->ids, hash) >= 0) return false;
     hash_put(&r->ids, hash, id);
     return true;
@@ -778,7 +770,7 @@ static int find_token(const struct TokenReader *r, const char *text, const char 
         if (byte < 0 || n == MAX_TOKEN_BYTES) return -1;
         bytes[n++] = (uint8_t)byte;
     }
-    return hash_get(&r->ids, hash_bytes(bytes, n));
+    return hash_get(&r->ids, checksum(bytes, n));
 }
 
 /* Adds the merge of the line text .. stop. Dies unless it is two tokens that make a new one. */
@@ -1834,7 +1826,7 @@ struct WordCounts {
 static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
                               const uint8_t *readable, int64_t count)
 {
-    const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : hash_bytes(p, n);
+    const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : checksum(p, n);
     const int word = hash_get(&w->index, hash);
     if (word >= 0) { w->words[word].count += count; return; }
     if (w->count == INT_MAX || n > UINT32_MAX)
