@@ -76,19 +76,12 @@ static void prepare_classes(void)
 
 /* The class of the character at p < end; *length: its number of bytes. A byte that is not part of
  * valid UTF-8 counts as one character of class OTHER. */
-static int utf8_class(const uint8_t *p, const uint8_t *end, int *length)
-{
-    uint32_t code_point = 0;
-    const int n = utf8_decode(p, end - p, &code_point);
-    *length = n > 0 ? n : 1;
-    return n > 0 ? code_point_class(code_point) : OTHER;
-}
-
-/* The same, faster for ASCII. */
 static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
 {
-    *length = 1;
-    return *p < 128 ? code_point_class(*p) : utf8_class(p, end, length);
+    uint32_t code_point = *p;
+    const int n = *p < 128 ? 1 : utf8_decode(p, end - p, &code_point);
+    *length = n > 0 ? n : 1;
+    return n > 0 ? code_point_class(code_point) : OTHER;
 }
 
 /* ============================================================================================= */
