@@ -1761,11 +1761,12 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
 }
 
 /* Cuts up to BATCH chunks and returns their number, 0 at the end. They point into the window, so
- * the chunks of the call before are no longer valid. */
-static int next_chunks(struct Source *s, struct Chunk *chunks)
+ * the chunks of the call before are no longer valid. Shows how much has been done, and what. */
+static int next_chunks(struct Source *s, struct Chunk *chunks, const char *doing)
 {
     struct Buffer *w = &s->window;
     int n = 0;
+    show_work(&s->timer, doing, s->done / 1e6, s->total / 1e6, "MB");
     w->size -= s->at;
     memmove(w->data, w->data + s->at, w->size);
     s->at = 0;
@@ -1776,11 +1777,6 @@ static int next_chunks(struct Source *s, struct Chunk *chunks)
         else reserve(w, w->size);                   /* it was full */
     }
     return n;
-}
-
-static void show_source(struct Source *s, const char *doing)
-{
-    show_work(&s->timer, doing, s->done / 1e6, s->total / 1e6, "MB");
 }
 
 /* ============================================================================================= */
@@ -1848,7 +1844,7 @@ static struct WordCounts count_words(struct Source *source)
     struct WordCounts *counts = resize(NULL, threads * sizeof *counts);
     struct Chunk chunks[BATCH];
     for (int i = 0; i < threads; i++) counts[i] = (struct WordCounts){.index = hash_table(1 << 15)};
-    for (int n; (n = next_chunks(source, chunks)); show_source(source, "counting words")) {
+    for (int n; (n = next_chunks(source, chunks, "counting words")); ) {
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
@@ -1999,7 +1995,7 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
     struct Slot *caches = allocate_zeroed(thread_count() * CACHE_BYTES);
     struct Encoded encoded[BATCH] = {0};
     struct Chunk chunks[BATCH];
-    for (int n; (n = next_chunks(source, chunks)); show_source(source, "encoding")) {
+    for (int n; (n = next_chunks(source, chunks, "encoding")); ) {
         int taken = 0;
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)

@@ -192,7 +192,7 @@ static uint64_t hash_of_documents(const char *split, int64_t bytes_of_chunk)
     struct Chunk chunks[BATCH];
     struct Part p;
     uint64_t hash = 0;
-    for (int n; (n = next_chunks(&source, chunks)); )
+    for (int n; (n = next_chunks(&source, chunks, "reading")); )
         for (int i = 0; i < n; i++)
             while (next_part(&chunks[i], &p)) {
                 const size_t size = p.end - p.begin;
