@@ -983,15 +983,14 @@ static struct Tokenizer *tokenizer_load(const char *name)
     if (!r.path)
         die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const bool alone = !strcmp(r.path, name);   /* else it is in a directory */
     const char *dot = strrchr(r.path, '.');
     if (dot && !strcmp(dot, ".json")) read_tokenizer_json(&r);
     else {
         read_merges(&r, read_file(r.path, MAX_TOKENIZER, false));
-        r.path = alone ? NULL : existing_file(name, "vocab.json");
+        r.path = existing_file(name, "vocab.json");
         if (r.path) read_file_ids(&r, read_json_file(r.path, MAX_TOKENIZER), NULL);
     }
-    char *config = alone ? NULL : existing_file(name, "tokenizer_config.json");
+    char *config = existing_file(name, "tokenizer_config.json");
     if (config) read_usage(r.tokenizer, config);
     hash_free(&r.ids);
     return r.tokenizer;
