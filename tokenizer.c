@@ -107,19 +107,15 @@ static int contraction_length(const uint8_t *p, const uint8_t *end)
  * so "a   b" has the pieces "a", "  ", " b". White space at the end of a text is one piece. */
 static const uint8_t *plain_piece_end(const uint8_t *p, const uint8_t *end)
 {
-    int n, ahead;
     const int contraction = contraction_length(p, end);
     if (contraction) return p + contraction;
-    const uint8_t *q = p;
-    int class = class_at(q, end, &n);
-    if (*p == ' ' && end - p > 1 && class_at(p + 1, end, &ahead) != SPACE)
-        class = class_at(++q, end, &n);         /* the optional space */
+    const uint8_t *q = p + (*p == ' ' && end - p > 1), *last = p;   /* after the optional space */
+    int n, class = class_at(q, end, &n);
     if (class != SPACE) {
         do q += n; while (q < end && class_at(q, end, &n) == class);
         return q;
     }
-    const uint8_t *last;                        /* the last character of the white space */
-    do { last = q; q += n; } while (q < end && class_at(q, end, &n) == SPACE);
+    for (q = p; q < end && class_at(q, end, &n) == SPACE; q += n) last = q;
     return q < end && last > p ? last : q;
 }
 
