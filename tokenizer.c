@@ -1062,6 +1062,12 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
 
 /* --- Texts --- */
 
+static void refuse_kind(const char *path, const char *what, const char *remedy)
+{
+    die("%s: is %s, not plain text in UTF-8. Give text instead; `%s` may help.", path, what,
+        remedy);
+}
+
 /* Dies if the first of n bytes of a file show that it is no plain text in UTF-8. */
 static void refuse_other_kinds(const char *path, const void *bytes, size_t n)
 {
@@ -1087,23 +1093,16 @@ static void refuse_other_kinds(const char *path, const void *bytes, size_t n)
         {5, "\0\0\0{", 4, "a safetensors file, as models are", "train_gpt info"},
         {0, "\x88\xD8\x34\x01\1\0\0\0", 8, "a token shard", "tokenizer decode"}};
     const uint8_t *p = bytes;
-    const char *what = NULL, *remedy = NULL;
-    for (int i = 0; i < COUNT(kinds) && !what; i++)
-        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n)) {
-            what = kinds[i].what;
-            remedy = kinds[i].remedy;
-        }
+    for (int i = 0; i < COUNT(kinds); i++)
+        if (n >= kinds[i].at + kinds[i].n && !memcmp(p + kinds[i].at, kinds[i].bytes, kinds[i].n))
+            refuse_kind(path, kinds[i].what, kinds[i].remedy);
     /* UTF-16 of Latin letters without a mark: zeros and other bytes take turns. */
     const size_t pairs = n < 64 ? n / 2 : 32;
     size_t same = 0;
     while (same < pairs && !p[2 * same] == !p[0] && !p[2 * same + 1] == !p[1]) same++;
-    if (!what && pairs > 1 && same == pairs && !p[0] != !p[1]) {
-        what = "UTF-16";
-        remedy = p[0] ? "iconv -f UTF-16LE -t UTF-8" : "iconv -f UTF-16BE -t UTF-8";
-    }
-    if (what)
-        die("%s: is %s, not plain text in UTF-8. Give text instead; `%s` may help.", path, what,
-            remedy);
+    if (pairs > 1 && same == pairs && !p[0] != !p[1])
+        refuse_kind(path, "UTF-16", p[0] ? "iconv -f UTF-16LE -t UTF-8"
+                                         : "iconv -f UTF-16BE -t UTF-8");
 }
 
 /* How many of n bytes are no UTF-8. */
