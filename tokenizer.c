@@ -554,15 +554,6 @@ enum { CACHE_BITS = 18, CACHE_IDS = 7 };
 struct Slot { Bytes16 key; uint16_t ids[CACHE_IDS], count; };
 static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
 
-static void tokenizer_free(struct Tokenizer *t)
-{
-    release(t->cache, CACHE_BYTES);
-    hash_free(&t->pairs);
-    free(t->parts); free(t->bytes.data); free(t->offset); free(t->file_ids);
-    free(t->usage.suffix);
-    free(t);
-}
-
 /* --- Long pieces: a heap of the pairs that can be merged --- */
 
 /* The time of merge_short grows with the square of the length n, that of this with n log n. A piece

@@ -79,7 +79,7 @@ unknown()
 # Memory is left to the end of the program, hence no leaks. Without OpenMP, since the analyzer loses
 # its way in the functions that the compiler makes of parallel loops. By default gcc 12 stops after
 # a number of states ("analysis bailed out early", says -Wanalyzer-too-complex) and does not even see
-# that tokenizer_free uses memory that it has freed. With one state for each place it reads all of
+# a function that uses memory that it has freed. With one state for each place it reads all of
 # tokenizer.c, and sees that. The other two are larger; their ok is of a part of the paths.
 analyzer()
 {

@@ -274,7 +274,6 @@ static void read_tokenizer(void)
     for (int i = 0; t->file_ids && i < t->vocabulary; i++)
         for (int k = 0; k < i; k++)
             if (t->file_ids[k] == t->file_ids[i]) finding("two tokens with one id");
-    tokenizer_free(t);
     model_create(&m, config);
     check_tokenizer(tokenizer_of_model(hostile_dir, &m, &none));
 }

@@ -666,7 +666,6 @@ static void save_random_model(const char *dir)
     commit_outputs();
     stage_model(dir, &model, &meta, tokenizer->eot);
     commit_outputs();
-    tokenizer_free(tokenizer);
     model_free(&model);
     free(merges);
 }
@@ -775,7 +774,6 @@ static void test_levels(void)
           "layers: after all blocks, the probe's features");
     runner_free(&r);
     model_free(&model);
-    tokenizer_free(tokenizer);
 }
 
 int main(void)

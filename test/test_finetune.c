@@ -418,7 +418,6 @@ static void test_first_token(void)
     check(length_of(&d, 0) == 2 && d.tokens[0] == 256 && length_of(&d, 1) == 1
           && d.tokens[2] == 257 && length_of(&d, 2) == 4 && d.tokens[3] == 87 && d.truncated == 1,
           "without first token: the text alone; an empty one is <|endoftext|>");
-    tokenizer_free(t);
 }
 
 /* The longer text of a pair loses tokens first. A maximum of 1 leaves <|endoftext|>. */
@@ -443,7 +442,6 @@ static void test_pairs(void)
         free(d.tokens), free(d.starts), free(d.labels);
     }
     check(wrong == 0, "pairs are cut to their window: %d of %d wrong", wrong, COUNT(cases));
-    tokenizer_free(t);
 }
 
 /* The suffix follows every text; what is cut is the text. An empty text is the first token and the
@@ -477,7 +475,6 @@ static void test_suffix(void)
           COUNT(cases));
     set_suffix(t, NULL, 4);
     check(t->usage.suffix_count == 0, "and can be taken away");
-    tokenizer_free(t);
 }
 
 static void test_batches(void)
@@ -614,7 +611,6 @@ static void end_task(struct Task *t, real *best)
     release(best, t->model.parameter_count * sizeof *best);
     free((real *)t->source);
     free(t->train);
-    tokenizer_free(t->tokenizer);
     runner_free(&t->runner);
     model_free(&t->model);
 }

@@ -332,7 +332,6 @@ static void test_files(const struct Tokenizer *t)
               "vocab.json holds every token, a space as U+0120");
     json_free(j);
     free(b.data);
-    tokenizer_free(u);
 }
 
 /* Writes a text to a file of a new directory. */
@@ -363,7 +362,6 @@ static void test_json_files(const struct Tokenizer *t)
           "its special tokens: pad, byte 0x14, and <|endoftext|>");
     json_free(j);
     free(b.data);
-    tokenizer_free(u);
     b = read_plain("tok/tokenizer_config.json");
     j = json_parse(b.data, b.size, "tokenizer_config.json");
     check(json_number(j, "add_bos_token", 0) == 1 && !json_get(j, "model_max_length")
@@ -398,7 +396,6 @@ static void test_foreign_config(void)
         check(is->begins == begins && is->keeps_tail == tail && is->max_length == longest,
               "%s: first token %d, tail %d, longest %d", i < 0 ? "no config" : cases[i].text,
               is->begins, is->keeps_tail, is->max_length);
-        tokenizer_free(u);
     }
 }
 
@@ -418,7 +415,6 @@ static void test_suffix(struct Tokenizer *t)
               && !memcmp(is->usage.suffix, u->suffix, u->suffix_count * sizeof *u->suffix),
               "%s first token, a suffix of %d tokens: read back", begins ? "a" : "no",
               is->usage.suffix_count);
-        tokenizer_free(is);
     }
     free(u->suffix);
     *u = before;
@@ -475,7 +471,6 @@ static void test_foreign_order(const struct Tokenizer *t)
               && (!d || (suffix[0] == id_of_byte['a'] && suffix[1] == id_of_byte['b']
                          && suffix[2] == t->eot)),
               "%s: %d tokens follow a text, in our order", directories[d], u->usage.suffix_count);
-        tokenizer_free(u);
         free(wte);
     }
     free(ids.data); free(json.data); free(merges.data);
@@ -555,7 +550,6 @@ static void test_training(const struct Tokenizer *t)
         struct Tokenizer *u = tokenizer_load(in_directory(name));
         const int count = plain_train(parts, (char *)text, n, 143, 2);
         bad += count != u->merges || memcmp(parts, u->parts, count * sizeof *parts);
-        tokenizer_free(u);
     }
     check(!bad, "so they are with ties and overlapping pairs (%d of 10 differ)", bad);
     run(NULL, "train --vocab 400 --max-token-bytes 3 --min-frequency 4 --out short text");
@@ -565,7 +559,6 @@ static void test_training(const struct Tokenizer *t)
         if (bytes_of_token(u, id, &n) && n > longest) longest = n;
     check(longest == 3 && u->vocabulary == BYTES + u->merges + 1,
           "--max-token-bytes and --min-frequency are kept");
-    tokenizer_free(u);
 }
 
 /* --- 9 to 11. Shards, documents, commands --- */
@@ -1145,7 +1138,6 @@ static void test_gpt2(const char *path)
     }
     check(t->vocabulary == 50257 && !bad, "GPT-2's ids of %d edge cases (%d differ)", COUNT(cases),
           bad);
-    tokenizer_free(t);
 }
 
 int main(int argc, char **argv)
@@ -1183,7 +1175,6 @@ int main(int argc, char **argv)
     test_shard_errors();
     test_errors();
     if (getenv("GPT2_VOCAB")) test_gpt2(getenv("GPT2_VOCAB"));
-    tokenizer_free(t);
     char *remove_all = text_of("rm -r %s", directory);
     if (system(remove_all)) printf("%s is left behind\n", directory);
     free(remove_all);
