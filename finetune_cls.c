@@ -63,34 +63,24 @@ static int truncate_ids(int *ids, int n, int max, const char *how)
     return max;
 }
 
-/* The tokens of a text, at most max of them, into ids. *all: how many it has. Returns how many are
- * left. */
-static int encode_one(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                      const char *how)
+/* The tokens of a text into ids; of two, "a TAB b", those of a, <|endoftext|>, those of b. Returns
+ * how many there are, of which max at most are kept: the longer text of a pair loses tokens until
+ * both are equally long, then both do. */
+static int tokens_of(int *ids, struct Tokenizer *t, struct Bytes text, int max, struct Window w)
 {
-    *all = tokenizer_encode(t, text.data, text.size, ids);
-    return truncate_ids(ids, *all, max, how);
-}
-
-/* Two texts as tokens, "a TAB b": those of a, <|endoftext|>, those of b. If they are too many, the
- * longer one loses tokens until both are equally long, then both do. */
-static int encode_pair(int *ids, int *all, struct Tokenizer *t, struct Bytes text, int max,
-                       const char *how)
-{
-    const char *tab = memchr(text.data, '\t', text.size);
+    const char *tab = w.pairs ? memchr(text.data, '\t', text.size) : NULL;
     const size_t first = tab ? (size_t)(tab - text.data) : text.size;
     const int a = tokenizer_encode(t, text.data, first, ids);
+    if (!w.pairs) { truncate_ids(ids, a, max, w.truncate); return a; }
     ids[a] = t->eot;
     const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
-    *all = a + 1 + b;
-    if (*all <= max) return *all;
+    if (a + 1 + b <= max) return a + 1 + b;
     const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
-    const int keep_a = a <= b ? shorter : min_int(a, room - shorter),
-              keep_b = a <= b ? min_int(b, room - shorter) : shorter;
-    truncate_ids(ids + a + 1, b, keep_b, how);
-    truncate_ids(ids, a, keep_a, how);
+    const int keep_a = a <= b ? shorter : room - shorter, keep_b = room - keep_a;
+    truncate_ids(ids + a + 1, b, keep_b, w.truncate);
+    truncate_ids(ids, a, keep_a, w.truncate);
     memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);
-    return min_int(max, keep_a + 1 + keep_b);       /* with a maximum of 0 not even the mark */
+    return a + 1 + b;
 }
 
 /* Appends one text: its tokens, after <|endoftext|> if texts began so in pretraining, before the
@@ -112,9 +102,10 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     }
     const int first = u->begins || !(text.size || u->suffix_count);
     const int room = w.max - first - u->suffix_count;
-    int *ids = d->tokens + start + first, all;
+    int *ids = d->tokens + start + first;
     d->tokens[start] = tokenizer->eot;
-    int n = (w.pairs ? encode_pair : encode_one)(ids, &all, tokenizer, text, room, w.truncate);
+    const int all = tokens_of(ids, tokenizer, text, room, w);
+    int n = min_int(all, room);
     d->truncated += n < all;
     for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
     d->longest = max_int(d->longest, first + n);
