@@ -680,7 +680,7 @@ struct Logistic {
     int *labels;                /* (N) */
     double l2;
     const real *class_weights;  /* (K), or NULL: all 1 */
-    const int *folds;           /* (N), or NULL: the part of the examples that each belongs to */
+    int *folds;                 /* (N), or NULL: the part of the examples that each belongs to */
     int held_out;               /* the part that is not learned from: a_n = 0 */
     double *start;              /* (N, K): z at w = 0 */
     double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
@@ -899,6 +899,7 @@ enum { STRONG = 10, FOLDS = 4, PENALTIES = 7 };
 struct Probe {
     struct Logistic f;          /* its C is F + 1 */
     int F;                      /* features */
+    const char *what;           /* they are: words, channels */
     const real **e;             /* (F), each (C); NULL: the channels themselves */
     double *mean, *deviation;   /* (F) */
     double *w;                  /* (K, F + 1): the solution */
@@ -928,14 +929,17 @@ static void standardise(struct Probe *p, int j, const real *h, int C)
 }
 
 /* A probe of the training examples, whose features are h (N, C): of the label words' scores, or of
- * all channels. */
+ * all channels. The examples of each class are dealt out in their order, so that each fold has its
+ * part of every class. */
 static struct Probe probe_create(const struct Task *t, const real *h, bool of_words)
 {
     const int C = t->model.config.channels, K = t->model.config.labels, N = t->train_count;
     const struct LabelWords *words = &t->words;
     const int F = of_words ? words->starts[K] : C;
     const real *head = t->model.w.score_w;
-    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K)};
+    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K),
+                      .what = of_words ? "words" : "channels"};
+    int dealt[K];
     p.mean = resize(NULL, 2 * F * sizeof *p.mean);
     p.deviation = p.mean + F;
     p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
@@ -944,9 +948,12 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
     for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
     #pragma omp parallel for schedule(static)
     for (int j = 0; j < F; j++) standardise(&p, j, h, C);
+    p.f.folds = resize(NULL, N * sizeof *p.f.folds);
+    for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
     for (int n = 0; n < N; n++) {
+        const int label = p.f.labels[n] = t->data.labels[t->train[n]];
         p.f.x[(size_t)n * (F + 1) + F] = STRONG;
-        p.f.labels[n] = t->data.labels[t->train[n]];
+        p.f.folds[n] = dealt[label]++ % FOLDS;
         for (int k = 0; k < K; k++)
             for (int c = 0; c < C; c++)
                 p.f.start[(size_t)n * K + k] += (double)head[(size_t)k * C + c]
@@ -959,6 +966,7 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
 static void probe_free(struct Probe *p)
 {
     release(p->w, (size_t)p->f.K * p->f.C * sizeof *p->w);
+    free(p->f.folds);
     logistic_free(&p->f);
     free(p->mean);
     free(p->e);
@@ -978,9 +986,8 @@ static bool are_lower(const double *losses, const double *others, int N, bool cl
 /* Cross-validation: each of four parts of the labels judges what the others taught, so that every
  * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it
  * began, to 1e-4, with which it fits noise; each begins from the solution before. The loss chooses,
- * since accuracies of few labels take few values. With the chosen penalty all labels teach. what:
- * the features. */
-static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const char *what)
+ * since accuracies of few labels take few values. With the chosen penalty all labels teach. */
+static void probe_fit(struct Task *t, struct Probe *p)
 {
     struct Logistic *f = &p->f;
     const int K = f->K, N = f->N;
@@ -991,7 +998,6 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
     double *losses = resize(NULL, N * sizeof *losses);
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     gemm(gram, transposed(matrix(f->x, f->C)), matrix(f->x, f->C), NULL, NULL, f->C, f->C, N);
-    f->folds = folds;
     for (int exponent = 2; exponent > 2 - PENALTIES; exponent--) {
         double train_loss = 0, loss = 0;
         int gradients = 0;
@@ -1000,7 +1006,7 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
             gradients += logistic_solve(f, w + f->held_out * size, gram);
             train_loss += logistic_loss(f) / (FOLDS - 1);
             for (int n = 0; n < N; n++) {
-                if (folds[n] != f->held_out) continue;
+                if (f->folds[n] != f->held_out) continue;
                 for (int k = 0; k < K; k++)
                     judged[(size_t)n * K + k] = (real)f->p[(size_t)n * K + k];
                 losses[n] = -log(fmax(f->p[(size_t)n * K + f->labels[n]], 1e-300));
@@ -1011,10 +1017,10 @@ static void probe_fit(struct Task *t, struct Probe *p, const int *folds, const c
         const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
                                    : isfinite(loss);
         if (!t->quiet) {
-            journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, what, gradients,
-                        train_loss, now.loss, now.accuracy, seconds() - start);
+            journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, p->what,
+                        gradients, train_loss, now.loss, now.accuracy, seconds() - start);
             progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                     "%.1f s%s", what, f->l2, train_loss, now.loss, now.accuracy,
+                     "%.1f s%s", p->what, f->l2, train_loss, now.loss, now.accuracy,
                      seconds() - start, better ? "  best" : "");
         }
         if (!better) continue;
@@ -1048,17 +1054,6 @@ static void add_to_head(real *head, const struct Probe *p, const double *u, int 
     }
 }
 
-/* folds (N): the examples of each class are dealt out in their order, so that each fold has its
- * part of every class. */
-static void deal_folds(int *folds, const struct Task *t)
-{
-    const int K = t->model.config.labels;
-    int dealt[K];
-    for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
-    for (int n = 0; n < t->train_count; n++)
-        folds[n] = dealt[t->data.labels[t->train[n]]]++ % FOLDS;
-}
-
 /* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on the
  * features gives the weights. With label words, cross-validation chooses between their scores and
  * all channels. Returns the scores of cross-validation. */
@@ -1067,24 +1062,21 @@ static struct Scores train_probe(struct Task *t, struct Metadata *meta)
     const int C = t->model.config.channels, N = t->train_count;
     real *h = features_of(t, t->train, N, "features");
     double u[C];
-    int *folds = resize(NULL, N * sizeof *folds);
-    deal_folds(folds, t);
     constant_feature(u, t, h, N);
     struct Probe best = probe_create(t, h, t->words.ids != NULL);
-    probe_fit(t, &best, folds, best.e ? "words" : "channels");
+    probe_fit(t, &best);
     if (best.e) {
         struct Probe all = probe_create(t, h, false), few = best;
-        probe_fit(t, &all, folds, "channels");
+        probe_fit(t, &all);
         const bool better = are_lower(all.losses, few.losses, N, true);
         best = better ? all : few;
         probe_free(better ? &few : &all);
     }
     add_to_head(t->model.w.score_w, &best, u, C);
     metadata_set(meta, "l2", "%.6g", best.f.l2);
-    metadata_set(meta, "learned_from", "%s", best.e ? "words" : "channels");
+    metadata_set(meta, "learned_from", "%s", best.what);
     probe_free(&best);
     release(h, (size_t)N * C * sizeof *h);
-    free(folds);
     return best.scores;
 }
 

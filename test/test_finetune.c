@@ -1623,19 +1623,18 @@ static void test_probe(const real *x, const int *labels)
 {
     static real h[N * C];
     double u[C], scores[N * K];
-    int folds[N], right = 0;
+    int right = 0;
     struct Task t = task_of_features(h, labels, x, 0.1);
     t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
-    deal_folds(folds, &t);
-    int parts[FOLDS][K] = {{0}};
-    for (int n = 0; n < N; n++) parts[folds[n]][labels[n]]++;
-    bool even = true;
-    for (int i = 0; i < FOLDS * K; i++) even &= abs(parts[0][i % K] - parts[i / K][i % K]) <= 1;
-    check(even, "folds: of every class the same part");
     constant_feature(u, &t, h, N);
     for (int of_words = 0; of_words < 2; of_words++) {
         struct Probe p = probe_create(&t, h, of_words);
-        probe_fit(&t, &p, folds, "test");
+        int parts[FOLDS][K] = {{0}};
+        for (int n = 0; n < N; n++) parts[p.f.folds[n]][labels[n]]++;
+        bool even = true;
+        for (int i = 0; i < FOLDS * K; i++) even &= abs(parts[0][i % K] - parts[i / K][i % K]) <= 1;
+        check(even, "folds: of every class the same part");
+        probe_fit(&t, &p);
         memset(t.model.w.score_w, 0, K * C * sizeof(real));
         add_to_head(t.model.w.score_w, &p, u, C);
         logistic_scores(scores, &p.f, p.w);
