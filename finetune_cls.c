@@ -144,7 +144,7 @@ struct Runner {
     struct Workspace ws;
     struct Minibatch minibatch;     /* its targets are the labels of the texts */
     int *next;                      /* (max_rows): the next token of each row, -1 at the end */
-    real *cache;                    /* what frozen blocks gave, or NULL: end of section 3 */
+    real *cache;                    /* what frozen blocks gave, or NULL: create_cache */
     size_t cache_bytes;
     bool *cached;                   /* (examples): for which texts it is there */
     struct Timer timer;             /* of the lines of progress */
@@ -181,10 +181,37 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
     return m->batch;
 }
 
+/* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
+ * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
+ * the machine's memory: cache (tokens of d, C). Otherwise they run again for every update, with the
+ * same results. */
+static void create_cache(struct Runner *r, const struct Dataset *d)
+{
+    const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
+    if (!r->model->first_layer || bytes > machine_memory() / 4) return;
+    r->cache = allocate_zeroed(r->cache_bytes = bytes);
+    r->cached = resize(NULL, d->count * sizeof *r->cached);
+    memset(r->cached, 0, d->count * sizeof *r->cached);
+}
+
 /* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, but
  * frozen blocks may know a shorter way, and have no dropout (p, key). */
 static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
-                           const int *list, double p, uint64_t key);
+                           const int *list, double p, uint64_t key)
+{
+    const int frozen = r->model->first_layer, C = r->model->config.channels;
+    real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
+    bool known = r->cache;
+    for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
+    if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
+    for (int s = 0; s < b->sequences && frozen && r->cache; s++) {
+        real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
+        const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
+        memcpy(known ? here : kept, known ? kept : here, bytes);
+        r->cached[list[s]] = true;
+    }
+    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
+}
 
 /* r->next: the language model's targets for a batch, the next token of the same text. Returns how
  * many there are. */
@@ -493,38 +520,6 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
         advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
     release(run.mean, bytes);
     return done;
-}
-
-/* --- Frozen blocks --- */
-
-/* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
- * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
- * the machine's memory: cache (tokens of d, C). Otherwise they run again for every update, with the
- * same results. */
-static void create_cache(struct Runner *r, const struct Dataset *d)
-{
-    const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
-    if (!r->model->first_layer || bytes > machine_memory() / 4) return;
-    r->cache = allocate_zeroed(r->cache_bytes = bytes);
-    r->cached = resize(NULL, d->count * sizeof *r->cached);
-    memset(r->cached, 0, d->count * sizeof *r->cached);
-}
-
-static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
-                           const int *list, double p, uint64_t key)
-{
-    const int frozen = r->model->first_layer, C = r->model->config.channels;
-    real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
-    bool known = r->cache;
-    for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
-    if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
-    for (int s = 0; s < b->sequences && frozen && r->cache; s++) {
-        real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
-        const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
-        memcpy(known ? here : kept, known ? kept : here, bytes);
-        r->cached[list[s]] = true;
-    }
-    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
 
 /* ============================================================================================= */
@@ -2366,22 +2361,6 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
              duration((seconds() - run->start) * (steps - step) / step));
 }
 
-static void save_best(struct Task *t, const struct TrainState *run);
-
-static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now)
-{
-    const int epoch = epoch_of(t, run->step);
-    const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
-    const bool best = run->best_step == run->step;
-    if (t->quiet) return;
-    journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, run->step, train_loss,
-                now.loss, now.accuracy, run->norm, spent);
-    progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
-             epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
-             !best ? "" : run->mean ? "  best so far" : "  best");
-    if (best) save_best(t, run);
-}
-
 /* --- The classifier, and the state of its training --- */
 
 /* What the result depends on: the options, and hashes of what was read. Dies if a training that is
@@ -2442,11 +2421,21 @@ static void describe_weights(struct Metadata *meta, const struct TrainState *run
     metadata_set(meta, "weights", "%s", which);
 }
 
-static void save_best(struct Task *t, const struct TrainState *run)
+static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now)
 {
     struct Metadata meta = {0};
+    const int epoch = epoch_of(t, run->step);
+    const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
+    const bool best = run->best_step == run->step;
+    if (t->quiet) return;
+    journal_add(&t->log, "%d\t%d\t%.6f\t%.6f\t%.6f\t%.4f\t%.2f\n", epoch, run->step, train_loss,
+                now.loss, now.accuracy, run->norm, spent);
+    progress(true, "epoch %d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.1f s%s",
+             epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
+             !best ? "" : run->mean ? "  best so far" : "  best");
+    if (!best) return;
     describe_weights(&meta, run, "best on validation so far");
-    save_classifier(t, run->best, &meta, run->best_scores);
+    save_classifier(t, run->best, &meta, now);
     metadata_free(&meta);
 }
 
