@@ -142,8 +142,7 @@ enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient 
 struct Runner {
     struct Model *model;
     struct Workspace ws;
-    struct Minibatch minibatch;     /* its targets are the labels of the texts */
-    int *next;                      /* (max_rows): the next token of each row, -1 at the end */
+    struct Minibatch minibatch;     /* its targets: the labels, until set_next_tokens */
     real *cache;                    /* what frozen blocks gave, or NULL: create_cache */
     size_t cache_bytes;
     bool *cached;                   /* (examples): for which texts it is there */
@@ -155,14 +154,12 @@ static void runner_create(struct Runner *r, struct Model *model, int max_rows, i
     *r = (struct Runner){.model = model, .timer = start_timer()};
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = minibatch_create(max_rows);
-    r->next = resize(NULL, max_rows * sizeof *r->next);
 }
 
 static void runner_free(struct Runner *r)
 {
     workspace_free(&r->ws);
     minibatch_free(&r->minibatch);
-    free(r->next);
     release(r->cache, r->cache_bytes);
     free(r->cached);
 }
@@ -213,12 +210,13 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
     return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
 
-/* r->next: the language model's targets for a batch, the next token of the same text. Returns how
- * many there are. */
+/* The targets of a batch become the language model's: of each row the next token of the same text,
+ * -1 at its end. Returns how many there are. */
 static int set_next_tokens(struct Runner *r, const struct Batch *b)
 {
-    for (int n = 0; n + 1 < b->rows; n++) r->next[n] = b->tokens[n + 1];
-    for (int s = 0; s < b->sequences; s++) r->next[b->starts[s + 1] - 1] = -1;
+    int *next = r->minibatch.targets;
+    for (int n = 0; n + 1 < b->rows; n++) next[n] = b->tokens[n + 1];
+    for (int s = 0; s < b->sequences; s++) next[b->starts[s + 1] - 1] = -1;
     return b->rows - b->sequences;
 }
 
@@ -417,7 +415,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, t->class_weights,
                            (real)1 / count, NULL);
         if (s->lm_coef > 0 && set_next_tokens(r, &b) > 0)
-            lm_head(r->model, &r->ws, &b, r->next, (real)(s->lm_coef / next_tokens));
+            lm_head(r->model, &r->ws, &b, r->minibatch.targets, (real)(s->lm_coef / next_tokens));
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }

@@ -747,7 +747,7 @@ static void lm_gradient(struct Task *t, double *g, const int *list, int count)
     const struct Batch b = gather(r, &t->data, list, count);
     trunk_forward(r->model, &r->ws, &b, 0, 0);
     const int next = set_next_tokens(r, &b);
-    lm_head(r->model, &r->ws, &b, r->next, (real)1 / next);
+    lm_head(r->model, &r->ws, &b, r->minibatch.targets, (real)1 / next);
     trunk_backward(r->model, &r->ws, &b);
     for (size_t i = 0; i < t->model.parameter_count; i++) g[i] = t->model.grads[i];
     memset(t->model.grads, 0, t->model.parameter_count * sizeof(real));
