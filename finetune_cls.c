@@ -391,8 +391,6 @@ static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
-static void describe_weights(struct Metadata *meta, const struct TrainState *run,
-                             const char *which);
 
 /* --- One update --- */
 
@@ -509,8 +507,9 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
     }
     if (done) {
         memcpy(t->model.weights, run.averaged ? run.mean : best, bytes);
-        describe_weights(meta, &run, !run.averaged ? "best on validation"
-                         : brief("mean of the last %d updates", run.averaged));
+        metadata_set(meta, "best_step", "%d", run.best_step);
+        metadata_set(meta, "weights", "%s", !run.averaged ? "best on validation"
+                     : brief("mean of the last %d updates", run.averaged));
     }
     if (done && run.step < s->steps && !t->quiet)
         progress(true, "stopped: %d times no better on validation", run.since_best);
@@ -2412,13 +2411,6 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
     commit_outputs();
 }
 
-static void describe_weights(struct Metadata *meta, const struct TrainState *run,
-                             const char *which)
-{
-    metadata_set(meta, "best_step", "%d", run->best_step);
-    metadata_set(meta, "weights", "%s", which);
-}
-
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now)
 {
     struct Metadata meta = {0};
@@ -2432,7 +2424,8 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
              epoch, epoch_of(t, t->set.steps), train_loss, now.loss, now.accuracy, spent,
              !best ? "" : run->mean ? "  best so far" : "  best");
     if (!best) return;
-    describe_weights(&meta, run, "best on validation so far");
+    metadata_set(&meta, "best_step", "%d", run->best_step);
+    metadata_set(&meta, "weights", "best on validation so far");
     save_classifier(t, run->best, &meta, now);
     metadata_free(&meta);
 }
@@ -2440,12 +2433,6 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
 static char *state_path(const struct Settings *s)
 {
     return text_of("%s/state.safetensors", s->out);
-}
-
-/* Every minute, in a fiftieth of the time at most. */
-static bool save_is_due(const struct TrainState *run)
-{
-    return seconds() - run->saved > fmax(60, 50 * run->saving);
 }
 
 /* The state has all that begin_state needs. The order of the texts follows from the step. */
@@ -2466,9 +2453,11 @@ static void save_training(struct Task *t, struct TrainState *run)
     run->saving = run->saved - start;
 }
 
+/* Every minute, in a fiftieth of the time at most, and before a stop. */
 static void save_if_due(struct Task *t, struct TrainState *run, bool stop)
 {
-    if (!t->quiet && (stop || save_is_due(run))) save_training(t, run);
+    const bool due = seconds() - run->saved > fmax(60, 50 * run->saving);
+    if (!t->quiet && (stop || due)) save_training(t, run);
 }
 
 /* Begins the log and the state, or goes to the place at which save_training was called. */
