@@ -1576,26 +1576,27 @@ static void split_row(struct Reader *r, const char *limit)
 
 /* --- Columns --- */
 
-/* The first of the names "a|b|c" that is a field, after blanks at most, as the field's place. -1:
- * none is. */
-static int find_name(const struct Reader *r, const char *names)
-{
-    for (size_t n; ; names += n + 1) {
-        n = strcspn(names, "|");
-        for (int i = 0; i < r->count && n; i++) {
-            const size_t blanks = strspn(r->fields[i].data, " ");
-            if (r->fields[i].size == blanks + n
-                && !strncasecmp(r->fields[i].data + blanks, names, n)) return i;
-        }
-        if (!names[n]) return -1;
-    }
-}
-
 /* The position, from 1, of a column that is wanted so; 0: it goes by name. */
 static double position_of(const char *wanted)
 {
     double x;
-    return wanted && parse_number(wanted, "", NULL, &x) ? x : 0;
+    return parse_number(wanted, "", NULL, &x) ? x : 0;
+}
+
+/* The place of the field that has the wanted position, or that is, after blanks at most, the first
+ * of the names "a|b|c". -1: none is. */
+static int find_field(const struct Reader *r, const char *wanted)
+{
+    const double position = position_of(wanted);
+    for (size_t n; ; wanted += n + 1) {
+        n = strcspn(wanted, "|");
+        for (int i = 0; i < r->count && n; i++) {
+            const size_t blanks = strspn(r->fields[i].data, " ");
+            if (position ? position == i + 1 : r->fields[i].size == blanks + n
+                && !strncasecmp(r->fields[i].data + blanks, wanted, n)) return i;
+        }
+        if (!wanted[n]) return -1;
+    }
 }
 
 /* Sets the places of the columns among r->fields, which are names unless all go by position. */
@@ -1604,11 +1605,8 @@ static bool find_columns(struct Reader *r)
     struct Buffer b = {0};
     for (int which = 0; which < COLUMNS; which++) {
         const char *names = r->wanted[which];
-        const double position = position_of(names);
         if (!names) continue;
-        int place = position ? -1 : find_name(r, names);
-        for (int i = 0; i < r->count; i++) if (position == i + 1) place = i;
-        r->place[which] = place;
+        const int place = r->place[which] = find_field(r, names);
         if (place >= 0 && (which == TEXTS || place != r->place[TEXTS])) continue;
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
@@ -1628,7 +1626,7 @@ static bool has_header(const struct Reader *r)
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
         named |= !position_of(r->wanted[which]);
-        usual |= find_name(r, usual_names[which]) == r->place[which];
+        usual |= find_field(r, usual_names[which]) == r->place[which];
     }
     if (!said || !strcmp(said, "auto")) return named || usual;
     if (named && *said == 'n')
@@ -2012,9 +2010,8 @@ static char **values_by_label(const char *option, const char *text, char *const 
     while ((part = strsep(&rest, ";"))) {
         char *value = part;
         const char *name = strsep(&value, "=");
-        int k = 0;
-        while (k < K && strcmp(names[k], name)) k++;
-        if (k == K || values[k])
+        const int k = find_class(names, K, (struct Bytes){name, strlen(name)});
+        if (k < 0 || values[k])
             die_usage("--%s: \"%s\" is no label, or named twice. There are: %s.", option, name,
                       joined(names, K));
         values[k] = value;
@@ -2098,9 +2095,9 @@ static char **labels_of_words(const char *text, int *classes)
 /* The shares (K) that --prior gives, with the sum 1; text NULL: NULL. */
 static double *read_prior(const char *text, char *const *names, int K)
 {
-    double *prior = resize(NULL, K * sizeof *prior), sum = 0;
     if (!text) return NULL;
     char **shares = values_by_label("prior", text, names, K, "share");
+    double *prior = resize(NULL, K * sizeof *prior), sum = 0;
     for (int k = 0; k < K; k++) {
         if (!parse_number(shares[k], "", NULL, &prior[k]) || !(prior[k] > 0))
             die_usage("--prior %s: is no share above 0. Write %s=0.5.", shares[k], names[k]);
@@ -2276,10 +2273,10 @@ static real *weigh_classes(const struct Task *t)
     const int K = t->model.config.labels, N = t->train_count;
     if (strcmp(t->set.class_weights, "auto") || t->set.kind == PROMPT) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
-    int *sizes = allocate_zeroed(K * sizeof *sizes);
+    int sizes[K];
+    memset(sizes, 0, sizeof sizes);
     for (int i = 0; i < N; i++) sizes[t->data.labels[t->train[i]]]++;
     for (int k = 0; k < K; k++) weights[k] = sizes[k] ? (real)N / ((real)K * sizes[k]) : 1;
-    release(sizes, K * sizeof *sizes);
     return weights;
 }
 
