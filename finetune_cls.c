@@ -320,7 +320,6 @@ struct Task {
     int *truth;                                 /* (val_count): the labels of val */
     int train_count, val_count;
     real *probabilities;                        /* (val_count, K): of the last validation */
-    int *confusion;                             /* (K, K) */
     const real *source;                         /* the pretrained weights, for --l2sp */
     uint64_t source_hash, train_hash;           /* of them, and of all texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
@@ -437,7 +436,7 @@ static struct Scores validate(struct Task *t)
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
                                      t->val_count, t->quiet ? t->title : "validation");
-    return score(t->confusion, t->probabilities, t->truth, loss, t->val_count, K);
+    return score(NULL, t->probabilities, t->truth, loss, t->val_count, K);
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
@@ -988,7 +987,6 @@ static void probe_fit(struct Task *t, struct Probe *p)
     real *judged = resize(NULL, (size_t)N * K * sizeof *judged);
     double *w = allocate_zeroed(FOLDS * size * sizeof *w), chosen = 0, start = seconds();
     double *losses = resize(NULL, N * sizeof *losses);
-    int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     gemm(gram, transposed(matrix(f->x, f->C)), matrix(f->x, f->C), NULL, NULL, f->C, f->C, N);
     for (int exponent = 2; exponent > 2 - PENALTIES; exponent--) {
         double train_loss = 0, loss = 0;
@@ -1005,7 +1003,7 @@ static void probe_fit(struct Task *t, struct Probe *p)
                 loss += losses[n];
             }
         }
-        const struct Scores now = score(confusion, judged, f->labels, loss, N, K);
+        const struct Scores now = score(NULL, judged, f->labels, loss, N, K);
         const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
                                    : isfinite(loss);
         if (!t->quiet) {
@@ -1028,7 +1026,6 @@ static void probe_fit(struct Task *t, struct Probe *p)
     release(w, FOLDS * size * sizeof *w);
     free(losses);
     free(judged);
-    free(confusion);
 }
 
 /* head (K, C) += the solution, as rows of the head; u: constant_feature. */
@@ -1123,7 +1120,7 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
 }
 
 /* All scores of p (N, K), whose labels are truth (N).
- *   confusion (K, K): examples of each true class (row) and predicted class (column)
+ *   confusion (K, K), or NULL: examples of each true class (row) and predicted class (column)
  *   macro_f1: the mean of F1 over the classes that occur, truly or as a prediction
  *   majority: the accuracy of always predicting the commonest label, which must be beaten
  * loss: the sum over the N examples. */
@@ -1132,16 +1129,19 @@ static struct Scores score(int *confusion, const real *p, const int *truth, doub
 {
     int right = 0, present = 0, commonest = 0;
     double f1 = 0;
-    memset(confusion, 0, (size_t)K * K * sizeof *confusion);
+    const size_t bytes = (size_t)K * K * sizeof *confusion;
+    int *counts = confusion ? confusion : resize(NULL, bytes);
+    memset(counts, 0, bytes);
     for (int i = 0; i < N; i++)
-        confusion[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+        counts[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
     for (int k = 0; k < K; k++) {
-        const struct ClassCounts c = counts_of(confusion, k, K);
+        const struct ClassCounts c = counts_of(counts, k, K);
         right += c.right;
         f1 += f1_of(c);
         present += c.truly + c.predicted > 0;
         commonest = max_int(commonest, c.truly);
     }
+    if (!confusion) free(counts);
     return (struct Scores){(double)right / N, present ? f1 / present : 0, loss / N,
                            calibration_error(p, truth, N, K), (double)commonest / N};
 }
@@ -2308,7 +2308,6 @@ static real *prepare(struct Task *t)
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
-    t->confusion = allocate_zeroed(K * K * sizeof(int));
     create_cache(&t->runner, &t->data);
     if (!t->quiet) announce(t);
     if (t->words.ids && s->kind != SCRATCH) begin_with_words(t);
@@ -2318,9 +2317,7 @@ static real *prepare(struct Task *t)
 /* Frees all but the texts and the tokenizer. */
 static void task_free(struct Task *t)
 {
-    const size_t K = t->model.config.labels;
-    release(t->probabilities, t->val_count * K * sizeof(real));
-    release(t->confusion, K * K * sizeof(int));
+    release(t->probabilities, (size_t)t->val_count * t->model.config.labels * sizeof(real));
     runner_free(&t->runner);
     model_free(&t->model);
     free(t->train);

@@ -525,13 +525,13 @@ static void test_one_update(void)
     enum { N = 5 };
     static struct Option none[] = {{0}};
     char *names[] = {"a", "b", "c"}, line[200] = "";
-    int list[N] = {0, 1, 2, 3, 4}, truth[N], confusion[9];
+    int list[N] = {0, 1, 2, 3, 4}, truth[N];
     real p[3 * N];
     struct Metadata meta = {0};
     struct Task t = {.set = {.every = 1, .steps = 1, .batch = 8, .lr = 1e-3, .head_lr_ratio = 1,
                              .warmup = 0.1, .layer_decay = 1, .kind = FULL, .out = directory},
                      .train = list, .val = list, .train_count = N, .val_count = N, .truth = truth,
-                     .probabilities = p, .confusion = confusion, .options = none,
+                     .probabilities = p, .options = none,
                      .tokenizer = small_tokenizer(), .layout = {.format = "tsv"}};
     t.data = random_texts(t.tokenizer, N, 20, (struct Window){32, "tail"});
     model_create(&t.model, (struct Config){2, 3, 24, 32, 258, 3, names});
