@@ -931,10 +931,10 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
     struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K),
                       .what = of_words ? "words" : "channels"};
     int dealt[K];
-    p.mean = resize(NULL, 2 * F * sizeof *p.mean);
+    p.mean = resize(NULL, (2 * (size_t)F + N) * sizeof *p.mean);
     p.deviation = p.mean + F;
+    p.losses = p.deviation + F;
     p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
-    p.losses = resize(NULL, N * sizeof *p.losses);
     p.e = of_words ? resize(NULL, F * sizeof *p.e) : NULL;
     for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
     #pragma omp parallel for schedule(static)
@@ -961,7 +961,6 @@ static void probe_free(struct Probe *p)
     logistic_free(&p->f);
     free(p->mean);
     free(p->e);
-    free(p->losses);
 }
 
 /* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
@@ -2152,16 +2151,15 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
 static int split_stratified(int *list, const int *labels, int N, int classes, double part,
                             struct Random random)
 {
-    int *left = resize(NULL, classes * sizeof *left);       /* (classes): still to be set aside */
+    int left[classes];                                      /* still to be set aside */
     int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
-    memset(left, 0, classes * sizeof *left);
+    memset(left, 0, sizeof left);
     for (int i = 0; i < N; i++) { order[i] = list[i]; left[labels[list[i]]]++; }
     for (int k = 0; k < classes; k++)
         left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
     shuffle(order, N, &random);
     for (int i = 0; i < N; i++)
         if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
-    free(left);
     free(order);
     return train;
 }
