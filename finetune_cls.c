@@ -201,7 +201,7 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
     bool known = r->cache;
     for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
     if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
-    for (int s = 0; s < b->sequences && frozen && r->cache; s++) {
+    for (int s = 0; s < b->sequences && r->cache; s++) {
         real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
         const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
         memcpy(known ? here : kept, known ? kept : here, bytes);
@@ -1886,7 +1886,6 @@ static struct Examples read_examples(const char *path, struct Columns columns)
     if (r.empty && !columns.texts_only)
         warn("%s: %s without any content left out.", path, counted(r.empty, "row"));
     warn_of_texts(path, empty, invalid, all.count);
-    free(r.fields);
     all.columns = r.columns;
     return all;
 }
@@ -2057,7 +2056,6 @@ static struct LabelWords read_label_words(const char *text, char *const *names, 
         }
     }
     w.starts[K] = n;
-    free(lists);
     return w;
 }
 
@@ -2103,7 +2101,6 @@ static double *read_prior(const char *text, char *const *names, int K)
         sum += prior[k];
     }
     for (int k = 0; k < K; k++) prior[k] /= sum;
-    free(shares);
     return prior;
 }
 
@@ -2227,8 +2224,6 @@ static char **load_data(struct Task *t, int *classes)
     if (!t->val_count && s->kind > PROBE)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     t->train_hash = hash_texts(&t->data, train.count);
-    free(train.items);
-    free(val.items);
     return names;
 }
 
@@ -2335,9 +2330,7 @@ static const char steps_header[] =
 /* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)
 {
-    char *path = text_of("%s/log.tsv", t->set.out);
-    free(journal_open(&t->log, path, header, 1, state));
-    free(path);
+    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, 1, state);
 }
 
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
@@ -2477,8 +2470,6 @@ static void begin_state(struct Task *t, struct TrainState *run)
     run->start -= spent;
     run->saved = seconds();
     progress(true, "resumed after step %d/%d", run->step, t->set.steps);
-    metadata_free(&meta);
-    free(path);
 }
 
 /* ============================================================================================= */
