@@ -842,8 +842,7 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
     const size_t size = (size_t)K * C;
     double *L = resize(NULL, (size_t)C * C * sizeof *L);
     double *u = resize(NULL, (size_t)f->N * K * sizeof *u);
-    double *g = resize(NULL, 3 * size * sizeof *g), *s = g + size, *d = s + size;
-    memset(g, 0, 3 * size * sizeof *g);
+    double *g = allocate_zeroed(3 * size * sizeof *g), *s = g + size, *d = s + size;
     for (size_t i = 0; i < (size_t)C * C; i++)
         L[i] = gram[i] / ((double)f->N * K) + (i % (C + 1) == 0) * f->l2;
     cholesky(L, C, f->l2 / 2);
@@ -870,7 +869,7 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
     }
     free(L);
     free(u);
-    free(g);
+    release(g, 3 * size * sizeof *g);
     return gradients;
 }
 
