@@ -1815,18 +1815,19 @@ static void begin_reading(struct Reader *r)
     if (lines) { r->counted = begin; r->faults.line = 1; }
 }
 
-/* Labels are printed and stored as names, so their bytes are those that messages show. */
-static bool check_label(struct Faults *f, struct Bytes label)
+/* What is wrong with a label; NULL: nothing. Labels are printed and stored as names, so their bytes
+ * are those that messages show. */
+static const char *fault_of_label(struct Bytes label)
 {
     char shown[MAX_LABEL_BYTES];                /* as read_label_names will read it */
-    if (!label.size) return bad(f, "the label is empty");
+    if (!label.size) return "the label is empty";
     if (label.size > MAX_LABEL_BYTES)
-        return bad(f, "the label has more than %d bytes", MAX_LABEL_BYTES);
+        return brief("the label has more than %d bytes", MAX_LABEL_BYTES);
     memcpy(shown, label.data, label.size);
     make_harmless(shown, label.size, "");
-    return !memcmp(shown, label.data, label.size)
-        || bad(f, "the label holds a control character, or is not UTF-8 (from Windows text, iconv "
-               "-f CP1252 -t UTF-8 makes it)");
+    return !memcmp(shown, label.data, label.size) ? NULL
+         : "the label holds a control character, or is not UTF-8 (from Windows text, iconv -f "
+           "CP1252 -t UTF-8 makes it)";
 }
 
 /* The example of the next record; false if it cannot be used. Of a pair, tabs of the first text
@@ -1848,7 +1849,8 @@ static bool read_example(struct Reader *r, struct Example *e)
         append_bytes(&b, values[PAIRS].data, values[PAIRS].size);
         e->text = (struct Bytes){b.data, b.size};
     }
-    return !r->wanted[LABELS] || check_label(&r->faults, e->label);
+    const char *fault = r->wanted[LABELS] ? fault_of_label(e->label) : NULL;
+    return !fault || bad(&r->faults, "%s", fault);
 }
 
 /* Says how many of all texts are empty or not valid UTF-8. */
@@ -2083,7 +2085,10 @@ static char **labels_of_words(const char *text, int *classes)
     char *rest = text_of("%s", text), *part;
     while ((part = strsep(&rest, ";"))) {
         e.items = resize(e.items, (e.count + 1) * sizeof *e.items);
-        e.items[e.count++] = (struct Example){.label = {part, strcspn(part, "=")}};
+        const struct Example x = {.label = {part, strcspn(part, "=")}};
+        const char *fault = fault_of_label(x.label);
+        if (fault) die_usage("--label-words: %s. Give it another name.", fault);
+        e.items[e.count++] = x;
     }
     return class_names(&e, classes);
 }

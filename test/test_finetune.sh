@@ -482,6 +482,9 @@ succeeds "--label-words: blanks after a comma are no part of a word" eval '
     [ "$(./finetune_cls explain --model "$dir/prompt2" "the film was good")" = "$(cat "$dir/explained")" ]'
 fails 1 '--label-words: every label is "positive". Two classes are needed' \
     nowhere --tune prompt --label-words "positive=good"
+fails 2 '--label-words: the label has more than 200 bytes' \
+    nowhere --tune prompt --label-words "positive=good;$(printf '%201s' | tr ' ' n)=bad"
+fails 2 '--label-words: the label is empty' nowhere --tune prompt --label-words "=good;negative=bad"
 fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
     --prior "positive=none;negative=1"
 fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
