@@ -128,7 +128,7 @@ static int next_tokens(int *out, const struct Data *d, int64_t at)
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
 
 /* The text has n - 1 targets, x[1] .. x[n-1]. Every target belongs to exactly one sequence:
- * sequence i has the inputs x[starts[i]] .. x[starts[i+1] - 1].
+ * sequence i has the inputs x[start_of(i)] .. x[start_of(i+1) - 1].
  *
  * Cut by length, they all have T inputs, but for the first and the last, because the text begins
  * and ends there. The first has T - shift:
@@ -140,19 +140,22 @@ static int next_tokens(int *out, const struct Data *d, int64_t at)
  * it. Then attention never reaches from one document into another. */
 struct Sequences {
     const struct Data *data;
-    int T;
-    bool by_documents;
-    int64_t count, *starts;     /* starts (count + 1): the last one is the end of the text, n - 1 */
+    int T, shift;
+    int64_t count, *starts;     /* starts (count + 1): listed if cut by documents; else NULL */
 };
 
-/* Lists the sequences of a cut by length; shift: 0 .. T-1. `starts` has room for one more than a
- * cut without a shift has. */
+/* Where sequence i begins; i = count: the end of the text, n - 1. */
+static int64_t start_of(const struct Sequences *s, int64_t i)
+{
+    const int64_t at = s->starts ? s->starts[i] : i * s->T - s->shift, end = s->data->tokens - 1;
+    return at < 0 ? 0 : at < end ? at : end;
+}
+
+/* shift: 0 .. T-1 */
 static void cut_by_length(struct Sequences *s, int shift)
 {
-    const int64_t end = s->data->tokens - 1;
-    s->count = 0;
-    for (int64_t at = 0; at < end; at += at == 0 ? s->T - shift : s->T) s->starts[s->count++] = at;
-    s->starts[s->count] = end;
+    s->shift = shift;
+    s->count = (s->data->tokens - 1 + shift + s->T - 1) / s->T;
 }
 
 /* Lists the sequences of a cut by documents. */
@@ -178,14 +181,11 @@ static void cut_by_documents(struct Sequences *s, int eot)
  * int. */
 static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
-    struct Sequences s = {.data = d, .T = T, .by_documents = !strcmp(how, "documents"),
-                          .count = (d->tokens - 1 + T - 1) / T};
-    if (s.by_documents) cut_by_documents(&s, eot);
+    struct Sequences s = {.data = d, .T = T};
+    if (!strcmp(how, "documents")) cut_by_documents(&s, eot);
+    else cut_by_length(&s, 0);
     if (s.count >= INT32_MAX)               /* a shift may add one */
         die("--data: too many sequences (%lld). Use a longer --context.", (long long)s.count);
-    if (s.by_documents) return s;
-    s.starts = resize(NULL, (s.count + 2) * sizeof *s.starts);
-    cut_by_length(&s, 0);
     return s;
 }
 
@@ -215,7 +215,7 @@ static void loader_seek(struct Loader *l, int64_t epoch, int next)
 {
     struct Sequences *s = &l->sequences;
     struct Random r = stream_for(l->seed, ORDER_STREAM, epoch);
-    if (!s->by_documents) cut_by_length(s, (int)random_below(&r, s->T));
+    if (!s->starts) cut_by_length(s, (int)random_below(&r, s->T));
     for (int i = 0; i < s->count; i++) l->order[i] = i;
     shuffle(l->order, (int)s->count, &r);
     l->epoch = epoch;
@@ -243,10 +243,10 @@ static int loader_peek(struct Loader *l)
  * leave room for another. */
 static bool add_sequence(struct Minibatch *m, const struct Sequences *s, int64_t i)
 {
-    const int64_t begin = s->starts[i];
-    const int length = (int)(s->starts[i + 1] - begin);
+    const int64_t begin = start_of(s, i);
+    const int length = (int)(start_of(s, i + 1) - begin);
     if (m->batch.rows + length > m->max_rows) return false;
-    if (!s->by_documents && (m->batch.sequences + 1) * s->T > m->max_rows) return false;
+    if (!s->starts && (m->batch.sequences + 1) * s->T > m->max_rows) return false;
     const int row = minibatch_add(m, length);
     read_tokens(m->tokens + row, s->data, begin, length);
     read_tokens(m->targets + row, s->data, begin + 1, length);
@@ -1140,7 +1140,7 @@ static int64_t tokens_per_step(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
     return (int64_t)o->batch * o->accumulate
-         * (r->loader.sequences.by_documents ? o->context : step_length(r));
+         * (r->loader.sequences.starts ? o->context : step_length(r));
 }
 
 /* An evaluation's time, in steps: forward takes a third of forward and backward. */
@@ -1277,7 +1277,7 @@ static double memory_needed(const struct Run *r, bool print)
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)pass_scratch(c, rows) * sizeof(real)
                  + 3.0 * rows * o->accumulate * sizeof(int)
-                 + s->count * (sizeof(int) + sizeof(int64_t))},
+                 + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
     };
     double total = 0;
     for (int i = 0; i < COUNT(kinds); i++) {
@@ -1702,7 +1702,7 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
 static const char *epochs_of(const struct Run *r)
 {
     const struct Sequences *s = &r->loader.sequences;
-    const double rows = s->by_documents ? r->data.tokens - 1 : (double)s->count * step_length(r);
+    const double rows = s->starts ? r->data.tokens - 1 : (double)s->count * step_length(r);
     const double each = rows / tokens_per_step(r), time = r->options.time_limit,
                  n = (r->in_time ? r->in_time : r->options.steps) / each;
     const char *in = r->in_time ? brief(" in %s", duration(time)) : "",

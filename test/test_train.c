@@ -181,10 +181,9 @@ static void test_large(void)
     struct Sequences sequences = cut(&d, 1000, "length", 0);
     cut_by_length(&sequences, 1);
     check(sequences.count == (3 * n + 999) / 1000
-          && sequences.starts[sequences.count - 1] == (sequences.count - 1) * 1000 - 1
-          && sequences.starts[sequences.count] == 3 * n - 1,
+          && start_of(&sequences, sequences.count - 1) == (sequences.count - 1) * 1000 - 1
+          && start_of(&sequences, sequences.count) == 3 * n - 1,
           "%lld sequences", (long long)sequences.count);
-    free(sequences.starts);
 }
 
 /* The fingerprint of the data: another when any token of any shard is another, or the order. */
@@ -215,7 +214,7 @@ static int64_t next_sequence(struct Loader *l)
 {
     const int i = loader_peek(l);
     l->next++;
-    return l->sequences.starts[i];
+    return start_of(&l->sequences, i);
 }
 
 /* Reads one epoch. Whether every target but token 0 came once, after its predecessor. */
@@ -252,8 +251,7 @@ static void cut_tokens(const void *tokens)
     cut(&d, 1, "length", 0);
 }
 
-/* Sequences are counted in int, and a shift may add one. The list of the most, 16 GB, is not made
- * here. */
+/* Sequences are counted in int, and a shift may add one. */
 static void test_most_sequences(void)
 {
     char message[1000];
@@ -320,8 +318,8 @@ static void test_documents(void)
         const struct Sequences s = cut(&d, T, "documents", EOT);
         int seen[35] = {0};
         for (int i = 0; i < s.count; i++) {
-            const int64_t begin = s.starts[i];
-            const int length = (int)(s.starts[i + 1] - begin);
+            const int64_t begin = start_of(&s, i);
+            const int length = (int)(start_of(&s, i + 1) - begin);
             complete &= length >= 1 && length <= T;
             for (int k = 0; k < length; k++) {
                 seen[begin + k]++;
