@@ -103,26 +103,19 @@ static struct Data open_data(const char *option, const char *pattern, const stru
 
 enum { BLOCK = 1 << 12 };           /* tokens that are read from a file at once */
 
-/* out (n) = x[at] .. x[at + n - 1]. Dies if a file was cut or rewritten since it was opened. */
-static void read_tokens(int *out, const struct Data *d, int64_t at, int n)
+/* out (n) = x[at] .. x[at + n - 1], or fewer at the end of the text. Returns how many. Dies if a
+ * file was cut or rewritten since it was opened. */
+static int read_tokens(int *out, const struct Data *d, int64_t at, int n)
 {
     uint16_t ids[BLOCK];
-    const struct Shard *s = d->shards;
-    while (n > 0) {
-        if (at >= s->count) { at -= s->count; s++; continue; }      /* in a later shard */
-        const int now = (int)read_block(ids, min_int(n, BLOCK), s, at);
-        for (int k = 0; k < now; k++) *out++ = ids[k];
-        at += now;
-        n -= now;
-    }
-}
-
-/* Reads the tokens from x[at] on, at most BLOCK. Returns how many; 0 at the end of the text. */
-static int next_tokens(int *out, const struct Data *d, int64_t at)
-{
-    const int n = (int)(d->tokens - at < BLOCK ? d->tokens - at : BLOCK);
-    read_tokens(out, d, at, n);
-    return n;
+    int done = 0;
+    for (const struct Shard *s = d->shards; s < d->shards + d->count; at -= s++->count)
+        while (done < n && at < s->count) {
+            const int now = (int)read_block(ids, min_int(n - done, BLOCK), s, at);
+            for (int k = 0; k < now; k++) out[done++] = ids[k];
+            at += now;
+        }
+    return done;
 }
 
 /* --- Sequences: pieces of at most T inputs; the target of an input is the next token --- */
@@ -165,7 +158,7 @@ static void cut_by_documents(struct Sequences *s, int eot)
     int64_t room = s->count = 0;
     int block[BLOCK];
     for (int64_t at = 0; at <= end; ) {
-        const int n = next_tokens(block, s->data, at);
+        const int n = read_tokens(block, s->data, at, BLOCK);
         for (int k = 0; k < n; k++, at++) {
             const bool full = s->count && at - s->starts[s->count - 1] == s->T;
             if (at > 0 && at < end && !full && block[k] != eot) continue;
@@ -565,7 +558,7 @@ static void print_baselines(const struct Data *d, const int *bytes, int V)
     int64_t *counts = allocate_zeroed(V * sizeof *counts);
     double unigram = 0, all_bytes = 0;
     int block[BLOCK];
-    for (int64_t at = 0, n; (n = next_tokens(block, d, at)) > 0; at += n)
+    for (int64_t at = 0, n; (n = read_tokens(block, d, at, BLOCK)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
     for (int id = 0; id < V; id++) {
         if (counts[id]) unigram -= counts[id] * log((double)counts[id] / d->tokens) / d->tokens;
