@@ -293,7 +293,6 @@ struct Run {
     struct Option *table;               /* rows for `options`, which say what was given */
     struct { char *last, *state; struct Journal log; } files;   /* in --out: last, the directory */
     struct Tokenizer *tokenizer;
-    int *lengths;                       /* (V): the bytes of each token */
     struct Data data, val;
     struct Sequences val_sequences;
     struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
@@ -502,25 +501,17 @@ static void pretrain(struct Run *r)
 /* 3. Evaluation                                                                                 */
 /* ============================================================================================= */
 
-/* The bytes of each token (V). <|endoftext|> and ids beyond the tokenizer's vocabulary, which pad
- * the matrices of some models, have 0. */
-static int *token_lengths(const struct Tokenizer *tokenizer, int V)
+/* The bytes of text that a token of the data stands for. */
+static int text_bytes(const struct Tokenizer *t, int id)
 {
-    int *bytes = resize(NULL, V * sizeof *bytes);
-    for (int id = 0; id < V; id++) {
-        bytes[id] = 0;
-        if (id < tokenizer->vocabulary && id != tokenizer->eot)
-            bytes_of_token(tokenizer, id, &bytes[id]);
-    }
-    return bytes;
+    return id == t->eot ? 0 : token_length(t, id);
 }
 
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
  * are the same in every call, so that scores can be compared. Ranks share out the minibatches,
- * whose losses are added in their order. bytes (V) is from token_lengths; ws has room for the rows
- * of m. */
+ * whose losses are added in their order. ws has room for the rows of m. */
 static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
-                             const struct Sequences *s, const int *bytes, int64_t budget)
+                             const struct Sequences *s, const struct Tokenizer *t, int64_t budget)
 {
     const double part = budget > 0 ? fmin(1, (double)budget / (s->data->tokens - 1)) : 1;
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
@@ -538,7 +529,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
             trunk_forward(model, ws, &m->batch, 0, 0);
             losses[count - 1] = lm_head(model, ws, &m->batch, m->targets, 0);
         }
-        for (int n = 0; n < m->batch.rows; n++) total_bytes += bytes[m->targets[n]];
+        for (int n = 0; n < m->batch.rows; n++) total_bytes += text_bytes(t, m->targets[n]);
         score.tokens += m->batch.rows;
         show_work(&timer, "eval", i, chosen, "sequences");
     }
@@ -551,25 +542,24 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
 }
 
 /* Two losses to compare with: log V, of the uniform distribution, and -sum_v p_v log p_v, of a
- * model that knows the frequency p_v of each token in these data and nothing of its context.
- * bytes (V) is from token_lengths. */
-static void print_baselines(const struct Data *d, const int *bytes, int V)
+ * model that knows the frequency p_v of each token in these data and nothing of its context. */
+static void print_baselines(const struct Data *d, const struct Tokenizer *t, int V)
 {
-    int64_t *counts = allocate_zeroed(V * sizeof *counts);
+    int64_t *counts = allocate_zeroed(t->vocabulary * sizeof *counts);
     double unigram = 0, all_bytes = 0;
     int block[BLOCK];
     for (int64_t at = 0, n; (n = read_tokens(block, d, at, BLOCK)) > 0; at += n)
         for (int k = 0; k < n; k++) counts[block[k]]++;
-    for (int id = 0; id < V; id++) {
+    for (int id = 0; id < t->vocabulary; id++) {
         if (counts[id]) unigram -= counts[id] * log((double)counts[id] / d->tokens) / d->tokens;
-        all_bytes += (double)counts[id] * bytes[id];
+        all_bytes += (double)counts[id] * text_bytes(t, id);
     }
     const double bits = d->tokens / M_LN2 / all_bytes;
     printf("uniform %.6f bits_per_byte %.4f (every token equally likely)\n", log(V),
            log(V) * bits);
     printf("unigram %.6f bits_per_byte %.4f (each token as frequent as in these data)\n", unigram,
            unigram * bits);
-    release(counts, V * sizeof *counts);
+    release(counts, t->vocabulary * sizeof *counts);
 }
 
 /* ============================================================================================= */
@@ -939,7 +929,7 @@ static void note_duration(double *last, double took)
 static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
-    r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->lengths,
+    r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->tokenizer,
                        r->options.eval_tokens);
     const bool better = r->last.loss < r->best.loss;
     if (better) {
@@ -1308,7 +1298,6 @@ static void load_tokenizer(struct Run *r)
     if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
     r->tokenizer = tokenizer_load(o->tokenizer);
     if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
-    r->lengths = token_lengths(r->tokenizer, r->tokenizer->vocabulary);
 }
 
 /* Opens the data, the smaller part first, since to read the other may take minutes. */
@@ -2085,10 +2074,9 @@ static int command_eval(int argc, char **argv)
     struct Workspace ws;
     struct Minibatch m = minibatch_create(batch * T);
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
-    const int *bytes = token_lengths(tokenizer, model.config.vocabulary);
-    print_baselines(&data, bytes, model.config.vocabulary);
+    print_baselines(&data, tokenizer, model.config.vocabulary);
     fflush(stdout);
-    struct Score s = evaluate(&model, &ws, &m, &sequences, bytes, tokens);
+    struct Score s = evaluate(&model, &ws, &m, &sequences, tokenizer, tokens);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
            s.bits_per_byte, (long long)s.tokens);

@@ -553,16 +553,18 @@ static void test_evaluation(void)
 {
     struct Run r;
     tiny_run(&r, 5, 1);
-    int bytes[137];
-    for (int i = 0; i < 137; i++) bytes[i] = 2;
+    uint32_t offset[138];
+    const struct Tokenizer plain = {.vocabulary = 137, .eot = -1, .offset = offset};
+    struct Tokenizer ends = plain;
+    for (int i = 0; i < 138; i++) offset[i] = 2 * i;
     struct Minibatch *m = &r.minibatches[0], one = minibatch_create(12),
                      two = minibatch_create(24);
     const struct Sequences s = cut(&r.data, 12, "length", 0);
-    struct Score all = evaluate(&r.model, &r.ws, m, &s, bytes, 0);
-    struct Score alone = evaluate(&r.model, &r.ws, &one, &s, bytes, 0);
-    struct Score some = evaluate(&r.model, &r.ws, m, &s, bytes, 40);
+    struct Score all = evaluate(&r.model, &r.ws, m, &s, &plain, 0);
+    struct Score alone = evaluate(&r.model, &r.ws, &one, &s, &plain, 0);
+    struct Score some = evaluate(&r.model, &r.ws, m, &s, &plain, 40);
     const bool spread = m->batch.sequences == 4 && m->tokens[12] == 36 && m->tokens[36] == 108;
-    struct Score again = evaluate(&r.model, &r.ws, &two, &s, bytes, 40);
+    struct Score again = evaluate(&r.model, &r.ws, &two, &s, &plain, 40);
     check(spread, "evaluation: a budget of 4 of 12 sequences is spread over the data");
     check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6,
           "evaluation: all targets, in batches of any size");
@@ -570,26 +572,25 @@ static void test_evaluation(void)
           "evaluation: a budget, the same tokens every time");
     check(fabs(all.bits_per_byte - all.loss / M_LN2 / 2) < 1e-9,
           "bits per byte of two-byte tokens");
-    bytes[136] = 0;             /* the last token of the data, as <|endoftext|> would be */
-    struct Score marked = evaluate(&r.model, &r.ws, m, &s, bytes, 0);
+    ends.eot = 136;             /* the last token of the data */
+    struct Score marked = evaluate(&r.model, &r.ws, m, &s, &ends, 0);
     check(marked.loss == all.loss
           && fabs(marked.bits_per_byte - all.loss * 136 / M_LN2 / (2 * 135)) < 1e-9,
-          "bits per byte: a token of no bytes counts in the loss alone");
+          "bits per byte: <|endoftext|> counts in the loss alone");
 }
 
-/* The bytes of tokens: 256 bytes, a merge of two of them, <|endoftext|>, and an id that pads. */
-static void test_token_lengths(void)
+/* The bytes of tokens: 256 bytes, a merge of two of them, <|endoftext|>. */
+static void test_text_bytes(void)
 {
     const char *merges = path_of("merges/merges.txt");
     make_directory(path_of("merges"));
     stage_file(merges, "#version: 0.2\na b\n", 18);
     commit_outputs();
     const struct Tokenizer *t = tokenizer_load(path_of("merges"));
-    const int *bytes = token_lengths(t, 260);
     bool single = true;
-    for (int id = 0; id < 256; id++) single &= bytes[id] == 1;
-    check(t->eot == 257 && single && bytes[256] == 2 && bytes[257] == 0 && bytes[258] == 0,
-          "<|endoftext|> and ids that pad have no bytes");
+    for (int id = 0; id < 256; id++) single &= text_bytes(t, id) == 1;
+    check(t->eot == 257 && single && text_bytes(t, 256) == 2 && text_bytes(t, 257) == 0,
+          "<|endoftext|> stands for no bytes of text");
 }
 
 /* --- Sampling --- */
@@ -917,7 +918,7 @@ int main(void)
     test_spikes();
     test_measuring();
     test_evaluation();
-    test_token_lengths();
+    test_text_bytes();
     test_filters();
     test_generator();
     test_utf8();
