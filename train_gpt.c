@@ -580,13 +580,12 @@ static int keep_likely(struct Entry *c, int n, int k, double p)
     const int max = k > 0 && k < n ? k : n;
     struct Heap heap = {c, n, n};
     double total = 0, reached = 0;
+    int kept = 0;
     if (max == n && p >= 1) return n;
     for (int i = n / 2 - 1; i >= 0; i--) heap_sift_down(&heap, i);
     for (int i = 0; i < max; i++) total += heap_pop(&heap).key;
-    if (p >= 1) return max;
-    for (int kept = 1; kept <= max; kept++)
-        if ((reached += c[n - kept].key) >= p * total) return kept;
-    return max;
+    do reached += c[n - ++kept].key; while (kept < max && reached < p * total);
+    return kept;
 }
 
 /* Draws one of the last `kept` of n tokens in proportion to their weights. u: uniform in [0, 1). */
