@@ -278,7 +278,6 @@ enum { WINDOW = 33, SPIKE_FACTOR = 5 };         /* see median and judge_step */
 struct Clock {
     double start;                       /* time: of the process */
     double shown, saved;                /* times: of the last line, of the last save */
-    double earlier;                     /* seconds: of the processes before */
     double evaluating, saving;          /* seconds: an evaluation, a save */
     double mark;                        /* time: when the stretch of steps began, see end_step */
     int64_t mark_step, stretches;       /* the step before it; the stretches that have ended */
@@ -882,10 +881,7 @@ static const char LOG_HEADER[] =
 enum { LOG_TIMING = 2 };
 
 /* The seconds of the run so far, of all its processes. */
-static double time_used(const struct Run *r)
-{
-    return r->clock.earlier + seconds() - r->clock.start;
-}
+static double time_used(const struct Run *r) { return seconds() - r->clock.start; }
 
 /* val: the score of an evaluation after this step; else NULL. */
 static void log_row(struct Run *r, const struct Step *s, const struct Score *val)
@@ -1018,7 +1014,7 @@ static void open_log(struct Run *r, const struct Metadata *state)
     if (rank) return;
     char *path = text_of("%s/log.tsv", r->options.out),
          *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
-    r->clock.earlier = last_seconds(rows);
+    r->clock.start -= last_seconds(rows);
     free(rows);
     free(path);
 }
