@@ -276,7 +276,7 @@ enum { WINDOW = 33, SPIKE_FACTOR = 5 };         /* see median and judge_step */
 
 /* Wall-clock time of a run. Of what a step computes, it decides only what fit_to_time says. */
 struct Clock {
-    double start;                       /* time: of the process */
+    double start;                       /* time: of the process, if it had done the whole run */
     double shown, saved;                /* times: of the last line, of the last save */
     double evaluating, saving;          /* seconds: an evaluation, a save */
     double mark;                        /* time: when the stretch of steps began, see end_step */
@@ -633,12 +633,14 @@ struct Generator {
     int top_k, min_tokens;          /* min_tokens: of a text before <|endoftext|> may be drawn */
     struct Random random;
 };
+static const struct Generator as_usual = {.temperature = 0.8, .top_p = 1, .top_k = 40};
 
+/* Of a generator as_usual, or with other options. */
 static void generator_create(struct Generator *g, struct Model *model, struct Tokenizer *tokenizer)
 {
     const struct Config *c = &model->config;
-    *g = (struct Generator){.model = model, .tokenizer = tokenizer,
-                            .temperature = 0.8, .top_p = 1, .top_k = 40};
+    g->model = model;
+    g->tokenizer = tokenizer;
     workspace_create(&g->ws, model, c->context, WORK_CACHE);
     g->window = resize(NULL, c->context * sizeof *g->window);
     g->logits = resize(NULL, c->vocabulary * sizeof *g->logits);
@@ -1426,7 +1428,7 @@ static void take_memory(struct Run *r)
     r->losses = resize(NULL, o->accumulate * sizeof *r->losses);
     make_part(r);
     if (!o->sample_every) return;
-    r->generator = resize(NULL, sizeof *r->generator);
+    r->generator = memcpy(resize(NULL, sizeof as_usual), &as_usual, sizeof as_usual);
     generator_create(r->generator, &r->model, r->tokenizer);
 }
 
@@ -2095,24 +2097,24 @@ static void hint_at_prompt(const char *prompt)
 static int command_sample(int argc, char **argv)
 {
     const char *dir = NULL, *prompt = "", *precision = "fp32";
-    int tokens = 200, min_tokens = 0, top_k = 40, count = 1, threads = 0;
+    int tokens = 200, count = 1, threads = 0;
     int64_t seed = 1;
-    double temperature = 0.8, top_p = 1;
     bool ignore_eot = false;
+    struct Generator g = as_usual;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &min_tokens, 0, 1e9,
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &g.min_tokens, 0, 1e9,
          .idle = "with ignore-eot"},
         {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
-         REAL_NUMBER, &temperature, 0, 100},
-        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &top_k, 0, 1e9,
+         REAL_NUMBER, &g.temperature, 0, 100},
+        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &g.top_k, 0, 1e9,
          .idle = "with temperature 0"},
         {"top-p", "draw from the likeliest tokens that have this probability together",
-         REAL_NUMBER, &top_p, 0, 1, .idle = "with temperature 0"},
+         REAL_NUMBER, &g.top_p, 0, 1, .idle = "with temperature 0"},
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15,
          .idle = "with temperature 0"},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
@@ -2127,14 +2129,10 @@ static int command_sample(int argc, char **argv)
     hint_at_prompt(prompt);
     struct Model model;
     struct Metadata meta;
-    struct Generator g;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     generator_create(&g, &model, tokenizer);
-    g.temperature = temperature;
-    g.top_k = top_k;
-    g.top_p = top_p;
-    g.min_tokens = ignore_eot ? tokens : min_tokens;
+    if (ignore_eot) g.min_tokens = tokens;
     const double start = seconds();
     int64_t written = 0;
     for (int i = 0; i < count; i++) {
