@@ -328,7 +328,6 @@ static void sum_slots(struct Run *r, int first, int count);     /* first to firs
 static void share_weights(struct Run *r);       /* gets the parts that other ranks have updated */
 static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
 static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
-static int chunks_in(const struct Model *model, size_t n);  /* of grad_norm, in n parameters */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
@@ -402,10 +401,11 @@ static double step_gradient(struct Run *r, int count, int64_t step, int64_t targ
     return sum / targets;
 }
 
-/* The norm of the gradient: as grad_norm, but each rank has the sums of the chunks of its part. */
+/* The norm of the gradient: as grad_norm, but each rank has the sums of the chunks of its part.
+ * There are at most so many as room is allocated for; what is not used is 0. */
 static double step_norm(struct Run *r)
 {
-    const int count = chunks_in(&r->model, r->model.parameter_count);
+    const int count = (int)(r->model.parameter_count / SUM_CHUNK) + r->model.tensor_count;
     double *sums = r->model.partial_sums, total = 0;
     memset(sums, 0, count * sizeof *sums);
     square_sums(&r->part);
@@ -1373,20 +1373,10 @@ static size_t part_begin(const struct Model *model, int p)
     return begin < end ? begin : end;
 }
 
-static int chunks_in(const struct Model *model, size_t n)
-{
-    int count = 0;
-    for (int i = 0; i < model->tensor_count && model->tensors[i].offset < n; i++) {
-        const struct Tensor *t = &model->tensors[i];
-        const size_t size = n - t->offset < t->size ? n - t->offset : t->size;
-        count += (int)((size + SUM_CHUNK - 1) / SUM_CHUNK);
-    }
-    return count;
-}
-
 /* Describes the part that this process updates as a model of its own, whose list has the pieces of
  * tensors that lie in the part. Its gradient is the sum over slots, in an array of its own unless
- * a step has one slot. It is aligned as model.grads is, so that vectors add the same terms. */
+ * a step has one slot. It is aligned as model.grads is, so that vectors add the same terms. Its
+ * chunks come after those of the parts before it. */
 static void make_part(struct Run *r)
 {
     struct Model *whole = &r->model, *part = &r->part;
@@ -1395,16 +1385,17 @@ static void make_part(struct Run *r)
     *part = *whole;
     part->weights += begin;
     part->parameter_count = n;
-    part->partial_sums += chunks_in(whole, begin);
     part->tensors = resize(NULL, whole->tensor_count * sizeof *part->tensors);
     part->tensor_count = 0;
     for (int i = 0; i < whole->tensor_count; i++) {
         struct Tensor t = whole->tensors[i];
         const size_t last = t.offset + t.size < end ? t.offset + t.size : end;
-        if (t.offset < begin) t.offset = begin;
-        if (t.offset >= last) continue;
-        t.size = last - t.offset;
-        t.offset -= begin;
+        size_t first = t.offset;
+        if (first < begin) first = begin < last ? begin : last;
+        part->partial_sums += (first - t.offset + SUM_CHUNK - 1) / SUM_CHUNK;
+        if (first >= last) continue;
+        t.size = last - first;
+        t.offset = first - begin;
         part->tensors[part->tensor_count++] = t;
     }
     if (r->options.accumulate > 1)
