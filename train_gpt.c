@@ -1109,18 +1109,13 @@ static void begin_files(struct Run *r)
 /* 7. What suits the time and the text                                                           */
 /* ============================================================================================= */
 
-/* The longest sequence: --context tokens, or all targets if the data are shorter. */
-static int64_t step_length(const struct Run *r)
-{
-    const int64_t T = r->options.context, targets = r->data.tokens - 1;
-    return targets > 0 && targets < T ? targets : T;
-}
-
+/* Sequences have --context tokens, or all targets if the data are shorter. */
 static int64_t tokens_per_step(const struct Run *r)
 {
     const struct TrainOptions *o = &r->options;
-    return (int64_t)o->batch * o->accumulate
-         * (r->loader.sequences.starts ? o->context : step_length(r));
+    const int64_t T = o->context, targets = r->data.tokens - 1;
+    const bool one = targets < T && !r->loader.sequences.starts;
+    return (int64_t)o->batch * o->accumulate * (one ? targets : T);
 }
 
 /* An evaluation's time, in steps: forward takes a third of forward and backward. */
@@ -1671,10 +1666,11 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
  * that is short takes as much of a step as others. */
 static const char *epochs_of(const struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
     const struct Sequences *s = &r->loader.sequences;
-    const double rows = s->starts ? r->data.tokens - 1 : (double)s->count * step_length(r);
-    const double each = rows / tokens_per_step(r), time = r->options.time_limit,
-                 n = (r->in_time ? r->in_time : r->options.steps) / each;
+    const double each = s->starts ? (r->data.tokens - 1.0) / tokens_per_step(r)
+                                  : (double)s->count / ((int64_t)o->batch * o->accumulate),
+                 n = (r->in_time ? r->in_time : o->steps) / each, time = o->time_limit;
     const char *in = r->in_time ? brief(" in %s", duration(time)) : "",
                *suits = !r->in_time ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
                       : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));

@@ -782,7 +782,8 @@ static bool time_passes(struct Run *r, double took)
 static void test_forecast(void)
 {
     struct Run r = {.options = {.schedule = "cosine", .lr = 1, .min_lr_ratio = 0.1, .eval_every = 10,
-                                .time_limit = 1000, .context = 1, .batch = 1, .accumulate = 1}};
+                                .time_limit = 1000, .context = 1, .batch = 1, .accumulate = 1},
+                    .data.tokens = 1000};
     const double now = seconds();
     double rate = 0;
     bool late = false, early = false;
