@@ -1155,8 +1155,7 @@ static double flops_per_token(const struct Config *c)
  *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
-enum { RUNGS = 10 };
-static const struct { int layers, channels; } ladder[RUNGS] = {
+static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
 
@@ -1184,7 +1183,7 @@ static double tokens_in_run(const struct Run *r, const struct Config *c)
 /* The rung of the ladder that suits. */
 static int find_rung(const struct Run *r)
 {
-    for (int k = RUNGS - 1; ; k--) {
+    for (int k = COUNT(ladder) - 1; ; k--) {
         const struct Config c = model_on(r, k);
         const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
         if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return k;
