@@ -2133,23 +2133,19 @@ static int command_sample(int argc, char **argv)
 /* Prints what the log tells of a run: its evaluations, its losses and its duration. */
 static void print_history(const char *dir)
 {
-    char *path = text_of("%s/log.tsv", dir), *rows = read_journal(path, LOG_HEADER);
-    char step[32], val[32], bits[32];
-    struct Buffer history = {0};
+    char step[32], val[32], bits[32], *path = text_of("%s/log.tsv", dir),
+         *rows = read_journal(path, LOG_HEADER);
     double first = NAN, last = NAN;
-    for (const char *row = rows; row && *row; row = strchr(row, '\n') + 1) {
+    if (!rows) return;
+    printf("history: step, val_loss, bits_per_byte\n");
+    for (const char *row = rows; *row; row = strchr(row, '\n') + 1) {
         const int columns = sscanf(row, "%31s %lf%*1[\t]%31[^\t]%*1[\t]%31[^\t]", step, &last, val,
                                    bits);
         if (row == rows) first = last;
-        if (columns == 4) append(&history, "%s %s %s\n", step, val, bits);
+        if (columns == 4) printf("%s %s %s\n", harmless(step), harmless(val), harmless(bits));
     }
-    if (rows) printf("history: step, val_loss, bits_per_byte\n");
-    show_result(&history);
-    if (rows) printf("seconds        %.1f (from log.tsv)\n", last_seconds(rows));
+    printf("seconds        %.1f (from log.tsv)\n", last_seconds(rows));
     if (isfinite(last)) printf("loss           %.4f at first, %.4f at last\n", first, last);
-    free(history.data);
-    free(rows);
-    free(path);
 }
 
 /* Prints the configuration, the metadata and the history of a model directory. */
