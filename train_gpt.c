@@ -905,7 +905,6 @@ static double last_seconds(const char *rows)
 /* --- Saving --- */
 
 static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 10) */
-static size_t part_begin(const struct Model *model, int p);
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
@@ -1034,12 +1033,6 @@ static void restore_run(struct Run *r)
     struct Metadata state;
     const char *path = r->files.state;
     load_state(path, &r->model, NULL, NULL, &state);
-    if (ranks > 1) {
-        const size_t begin = part_begin(&r->model, rank),
-                     bytes = r->part.parameter_count * sizeof(real);
-        memcpy(r->part.m, r->model.m + begin, bytes);
-        memcpy(r->part.v, r->model.v + begin, bytes);
-    }
     for (int i = 0; i < COUNT(same); i++)
         if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
@@ -1374,11 +1367,10 @@ static size_t part_begin(const struct Model *model, int p)
 static void make_part(struct Run *r)
 {
     struct Model *whole = &r->model, *part = &r->part;
-    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1),
-                 n = end - begin;
+    const size_t begin = part_begin(whole, rank), end = part_begin(whole, rank + 1);
     *part = *whole;
     part->weights += begin;
-    part->parameter_count = n;
+    part->parameter_count = end - begin;
     part->tensors = resize(NULL, whole->tensor_count * sizeof *part->tensors);
     part->tensor_count = 0;
     for (int i = 0; i < whole->tensor_count; i++) {
@@ -1393,10 +1385,7 @@ static void make_part(struct Run *r)
         part->tensors[part->tensor_count++] = t;
     }
     if (r->options.accumulate > 1)
-        part->grads = (real *)allocate_zeroed((n + LANES) * sizeof(real)) + begin % LANES;
-    if (ranks == 1) return;
-    part->m = allocate_zeroed(n * sizeof(real));
-    part->v = allocate_zeroed(n * sizeof(real));
+        part->grads = (real *)allocate_zeroed((end - begin + LANES) * sizeof(real)) + begin % LANES;
 }
 
 /* Cuts the data and allocates all that a step needs, before the first one. */
@@ -1873,10 +1862,11 @@ static void compare_ranks(const struct Run *r)
 }
 
 /* Before the first step. The weights of rank 0 count, also if they are random: the mathematics
- * library of another machine may round otherwise. */
+ * library of another machine may round otherwise. The part gets its own moments. */
 static void join_ranks(struct Run *r)
 {
     struct Model *m = &r->model;
+    const size_t bytes = r->part.parameter_count * sizeof(real);
     if (ranks == 1) return;
     if (m->parameter_count > INT_MAX)
         die("%zu parameters: MPI counts to %d. Use a smaller model.", m->parameter_count, INT_MAX);
@@ -1889,8 +1879,9 @@ static void join_ranks(struct Run *r)
         exchange.places[p] = (int)part_begin(m, p);
         exchange.sizes[p] = (int)(part_begin(m, p + 1) - part_begin(m, p));
     }
-    if (ranks * r->part.parameter_count > m->parameter_count)
-        m->v = allocate_zeroed(ranks * r->part.parameter_count * sizeof(real));
+    r->part.m = memcpy(allocate_zeroed(bytes), m->m + exchange.places[rank], bytes);
+    r->part.v = memcpy(allocate_zeroed(bytes), m->v + exchange.places[rank], bytes);
+    if (ranks * r->part.parameter_count > m->parameter_count) m->v = allocate_zeroed(ranks * bytes);
 }
 #else       /* one process, which needs nothing from others */
 static void begin_ranks(void) {}
