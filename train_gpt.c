@@ -1152,15 +1152,6 @@ static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
 
-/* The model of a rung, with the sizes that are given. */
-static struct Config model_on(const struct Run *r, int rung)
-{
-    const struct TrainOptions *o = &r->options;
-    return (struct Config){.layers = o->layers ? o->layers : ladder[rung].layers,
-                           .channels = o->channels ? o->channels : ladder[rung].channels,
-                           .context = o->context, .vocabulary = r->tokenizer->vocabulary};
-}
-
 /* About how many tokens a model reads in the run: at half of the machine's peak in the time, and at
  * most in --steps, of 4,096 tokens unless --batch says otherwise, and in --epochs. */
 static double tokens_in_run(const struct Run *r, const struct Config *c)
@@ -1173,13 +1164,16 @@ static double tokens_in_run(const struct Run *r, const struct Config *c)
     return tokens;
 }
 
-/* The rung of the ladder that suits. */
-static int find_rung(const struct Run *r)
+/* The model of the ladder that suits, with the sizes that are given. */
+static struct Config model_that_suits(const struct Run *r)
 {
+    const struct TrainOptions *o = &r->options;
+    struct Config c = {.context = o->context, .vocabulary = r->tokenizer->vocabulary};
     for (int k = COUNT(ladder) - 1; ; k--) {
-        const struct Config c = model_on(r, k);
+        c.layers = o->layers ? o->layers : ladder[k].layers;
+        c.channels = o->channels ? o->channels : ladder[k].channels;
         const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
-        if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return k;
+        if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return c;
     }
 }
 
@@ -1204,7 +1198,7 @@ static void choose_what_suits(struct Run *r)
     struct TrainOptions *o = &r->options;
     struct Buffer chosen = {0};
     if (!o->context) o->context = r->data.tokens < 1000000 ? 128 : 256;
-    const struct Config c = model_on(r, find_rung(r));
+    const struct Config c = model_that_suits(r);
     const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
     o->layers = c.layers;
     o->channels = c.channels;

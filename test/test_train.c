@@ -373,14 +373,14 @@ static void test_what_suits(void)
     for (int i = 0; i < COUNT(cases); i++) {
         r.options.time_limit = cases[i].seconds;
         r.data.tokens = cases[i].text;
-        const struct Config c = model_on(&r, find_rung(&r));
+        const struct Config c = model_that_suits(&r);
         check(c.layers == cases[i].layers && c.channels == cases[i].channels,
               "what suits %g s and a text of %lld tokens: %d layers, %d channels",
               cases[i].seconds, (long long)cases[i].text, c.layers, c.channels);
     }
     r.options.time_limit = 0;
     r.options.steps = 1000;
-    const struct Config c = model_on(&r, find_rung(&r));
+    const struct Config c = model_that_suits(&r);
     check(tokens_in_run(&r, &c) == 4096000 && c.layers == 2 && c.channels == 128,
           "what suits 1,000 steps: %d layers, %d channels", c.layers, c.channels);
 }
