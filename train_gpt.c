@@ -711,19 +711,17 @@ static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
 {
     struct Buffer text = {0};
     struct Utf8 utf8 = {0};
-    int written = 0, token, count, *ids = encode_prompt(&count, g->tokenizer, prompt);
+    int written = 0, token = 0, count, *ids = encode_prompt(&count, g->tokenizer, prompt);
     g->random = random;
     utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
-    show_result(&text);
-    const real *hidden = read_text(g, ids, count);
-    while (written < max_tokens) {
+    for (; written < max_tokens; written++) {
         int length;
+        show_result(&text);
+        const real *hidden = written ? read_next(g, token) : read_text(g, ids, count);
         token = next_token(g, hidden, written >= g->min_tokens);
         if (token == g->tokenizer->eot) break;
         const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
         utf8_feed(&text, &utf8, piece, length);
-        show_result(&text);
-        if (++written < max_tokens) hidden = read_next(g, token);
     }
     utf8_feed(&text, &utf8, (const unsigned char *)"\n", 1);    /* ends an unfinished one, too */
     show_result(&text);
