@@ -81,19 +81,17 @@ static void check_sets(const struct Data *d, const char *pattern)
  * `option` names the pattern in messages. */
 static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
 {
-    const bool literal = file_exists(pattern);
-    glob_t found = {0};
-    if (!literal && glob(pattern, GLOB_ERR, NULL, &found))
+    glob_t found = {.gl_pathc = 1, .gl_pathv = (char **)&pattern};
+    if (!file_exists(pattern) && glob(pattern, GLOB_ERR, NULL, &found))
         die("--%s %s: no such file here, or none that may be looked for (%s). Name token shards, "
             "with * inside quotes if there are many.", option, pattern, strerror(errno));
-    struct Data d = {.count = literal ? 1 : (int)found.gl_pathc};
+    struct Data d = {.count = (int)found.gl_pathc};
     d.shards = resize(NULL, d.count * sizeof *d.shards);
     for (int i = 0; i < d.count; i++) {
-        d.shards[i] = open_shard(text_of("%s", literal ? pattern : found.gl_pathv[i]), t);
+        d.shards[i] = open_shard(found.gl_pathv[i], t);     /* which keeps the path */
         d.tokens += d.shards[i].count;
         d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
-    if (!literal) globfree(&found);
     check_sets(&d, pattern);
     if (d.tokens < 2)
         die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
