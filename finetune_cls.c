@@ -2628,6 +2628,8 @@ static void load_base(struct Task *t, struct Model *base)
 {
     struct Settings *s = &t->set;
     struct Metadata meta;
+    set_threads(s->threads);
+    set_precision(s->precision);
     load_model(base, s->model, &meta);
     t->tokenizer = tokenizer_of_model(s->model, base, &meta);
     t->source = base->weights;
@@ -2659,10 +2661,13 @@ struct Classifier {
     const char *label_words;        /* of the training, or NULL */
 };
 
-/* Dies if the directory holds no classifier. */
-static void load_classifier(struct Classifier *c, const char *dir)
+/* Dies if set.model holds no classifier. */
+static void load_classifier(struct Classifier *c)
 {
     struct Metadata meta;
+    const char *dir = c->set.model;
+    set_threads(c->set.threads);
+    set_precision(c->set.precision);
     load_model(&c->model, dir, &meta);
     if (!c->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
@@ -2771,8 +2776,6 @@ static int command_train(int argc, char **argv)
     }
     parse_tune("--tune", "", s);            /* as the run that goes on has it */
     warn_idle(t.options);
-    set_threads(s->threads);
-    set_precision(s->precision);
     return train(&t);
 }
 
@@ -2885,9 +2888,7 @@ static int command_eval(int argc, char **argv)
     if (predictions && file_exists(predictions) && !read_journal(predictions, predictions_header))
         die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
                   predictions);
-    set_threads(s->threads);
-    set_precision(s->precision);
-    load_classifier(&c, s->model);
+    load_classifier(&c);
     const int K = c.model.config.labels;
     char *const *names = c.model.config.label_names;
     const struct Examples e = read_examples(data, s->columns);
@@ -3005,9 +3006,7 @@ static int command_predict(int argc, char **argv)
         "or else each line of standard input. The two texts of a pair have a tab between.");
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
     warn_idle(options);
-    set_threads(s->threads);
-    set_precision(s->precision);
-    load_classifier(&c, s->model);
+    load_classifier(&c);
     if (data) {
         s->columns.texts_only = true;
         const struct Examples e = read_examples(data, s->columns);
@@ -3812,8 +3811,6 @@ static int command_compare(int argc, char **argv)
     warn_idle(options);
     describe_options(&c.state, options, "compare");
     begin_training();
-    set_threads(s->threads);
-    set_precision(s->precision);
     return compare(&c);
 }
 
@@ -3921,7 +3918,6 @@ static int command_layers(int argc, char **argv)
     if (same_file(s->train, test_path))
         die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
                   test_path);
-    set_threads(s->threads);
     s->kind = PROBE;
     load_base(&t, &base);
     char **names = load_data(&t, &classes);
@@ -4022,8 +4018,7 @@ static int command_explain(int argc, char **argv)
         "The probability of the predicted label after each token, and which token moved it most;\n"
         "with label words also theirs, as the language model expects them next.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
-    set_threads(c.set.threads);
-    load_classifier(&c, c.set.model);
+    load_classifier(&c);
     const struct Config *config = &c.model.config;
     struct LabelWords words = {0};
     if (c.label_words && *c.label_words)

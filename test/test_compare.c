@@ -712,9 +712,10 @@ static void test_row_is_train(void)
     RUN(command_train, "--model", base, "--train", same, "--out", out, "--tune", "full", "--l2sp",
         "0.1", "--steps", "30", "--seed", "1");
 
-    struct Classifier classifier = {0};
+    struct Classifier classifier = {.set = DEFAULT_SETTINGS};
     struct Dataset d = {0};
-    load_classifier(&classifier, out);
+    classifier.set.model = out;
+    load_classifier(&classifier);
     const struct Examples e = read_examples(test, classifier.set.columns);
     add_examples(&d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
                  classifier.window);

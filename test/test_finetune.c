@@ -936,11 +936,12 @@ static void test_reload(void)
 {
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .steps = 9}};
     struct Metadata meta = {0};
-    struct Classifier c = {0};
+    struct Classifier c = {.set = DEFAULT_SETTINGS};
     real *best = start_task(&t), again[TASK_VAL * TASK_LABELS];
     train_with_files(&t, best, &meta);
     validate(&t);
-    load_classifier(&c, directory);
+    c.set.model = directory;
+    load_classifier(&c);
     run_examples(&c.runner, again, NULL, &t.data, t.val, TASK_VAL, NULL);
     check(!memcmp(again, t.probabilities, sizeof again),
           "a saved classifier, read again, gives the same bits");
