@@ -2651,14 +2651,13 @@ static void load_base(struct Task *t, struct Model *base)
 
 /* A classifier from its directory, with the part of a text that it reads. */
 struct Classifier {
-    struct Settings set;            /* model, columns, precision, threads */
+    struct Settings set;            /* model, columns, precision, threads; the training's words */
     struct Model model;
     struct Tokenizer *tokenizer;
     struct Window window;
     bool all, json;                 /* how predict prints */
     struct Runner runner;
-    struct Dataset texts;           /* memory for what predict reads */
-    const char *label_words;        /* of the training, or NULL */
+    struct Dataset texts;           /* memory for what predict and explain read */
 };
 
 /* Dies if set.model holds no classifier. */
@@ -2678,7 +2677,7 @@ static void load_classifier(struct Classifier *c)
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    c->label_words = metadata_get(&meta, "tune.label-words");
+    c->set.label_words = metadata_get(&meta, "tune.label-words");
     const char *truncate = metadata_get(&meta, "tune.truncate");
     const struct Usage *u = &c->tokenizer->usage;
     const int context = c->model.config.context;
@@ -3930,17 +3929,15 @@ static int command_layers(int argc, char **argv)
     return 0;
 }
 
-/* p (n, K): the probabilities after each of the n tokens of a text. */
-static void read_prefixes(real *p, struct Classifier *c, const struct Dataset *d)
+/* p (n, K): the probabilities after each of the n tokens of the text in c->texts. */
+static void read_prefixes(real *p, struct Classifier *c, int n)
 {
-    const int n = length_of(d, 0), zero = 0;
-    const struct Batch whole = gather(&c->runner, d, &zero, 1);
-    int *starts = resize(NULL, ((size_t)n + 1) * sizeof *starts);
-    for (int i = 0; i <= n; i++) starts[i] = i;
-    const struct Batch rows = {n, n, d->tokens, starts};    /* each row the last of a sequence */
+    struct Minibatch *m = &c->runner.minibatch;
+    const struct Batch whole = gather(&c->runner, &c->texts, (int[]){0}, 1);
     trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
-    class_head(&c->model, &c->runner.ws, &rows, NULL, NULL, 0, p);
-    free(starts);
+    minibatch_clear(m);
+    for (int i = 0; i < n; i++) minibatch_add(m, 1);    /* each row the last of a sequence */
+    class_head(&c->model, &c->runner.ws, &m->batch, NULL, NULL, 0, p);
 }
 
 /* Appends a token's bytes, in readable form. */
@@ -3977,12 +3974,12 @@ static void print_words(struct Classifier *c, const struct LabelWords *words, in
 static void explain_text(struct Classifier *c, const struct LabelWords *words, struct Bytes text)
 {
     const int K = c->model.config.labels;
-    struct Dataset d = {0};
     struct Buffer token = {0}, most = {0};
-    add_text(&d, c->tokenizer, text, -1, c->window);
-    const int n = length_of(&d, 0);
+    c->texts.count = 0;
+    add_text(&c->texts, c->tokenizer, text, -1, c->window);
+    const int n = length_of(&c->texts, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    read_prefixes(p, c, &d);
+    read_prefixes(p, c, n);
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     const char *label = c->model.config.label_names[best];
     double before = p[best], largest = 0;
@@ -3990,7 +3987,7 @@ static void explain_text(struct Classifier *c, const struct LabelWords *words, s
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
         token.size = 0;
-        append_readable_token(&token, c->tokenizer, d.tokens[i]);
+        append_readable_token(&token, c->tokenizer, c->texts.tokens[i]);
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
         printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
@@ -4021,9 +4018,9 @@ static int command_explain(int argc, char **argv)
     load_classifier(&c);
     const struct Config *config = &c.model.config;
     struct LabelWords words = {0};
-    if (c.label_words && *c.label_words)
-        words = read_label_words(c.label_words, config->label_names, config->labels, c.tokenizer,
-                                 true);
+    if (has_words(&c.set))
+        words = read_label_words(c.set.label_words, config->label_names, config->labels,
+                                 c.tokenizer, true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
         explain_text(&c, &words, (struct Bytes){argv[i], strlen(argv[i])});
