@@ -2556,7 +2556,7 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("suffix", "follows every text, whatever is cut, such as \". it was\"", TEXT,
                 &s->suffix),
         COLUMN_OPTIONS(s->columns),
-        SETTING("dedupe", "leave out repeated texts and those in --val", FLAG, &s->dedupe),
+        SETTING("dedupe", "leave out repeated texts and any in --val or --test", FLAG, &s->dedupe),
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
@@ -3849,34 +3849,32 @@ static void read_levels(struct Runner *r, real *const *levels, const struct Data
     }
 }
 
-/* The part of the n texts from `first` on whose label has the highest score. */
-static double accuracy_from(const struct Task *t, int first, int n)
+/* The part of the test texts whose label has the highest score. */
+static double test_accuracy(const struct Task *t)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
     int right = 0;
-    for (int i = first; i < first + n; i++) {
+    for (int i = 0; i < t->val_count; i++) {
+        const real *h = t->features + (size_t)t->val[i] * C;
         real z[K];
-        for (int k = 0; k < K; k++)
-            z[k] = dot_product(t->features + (size_t)i * C, t->model.w.score_w + (size_t)k * C, C);
-        right += most_probable(z, K) == t->data.labels[i];
+        for (int k = 0; k < K; k++) z[k] = dot_product(h, t->model.w.score_w + (size_t)k * C, C);
+        right += most_probable(z, K) == t->truth[i];
     }
-    return (double)right / n;
+    return (double)right / t->val_count;
 }
 
-/* The accuracy of a probe of each level, by cross-validation and on the test texts, which follow
- * train_texts others. The block that knows most about the labels tells how many to tune: those
- * above it have specialised in predicting the next token. */
-static void probe_levels(struct Task *t, int train_texts)
+/* The accuracy of a probe of each level, by cross-validation and on the test texts. The block that
+ * knows most about the labels tells how many to tune: those above it have specialised in predicting
+ * the next token. */
+static void probe_levels(struct Task *t)
 {
     const int count = 2 * (t->model.config.layers + 1), C = t->model.config.channels;
-    const int all = t->data.count, n = all - train_texts;
+    const int all = t->data.count;
     real **levels = resize(NULL, count * sizeof *levels);
-    int *order = resize(NULL, all * sizeof *order);
-    for (int i = 0; i < all; i++) order[i] = i;
     int best = 0;
     double highest = 0;
     for (int i = 0; i < count; i++) levels[i] = allocate_zeroed((size_t)all * C * sizeof(real));
-    read_levels(&t->runner, levels, &t->data, order, all);
+    read_levels(&t->runner, levels, &t->data, t->train, all);       /* a probe leaves their order */
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
         struct Metadata meta = {0};
@@ -3884,8 +3882,8 @@ static void probe_levels(struct Task *t, int train_texts)
         t->features = levels[i];
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
         const double val = train_probe(t, &meta).accuracy;
-        const double test = accuracy_from(t, train_texts, n);
-        wilson_interval(&low, &high, test, n);
+        const double test = test_accuracy(t);
+        wilson_interval(&low, &high, test, t->val_count);
         printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,
                test, low, high, i / 2 ? "" : "  (embeddings alone)");
         if (val > highest) { highest = val; best = i; }
@@ -3896,10 +3894,10 @@ static void probe_levels(struct Task *t, int train_texts)
            best % 2 ? "the mean over tokens" : "the last token", count / 2 - 1);
 }
 
-/* One pass over the texts, then a probe for every block. */
+/* One pass over the texts, then a probe for every block. The test texts stand where a training has
+ * those for validation. */
 static int command_layers(int argc, char **argv)
 {
-    const char *test_path = NULL;
     struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
     struct Settings *s = &t.set;
     struct Model base;
@@ -3907,25 +3905,22 @@ static int command_layers(int argc, char **argv)
     struct Option options[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
-        {"test", "labelled texts that nothing is learnt from", TEXT, &test_path, .required = true},
+        {"test", "labelled texts that nothing is learnt from", TEXT, &s->val, .required = true},
         tune_option(s, "max-tokens"), tune_option(s, "truncate"), tune_option(s, "suffix"),
-        COLUMN_OPTIONS(s->columns), THREADS_OPTION(&s->threads), {0}};
+        COLUMN_OPTIONS(s->columns), tune_option(s, "dedupe"), THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
-    if (same_file(s->train, test_path))
+    if (same_file(s->train, s->val))
         die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  test_path);
+                  s->val);
     s->kind = PROBE;
     load_base(&t, &base);
     char **names = load_data(&t, &classes);
-    const int train_texts = t.data.count;
-    const struct Examples test = read_examples(test_path, s->columns);
-    add_examples(&t.data, t.tokenizer, &test, names, classes, t.window);
     start_model(&t, &base, names, classes);
     prepare(&t);
-    probe_levels(&t, train_texts);
+    probe_levels(&t);
     return 0;
 }
 
