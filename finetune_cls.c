@@ -3631,18 +3631,16 @@ static void print_worth(const struct Compare *c)
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budgets[c->budget_count - 1];
-    const struct Estimate *e = estimate_at(c, 0, 0);
-    const int best = best_method(c, 0, true);
-    int bayes = -1;
-    for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].classical == naive_bayes) bayes = m;
+    const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
     if (best < 0 || c->budgets[0]) return;
-    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, e[best].mean);
-    printf("Without any label %s is right in %.3f", c->methods[best].name, e[best].mean);
-    if (bayes >= 0 && most)
+    const double mean = estimate_at(c, 0, best)->mean;
+    printf("Without any label %s is right in %.3f", c->methods[best].name, mean);
+    for (int m = 0; m < c->method_count && most; m++) {
+        if (c->methods[m].classical != naive_bayes) continue;
+        const int needed = labels_needed(c, m, mean);
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
                needed ? needed : most);
+    }
     printf(".\n");
 }
 
@@ -3665,17 +3663,18 @@ static void print_verdict(const struct Compare *c)
 {
     bool one_class = true;
     for (int i = 0; i < c->test_count; i++) one_class &= c->truth[i] == c->truth[0];
-    const struct { bool holds; const char *sentence; } notes[] = {
-        {c->method_count > 1, "*: the best of a column, or not significantly worse: p >= 0.05, by "
-                              "paired differences and with Holm's correction."},
-        {c->method_count > 1, "The best of several is a little flattered: chance chose it, too."},
-        {c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count,
-         "With all labels every seed has the same texts: their choice is not in the interval."},
-        {one_class, "All test texts are of one class: there is no verdict. Give another --test."},
-    };
     printf("\n");
-    for (int i = 0; i < COUNT(notes); i++) if (notes[i].holds) printf("%s\n", notes[i].sentence);
-    if (one_class) return;
+    if (c->method_count > 1)
+        printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
+               "differences and with Holm's correction.\n"
+               "The best of several is a little flattered: chance chose it, too.\n");
+    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count)
+        printf("With all labels every seed has the same texts: their choice is not in the "
+               "interval.\n");
+    if (one_class) {
+        printf("All test texts are of one class: there is no verdict. Give another --test.\n");
+        return;
+    }
     print_prompt(c);
     print_worth(c);
     print_choice(c);
