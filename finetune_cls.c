@@ -3585,15 +3585,14 @@ static void print_table(const struct Compare *c)
     for (int b = 0; b < c->budget_count; b++) printf(" %-18d", c->budgets[b]);
     printf(" seconds\n");
     for (int m = 0; m < c->method_count; m++) {
-        const char *spent = "-";
+        const struct Estimate *last = estimate_at(c, c->budget_count - 1, m);
         printf("%-13s", c->methods[m].name);
         for (int b = 0; b < c->budget_count; b++) {
             const struct Estimate *e = estimate_at(c, b, m);
             printf(" %-18s", !e->seeds ? "-" : brief("%.3f %.3f-%.3f%s", e->mean, e->low, e->high,
                                                      e->holm < SIGNIFICANT ? "" : "*"));
-            spent = e->seeds ? brief("%.1f", e->seconds) : "-";
         }
-        printf(" %s\n", spent);
+        printf(" %s\n", last->seeds ? brief("%.1f", last->seconds) : "-");
     }
 }
 
