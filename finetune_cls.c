@@ -3030,10 +3030,7 @@ static int command_predict(int argc, char **argv)
 struct Method {
     const char *name;
     void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
-    struct Settings set;                                            /* with these options */
-    struct Dataset texts;                                           /* with its suffix */
-    struct LabelWords words;
-    double *prior;                                                  /* as in struct Task */
+    struct Task task;                       /* what all its trainings begin with */
 };
 
 /* One training and its result. */
@@ -3054,7 +3051,7 @@ struct Estimate {
 };
 
 struct Compare {
-    struct Task task;                   /* what trainings share: settings, tokenizer, texts */
+    struct Task task;                   /* what methods share: settings, tokenizer, texts */
     const char *test, *methods_text, *labels_text;
     int seeds;
     double time_limit, start, test_part;
@@ -3111,19 +3108,21 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     static const struct Method classical[] = {
         {.name = "majority", .classical = majority}, {.name = "nb", .classical = naive_bayes},
         {.name = "nbsvm", .classical = nbsvm}};
-    struct Method m = {name, NULL, c->task.set};
+    struct Method m = {name, NULL, c->task};
+    struct Settings *s = &m.task.set;
     char *options = text_of("%s", name), *option;
-    m.set.tune = strsep(&options, "+");
+    if (!s->suffix) s->suffix = "";
+    s->tune = strsep(&options, "+");
     for (int k = 0; k < COUNT(classical); k++)
-        if (!strcmp(m.set.tune, classical[k].name)) m.classical = classical[k].classical;
+        if (!strcmp(s->tune, classical[k].name)) m.classical = classical[k].classical;
     if (m.classical && options)
-        die_usage("--methods %s: %s has no options. Leave them out.", name, m.set.tune);
+        die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (m.classical) return m;
-    parse_tune("--methods", "majority, nb, nbsvm, ", &m.set);
-    if (m.set.kind == LAST && m.set.last > c->base.config.layers)
+    parse_tune("--methods", "majority, nb, nbsvm, ", s);
+    if (s->kind == LAST && s->last > c->base.config.layers)
         die_usage("--methods %s: the model has %s. Choose no more.", name,
                   counted(c->base.config.layers, "block"));
-    struct Option *rows = tune_options(&m.set);
+    struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
     free(rows);
@@ -3158,25 +3157,24 @@ static void read_method_words(struct Compare *c)
     int kept = 0;
     for (int i = 0; i < c->method_count; i++) {
         struct Method *m = &c->methods[i];
-        const bool prompt = !m->classical && m->set.kind == PROMPT;
-        if (prompt && !has_words(&m->set))
-            m->set.label_words = words_of_names(c->names, c->classes, t->tokenizer);
-        if (prompt && !has_words(&m->set) && is_given(t->options, "methods"))
+        struct Settings *s = &m->task.set;
+        const bool prompt = !m->classical && s->kind == PROMPT;
+        if (prompt && !has_words(s))
+            s->label_words = words_of_names(c->names, c->classes, t->tokenizer);
+        if (prompt && !has_words(s) && is_given(t->options, "methods"))
             die_usage(no_words, "--methods", m->name, c->names[0]);
-        if (prompt && !has_words(&m->set)) continue;
-        if (!m->classical && has_words(&m->set))
-            m->words = read_label_words(m->set.label_words, c->names, c->classes, t->tokenizer,
-                                        m->set.label_words == said);
-        if (!m->classical) m->prior = read_prior(m->set.prior, c->names, c->classes);
-        said = m->set.label_words;
+        if (prompt && !has_words(s)) continue;
+        if (!m->classical && has_words(s))
+            m->task.words = read_label_words(s->label_words, c->names, c->classes, t->tokenizer,
+                                             s->label_words == said);
+        if (!m->classical) m->task.prior = read_prior(s->prior, c->names, c->classes);
+        said = s->label_words;
         c->methods[kept++] = *m;
     }
     c->method_count = kept;
 }
 
 /* --- Texts, budgets, subsets --- */
-
-static const char *suffix_of(const struct Method *m) { return m->set.suffix ? m->set.suffix : ""; }
 
 /* The texts as tokens. Methods with the same suffix share them. */
 static void encode_texts(struct Compare *c, const struct Examples *train,
@@ -3185,14 +3183,14 @@ static void encode_texts(struct Compare *c, const struct Examples *train,
     struct Task *t = &c->task;
     for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
         const struct Method *same = c->methods;
-        while (strcmp(suffix_of(same), suffix_of(m))) same++;
-        m->texts = same->texts;
+        while (strcmp(same->task.set.suffix, m->task.set.suffix)) same++;
+        m->task.data = same->task.data;
         if (same < m) continue;
-        set_suffix(t->tokenizer, m->set.suffix, t->set.max_tokens);
-        add_examples(&m->texts, t->tokenizer, train, c->names, c->classes, t->window);
-        add_examples(&m->texts, t->tokenizer, test, c->names, c->classes, t->window);
+        set_suffix(t->tokenizer, m->task.set.suffix, t->set.max_tokens);
+        add_examples(&m->task.data, t->tokenizer, train, c->names, c->classes, t->window);
+        add_examples(&m->task.data, t->tokenizer, test, c->names, c->classes, t->window);
     }
-    t->data = c->methods[0].texts;      /* for what all have in common, the labels */
+    t->data = c->methods[0].task.data;      /* for what all have in common, the labels */
 }
 
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
@@ -3266,7 +3264,7 @@ static void parse_budgets(struct Compare *c)
     double before = -1;
     bool prompts = false;
     for (int m = 0; m < c->method_count; m++)
-        prompts |= !c->methods[m].classical && c->methods[m].set.kind == PROMPT;
+        prompts |= !c->methods[m].classical && c->methods[m].task.set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
@@ -3321,16 +3319,13 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
                       int count)
 {
     const struct Method *m = &c->methods[cell->method];
-    struct Task t = c->task;
+    struct Task t = m->task;
     struct Metadata meta = {0};
     struct Scores val;
-    t.set = m->set;
-    t.data = m->texts;
     t.set.seed = cell->seed;
-    t.words = m->words;
-    t.prior = m->prior;
+    t.title = c->task.title;
     t.train = memcpy(resize(NULL, count * sizeof *list + 1), list, count * sizeof *list);
-    t.train_count = m->set.kind <= PROBE ? count
+    t.train_count = t.set.kind <= PROBE ? count
                   : split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
                                      random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
@@ -3536,7 +3531,8 @@ static int best_method(const struct Compare *c, int budget, bool pretrained)
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && (c->methods[m].classical || c->methods[m].set.kind == SCRATCH)) continue;
+        const struct Method *method = &c->methods[m];
+        if (pretrained && (method->classical || method->task.set.kind == SCRATCH)) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3615,7 +3611,7 @@ static void print_worth(const struct Compare *c)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
+        if (c->methods[m].task.set.kind == SCRATCH && e[m].seeds) scratch = m;
     const int best = best_method(c, near, true);
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
     if (best < 0 || scratch < 0 || few == most) return;
@@ -3687,7 +3683,7 @@ static bool makes_sense(const struct Compare *c, const struct Cell *cell)
 {
     const struct Method *m = &c->methods[cell->method];
     return c->budgets[cell->budget]
-        || (m->classical ? m->classical == majority : m->set.kind == PROMPT);
+        || (m->classical ? m->classical == majority : m->task.set.kind == PROMPT);
 }
 
 /* Seeds come last to be dropped in: one seed of every method and budget is better than five of

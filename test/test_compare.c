@@ -615,10 +615,10 @@ static void test_methods(void)
     parse_methods(&c);
     const struct Method *m = c.methods;
     check(c.method_count == 12 && m[0].classical == majority && m[1].classical == naive_bayes
-          && m[2].classical == nbsvm && !m[3].classical && m[3].set.kind == SCRATCH
-          && m[4].set.kind == PROBE && m[5].set.kind == LAST && m[5].set.last == 2
-          && m[6].set.kind == FULL && m[6].set.l2sp == 0, "methods: every kind");
-    const struct Settings *a = &m[7].set, *b = &m[8].set;
+          && m[2].classical == nbsvm && !m[3].classical && m[3].task.set.kind == SCRATCH
+          && m[4].task.set.kind == PROBE && m[5].task.set.kind == LAST && m[5].task.set.last == 2
+          && m[6].task.set.kind == FULL && m[6].task.set.l2sp == 0, "methods: every kind");
+    const struct Settings *a = &m[7].task.set, *b = &m[8].task.set;
     check(a->kind == FULL && a->l2sp == 0.01 && a->layer_decay == 0.8 && a->lr == 1e-4
           && a->dropout == 0.3 && !strcmp(a->class_weights, "auto") && b->kind == LAST
           && b->last == 1 && b->lm_coef == 0.5 && b->average == 0 && b->head_lr_ratio == 20
@@ -626,9 +626,10 @@ static void test_methods(void)
           "methods: every option, of its method alone");
     check(!strcmp(m[7].name, "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights"),
           "methods: a name stays as it was given");
-    check(m[9].set.kind == PROMPT && !strcmp(m[9].set.label_words, "a=full,nbs,of;b=probes,at")
-          && !strcmp(m[9].set.suffix, ", not last") && m[10].set.kind == PROBE
-          && !strcmp(m[10].set.suffix, "") && m[11].set.kind == LAST && !m[11].set.suffix,
+    const struct Settings *words = &m[9].task.set, *none = &m[10].task.set, *last = &m[11].task.set;
+    check(words->kind == PROMPT && !strcmp(words->label_words, "a=full,nbs,of;b=probes,at")
+          && !strcmp(words->suffix, ", not last") && none->kind == PROBE && !*none->suffix
+          && last->kind == LAST && !*last->suffix,
           "methods: a comma ends one if the name of a method follows, else it is part of a value");
 }
 
