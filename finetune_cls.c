@@ -3158,16 +3158,16 @@ static void read_method_words(struct Compare *c)
     for (int i = 0; i < c->method_count; i++) {
         struct Method *m = &c->methods[i];
         struct Settings *s = &m->task.set;
-        const bool prompt = !m->classical && s->kind == PROMPT;
-        if (prompt && !has_words(s))
+        if (!m->classical && s->kind == PROMPT && !has_words(s)) {
             s->label_words = words_of_names(c->names, c->classes, t->tokenizer);
-        if (prompt && !has_words(s) && is_given(t->options, "methods"))
-            die_usage(no_words, "--methods", m->name, c->names[0]);
-        if (prompt && !has_words(s)) continue;
-        if (!m->classical && has_words(s))
+            if (!s->label_words && is_given(t->options, "methods"))
+                die_usage(no_words, "--methods", m->name, c->names[0]);
+            if (!s->label_words) continue;
+        }
+        if (has_words(s))
             m->task.words = read_label_words(s->label_words, c->names, c->classes, t->tokenizer,
                                              s->label_words == said);
-        if (!m->classical) m->task.prior = read_prior(s->prior, c->names, c->classes);
+        m->task.prior = read_prior(s->prior, c->names, c->classes);
         said = s->label_words;
         c->methods[kept++] = *m;
     }
