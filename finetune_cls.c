@@ -2574,9 +2574,9 @@ static struct Option tune_option(struct Settings *s, const char *name)
     return row;
 }
 
-/* Reads s->tune into s->kind and s->last. For the message, option: where it stands; others: what
- * else may stand there. */
-static void parse_tune(const char *option, const char *others, struct Settings *s)
+/* Reads s->tune into s->kind and s->last, for a model of so many blocks. For messages, option: where
+ * it stands; others: what else may stand there. */
+static void parse_tune(const char *option, const char *others, struct Settings *s, int layers)
 {
     char rest;
     s->kind = PROBE;
@@ -2587,6 +2587,9 @@ static void parse_tune(const char *option, const char *others, struct Settings *
     else if (strcmp(s->tune, "probe"))
         die_usage("%s %s: not one of %sprompt, probe, last:K (as last:2), full, scratch.", option,
                   s->tune, others);
+    if (s->kind == LAST && s->last > layers)
+        die_usage("%s %s: the model has %s. Choose no more.", option, s->tune,
+                  counted(layers, "block"));
 }
 
 /* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
@@ -2637,9 +2640,6 @@ static void load_base(struct Task *t, struct Model *base)
     if (s->max_tokens > base->config.context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
                   base->config.context);
-    if (s->kind == LAST && s->last > base->config.layers)
-        die_usage("--tune last:%d: the model has %d blocks. Choose no more.", s->last,
-                  base->config.layers);
     t->window = (struct Window){s->max_tokens, s->truncate, s->columns.names[PAIRS] != NULL};
     set_suffix(t->tokenizer, s->suffix, s->max_tokens);
     if (s->suffix && !t->tokenizer->usage.begins)
@@ -2727,6 +2727,7 @@ static int train(struct Task *t)
     struct Metadata meta = {0};
     int classes;
     load_base(t, &base);
+    parse_tune("--tune", "", s, base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
     t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
     char **names = load_data(t, &classes);
@@ -2773,7 +2774,6 @@ static int command_train(int argc, char **argv)
         progress(true, "the training in %s is finished", s->out);
         return 0;
     }
-    parse_tune("--tune", "", s);            /* as the run that goes on has it */
     warn_idle(t.options);
     return train(&t);
 }
@@ -3118,10 +3118,7 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     if (m.classical && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (m.classical) return m;
-    parse_tune("--methods", "majority, nb, nbsvm, ", s);
-    if (s->kind == LAST && s->last > c->base.config.layers)
-        die_usage("--methods %s: the model has %s. Choose no more.", name,
-                  counted(c->base.config.layers, "block"));
+    parse_tune("--methods", "majority, nb, nbsvm, ", s, c->base.config.layers);
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
