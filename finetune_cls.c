@@ -2592,26 +2592,29 @@ static void parse_tune(const char *option, const char *others, struct Settings *
                   counted(layers, "block"));
 }
 
-/* Keeps other programs out of --out. Refuses to replace an earlier run without --overwrite; with
- * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts, and
- * also where a run failed before its state: all but a table with rows is replaced. */
+/* Begins a training or a comparison: keeps other programs out of --out. Refuses to replace an
+ * earlier run without --overwrite; with --resume takes the options from it. Returns whether it has
+ * ended. Where nothing is, it starts, and also where a run failed before its state: all but a table
+ * with rows is replaced. */
 static bool open_run(struct Task *t, const char *prefix)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", "compare.tsv", NULL};
     const struct Settings *s = &t->set;
-    char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
-    char *table = text_of("%s/compare.tsv", s->out),
-         *rows = s->resume ? read_journal(table, table_header) : NULL;
-    const int replaced = !s->resume ? 0 : rows && !*rows ? 5 : 4;      /* of files */
+    char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out),
+         *table = text_of("%s/compare.tsv", s->out), *rows = NULL;
+    begin_training();
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
-    t->resumes = s->resume && file_exists(state);
-    const bool ended = s->resume && !t->resumes && file_exists(model);
-    if (!s->overwrite && !t->resumes && !ended)
-        refuse_existing(s->out, files + replaced, "Give --resume, --overwrite or another --out.");
-    const char *run = ended ? model : state;
-    if (t->resumes || ended) {
+    const char *run = !s->resume ? NULL : file_exists(state) ? state
+                    : file_exists(model) ? model : NULL;
+    const bool ended = run == model;
+    t->resumes = run == state;
+    if (s->resume && !run) rows = read_journal(table, table_header);
+    if (!s->overwrite && !run && !(rows && !*rows))
+        refuse_existing(s->out, s->resume ? files + 4 : files,
+                        "Give --resume, --overwrite or another --out.");
+    if (run) {
         load_metadata(run, &t->old);
         if (!metadata_get(&t->old, "train_hash"))
             die("%s: is not from a training that can be resumed. Choose another --out.", run);
@@ -2622,6 +2625,7 @@ static bool open_run(struct Task *t, const char *prefix)
         die_usage("--%s: must be given. --help explains it.", s->model ? "train" : "model");
     if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
+    warn_idle(t->options);
     free(state); free(model); free(table); free(rows);
     return ended;
 }
@@ -2769,12 +2773,10 @@ static int command_train(int argc, char **argv)
         "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
-    begin_training();
     if (open_run(&t, "tune")) {
         progress(true, "the training in %s is finished", s->out);
         return 0;
     }
-    warn_idle(t.options);
     return train(&t);
 }
 
@@ -3798,9 +3800,7 @@ static int command_compare(int argc, char **argv)
     refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
     c.task.options = options;
     open_run(&c.task, "compare");
-    warn_idle(options);
     describe_options(&c.state, options, "compare");
-    begin_training();
     return compare(&c);
 }
 
