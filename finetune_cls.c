@@ -3758,13 +3758,6 @@ static int compare(struct Compare *c)
     return 0;
 }
 
-/* The options of `compare`. */
-static const char compare_usage[] =
-    "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
-    "What is pretraining worth? Every method learns from the same few labels, several times,\n"
-    "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
-    "for each training to compare.tsv.";
-
 static int command_compare(int argc, char **argv)
 {
     struct Compare c = {.seeds = 5, .labels_text = "0,20,100,500,1000,all", .start = seconds(),
@@ -3797,7 +3790,11 @@ static int command_compare(int argc, char **argv)
         {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
         {0}
     };
-    refuse_arguments(read_options(argc, argv, options, compare_usage), argv);
+    refuse_arguments(read_options(argc, argv, options,
+        "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
+        "What is pretraining worth? Every method learns from the same few labels, several times,\n"
+        "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
+        "for each training to compare.tsv."), argv);
     c.task.options = options;
     open_run(&c.task, "compare");
     describe_options(&c.state, options, "compare");
