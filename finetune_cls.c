@@ -3038,7 +3038,6 @@ struct Method {
 /* One training and its result. */
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
-    struct Scores scores;
     double seconds;
     char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
 };
@@ -3290,14 +3289,15 @@ static void parse_budgets(struct Compare *c)
 /* A method that knows no model learns from list (count) and is asked about the test texts: the
  * largest value of a row of p (test_count, K) is its answer. Only naive Bayes has probabilities,
  * and so a loss; here the sum over the texts. */
-static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, const int *list,
-                          int count)
+static bool run_classical(real *p, double *loss, const struct Compare *c, const struct Cell *cell,
+                          const int *list, int count)
 {
     const struct Method *m = &c->methods[cell->method];
     const int K = c->classes, n = c->test_count;
     const size_t bytes = (size_t)n * K * sizeof(double);
     const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
-    double *scores = allocate_zeroed(bytes), loss = 0;
+    double *scores = allocate_zeroed(bytes);
+    *loss = 0;
     m->classical(scores, &task);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
@@ -3305,17 +3305,17 @@ static bool run_classical(real *p, struct Cell *cell, const struct Compare *c, c
         for (int k = 0; k < K; k++) max = fmax(max, z[k]);
         for (int k = 0; k < K; k++) sum += exp(z[k] - max);
         for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
-        loss += max + log(sum) - z[c->truth[i]];
+        *loss += max + log(sum) - z[c->truth[i]];
     }
-    cell->scores.loss = m->classical == naive_bayes ? loss : NAN;
+    if (m->classical != naive_bayes) *loss = NAN;
     release(scores, bytes);
     return true;
 }
 
 /* A training as `train` does it, without files, on the texts of list (count), and its answers p to
  * the test texts. Returns false, without a result, if a signal ended it. */
-static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const int *list,
-                      int count)
+static bool run_tuned(real *p, double *loss, const struct Compare *c, const struct Cell *cell,
+                      const int *list, int count)
 {
     const struct Method *m = &c->methods[cell->method];
     struct Task t = m->task;
@@ -3334,9 +3334,8 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     real *best = prepare(&t);
     const bool whole = learn(&t, best, &val, &meta);
     if (whole)
-        cell->scores.loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count,
-                                         t.title);
-    if (whole && !isfinite(cell->scores.loss))
+        *loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count, t.title);
+    if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, best ? t.model.parameter_count * sizeof *best : 0);
     metadata_free(&meta);
@@ -3344,8 +3343,9 @@ static bool run_tuned(real *p, struct Cell *cell, const struct Compare *c, const
     return whole;
 }
 
-/* Trains the method of a cell, asks it and scores its answers, unless a signal ends that. Without a
- * label the commonest one is that of all texts: it is what the others must beat. */
+/* Trains the method of a cell, asks it, scores its answers and adds the row to compare.tsv, unless a
+ * signal ends that. Without a label the commonest one is that of all texts: it is what the others
+ * must beat. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
@@ -3355,29 +3355,24 @@ static void run_cell(struct Cell *cell, struct Compare *c)
         *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
+    double loss;
     if (count) choose_subset(list, c, count, cell->seed);
-    if ((m->classical ? run_classical : run_tuned)(p, cell, c, list, count)) {
-        cell->scores = score(confusion, p, c->truth, cell->scores.loss, n, K);
+    if ((m->classical ? run_classical : run_tuned)(p, &loss, c, cell, list, count)) {
+        const struct Scores s = score(confusion, p, c->truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
         for (int i = 0; i < n; i++)
             cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == c->truth[i]);
         cell->right[n] = 0;
+        commit_outputs();               /* before the first row: see open_comparison */
+        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m->name, budget,
+                    cell->seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
+        journal_flush(&c->journal);
     }
     free(list); free(confusion); free(p);
 }
 
-/* --- What is kept on disk: a row for each cell --- */
-
-static void save_cell(struct Compare *c, const struct Cell *cell)
-{
-    commit_outputs();                   /* before the first row: see open_comparison */
-    journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n",
-                c->methods[cell->method].name, c->budgets[cell->budget], cell->seed,
-                cell->scores.accuracy, cell->scores.macro_f1, cell->scores.loss, cell->seconds,
-                cell->right);
-    journal_flush(&c->journal);
-}
+/* --- What is on disk already: a row for each cell --- */
 
 /* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
  * Returns false if no such table can have it. */
@@ -3709,8 +3704,8 @@ static char *title_of(const struct Compare *c, int i, int number)
                    c->methods[c->cells[i].method].name, c->budgets[c->cells[i].budget]);
 }
 
-/* Runs the cells that are not done, and saves each, until a signal ends it, or until --time-limit
- * leaves less time than the method took before. Returns how many are left, of c->trainings. */
+/* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
+ * than the method took before. Returns how many are left, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
     double shown = seconds();
@@ -3728,7 +3723,6 @@ static int run_cells(struct Compare *c)
             c->task.title = title;
             run_cell(cell, c);
             free(title);
-            if (cell->right) save_cell(c, cell);
         }
         left -= cell->right != NULL;
     }
