@@ -2566,16 +2566,8 @@ static struct Option *tune_options(struct Settings *s)
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-/* One of these rows, for the table of another command. */
-static struct Option tune_option(struct Settings *s, const char *name)
-{
-    struct Option *table = tune_options(s), row = *find_option(table, name);
-    free(table);
-    return row;
-}
-
-/* Reads s->tune into s->kind and s->last, for a model of so many blocks. For messages, option: where
- * it stands; others: what else may stand there. */
+/* Reads s->tune into s->kind and s->last, for a model of so many blocks. For messages, option:
+ * where it stands; others: what else may stand there. */
 static void parse_tune(const char *option, const char *others, struct Settings *s, int layers)
 {
     char rest;
@@ -3343,8 +3335,8 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
     return whole;
 }
 
-/* Trains the method of a cell, asks it, scores its answers and adds the row to compare.tsv, unless a
- * signal ends that. Without a label the commonest one is that of all texts: it is what the others
+/* Trains the method of a cell, asks it, scores its answers and adds the row to compare.tsv, unless
+ * a signal ends that. Without a label the commonest one is that of all texts: it is what the others
  * must beat. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
@@ -3759,8 +3751,8 @@ static int command_compare(int argc, char **argv)
                                         "full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
     struct Settings *s = &c.task.set;
-    struct Option options[] = {
-        tune_option(s, "model"), tune_option(s, "train"),
+    struct Option *tune = tune_options(s), options[] = {
+        *find_option(tune, "model"), *find_option(tune, "train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &c.test, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
@@ -3774,10 +3766,10 @@ static int command_compare(int argc, char **argv)
          "follows is part of an option's value", TEXT, &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
-        tune_option(s, "label-words"), tune_option(s, "prior"),
-        tune_option(s, "val-part"), tune_option(s, "epochs"), tune_option(s, "steps"),
-        tune_option(s, "batch"), tune_option(s, "max-tokens"), tune_option(s, "truncate"),
-        tune_option(s, "suffix"), COLUMN_OPTIONS(s->columns),
+        *find_option(tune, "label-words"), *find_option(tune, "prior"),
+        *find_option(tune, "val-part"), *find_option(tune, "epochs"), *find_option(tune, "steps"),
+        *find_option(tune, "batch"), *find_option(tune, "max-tokens"),
+        *find_option(tune, "truncate"), *find_option(tune, "suffix"), COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
         {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
@@ -3884,12 +3876,13 @@ static int command_layers(int argc, char **argv)
     struct Settings *s = &t.set;
     struct Model base;
     int classes;
-    struct Option options[] = {
+    struct Option *tune = tune_options(s), options[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &s->val, .required = true},
-        tune_option(s, "max-tokens"), tune_option(s, "truncate"), tune_option(s, "suffix"),
-        COLUMN_OPTIONS(s->columns), tune_option(s, "dedupe"), THREADS_OPTION(&s->threads), {0}};
+        *find_option(tune, "max-tokens"), *find_option(tune, "truncate"),
+        *find_option(tune, "suffix"), *find_option(tune, "dedupe"), COLUMN_OPTIONS(s->columns),
+        THREADS_OPTION(&s->threads), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
