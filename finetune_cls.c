@@ -3138,49 +3138,43 @@ static void parse_methods(struct Compare *c)
     }
 }
 
-/* Reads the label words of each method. Prompting takes the names of the classes for want of
- * others; if those are no words, it is none of the usual methods. */
-static void read_method_words(struct Compare *c)
+/* --- Texts, budgets, subsets --- */
+
+/* Reads the label words of each method and the texts as tokens, which methods with the same suffix
+ * share. Prompting takes the names of the classes for want of other words; if those are no words,
+ * it is none of the usual methods. */
+static void prepare_methods(struct Compare *c, const struct Examples *train,
+                            const struct Examples *test)
 {
-    struct Task *t = &c->task;
+    struct Tokenizer *tokenizer = c->task.tokenizer;
     const char *said = NULL;
     int kept = 0;
     for (int i = 0; i < c->method_count; i++) {
-        struct Method *m = &c->methods[i];
-        struct Settings *s = &m->task.set;
-        if (!m->classical && s->kind == PROMPT && !has_words(s)) {
-            s->label_words = words_of_names(c->names, c->classes, t->tokenizer);
+        struct Method m = c->methods[i], *same = c->methods;
+        struct Task *t = &m.task;
+        struct Settings *s = &t->set;
+        if (!m.classical && s->kind == PROMPT && !has_words(s)) {
+            s->label_words = words_of_names(c->names, c->classes, tokenizer);
             if (!s->label_words && is_given(t->options, "methods"))
-                die_usage(no_words, "--methods", m->name, c->names[0]);
+                die_usage(no_words, "--methods", m.name, c->names[0]);
             if (!s->label_words) continue;
         }
         if (has_words(s))
-            m->task.words = read_label_words(s->label_words, c->names, c->classes, t->tokenizer,
-                                             s->label_words == said);
-        m->task.prior = read_prior(s->prior, c->names, c->classes);
+            t->words = read_label_words(s->label_words, c->names, c->classes, tokenizer,
+                                        s->label_words == said);
+        t->prior = read_prior(s->prior, c->names, c->classes);
         said = s->label_words;
-        c->methods[kept++] = *m;
+        while (same < c->methods + kept && strcmp(same->task.set.suffix, s->suffix)) same++;
+        if (same < c->methods + kept) t->data = same->task.data;
+        else {
+            set_suffix(tokenizer, s->suffix, s->max_tokens);
+            add_examples(&t->data, tokenizer, train, c->names, c->classes, t->window);
+            add_examples(&t->data, tokenizer, test, c->names, c->classes, t->window);
+        }
+        c->methods[kept++] = m;
     }
     c->method_count = kept;
-}
-
-/* --- Texts, budgets, subsets --- */
-
-/* The texts as tokens. Methods with the same suffix share them. */
-static void encode_texts(struct Compare *c, const struct Examples *train,
-                         const struct Examples *test)
-{
-    struct Task *t = &c->task;
-    for (struct Method *m = c->methods; m < c->methods + c->method_count; m++) {
-        const struct Method *same = c->methods;
-        while (strcmp(same->task.set.suffix, m->task.set.suffix)) same++;
-        m->task.data = same->task.data;
-        if (same < m) continue;
-        set_suffix(t->tokenizer, m->task.set.suffix, t->set.max_tokens);
-        add_examples(&m->task.data, t->tokenizer, train, c->names, c->classes, t->window);
-        add_examples(&m->task.data, t->tokenizer, test, c->names, c->classes, t->window);
-    }
-    t->data = c->methods[0].task.data;      /* for what all have in common, the labels */
+    c->task.data = c->methods[0].task.data;     /* for what all have in common, the labels */
 }
 
 /* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
@@ -3193,7 +3187,7 @@ static void load_texts(struct Compare *c)
     if (c->test) test = read_examples(c->test, s->columns);
     find_repeats(&train, &test, true, "--test");
     c->names = class_names(&train, &c->classes);
-    encode_texts(c, &train, &test);
+    prepare_methods(c, &train, &test);
 
     const int all = t->data.count, n = train.count;
     struct Bytes *texts = resize(NULL, all * sizeof *texts);
@@ -3727,7 +3721,6 @@ static int compare(struct Compare *c)
     load_base(&c->task, &c->base);
     parse_methods(c);
     load_texts(c);
-    read_method_words(c);
     parse_budgets(c);
     list_cells(c);
     open_comparison(c);
