@@ -2748,8 +2748,6 @@ static int train(struct Task *t)
     if (!isnan(val.accuracy))
         printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\n"
                "majority %.6f\n", val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
-    task_free(t);
-    model_free(&base);
     return 0;
 }
 
