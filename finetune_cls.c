@@ -2815,13 +2815,15 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
+static struct Bytes as_bytes(const char *s) { return (struct Bytes){s, strlen(s)}; }
+
 /* Appends a tab and bytes that must stay one field of a line: tabs and line ends become spaces. For
  * readers of CSV, quotes are doubled, and stand around a field that holds one (RFC 4180). */
-static void append_field(struct Buffer *b, const char *bytes, size_t n, bool quote)
+static void append_field(struct Buffer *b, struct Bytes field, bool quote)
 {
-    quote = quote && memchr(bytes, '"', n);
+    quote = quote && memchr(field.data, '"', field.size);
     append(b, quote ? "\t\"" : "\t");
-    for (const char *s = bytes; s < bytes + n; s++) {
+    for (const char *s = field.data; s < field.data + field.size; s++) {
         if (quote && *s == '"') append_bytes(b, s, 1);
         append_bytes(b, strchr("\t\n\r", *s) && *s ? " " : s, 1);
     }
@@ -2837,20 +2839,16 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
 {
     struct Buffer b = {0};
     append(&b, "%s", predictions_header);
-    for (int k = 0; k < K; k++) {
-        char *name = text_of("p_%s", names[k]);
-        append_field(&b, name, strlen(name), true);
-        free(name);
-    }
+    for (int k = 0; k < K; k++) append_field(&b, as_bytes(text_of("p_%s", names[k])), true);
     append(&b, "\ttext\n");
     for (int i = 0; i < e->count; i++, p += K) {
-        const char *label = names[truth[i]], *predicted = names[most_probable(p, K)];
+        const int best = most_probable(p, K);
         append(&b, "%d", i + 1);
-        append_field(&b, label, strlen(label), true);
-        append_field(&b, predicted, strlen(predicted), true);
-        append(&b, "\t%.9g", p[most_probable(p, K)]);
+        append_field(&b, as_bytes(names[truth[i]]), true);
+        append_field(&b, as_bytes(names[best]), true);
+        append(&b, "\t%.9g", p[best]);
         for (int k = 0; k < K; k++) append(&b, "\t%.9g", p[k]);
-        append_field(&b, e->items[i].text.data, e->items[i].text.size, true);
+        append_field(&b, e->items[i].text, true);
         append(&b, "\n");
         output_write(o, b.data, b.size);
         b.size = 0;
@@ -2918,7 +2916,7 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
     }
     append(b, "%s\t%.4f", names[best], p[best]);
     for (int k = 0; k < K; k++) append(b, "\t%s %.4f", names[k], p[k]);
-    append_field(b, text.data, text.size, false);
+    append_field(b, text, false);
     append(b, "\n");
 }
 
@@ -3003,10 +3001,8 @@ static int command_predict(int argc, char **argv)
         const struct Examples e = read_examples(data, s->columns);
         predict_texts(&c, e.items, e.count);
     } else if (!count) predict_stream(&c);
-    for (int i = 0; i < count; i++) {
-        const struct Example text = {.text = {argv[i], strlen(argv[i])}};
-        predict_texts(&c, &text, 1);
-    }
+    for (int i = 0; i < count; i++)
+        predict_texts(&c, &(struct Example){.text = as_bytes(argv[i])}, 1);
     return 0;
 }
 
@@ -3984,7 +3980,7 @@ static int command_explain(int argc, char **argv)
                                  c.tokenizer, true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
-        explain_text(&c, &words, (struct Bytes){argv[i], strlen(argv[i])});
+        explain_text(&c, &words, as_bytes(argv[i]));
     }
     return 0;
 }
