@@ -2946,16 +2946,16 @@ static void predict_stream(struct Classifier *c)
 {
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
-    char *block = resize(NULL, BLOCK);
     struct Example *lines = NULL;
     int all = 0, empty = 0, invalid = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
-        if ((n = read(0, block, BLOCK)) < 0 && errno == EINTR) continue;
+        reserve(&b, BLOCK);
+        if ((n = read(0, b.data + b.size, BLOCK)) < 0 && errno == EINTR) continue;
         if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
-        append_bytes(&b, block, n);
+        b.data[b.size += n] = 0;
         if (!lines) refuse_other_kinds("standard input", b.data, b.size);
-        if (n && !memchr(block, '\n', n)) continue;
+        if (n && !memchr(b.data + b.size - n, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
         int count = 0;
@@ -2973,7 +2973,6 @@ static void predict_stream(struct Classifier *c)
     warn_of_texts("standard input", empty, invalid, all);
     free(lines);
     free(b.data);
-    free(block);
 }
 
 /* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
