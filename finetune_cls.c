@@ -3240,6 +3240,7 @@ static void parse_budgets(struct Compare *c)
     const int least = 2 * c->classes;
     double before = -1;
     bool prompts = false;
+    c->budgets = resize(NULL, (strlen(rest) + 1) * sizeof *c->budgets);     /* more than needed */
     for (int m = 0; m < c->method_count; m++)
         prompts |= !c->methods[m].classical && c->methods[m].task.set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
@@ -3254,10 +3255,7 @@ static void parse_budgets(struct Compare *c)
         if (n == 0 && !prompts) warn("--labels 0: left out, since no method is prompt.");
         else if (n > 0 && n < least)
             warn("--labels %d: left out, since %d classes need %d at least.", n, c->classes, least);
-        else if (!count || n > c->budgets[count - 1]) {
-            c->budgets = resize(c->budgets, (count + 1) * sizeof *c->budgets);
-            c->budgets[c->budget_count++] = n;
-        }
+        else if (!count || n > c->budgets[count - 1]) c->budgets[c->budget_count++] = n;
     }
     if (!c->budget_count)
         die_usage("--labels %s: no number is left. Give larger ones.", c->labels_text);
