@@ -2925,7 +2925,7 @@ static void predict_texts(struct Classifier *c, const struct Example *e, int cou
 {
     enum { BLOCK = 4096 };
     const int K = c->model.config.labels;
-    real *p = resize(NULL, (size_t)min_int(BLOCK, count) * K * sizeof *p + 1);
+    real *p = resize(NULL, (size_t)min_int(BLOCK, count) * K * sizeof *p);
     struct Dataset *d = &c->texts;
     struct Buffer b = {0};
     for (int done = 0, n; done < count; done += n, e += n) {
@@ -3300,7 +3300,7 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
     struct Scores val;
     t.set.seed = cell->seed;
     t.title = c->task.title;
-    t.train = memcpy(resize(NULL, count * sizeof *list + 1), list, count * sizeof *list);
+    t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     t.train_count = t.set.kind <= PROBE ? count
                   : split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
                                      random_stream(cell->seed, STREAM_SPLIT));
@@ -3314,7 +3314,7 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
         *loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count, t.title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
-    release(best, best ? t.model.parameter_count * sizeof *best : 0);
+    release(best, t.model.parameter_count * sizeof *best);
     metadata_free(&meta);
     task_free(&t);
     return whole;
@@ -3328,7 +3328,7 @@ static void run_cell(struct Cell *cell, struct Compare *c)
     const struct Method *m = &c->methods[cell->method];
     const int budget = c->budgets[cell->budget], n = c->test_count, K = c->classes;
     const int count = budget || !m->classical ? budget : c->learn_count;
-    int *list = resize(NULL, count * sizeof *list + 1),
+    int *list = resize(NULL, count * sizeof *list),
         *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
