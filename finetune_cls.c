@@ -3835,17 +3835,15 @@ static void probe_levels(struct Task *t)
     read_levels(&t->runner, levels, &t->data, t->train, all);       /* a probe leaves their order */
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
-        struct Metadata meta = {0};
         double low, high;
         t->features = levels[i];
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
-        const double val = train_probe(t, &meta).accuracy;
+        const double val = train_probe(t, &(struct Metadata){0}).accuracy;
         const double test = test_accuracy(t);
         wilson_interval(&low, &high, test, t->val_count);
         printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,
                test, low, high, i / 2 ? "" : "  (embeddings alone)");
         if (val > highest) { highest = val; best = i; }
-        metadata_free(&meta);
     }
     printf("On validation the probe is best %s, on %s. --tune probe reads the last token after "
            "block %d.\n", best / 2 ? brief("after block %d", best / 2) : "before the first block",
