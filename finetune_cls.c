@@ -3091,16 +3091,15 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
 
 static struct Method parse_method(const char *name, const struct Compare *c)
 {
-    static const struct Method classical[] = {
-        {.name = "majority", .classical = majority}, {.name = "nb", .classical = naive_bayes},
-        {.name = "nbsvm", .classical = nbsvm}};
+    static const struct { const char *name; void (*run)(double *scores, const struct BagTask *t); }
+    classical[] = {{"majority", majority}, {"nb", naive_bayes}, {"nbsvm", nbsvm}};
     struct Method m = {name, NULL, c->task};
     struct Settings *s = &m.task.set;
     char *options = text_of("%s", name), *option;
     if (!s->suffix) s->suffix = "";
     s->tune = strsep(&options, "+");
     for (int k = 0; k < COUNT(classical); k++)
-        if (!strcmp(s->tune, classical[k].name)) m.classical = classical[k].classical;
+        if (!strcmp(s->tune, classical[k].name)) m.classical = classical[k].run;
     if (m.classical && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (m.classical) return m;
@@ -3668,8 +3667,8 @@ static void list_cells(struct Compare *c)
         c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
 }
 
-/* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as
- * the first, during which the time left is not known. */
+/* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as the first,
+ * during which the time left is not known. */
 static char *title_of(const struct Compare *c, int i, int number)
 {
     const int round = c->cell_count / c->seeds;
