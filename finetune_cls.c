@@ -3151,11 +3151,12 @@ static void prepare_methods(struct Compare *c, const struct Examples *train,
                 die_usage(no_words, "--methods", m.name, c->names[0]);
             if (!s->label_words) continue;
         }
-        if (has_words(s))
+        if (has_words(s)) {
             t->words = read_label_words(s->label_words, c->names, c->classes, tokenizer,
                                         s->label_words == said);
+            said = s->label_words;
+        }
         t->prior = read_prior(s->prior, c->names, c->classes);
-        said = s->label_words;
         while (same < c->methods + kept && strcmp(same->task.set.suffix, s->suffix)) same++;
         if (same < c->methods + kept) t->data = same->task.data;
         else {

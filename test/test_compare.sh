@@ -377,6 +377,8 @@ succeeds "0 labels: the majority and the prompt, and no other" eval '
     [ "$(grep -c " - " "$dir/asked.out")" -eq 4 ]'
 succeeds "all trainings are counted that there can be" \
     grep -q "^16 trainings in " "$dir/asked.err"
+succeeds "label words of several tokens are said once for all methods" \
+    [ "$(grep -c "^label word \"ashamed\": the first of its" "$dir/asked.err")" -eq 1 ]
 succeeds "prompt: the same with any labels" eval '
     [ "$(awk -F "\t" "\$1 == \"prompt\" && \$3 == 1 { print \$4, \$6, \$8 }" \
         "$dir/asked/compare.tsv" | uniq | wc -l)" -eq 1 ]'
@@ -428,6 +430,10 @@ succeeds "layers: 1 and 2 threads print the same" eval '(
         ./finetune_cls layers --model "$dir/base" --train "$train" --test "$test" \
             --threads $threads 2>/dev/null | cmp -s "$dir/layers" - || exit 1
     done)'
+succeeds "layers: texts that are repeated or in --test are warned of; --dedupe leaves them out" eval '
+    layers() { ./finetune_cls layers --model "$dir/base" --train "$dir/overlap.tsv" --test "$test" "$@"; }
+    layers 2>&1 >/dev/null | grep -q "5 of 65 texts are repeated or in " &&
+    [ "$(layers --dedupe 2>/dev/null)" = "$(cat "$dir/layers")" ]'
 fails 2 "is the same file as --train" \
     ./finetune_cls layers --model "$dir/base" --train "$train" --test "$train"
 
