@@ -3328,14 +3328,13 @@ static void run_cell(struct Cell *cell, struct Compare *c)
     const struct Method *m = &c->methods[cell->method];
     const int budget = c->budgets[cell->budget], n = c->test_count, K = c->classes;
     const int count = budget || !m->classical ? budget : c->learn_count;
-    int *list = resize(NULL, count * sizeof *list),
-        *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
+    int *list = resize(NULL, count * sizeof *list);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     double loss;
     if (count) choose_subset(list, c, count, cell->seed);
     if ((m->classical ? run_classical : run_tuned)(p, &loss, c, cell, list, count)) {
-        const struct Scores s = score(confusion, p, c->truth, loss, n, K);
+        const struct Scores s = score(NULL, p, c->truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
         for (int i = 0; i < n; i++)
@@ -3346,7 +3345,8 @@ static void run_cell(struct Cell *cell, struct Compare *c)
                     cell->seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
         journal_flush(&c->journal);
     }
-    free(list); free(confusion); free(p);
+    free(list);
+    free(p);
 }
 
 /* --- What is on disk already: a row for each cell --- */
