@@ -28,7 +28,7 @@ plan() {
 $task, in $dir. Times are those of two cores with AVX-512 and bf16; others take about twice as long.
   1 texts                   $(done_or "$text/$task-train.tsv" "1m ")
   2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m ")
-  3 pretraining             $(done_or "$dir/pretrained" "$time ")  6.9M parameters; $precision
+  3 pretraining             $(done_or "$dir/pretrained" "$time ")  7.0M parameters; $precision
   4 the task's own texts    $(done_or "$model/state.safetensors" "1m ")  without their labels
   5 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
   6 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
@@ -86,7 +86,10 @@ sentences() # FILE.tsv, the text in its last column
 read_own_texts() # the parameters of step 3, but for a lower rate and dropout
 {
     [ "$task" = sst2 ] || return 0
-    [ -e "$text/own.txt" ] || sentences "$text/sst2-train.tsv" >"$text/own.txt"
+    [ -e "$text/own.txt" ] || {
+        sentences "$text/sst2-train.tsv" >"$text/own.unfinished"
+        mv "$text/own.unfinished" "$text/own.txt"
+    }
     [ -e "$dir/own_000000.bin" ] ||
         ./tokenizer encode --tokenizer "$dir/tokenizer" --split lines --out "$dir/own" "$text/own.txt"
     ./train_gpt train --data "$dir/own_0*.bin" --init "$pretrained" --out "$model" --resume \
