@@ -1262,47 +1262,50 @@ static inline real slot(const real *x, size_t pair, bool both)
 /* What is packed: term k of line i is at[i * line + k * step]. */
 struct Lines { const real *at; size_t line, step; int terms, precision; };
 
-enum { SIDE = 16 };             /* of the squares that pack_squares reads and writes */
+enum { SIDE = 16, GROUP = TILE_ROWS % 4 ? 2 : 4 };      /* of the blocks that are transposed */
 
-/* The case of pack() with whole lines of consecutive values, in squares that are read by lines and
- * written by slots. Returns how many k are done: the last ones are left to pack(). What comes next
- * in each line is prefetched into the second level of cache: lines a multiple of 4 KB apart share
- * too few places of the first. */
+/* The case of pack() with whole lines of consecutive values: GROUP lines at a time, of which SIDE
+ * slots each are written as SIDE groups, which are copied to where they belong. Returns how many k
+ * are done; the last ones are left to pack(). What comes next in each line is prefetched into the
+ * second level of cache: lines a multiple of 4 KB apart share too few places of the first. */
 static inline __attribute__((always_inline))
-int pack_squares(real *panel, const real *x, size_t line, size_t pair, int width, int K)
+int pack_columns(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
     for (; k + SIDE < K; k += SIDE)
-        for (int i0 = 0; i0 < width; i0 += SIDE) {
-            const int lines = min_int(SIDE, width - i0);
-            real square[SIDE][SIDE];
-            for (int i = 0; i < lines; i++) {
-                const real *row = x + (i0 + i) * line + k;
-                __builtin_prefetch(row + 2 * SIDE, 0, 2);
-                if (pair) __builtin_prefetch(row + 2 * SIDE + pair, 0, 2);
-                for (int j = 0; j < SIDE; j++) square[i][j] = slot(row + j, pair, true);
+        for (int i0 = 0; i0 < width; i0 += GROUP) {
+            real groups[SIDE][GROUP];
+            for (int i = 0; i < GROUP; i++) {
+                const real *ahead = x + (i0 + i) * line + k + 2 * SIDE;
+                __builtin_prefetch(ahead, 0, 2);
+                if (pair) __builtin_prefetch(ahead + pair, 0, 2);
             }
             for (int j = 0; j < SIDE; j++)
-                for (int i = 0; i < lines; i++)
-                    panel[(size_t)(k + j) * width + i0 + i] = square[i][j];
+                for (int i = 0; i < GROUP; i++)
+                    groups[j][i] = slot(x + (i0 + i) * line + k + j, pair, true);
+            for (int j = 0; j < SIDE; j++)
+                memcpy(panel + (size_t)(k + j) * width + i0, groups[j], sizeof groups[j]);
         }
     return k;
 }
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
- * they are written; those ahead are prefetched. A last slot with one term is left to pack(). */
+ * they are written; those ahead are prefetched. Whole vectors are stored: the next slot overwrites
+ * what spills beyond the panel's width. Nothing is read beyond the end of x: its last row, which one
+ * of the last two slots holds, is left to pack(). */
 static inline __attribute__((always_inline))
-int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int whole)
+int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
 {
     enum { AHEAD = 16 };
-    for (int k = 0; k < whole; k++, x += step, panel += width) {
+    int k = 0;
+    for (; k + (pair ? 2 : 1) < K; k++, x += step, panel += width)
         for (int i = 0; i < width; i += LANES) {
             __builtin_prefetch(x + AHEAD * step + i);
             if (pair) __builtin_prefetch(x + AHEAD * step + pair + i);
+            #pragma omp simd
+            for (int j = 0; j < LANES; j++) panel[i + j] = slot(x + i + j, pair, true);
         }
-        for (int i = 0; i < width; i++) panel[i] = slot(x + i, pair, true);
-    }
-    return whole;
+    return k;
 }
 
 /* Copies `count` <= width lines into the K slots of one panel: panel[k * width + i] = x(i, k), and
@@ -1312,8 +1315,8 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
-    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, pair ? x.terms - K : K);
-    else if (x.step == 1) k0 = pack_squares(panel, x.at, x.line, pair, width, K);
+    else if (x.line == 1) k0 = pack_rows(panel, x.at, x.step, pair, width, K);
+    else if (x.step == 1) k0 = pack_columns(panel, x.at, x.line, pair, width, K);
     for (int i = 0; i < count; i++)
         for (int k = k0; k < K; k++)
             panel[(size_t)k * width + i] = slot(x.at + i * x.line + k * x.step, pair,
