@@ -868,8 +868,9 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
  *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
  * The decay of matrices stands outside of m and v: that is the W; of vectors it is 0. While
- * gradients are steady, a weight moves by about lr, whatever their size. All gradients are 0
- * afterwards: they are in cache here, and a pass of its own would read and write them again. */
+ * gradients are steady, a weight moves by about lr, whatever their size. The gradients are 0
+ * afterwards: they are in cache here, and a pass of its own would read and write them again. Those
+ * of weights that do not learn stay: nothing reads them. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
                        int64_t step)
 {
@@ -883,11 +884,7 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
         real *w = model->weights + t->offset, *m = model->m + t->offset, *v = model->v + t->offset;
         real *grad = model->grads + t->offset;
         const real rate = (real)(lr * t->lr_scale), decay = t->decay ? (real)weight_decay : 0;
-        if (t->lr_scale == 0) {
-            #pragma omp for simd schedule(static) nowait
-            for (size_t k = 0; k < t->size; k++) grad[k] = 0;
-            continue;
-        }
+        if (t->lr_scale == 0) continue;
         #pragma omp for simd schedule(static) nowait
         for (size_t k = 0; k < t->size; k++) {
             const real g = clip * grad[k];
