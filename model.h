@@ -493,25 +493,22 @@ struct Model {
     double *partial_sums;       /* (chunks): of grad_norm, at most SUM_CHUNK values in each */
 };
 
-/* The list as it grows; tensors may be NULL. base: where the values lie, or NULL. */
-struct List { struct Tensor *tensors; int count; size_t size; real *base; };
-
-/* Appends a tensor and returns its place. A %d in its name is the number of the block. */
-static real *add(struct List *list, int layer, int rows, int columns, enum Init init,
+/* Appends a tensor to the list and returns its place in the array `at`, or NULL if that is NULL. A
+ * %d in its name is the number of the block. */
+static real *add(struct Model *model, real *at, int layer, int rows, int columns, enum Init init,
                  const char *name)
 {
-    struct Tensor t = {.offset = list->size, .size = (size_t)rows * columns, .rows = rows,
-                       .columns = columns, .decay = rows > 1, .init = init, .lr_scale = 1,
-                       .layer = layer};
-    snprintf(t.name, sizeof t.name, name, layer);
-    if (list->tensors) list->tensors[list->count] = t;
-    list->count++;
-    list->size += t.size;
-    return list->base ? list->base + t.offset : NULL;
+    struct Tensor *t = &model->tensors[model->tensor_count++];
+    *t = (struct Tensor){.offset = model->parameter_count, .size = (size_t)rows * columns,
+                         .rows = rows, .columns = columns, .decay = rows > 1, .init = init,
+                         .lr_scale = 1, .layer = layer};
+    snprintf(t->name, sizeof t->name, name, layer);
+    model->parameter_count += t->size;
+    return at ? at + t->offset : NULL;
 }
 
-/* The list of parameters, in the order of the file; tensors may be NULL. Sets the places in *w to
- * base + offset, or to NULL if base is NULL. Returns the number of tensors.
+/* Fills the model's list of parameters, in the order of the file. Sets *w to the places in the
+ * array `at`, or to NULL if that is NULL.
  *
  * First values: biases 0, LayerNorm's scales 1, matrices normal with standard deviation 0.02. The
  * two projections of a block add to the residual stream, 2L terms in all, and variances of
@@ -520,32 +517,32 @@ static real *add(struct List *list, int layer, int rows, int columns, enum Init 
  * LayerNorm's scale is 1, not 0, and biases are few. The head of the language model is not in the
  * list: it is wte again (tied, Press and Wolf 2017), so that a token's score is the dot product of
  * hidden with its embedding, and V C parameters are saved. */
-static int list_parameters(struct Tensor *tensors, struct Weights *w, real *base,
-                           const struct Config *c)
+static void list_parameters(struct Model *model, struct Weights *w, real *at)
 {
+    const struct Config *c = &model->config;
     const int C = c->channels, L = c->layers;
-    struct List all = {tensors, 0, 0, base}, *list = &all;
-    w->wte = add(list, -1, c->vocabulary, C, NORMAL, "transformer.wte.weight");
-    w->wpe = add(list, -1, c->context, C, NORMAL, "transformer.wpe.weight");
+    model->tensor_count = 0;
+    model->parameter_count = 0;
+    w->wte = add(model, at, -1, c->vocabulary, C, NORMAL, "transformer.wte.weight");
+    w->wpe = add(model, at, -1, c->context, C, NORMAL, "transformer.wpe.weight");
     for (int l = 0; l < L; l++) {
         struct Block *b = &w->blocks[l];
-        b->ln1_w = add(list, l, 1, C, ONES, "transformer.h.%d.ln_1.weight");
-        b->ln1_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.ln_1.bias");
-        b->qkv_w = add(list, l, C, 3 * C, NORMAL, "transformer.h.%d.attn.c_attn.weight");
-        b->qkv_b = add(list, l, 1, 3 * C, ZEROS, "transformer.h.%d.attn.c_attn.bias");
-        b->attn_proj_w = add(list, l, C, C, RESIDUAL, "transformer.h.%d.attn.c_proj.weight");
-        b->attn_proj_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.attn.c_proj.bias");
-        b->ln2_w = add(list, l, 1, C, ONES, "transformer.h.%d.ln_2.weight");
-        b->ln2_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.ln_2.bias");
-        b->fc_w = add(list, l, C, 4 * C, NORMAL, "transformer.h.%d.mlp.c_fc.weight");
-        b->fc_b = add(list, l, 1, 4 * C, ZEROS, "transformer.h.%d.mlp.c_fc.bias");
-        b->mlp_proj_w = add(list, l, 4 * C, C, RESIDUAL, "transformer.h.%d.mlp.c_proj.weight");
-        b->mlp_proj_b = add(list, l, 1, C, ZEROS, "transformer.h.%d.mlp.c_proj.bias");
+        b->ln1_w = add(model, at, l, 1, C, ONES, "transformer.h.%d.ln_1.weight");
+        b->ln1_b = add(model, at, l, 1, C, ZEROS, "transformer.h.%d.ln_1.bias");
+        b->qkv_w = add(model, at, l, C, 3 * C, NORMAL, "transformer.h.%d.attn.c_attn.weight");
+        b->qkv_b = add(model, at, l, 1, 3 * C, ZEROS, "transformer.h.%d.attn.c_attn.bias");
+        b->attn_proj_w = add(model, at, l, C, C, RESIDUAL, "transformer.h.%d.attn.c_proj.weight");
+        b->attn_proj_b = add(model, at, l, 1, C, ZEROS, "transformer.h.%d.attn.c_proj.bias");
+        b->ln2_w = add(model, at, l, 1, C, ONES, "transformer.h.%d.ln_2.weight");
+        b->ln2_b = add(model, at, l, 1, C, ZEROS, "transformer.h.%d.ln_2.bias");
+        b->fc_w = add(model, at, l, C, 4 * C, NORMAL, "transformer.h.%d.mlp.c_fc.weight");
+        b->fc_b = add(model, at, l, 1, 4 * C, ZEROS, "transformer.h.%d.mlp.c_fc.bias");
+        b->mlp_proj_w = add(model, at, l, 4 * C, C, RESIDUAL, "transformer.h.%d.mlp.c_proj.weight");
+        b->mlp_proj_b = add(model, at, l, 1, C, ZEROS, "transformer.h.%d.mlp.c_proj.bias");
     }
-    w->lnf_w = add(list, L, 1, C, ONES, "transformer.ln_f.weight");
-    w->lnf_b = add(list, L, 1, C, ZEROS, "transformer.ln_f.bias");
-    if (c->labels) w->score_w = add(list, L, c->labels, C, NORMAL, "score.weight");
-    return list->count;
+    w->lnf_w = add(model, at, L, 1, C, ONES, "transformer.ln_f.weight");
+    w->lnf_b = add(model, at, L, 1, C, ZEROS, "transformer.ln_f.bias");
+    if (c->labels) w->score_w = add(model, at, L, c->labels, C, NORMAL, "score.weight");
 }
 
 /* ============================================================================================= */
@@ -1885,17 +1882,16 @@ static void model_describe(struct Model *model, struct Config config)
 {
     *model = (struct Model){.config = config, .beta1 = 0.9, .beta2 = 0.95};
     model->tensors = resize(NULL, (12 * (size_t)config.layers + 5) * sizeof *model->tensors);
-    model->w.blocks = resize(NULL, config.layers * sizeof(struct Block));
-    model->dw.blocks = resize(NULL, config.layers * sizeof(struct Block));
-    model->tensor_count = list_parameters(model->tensors, &model->w, NULL, &config);
-    for (int i = 0; i < model->tensor_count; i++) model->parameter_count += model->tensors[i].size;
+    model->w.blocks = resize(NULL, 2 * sizeof(struct Block) * config.layers);
+    model->dw.blocks = model->w.blocks + config.layers;
+    list_parameters(model, &model->w, NULL);
 }
 
 /* Allocates the weights, all 0. */
 static void model_allocate(struct Model *model)
 {
     model->weights = allocate_zeroed(model->parameter_count * sizeof(real));
-    list_parameters(model->tensors, &model->w, model->weights, &model->config);
+    list_parameters(model, &model->w, model->weights);
 }
 
 static void model_create(struct Model *model, struct Config config)
@@ -1925,19 +1921,18 @@ static void model_init(struct Model *model, uint64_t seed)
  * embeddings are, too. first_layer = L trains ln_f and the head alone. */
 static void model_train_from(struct Model *model, int first_layer)
 {
-    model->first_layer = first_layer;
-    for (int i = 0; i < model->tensor_count; i++) {
-        struct Tensor *t = &model->tensors[i];
-        t->lr_scale = first_layer == 0 || t->layer >= first_layer;
-    }
-    if (model->grads) return;
     const size_t bytes = model->parameter_count * sizeof(real);
-    model->grads = allocate_zeroed(bytes);
-    model->m = allocate_zeroed(bytes);
-    model->v = allocate_zeroed(bytes);
-    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + model->tensor_count)
-                                       * sizeof(double));
-    list_parameters(NULL, &model->dw, model->grads, &model->config);
+    if (!model->grads) {
+        model->grads = allocate_zeroed(bytes);
+        model->m = allocate_zeroed(bytes);
+        model->v = allocate_zeroed(bytes);
+        model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK
+                                            + model->tensor_count) * sizeof(double));
+    }
+    list_parameters(model, &model->dw, model->grads);
+    model->first_layer = first_layer;
+    for (int i = 0; i < model->tensor_count; i++)
+        model->tensors[i].lr_scale = first_layer == 0 || model->tensors[i].layer >= first_layer;
 }
 
 static void model_free(struct Model *model)
@@ -1950,7 +1945,6 @@ static void model_free(struct Model *model)
     free(model->partial_sums);
     free(model->tensors);
     free(model->w.blocks);
-    free(model->dw.blocks);
     *model = (struct Model){0};
 }
 
