@@ -569,10 +569,9 @@ struct Activations {
 struct Workspace {
     enum { WORK_EVAL, WORK_CACHE, WORK_TRAIN } kind;
     int max_rows;                       /* the largest N */
-    struct Activations *activations;    /* (L + 1); of the last one only x: the input of ln_f */
+    struct Activations *activations;    /* (L + 1); the last has x, mean1 and rstd1 of ln_f */
     struct Dropout dropout;             /* of the last forward pass: backward has the same masks */
     real *ln, *gelu;            /* (N, C) (N, 4C): scratch within a block */
-    real *meanf, *rstdf;        /* (N) (N): of ln_f */
     real *hidden, *dhidden;     /* (N, C) each: output of the trunk; its gradient, from the heads */
     real *dx;                   /* (N, C): gradient of the residual stream */
     real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
@@ -633,7 +632,7 @@ static const real *blocks_forward(const struct Model *model, struct Workspace *w
         dropout(a[0].x, NULL, a[0].x, (size_t)N * C, dropout_at(ws->dropout, -1, AT_EMBEDDING));
     for (int l = from; l < to; l++)
         block_forward(a[l + 1].x, &w->blocks[l], &a[l], ws, batch, c, l);
-    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[to].x, w->lnf_w, w->lnf_b, N, C);
+    layernorm_forward(ws->hidden, a[to].mean1, a[to].rstd1, a[to].x, w->lnf_w, w->lnf_b, N, C);
     if (ws->kind == WORK_TRAIN) memset(ws->dhidden, 0, (size_t)N * C * sizeof(real));
     return ws->hidden;
 }
@@ -676,7 +675,7 @@ static const real *trunk_next(const struct Model *model, struct Workspace *ws, i
     embed(a[0].x, token, n, w->wte, w->wpe, c->channels);
     for (int l = 0; l < c->layers; l++)
         block_next(a[0].x, a[l].qkv, n, &w->blocks[l], ws, c);
-    layernorm_forward(ws->hidden, ws->meanf, ws->rstdf, a[0].x, w->lnf_w, w->lnf_b, 1,
+    layernorm_forward(ws->hidden, a[0].mean1, a[0].rstd1, a[0].x, w->lnf_w, w->lnf_b, 1,
                       c->channels);
     return ws->hidden;
 }
@@ -729,9 +728,10 @@ static void trunk_backward(struct Model *model, struct Workspace *ws, const stru
 {
     const struct Config *c = &model->config;
     const int N = batch->rows, C = c->channels, L = c->layers;
+    const struct Activations *last = &ws->activations[L];
     memset(ws->dx, 0, (size_t)N * C * sizeof(real));
-    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, ws->activations[L].x,
-                       model->w.lnf_w, ws->meanf, ws->rstdf, N, C);
+    layernorm_backward(ws->dx, model->dw.lnf_w, model->dw.lnf_b, ws->dhidden, last->x,
+                       model->w.lnf_w, last->mean1, last->rstd1, N, C);
     for (int l = L - 1; l >= model->first_layer; l--)
         block_backward(&model->dw.blocks[l], &model->w.blocks[l], &ws->activations[l], ws, batch,
                        c, l);
@@ -1967,19 +1967,17 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->activations, L + 1);
     for (size_t l = 0; l <= L; l++) {
         const bool own = l == 0 || (train && (int)l >= first_layer);
-        if (own) PLACE(a.x, N * C);
+        if (own) { PLACE(a.x, N * C); PLACE(a.mean1, N); PLACE(a.rstd1, N); }
         if (l < L && (own || ws->kind == WORK_CACHE)) PLACE(a.qkv, N * 3 * C);
         if (l < L && own) {
-            PLACE(a.mean1, N); PLACE(a.rstd1, N); PLACE(a.lse, N * c->heads); PLACE(a.att, N * C);
-            PLACE(a.x2, N * C); PLACE(a.mean2, N); PLACE(a.rstd2, N); PLACE(a.fc, N * 4 * C);
+            PLACE(a.lse, N * c->heads); PLACE(a.att, N * C); PLACE(a.x2, N * C);
+            PLACE(a.mean2, N); PLACE(a.rstd2, N); PLACE(a.fc, N * 4 * C);
         }
         if (memory) ws->activations[l] = a;
     }
     PLACE(ws->ln, N * C);
     PLACE(ws->gelu, N * 4 * C);
     PLACE(ws->hidden, N * C);
-    PLACE(ws->meanf, N);
-    PLACE(ws->rstdf, N);
     PLACE(ws->losses, N);
     ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
     PLACE(ws->logits, max_int(ws->chunk, 1) * V);

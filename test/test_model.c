@@ -1313,25 +1313,25 @@ struct Array { const char *at; size_t bytes; };
 static int list_places(struct Array *list, const struct Workspace *ws, const struct Config *c)
 {
     const size_t N = ws->max_rows, C = c->channels, H = c->heads;
-    const size_t shapes[] = {N * C, N * 3 * C, N, N, N * H, N * C, N * C, N, N, N * 4 * C};
+    const size_t shapes[] = {N * C, N, N, N * 3 * C, N * H, N * C, N * C, N, N, N * 4 * C};
     struct Array *p = list;
     for (int l = 0; l <= c->layers; l++) {
         const struct Activations *a = &ws->activations[l], *before = l ? a - 1 : a;
-        const real *const now[] = {a->x, a->qkv, a->mean1, a->rstd1, a->lse, a->att, a->x2,
+        const real *const now[] = {a->x, a->mean1, a->rstd1, a->qkv, a->lse, a->att, a->x2,
                                    a->mean2, a->rstd2, a->fc},
-            *const last[] = {before->x, before->qkv, before->mean1, before->rstd1, before->lse,
+            *const last[] = {before->x, before->mean1, before->rstd1, before->qkv, before->lse,
                              before->att, before->x2, before->mean2, before->rstd2, before->fc};
-        for (int i = 0; i < (l < c->layers ? 10 : 1); i++)
+        for (int i = 0; i < (l < c->layers ? 10 : 3); i++)
             if (!l || now[i] != last[i])
                 *p++ = (struct Array){(const char *)now[i], shapes[i] * sizeof(real)};
     }
     const struct Array others[] = {
         {(char *)ws->ln, N * C}, {(char *)ws->gelu, N * 4 * C},
-        {(char *)ws->hidden, N * C}, {(char *)ws->meanf, N}, {(char *)ws->rstdf, N},
+        {(char *)ws->hidden, N * C},
         {(char *)ws->losses, N}, {(char *)ws->logits, (size_t)ws->chunk * c->vocabulary},
         {(char *)ws->scores, H * c->context}, {(char *)ws->dhidden, N * C}, {(char *)ws->dx, N * C},
         {(char *)ws->dbranch, N * C}, {(char *)ws->dqkv, N * 3 * C}, {(char *)ws->dfc, N * 4 * C}};
-    for (int i = 0; i < (ws->kind == WORK_TRAIN ? 13 : 8); i++)
+    for (int i = 0; i < (ws->kind == WORK_TRAIN ? 11 : 6); i++)
         *p++ = (struct Array){others[i].at, others[i].bytes * sizeof(real)};
     return (int)(p - list);
 }
@@ -1423,8 +1423,8 @@ int main(void)
     test_adamw();
     test_schedules();
     test_workspace();
-    test_places(WORK_EVAL, 0, 18);
-    test_places(WORK_CACHE, 0, 20);
+    test_places(WORK_EVAL, 0, 16);
+    test_places(WORK_CACHE, 0, 18);
     test_places(WORK_TRAIN, 0, 44);
     test_places(WORK_TRAIN, 2, 34);
     if (exact) return report();             /* files are written by builds in floats */
