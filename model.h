@@ -575,8 +575,7 @@ struct Workspace {
     real *hidden, *dhidden;     /* (N, C) each: output of the trunk; its gradient, from the heads */
     real *dx;                   /* (N, C): gradient of the residual stream */
     real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
-    real *logits, *losses;      /* (chunk, V) (N) */
-    int chunk;                  /* rows of logits that exist at a time */
+    real *logits, *losses;      /* (lm_chunk, V) (N) */
     real *scores;               /* (H, T): of attention_row */
     void *memory;               /* of all arrays above */
     size_t bytes;
@@ -785,17 +784,21 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
 #define lm_rows_forward(...)  TIMED(HEAD, FORWARD, lm_rows_forward(__VA_ARGS__))
 #define lm_rows_backward(...) TIMED(HEAD, BACKWARD, lm_rows_backward(__VA_ARGS__))
 
+/* Rows of logits that exist at a time: about 16 MB, since a row of GPT-2's is 200 kB, and enough
+ * rows for efficient products. */
+static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
+
 /* After trunk_forward. targets (N): the token that follows each row in the text, also after the
  * last row of a sequence; negative: does not count. Returns the sum of -log p(target), and adds the
  * gradient of scale * sum. The loss of a step is the mean, so its scale is 1 / (targets that
- * count); with scale 0 there is no gradient. Only ws->chunk rows of logits exist at a time: one row
- * of GPT-2's is 200 kB. */
+ * count); with scale 0 there is no gradient. */
 static double lm_head(struct Model *model, struct Workspace *ws, const struct Batch *batch,
                       const int *targets, real scale)
 {
+    const int chunk = lm_chunk(ws->max_rows, model->config.vocabulary);
     double sum = 0;
-    for (int n0 = 0; n0 < batch->rows; n0 += ws->chunk) {
-        const int n = min_int(ws->chunk, batch->rows - n0);
+    for (int n0 = 0; n0 < batch->rows; n0 += chunk) {
+        const int n = min_int(chunk, batch->rows - n0);
         lm_rows_forward(model, ws, targets, scale, n0, n);
         if (scale != 0) lm_rows_backward(model, ws, n0, n);
     }
@@ -1948,9 +1951,6 @@ static void model_free(struct Model *model)
     *model = (struct Model){0};
 }
 
-/* Rows of logits at a time: about 16 MB, and enough rows for efficient products. */
-static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
-
 /* Gives every array its place, from `memory` on. Returns the bytes needed. memory NULL only counts.
  * a: the arrays of block l; a block that is not stored uses those of the block before it. */
 static size_t place_workspace(struct Workspace *ws, const struct Config *c, int first_layer,
@@ -1979,8 +1979,7 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->gelu, N * 4 * C);
     PLACE(ws->hidden, N * C);
     PLACE(ws->losses, N);
-    ws->chunk = lm_chunk(ws->max_rows, c->vocabulary);
-    PLACE(ws->logits, max_int(ws->chunk, 1) * V);
+    PLACE(ws->logits, lm_chunk(ws->max_rows, c->vocabulary) * V);
     PLACE(ws->scores, (size_t)c->heads * c->context);
     if (train) {
         PLACE(ws->dhidden, N * C);

@@ -1327,8 +1327,8 @@ static int list_places(struct Array *list, const struct Workspace *ws, const str
     }
     const struct Array others[] = {
         {(char *)ws->ln, N * C}, {(char *)ws->gelu, N * 4 * C},
-        {(char *)ws->hidden, N * C},
-        {(char *)ws->losses, N}, {(char *)ws->logits, (size_t)ws->chunk * c->vocabulary},
+        {(char *)ws->hidden, N * C}, {(char *)ws->losses, N},
+        {(char *)ws->logits, (size_t)lm_chunk((int)N, c->vocabulary) * c->vocabulary},
         {(char *)ws->scores, H * c->context}, {(char *)ws->dhidden, N * C}, {(char *)ws->dx, N * C},
         {(char *)ws->dbranch, N * C}, {(char *)ws->dqkv, N * 3 * C}, {(char *)ws->dfc, N * 4 * C}};
     for (int i = 0; i < (ws->kind == WORK_TRAIN ? 11 : 6); i++)
