@@ -1642,38 +1642,29 @@ struct Head {
     real *P, *dP;                   /* (T + 2 TILE_ROWS, QUERIES) */
 };
 
-/* Sets the places of the arrays in memory, which may be NULL. Returns the number of values. */
-static size_t head_places(struct Head *w, real *memory)
+/* Values of each of the ten arrays: enough for the largest. What is not used takes no memory. */
+static size_t head_array(int T, int D)
 {
-    const size_t T = w->T, D = w->D, rows = (T + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * D,
-                 columns = (D + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS,
-                 scores = (T + 2 * TILE_ROWS) * QUERIES;
-    real **const places[] = {&w->k_rows, &w->v_rows, &w->k_right, &w->v_right, &w->q, &w->dy,
-                             &w->q_right, &w->dy_right, &w->P, &w->dP};
-    const size_t sizes[] = {rows, rows, columns * T, columns * T, QUERIES * D, QUERIES * D,
-                            columns * QUERIES, columns * QUERIES, scores, scores};
-    size_t at = 0;
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        *places[i] = memory ? memory + at : NULL;
-        at += (sizes[i] + 15) / 16 * 16;
-    }
-    return at;
+    return ((size_t)max_int(T, QUERIES) + 2 * TILE_ROWS) * ceil_div(D, QUERIES) * QUERIES;
 }
 
 /* Values of scratch that attention needs for sequences of up to `longest` rows. */
 static size_t attention_scratch(int longest, int D)
 {
-    struct Head w = {.T = longest, .D = D};
-    return head_places(&w, NULL) * thread_count();
+    return 10 * head_array(longest, D) * thread_count();
 }
 
 /* Head h of sequence s, with the arrays in this thread's part of the scratch. */
 static struct Head head_of(const struct Batch *batch, int s, int h, int C, int H, struct Dropout d)
 {
-    const int start = batch->starts[s], T = batch->starts[s + 1] - start;
-    struct Head w = {.C = C, .H = H, .D = C / H, .number = h, .start = start, .T = T, .dropout = d};
-    head_places(&w, scratch + scratch_size / thread_count() / 16 * 16 * thread_index());
-    return w;
+    const int start = batch->starts[s], T = batch->starts[s + 1] - start, D = C / H;
+    const size_t n = head_array(T, D);
+    real *at = scratch + scratch_size / thread_count() / 16 * 16 * thread_index();
+    return (struct Head){.C = C, .H = H, .D = D, .number = h, .start = start, .T = T, .dropout = d,
+                         .k_rows = at, .v_rows = at + n, .k_right = at + 2 * n,
+                         .v_right = at + 3 * n, .q = at + 4 * n, .dy = at + 5 * n,
+                         .q_right = at + 6 * n, .dy_right = at + 7 * n, .P = at + 8 * n,
+                         .dP = at + 9 * n};
 }
 
 /* S (keys, one panel of queries) = rows (keys, D) times a packed panel of D terms. */
