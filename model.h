@@ -577,8 +577,7 @@ struct Workspace {
     real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
     real *logits, *losses;      /* (lm_chunk, V) (N) */
     real *scores;               /* (H, T): of attention_row */
-    void *memory;               /* of all arrays above */
-    size_t bytes;
+    size_t bytes;               /* of all arrays above: one memory, which begins with activations */
 };
 
 /* y = x + mask (a w + b): a (N, in) is projected into the residual stream x (N, C). Since a block
@@ -1999,9 +1998,8 @@ static void workspace_create(struct Workspace *ws, const struct Model *model, in
 {
     *ws = (struct Workspace){.kind = kind, .max_rows = max_rows};
     ws->bytes = place_workspace(ws, &model->config, model->first_layer, NULL);
-    ws->memory = allocate_zeroed(ws->bytes);
+    place_workspace(ws, &model->config, model->first_layer, allocate_zeroed(ws->bytes));
     reserve_scratch(pass_scratch(&model->config, max_rows));
-    place_workspace(ws, &model->config, model->first_layer, ws->memory);
 }
 
 /* The bytes that workspace_create would allocate, scratch aside. */
@@ -2013,7 +2011,7 @@ static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
 
 static void workspace_free(struct Workspace *ws)
 {
-    release(ws->memory, ws->bytes);
+    release(ws->activations, ws->bytes);
     *ws = (struct Workspace){0};
 }
 

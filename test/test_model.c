@@ -1348,7 +1348,7 @@ static void test_places(int kind, int first_layer, int want)
     set_threads(MOST_THREADS);
     workspace_create(&ws, &m, 100, kind);
     const int n = list_places(list, &ws, &config);
-    const char *memory = ws.memory;
+    const char *memory = (const char *)ws.activations;
     int wrong = 0;
     for (int i = 0; i < n; i++) {
         wrong += list[i].at < memory || list[i].at + list[i].bytes > memory + ws.bytes;
