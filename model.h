@@ -1915,13 +1915,11 @@ static void model_init(struct Model *model, uint64_t seed)
 static void model_train_from(struct Model *model, int first_layer)
 {
     const size_t bytes = model->parameter_count * sizeof(real);
-    if (!model->grads) {
-        model->grads = allocate_zeroed(bytes);
-        model->m = allocate_zeroed(bytes);
-        model->v = allocate_zeroed(bytes);
-        model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK
-                                            + model->tensor_count) * sizeof(double));
-    }
+    model->grads = allocate_zeroed(bytes);
+    model->m = allocate_zeroed(bytes);
+    model->v = allocate_zeroed(bytes);
+    model->partial_sums = resize(NULL, (model->parameter_count / SUM_CHUNK + model->tensor_count)
+                                       * sizeof(double));
     list_parameters(model, &model->dw, model->grads);
     model->first_layer = first_layer;
     for (int i = 0; i < model->tensor_count; i++)

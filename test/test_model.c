@@ -1117,10 +1117,11 @@ static void test_frozen(int first_layer)
     real *before = randoms(m.parameter_count, 1), *gradients = randoms(m.parameter_count, 1);
     memcpy(before, m.weights, m.parameter_count * sizeof(real));
     memcpy(gradients, m.grads, m.parameter_count * sizeof(real));
-    workspace_free(&ws);
+    workspace_free(&ws), model_free(&m);
+    model_create(&m, config);
+    memcpy(m.weights, before, m.parameter_count * sizeof(real));
     model_train_from(&m, first_layer);
     workspace_create(&ws, &m, c.batch.rows, WORK_TRAIN);
-    memset(m.grads, 0, m.parameter_count * sizeof(real));
     loss_of(&m, &ws, &c, &o, true);
     int moved = 0, still = 0, other = 0;
     double square = 0;
