@@ -1179,12 +1179,10 @@ static void *resize(void *old, size_t bytes)
     return p;
 }
 
-static size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64 + 64; }
-
 /* The system provides each page on its first use, so unused parts take no memory. */
 static void *allocate_zeroed(size_t bytes)
 {
-    const size_t size = rounded_up(bytes);
+    const size_t size = bytes + 1;              /* no memory at all cannot be mapped */
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
     if (p == MAP_FAILED)
         die("out of memory: %.1f MB are needed. Use a smaller model, batch or text.", bytes / 1e6);
@@ -1195,7 +1193,7 @@ static void *allocate_zeroed(size_t bytes)
 }
 
 /* Frees memory of allocate_zeroed; NULL is allowed. */
-static void release(void *p, size_t bytes) { if (p) munmap(p, rounded_up(bytes)); }
+static void release(void *p, size_t bytes) { if (p) munmap(p, bytes + 1); }
 
 /* For what gemm and attention pack, one after the other. workspace_create reserves it, after
  * set_threads and before the first product; it only grows. */
