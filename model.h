@@ -1934,7 +1934,6 @@ static void model_free(struct Model *model)
     free(model->partial_sums);
     free(model->tensors);
     free(model->w.blocks);
-    *model = (struct Model){0};
 }
 
 /* Gives every array its place, from `memory` on. Returns the bytes needed. memory NULL only counts.
@@ -2005,11 +2004,7 @@ static size_t workspace_bytes(const struct Config *c, int max_rows, int kind)
     return place_workspace(&ws, c, 0, NULL);
 }
 
-static void workspace_free(struct Workspace *ws)
-{
-    release(ws->activations, ws->bytes);
-    *ws = (struct Workspace){0};
-}
+static void workspace_free(struct Workspace *ws) { release(ws->activations, ws->bytes); }
 
 /* --- A batch being put together: sequences back to back --- */
 
