@@ -576,7 +576,6 @@ struct Workspace {
     real *dx;                   /* (N, C): gradient of the residual stream */
     real *dbranch, *dqkv, *dfc; /* (N, C) (N, 3C) (N, 4C): gradients within a block */
     real *logits, *losses;      /* (lm_chunk, V) (N) */
-    real *scores;               /* (H, T): of attention_row */
     size_t bytes;               /* of all arrays above: one memory, which begins with activations */
 };
 
@@ -654,7 +653,7 @@ static void block_next(real *x, real *qkv, int n, const struct Block *b, struct 
 
     layernorm_forward(ws->ln, a->mean1, a->rstd1, x, b->ln1_w, b->ln1_b, 1, C);
     gemv(qkv + (size_t)n * 3 * C, ws->ln, matrix(b->qkv_w, 3 * C), NULL, b->qkv_b, 3 * C, C);
-    attention_row(a->att, ws->scores, qkv, n + 1, C, c->heads);
+    attention_row(a->att, ws->gelu, qkv, n + 1, C, c->heads);   /* P (H, n + 1): scratch, too */
     gemv(x, a->att, matrix(b->attn_proj_w, C), x, b->attn_proj_b, C, C);
 
     layernorm_forward(ws->ln, a->mean2, a->rstd2, x, b->ln2_w, b->ln2_b, 1, C);
@@ -1965,7 +1964,6 @@ static size_t place_workspace(struct Workspace *ws, const struct Config *c, int 
     PLACE(ws->hidden, N * C);
     PLACE(ws->losses, N);
     PLACE(ws->logits, lm_chunk(ws->max_rows, c->vocabulary) * V);
-    PLACE(ws->scores, (size_t)c->heads * c->context);
     if (train) {
         PLACE(ws->dhidden, N * C);
         PLACE(ws->dx, N * C);
