@@ -1712,17 +1712,17 @@ static void attention_softmax(real *S, real *lse, real *inverse, bool known, rea
     }
 }
 
-/* Multiplies P (keys, n queries), or its gradient, by the dropout mask: every query has a key of
- * its own, and so a mask over its keys. The first query is row q0. */
-static void attention_dropout(real *P, const struct Head *w, int q0, int n)
+/* Multiplies P of one panel of queries, or its gradient, by the dropout mask: every query has a key
+ * of its own, and so a mask over its keys. The first query is row `first`. */
+static void attention_dropout(real *P, const struct Head *w, int first, int keys)
 {
     if (w->dropout.p == 0) return;
     struct Dropout d = w->dropout;
-    uint32_t key[QUERIES];
-    for (int i = 0; i < n; i++)
-        key[i] = mix32((uint32_t)d.key + (uint32_t)((w->start + q0 + i) * w->H + w->number));
-    for (int j = 0; j < q0 + n; j++)
-        for (int i = 0; i < n; i++) {
+    uint32_t key[TILE_COLUMNS];
+    for (int i = 0; i < TILE_COLUMNS; i++)
+        key[i] = mix32((uint32_t)d.key + (uint32_t)((w->start + first + i) * w->H + w->number));
+    for (int j = 0; j < keys; j++)
+        for (int i = 0; i < TILE_COLUMNS; i++) {
             d.key = key[i];
             P[(size_t)j * QUERIES + i] *= mask_factor(d, j);
         }
@@ -1763,11 +1763,11 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, struct H
         const int n = min_int(QUERIES, T - q0);
         pack_lines(w->q, (struct Lines){q + (size_t)q0 * ld, ld, 1, D, FP32}, n, TILE_COLUMNS);
         for (int i = 0; i < n; i += TILE_COLUMNS) {
-            const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+            const int first = q0 + i, keys = min_int(q0 + n, first + TILE_COLUMNS);
             attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
-            attention_softmax(w->P + i, block_lse + i, inverse + i, false, scale, q0 + i, keys);
+            attention_softmax(w->P + i, block_lse + i, inverse + i, false, scale, first, keys);
+            attention_dropout(w->P + i, w, first, keys);
         }
-        attention_dropout(w->P, w, q0, n);
         attention_sum(y, C, w->P, w->v_right, q0, n, T, D);
         for (int i = 0; i < n; i++) {
             lse[(size_t)(q0 + i) * w->H] = block_lse[i];
@@ -1825,17 +1825,15 @@ static void attention_block_backward(real *dqkv, const real *dy, const real *y, 
     pack_lines(w->q_right, (struct Lines){q, 1, ld, n, FP32}, D, TILE_COLUMNS);
     pack_lines(w->dy_right, (struct Lines){dy, 1, C, n, FP32}, D, TILE_COLUMNS);
     for (int i = 0; i < n; i += TILE_COLUMNS) {
-        const int keys = min_int(q0 + n, q0 + i + TILE_COLUMNS);
+        const int first = q0 + i, keys = min_int(q0 + n, first + TILE_COLUMNS);
         attention_scores(w->P + i, w->k_rows, w->q + i * D, keys, D);
-        attention_softmax(w->P + i, block_lse + i, NULL, true, scale, q0 + i, keys);
+        attention_softmax(w->P + i, block_lse + i, NULL, true, scale, first, keys);
         attention_scores(w->dP + i, w->v_rows, w->dy + i * D, keys, D);
-        attention_mask(w->dP + i, q0 + i, keys + TILE_ROWS, 0);
+        attention_mask(w->dP + i, first, keys + TILE_ROWS, 0);
+        attention_dropout(w->dP + i, w, first, keys);
+        attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale, keys);
+        attention_dropout(w->P + i, w, first, keys);
     }
-    attention_dropout(w->dP, w, q0, n);
-    for (int i = 0; i < n; i += TILE_COLUMNS)
-        attention_softmax_backward(w->dP + i, w->P + i, delta + i, scale,
-                                   min_int(q0 + n, q0 + i + TILE_COLUMNS));
-    attention_dropout(w->P, w, q0, n);
     attention_sum(dq, ld, w->dP, w->k_right, q0, n, T, D);
     attention_spread(dk, ld, w->dP, w->q_right, add, q0, n, D);
     attention_spread(dv, ld, w->P, w->dy_right, add, q0, n, D);
