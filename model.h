@@ -2096,9 +2096,9 @@ static void make_harmless(char *text, size_t n, const char *keep)
     uint32_t c = 0;
     for (int length; n; text += length, n -= length) {
         length = utf8_decode((const unsigned char *)text, n, &c);
-        const bool bad = length <= 0 || c < 0x20 || (c >= 0x7F && c < 0xA0);
-        length = length > 0 ? length : length < 0 ? -length : (int)n;
-        if (bad && !(c && c < 0x20 && strchr(keep, (int)c))) memset(text, '?', length);
+        const bool good = length > 0 && c >= 0x20 && (c < 0x7F || c >= 0xA0);
+        length = max_int(length, 1);
+        if (!good && !memchr(keep, *text, strlen(keep))) memset(text, '?', length);
     }
 }
 

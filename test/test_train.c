@@ -887,6 +887,7 @@ static void test_harmless(void)
         {"a\tb\nc\r", "", "a?b?c?"},
         {"\x9B" "31m\xC2\x9B" "31m\xC2\xA0", "", "?31m??31m\xC2\xA0"},     /* CSI in one byte */
         {"\xFF\xC3.\xE4\xBD", "", "??.??"},
+        {"a\n\x9B" "31m\t\xE4", "\n\t", "a\n?31m\t?"},
         {"", "", ""}};
     int wrong = 0;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
