@@ -3644,16 +3644,15 @@ static void advise_resume(const char *command, const char *done, const char *out
 
 /* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`
  * columns depend on the time; the others are the same in every run, and their hash is in the
- * state, with the number of rows. So a resumed run finds the rows that its state knows, and cuts
- * off what a killed process wrote after it. */
-struct Journal { char *path; int fd, timing; int64_t rows; uint64_t hash; };
+ * state. So a resumed run finds the rows that its state knows, and cuts off what a killed process
+ * wrote after it. */
+struct Journal { char *path; int fd, timing; uint64_t hash; };
 
-/* Counts a row, and adds it to the hash. */
+/* Adds a row to the hash. */
 static void journal_hash(struct Journal *j, const char *row, size_t n)
 {
     for (int columns = 0; columns < j->timing && n; columns += row[--n] == '\t') ;
     j->hash = mix64(j->hash ^ checksum(row, n));
-    j->rows++;
 }
 
 /* The whole rows of a journal, after its header; NULL: the file is no such journal, or not there.
@@ -3676,16 +3675,15 @@ static char *read_journal(const char *path, const char *header)
 static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
                           const struct Metadata *state)
 {
-    const char *rows = state ? metadata_get(state, "log_rows") : NULL,
-               *hash = state ? metadata_get(state, "log_hash") : NULL;
-    const int64_t known = rows ? strtoll(rows, NULL, 10) : 0;
+    const char *known = state ? metadata_get(state, "log_hash") : NULL;
+    const uint64_t hash = known ? strtoull(known, NULL, 16) : 0;
     char *text = state ? read_journal(path, header) : NULL, *at;
     if (!text) text = text_of("%s", "");
     *j = (struct Journal){.path = text_of("%s", path), .timing = timing};
-    for (at = text; j->rows < known && *at; at = strchr(at, '\n') + 1)
+    for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1)
         journal_hash(j, at, strcspn(at, "\n"));
     *at = 0;
-    if (state && (!hash || strcmp(hash, hash_text(j->hash)) || j->rows != known))
+    if (j->hash != hash)
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
@@ -3710,11 +3708,10 @@ static void journal_flush(const struct Journal *j)
     if (fsync(j->fd)) die_unwritten(j->path);
 }
 
-/* Flushes the journal, and notes in a state which rows it has. */
+/* Flushes the journal, and notes in a state the hash of its rows. */
 static void journal_describe(struct Metadata *state, const struct Journal *j)
 {
     journal_flush(j);
-    metadata_set(state, "log_rows", "%lld", (long long)j->rows);
     metadata_set(state, "log_hash", "%s", hash_text(j->hash));
 }
 
