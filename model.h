@@ -2512,15 +2512,11 @@ static struct Output *output_open(const char *path)
     return o;
 }
 
-static void write_whole(int fd, const char *path, const char *bytes, size_t n)
-{
-    for (ssize_t written; n; bytes += written, n -= written)
-        if ((written = write(fd, bytes, n)) < 0) die_unwritten(path);
-}
-
 static void output_write(const struct Output *o, const void *bytes, size_t n)
 {
-    write_whole(o->fd, o->path, bytes, n);
+    const char *from = bytes;
+    for (ssize_t written; n; from += written, n -= written)
+        if ((written = write(o->fd, from, n)) < 0) die_unwritten(o->path);
 }
 
 /* When all files are on disk, gives them their names, one right after the other. */
@@ -3646,7 +3642,7 @@ static void advise_resume(const char *command, const char *done, const char *out
  * columns depend on the time; the others are the same in every run, and their hash is in the
  * state. So a resumed run finds the rows that its state knows, and cuts off what a killed process
  * wrote after it. */
-struct Journal { char *path; int fd, timing; uint64_t hash; };
+struct Journal { struct Output file; int timing; uint64_t hash; };
 
 /* Adds a row to the hash. */
 static void journal_hash(struct Journal *j, const char *row, size_t n)
@@ -3679,7 +3675,7 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     const uint64_t hash = known ? strtoull(known, NULL, 16) : 0;
     char *text = state ? read_journal(path, header) : NULL, *at;
     if (!text) text = text_of("%s", "");
-    *j = (struct Journal){.path = text_of("%s", path), .timing = timing};
+    *j = (struct Journal){{.path = text_of("%s", path)}, timing};
     for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1)
         journal_hash(j, at, strcspn(at, "\n"));
     *at = 0;
@@ -3688,7 +3684,7 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
     output_write(o, text, strlen(text));
-    j->fd = dup(o->fd);
+    j->file.fd = dup(o->fd);
     return text;
 }
 
@@ -3698,14 +3694,14 @@ static void journal_put(struct Journal *j, char *row)
 {
     const size_t n = strlen(row);
     journal_hash(j, row, n - 1);
-    write_whole(j->fd, j->path, row, n);
+    output_write(&j->file, row, n);
     free(row);
 }
 
 /* Waits until all rows are on disk. */
 static void journal_flush(const struct Journal *j)
 {
-    if (fsync(j->fd)) die_unwritten(j->path);
+    if (fsync(j->file.fd)) die_unwritten(j->file.path);
 }
 
 /* Flushes the journal, and notes in a state the hash of its rows. */

@@ -464,7 +464,7 @@ static void test_clip(void)
         for (size_t k = 0; k < r.model.parameter_count; k++)
             square += (double)r.model.m[k] * r.model.m[k];
         norms[i] = sqrt(square) / (1 - r.model.beta1);
-        close(r.files.log.fd);
+        close(r.files.log.file.fd);
     }
     check(norms[0] > 1 && norms[3] == norms[0],
           "clip: 0 is no limit, nor is one above the norm, %.3f", norms[0]);
@@ -476,7 +476,7 @@ static void test_log_before_state(void)
 {
     struct Run r;
     run_in(&r, "order", 2, 1);
-    close(r.files.log.fd);
+    close(r.files.log.file.fd);
     check(log_before_state, "the log is on the disk before the state that counts its rows");
 }
 
@@ -512,7 +512,7 @@ static void test_spikes(void)
     r.skipped = 3;
     r.norms[7] = INFINITY;
     save_run(&r, true);
-    close(r.files.log.fd);
+    close(r.files.log.file.fd);
     tiny_run(&resumed, 4, 2);
     resumed.options = r.options;
     resumed.files = r.files;
