@@ -2393,29 +2393,25 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-/* Creates the directories above a path, unless they exist. Returns why the first of them could not
- * be made, or 0. */
-static int make_parents(const char *path)
+static void make_directory(const char *path);
+
+/* Creates the directory above a path, and those above it, unless they exist. */
+static void make_parents(const char *path)
 {
-    char *p = text_of("%s", path);
-    int error = 0;
-    for (char *s = p + (*p == '/'); (s = strchr(s, '/')); *s++ = '/') {
-        *s = 0;
-        if (mkdir(p, 0777) && errno != EEXIST && !error) error = errno;
-    }
-    free(p);
-    return error;
+    char *above = text_of("%s", path), *slash = strrchr(above, '/');
+    if (slash) *slash = 0;
+    if (slash && *above) make_directory(above);
+    free(above);
 }
 
 /* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
     struct stat status;
-    int error = make_parents(path);
-    if (mkdir(path, 0777) && !error) error = errno;
-    if (stat(path, &status) || !S_ISDIR(status.st_mode))
-        die("%s: cannot be made a directory (%s). Choose another --out.", shown_path(path),
-            strerror(error));
+    make_parents(path);
+    const int error = mkdir(path, 0777) ? errno : 0;
+    if (error && (stat(path, &status) || !S_ISDIR(status.st_mode)))
+        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(error));
 }
 
 /* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it

@@ -522,13 +522,13 @@ fails 1 '"": cannot be read' "$tokenizer" train --out new ''
 speaker=train_gpt
 fails 2 '--steps 0: without --time-limit' "$train" train $data $tiny --steps 0 --out new
 fails 2 'trains: no such subcommand' "$train" trains
-fails 1 'merges.txt/a/b: cannot be made a directory (Not a directory)' \
+fails 1 'tok/merges.txt: cannot be made a directory (File exists)' \
     "$train" train $data $tiny --steps 2 --out tok/merges.txt/a/b
 if [ -d /sys ]; then                    # what the system said of /sys/x, not of /sys/x/y
-    fails 1 '/sys/x/y: cannot be made a directory' \
+    fails 1 '/sys/x: cannot be made a directory' \
         "$train" train $data $tiny --steps 2 --out /sys/x/y
     ! grep -q 'No such file' stderr
-    check $? "the reason is that of the first directory that could not be made"
+    check $? "the first directory that could not be made is named, with the reason"
 fi
 elsewhere() { (cd tok && exec "$@"); }
 fails 1 '--val val_0\*.bin: no such file here' \
