@@ -3286,9 +3286,7 @@ static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none ye
  * SIGHUP, and a shell with the SIGINT of what runs in its background. */
 static void handle_signal(int signal_number, void (*handler)(int))
 {
-    struct sigaction before;
-    if (!sigaction(signal_number, NULL, &before) && before.sa_handler != SIG_IGN)
-        signal(signal_number, handler);
+    if (signal(signal_number, handler) == SIG_IGN) signal(signal_number, SIG_IGN);
 }
 
 /* Before a training reads its data. */
