@@ -2308,9 +2308,6 @@ static bool same_file(const char *a, const char *b)
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-/* A path as messages show it: "" is an argument, too. */
-static const char *shown_path(const char *path) { return *path ? path : "\"\""; }
-
 /* --- Reading --- */
 
 /* A file that is open to be read, and how it was then: it may be written to while it is in use. The
@@ -2327,7 +2324,7 @@ static struct File open_file(const char *path, bool any)
 {
     struct File f = {path, open(path, O_RDONLY | O_CLOEXEC | (any ? 0 : O_NONBLOCK))};
     if (f.fd < 0 || fstat(f.fd, &f.status) < 0)
-        die("%s: cannot be read (%s). Check the name.", shown_path(path), strerror(errno));
+        die("%s: cannot be read (%s). Check the name.", *path ? path : "\"\"", strerror(errno));
     if (S_ISDIR(f.status.st_mode) || (!any && !S_ISREG(f.status.st_mode)))
         die("%s: is no regular file, but a directory, a pipe or a device. Name a file.", path);
     f.size = (size_t)f.status.st_size;
@@ -3157,7 +3154,7 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
     uint64_t sum;
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
-            "tells how other formats, such as GGUF, are converted.", shown_path(dir));
+            "tells how other formats, such as GGUF, are converted.", dir);
     struct Safetensors s = open_safetensors(path);
     const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
     const struct Config config = read_config(config_path, has_score, &sum);
@@ -3719,7 +3716,7 @@ static int run_command(const char *name, int argc, char **argv, const struct Com
     for (int i = 0; i < count; i++)
         if (!strcmp(chosen, commands[i].name)) return commands[i].run(argc - 2, argv + 2);
     if (!is_choice(chosen, strlen(chosen), "--help|-h|help"))
-        die_usage("%s: no such subcommand. %s --help lists them.", shown_path(chosen), name);
+        die_usage("\"%s\": no such subcommand. %s --help lists them.", chosen, name);
     printf("%s SUBCOMMAND [options]\n", name);
     for (int i = 0; i < count; i++) printf("  %-10s %s\n", commands[i].name, commands[i].meaning);
     printf("%s SUBCOMMAND --help lists the options.\n", name);

@@ -375,7 +375,7 @@ succeeds "--overwrite replaces it" \
     eval 'train --tune probe --out "$dir/full2" --overwrite >/dev/null 2>&1'
 succeeds "the state of a pretraining that was there is gone" [ ! -e "$dir/full2/state.safetensors" ]
 fails 2 '"": no such subcommand' ./finetune_cls
-fails 2 "tune: no such subcommand" ./finetune_cls tune
+fails 2 '"tune": no such subcommand' ./finetune_cls tune
 fails 2 "--model: must be given" ./finetune_cls eval --data x
 fails 2 "--tune some: not one of prompt, probe" train --tune some --out "$dir/new"
 fails 2 "--tune last:0: not one of prompt, probe" train --tune last:0 --out "$dir/new"
