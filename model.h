@@ -2849,17 +2849,13 @@ struct Safetensors {
     size_t size;
 };
 
-/* The whole numbers in an array of a tensor's entry. Returns how many members it has; out holds the
- * first two, -1 for one that is no whole number. */
-static int entry_numbers(double out[2], const struct Json *t, const char *key)
+/* The numbers in an array of a tensor's entry, such as [768,2304]. Returns how many it found, at
+ * most 3. */
+static int entry_numbers(double out[3], const struct Json *t, const char *key)
 {
     const struct Json *array = json_get(t, key);
-    int n = 0;
-    for (const struct Json *j = array ? array->child : NULL; j; j = j->next, n++) {
-        const bool whole = j->kind == JSON_NUMBER && j->number == floor(j->number);
-        if (n < 2) out[n] = whole ? j->number : -1;
-    }
-    return n;
+    const char *text = array ? brief("%.*s", (int)array->length, array->string) : "";
+    return sscanf(text, "[%lf ,%lf ,%lf", &out[0], &out[1], &out[2]);
 }
 
 /* Reads a file, and takes its header apart. The path must outlive it. */
@@ -2943,7 +2939,7 @@ static void read_tensor(real *out, const struct Safetensors *s, const struct Ten
     const struct Json *t = find_tensor(s, prefix, p->name), *shape = json_get(t, "shape");
     const char *dtype = json_text(t, "dtype", "?");
     const int width = strcmp(dtype, "F32") ? 2 : 4;
-    double sizes[2], place[2];
+    double sizes[3], place[3];
     if (!t)
         die("%s: tensor %s%s is missing. The file is not a GPT-2 of this config.json.", s->path,
             prefix, p->name);
@@ -2956,7 +2952,8 @@ static void read_tensor(real *out, const struct Safetensors *s, const struct Ten
             "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
             shape ? shape->string : "", dtype, p->rows, p->columns);
     if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
-        || place[1] > (double)s->size || place[1] - place[0] != (double)p->size * width)
+        || place[0] != floor(place[0]) || place[1] > (double)s->size
+        || place[1] - place[0] != (double)p->size * width)
         die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
             "or train it again.", s->path, t->key, s->size);
     if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
