@@ -2900,12 +2900,8 @@ static bool convert_values(real *out, const char *bytes, size_t n, const char *d
     #pragma omp parallel for reduction(|: others) schedule(static)
     for (size_t i = 0; i < n; i++) {
         union { float f; uint32_t u; } x = {0};
-        uint16_t half;
-        if (whole) memcpy(&x.f, bytes + 4 * i, 4);
-        else {
-            memcpy(&half, bytes + 2 * i, 2);
-            if (brain) x.u = (uint32_t)half << 16; else x.f = half_to_float(half);
-        }
+        if (whole) memcpy(&x, bytes + 4 * i, 4); else memcpy(&x, bytes + 2 * i, 2);
+        if (brain) x.u <<= 16; else if (!whole) x.f = half_to_float((uint16_t)x.u);
         out[i] = x.f;
         others |= !isfinite(x.f);
     }
