@@ -2864,12 +2864,10 @@ static struct Safetensors open_safetensors(const char *path)
     struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
     if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
-    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER)
+    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER || s.file.data[8] != '{')
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, s.file.size);
     s.header = json_parse(s.file.data + 8, length, path);
-    if (s.header->kind != JSON_OBJECT)
-        die("%s: the header is not a JSON object. Replace the file.", path);
     s.metadata = json_get(s.header, "__metadata__");
     s.data = s.file.data + 8 + length;
     s.size = s.file.size - 8 - length;
