@@ -2544,7 +2544,7 @@ static void stage_file(const char *path, const void *bytes, size_t n)
 
 struct Json {
     enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } kind;
-    char *key;                  /* NUL-terminated UTF-8 */
+    char *key;                  /* NUL-terminated UTF-8; NULL: no member of an object */
     const char *string;         /* the same; of other kinds the text itself, without a NUL */
     size_t length;              /* of string, in which \u0000 is a NUL, too */
     double number;              /* of a bool: 0 or 1 */
@@ -2997,7 +2997,7 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
 static struct Metadata read_metadata(const struct Safetensors *s)
 {
     struct Metadata meta = {0};
-    for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j; j = j->next)
+    for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j && j->key; j = j->next)
         if (j->kind == JSON_STRING && meta.count < 60
             && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
             metadata_set(&meta, j->key, "%s", j->string);

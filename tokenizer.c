@@ -819,7 +819,8 @@ static void read_file_ids(struct TokenReader *r, const struct Json *names, const
     bool ours = true;
     t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
     for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
-    for (const struct Json *j = names->child; j; j = j->next) read_file_id(r, j->key, j);
+    for (const struct Json *j = names->child; j && j->key; j = j->next)
+        read_file_id(r, j->key, j);
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
         const char *name = json_text(a, "content", END_OF_TEXT);
         if (!strcmp(name, END_OF_TEXT)) read_file_id(r, name, json_get(a, "id"));

@@ -210,6 +210,8 @@ static void test_texts(void)
         {HEADER, WTE, "\"transformer.wte.weight\":7", "wte.weight", "a number for a tensor"},
         {HEADER, "\"checksum\":\"", "\"checksum\":\"0", "checksum", "a checksum of other bytes"},
         {HEADER, "\"__metadata__\":{", "\"__metadata__\":{,", "JSON", "bad JSON in the header"},
+        {HEADER, "\"__metadata__\":{", "\"__metadata__\":[\"a\"],\"other\":{",
+         "other is not part", "metadata without names"},
         {HEADER, "{\"__metadata__\"", "[{\"__metadata__\"", "not a safetensors file",
          "a header that begins with a bracket"},
         {CONFIG, "{", "", "JSON", "a config.json that is not JSON"},

@@ -484,6 +484,8 @@ static void test_foreign_order(const struct Tokenizer *t)
                  "encode --split lines --tokenizer order_json --out added added");
     write_in("order_json", "tokenizer_config.json", "{\"split_special_tokens\": true}", 30);
     check(run(NULL, "ids --tokenizer order_json a<s>") == 0, "split_special_tokens: it is text");
+    write_in("order", "vocab.json", "[\"a\"]", 5);
+    expect_error(1, "gives no id of its own to token 0", "ids --tokenizer order a");
 }
 
 /* --- 5 and 6. Learning the merges, the heap --- */
