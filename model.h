@@ -2858,8 +2858,9 @@ static int entry_numbers(double out[3], const struct Json *t, const char *key)
     return sscanf(text, "[%lf ,%lf ,%lf", &out[0], &out[1], &out[2]);
 }
 
-/* Reads a file, and takes its header apart. The path must outlive it. */
-static struct Safetensors open_safetensors(const char *path)
+/* Reads a file, and takes its header apart. meta: its metadata, without the entries that
+ * safetensors_header adds. The path must outlive it. */
+static struct Safetensors open_safetensors(const char *path, struct Metadata *meta)
 {
     struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
@@ -2871,6 +2872,11 @@ static struct Safetensors open_safetensors(const char *path)
     s.metadata = json_get(s.header, "__metadata__");
     s.data = s.file.data + 8 + length;
     s.size = s.file.size - 8 - length;
+    *meta = (struct Metadata){0};
+    for (const struct Json *j = s.metadata ? s.metadata->child : NULL; j && j->key; j = j->next)
+        if (j->kind == JSON_STRING && meta->count < COUNT(meta->keys)
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
+            metadata_set(meta, j->key, "%s", j->string);
     return s;
 }
 
@@ -2993,17 +2999,6 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
     }
 }
 
-/* The metadata of the file, without the entries that stage_safetensors and stage_model add. */
-static struct Metadata read_metadata(const struct Safetensors *s)
-{
-    struct Metadata meta = {0};
-    for (const struct Json *j = s->metadata ? s->metadata->child : NULL; j && j->key; j = j->next)
-        if (j->kind == JSON_STRING && meta.count < 60
-            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
-            metadata_set(&meta, j->key, "%s", j->string);
-    return meta;
-}
-
 /* --- config.json --- */
 
 /* The id of byte 0x14 in GPT-2's order, a control character that no text holds. Hugging Face fills
@@ -3087,9 +3082,9 @@ static void refuse_variants(const struct Json *config, const struct Config *c, c
     }
 }
 
-/* Reads config.json and dies on what is not supported here. What it does not say is as in GPT-2
- * 124M. has_score: it is a classifier's. *sum: the checksum of the file. */
-static struct Config read_config(const char *path, bool has_score, uint64_t *sum)
+/* Reads config.json and dies on what is not supported here, and if the weights in s say that they
+ * belong to another. What it does not say is as in GPT-2 124M. */
+static struct Config read_config(const char *path, const struct Safetensors *s)
 {
     const struct Bytes file = read_file(path, MAX_CONFIG, false);
     struct Json *j = json_parse(file.data, file.size, path);
@@ -3108,8 +3103,11 @@ static struct Config read_config(const char *path, bool has_score, uint64_t *sum
     if (c.channels % c.heads)
         die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
     refuse_variants(j, &c, path);
-    if (has_score) read_label_names(&c, j, path);
-    *sum = checksum(file.data, file.size);
+    const char *sum = hash_text(checksum(file.data, file.size));
+    if (strcmp(json_text(s->metadata, "config_checksum", sum), sum))
+        die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
+            "that was written with it.", path);
+    if (find_tensor(s, "", "score.weight")) read_label_names(&c, j, path);
     json_free(j);
     free((char *)file.data);
     return c;
@@ -3142,20 +3140,12 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 {
     char *config_path = text_of("%s/config.json", dir),
          *path = text_of("%s/model.safetensors", dir);
-    uint64_t sum;
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
             "tells how other formats, such as GGUF, are converted.", dir);
-    struct Safetensors s = open_safetensors(path);
-    const bool has_score = find_tensor(&s, "", "score.weight") != NULL;
-    const struct Config config = read_config(config_path, has_score, &sum);
-    const char *stored = json_text(s.metadata, "config_checksum", NULL);
-    if (stored && strcmp(hash_text(sum), stored))
-        die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
-            "that was written with it.", config_path);
-    *meta = read_metadata(&s);
+    struct Safetensors s = open_safetensors(path, meta);
     verify_checksum(&s, 1);
-    model_describe(model, config);
+    model_describe(model, read_config(config_path, &s));
     refuse_strangers(&s, model);
     read_array(NULL, &s, model, "");    /* before memory is taken */
     model_allocate(model);
@@ -3176,10 +3166,9 @@ static void stage_state(const char *path, const struct Model *model, real *best,
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
                        struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path);
+    struct Safetensors s = open_safetensors(path, meta);
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
-    *meta = read_metadata(&s);
     verify_checksum(&s, count);
     for (int a = 0; a < count; a++) read_array(arrays[a], &s, model, PREFIXES[a]);
     close_safetensors(&s);
@@ -3188,8 +3177,7 @@ static void load_state(const char *path, struct Model *model, real *best, real *
 /* The metadata of a model or state alone, which are needed before the model exists. */
 static void load_metadata(const char *path, struct Metadata *meta)
 {
-    struct Safetensors s = open_safetensors(path);
-    *meta = read_metadata(&s);
+    struct Safetensors s = open_safetensors(path, meta);
     close_safetensors(&s);
 }
 

@@ -890,7 +890,7 @@ static void test_golden(const char *name)
     char *dir = text_of("test/golden/%s", name);
     char *file = text_of("test/golden/%s.safetensors", name);
     load_model(&m, dir, &meta);
-    load_metadata(file, &meta);
+    struct Safetensors s = open_safetensors(file, &meta);
     int lengths[16], tokens[256];
     double losses[3], norms[3];
     const int sequences = read_integers(lengths, metadata_get(&meta, "lengths"));
@@ -900,7 +900,6 @@ static void test_golden(const char *name)
     read_doubles(losses, metadata_get(&meta, "losses"), 3);
     read_doubles(norms, metadata_get(&meta, "norms"), 3);
 
-    struct Safetensors s = open_safetensors(file);
     real *want = randoms(m.parameter_count, 1);
     const char *where;
     const struct Objective o = {m.config.labels ? 0 : (real)1 / targets_in(&c),
