@@ -1695,7 +1695,7 @@ static bool read_object(struct Reader *r)
     struct Json *object = json_value(&reader);
     r->at = reader.at;
     for (struct Json *j = object->child; j && j->key; j = j->next)
-        add_field(r, (struct Bytes){j->key, strlen(j->key)});
+        add_field(r, as_bytes(j->key));
     bool good = object->kind == JSON_OBJECT ? find_columns(r)
               : bad(&r->faults, "is no JSON object");
     for (int which = 0; which < COLUMNS && good; which++) {
@@ -2009,7 +2009,7 @@ static char **values_by_label(const char *option, const char *text, char *const 
     while ((part = strsep(&rest, ";"))) {
         char *value = part;
         const char *name = strsep(&value, "=");
-        const int k = find_class(names, K, (struct Bytes){name, strlen(name)});
+        const int k = find_class(names, K, as_bytes(name));
         if (k < 0 || values[k])
             die_usage("--%s: \"%s\" is no label, or named twice. There are: %s.", option, name,
                       joined(names, K));
@@ -2356,7 +2356,7 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
     struct Buffer labels = {0};
     for (int k = 0; k < t->model.config.labels; k++) {
         append(&labels, k ? ", " : "[");
-        append_json_string(&labels, t->model.config.label_names[k]);
+        append_json_string(&labels, as_bytes(t->model.config.label_names[k]));
     }
     append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
@@ -2815,8 +2815,6 @@ static void print_confusion(const int *confusion, char *const *names, int K)
     }
 }
 
-static struct Bytes as_bytes(const char *s) { return (struct Bytes){s, strlen(s)}; }
-
 /* Appends a tab and bytes that must stay one field of a line: tabs and line ends become spaces. For
  * readers of CSV, quotes are doubled, and stand around a field that holds one (RFC 4180). */
 static void append_field(struct Buffer *b, struct Bytes field, bool quote)
@@ -2903,12 +2901,12 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
     char *const *names = c->model.config.label_names;
     if (c->json) {
         append(b, "{\"text\": ");
-        append_json_bytes(b, text);
+        append_json_string(b, text);
         append(b, ", \"label\": ");
-        append_json_string(b, names[best]);
+        append_json_string(b, as_bytes(names[best]));
         append(b, ", \"probability\": %.6f%s", p[best], K ? ", \"probabilities\": {" : "");
         for (int k = 0; k < K; k++) {
-            append_json_string(b, names[k]);
+            append_json_string(b, as_bytes(names[k]));
             append(b, ": %.6f%s", p[k], k < K - 1 ? ", " : "}");
         }
         append(b, "}\n");

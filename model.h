@@ -2050,6 +2050,7 @@ static int minibatch_add(struct Minibatch *m, int length)
 /* ============================================================================================= */
 
 struct Bytes { const char *data; size_t size; };
+static struct Bytes as_bytes(const char *s) { return (struct Bytes){s, strlen(s)}; }
 
 static const char *program = "gpt";     /* begin_program sets it; messages start with it */
 static const char *called = "gpt";      /* as the command line has it */
@@ -2709,7 +2710,7 @@ static const char *json_text(const struct Json *object, const char *key, const c
 }
 
 /* A string with its quotes. Bytes that are not UTF-8 become U+FFFD, since JSON has no others. */
-static void append_json_bytes(struct Buffer *b, struct Bytes s)
+static void append_json_string(struct Buffer *b, struct Bytes s)
 {
     uint32_t c = 0;
     append(b, "\"");
@@ -2721,11 +2722,6 @@ static void append_json_bytes(struct Buffer *b, struct Bytes s)
         else append_bytes(b, s.data, n);
     }
     append(b, "\"");
-}
-
-static void append_json_string(struct Buffer *b, const char *s)
-{
-    append_json_bytes(b, (struct Bytes){s, strlen(s)});
 }
 
 /* ============================================================================================= */
@@ -2802,9 +2798,9 @@ static struct Buffer safetensors_header(const struct Model *model, int array_cou
     append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
     for (int i = 0; i < meta->count; i++) {
         append(&header, ",");
-        append_json_string(&header, meta->keys[i]);
+        append_json_string(&header, as_bytes(meta->keys[i]));
         append(&header, ":");
-        append_json_string(&header, meta->values[i]);
+        append_json_string(&header, as_bytes(meta->values[i]));
     }
     append(&header, "}");
     for (int i = 0; i < array_count * model->tensor_count; i++) {
@@ -3030,11 +3026,11 @@ static uint64_t stage_config(const char *path, const struct Config *c, int eot)
            "  \"tie_word_embeddings\": true,\n");
     for (int k = 0; k < c->labels; k++) {
         append(&b, k ? ", \"%d\": " : "  \"id2label\": {\"%d\": ", k);
-        append_json_string(&b, c->label_names[k]);
+        append_json_string(&b, as_bytes(c->label_names[k]));
     }
     for (int k = 0; k < c->labels; k++) {
         append(&b, k ? ", " : "},\n  \"label2id\": {");
-        append_json_string(&b, c->label_names[k]);
+        append_json_string(&b, as_bytes(c->label_names[k]));
         append(&b, ": %d", k);
     }
     if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");

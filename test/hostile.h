@@ -329,7 +329,7 @@ static void read_json(struct Bytes input)
     struct Json *j = json_parse(exact, input.size, path);
     struct Buffer out = {0};
     for (const struct Json *c = j->child; c; c = c->next)
-        if (c->kind == JSON_STRING) append_json_bytes(&out, (struct Bytes){c->string, c->length});
+        if (c->kind == JSON_STRING) append_json_string(&out, (struct Bytes){c->string, c->length});
     json_free(j);
 }
 

@@ -715,7 +715,7 @@ static void test_json_lines(void)
         for (size_t k = 0; k < n; k++) if (!text[k] || text[k] == '|') text[k] = 'x';
         text[n] = 0;
         append(&lines, i % 2 ? "{\"other\": \"film\", \"text\": " : "{\"text\":");
-        append_json_string(&lines, (char *)text);
+        append_json_string(&lines, as_bytes((char *)text));
         append(&lines, i % 2 ? ", \"more\": [1, {}]}\r\n \n" : "}\n");
         append(&marked, "%s%s", i ? END_OF_TEXT : "", (char *)text);
     }
