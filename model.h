@@ -2205,10 +2205,10 @@ static char *harmless(const char *text)
     return copy;
 }
 
-/* A short text for a message. The next seven calls keep it. */
+/* A text for a moment, as long as a path may be. The next seven calls keep it. */
 __attribute__((format(printf, 1, 2))) static const char *brief(const char *format, ...)
 {
-    static char texts[8][64];
+    static char texts[8][4096];
     static int next;
     char *text = texts[next++ & 7];
     va_list arguments;
@@ -3118,15 +3118,13 @@ static void stage_model(const char *dir, const struct Model *model, const struct
                         int eot)
 {
     struct Metadata all = {0};
-    char *config = text_of("%s/config.json", dir), *file = text_of("%s/model.safetensors", dir);
     make_directory(dir);
-    metadata_set(&all, "config_checksum", "%s",
-                 hash_text(stage_config(config, &model->config, eot)));
+    const uint64_t sum = stage_config(brief("%s/config.json", dir), &model->config, eot);
+    metadata_set(&all, "config_checksum", "%s", hash_text(sum));
     for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
-    stage_safetensors(file, model, (real *const[]){model->weights}, 1, &all);
+    stage_safetensors(brief("%s/model.safetensors", dir), model, (real *const[]){model->weights}, 1,
+                      &all);
     metadata_free(&all);
-    free(config);
-    free(file);
 }
 
 /* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. Dies if a
@@ -3368,10 +3366,9 @@ static double cgroup_limit(const char *list, const char *group, const char *root
     while (f && !at && fgets(line, sizeof line, f)) at = strstr(line, group);
     if (f) fclose(f);
     line[strcspn(line, "\n")] = 0;
-    char *path = text_of("%s%s/%s", root, at ? at + strlen(group) : "", file);
-    if ((f = fopen(path, "r")) && fscanf(f, "%lf %lf", &limit, &period) < 1) limit = INFINITY;
+    f = fopen(brief("%s%s/%s", root, at ? at + strlen(group) : "", file), "r");
+    if (f && fscanf(f, "%lf %lf", &limit, &period) < 1) limit = INFINITY;
     if (f) fclose(f);
-    free(path);
     return limit > 0 && period > 0 ? limit / period : INFINITY;
 }
 
@@ -3590,11 +3587,9 @@ static void resume_options(struct Option *table, const struct Metadata *old, con
  * what to do, one sentence. */
 static void refuse_existing(const char *out, const char *const *files, const char *remedy)
 {
-    for (; *files; files++) {
-        char *path = text_of("%s/%s", out, *files);
-        if (file_exists(path)) die_usage("--out %s: already holds %s. %s", out, *files, remedy);
-        free(path);
-    }
+    for (; *files; files++)
+        if (file_exists(brief("%s/%s", out, *files)))
+            die_usage("--out %s: already holds %s. %s", out, *files, remedy);
 }
 
 /* How to go on with a run that has ended early. done: how far it came. */
