@@ -2181,7 +2181,6 @@ __attribute__((format(printf, 1, 2))) static char *text_of(const char *format, .
     va_start(arguments, format);
     va_copy(again, arguments);
     const int n = vsnprintf(NULL, 0, format, again);
-    if (n < 0) die("a text of more than 2 GB is too long. Split it.");
     char *text = resize(NULL, (size_t)n + 1);
     vsnprintf(text, (size_t)n + 1, format, arguments);
     va_end(again);
