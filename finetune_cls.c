@@ -2736,7 +2736,7 @@ static int train(struct Task *t)
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
     if (s->kind <= PROBE) open_log(t, probe_header, NULL);
     else stop_between_steps();
-    if (!learn(t, best, &val, &meta)) return stopped_status();
+    if (!learn(t, best, &val, &meta)) return 128 + stop_signal;
     if (s->kind > PROBE) progress(true, "kept: the %s", metadata_get(&meta, "weights"));
     if (s->calibrate && t->val_count) calibrate(t, &meta);
     else if (s->calibrate)
@@ -3718,7 +3718,7 @@ static int compare(struct Compare *c)
     if (left) {
         commit_outputs();
         advise_resume("compare", brief("%d of %d trainings", done, c->trainings), c->task.set.out);
-        if (stop_signal) return stopped_status();
+        if (stop_signal) return 128 + stop_signal;
     } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
     compute_estimates(c);
     print_table(c);

@@ -3249,7 +3249,8 @@ static void lap(int kind, int direction)
 /* A training goes on when its terminal or the reader of its output has gone: what cannot be printed
  * is dropped. SIGINT or SIGTERM ends it between two steps, once it has saved. */
 static bool training;
-static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none yet */
+static volatile sig_atomic_t stop_signal;       /* the first of them; 0: none yet. The status of a
+                                   training that it stops is 128 + stop_signal, as in a shell */
 
 /* Handles a signal, unless the program was started with the signal ignored, as nohup does with
  * SIGHUP, and a shell with the SIGINT of what runs in its background. */
@@ -3280,14 +3281,6 @@ static void stop_between_steps(void)
 {
     handle_signal(SIGINT, request_stop);
     handle_signal(SIGTERM, request_stop);
-}
-
-/* The status of a training that a signal has stopped, as the shell has it: 130 or 143. How to go on
- * has been said. */
-static int stopped_status(void)
-{
-    failed = true;
-    return 128 + stop_signal;
 }
 
 /* Prints what stdout holds. If that fails, the program does, a training only at its end. If the
@@ -3596,6 +3589,7 @@ static void advise_resume(const char *command, const char *done, const char *out
 {
     progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, called,
              command, out);
+    failed = stop_signal;
 }
 
 /* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`

@@ -1909,7 +1909,7 @@ static int finish(const struct Run *r)
     if (!finished(r))
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
                                      : ", by --time-limit,"), o->out);
-    if (stop_signal && !finished(r)) return stopped_status();
+    if (stop_signal && !finished(r)) return 128 + stop_signal;
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
     if (r->best_step)
