@@ -1267,9 +1267,7 @@ static void tokenizer_stage(const struct Tokenizer *t, const char *dir)
     append_tokenizer_json(&texts[3], t);
     make_directory(dir);
     for (int i = 0; tokenizer_files[i]; i++) {
-        char *path = text_of("%s/%s", dir, tokenizer_files[i]);
-        stage_file(path, texts[i].data, texts[i].size);
-        free(path);
+        stage_file(brief("%s/%s", dir, tokenizer_files[i]), texts[i].data, texts[i].size);
         free(texts[i].data);
     }
 }

@@ -1009,11 +1009,10 @@ static void take_options(struct Run *r)
 static void open_log(struct Run *r, const struct Metadata *state)
 {
     if (rank) return;
-    char *path = text_of("%s/log.tsv", r->options.out),
-         *rows = journal_open(&r->files.log, path, LOG_HEADER, LOG_TIMING, state);
+    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", r->options.out), LOG_HEADER,
+                              LOG_TIMING, state);
     r->clock.start -= last_seconds(rows);
     free(rows);
-    free(path);
 }
 
 /* Loads what save_run wrote: weights, moments, the place in the data, scores, the log. Dies if
