@@ -993,9 +993,11 @@ static double grad_norm(const struct Model *model)
 /* What part III lends to part II. die ends the program with one sentence: what is wrong, what to
  * do. */
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
-__attribute__((noreturn, format(printf, 2, 3)))
-static void end_with(int status, const char *format, ...);
-#define die(...) end_with(STATUS_FAILED, __VA_ARGS__)
+__attribute__((noreturn)) static void end_with(int status, const char *message);
+__attribute__((format(printf, 1, 2))) static char *brief(const char *format, ...);
+static char *harmless(char *text);
+#define MESSAGE(...) harmless(brief(__VA_ARGS__))
+#define die(...) end_with(STATUS_FAILED, MESSAGE(__VA_ARGS__))
 static double seconds(void);
 
 /* ============================================================================================= */
@@ -2103,58 +2105,63 @@ static void make_harmless(char *text, size_t n, const char *keep)
     }
 }
 
-enum { MAX_MESSAGE = 2000 };            /* bytes; the rest of a message is left out */
-
-/* A message as it is shown: harmless and on one line. Names and texts in it come from files, which
- * may be hostile. No memory is allocated, as memory may be what is short. */
-static void format_message(char out[MAX_MESSAGE], const char *format, va_list arguments)
+/* A text on one line, harmless in place: names and texts that messages and `info` show come from
+ * files, which may be hostile. */
+static char *harmless(char *text)
 {
-    if (vsnprintf(out, MAX_MESSAGE, format, arguments) >= MAX_MESSAGE)
-        strcpy(out + MAX_MESSAGE - 4, "...");
-    make_harmless(out, strlen(out), "");
+    make_harmless(text, strlen(text), "");
+    return text;
+}
+
+enum { MAX_BRIEF = 4096 };
+
+/* A text for a moment: a message or a path; what is longer is cut. The next 15 calls of a thread
+ * keep it. No memory is allocated, as memory may be what is short. */
+static char *brief(const char *format, ...)
+{
+    static _Thread_local char texts[16][MAX_BRIEF];
+    static _Thread_local int next;
+    char *text = texts[next++ & 15];
+    va_list arguments;
+    va_start(arguments, format);
+    if (vsnprintf(text, MAX_BRIEF, format, arguments) >= MAX_BRIEF)
+        strcpy(text + MAX_BRIEF - 4, "...");
+    va_end(arguments);
+    return text;
 }
 
 /* Writes a message to stderr in one call, so that those of several processes do not mix. On a
  * terminal it replaces the live line. That line itself has no end, and is cut at the terminal's
  * width, since a line that wraps cannot be replaced. */
-__attribute__((format(printf, 3, 4)))
-static void speak(const char *speaker, bool ends, const char *format, ...)
+static void speak(const char *speaker, bool ends, const char *message)
 {
-    char text[MAX_MESSAGE], line[MAX_MESSAGE + 100];
+    char line[MAX_BRIEF + 100];
     struct winsize terminal;
-    va_list arguments;
-    va_start(arguments, format);
-    format_message(text, format, arguments);
-    va_end(arguments);
-    if (!ends && !ioctl(2, TIOCGWINSZ, &terminal) && terminal.ws_col > 0
-        && terminal.ws_col < MAX_MESSAGE) text[terminal.ws_col] = 0;
-    const int n = snprintf(line, sizeof line, "%s%.50s%s%s%s", isatty(2) ? "\r\033[K" : "", speaker,
-                           *speaker ? ": " : "", text, ends ? "\n" : "");
+    const int width = ends || ioctl(2, TIOCGWINSZ, &terminal) || !terminal.ws_col ? MAX_BRIEF
+                    : terminal.ws_col;
+    const int n = snprintf(line, sizeof line, "%s%.50s%s%.*s%s", isatty(2) ? "\r\033[K" : "",
+                           speaker, *speaker ? ": " : "", width, message, ends ? "\n" : "");
     fwrite(line, 1, n, stderr);
 }
-#define warn(...) speak(program, true, __VA_ARGS__)
+#define warn(...) speak(program, true, MESSAGE(__VA_ARGS__))
 
 /* Ends the program with one sentence: the file or option, what is wrong with it, what to do. die is
  * for failures (status 1), die_usage for a wrong command line (status 2). Of several threads that
  * fail, one speaks; the others wait here for the end. */
-static void end_with(int status, const char *format, ...)
+static void end_with(int status, const char *message)
 {
-    char text[MAX_MESSAGE];
-    va_list arguments;
-    va_start(arguments, format);
-    format_message(text, format, arguments);
 #ifdef AT_END                           /* test/hostile.h goes on with another file */
-    AT_END(status, text);
+    AT_END(status, message);
 #endif
     #pragma omp critical (end_of_program)
     {
-        warn("%s", text);
+        speak(program, true, message);
         failed = true;
         exit(status);
     }
     abort();                            /* not reached */
 }
-#define die_usage(...) end_with(STATUS_USAGE, __VA_ARGS__)
+#define die_usage(...) end_with(STATUS_USAGE, MESSAGE(__VA_ARGS__))
 
 /* Text or bytes that grow. data is always followed by a NUL that size does not count. */
 struct Buffer { char *data; size_t size, capacity; };
@@ -2194,27 +2201,6 @@ static void append_text(struct Buffer *b, char *text)
 {
     append_bytes(b, text, strlen(text));
     free(text);
-}
-
-/* A copy that is harmless, for what `info` and its like print of a file. */
-static char *harmless(const char *text)
-{
-    char *copy = text_of("%s", text);
-    make_harmless(copy, strlen(copy), "");
-    return copy;
-}
-
-/* A text for a moment, as long as a path may be. The next seven calls keep it. */
-__attribute__((format(printf, 1, 2))) static const char *brief(const char *format, ...)
-{
-    static char texts[8][4096];
-    static int next;
-    char *text = texts[next++ & 7];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof texts[0], format, arguments);
-    va_end(arguments);
-    return text;
 }
 
 /* A 64-bit hash as files hold it: 16 hex digits. */
@@ -3053,7 +3039,7 @@ static void read_label_names(struct Config *c, const struct Json *config, const 
         if (!name || strlen(name) > MAX_LABEL_BYTES || c->labels > MAX_LABELS)
             die("%s: id2label must give each of its %d classes, at most %d, from \"0\" on, a name "
                 "of at most %d bytes. Correct it.", path, c->labels, MAX_LABELS, MAX_LABEL_BYTES);
-        c->label_names[k] = harmless(name);
+        c->label_names[k] = harmless(text_of("%s", name));
     }
 }
 
@@ -3185,7 +3171,7 @@ static double seconds(void)
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-/* 75 -> "1m15s". The next seven calls of `brief` keep it. */
+/* 75 -> "1m15s". The next 15 calls of `brief` keep it. */
 static const char *duration(double s)
 {
     const long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
@@ -3199,7 +3185,7 @@ static bool live(void) { return isatty(2); }
 
 /* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
  * every call is a line, so the caller decides how often. */
-#define progress(last, ...) speak("", (last) || !live(), __VA_ARGS__)
+#define progress(last, ...) speak("", (last) || !live(), MESSAGE(__VA_ARGS__))
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
  * of the last one, and becomes now if one is due. */

@@ -104,7 +104,7 @@ static void come_back(int status, const char *text);
 
 static char hostile_dir[32];
 static jmp_buf place_of_death;
-static char last_words[MAX_MESSAGE];
+static char last_words[MAX_BRIEF];
 
 static void come_back(int status, const char *text)
 {
@@ -113,7 +113,7 @@ static void come_back(int status, const char *text)
     if (status != STATUS_FAILED) finding("another status than 1");
     const bool ends = n > 3 && (strchr(".?", last_words[n - 1])
                                 || !strcmp(last_words + n - 4, ">NEW"));       /* a command */
-    if (!ends || !strstr(last_words, hostile_dir) || n + 1 > MAX_MESSAGE) finding(last_words);
+    if (!ends || !strstr(last_words, hostile_dir) || n + 1 > MAX_BRIEF) finding(last_words);
     for (size_t i = 0; i < n; i++) if (iscntrl((unsigned char)last_words[i])) finding("a control");
     longjmp(place_of_death, 1);
 }

@@ -471,7 +471,7 @@ static void test_directory(void)
 static void test_one_write(void)
 {
     int ends[2];
-    char got[MAX_MESSAGE] = "";
+    char got[MAX_BRIEF] = "";
     const int before = dup(2);
     if (before < 0 || socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) || dup2(ends[1], 2) < 0) exit(1);
     warn("%s: a message of %d words, which is longer than what some libraries write at once: %s.",
