@@ -2823,11 +2823,9 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
 
 struct Safetensors {
     const char *path;
-    struct Bytes file;
+    struct Bytes file, values;      /* values: of all tensors, which are in the file */
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
     const struct Json *metadata;    /* NULL: none */
-    const char *data;               /* (size): the bytes of all tensors */
-    size_t size;
 };
 
 /* The numbers in an array of a tensor's entry, such as [768,2304]. Returns how many it found, at
@@ -2851,8 +2849,7 @@ static struct Safetensors open_safetensors(const char *path, struct Metadata *me
             path, s.file.size);
     s.header = json_parse(s.file.data + 8, length, path);
     s.metadata = json_get(s.header, "__metadata__");
-    s.data = s.file.data + 8 + length;
-    s.size = s.file.size - 8 - length;
+    s.values = (struct Bytes){s.file.data + 8 + length, s.file.size - 8 - length};
     *meta = (struct Metadata){0};
     for (const struct Json *j = s.metadata ? s.metadata->child : NULL; j && j->key; j = j->next)
         if (j->kind == JSON_STRING && meta->count < COUNT(meta->keys)
@@ -2933,11 +2930,11 @@ static void read_tensor(real *out, const struct Safetensors *s, const struct Ten
             "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
             shape ? shape->string : "", dtype, p->rows, p->columns);
     if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
-        || place[0] != floor(place[0]) || place[1] > (double)s->size
+        || place[0] != floor(place[0]) || place[1] > (double)s->values.size
         || place[1] - place[0] != (double)p->size * width)
         die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
-            "or train it again.", s->path, t->key, s->size);
-    if (out && !convert_values(out, s->data + (size_t)place[0], p->size, dtype))
+            "or train it again.", s->path, t->key, s->values.size);
+    if (out && !convert_values(out, s->values.data + (size_t)place[0], p->size, dtype))
         die("%s: tensor %.99s holds values that are not finite. Copy or train it again.", s->path,
             t->key);
 }
@@ -2954,10 +2951,10 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
     const char *stored = json_text(s->metadata, "checksum", NULL);
-    const size_t part = s->size / array_count;
+    const size_t part = s->values.size / array_count;
     uint64_t sum = 0;
     for (int a = 0; stored && a < array_count; a++)
-        sum = mix64(sum + checksum(s->data + part * a, part));
+        sum = mix64(sum + checksum(s->values.data + part * a, part));
     if (stored && strcmp(hash_text(sum), stored))
         die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
             s->path, hash_text(sum), stored);
