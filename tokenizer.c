@@ -146,6 +146,8 @@ struct Tokenizer {
     struct Buffer bytes;        /* of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at byte offset[i], ends at the next */
     struct Slot *cache;         /* (7) of tokenizer_encode, which creates it */
+    struct HashTable found;     /* in files (8): the checksum of a token's bytes -> its id. That two
+                                 * of 65,536 tokens have the same has a chance of 1e-10 */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
     char **added;               /* (added_count): other tokens in that file, see refuse_added */
     int added_count;
@@ -719,27 +721,17 @@ static int byte_of_symbol(uint32_t c)
 
 /* --- Reading merges.txt: the line "#version: 0.2", then a merge a line, "Ġ lo" --- */
 
-/* A tokenizer that is being read from a file. */
-struct TokenReader {
-    struct Tokenizer *tokenizer;
-    struct HashTable ids;       /* the checksum of a token's bytes -> its id. That two of 65,536
-                                 * tokens have the same has a chance of 1e-10 */
-    const char *path;
-    int line;                   /* its number in the file, from 1 */
-};
-
 /* Lets find_token find a token. Returns false if there is one with the same bytes. */
-static bool note_token(struct TokenReader *r, int id)
+static bool note_token(struct Tokenizer *t, int id)
 {
-    const struct Tokenizer *t = r->tokenizer;
     const uint64_t hash = checksum(t->bytes.data + t->offset[id], token_length(t, id));
-    if (hash_get(&r->ids, hash) >= 0) return false;
-    hash_put(&r->ids, hash, id);
+    if (hash_get(&t->found, hash) >= 0) return false;
+    hash_put(&t->found, hash, id);
     return true;
 }
 
 /* The id of the token that the symbols text .. stop write, or -1. */
-static int find_token(const struct TokenReader *r, const char *text, const char *stop)
+static int find_token(const struct Tokenizer *t, const char *text, const char *stop)
 {
     uint8_t bytes[MAX_TOKEN_BYTES];
     size_t n = 0;
@@ -750,44 +742,46 @@ static int find_token(const struct TokenReader *r, const char *text, const char 
         if (byte < 0 || n == MAX_TOKEN_BYTES) return -1;
         bytes[n++] = (uint8_t)byte;
     }
-    return hash_get(&r->ids, checksum(bytes, n));
+    return hash_get(&t->found, checksum(bytes, n));
 }
 
 /* Adds the merge of the line text .. stop. Dies unless it is two tokens that make a new one. */
-static void read_merge(struct TokenReader *r, const char *text, const char *stop)
+static void read_merge(struct Tokenizer *t, const char *text, const char *stop, const char *path,
+                       int line)
 {
-    struct Tokenizer *t = r->tokenizer;
     const char *space = memchr(text, ' ', stop - text);
-    const int a = space ? find_token(r, text, space) : -1,
-              b = space ? find_token(r, space + 1, stop) : -1;
+    const int a = space ? find_token(t, text, space) : -1,
+              b = space ? find_token(t, space + 1, stop) : -1;
     const char *wrong =
         a < 0 || b < 0 ? "is not two tokens that lines before it made, with a space between"
         : t->vocabulary == MAX_VOCABULARY - 1 ? "is one too many: a shard has at most 65536 tokens"
         : token_length(t, a) + token_length(t, b) > MAX_TOKEN_BYTES
         ? "makes a token of more than 65535 bytes"
-        : !note_token(r, add_merge(t, a, b)) ? "makes a token that a line before makes" : NULL;
+        : !note_token(t, add_merge(t, a, b)) ? "makes a token that a line before makes" : NULL;
     if (wrong)
-        die("%s: line %d: \"%.*s\" %s. Replace the file.", r->path, r->line,
+        die("%s: line %d: \"%.*s\" %s. Replace the file.", path, line,
             stop - text < 80 ? (int)(stop - text) : 80, text, wrong);
 }
 
 /* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
  * tokens. */
-static void read_merges(struct TokenReader *r, struct Bytes text)
+static struct Tokenizer *read_merges(struct Bytes text, const char *path)
 {
     const char *at = text.data, *end = text.data + text.size;
-    r->tokenizer = tokenizer_new();
-    r->ids = hash_table(BYTES);
-    for (int i = 0; i < BYTES; i++) note_token(r, i);
-    for (r->line = 1; at < end; r->line++) {
+    struct Tokenizer *t = tokenizer_new();
+    t->found = hash_table(BYTES);
+    for (int i = 0; i < BYTES; i++) note_token(t, i);
+    for (int line = 1; at < end; line++) {
         const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
         const bool carriage_return = stop > at && stop[-1] == '\r';
-        if (r->line > 1 || strncmp(at, "#version", 8)) read_merge(r, at, stop - carriage_return);
+        if (line > 1 || strncmp(at, "#version", 8))
+            read_merge(t, at, stop - carriage_return, path, line);
         at = stop + 1;
     }
-    if (!r->tokenizer->merges) warn("%s: holds no merge, so every byte is a token.", r->path);
-    add_end_of_text(r->tokenizer);
-    note_token(r, r->tokenizer->eot);
+    if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
+    add_end_of_text(t);
+    note_token(t, t->eot);
+    return t;
 }
 
 /* --- Reading vocab.json and tokenizer.json --- */
@@ -802,29 +796,29 @@ static struct Json *read_json_file(const char *path, size_t max)
 }
 
 /* Notes the id that the file gives to a token, unless we do not have the token. */
-static void read_file_id(struct TokenReader *r, const char *name, const struct Json *id)
+static void read_file_id(struct Tokenizer *t, const char *name, const struct Json *id)
 {
-    const int token = find_token(r, name, name + strlen(name));
+    const int token = find_token(t, name, name + strlen(name));
     if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
-        r->tokenizer->file_ids[token] = (int)id->number;
+        t->file_ids[token] = (int)id->number;
 }
 
 /* Sets file_ids: trainers that put special tokens first have another order than ours. names:
  * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id
  * of its own. */
-static void read_file_ids(struct TokenReader *r, const struct Json *names, const struct Json *added)
+static void read_file_ids(struct Tokenizer *t, const struct Json *names, const struct Json *added,
+                          const char *path)
 {
-    struct Tokenizer *t = r->tokenizer;
     struct HashTable taken = hash_table(t->vocabulary);
     bool ours = true;
     t->file_ids = resize(NULL, t->vocabulary * sizeof *t->file_ids);
     for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
     for (const struct Json *j = names->child; j && j->key; j = j->next)
-        read_file_id(r, j->key, j);
+        read_file_id(t, j->key, j);
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
         const char *name = json_text(a, "content", END_OF_TEXT);
-        if (!strcmp(name, END_OF_TEXT)) read_file_id(r, name, json_get(a, "id"));
-        else if (find_token(r, name, name + strlen(name)) < 0) {
+        if (!strcmp(name, END_OF_TEXT)) read_file_id(t, name, json_get(a, "id"));
+        else if (find_token(t, name, name + strlen(name)) < 0) {
             t->added = resize(t->added, (t->added_count + 1) * sizeof *t->added);
             t->added[t->added_count++] = text_of("%s", name);
         }
@@ -833,7 +827,7 @@ static void read_file_ids(struct TokenReader *r, const struct Json *names, const
         const uint8_t *bytes = bytes_of_token(t, i, &n);
         if (t->file_ids[i] < 0 || hash_get(&taken, t->file_ids[i]) >= 0)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
-                "it. Put the right file there.", r->path, i, n < 80 ? n : 80, (char *)bytes);
+                "it. Put the right file there.", path, i, n < 80 ? n : 80, (char *)bytes);
         hash_put(&taken, t->file_ids[i], i);
         ours &= t->file_ids[i] == i;
     }
@@ -876,49 +870,49 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
 
 /* Appends a special piece of a template, such as {"ids": [13, 340], "tokens": [".", "\u0120it"]},
  * to the suffix. Dies on tokens that we do not have. */
-static void read_suffix(struct TokenReader *r, const struct Json *special)
+static void read_suffix(struct Tokenizer *t, const struct Json *special, const char *path)
 {
-    struct Usage *u = &r->tokenizer->usage;
-    const int *file_ids = r->tokenizer->file_ids;
+    struct Usage *u = &t->usage;
     const struct Json *ids = json_get(special, "ids"), *names = json_get(special, "tokens"),
                       *id = ids ? ids->child : NULL, *name = names ? names->child : NULL;
     for (; id && u->suffix_count < MAX_VOCABULARY; id = id->next, name = name->next) {
         const char *text = name && name->kind == JSON_STRING ? name->string : "";
-        const int token = find_token(r, text, text + strlen(text));
+        const int token = find_token(t, text, text + strlen(text));
         if (token < 0 || id->kind != JSON_NUMBER
-            || id->number != (file_ids ? file_ids[token] : token))
+            || id->number != (t->file_ids ? t->file_ids[token] : token))
             die("%s: its template puts \"%s\" after a text, which the model does not have as a "
-                "token. Take it out of the template.", r->path, text);
+                "token. Take it out of the template.", path, text);
         u->suffix = resize(u->suffix, (u->suffix_count + 1) * sizeof *u->suffix);
         u->suffix[u->suffix_count++] = token;
     }
 }
 
 /* What a template does to a text: whether <|endoftext|> stands before it, and what stands after. */
-static void read_template(struct TokenReader *r, const struct Json *processor)
+static void read_template(struct Tokenizer *t, const struct Json *processor, const char *path)
 {
     const struct Json *single = json_get(processor, "single");
     bool after = false;
     for (const struct Json *piece = single ? single->child : NULL; piece; piece = piece->next) {
         const char *id = json_text(json_get(piece, "SpecialToken"), "id", "");
-        if (after) read_suffix(r, json_get(json_get(processor, "special_tokens"), id));
-        else r->tokenizer->usage.begins |= !strcmp(id, END_OF_TEXT);
+        if (after) read_suffix(t, json_get(json_get(processor, "special_tokens"), id), path);
+        else t->usage.begins |= !strcmp(id, END_OF_TEXT);
         after |= json_get(piece, "Sequence") != NULL;
     }
 }
 
 /* A tokenizer.json: merges, ids, and what is added to each text. */
-static void read_tokenizer_json(struct TokenReader *r)
+static struct Tokenizer *read_tokenizer_json(const char *path)
 {
-    struct Json *j = read_json_file(r->path, MAX_TOKENIZER);
-    check_tokenizer_json(j, r->path);
+    struct Json *j = read_json_file(path, MAX_TOKENIZER);
+    check_tokenizer_json(j, path);
     const struct Json *model = json_get(j, "model");
-    struct Buffer merges = merges_of_json(json_get(model, "merges"), r->path);
-    read_merges(r, (struct Bytes){merges.data, merges.size});
-    read_file_ids(r, json_get(model, "vocab"), json_get(j, "added_tokens"));
-    read_template(r, json_get(j, "post_processor"));
+    const struct Buffer merges = merges_of_json(json_get(model, "merges"), path);
+    struct Tokenizer *t = read_merges((struct Bytes){merges.data, merges.size}, path);
+    read_file_ids(t, json_get(model, "vocab"), json_get(j, "added_tokens"), path);
+    read_template(t, json_get(j, "post_processor"), path);
     free(merges.data);
     json_free(j);
+    return t;
 }
 
 /* Reads the usage from tokenizer_config.json. What it does not say stays as it is: texts do not
@@ -967,21 +961,20 @@ static char *tokenizer_file(const char *name)
 /* Reads a tokenizer_file and what stands beside it. Dies on files that do not fit. */
 static struct Tokenizer *tokenizer_load(const char *name)
 {
-    struct TokenReader r = {.path = tokenizer_file(name)};
-    if (!r.path)
+    struct Tokenizer *t;
+    const char *path = tokenizer_file(name);
+    if (!path)
         die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const char *dot = strrchr(r.path, '.');
-    if (dot && !strcmp(dot, ".json")) read_tokenizer_json(&r);
+    const char *dot = strrchr(path, '.'), *config = existing_file(name, "tokenizer_config.json");
+    if (dot && !strcmp(dot, ".json")) t = read_tokenizer_json(path);
     else {
-        read_merges(&r, read_file(r.path, MAX_TOKENIZER, false));
-        r.path = existing_file(name, "vocab.json");
-        if (r.path) read_file_ids(&r, read_json_file(r.path, MAX_TOKENIZER), NULL);
+        t = read_merges(read_file(path, MAX_TOKENIZER, false), path);
+        path = existing_file(name, "vocab.json");
+        if (path) read_file_ids(t, read_json_file(path, MAX_TOKENIZER), NULL, path);
     }
-    char *config = existing_file(name, "tokenizer_config.json");
-    if (config) read_usage(r.tokenizer, config);
-    hash_free(&r.ids);
-    return r.tokenizer;
+    if (config) read_usage(t, config);
+    return t;
 }
 
 /* --- The tokenizer of a model --- */
