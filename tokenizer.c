@@ -57,21 +57,16 @@
  * expressions the first three are \p{L}, \p{N} and \s (the property White_Space). */
 enum { OTHER, LETTER, NUMBER, SPACE };
 
-/* The class of each code point, in 2 bits. */
 enum { CODE_POINTS = 0x110000 };
-static uint8_t class_table[CODE_POINTS / 4];
-
-static inline int code_point_class(uint32_t c) { return class_table[c / 4] >> 2 * (c % 4) & 3; }
+static uint8_t class_of[CODE_POINTS];
 
 /* Fills the table from CLASS_RUNS, in which a run of n code points of one class is the number
  * 4 n + class. The first run begins at U+0000; all that follows the last run is OTHER, 0. */
 static void prepare_classes(void)
 {
-    uint32_t c = 0;
-    if (code_point_class('a') == LETTER) return;        /* the table is filled already */
-    for (int run = 0; run < COUNT(CLASS_RUNS); run++)
-        for (uint32_t n = CLASS_RUNS[run] / 4; n > 0; n--, c++)
-            class_table[c / 4] |= (CLASS_RUNS[run] & 3) << 2 * (c % 4);
+    uint8_t *c = class_of;
+    for (int run = 0; run < COUNT(CLASS_RUNS); c += CLASS_RUNS[run++] / 4)
+        memset(c, CLASS_RUNS[run] % 4, CLASS_RUNS[run] / 4);
 }
 
 /* The class of the character at p < end; *length: its number of bytes. A byte that is not part of
@@ -81,7 +76,7 @@ static inline int class_at(const uint8_t *p, const uint8_t *end, int *length)
     uint32_t code_point = *p;
     const int n = *p < 128 ? 1 : utf8_decode(p, end - p, &code_point);
     *length = n > 0 ? n : 1;
-    return n > 0 ? code_point_class(code_point) : OTHER;
+    return n > 0 ? class_of[code_point] : OTHER;
 }
 
 /* ============================================================================================= */

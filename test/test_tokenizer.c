@@ -122,7 +122,7 @@ static size_t random_text(struct Random *r, uint8_t *text, int symbols, bool val
 static void test_classes(void)
 {
     int counts[4] = {0};
-    for (uint32_t c = 0; c < CODE_POINTS; c++) counts[code_point_class(c)]++;
+    for (uint32_t c = 0; c < CODE_POINTS; c++) counts[class_of[c]]++;
     check(counts[LETTER] == 141028 && counts[NUMBER] == 1911 && counts[SPACE] == 25,
           "Unicode 16 has 141,028 letters, 1,911 numbers, 25 spaces (%d, %d, %d)", counts[LETTER],
               counts[NUMBER],
@@ -633,7 +633,7 @@ static void test_windows(void)
     write_plain("none", "", 0);
     n = random_text(&r, text, 2000, true);
     for (size_t i = 0; i < n; i++)
-        if (text[i] < 128 && code_point_class(text[i]) == SPACE) text[i] = '1';
+        if (text[i] < 128 && class_of[text[i]] == SPACE) text[i] = '1';
     write_plain("no_space", text, n);
     if (mkfifo(in_directory("pipe"), 0600)) die("%s: cannot be made.", in_directory("pipe"));
     int files = 0, pipes = 0;
