@@ -1008,9 +1008,7 @@ static char *usage_text(const struct Usage *u)
 static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
 {
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
-    char *usage = usage_text(&t->usage);
-    metadata_set(meta, "tokenizer_usage", "%s", usage);
-    free(usage);
+    metadata_put(meta, "tokenizer_usage", usage_text(&t->usage));
 }
 
 /* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
