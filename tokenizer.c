@@ -864,17 +864,15 @@ static struct Buffer merges_of_json(const struct Json *list, const char *path)
 }
 
 /* Appends a special piece of a template, such as {"ids": [13, 340], "tokens": [".", "\u0120it"]},
- * to the suffix. Dies on tokens that we do not have. */
+ * to the suffix, by the names of its tokens. Dies on tokens that we do not have. */
 static void read_suffix(struct Tokenizer *t, const struct Json *special, const char *path)
 {
     struct Usage *u = &t->usage;
-    const struct Json *ids = json_get(special, "ids"), *names = json_get(special, "tokens"),
-                      *id = ids ? ids->child : NULL, *name = names ? names->child : NULL;
-    for (; id && u->suffix_count < MAX_VOCABULARY; id = id->next, name = name->next) {
-        const char *text = name && name->kind == JSON_STRING ? name->string : "";
+    const struct Json *names = json_get(special, "tokens"), *name = names ? names->child : NULL;
+    for (; name && u->suffix_count < MAX_VOCABULARY; name = name->next) {
+        const char *text = name->kind == JSON_STRING ? name->string : "";
         const int token = find_token(t, text, text + strlen(text));
-        if (token < 0 || id->kind != JSON_NUMBER
-            || id->number != (t->file_ids ? t->file_ids[token] : token))
+        if (token < 0)
             die("%s: its template puts \"%s\" after a text, which the model does not have as a "
                 "token. Take it out of the template.", path, text);
         u->suffix = resize(u->suffix, (u->suffix_count + 1) * sizeof *u->suffix);
