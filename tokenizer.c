@@ -1513,8 +1513,8 @@ struct Source {
     struct Timer timer;
 };
 
-/* A part of a file that one thread works on. No piece crosses the end of a chunk, and no line of
- * JSON. */
+/* A part of a file that one thread works on. No piece crosses the end of a chunk, and no document
+ * but that of SPLIT_FILE. */
 struct Chunk {
     const struct Source *source;
     const char *path;           /* of the file */
@@ -1526,7 +1526,7 @@ struct Chunk {
     struct Json *json;          /* the line of the last part, or NULL */
 };
 
-/* A document, or what a chunk holds of it. */
+/* A document, or with SPLIT_FILE what a chunk holds of it. */
 struct Part {
     const uint8_t *begin, *end, *readable;
     int64_t position;           /* where it begins in the file */
@@ -1586,26 +1586,29 @@ static void read_json_line(struct Chunk *c, struct Part *p)
     free(where);
 }
 
+/* What ends the document at p: the place of \n or <|endoftext|>, or NULL. */
+static const uint8_t *find_mark(enum Split split, const uint8_t *p, const uint8_t *end)
+{
+    return split == SPLIT_FILE ? NULL
+         : split == SPLIT_EOT ? find_text(p, end, END_OF_TEXT) : memchr(p, '\n', end - p);
+}
+
 /* Takes the next document, or the part of it that is in this chunk, off the chunk. Returns false if
  * nothing is left. The part of JSON is valid until the next call. */
 static bool next_part(struct Chunk *c, struct Part *p)
 {
     const enum Split split = c->source->split;
-    const bool lines = split == SPLIT_LINES || split == SPLIT_JSONL;
     json_free(c->json);
     c->json = NULL;
     while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
-        const uint8_t *stop = lines ? memchr(c->at, '\n', c->end - c->at)
-                            : split == SPLIT_EOT ? find_text(c->at, c->end, END_OF_TEXT) : NULL;
-        const bool ends = stop;                     /* the document ends in this chunk */
-        const uint8_t *next = !ends ? c->end : lines ? stop + 1
-                            : skip_line_end(stop + END_OF_TEXT_BYTES, c->end);
-        if (!ends) stop = c->end;
-        else if (lines && stop > c->at && stop[-1] == '\r') stop--;
+        const uint8_t *mark = find_mark(split, c->at, c->end), *stop = mark ? mark : c->end;
+        const uint8_t *next = !mark ? c->end : split != SPLIT_EOT ? mark + 1
+                            : skip_line_end(mark + END_OF_TEXT_BYTES, c->end);
+        if (mark && split != SPLIT_EOT && mark > c->at && mark[-1] == '\r') stop--;
         *p = (struct Part){c->at, stop, c->readable, c->position, c->fresh};
         c->position += next - c->at;
         c->at = next;
-        c->fresh = ends;
+        c->fresh = split != SPLIT_FILE;
         if (split == SPLIT_JSONL) read_json_line(c, p);
         if (split != SPLIT_EOT && find_text(p->begin, p->end, END_OF_TEXT))
             hint_at_marks(c->path);
@@ -1682,22 +1685,19 @@ static void fill_window(struct Source *s)
 }
 
 /* The end of a chunk that begins at `at`: the first place after chunk_bytes where the text can be
- * cut without changing its pieces, or `limit`. That is so between two characters of different
- * classes if the left one is not white space and the right one is not a letter: no piece has such
- * a place inside, and the pieces on the left do not depend on what follows. A | on the right may
- * be inside <|endoftext|>, and a > on the left may be its end: it stays whole, and so does the
- * line end that follows it. JSON is cut after a line. */
+ * cut, or `limit`. That is after a line, or before <|endoftext|>. A document that is a file is cut
+ * before white space that follows another character: no piece has such a place inside, and the
+ * pieces on the left do not depend on what follows. */
 static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const uint8_t *limit)
 {
     int before = SPACE, class, length;              /* before: on the left; SPACE: not known */
     if (limit - at <= chunk_bytes) return limit;
-    for (const uint8_t *p = at + chunk_bytes; p < limit; p += length) {
+    const uint8_t *p = at + chunk_bytes, *mark = find_mark(s->split, p, limit);
+    if (mark) return s->split == SPLIT_EOT ? mark : mark + 1;
+    for (; s->split == SPLIT_FILE && p < limit; p += length) {
         class = class_at(p, limit, &length);
-        const bool whole = length > 1 || *p < 128;  /* else p may be inside a character */
-        const bool apart = whole && class != LETTER && before != SPACE && before != class
-                        && *p != '|' && p[-1] != '>';
-        if (s->split == SPLIT_JSONL ? p[-1] == '\n' : apart) return p;
-        before = whole ? class : SPACE;
+        if (class == SPACE && before != SPACE) return p;
+        before = length > 1 || *p < 128 ? class : SPACE;    /* p may be inside a character */
     }
     return limit;
 }
@@ -1715,7 +1715,7 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
                         s->line, s->fresh, NULL};
     if (!s->position) refuse_other_kinds(c->path, at, end - at);
     if (!s->position && s->split != SPLIT_JSONL) hint_at_format(c->path, at, end - at);
-    s->fresh = s->split == SPLIT_JSONL || stop - at == before_cut;
+    s->fresh = s->split != SPLIT_FILE || stop - at == before_cut;
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
         s->line++;
     s->at += (size_t)(stop - at);
@@ -1893,25 +1893,23 @@ static int command_train(int argc, char **argv)
 
 /* --- encode --- */
 
-/* The ids of a chunk. The first `head` ids continue the document of the chunk before. Each later
- * document is on one of two sides: 0 for training, 1 set aside for validation. */
+/* The ids of a chunk, of each side: 0 for training, 1 set aside for validation. */
 struct Encoded {
     bool ready;
-    struct Buffer ids[2];       /* uint16_t, of each side */
-    size_t head, documents;     /* head: on side 0; documents: that begin in the chunk */
+    struct Buffer ids[2];       /* uint16_t */
+    size_t documents;           /* that begin in the chunk */
     int64_t bytes;              /* of text */
-    int last_side;              /* of the last document that begins here, or -1 */
 };
 
-/* Draws the side of the document that begins with this part. The draw depends on the seed, the
- * number of the file and the position in it, not on threads or chunks. A document that was cut in
- * two is not drawn. */
+/* Draws the side of a document. The draw depends on the seed, the number of the file and the place
+ * where the document begins in it, not on threads or chunks. A document that was cut in two is not
+ * drawn. */
 static int side_of(const struct Chunk *c, const struct Part *p)
 {
+    const struct Source *s = c->source;
     struct Random r = random_stream((uint64_t)set.seed + ((uint64_t)c->number << 44),
-                                    (uint64_t)p->position);
-    const int64_t cut = c->source->cut;
-    return cut ? p->position >= cut : random_uniform(&r) < set.val_fraction;
+                                    s->split == SPLIT_FILE ? 0 : (uint64_t)p->position);
+    return s->cut ? p->position >= s->cut : random_uniform(&r) < set.val_fraction;
 }
 
 /* Encodes the documents of one chunk into e. */
@@ -1919,19 +1917,15 @@ static void encode_chunk(struct Encoded *e, const struct Tokenizer *t, struct Sl
                          struct Chunk c)
 {
     struct Part p;
-    e->ids[0].size = e->ids[1].size = e->head = e->documents = 0;
+    e->ids[0].size = e->ids[1].size = e->documents = 0;
     e->bytes = 0;
-    e->last_side = -1;
     while (next_part(&c, &p)) {
-        const int side = p.starts ? side_of(&c, &p) : 0;
-        struct Buffer *b = &e->ids[side];
+        struct Buffer *b = &e->ids[side_of(&c, &p)];
         reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
         uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
         if (p.starts) *at++ = (uint16_t)t->eot;
         at += encode_text(t, cache, p.begin, p.end, p.readable, at);
         b->size += (at - ids) * sizeof *ids;
-        if (!p.starts) e->head = at - ids;
-        else e->last_side = side;
         e->documents += p.starts;
         e->bytes += p.end - p.begin;
     }
@@ -1940,19 +1934,16 @@ static void encode_chunk(struct Encoded *e, const struct Tokenizer *t, struct Sl
 /* Where the ids of all chunks go, in order. */
 struct Sink {
     struct ShardWriter writers[2];  /* one for each side */
-    int side;                       /* of the document that the next chunk continues */
     int64_t documents, bytes;
 };
 
 static void take_encoded(struct Sink *s, const struct Encoded *e)
 {
-    const uint16_t *ids = (const uint16_t *)e->ids[0].data;
     s->documents += e->documents;
     s->bytes += e->bytes;
-    write_tokens(&s->writers[s->side], ids, e->head);
-    write_tokens(&s->writers[0], ids + e->head, e->ids[0].size / sizeof *ids - e->head);
-    write_tokens(&s->writers[1], (const uint16_t *)e->ids[1].data, e->ids[1].size / sizeof *ids);
-    if (e->last_side >= 0) s->side = e->last_side;
+    for (int side = 0; side < 2; side++)
+        write_tokens(&s->writers[side], (const uint16_t *)e->ids[side].data,
+                     e->ids[side].size / sizeof(uint16_t));
 }
 
 /* Encodes all files. Each thread encodes one chunk after the other. The thread that completes the
