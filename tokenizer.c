@@ -1504,6 +1504,7 @@ struct Source {
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
     int64_t *invalid;           /* (count): bytes of each file that are no UTF-8 */
+    const char *marked;         /* a file that holds the mark as ordinary text, or NULL */
     struct File file;           /* the open file, or the descriptor -1 */
     bool ended;                 /* the open file has been read to its end */
     struct Buffer window;
@@ -1516,7 +1517,7 @@ struct Source {
 /* A part of a file that one thread works on. No piece crosses the end of a chunk, and no document
  * but that of SPLIT_FILE. */
 struct Chunk {
-    const struct Source *source;
+    struct Source *source;
     const char *path;           /* of the file */
     int number;                 /* of the file, from 0 */
     const uint8_t *at, *end;
@@ -1539,18 +1540,6 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 {
     if (p < end && *p == '\n') return p + 1;
     return end - p >= 2 && p[0] == '\r' && p[1] == '\n' ? p + 2 : p;
-}
-
-/* Says once that the text holds the mark as ordinary characters. */
-static void hint_at_marks(const char *path)
-{
-    static bool said;
-    #pragma omp critical (hint)
-    {
-        if (!said)
-            warn("%s: holds " END_OF_TEXT " as ordinary text. Only --split eot cuts there.", path);
-        said = true;
-    }
 }
 
 /* Says if a text that begins here is probably meant to be read by columns. */
@@ -1593,11 +1582,13 @@ static const uint8_t *find_mark(enum Split split, const uint8_t *p, const uint8_
          : split == SPLIT_EOT ? find_text(p, end, END_OF_TEXT) : memchr(p, '\n', end - p);
 }
 
-/* Takes the next document, or the part of it that is in this chunk, off the chunk. Returns false if
- * nothing is left. The part of JSON is valid until the next call. */
+/* Takes the next document, or the part of it that is in this chunk, off the chunk, and notes what
+ * source_close says of it. Returns false if nothing is left. The part of JSON is valid until the
+ * next call. */
 static bool next_part(struct Chunk *c, struct Part *p)
 {
-    const enum Split split = c->source->split;
+    struct Source *s = c->source;
+    const enum Split split = s->split;
     json_free(c->json);
     c->json = NULL;
     while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
@@ -1609,9 +1600,16 @@ static bool next_part(struct Chunk *c, struct Part *p)
         c->position += next - c->at;
         c->at = next;
         c->fresh = split != SPLIT_FILE;
+        const int64_t invalid = count_invalid(p->begin, p->end - p->begin);
+        if (invalid) {
+            #pragma omp atomic
+            s->invalid[c->number] += invalid;
+        }
         if (split == SPLIT_JSONL) read_json_line(c, p);
-        if (split != SPLIT_EOT && find_text(p->begin, p->end, END_OF_TEXT))
-            hint_at_marks(c->path);
+        if (split != SPLIT_EOT && find_text(p->begin, p->end, END_OF_TEXT)) {
+            #pragma omp atomic write
+            s->marked = c->path;
+        }
         if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
     return false;
@@ -1644,17 +1642,11 @@ static struct Source source_open(char **paths, int count, const char *split, con
     return s;
 }
 
-/* Counts the bytes of a chunk that are no UTF-8. */
-static void note_invalid(struct Source *s, const struct Chunk *c)
-{
-    const int64_t invalid = count_invalid(c->at, c->end - c->at);
-    #pragma omp atomic
-    s->invalid[c->number] += invalid;
-}
-
-/* Frees the window, and names the files with bytes that are no UTF-8. */
+/* Frees the window, and names the files with bytes that are no UTF-8 and one with marks in it. */
 static void source_close(struct Source *s)
 {
+    if (s->marked)
+        warn("%s: holds " END_OF_TEXT " as ordinary text. Only --split eot cuts there.", s->marked);
     for (int i = 0; i < s->count; i++)
         if (s->invalid[i])
             warn("%s: not UTF-8: %s, read as they are. If the text has another encoding, as "
@@ -1816,7 +1808,6 @@ static struct WordCounts count_words(struct Source *source)
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
-            note_invalid(source, &chunks[i]);
             while (next_part(&chunks[i], &p))
                 count_text(&counts[thread_index()], p.begin, p.end, p.readable);
         }
@@ -1959,7 +1950,6 @@ static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Sourc
         for (int i = 0; i < n; i++) encoded[i].ready = false;
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
-            note_invalid(source, &chunks[i]);
             struct Slot *cache = caches + ((size_t)thread_index() << CACHE_BITS);
             encode_chunk(&encoded[i], t, cache, chunks[i]);
             #pragma omp critical
