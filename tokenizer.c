@@ -1393,8 +1393,8 @@ static char *missing_shard(const struct Shard *s, const char *pattern)
  * their names together, when all are complete. */
 struct ShardWriter {
     char *prefix;
-    uint64_t hash, set;                 /* of the tokenizer; of the tokens so far */
-    int64_t limit, in_shard, total;     /* tokens: in a full shard, in the open one, in all */
+    uint64_t hash;                      /* of the tokenizer */
+    int64_t limit, total;               /* tokens: in a full shard, and in all so far */
     struct Output *shards[MAX_SHARDS];
     int number;                         /* of shards so far */
     int old;                            /* shards that are replaced have smaller numbers */
@@ -1408,47 +1408,40 @@ static void start_shard(struct ShardWriter *w)
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
     w->shards[w->number] = output_open(path);
     output_write(w->shards[w->number++], &header, sizeof header);
-    w->in_shard = 0;
     free(path);
-}
-
-/* Ends the open shard and adds its tokens to the hash of the set. */
-static void end_shard(struct ShardWriter *w)
-{
-    const struct Output *o = w->shards[w->number - 1];
-    const struct Shard s = {o->path, {o->path, o->fd}, w->in_shard, .vocabulary = INT_MAX};
-    w->set = mix64(w->set ^ sum_tokens(&s));
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
 static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
 {
-    while (n) {
-        if (w->in_shard == w->limit) {
-            end_shard(w);
-            start_shard(w);
-        }
-        const size_t room = (size_t)(w->limit - w->in_shard), now = n < room ? n : room;
+    for (size_t now; n; ids += now, n -= now, w->total += now) {
+        if (w->total == w->number * w->limit) start_shard(w);
+        const size_t room = (size_t)(w->number * w->limit - w->total);
+        now = n < room ? n : room;
         output_write(w->shards[w->number - 1], ids, now * sizeof *ids);
-        w->in_shard += now;
-        w->total += now;
-        ids += now;
-        n -= now;
     }
 }
 
+/* The tokens in a shard: it is full, or the last one. */
+static int64_t tokens_in(const struct ShardWriter *w, int number)
+{
+    return number < w->number - 1 ? w->limit : w->total - number * w->limit;
+}
+
 /* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
- * which set it belongs. */
+ * which set it belongs. Its hash is made of all tokens, which are read for it. */
 static void complete_set(struct ShardWriter *w)
 {
-    end_shard(w);
+    struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, .hash = w->hash, .shards = w->number};
     for (int i = 0; i < w->number; i++) {
         const struct Output *o = w->shards[i];
-        const int64_t count = i < w->number - 1 ? w->limit : w->in_shard;
-        const struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, (int32_t)count, 0, w->hash,
-                                           w->set, w->number};
-        if (lseek(o->fd, 0, SEEK_SET)) die_unwritten(o->path);
-        output_write(o, &header, sizeof header);
+        const struct Shard s = {o->path, {o->path, o->fd}, tokens_in(w, i), .vocabulary = INT_MAX};
+        header.set = mix64(header.set ^ sum_tokens(&s));
+    }
+    for (int i = 0; i < w->number; i++) {
+        header.count = (int32_t)tokens_in(w, i);
+        if (lseek(w->shards[i]->fd, 0, SEEK_SET)) die_unwritten(w->shards[i]->path);
+        output_write(w->shards[i], &header, sizeof header);
     }
 }
 
