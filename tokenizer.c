@@ -229,7 +229,6 @@ static void add_end_of_text(struct Tokenizer *t)
         t->hash = (t->hash ^ pair_of(t->parts[r][0], t->parts[r][1])) * prime;
     for (const char *s = END_OF_TEXT; *s; s++) t->hash = (t->hash ^ (uint8_t)*s) * prime;
     append(&t->bytes, END_OF_TEXT);
-    reserve(&t->bytes, 16);                 /* 16 bytes from a token's first on may be read */
     t->eot = t->vocabulary;
     t->offset[++t->vocabulary] = (uint32_t)t->bytes.size;
 }
@@ -2048,26 +2047,18 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Writes the text of a shard, with the mark (16 bytes of memory) for <|endoftext|>, but not for the
- * first one in the first shard. A short token is copied as 16 bytes; the next token overwrites the
- * surplus. */
+/* Writes the text of a shard, with the mark for <|endoftext|>, but not for the first one in the
+ * first shard. */
 static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
                          const char *mark)
 {
     static uint16_t ids[1 << 16];
-    const size_t mark_bytes = strlen(mark);
     struct Buffer out = {0};
     for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
-        for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++) {
-            const bool eot = ids[i] == t->eot;
-            const char *bytes = eot ? mark : t->bytes.data + t->offset[ids[i]];
-            const size_t length = eot ? mark_bytes : (size_t)token_length(t, ids[i]);
-            reserve(&out, length + 16);
-            if (length <= 16) memcpy(out.data + out.size, bytes, 16);
-            else memcpy(out.data + out.size, bytes, length);
-            out.size += length;
-        }
-        if (out.size) show_result(&out);
+        for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++)
+            if (ids[i] == t->eot) append_bytes(&out, mark, strlen(mark));
+            else append_bytes(&out, t->bytes.data + t->offset[ids[i]], token_length(t, ids[i]));
+        show_result(&out);
     }
     free(out.data);
 }
@@ -2086,7 +2077,7 @@ static int command_decode(int argc, char **argv)
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
     const enum Split split = split_of(set.split);
-    static const char marks[][16] = {"", "\n", END_OF_TEXT};
+    static const char *const marks[] = {"", "\n", END_OF_TEXT};
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
