@@ -1876,17 +1876,9 @@ static int command_train(int argc, char **argv)
 
 /* --- encode --- */
 
-/* The ids of a chunk, of each side: 0 for training, 1 set aside for validation. */
-struct Encoded {
-    bool ready;
-    struct Buffer ids[2];       /* uint16_t */
-    size_t documents;           /* that begin in the chunk */
-    int64_t bytes;              /* of text */
-};
-
-/* Draws the side of a document. The draw depends on the seed, the number of the file and the place
- * where the document begins in it, not on threads or chunks. A document that was cut in two is not
- * drawn. */
+/* Draws the side of a document: 0 for training, 1 set aside for validation. The draw depends on the
+ * seed, the number of the file and the place where the document begins in it, not on threads or
+ * chunks. A document that was cut in two is not drawn. */
 static int side_of(const struct Chunk *c, const struct Part *p)
 {
     const struct Source *s = c->source;
@@ -1895,60 +1887,51 @@ static int side_of(const struct Chunk *c, const struct Part *p)
     return s->cut ? p->position >= s->cut : random_uniform(&r) < set.val_fraction;
 }
 
-/* Encodes the documents of one chunk into e. */
-static void encode_chunk(struct Encoded *e, const struct Tokenizer *t, struct Slot *cache,
-                         struct Chunk c)
+/* Encodes the documents of one chunk and returns how many begin there. ids: of each side,
+ * uint16_t. */
+static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, struct Slot *cache,
+                            struct Chunk c)
 {
     struct Part p;
-    e->ids[0].size = e->ids[1].size = e->documents = 0;
-    e->bytes = 0;
+    int64_t documents = 0;
+    ids[0].size = ids[1].size = 0;
     while (next_part(&c, &p)) {
-        struct Buffer *b = &e->ids[side_of(&c, &p)];
+        struct Buffer *b = &ids[side_of(&c, &p)];
         reserve(b, (p.end - p.begin + 16) * sizeof(uint16_t));
-        uint16_t *ids = (uint16_t *)(b->data + b->size), *at = ids;
+        uint16_t *begin = (uint16_t *)(b->data + b->size), *at = begin;
         if (p.starts) *at++ = (uint16_t)t->eot;
         at += encode_text(t, cache, p.begin, p.end, p.readable, at);
-        b->size += (at - ids) * sizeof *ids;
-        e->documents += p.starts;
-        e->bytes += p.end - p.begin;
+        b->size += (at - begin) * sizeof *at;
+        documents += p.starts;
     }
+    return documents;
 }
 
-/* Where the ids of all chunks go, in order. */
-struct Sink {
-    struct ShardWriter writers[2];  /* one for each side */
-    int64_t documents, bytes;
-};
-
-static void take_encoded(struct Sink *s, const struct Encoded *e)
-{
-    s->documents += e->documents;
-    s->bytes += e->bytes;
-    for (int side = 0; side < 2; side++)
-        write_tokens(&s->writers[side], (const uint16_t *)e->ids[side].data,
-                     e->ids[side].size / sizeof(uint16_t));
-}
-
-/* Encodes all files. Each thread encodes one chunk after the other. The thread that completes the
- * next chunk in order hands it to the sink, and those behind it that are ready, so that no thread
- * waits for another's chunk. */
-static void encode_files(struct Sink *s, const struct Tokenizer *t, struct Source *source)
+/* Encodes all files and returns the number of documents. Each thread encodes one chunk after the
+ * other. The thread that completes the next chunk in order writes its ids, and those behind it that
+ * are ready, so that no thread waits for another's chunk. */
+static int64_t encode_files(struct ShardWriter writers[2], const struct Tokenizer *t,
+                            struct Source *source)
 {
     struct Slot *caches = allocate_zeroed(thread_count() * CACHE_BYTES);
-    struct Encoded encoded[BATCH] = {0};
+    struct Buffer ids[BATCH][2] = {0};
     struct Chunk chunks[BATCH];
+    int64_t documents = 0;
     for (int n; (n = next_chunks(source, chunks, "encoding")); ) {
-        int taken = 0;
-        for (int i = 0; i < n; i++) encoded[i].ready = false;
-        #pragma omp parallel for schedule(dynamic, 1)
+        bool ready[BATCH] = {false};
+        int next = 0;
+        #pragma omp parallel for schedule(dynamic, 1) reduction(+: documents)
         for (int i = 0; i < n; i++) {
             struct Slot *cache = caches + ((size_t)thread_index() << CACHE_BITS);
-            encode_chunk(&encoded[i], t, cache, chunks[i]);
+            documents += encode_chunk(ids[i], t, cache, chunks[i]);
             #pragma omp critical
-            for (encoded[i].ready = true; taken < n && encoded[taken].ready; taken++)
-                take_encoded(s, &encoded[taken]);
+            for (ready[i] = true; next < n && ready[next]; next++)
+                for (int side = 0; side < 2; side++)
+                    write_tokens(&writers[side], (uint16_t *)ids[next][side].data,
+                                 ids[next][side].size / sizeof(uint16_t));
         }
     }
+    return documents;
 }
 
 /* Gives the shards of the sets their names, removes what older sets had more, and says what was
@@ -2013,15 +1996,15 @@ static int command_encode(int argc, char **argv)
     warn_idle(options);
     set_threads(set.threads);
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
-    static struct Sink sink;
+    static struct ShardWriter writers[2];
     for (int i = 0; i < sets; i++) {
-        sink.writers[i].prefix = i ? val_prefix(set.out) : text_of("%s", set.out);
-        sink.writers[i].hash = t->hash;
-        sink.writers[i].limit = set.shard_tokens;
-        start_set(&sink.writers[i], set.overwrite);
+        writers[i].prefix = i ? val_prefix(set.out) : text_of("%s", set.out);
+        writers[i].hash = t->hash;
+        writers[i].limit = set.shard_tokens;
+        start_set(&writers[i], set.overwrite);
     }
     const char *val = shard_path(val_prefix(set.out), 0);
-    if (sets == 1 && sink.writers[0].old && file_exists(val))
+    if (sets == 1 && writers[0].old && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
     struct Source source = source_open(argv, files, set.split, set.text_field);
@@ -2029,19 +2012,19 @@ static int command_encode(int argc, char **argv)
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
     if (source.cut && is_given(options, "seed"))
         warn("--seed: has no effect with one document.");
-    encode_files(&sink, t, &source);
+    const int64_t documents = encode_files(writers, t, &source);
     source_close(&source);
-    const int64_t train = sink.writers[0].total, aside = sink.writers[1].total;
-    if (!sink.documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
+    const int64_t train = writers[0].total, aside = writers[1].total;
+    if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!train || (sets == 2 && !aside))
         die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", set.val_fraction,
-            counted(sink.documents, "document"),
+            counted(documents, "document"),
             train ? "none is set aside" : "none is left to train on");
-    finish_sets(sink.writers, sets);
+    finish_sets(writers, sets);
     const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
-             counted(sink.documents, "document"), source.done / 1e6,
-             (double)sink.bytes / (train + aside), elapsed, source.done / 1e6 / elapsed);
+             counted(documents, "document"), source.done / 1e6,
+             (double)source.done / (train + aside), elapsed, source.done / 1e6 / elapsed);
     return 0;
 }
 
