@@ -1501,7 +1501,6 @@ struct Source {
     bool ended;                 /* the open file has been read to its end */
     struct Buffer window;
     size_t at;                  /* chunks have been cut up to this byte of the window */
-    bool fresh;                 /* a document begins there */
     int64_t position, line;     /* of that byte in the open file; line: with SPLIT_JSONL */
     struct Timer timer;
 };
@@ -1510,7 +1509,6 @@ struct Source {
  * but that of SPLIT_FILE. */
 struct Chunk {
     struct Source *source;
-    const char *path;           /* of the file */
     int number;                 /* of the file, from 0 */
     const uint8_t *at, *end;
     const uint8_t *readable;    /* the end of what is in memory, see piece_end */
@@ -1551,7 +1549,7 @@ static void hint_at_format(const char *path, const uint8_t *p, size_t n)
 static void read_json_line(struct Chunk *c, struct Part *p)
 {
     const char *field = c->source->field;
-    char *where = text_of("%s:%lld", c->path, (long long)c->line++);
+    char *where = text_of("%s:%lld", c->source->paths[c->number], (long long)c->line++);
     if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
         p->begin += 3;                              /* a byte order mark */
     while (p->begin < p->end && isspace(*p->begin)) p->begin++;
@@ -1600,7 +1598,7 @@ static bool next_part(struct Chunk *c, struct Part *p)
         if (split == SPLIT_JSONL) read_json_line(c, p);
         if (split != SPLIT_EOT && find_text(p->begin, p->end, END_OF_TEXT)) {
             #pragma omp atomic write
-            s->marked = c->path;
+            s->marked = s->paths[c->number];
         }
         if (p->end > p->begin || split == SPLIT_FILE) return true;
     }
@@ -1658,7 +1656,6 @@ static void fill_window(struct Source *s)
         s->position = 0;
         s->line = 1;
         s->ended = false;
-        s->fresh = true;
     }
     while (!s->ended && w->size < w->capacity) {
         const size_t n = bytes_read(
@@ -1692,14 +1689,13 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = (uint8_t *)s->window.data + s->at, *end = at + s->window.size - s->at;
     const int64_t before_cut = s->cut - s->position;
-    const bool meets_cut = before_cut > 0 && before_cut < end - at;
+    const bool meets_cut = before_cut > 0 && before_cut < end - at,
+               fresh = s->split != SPLIT_FILE || !s->position || !before_cut;
     const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    *c = (struct Chunk){s, s->paths[s->number - 1], s->number - 1, at, stop, end, s->position,
-                        s->line, s->fresh, NULL};
-    if (!s->position) refuse_other_kinds(c->path, at, end - at);
-    if (!s->position && s->split != SPLIT_JSONL) hint_at_format(c->path, at, end - at);
-    s->fresh = s->split != SPLIT_FILE || stop - at == before_cut;
+    *c = (struct Chunk){s, s->number - 1, at, stop, end, s->position, s->line, fresh, NULL};
+    if (!s->position) refuse_other_kinds(s->file.path, at, end - at);
+    if (!s->position && s->split != SPLIT_JSONL) hint_at_format(s->file.path, at, end - at);
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
         s->line++;
     s->at += (size_t)(stop - at);
