@@ -345,25 +345,20 @@ struct Trainer {
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
-/* The index of the pair in t->pairs; a new pair is added with the count 0. */
-static int pair_index(struct Trainer *t, uint32_t pair)
-{
-    const int found = hash_get(&t->index, pair);
-    if (found >= 0) return found;
-    if (t->pair_count == t->pair_room)
-        t->pairs = resize(t->pairs, (t->pair_room = 2 * t->pair_room + 1024) * sizeof *t->pairs);
-    t->pairs[t->pair_count] = (struct PairCount){.pair = pair};
-    hash_put(&t->index, pair, t->pair_count);
-    return t->pair_count++;
-}
-
 /* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
  * often if change < 0. The pairs of a word are counted one after the other, so if it holds the pair
  * twice, the word is the last of the list the second time. A word that a later merge adds to the
  * list again is visited in vain, no more. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
-    const int index = pair_index(t, pair_of(a, b));
+    const uint32_t pair = pair_of(a, b);
+    int index = hash_get(&t->index, pair);
+    if (index < 0) {                                            /* a new pair */
+        hash_put(&t->index, pair, index = t->pair_count++);
+        if (index == t->pair_room)
+            t->pairs = resize(t->pairs, (t->pair_room = 2 * index + 1024) * sizeof *t->pairs);
+        t->pairs[index] = (struct PairCount){.pair = pair};
+    }
     struct PairCount *p = &t->pairs[index];
     p->count += change;
     if (change < 0) return;                                     /* the list keeps the word */
