@@ -144,8 +144,7 @@ struct Tokenizer {
     struct HashTable found;     /* in files (8): the checksum of a token's bytes -> its id. That two
                                  * of 65,536 tokens have the same has a chance of 1e-10 */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
-    char **added;               /* (added_count): other tokens in that file, see refuse_added */
-    int added_count;
+    struct Buffer added;        /* other tokens in that file, a NUL after each: see refuse_added */
     struct Usage usage;
 };
 
@@ -626,10 +625,11 @@ static const uint8_t *find_text(const uint8_t *p, const uint8_t *end, const char
  * token, here it would be ordinary text. */
 static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint8_t *end)
 {
-    for (int i = 0; i < t->added_count; i++)
-        if (find_text(p, end, t->added[i]))
+    const char *token = t->added.data;
+    for (; token < t->added.data + t->added.size; token += strlen(token) + 1)
+        if (find_text(p, end, token))
             die("%s: is a token that was added to the tokenizer, which is not supported. Take it "
-                "out of the text.", t->added[i]);
+                "out of the text.", token);
 }
 
 /* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
@@ -807,10 +807,8 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
     for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
         const char *name = json_text(a, "content", END_OF_TEXT);
         if (!strcmp(name, END_OF_TEXT)) read_file_id(t, name, json_get(a, "id"));
-        else if (find_token(t, name, name + strlen(name)) < 0) {
-            t->added = resize(t->added, (t->added_count + 1) * sizeof *t->added);
-            t->added[t->added_count++] = text_of("%s", name);
-        }
+        else if (find_token(t, name, name + strlen(name)) < 0)
+            append_bytes(&t->added, name, strlen(name) + 1);
     }
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
@@ -914,7 +912,7 @@ static void read_usage(struct Tokenizer *t, const char *path)
     const double longest = json_number(j, "model_max_length", 0);
     u->begins = json_number(j, "add_bos_token", u->begins) != 0;
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
-    if (json_number(j, "split_special_tokens", 0)) t->added_count = 0;
+    if (json_number(j, "split_special_tokens", 0)) t->added.size = 0;
     u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
     if (u->begins && strcmp(name, END_OF_TEXT))
         die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
