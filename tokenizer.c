@@ -906,9 +906,8 @@ static void read_usage(struct Tokenizer *t, const char *path)
 {
     struct Usage *u = &t->usage;
     struct Json *j = read_json_file(path, MAX_CONFIG);
-    const struct Json *bos = json_get(j, "bos_token");
-    const char *name = bos && bos->kind == JSON_OBJECT ? json_text(bos, "content", "")
-                                                       : json_text(j, "bos_token", END_OF_TEXT);
+    const char *content = json_text(json_get(j, "bos_token"), "content", END_OF_TEXT),
+               *name = json_text(j, "bos_token", content);     /* a string, or an object with it */
     const double longest = json_number(j, "model_max_length", 0);
     u->begins = json_number(j, "add_bos_token", u->begins) != 0;
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
