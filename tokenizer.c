@@ -775,8 +775,6 @@ static struct Tokenizer *read_merges(struct Bytes text, const char *path)
 
 /* --- Reading vocab.json and tokenizer.json --- */
 
-enum { MAX_IDS = 1 << 24 };     /* as check_config allows a model */
-
 /* A file as a tree of nodes. Its text stays in memory, since the tree points into it. */
 static struct Json *read_json_file(const char *path, size_t max)
 {
@@ -788,7 +786,7 @@ static struct Json *read_json_file(const char *path, size_t max)
 static void read_file_id(struct Tokenizer *t, const char *name, const struct Json *id)
 {
     const int token = find_token(t, name, name + strlen(name));
-    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < MAX_IDS)
+    if (token >= 0 && id && id->kind == JSON_NUMBER && id->number >= 0 && id->number < INT_MAX)
         t->file_ids[token] = (int)id->number;
 }
 
