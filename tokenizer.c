@@ -561,12 +561,17 @@ static void push_link(struct Heap *h, const struct Tokenizer *t, const struct Li
     if (made >= 0) heap_push(h, (struct Entry){-made, at, made});
 }
 
+/* Dies on a text of so many bytes that int may not count its tokens and those of a second one. */
+static void refuse_huge(size_t n)
+{
+    if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
+}
+
 /* Merges a piece of any length, with the same result as merge_short. A pair that is popped may be
  * gone, because one of its tokens was merged with another. */
 static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t n, uint16_t *out)
 {
-    if (n >= 1u << 30)
-        die("a run of %.1f GB without a word boundary is too long. Split the text.", n / 1e9);
+    refuse_huge(n);
     struct Link *list = resize(NULL, n * sizeof *list);
     struct Heap heap = {0};
     for (uint32_t i = 0; i < n; i++)
@@ -574,9 +579,8 @@ static size_t merge_long(const struct Tokenizer *t, const uint8_t *piece, size_t
     for (uint32_t i = 0; i < n; i++) push_link(&heap, t, list, i, n);
     while (heap.size) {
         const struct Entry top = heap_pop(&heap);
-        const uint16_t *parts = t->parts[top.index - BYTES];
         const uint32_t at = top.id, right = list[at].next;
-        if (list[at].id != parts[0] || right >= n || list[right].id != parts[1]) continue;
+        if (right >= n || merged(t, list[at].id, list[right].id) != top.index) continue;
         list[at] = (struct Link){list[right].next, list[at].before, (uint16_t)top.index};
         list[right].id = UINT16_MAX;            /* an id that no merge contains */
         if (list[at].next < n) list[list[at].next].before = at;
@@ -666,12 +670,6 @@ static size_t encode_text(const struct Tokenizer *t, struct Slot *cache, const u
         }
     }
     return o - out;
-}
-
-/* Dies on a text of so many bytes that int may not count its tokens and those of a second one. */
-static void refuse_huge(size_t n)
-{
-    if (n >= INT_MAX / 2) die("a text of %.1f GB is too long. Split it.", n / 1e9);
 }
 
 /* Encodes a text of n bytes; ids needs room for n. Returns their number. <|endoftext|> in the text
