@@ -1384,7 +1384,6 @@ struct ShardWriter {
     int64_t limit, total;               /* tokens: in a full shard, and in all so far */
     struct Output *shards[MAX_SHARDS];
     int number;                         /* of shards so far */
-    int old;                            /* shards that are replaced have smaller numbers */
 };
 
 /* Begins a shard. Its header is written last, when its number of tokens is known. */
@@ -1447,7 +1446,6 @@ static void start_set(struct ShardWriter *w, bool overwrite)
             if (read_shard_header(&file).magic != SHARD_MAGIC)
                 die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
             close_file(&file);
-            w->old = i + 1;
         }
         free(path);
         free(unfinished);
@@ -1918,14 +1916,14 @@ static int64_t encode_files(struct ShardWriter writers[2], const struct Tokenize
     return documents;
 }
 
-/* Gives the shards of the sets their names, removes what older sets had more, and says what was
- * written. */
+/* Gives the shards of the sets their names, removes those that an older set has behind them, and
+ * says what was written. */
 static void finish_sets(struct ShardWriter *writers, int count)
 {
     for (int i = 0; i < count; i++) complete_set(&writers[i]);
     commit_outputs();
     for (struct ShardWriter *w = writers; w < writers + count; w++) {
-        for (int i = w->number; i < w->old; i++) remove_file(shard_path(w->prefix, i));
+        for (int i = w->number; i < MAX_SHARDS; i++) remove_file(shard_path(w->prefix, i));
         progress(true, "%s%s: %s", shard_path(w->prefix, 0), w->number > 1 ? " ..." : "",
                  counted(w->total, "token"));
     }
@@ -1988,7 +1986,7 @@ static int command_encode(int argc, char **argv)
         start_set(&writers[i], set.overwrite);
     }
     const char *val = shard_path(val_prefix(set.out), 0);
-    if (sets == 1 && writers[0].old && file_exists(val))
+    if (sets == 1 && set.overwrite && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
     struct Source source = source_open(argv, files, set.split, set.text_field);
