@@ -1480,7 +1480,7 @@ struct Source {
     enum Split split;
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
     int64_t cut;                /* another document begins at this position of the file; 0: none */
-    int64_t done, total;        /* bytes: cut into chunks, and in all; total 0 if not known */
+    int64_t done, total;        /* bytes: cut into chunks, and in all files, but a pipe has 0 */
     int64_t *invalid;           /* (count): bytes of each file that are no UTF-8 */
     const char *marked;         /* a file that holds the mark as ordinary text, or NULL */
     struct File file;           /* the open file, or the descriptor -1 */
@@ -1600,7 +1600,6 @@ static struct Source source_open(char **paths, int count, const char *split, con
 {
     struct Source s = {paths, count, .split = split_of(split), .field = field, .file.fd = -1,
                        .timer = start_timer()};
-    bool sized = true;
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
         struct stat status = {0};
@@ -1609,10 +1608,8 @@ static struct Source source_open(char **paths, int count, const char *split, con
             struct File file = open_file(paths[i], true);
             close_file(&file);
         }
-        sized = sized && S_ISREG(status.st_mode);
         s.total += status.st_size;
     }
-    if (!sized) s.total = 0;
     reserve(&s.window, (size_t)(BATCH * chunk_bytes));
     s.invalid = allocate_zeroed(count * sizeof *s.invalid);
     return s;
