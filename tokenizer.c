@@ -1460,14 +1460,9 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 
 /* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
  * without a line end that directly follows the first; or a string in a line's JSON object. Empty
- * lines and strings, and marks with nothing between them, make no document. */
-enum Split { SPLIT_FILE, SPLIT_LINES, SPLIT_EOT, SPLIT_JSONL };
-
-static enum Split split_of(const char *name)
-{
-    return !strcmp(name, "lines") ? SPLIT_LINES : !strcmp(name, "eot") ? SPLIT_EOT
-         : !strcmp(name, "jsonl") ? SPLIT_JSONL : SPLIT_FILE;
-}
+ * lines and strings, and marks with nothing between them, make no document. The number of a choice
+ * of --split is its first letter. */
+enum Split { SPLIT_FILE = 'f', SPLIT_LINES = 'l', SPLIT_EOT = 'e', SPLIT_JSONL = 'j' };
 
 /* The text that a thread takes at a time. The results do not depend on it; tests change it. */
 static int64_t chunk_bytes = 1 << 19;
@@ -1598,7 +1593,7 @@ enum { BATCH = 64 };            /* the maximum number of chunks in one call of n
 /* Checks that all files can be read; "-" is standard input. Dies if one cannot. */
 static struct Source source_open(char **paths, int count, const char *split, const char *field)
 {
-    struct Source s = {paths, count, .split = split_of(split), .field = field, .file.fd = -1,
+    struct Source s = {paths, count, .split = *split, .field = field, .file.fd = -1,
                        .timer = start_timer()};
     if (!count) die_usage("no FILE is named. Name the texts to read, or - for standard input.");
     for (int i = 0; i < count; i++) {
@@ -2038,8 +2033,8 @@ static int command_decode(int argc, char **argv)
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
-    const enum Split split = split_of(set.split);
-    static const char *const marks[] = {"", "\n", END_OF_TEXT};
+    const enum Split split = *set.split;
+    const char *mark = split == SPLIT_LINES ? "\n" : split == SPLIT_EOT ? END_OF_TEXT : "";
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
@@ -2048,7 +2043,7 @@ static int command_decode(int argc, char **argv)
             warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
                  counted(s[i].shards, "shard"));
     }
-    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, marks[split]);
+    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, mark);
     if (split == SPLIT_LINES) puts("");
     return 0;
 }
