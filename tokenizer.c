@@ -1517,12 +1517,10 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 static void hint_at_format(const char *path, const uint8_t *p, size_t n)
 {
     const char *dot = strrchr(path, '.');
-    if (n > 2 && p[0] == '{' && strchr("\" \r\n", p[1]))
-        warn("%s: looks like JSON, whose names and braces are text here. --split jsonl reads the "
-             "strings.", path);
-    else if (dot && is_choice(dot + 1, strlen(dot + 1), "csv|tsv"))
-        warn("%s: looks like a table, whose labels and quotes are text here. Make a line of each "
-             "text, or JSON for --split jsonl.", path);
+    const bool json = n > 2 && p[0] == '{' && strchr("\" \r\n", p[1]);
+    if (json || (dot && is_choice(dot + 1, strlen(dot + 1), "csv|tsv")))
+        warn("%s: looks like %s are text here. Give texts alone, or JSON with --split jsonl.", path,
+             json ? "JSON, whose names and braces" : "a table, whose labels and quotes");
 }
 
 /* Replaces a line of JSON by the string that it holds. A blank line becomes an empty string. Dies
