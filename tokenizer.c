@@ -1408,24 +1408,20 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
     }
 }
 
-/* The tokens in a shard: it is full, or the last one. */
-static int64_t tokens_in(const struct ShardWriter *w, int number)
-{
-    return number < w->number - 1 ? w->limit : w->total - number * w->limit;
-}
-
 /* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
  * which set it belongs. Its hash is made of all tokens, which are read for it. */
 static void complete_set(struct ShardWriter *w)
 {
     struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, .hash = w->hash, .shards = w->number};
+    int64_t counts[MAX_SHARDS];
     for (int i = 0; i < w->number; i++) {
         const struct Output *o = w->shards[i];
-        const struct Shard s = {o->path, {o->path, o->fd}, tokens_in(w, i), .vocabulary = INT_MAX};
+        counts[i] = i < w->number - 1 ? w->limit : w->total - i * w->limit;
+        const struct Shard s = {o->path, {o->path, o->fd}, counts[i], .vocabulary = INT_MAX};
         header.set = mix64(header.set ^ sum_tokens(&s));
     }
     for (int i = 0; i < w->number; i++) {
-        header.count = (int32_t)tokens_in(w, i);
+        header.count = (int32_t)counts[i];
         if (lseek(w->shards[i]->fd, 0, SEEK_SET)) die_unwritten(w->shards[i]->path);
         output_write(w->shards[i], &header, sizeof header);
     }
