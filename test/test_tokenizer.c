@@ -482,6 +482,8 @@ static void test_foreign_order(const struct Tokenizer *t)
     write_plain("added", "b\n<s> a", 7);
     expect_error(1, "<s>: is a token that was added",
                  "encode --split lines --tokenizer order_json --out added added");
+    expect_error(1, "<s>: is a token that was added",       /* no chunk ends inside it */
+                 "encode --chunk-bytes 3 --tokenizer order_json --out added added");
     write_in("order_json", "tokenizer_config.json", "{\"split_special_tokens\": true}", 30);
     check(run(NULL, "ids --tokenizer order_json a<s>") == 0, "split_special_tokens: it is text");
     write_in("order", "vocab.json", "[\"a\"]", 5);
