@@ -1379,7 +1379,7 @@ static char *missing_shard(const struct Shard *s, const char *pattern)
 /* Writes tokens to PREFIX_000000.bin, PREFIX_000001.bin, ..., of `limit` tokens each. They get
  * their names together, when all are complete. */
 struct ShardWriter {
-    char *prefix;
+    const char *prefix;
     uint64_t hash;                      /* of the tokenizer */
     int64_t limit, total;               /* tokens: in a full shard, and in all so far */
     struct Output *shards[MAX_SHARDS];
@@ -1966,9 +1966,8 @@ static int command_encode(int argc, char **argv)
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
     static struct ShardWriter writers[2];
     for (int i = 0; i < sets; i++) {
-        writers[i].prefix = i ? val_prefix(set.out) : text_of("%s", set.out);
-        writers[i].hash = t->hash;
-        writers[i].limit = set.shard_tokens;
+        writers[i] = (struct ShardWriter){i ? val_prefix(set.out) : set.out, t->hash,
+                                          set.shard_tokens};
         start_set(&writers[i], set.overwrite);
     }
     const char *val = shard_path(val_prefix(set.out), 0);
