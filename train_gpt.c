@@ -189,7 +189,7 @@ struct Loader {
     struct Sequences sequences;
     int *order;                 /* (count): a permutation of the sequences */
     uint64_t seed;
-    int64_t epoch;
+    long long epoch;
     int next;                   /* sequences of this epoch that have been read */
 };
 
@@ -223,7 +223,7 @@ static void loader_create(struct Loader *l, struct Sequences sequences, uint64_t
 /* The number of the next sequence, if need be of the next epoch. Who reads it adds 1 to `next`. */
 static int loader_peek(struct Loader *l)
 {
-    if (l->next == l->sequences.count) loader_seek(l, l->epoch + 1, 0);
+    if (l->next >= l->sequences.count) loader_seek(l, l->epoch + 1, 0);
     return l->order[l->next];
 }
 
@@ -268,7 +268,7 @@ struct TrainOptions {
  * per byte of text do not:
  *   bits_per_byte = sum of losses / ln 2 / bytes of the target tokens
  * <|endoftext|> counts as 0 bytes, because the text does not contain it; its loss counts. */
-struct Score { double loss, bits_per_byte; int64_t tokens; };
+struct Score { double loss, bits_per_byte; long long tokens; };
 
 enum { WINDOW = 33, SPIKE_FACTOR = 5 };         /* see median and judge_step */
 
@@ -303,12 +303,12 @@ struct Run {
     /* Stored in the state */
     struct Model model;
     struct Loader loader;
-    int64_t step, tokens;               /* steps and targets so far */
+    long long step, tokens;             /* steps and targets so far */
     struct Score last, best;            /* on --val; best.loss starts at infinity */
-    int64_t best_step;                  /* of the best score; 0: none yet */
-    struct { int64_t step; double rate; } fall;     /* see fit_to_time; step 0: undecided */
+    long long best_step;                /* of the best score; 0: none yet */
+    struct { long long step; double rate; } fall;   /* see fit_to_time; step 0: undecided */
     double norms[WINDOW];               /* of the last steps, step s at s - 1 modulo the window */
-    int64_t skipped;                    /* steps that did not update the weights */
+    long long skipped;                  /* steps that did not update the weights */
 
     struct Clock clock;
 };
@@ -817,58 +817,24 @@ static struct Option *option_table(struct TrainOptions *o)
 /* 6. Metadata, log and state                                                                    */
 /* ============================================================================================= */
 
-/* Stores a score as KIND_loss, KIND_bits_per_byte and KIND_tokens. */
-static void set_score(struct Metadata *meta, const char *kind, const struct Score *s)
-{
-    metadata_set(meta, brief("%s_loss", kind), "%.17g", s->loss);
-    metadata_set(meta, brief("%s_bits_per_byte", kind), "%.17g", s->bits_per_byte);
-    metadata_set(meta, brief("%s_tokens", kind), "%lld", (long long)s->tokens);
-}
-
-/* Reads what set_score stored. Without entries: an infinite loss on 0 tokens. */
-static struct Score get_score(const struct Metadata *meta, const char *kind)
-{
-    const char *loss = metadata_get(meta, brief("%s_loss", kind)),
-               *bits = metadata_get(meta, brief("%s_bits_per_byte", kind)),
-               *tokens = metadata_get(meta, brief("%s_tokens", kind));
-    if (!loss || !bits || !tokens) return (struct Score){.loss = INFINITY};
-    return (struct Score){strtod(loss, NULL), strtod(bits, NULL), strtoll(tokens, NULL, 10)};
-}
-
 /* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
 static struct Metadata describe(const struct Run *r)
 {
     struct Metadata meta = {0};
     metadata_set(&meta, "program", "train_gpt");
-    metadata_set(&meta, "step", "%lld", (long long)r->step);
-    metadata_set(&meta, "tokens", "%lld", (long long)r->tokens);
-    metadata_set(&meta, "epoch", "%lld", (long long)r->loader.epoch);
-    metadata_set(&meta, "position", "%d", r->loader.next);
-    if (r->last.tokens) set_score(&meta, "val", &r->last);
+    metadata_set(&meta, "step", "%lld", r->step);
+    metadata_set(&meta, "tokens", "%lld", r->tokens);
+    metadata_set(&meta, "epoch", "%lld", r->loader.epoch);
+    if (r->last.tokens) {
+        metadata_set(&meta, "val_loss", "%.17g", r->last.loss);
+        metadata_set(&meta, "val_bits_per_byte", "%.17g", r->last.bits_per_byte);
+        metadata_set(&meta, "val_tokens", "%lld", r->last.tokens);
+    }
     tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
     describe_options(&meta, r->table, "train");
     return meta;
-}
-
-/* An entry that every state has. Dies if it is missing. */
-static const char *entry(const struct Metadata *state, const char *key, const char *path)
-{
-    const char *value = metadata_get(state, key);
-    if (!value) die("%s: no entry `%s`, so it is no state of a run. Start it again.", path, key);
-    return value;
-}
-
-/* The same for a whole number from 0 to 2^50, which can be counted on. Dies if it is anything
- * else. */
-static int64_t entry_integer(const struct Metadata *state, const char *key, const char *path)
-{
-    const char *text = entry(state, key, path);
-    double x;
-    if (!parse_number(text, "", NULL, &x) || x != floor(x) || x < 0 || x > 0x1p50)
-        die("%s: entry `%s` is \"%s\", not a whole number. Start the run again.", path, key, text);
-    return (int64_t)x;
 }
 
 /* --- The log: a journal with one row a step --- */
@@ -887,8 +853,8 @@ static void log_row(struct Run *r, const struct Step *s, const struct Score *val
     if (rank) return;
     const char *score = val ? brief("%.6f\t%.6f", val->loss, val->bits_per_byte) : "\t";
     journal_add(&r->files.log, "%lld\t%.6f\t%s\t%.8g\t%.6g\t%lld\t%.0f\t%.2f\n",
-                (long long)r->step, s->loss, score, s->lr, s->norm, (long long)r->tokens,
-                s->targets / s->seconds, time_used(r));
+                r->step, s->loss, score, s->lr, s->norm, r->tokens, s->targets / s->seconds,
+                time_used(r));
 }
 
 /* The seconds of a log's last row; 0 without rows. */
@@ -936,22 +902,22 @@ static void evaluate_run(struct Run *r)
 }
 
 /* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
- * that it has every step of the state, even after a crash. */
+ * that it has every step of the state, even after a crash. The numbers are one entry, which
+ * restore_run reads in the same order. */
 static void stage_run(const struct Run *r)
 {
     struct Metadata state = describe(r);
-    struct Buffer norms = {0};
+    struct Buffer position = {0};
+    append(&position, "%lld %lld %lld %d %lld %.17g %.17g %lld %.17g %.17g %lld %lld %.17g",
+           r->step, r->tokens, r->loader.epoch, r->loader.next, r->last.tokens, r->last.loss,
+           r->last.bits_per_byte, r->best_step, r->best.loss, r->best.bits_per_byte, r->skipped,
+           r->fall.step, r->fall.rate);
+    for (int i = 0; i < WINDOW; i++) append(&position, " %.17g", r->norms[i]);
+    metadata_set(&state, "position", "%s", position.data);
     journal_describe(&state, &r->files.log);
-    metadata_set(&state, "best_step", "%lld", (long long)r->best_step);
-    if (r->best.tokens) set_score(&state, "best", &r->best);
-    metadata_set(&state, "fall_step", "%lld", (long long)r->fall.step);
-    metadata_set(&state, "fall_rate", "%.17g", r->fall.rate);
-    for (int i = 0; i < WINDOW; i++) append(&norms, "%.17g ", r->norms[i]);
-    metadata_set(&state, "norms", "%s", norms.data);
-    metadata_set(&state, "skipped", "%lld", (long long)r->skipped);
     if (!r->options.steps) metadata_set(&state, "time_limit", "%.17g", r->options.time_limit);
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
-    free(norms.data);
+    free(position.data);
     metadata_free(&state);
 }
 
@@ -998,10 +964,12 @@ static void take_options(struct Run *r)
     struct TrainOptions *o = &r->options;
     struct Metadata state;
     load_metadata(r->files.state, &state);
-    entry(&state, "train.data", r->files.state);
+    const char *limit = metadata_get(&state, "time_limit");
+    if (!metadata_get(&state, "train.steps"))
+        die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
     resume_options(r->table, &state, "train", o->out);
-    if (!o->steps && !is_given(r->table, "time-limit"))
-        o->time_limit = strtod(entry(&state, "time_limit", r->files.state), NULL);
+    if (limit && !o->steps && !is_given(r->table, "time-limit"))
+        o->time_limit = strtod(limit, NULL);
     metadata_free(&state);
 }
 
@@ -1026,30 +994,29 @@ static void restore_run(struct Run *r)
     };
     const struct TrainOptions *o = &r->options;
     struct Metadata state;
-    const char *path = r->files.state;
-    load_state(path, &r->model, NULL, NULL, &state);
-    for (int i = 0; i < COUNT(same); i++)
-        if (strcmp(hash_text(same[i].now), entry(&state, same[i].key, path)))
-            die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
-                "with the same.", same[i].option, o->out, entry(&state, same[i].key, path),
-                hash_text(same[i].now));
-    r->step = entry_integer(&state, "step", path);
-    r->tokens = entry_integer(&state, "tokens", path);
-    const int64_t position = entry_integer(&state, "position", path);
-    loader_seek(&r->loader, entry_integer(&state, "epoch", path), (int)position);
-    if (position > r->loader.sequences.count)
-        die("%s: the place in the data is beyond its end. Start the run again.", path);
-    r->last = get_score(&state, "val");
-    r->best = get_score(&state, "best");
-    r->best_step = entry_integer(&state, "best_step", path);
-    r->fall.step = entry_integer(&state, "fall_step", path);
-    r->fall.rate = strtod(entry(&state, "fall_rate", path), NULL);
-    r->skipped = entry_integer(&state, "skipped", path);
-    char *norms = (char *)entry(&state, "norms", path);
+    load_state(r->files.state, &r->model, NULL, NULL, &state);
+    const char *position = metadata_get(&state, "position"),
+               *planned = metadata_get(&state, "train.steps");
+    long long epoch;
+    int next, end = 0;
+    if (!position || !planned
+        || sscanf(position, "%lld %lld %lld %d %lld %lf %lf %lld %lf %lf %lld %lld %lf%n", &r->step,
+                  &r->tokens, &epoch, &next, &r->last.tokens, &r->last.loss, &r->last.bits_per_byte,
+                  &r->best_step, &r->best.loss, &r->best.bits_per_byte, &r->skipped, &r->fall.step,
+                  &r->fall.rate, &end) != 13 || r->step < 0 || r->step > 1e15 || next < 0)
+        die("%s: does not say where the run is. Start it again with --overwrite.", r->files.state);
+    char *norms = (char *)position + end;
     for (int i = 0; i < WINDOW; i++) r->norms[i] = strtod(norms, &norms);
-    if (o->steps && o->steps < entry_integer(&state, "train.steps", path))
+    for (int i = 0; i < COUNT(same); i++) {
+        const char *was = metadata_get(&state, same[i].key), *now = hash_text(same[i].now);
+        if (!was || strcmp(was, now))
+            die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
+                "with the same.", same[i].option, o->out, was ? was : "not noted", now);
+    }
+    if (o->steps && o->steps < strtoll(planned, NULL, 10))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
+    loader_seek(&r->loader, epoch, next);
     open_log(r, &state);
     metadata_free(&state);
 }
@@ -1418,7 +1385,7 @@ static double median(const double *values, int n)
 static char *write_texts(const struct Run *r)
 {
     struct Buffer bytes = {0}, text = {0};
-    char *path = text_of("%s/step_%lld.txt", r->options.out, (long long)r->step + 1);
+    char *path = text_of("%s/step_%lld.txt", r->options.out, r->step + 1);
     for (int a = 0; a < r->options.accumulate; a++) {
         const struct Minibatch *m = &r->minibatches[a];
         for (int s = 0; s < m->batch.sequences; s++) {
@@ -1912,10 +1879,10 @@ static int finish(const struct Run *r)
     if (live()) fprintf(stderr, "\r\033[K");
     printf("%s: ", o->out);
     if (r->best_step)
-        printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", (long long)r->best_step,
-               r->best.loss, r->best.bits_per_byte);
+        printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", r->best_step, r->best.loss,
+               r->best.bits_per_byte);
     printf("%s%s, ", counted(r->step, "step"), r->fall.step ? " that fit into --time-limit" : "");
-    if (r->skipped) printf("%lld of them skipped, ", (long long)r->skipped);
+    if (r->skipped) printf("%lld of them skipped, ", r->skipped);
     printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
     if (finished(r)) judge_run(r);
     if (o->profile) print_profile(r);
@@ -1971,7 +1938,7 @@ static int command_train(int argc, char **argv)
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
-                 o->out, (long long)r.step, (long long)o->steps);
+                 o->out, r.step, (long long)o->steps);
         return 0;
     }
     begin_files(&r);
@@ -2039,7 +2006,7 @@ static int command_eval(int argc, char **argv)
     struct Score s = evaluate(&model, &ws, &m, &sequences, tokenizer, tokens);
     if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
-           s.bits_per_byte, (long long)s.tokens);
+           s.bits_per_byte, s.tokens);
     return 0;
 }
 
