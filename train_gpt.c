@@ -1566,38 +1566,31 @@ static double fix_steps(struct Run *r)
  * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
  * A constant rate needs none of this. Returns whether there is no time for one more step: if time
  * decides how many steps there are, this is the last; else the run can be resumed. */
-static bool decide_by_time(struct Run *r, const struct Step *s)
+static bool fit_to_time(struct Run *r, const struct Step *s)
 {
     struct TrainOptions *o = &r->options;
     const struct Clock *c = &r->clock;
+    if (o->time_limit == 0) return false;
     const double step = next_step(r, s), each = step + c->evaluating / o->eval_every;
     const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
     const double time = o->time_limit - c->saving - evaluation, left = time - time_used(r);
-    const int64_t fit = (int64_t)(0.97 * left / each), planned = o->steps - r->step;
-    if (left < step) {
+    struct { bool late, early; int64_t fit; } is = {left < step, left > 0.2 * time,
+                                                    (int64_t)(0.97 * left / each)};
+    take_from_rank_0(&is, sizeof is);                   /* by its clock */
+    if (is.late) {
         if (!o->steps || r->fall.step) o->steps = r->step;
         return true;
     }
-    if (left > 0.2 * time || !strcmp(o->schedule, "constant")) return false;
-    const int64_t spare = r->fall.step ? fit / 8 + (o->steps - r->fall.step) / 32 + 1 : 0;
-    if (o->steps && planned <= fit + spare) return false;
+    if (is.early || !strcmp(o->schedule, "constant")) return false;
+    const int64_t spare = r->fall.step ? is.fit / 8 + (o->steps - r->fall.step) / 32 + 1 : 0;
+    if (o->steps && o->steps - r->step <= is.fit + spare) return false;
     const char *cut = o->steps ? brief(", since %lld do not fit", (long long)o->steps) : "";
-    o->steps = r->step + fit;
+    o->steps = r->step + is.fit;
     r->fall.step = r->step;
     r->fall.rate = s->lr;
     progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
              "the last step%s", place(r), duration(time_used(r)), duration(o->time_limit), cut);
     return false;
-}
-
-/* The clock of rank 0 counts. */
-static bool fit_to_time(struct Run *r, const struct Step *s)
-{
-    if (r->options.time_limit == 0) return false;
-    const bool late = agreed(decide_by_time(r, s));
-    take_from_rank_0(&r->options.steps, sizeof r->options.steps);
-    take_from_rank_0(&r->fall, sizeof r->fall);
-    return late;
 }
 
 /* --- Plan, summary and profile --- */
