@@ -1195,7 +1195,7 @@ static double memory_needed(const struct Run *r, bool print)
                  logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     const struct { const char *kind; double bytes; } kinds[] = {
         {"weights", array}, {"gradients", o->accumulate > 1 ? 2 * array : array},
-        {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? array + array / ranks : 0},
+        {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? 2 * array : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
         {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)pass_scratch(c, rows) * sizeof(real)
