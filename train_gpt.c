@@ -63,14 +63,14 @@ static void check_sets(const struct Data *d, const char *pattern)
 {
     for (int i = 0, n; i < d->count; i += n) {
         const struct Shard *first = &d->shards[i];
-        uint64_t set = 0;
+        uint64_t hash = 0;
         n = count_set(first, d->count - i);
         const char *path = missing_shard(first, pattern);
         if (path)
             die("%s: is missing; %s were encoded together. Encode again, or name only those that "
                 "are there.", path, counted(first->shards, "shard"));
-        for (int k = 0; k < n; k++) set = mix64(set ^ first[k].sum);
-        if (n == first->shards && set != first->set)
+        for (int k = 0; k < n; k++) hash = mix64(hash ^ first[k].sum);
+        if (n == first->shards && hash != first->set)
             die("%s: the tokens are not those that were encoded: the file, or another of its set, "
                 "is damaged. Encode again.", first->path);
     }
@@ -255,13 +255,17 @@ static void minibatch_fill(struct Minibatch *m, struct Loader *l)
 /* 2. Training                                                                                   */
 /* ============================================================================================= */
 
-/* The options of `train`. option_table explains each of them. */
-struct TrainOptions {
+/* What the command line of `train` says. train_options explains each of them. */
+static struct TrainOptions {
     const char *data, *val, *init, *cut, *schedule, *precision, *tokenizer, *out, *sample_prompt;
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
     bool skip_spikes, resume, overwrite, plan, profile, allow_mixed;
+} set = {
+    .accumulate = 1, .cut = "length", .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
+    .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1, .eval_tokens = 50000,
+    .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -286,8 +290,6 @@ struct Clock {
 /* One run of training. */
 struct Run {
     /* Fixed before the first step */
-    struct TrainOptions options;
-    struct Option *table;               /* rows for `options`, which say what was given */
     struct { char *last, *state; struct Journal log; } files;   /* in --out: last, the directory */
     struct Tokenizer *tokenizer;
     struct Data data, val;
@@ -357,10 +359,9 @@ static int64_t read_step(struct Run *r, int count)
  * Dropout masks are a function of the seed, the step and the slot. */
 static double slot_gradient(struct Run *r, int slot, int count, int64_t step, int64_t targets)
 {
-    const struct TrainOptions *o = &r->options;
     struct Minibatch *m = &r->minibatches[slot];
-    const uint64_t masks = stream_for(o->seed, DROPOUT_STREAM, step * count + slot).key;
-    trunk_forward(&r->model, &r->ws, &m->batch, o->dropout, masks);
+    const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * count + slot).key;
+    trunk_forward(&r->model, &r->ws, &m->batch, set.dropout, masks);
     const double loss = lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
     trunk_backward(&r->model, &r->ws, &m->batch);
     return loss;
@@ -425,12 +426,11 @@ static void forget_gradient(struct Model *model)
  *   lowest + (fall.rate - lowest) (1 - sqrt(t))      t: 0 to 1 from fall.step to the last step */
 static double rate_of(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     const int64_t begin = r->fall.step,
-                  end = o->steps ? o->steps + (o->min_lr_ratio == 0) : INT64_MAX;
+                  end = set.steps ? set.steps + (set.min_lr_ratio == 0) : INT64_MAX;
     if (!begin || r->step <= begin)
-        return learning_rate(o->schedule, r->step, end, o->warmup, o->lr, o->min_lr_ratio);
-    const double lowest = fmin(o->min_lr_ratio * o->lr, r->fall.rate);
+        return learning_rate(set.schedule, r->step, end, set.warmup, set.lr, set.min_lr_ratio);
+    const double lowest = fmin(set.min_lr_ratio * set.lr, r->fall.rate);
     const double t = (double)(r->step - begin) / (end - begin);
     return lowest + (r->fall.rate - lowest) * (1 - sqrt(t));
 }
@@ -440,7 +440,7 @@ static double rate_of(const struct Run *r)
 /* Whether all steps are done. With --steps 0 their number is not yet known. */
 static bool finished(const struct Run *r)
 {
-    return r->options.steps && r->step >= r->options.steps;
+    return set.steps && r->step >= set.steps;
 }
 
 /* What depends on time or signals is decided by rank 0. */
@@ -455,24 +455,23 @@ static bool agreed(bool mine)
  * writes what it would have written without the stop. */
 static void pretrain(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     for (bool stop = false; !stop; ) {
         struct Step s = begin_step(r);
 
         /* Read the minibatches; the gradient of their mean loss. */
-        s.targets = read_step(r, o->accumulate);
-        s.loss = step_gradient(r, o->accumulate, r->step + 1, s.targets);
+        s.targets = read_step(r, set.accumulate);
+        s.loss = step_gradient(r, set.accumulate, r->step + 1, s.targets);
 
         /* Clip: if the norm is above the limit, the gradient is scaled down to it. */
         s.norm = step_norm(r);
-        const double scale = o->clip > 0 && s.norm > o->clip ? o->clip / s.norm : 1;
+        const double scale = set.clip > 0 && s.norm > set.clip ? set.clip / s.norm : 1;
 
         /* Update, unless --skip-spikes leaves it out. AdamW counts the updates. */
         const bool update = judge_step(r, &s);
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r);
-        if (update) adamw_step(&r->part, s.lr, scale, o->weight_decay, r->step - r->skipped);
+        if (update) adamw_step(&r->part, s.lr, scale, set.weight_decay, r->step - r->skipped);
         else forget_gradient(&r->part);
         share_weights(r);
         end_step(r, &s);
@@ -481,11 +480,11 @@ static void pretrain(struct Run *r)
         const bool late = fit_to_time(r, &s), last = finished(r);
 
         /* Evaluate, log, sample. */
-        const bool evaluated = r->val.count && (last || r->step % o->eval_every == 0);
+        const bool evaluated = r->val.count && (last || r->step % set.eval_every == 0);
         show_step(r, &s);
         if (evaluated) evaluate_run(r);
         log_row(r, &s, evaluated ? &r->last : NULL);
-        if (o->sample_every && r->step % o->sample_every == 0) sample_run(r);
+        if (set.sample_every && r->step % set.sample_every == 0) sample_run(r);
 
         /* Save. */
         stop = last || late || agreed(stop_signal);
@@ -736,82 +735,71 @@ static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
 /* 5. Options                                                                                    */
 /* ============================================================================================= */
 
-/* Sets *o to the defaults and returns the table, a row for each member. */
-static struct Option *option_table(struct TrainOptions *o)
-{
-    *o = (struct TrainOptions){
-        .accumulate = 1, .cut = "length", .min_lr_ratio = 0.1, .warmup = 100,
-        .schedule = "cosine", .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1,
-        .eval_tokens = 50000, .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
-    };
-    const struct Option rows[] = {
-        {"data", "token shards to learn from", TEXT, &o->data, .effect = EXTENDS},
-        {"val", "token shards to evaluate on", TEXT, &o->val, .effect = EXTENDS},
-        {"init", "model directory to start from", TEXT, &o->init, .effect = DEFINES},
-        {"layers", "blocks of the model; 0: as suits the time and the text", INTEGER, &o->layers,
-         0, 1000, .effect = DEFINES, .idle = "with init"},
-        {"heads", "attention heads in each block; 0: as suits", INTEGER, &o->heads, 0, 1 << 16,
-         .effect = DEFINES, .idle = "with init"},
-        {"channels", "width of the model, a multiple of --heads; 0: as suits", INTEGER,
-         &o->channels, 0, 1 << 16, .effect = DEFINES, .idle = "with init"},
-        {"context", "tokens that the model sees at once; 0: as suits", INTEGER, &o->context, 0,
-         1 << 20, .effect = DEFINES},
-        {"cut", "where sequences end: after --context tokens, or also where a document does",
-         CHOICE, &o->cut, .choices = "length|documents", .effect = DEFINES},
-        {"batch", "sequences of --context tokens computed together, or as many tokens of others; "
-         "0: as suits", INTEGER, &o->batch, 0, 1 << 20, .effect = DEFINES},
-        {"accumulate", "batches in a step: as --batch times as large, in less memory",
-         INTEGER, &o->accumulate, 1, 1 << 20, .effect = DEFINES},
-        {"steps", "updates of the weights; 0: as --time-limit allows; --resume may raise it",
-         LONG, &o->steps, 0, 1e12, .effect = EXTENDS},
-        {"lr", "highest learning rate; 0: as suits", REAL_NUMBER, &o->lr, 0, 1e3,
-         .effect = DEFINES},
-        {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &o->min_lr_ratio, 0, 1,
-         .effect = DEFINES, .idle = "with schedule constant"},
-        {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
-         LONG, &o->warmup, 0, 1e12, .effect = DEFINES},
-        {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
-         CHOICE, &o->schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
-        {"beta2", "AdamW's, of squares", REAL_NUMBER, &o->beta2, 0, 0.999999, .effect = DEFINES},
-        {"weight-decay", "of matrices", REAL_NUMBER, &o->weight_decay, 0, 1e3, .effect = DEFINES},
-        {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &o->clip, 0, 1e9,
-         .effect = DEFINES},
-        {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
-         FLAG, &o->skip_spikes, .effect = EXTENDS},
-        {"dropout", "part of activations set to 0 in training; if not given, as suits",
-         REAL_NUMBER, &o->dropout, 0, 0.99, .effect = DEFINES},
-        {"seed", "of all that is random", LONG, &o->seed, 0, 1e15, .effect = DEFINES},
-        {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
-         LONG, &o->eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
-        {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
-         LONG, &o->eval_tokens, 0, 1e15, .effect = DEFINES, .idle = "without val"},
-        PRECISION_OPTION(&o->precision),
-        {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &o->tokenizer},
-        {"out", "directory for the model, the state and the log", TEXT, &o->out},
-        {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &o->epochs, 0, 1e4},
-        {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
-         "learning rate falls over the steps that still fit; without --steps and --epochs: 10m",
-         SECONDS, &o->time_limit, 0, 1e9},
-        {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
-         LONG, &o->save_every, 0, 1e12, .idle = "with plan"},
-        {"sample-every", "steps between samples; 0: none", LONG, &o->sample_every, 0, 1e12,
-         .idle = "with plan"},
-        {"sample-prompt", "what samples begin with", TEXT, &o->sample_prompt, .may_be_empty = true,
-         .idle = "without sample-every"},
-        {"sample-tokens", "length of a sample", INTEGER, &o->sample_tokens, 1, 1e6,
-         .idle = "without sample-every"},
-        THREADS_OPTION(&o->threads),
-        {"resume", "go on with the run in --out, with its options", FLAG, &o->resume},
-        {"overwrite", "replace the run in --out", FLAG, &o->overwrite},
-        {"allow-mixed", "with MPI: ranks may have other programs, whose sums may differ", FLAG,
-         &o->allow_mixed},
-        {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &o->plan},
-        {"profile", "print at the end where the time of the steps went", FLAG, &o->profile,
-         .idle = "with plan"},
-        {0}
-    };
-    return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
-}
+static struct Option train_options[] = {
+    {"data", "token shards to learn from", TEXT, &set.data, .effect = EXTENDS},
+    {"val", "token shards to evaluate on", TEXT, &set.val, .effect = EXTENDS},
+    {"init", "model directory to start from", TEXT, &set.init, .effect = DEFINES},
+    {"layers", "blocks of the model; 0: as suits the time and the text", INTEGER, &set.layers,
+     0, 1000, .effect = DEFINES, .idle = "with init"},
+    {"heads", "attention heads in each block; 0: as suits", INTEGER, &set.heads, 0, 1 << 16,
+     .effect = DEFINES, .idle = "with init"},
+    {"channels", "width of the model, a multiple of --heads; 0: as suits", INTEGER,
+     &set.channels, 0, 1 << 16, .effect = DEFINES, .idle = "with init"},
+    {"context", "tokens that the model sees at once; 0: as suits", INTEGER, &set.context, 0,
+     1 << 20, .effect = DEFINES},
+    {"cut", "where sequences end: after --context tokens, or also where a document does",
+     CHOICE, &set.cut, .choices = "length|documents", .effect = DEFINES},
+    {"batch", "sequences of --context tokens computed together, or as many tokens of others; "
+     "0: as suits", INTEGER, &set.batch, 0, 1 << 20, .effect = DEFINES},
+    {"accumulate", "batches in a step: as --batch times as large, in less memory",
+     INTEGER, &set.accumulate, 1, 1 << 20, .effect = DEFINES},
+    {"steps", "updates of the weights; 0: as --time-limit allows; --resume may raise it",
+     LONG, &set.steps, 0, 1e12, .effect = EXTENDS},
+    {"lr", "highest learning rate; 0: as suits", REAL_NUMBER, &set.lr, 0, 1e3, .effect = DEFINES},
+    {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &set.min_lr_ratio, 0, 1,
+     .effect = DEFINES, .idle = "with schedule constant"},
+    {"warmup", "steps in which the rate rises; if not given, at most a tenth of --steps",
+     LONG, &set.warmup, 0, 1e12, .effect = DEFINES},
+    {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
+     CHOICE, &set.schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
+    {"beta2", "AdamW's, of squares", REAL_NUMBER, &set.beta2, 0, 0.999999, .effect = DEFINES},
+    {"weight-decay", "of matrices", REAL_NUMBER, &set.weight_decay, 0, 1e3, .effect = DEFINES},
+    {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &set.clip, 0, 1e9,
+     .effect = DEFINES},
+    {"skip-spikes", "no update if the gradient is not finite, or 5 times the median of 33",
+     FLAG, &set.skip_spikes, .effect = EXTENDS},
+    {"dropout", "part of activations set to 0 in training; if not given, as suits",
+     REAL_NUMBER, &set.dropout, 0, 0.99, .effect = DEFINES},
+    {"seed", "of all that is random", LONG, &set.seed, 0, 1e15, .effect = DEFINES},
+    {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
+     LONG, &set.eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
+    {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
+     LONG, &set.eval_tokens, 0, 1e15, .effect = DEFINES, .idle = "without val"},
+    PRECISION_OPTION(&set.precision),
+    {"tokenizer", "directory of the tokenizer that made the shards", TEXT, &set.tokenizer},
+    {"out", "directory for the model, the state and the log", TEXT, &set.out},
+    {"epochs", "passes over the data, instead of --steps", REAL_NUMBER, &set.epochs, 0, 1e4},
+    {"time-limit", "of the whole run, resumed or not, as 90s, 30m or 8h: after four fifths the "
+     "learning rate falls over the steps that still fit; without --steps and --epochs: 10m",
+     SECONDS, &set.time_limit, 0, 1e9},
+    {"save-every", "steps between saves; 0: at evaluations, in a hundredth of the time at most",
+     LONG, &set.save_every, 0, 1e12, .idle = "with plan"},
+    {"sample-every", "steps between samples; 0: none", LONG, &set.sample_every, 0, 1e12,
+     .idle = "with plan"},
+    {"sample-prompt", "what samples begin with", TEXT, &set.sample_prompt, .may_be_empty = true,
+     .idle = "without sample-every"},
+    {"sample-tokens", "length of a sample", INTEGER, &set.sample_tokens, 1, 1e6,
+     .idle = "without sample-every"},
+    THREADS_OPTION(&set.threads),
+    {"resume", "go on with the run in --out, with its options", FLAG, &set.resume},
+    {"overwrite", "replace the run in --out", FLAG, &set.overwrite},
+    {"allow-mixed", "with MPI: ranks may have other programs, whose sums may differ", FLAG,
+     &set.allow_mixed},
+    {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &set.plan},
+    {"profile", "print at the end where the time of the steps went", FLAG, &set.profile,
+     .idle = "with plan"},
+    {0}
+};
 
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
@@ -833,7 +821,7 @@ static struct Metadata describe(const struct Run *r)
     tokenizer_describe(&meta, r->tokenizer);
     metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
     metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
-    describe_options(&meta, r->table, "train");
+    describe_options(&meta, train_options, "train");
     return meta;
 }
 
@@ -871,7 +859,7 @@ static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
 {
-    const long long step = r->step, steps = r->options.steps;
+    const long long step = r->step, steps = set.steps;
     return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
@@ -888,7 +876,7 @@ static void evaluate_run(struct Run *r)
 {
     const double start = seconds();
     r->last = evaluate(&r->model, &r->ws, &r->minibatches[0], &r->val_sequences, r->tokenizer,
-                       r->options.eval_tokens);
+                       set.eval_tokens);
     const bool better = r->last.loss < r->best.loss;
     if (better) {
         r->best = r->last;
@@ -915,7 +903,7 @@ static void stage_run(const struct Run *r)
     for (int i = 0; i < WINDOW; i++) append(&position, " %.17g", r->norms[i]);
     metadata_set(&state, "position", "%s", position.data);
     journal_describe(&state, &r->files.log);
-    if (!r->options.steps) metadata_set(&state, "time_limit", "%.17g", r->options.time_limit);
+    if (!set.steps) metadata_set(&state, "time_limit", "%.17g", set.time_limit);
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
     free(position.data);
     metadata_free(&state);
@@ -931,7 +919,7 @@ static void save_run(struct Run *r, bool whole)
     if (rank) return;
     struct Metadata meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
-        stage_model(r->options.out, &r->model, &meta, r->tokenizer->eot);
+        stage_model(set.out, &r->model, &meta, r->tokenizer->eot);
     if (whole) {
         stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
         stage_run(r);
@@ -947,11 +935,10 @@ static void save_run(struct Run *r, bool whole)
  * first save of a run that replaces another gives all files their names at once. */
 static bool save_is_due(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     const double since = seconds() - r->clock.saved;
-    if (o->overwrite && r->clock.saving == 0 && r->best_step == r->step) return true;
-    if (o->save_every) return r->step % o->save_every == 0;
-    return since > 100 * r->clock.saving && (r->step % o->eval_every == 0 || since > 600);
+    if (set.overwrite && r->clock.saving == 0 && r->best_step == r->step) return true;
+    if (set.save_every) return r->step % set.save_every == 0;
+    return since > 100 * r->clock.saving && (r->step % set.eval_every == 0 || since > 600);
 }
 
 /* --- Resuming --- */
@@ -961,15 +948,14 @@ static bool save_is_due(const struct Run *r)
  * used. */
 static void take_options(struct Run *r)
 {
-    struct TrainOptions *o = &r->options;
     struct Metadata state;
     load_metadata(r->files.state, &state);
     const char *limit = metadata_get(&state, "time_limit");
     if (!metadata_get(&state, "train.steps"))
         die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
-    resume_options(r->table, &state, "train", o->out);
-    if (limit && !o->steps && !is_given(r->table, "time-limit"))
-        o->time_limit = strtod(limit, NULL);
+    resume_options(train_options, &state, "train", set.out);
+    if (limit && !set.steps && !is_given(train_options, "time-limit"))
+        set.time_limit = strtod(limit, NULL);
     metadata_free(&state);
 }
 
@@ -977,7 +963,7 @@ static void take_options(struct Run *r)
 static void open_log(struct Run *r, const struct Metadata *state)
 {
     if (rank) return;
-    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", r->options.out), LOG_HEADER,
+    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER,
                               LOG_TIMING, state);
     r->clock.start -= last_seconds(rows);
     free(rows);
@@ -992,7 +978,6 @@ static void restore_run(struct Run *r)
         {"data", "data_fingerprint", r->data.fingerprint},
         {"val", "val_fingerprint", r->val.fingerprint},
     };
-    const struct TrainOptions *o = &r->options;
     struct Metadata state;
     load_state(r->files.state, &r->model, NULL, NULL, &state);
     const char *position = metadata_get(&state, "position"),
@@ -1011,11 +996,11 @@ static void restore_run(struct Run *r)
         const char *was = metadata_get(&state, same[i].key), *now = hash_text(same[i].now);
         if (!was || strcmp(was, now))
             die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
-                "with the same.", same[i].option, o->out, was ? was : "not noted", now);
+                "with the same.", same[i].option, set.out, was ? was : "not noted", now);
     }
-    if (o->steps && o->steps < strtoll(planned, NULL, 10))
+    if (set.steps && set.steps < strtoll(planned, NULL, 10))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
-                  "more.", o->epochs > 0 ? "epochs" : "steps", (long long)o->steps, o->out);
+                  "more.", set.epochs > 0 ? "epochs" : "steps", (long long)set.steps, set.out);
     loader_seek(&r->loader, epoch, next);
     open_log(r, &state);
     metadata_free(&state);
@@ -1031,17 +1016,16 @@ static void start_or_resume(struct Run *r)
     static const char *const run[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                       "config.json", NULL},
                       *const models[] = {"model.safetensors", "last/model.safetensors", NULL};
-    struct TrainOptions *o = &r->options;
-    if (o->resume && o->overwrite) die_usage("--resume and --overwrite: choose one of them.");
-    if (o->resume && !file_exists(r->files.state)) {
-        refuse_existing(o->out, models, "It has no state.safetensors, so there is nothing to "
+    if (set.resume && set.overwrite) die_usage("--resume and --overwrite: choose one of them.");
+    if (set.resume && !file_exists(r->files.state)) {
+        refuse_existing(set.out, models, "It has no state.safetensors, so there is nothing to "
                         "resume. Choose another --out.");
-        progress(true, "nothing to resume in %s: the run starts", o->out);
-        o->resume = false;
-    } else if (!o->resume && !o->overwrite && !o->plan)
-        refuse_existing(o->out, run, "Give --resume, --overwrite or another --out.");
-    if (o->init && same_file(o->out, o->init))
-        die_usage("--out %s: is the model to start from. Name another directory.", o->out);
+        progress(true, "nothing to resume in %s: the run starts", set.out);
+        set.resume = false;
+    } else if (!set.resume && !set.overwrite && !set.plan)
+        refuse_existing(set.out, run, "Give --resume, --overwrite or another --out.");
+    if (set.init && same_file(set.out, set.init))
+        die_usage("--out %s: is the model to start from. Name another directory.", set.out);
 }
 
 /* Makes the directories, with the tokenizer for both, right before the first step, when all input
@@ -1052,11 +1036,11 @@ static void begin_files(struct Run *r)
     if (rank) return;
     lock_directory(r->files.last);              /* that it is no other run's --out either */
     r->tokenizer->usage = (struct Usage){.begins = true, .keeps_tail = true,     /* as in shards */
-                                         .max_length = r->options.context};
-    tokenizer_stage(r->tokenizer, r->options.out);
+                                         .max_length = set.context};
+    tokenizer_stage(r->tokenizer, set.out);
     tokenizer_stage(r->tokenizer, r->files.last);
-    if (r->options.overwrite) return;
-    if (!r->options.resume) stage_run(r);
+    if (set.overwrite) return;
+    if (!set.resume) stage_run(r);
     commit_outputs();
 }
 
@@ -1067,16 +1051,15 @@ static void begin_files(struct Run *r)
 /* Sequences have --context tokens, or all targets if the data are shorter. */
 static int64_t tokens_per_step(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
-    const int64_t T = o->context, targets = r->data.tokens - 1;
+    const int64_t T = set.context, targets = r->data.tokens - 1;
     const bool one = targets < T && !r->loader.sequences.starts;
-    return (int64_t)o->batch * o->accumulate * (one ? targets : T);
+    return (int64_t)set.batch * set.accumulate * (one ? targets : T);
 }
 
 /* An evaluation's time, in steps: forward takes a third of forward and backward. */
 static double evaluation_in_steps(const struct Run *r)
 {
-    const int64_t all = r->val.count ? r->val.tokens - 1 : 0, budget = r->options.eval_tokens;
+    const int64_t all = r->val.count ? r->val.tokens - 1 : 0, budget = set.eval_tokens;
     return (budget > 0 && budget < all ? budget : all) / (3.0 * tokens_per_step(r));
 }
 
@@ -1118,38 +1101,35 @@ static const struct { int layers, channels; } ladder[] = {
  * most in --steps, of 4,096 tokens unless --batch says otherwise, and in --epochs. */
 static double tokens_in_run(const struct Run *r, const struct Config *c)
 {
-    const struct TrainOptions *o = &r->options;
-    double tokens = o->time_limit > 0 ? 0.5 * r->peak * o->time_limit / flops_per_token(c)
+    double tokens = set.time_limit > 0 ? 0.5 * r->peak * set.time_limit / flops_per_token(c)
                                       : INFINITY;
-    if (o->steps) tokens = fmin(tokens, o->steps * (o->batch ? tokens_per_step(r) : 4096.0));
-    if (o->epochs > 0) tokens = fmin(tokens, o->epochs * r->data.tokens);
+    if (set.steps) tokens = fmin(tokens, set.steps * (set.batch ? tokens_per_step(r) : 4096.0));
+    if (set.epochs > 0) tokens = fmin(tokens, set.epochs * r->data.tokens);
     return tokens;
 }
 
 /* The model of the ladder that suits, with the sizes that are given. */
 static struct Config model_that_suits(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
-    struct Config c = {.context = o->context, .vocabulary = r->tokenizer->vocabulary};
+    struct Config c = {.context = set.context, .vocabulary = r->tokenizer->vocabulary};
     for (int k = COUNT(ladder) - 1; ; k--) {
-        c.layers = o->layers ? o->layers : ladder[k].layers;
-        c.channels = o->channels ? o->channels : ladder[k].channels;
+        c.layers = set.layers ? set.layers : ladder[k].layers;
+        c.channels = set.channels ? set.channels : ladder[k].channels;
         const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
         if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return c;
     }
 }
 
 /* Sets --batch, and where its activations would take more than about 2 GB also --accumulate. */
-static void choose_batch(struct Run *r, double tokens)
+static void choose_batch(double tokens)
 {
-    struct TrainOptions *o = &r->options;
-    const double wanted = o->steps ? tokens / o->steps : tokens / 3000;
+    const double wanted = set.steps ? tokens / set.steps : tokens / 3000;
     int rows = 1 << 9;
     while (rows < 1 << 15 && 2 * rows <= wanted) rows *= 2;
-    o->batch = max_int(1, rows / o->context / o->accumulate);
-    if (is_given(r->table, "accumulate")) return;
-    const double each = (double)o->context * o->layers * o->channels;
-    for (; o->batch > 1 && o->batch * each > 1 << 25; o->batch /= 2) o->accumulate *= 2;
+    set.batch = max_int(1, rows / set.context / set.accumulate);
+    if (is_given(train_options, "accumulate")) return;
+    const double each = (double)set.context * set.layers * set.channels;
+    for (; set.batch > 1 && set.batch * each > 1 << 25; set.batch /= 2) set.accumulate *= 2;
 }
 
 /* Sets what is not given, and says what and why, as options with which the run repeats. */
@@ -1157,25 +1137,25 @@ static void choose_what_suits(struct Run *r)
 {
     static const char *const names[] = {"layers", "heads", "channels", "context", "batch",
                                         "accumulate", "lr", "dropout"};
-    struct TrainOptions *o = &r->options;
     struct Buffer chosen = {0};
-    if (!o->context) o->context = r->data.tokens < 1000000 ? 128 : 256;
+    if (!set.context) set.context = r->data.tokens < 1000000 ? 128 : 256;
     const struct Config c = model_that_suits(r);
     const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
-    o->layers = c.layers;
-    o->channels = c.channels;
-    for (int n = c.channels / (c.channels < 256 ? 32 : 64); !o->heads; n--)
-        if (n <= 1 || c.channels % n == 0) o->heads = max_int(1, n);
-    if (!o->batch) choose_batch(r, tokens);
-    if (o->lr == 0) o->lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
-    if (!is_given(r->table, "dropout")) o->dropout = epochs <= 4 ? 0 : 0.1;
-    for (int k = o->init ? 3 : 0; k < COUNT(names); k++) {
-        if (!is_given(r->table, names[k]))
-            append(&chosen, " --%s %s", names[k], option_text(find_option(r->table, names[k])));
+    set.layers = c.layers;
+    set.channels = c.channels;
+    for (int n = c.channels / (c.channels < 256 ? 32 : 64); !set.heads; n--)
+        if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
+    if (!set.batch) choose_batch(tokens);
+    if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
+    if (!is_given(train_options, "dropout")) set.dropout = epochs <= 4 ? 0 : 0.1;
+    for (int k = set.init ? 3 : 0; k < COUNT(names); k++) {
+        if (!is_given(train_options, names[k]))
+            append(&chosen, " --%s %s", names[k],
+                   option_text(find_option(train_options, names[k])));
     }
     if (chosen.size)
         progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
-                 o->time_limit > 0 ? duration(o->time_limit) : "", o->time_limit > 0 ? ": " : "",
+                 set.time_limit > 0 ? duration(set.time_limit) : "", set.time_limit > 0 ? ": " : "",
                  tokens / 1e6, epochs, chosen.data);
     free(chosen.data);
 }
@@ -1187,19 +1167,18 @@ static void choose_what_suits(struct Run *r)
 /* The bytes that a run allocates; `print` shows them by kind. */
 static double memory_needed(const struct Run *r, bool print)
 {
-    const struct TrainOptions *o = &r->options;
     const struct Config *c = &r->model.config;
     const struct Sequences *s = &r->loader.sequences;
-    const int rows = o->batch * o->context;
+    const int rows = set.batch * set.context;
     const double array = (double)r->model.parameter_count * sizeof(real),
                  logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
     const struct { const char *kind; double bytes; } kinds[] = {
-        {"weights", array}, {"gradients", o->accumulate > 1 ? 2 * array : array},
+        {"weights", array}, {"gradients", set.accumulate > 1 ? 2 * array : array},
         {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? 2 * array : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
-        {"sampling", o->sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
+        {"sampling", set.sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)pass_scratch(c, rows) * sizeof(real)
-                 + 3.0 * rows * o->accumulate * sizeof(int)
+                 + 3.0 * rows * set.accumulate * sizeof(int)
                  + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
     };
     double total = 0;
@@ -1214,38 +1193,35 @@ static double memory_needed(const struct Run *r, bool print)
 
 /* What of the options needs no data is checked before any is read or allocated, which may take
  * minutes. */
-static void check_options(const struct Run *r)
+static void check_options(void)
 {
-    const struct TrainOptions *o = &r->options;
-    if (o->heads && o->channels % o->heads)
-        die_usage("--channels %d: not a multiple of --heads %d.", o->channels, o->heads);
-    if ((int64_t)o->batch * o->context > INT32_MAX / 8)
-        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", o->batch,
-                  o->context);
-    if (o->accumulate < ranks)
+    if (set.heads && set.channels % set.heads)
+        die_usage("--channels %d: not a multiple of --heads %d.", set.channels, set.heads);
+    if ((int64_t)set.batch * set.context > INT32_MAX / 8)
+        die_usage("--batch %d: times --context %d is too much. Use --accumulate.", set.batch,
+                  set.context);
+    if (set.accumulate < ranks)
         die_usage("--accumulate %d: a step has fewer batches than there are ranks (%d). Use more.",
-                  o->accumulate, ranks);
-    if (o->steps == 0 && o->epochs == 0 && o->time_limit == 0)
+                  set.accumulate, ranks);
+    if (set.steps == 0 && set.epochs == 0 && set.time_limit == 0)
         die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
 }
 
 /* Opens the tokenizer. --resume and --init have one in their directory. */
 static void load_tokenizer(struct Run *r)
 {
-    struct TrainOptions *o = &r->options;
-    if (!o->data) die_usage("--data: must be given. --help explains it.");
-    if (!o->tokenizer) o->tokenizer = o->resume ? o->out : o->init;
-    if (!o->tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
-    r->tokenizer = tokenizer_load(o->tokenizer);
-    if (!o->plan && !o->resume && !o->overwrite) refuse_other_tokenizer(o->out, r->tokenizer);
+    if (!set.data) die_usage("--data: must be given. --help explains it.");
+    if (!set.tokenizer) set.tokenizer = set.resume ? set.out : set.init;
+    if (!set.tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
+    r->tokenizer = tokenizer_load(set.tokenizer);
+    if (!set.plan && !set.resume && !set.overwrite) refuse_other_tokenizer(set.out, r->tokenizer);
 }
 
 /* Opens the data, the smaller part first, since to read the other may take minutes. */
 static void load_data(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
-    if (o->val) r->val = open_data("val", o->val, r->tokenizer);
-    r->data = open_data("data", o->data, r->tokenizer);
+    if (set.val) r->val = open_data("val", set.val, r->tokenizer);
+    r->data = open_data("data", set.data, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
         for (int k = 0; k < r->val.count; k++)
             if (same_file(r->data.shards[i].path, r->val.shards[k].path))
@@ -1257,20 +1233,19 @@ static void load_data(struct Run *r)
  * if it was trained with another tokenizer. */
 static void load_init(struct Run *r, struct Model *source)
 {
-    struct TrainOptions *o = &r->options;
     const struct Config *c = &source->config;
     struct Metadata meta;
-    load_model(source, o->init, &meta);
-    o->layers = c->layers;
-    o->heads = c->heads;
-    o->channels = c->channels;
-    if (!is_given(r->table, "context")) o->context = c->context;
-    if (o->context > c->context)
-        die_usage("--context %d: the model in --init %s knows only %s.", o->context, o->init,
+    load_model(source, set.init, &meta);
+    set.layers = c->layers;
+    set.heads = c->heads;
+    set.channels = c->channels;
+    if (!is_given(train_options, "context")) set.context = c->context;
+    if (set.context > c->context)
+        die_usage("--context %d: the model in --init %s knows only %s.", set.context, set.init,
                   counted(c->context, "position"));
-    if (tokenizer_of_model(o->init, source, &meta)->hash != r->tokenizer->hash)
+    if (tokenizer_of_model(set.init, source, &meta)->hash != r->tokenizer->hash)
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
-            o->init, o->tokenizer);
+            set.init, set.tokenizer);
     metadata_free(&meta);
 }
 
@@ -1281,27 +1256,26 @@ static void load_init(struct Run *r, struct Model *source)
  * it in the middle. */
 static void make_model(struct Run *r)
 {
-    struct TrainOptions *o = &r->options;
     struct Model source = {0}, *model = &r->model;
-    if (o->init && !o->resume) load_init(r, &source);
-    if (!o->resume) choose_what_suits(r);
-    check_options(r);
-    model_describe(model, (struct Config){.layers = o->layers, .heads = o->heads,
-                                          .channels = o->channels, .context = o->context,
+    if (set.init && !set.resume) load_init(r, &source);
+    if (!set.resume) choose_what_suits(r);
+    check_options();
+    model_describe(model, (struct Config){.layers = set.layers, .heads = set.heads,
+                                          .channels = set.channels, .context = set.context,
                                           .vocabulary = r->tokenizer->vocabulary});
     const double needed = memory_needed(r, false), has = machine_memory();
     if (needed > has)
         die("%.0f MB of memory are needed, and this process may use %.0f. Use a smaller --batch "
             "with a larger --accumulate, or a smaller model.", needed / 1e6, has / 1e6);
     model_allocate(model);
-    if (!source.weights && !o->resume) model_init(model, o->seed);
+    if (!source.weights && !set.resume) model_init(model, set.seed);
     for (int i = 0; source.weights && i < model->tensor_count; i++) {
         const struct Tensor *to = &model->tensors[i], *from = &source.tensors[i];
         memcpy(model->weights + to->offset, source.weights + from->offset, to->size * sizeof(real));
     }
     model_free(&source);
     model_train_from(model, 0);
-    model->beta2 = o->beta2;
+    model->beta2 = set.beta2;
 }
 
 /* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. A chunk of
@@ -1340,24 +1314,23 @@ static void make_part(struct Run *r)
         t.offset = first - begin;
         part->tensors[part->tensor_count++] = t;
     }
-    if (r->options.accumulate > 1)
+    if (set.accumulate > 1)
         part->grads = (real *)allocate_zeroed((end - begin + LANES) * sizeof(real)) + begin % LANES;
 }
 
 /* Cuts the data and allocates all that a step needs, before the first one. */
 static void take_memory(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     const int eot = r->tokenizer->eot;
-    loader_create(&r->loader, cut(&r->data, o->context, o->cut, eot), o->seed);
-    if (r->val.count) r->val_sequences = cut(&r->val, o->context, o->cut, eot);
-    r->minibatches = resize(NULL, o->accumulate * sizeof *r->minibatches);
-    for (int a = 0; a < o->accumulate; a++)
-        r->minibatches[a] = minibatch_create(o->batch * o->context);
-    workspace_create(&r->ws, &r->model, o->batch * o->context, WORK_TRAIN);
-    r->losses = resize(NULL, o->accumulate * sizeof *r->losses);
+    loader_create(&r->loader, cut(&r->data, set.context, set.cut, eot), set.seed);
+    if (r->val.count) r->val_sequences = cut(&r->val, set.context, set.cut, eot);
+    r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
+    for (int a = 0; a < set.accumulate; a++)
+        r->minibatches[a] = minibatch_create(set.batch * set.context);
+    workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
+    r->losses = resize(NULL, set.accumulate * sizeof *r->losses);
     make_part(r);
-    if (!o->sample_every) return;
+    if (!set.sample_every) return;
     r->generator = memcpy(resize(NULL, sizeof as_usual), &as_usual, sizeof as_usual);
     generator_create(r->generator, &r->model, r->tokenizer);
 }
@@ -1385,8 +1358,8 @@ static double median(const double *values, int n)
 static char *write_texts(const struct Run *r)
 {
     struct Buffer bytes = {0}, text = {0};
-    char *path = text_of("%s/step_%lld.txt", r->options.out, r->step + 1);
-    for (int a = 0; a < r->options.accumulate; a++) {
+    char *path = text_of("%s/step_%lld.txt", set.out, r->step + 1);
+    for (int a = 0; a < set.accumulate; a++) {
         const struct Minibatch *m = &r->minibatches[a];
         for (int s = 0; s < m->batch.sequences; s++) {
             const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
@@ -1412,8 +1385,7 @@ static char *write_texts(const struct Run *r)
  * spikes is given, and also then if it stays so; the saved files stay as they are. */
 static bool judge_step(struct Run *r, const struct Step *s)
 {
-    const struct TrainOptions *o = &r->options;
-    const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = o->skip_spikes;
+    const bool finite = isfinite(s->loss) && isfinite(s->norm), skip = set.skip_spikes;
     const long long step = r->step + 1;
     r->norms[r->step % WINDOW] = finite ? s->norm : INFINITY;
     const double middle = median(r->norms, WINDOW);     /* norms that are not yet known are 0 */
@@ -1422,7 +1394,7 @@ static bool judge_step(struct Run *r, const struct Step *s)
     if (!finite && (!skip || isinf(middle)))
         die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps "
             "what it held before. Start again with --overwrite and a lower --lr than %g%s.", step,
-            value_text(s->loss), value_text(s->norm), texts, o->out, o->lr,
+            value_text(s->loss), value_text(s->norm), texts, set.out, set.lr,
             skip ? "" : ", or leave such steps out: --resume --skip-spikes");
     progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s", step,
              value_text(s->loss), value_text(s->norm), middle, skip ? "; skipped" : "",
@@ -1438,7 +1410,7 @@ static bool judge_step(struct Run *r, const struct Step *s)
 static struct Step begin_step(struct Run *r)
 {
     const double now = seconds();
-    profile.on = r->options.profile && r->step >= r->clock.first;
+    profile.on = set.profile && r->step >= r->clock.first;
     profile.last = now;
     return (struct Step){.start = now};
 }
@@ -1451,7 +1423,7 @@ static void end_step(struct Run *r, struct Step *s)
     const double now = seconds();
     profile.on = false;
     s->seconds = now - s->start;
-    if (now - c->mark < r->options.time_limit / 200) return;
+    if (now - c->mark < set.time_limit / 200) return;
     c->each[c->stretches++ % WINDOW] = (now - c->mark) / (r->step - c->mark_step);
     c->mark = now;
     c->mark_step = r->step;
@@ -1468,13 +1440,12 @@ static double next_step(const struct Run *r, const struct Step *s)
 /* Shows a step if a line is due. */
 static void show_step(struct Run *r, const struct Step *s)
 {
-    const struct TrainOptions *o = &r->options;
     const double step = next_step(r, s), rate = s->targets / step;
     if (!line_is_due(&r->clock.shown) && !finished(r)) return;
-    const double each = step + r->clock.evaluating / o->eval_every,
-                 left = fmax(0, o->time_limit - time_used(r));
-    double eta = o->steps ? each * (o->steps - r->step) : INFINITY;
-    const bool cut = o->time_limit > 0 && left < eta;
+    const double each = step + r->clock.evaluating / set.eval_every,
+                 left = fmax(0, set.time_limit - time_used(r));
+    double eta = set.steps ? each * (set.steps - r->step) : INFINITY;
+    const bool cut = set.time_limit > 0 && left < eta;
     if (cut) eta = left;
     progress(false, "step %s%s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
              place(r), cut ? brief(" (about %.0f in time)", r->step + left / each) : "", s->loss,
@@ -1485,11 +1456,10 @@ static void show_step(struct Run *r, const struct Step *s)
 /* Samples from the model as it is. The step determines the random numbers. */
 static void sample_run(struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     if (rank) return;
     progress(true, "step %s  sample:", place(r));
-    write_sample(r->generator, o->sample_prompt, o->sample_tokens,
-                 stream_for(o->seed, SAMPLE_STREAM, r->step));
+    write_sample(r->generator, set.sample_prompt, set.sample_tokens,
+                 stream_for(set.seed, SAMPLE_STREAM, r->step));
 }
 
 /* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
@@ -1513,16 +1483,15 @@ static double measure_step(struct Run *r)
         rest = fmin(rest, seconds() - middle);
     }
     loader_seek(&r->loader, 0, 0);
-    return (r->options.accumulate + ranks - 1) / ranks * gradient + rest;
+    return (set.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
 /* About how many steps, with their evaluations, fit into the time that is left. */
 static int64_t steps_in_time(const struct Run *r, double step_seconds)
 {
-    const struct TrainOptions *o = &r->options;
-    const double left = 0.96 * (o->time_limit - time_used(r)) / step_seconds;
+    const double left = 0.96 * (set.time_limit - time_used(r)) / step_seconds;
     const double cost = evaluation_in_steps(r);
-    const double share = o->eval_every ? cost / o->eval_every : fmin(0.1, 20 * cost / left);
+    const double share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
     return (int64_t)fmax(1, (left - cost) / (1 + share));
 }
 
@@ -1533,9 +1502,9 @@ static int64_t steps_in_epochs(struct Run *r)
     struct Loader *l = &r->loader;
     int64_t steps = 0;
     do {
-        read_step(r, r->options.accumulate);
+        read_step(r, set.accumulate);
         steps++;
-    } while (l->epoch + (double)l->next / l->sequences.count < r->options.epochs);
+    } while (l->epoch + (double)l->next / l->sequences.count < set.epochs);
     loader_seek(l, 0, 0);
     return steps;
 }
@@ -1544,19 +1513,18 @@ static int64_t steps_in_epochs(struct Run *r)
  * estimate of it, which --plan shows. Returns the seconds of a step, if they are needed. */
 static double fix_steps(struct Run *r)
 {
-    struct TrainOptions *o = &r->options;
-    if (o->epochs > 0) o->steps = steps_in_epochs(r);
-    const bool open = o->steps == 0;
-    const double step = o->plan || (open && !o->resume) ? measure_step(r) : 0;
-    if (open && step > 0) r->in_time = o->steps = steps_in_time(r, step);
-    take_from_rank_0(&o->steps, sizeof o->steps);
+    if (set.epochs > 0) set.steps = steps_in_epochs(r);
+    const bool open = set.steps == 0;
+    const double step = set.plan || (open && !set.resume) ? measure_step(r) : 0;
+    if (open && step > 0) r->in_time = set.steps = steps_in_time(r, step);
+    take_from_rank_0(&set.steps, sizeof set.steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
-    if (o->eval_every == 0)
-        o->eval_every = (int64_t)fmax(1, fmax(ceil(o->steps / 20.0),
+    if (set.eval_every == 0)
+        set.eval_every = (int64_t)fmax(1, fmax(ceil(set.steps / 20.0),
                                               ceil(10 * evaluation_in_steps(r))));
-    if (!o->resume && !is_given(r->table, "warmup") && o->warmup > o->steps / 10)
-        o->warmup = o->steps / 10;
-    if (open && !o->plan) o->steps = 0;
+    if (!set.resume && !is_given(train_options, "warmup") && set.warmup > set.steps / 10)
+        set.warmup = set.steps / 10;
+    if (open && !set.plan) set.steps = 0;
     return step;
 }
 
@@ -1568,28 +1536,27 @@ static double fix_steps(struct Run *r)
  * decides how many steps there are, this is the last; else the run can be resumed. */
 static bool fit_to_time(struct Run *r, const struct Step *s)
 {
-    struct TrainOptions *o = &r->options;
     const struct Clock *c = &r->clock;
-    if (o->time_limit == 0) return false;
-    const double step = next_step(r, s), each = step + c->evaluating / o->eval_every;
+    if (set.time_limit == 0) return false;
+    const double step = next_step(r, s), each = step + c->evaluating / set.eval_every;
     const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
-    const double time = o->time_limit - c->saving - evaluation, left = time - time_used(r);
+    const double time = set.time_limit - c->saving - evaluation, left = time - time_used(r);
     struct { bool late, early; int64_t fit; } is = {left < step, left > 0.2 * time,
                                                     (int64_t)(0.97 * left / each)};
     take_from_rank_0(&is, sizeof is);                   /* by its clock */
     if (is.late) {
-        if (!o->steps || r->fall.step) o->steps = r->step;
+        if (!set.steps || r->fall.step) set.steps = r->step;
         return true;
     }
-    if (is.early || !strcmp(o->schedule, "constant")) return false;
-    const int64_t spare = r->fall.step ? is.fit / 8 + (o->steps - r->fall.step) / 32 + 1 : 0;
-    if (o->steps && o->steps - r->step <= is.fit + spare) return false;
-    const char *cut = o->steps ? brief(", since %lld do not fit", (long long)o->steps) : "";
-    o->steps = r->step + is.fit;
+    if (is.early || !strcmp(set.schedule, "constant")) return false;
+    const int64_t spare = r->fall.step ? is.fit / 8 + (set.steps - r->fall.step) / 32 + 1 : 0;
+    if (set.steps && set.steps - r->step <= is.fit + spare) return false;
+    const char *cut = set.steps ? brief(", since %lld do not fit", (long long)set.steps) : "";
+    set.steps = r->step + is.fit;
     r->fall.step = r->step;
     r->fall.rate = s->lr;
     progress(true, "step %s  %s of --time-limit %s are over: the learning rate falls from here to "
-             "the last step%s", place(r), duration(time_used(r)), duration(o->time_limit), cut);
+             "the last step%s", place(r), duration(time_used(r)), duration(set.time_limit), cut);
     return false;
 }
 
@@ -1600,11 +1567,10 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
  * that is short takes as much of a step as others. */
 static const char *epochs_of(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     const struct Sequences *s = &r->loader.sequences;
     const double each = s->starts ? (r->data.tokens - 1.0) / tokens_per_step(r)
-                                  : (double)s->count / ((int64_t)o->batch * o->accumulate),
-                 n = (r->in_time ? r->in_time : o->steps) / each, time = o->time_limit;
+                                  : (double)s->count / ((int64_t)set.batch * set.accumulate),
+                 n = (r->in_time ? r->in_time : set.steps) / each, time = set.time_limit;
     const char *in = r->in_time ? brief(" in %s", duration(time)) : "",
                *suits = !r->in_time ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
                       : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));
@@ -1615,33 +1581,31 @@ static const char *epochs_of(const struct Run *r)
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
 static void print_plan(const struct Run *r, double step_seconds)
 {
-    const struct TrainOptions *o = &r->options;
     const struct Config *c = &r->model.config;
     const double flops = flops_per_token(c), rate = tokens_per_step(r) / step_seconds;
-    const double evaluations = r->val.count ? (double)o->steps / o->eval_every + 1 : 0;
+    const double evaluations = r->val.count ? (double)set.steps / set.eval_every + 1 : 0;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
     printf("memory         %.1f MB of the %.0f that it may use\n", memory_needed(r, true) / 1e6,
            machine_memory() / 1e6);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %lld tokens: %s\n", (long long)o->steps,
+    printf("steps          %lld of %lld tokens: %s\n", (long long)set.steps,
            (long long)tokens_per_step(r), epochs_of(r));
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
     printf("duration       %s\n",
-           duration(step_seconds * (o->steps + evaluations * evaluation_in_steps(r))));
+           duration(step_seconds * (set.steps + evaluations * evaluation_in_steps(r))));
 }
 
 /* What a run shows before its first step. */
 static void print_summary(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
              r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r->data.tokens,
-             o->steps || r->in_time ? epochs_of(r) : duration(o->time_limit));
+             set.steps || r->in_time ? epochs_of(r) : duration(set.time_limit));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */
@@ -1794,7 +1758,7 @@ static void compare_ranks(const struct Run *r)
 {
     struct Metadata meta = describe(r);
     const struct Bytes self = read_file("/proc/self/exe", SIZE_MAX / 2, false);
-    if (!r->options.allow_mixed)
+    if (!set.allow_mixed)
         metadata_set(&meta, "program", "%s", hash_text(checksum(self.data, self.size)));
     for (int i = 0; i < 100; i++) {             /* more than there are entries */
         const char *key = i < meta.count ? meta.keys[i] : "none";
@@ -1854,8 +1818,8 @@ static void judge_run(const struct Run *r)
     const double uniform = log(r->model.config.vocabulary);
     if (r->best_step && !(r->best.loss < uniform))
         warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
-             "another --lr than %g.", uniform, r->options.lr);
-    else if (r->last.loss > r->best.loss && r->best_step <= r->options.eval_every)
+             "another --lr than %g.", uniform, set.lr);
+    else if (r->last.loss > r->best.loss && r->best_step <= set.eval_every)
         warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
              "more data.", r->best.loss, r->last.loss);
 }
@@ -1864,13 +1828,12 @@ static void judge_run(const struct Run *r)
  * status. */
 static int finish(const struct Run *r)
 {
-    const struct TrainOptions *o = &r->options;
     if (!finished(r))
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
-                                     : ", by --time-limit,"), o->out);
+                                     : ", by --time-limit,"), set.out);
     if (stop_signal && !finished(r)) return 128 + stop_signal;
     if (live()) fprintf(stderr, "\r\033[K");
-    printf("%s: ", o->out);
+    printf("%s: ", set.out);
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", r->best_step, r->best.loss,
                r->best.bits_per_byte);
@@ -1878,7 +1841,7 @@ static int finish(const struct Run *r)
     if (r->skipped) printf("%lld of them skipped, ", r->skipped);
     printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
     if (finished(r)) judge_run(r);
-    if (o->profile) print_profile(r);
+    if (set.profile) print_profile(r);
     return 0;
 }
 
@@ -1886,33 +1849,31 @@ static int finish(const struct Run *r)
 static int command_train(int argc, char **argv)
 {
     struct Run r = {.clock.start = seconds(), .best.loss = INFINITY};
-    struct TrainOptions *o = &r.options;
-    r.table = option_table(o);
-    refuse_arguments(read_options(argc, argv, r.table,
+    refuse_arguments(read_options(argc, argv, train_options,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
         "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
         "at --lr for four fifths of the time, then falls as 1 - sqrt; constant does not fall."),
         argv);
-    if (!o->out && (o->resume || !o->plan))
+    if (!set.out && (set.resume || !set.plan))
         die_usage("--out: must be given. --help explains it.");
-    if (o->epochs > 0 && is_given(r.table, "steps"))
+    if (set.epochs > 0 && is_given(train_options, "steps"))
         die_usage("--steps and --epochs: choose one of them.");
     begin_training();
     begin_ranks();
-    set_threads(o->threads);
-    if (o->out) {
-        r.files.last = text_of("%s/last", o->out);
-        r.files.state = text_of("%s/state.safetensors", o->out);
-        if (!o->plan && rank == 0) lock_directory(o->out);
+    set_threads(set.threads);
+    if (set.out) {
+        r.files.last = text_of("%s/last", set.out);
+        r.files.state = text_of("%s/state.safetensors", set.out);
+        if (!set.plan && rank == 0) lock_directory(set.out);
         if (rank == 0) start_or_resume(&r);
-        take_from_rank_0(&o->resume, sizeof o->resume);
+        take_from_rank_0(&set.resume, sizeof set.resume);
     }
-    if (o->resume) take_options(&r);
-    else if (!is_given(r.table, "steps") && !is_given(r.table, "epochs") && o->time_limit == 0)
-        o->time_limit = 600;
-    set_precision(o->precision);
-    if (!o->init) check_options(&r);            /* which may set sizes */
+    if (set.resume) take_options(&r);
+    else if (!is_given(train_options, "steps") && set.epochs == 0 && set.time_limit == 0)
+        set.time_limit = 600;
+    set_precision(set.precision);
+    if (!set.init) check_options();              /* which may set sizes */
     load_tokenizer(&r);
     load_data(&r);
     r.peak = ranks * fma_peak();
@@ -1920,18 +1881,18 @@ static int command_train(int argc, char **argv)
     make_model(&r);
     take_memory(&r);
     const double step = fix_steps(&r);
-    warn_idle(r.table);
-    if (is_given(r.table, "warmup") && o->steps && o->warmup > o->steps)
+    warn_idle(train_options);
+    if (is_given(train_options, "warmup") && set.steps && set.warmup > set.steps)
         warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
-             "Use fewer.", (long long)o->warmup, (long long)o->steps);
-    if (o->plan) { print_plan(&r, step); return 0; }
-    if (o->resume) restore_run(&r);
+             "Use fewer.", (long long)set.warmup, (long long)set.steps);
+    if (set.plan) { print_plan(&r, step); return 0; }
+    if (set.resume) restore_run(&r);
     else open_log(&r, NULL);
     join_ranks(&r);
     print_summary(&r);
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
-                 o->out, r.step, (long long)o->steps);
+                 set.out, r.step, (long long)set.steps);
         return 0;
     }
     begin_files(&r);

@@ -38,6 +38,7 @@ static int noting_rename(const char *from, const char *to)
 #include <sys/wait.h>
 
 static char directory[] = "/tmp/test_train_XXXXXX";
+static struct TrainOptions defaults;            /* set as main found it */
 
 static const char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
 
@@ -342,10 +343,10 @@ static void tiny_run(struct Run *r, int batch, int accumulate)
     static struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136, .hash = 7};
     *r = (struct Run){0};
     const struct Config config = {2, 2, 16, 12, 137, 0, NULL};
-    r->table = option_table(&r->options);
-    r->options.batch = batch;
-    r->options.accumulate = accumulate;
-    r->options.context = config.context;
+    set = defaults;
+    set.batch = batch;
+    set.accumulate = accumulate;
+    set.context = config.context;
     r->tokenizer = &tokenizer;
     r->data = place_data();
     model_create(&r->model, config);
@@ -368,18 +369,18 @@ static void test_what_suits(void)
         {1e-3, 500000, 1, 64}, {1e9, 500000, 12, 768},
     };
     struct Run r = {.tokenizer = &tokenizer, .peak = 230e9};
-    r.table = option_table(&r.options);
-    r.options.context = 128;
+    set = defaults;
+    set.context = 128;
     for (int i = 0; i < COUNT(cases); i++) {
-        r.options.time_limit = cases[i].seconds;
+        set.time_limit = cases[i].seconds;
         r.data.tokens = cases[i].text;
         const struct Config c = model_that_suits(&r);
         check(c.layers == cases[i].layers && c.channels == cases[i].channels,
               "what suits %g s and a text of %lld tokens: %d layers, %d channels",
               cases[i].seconds, (long long)cases[i].text, c.layers, c.channels);
     }
-    r.options.time_limit = 0;
-    r.options.steps = 1000;
+    set.time_limit = 0;
+    set.steps = 1000;
     const struct Config c = model_that_suits(&r);
     check(tokens_in_run(&r, &c) == 4096000 && c.layers == 2 && c.channels == 128,
           "what suits 1,000 steps: %d layers, %d channels", c.layers, c.channels);
@@ -412,7 +413,7 @@ static void test_masks(void)
     struct Run r, other;
     double alone[PASSES], loss[3];
     tiny_run(&r, 4, 3);
-    r.options.dropout = 0.5;
+    set.dropout = 0.5;
     const int64_t n = read_step(&r, 1);
     for (int a = 1; a < 3; a++) r.minibatches[a] = r.minibatches[0];
     for (int i = 0; i < PASSES; i++) alone[i] = step_gradient(&r, 1, i, n);
@@ -423,8 +424,8 @@ static void test_masks(void)
         mean &= fabs(loss[s] - (alone[2 * s] + alone[2 * s + 1]) / 2) < 1e-12;
     check(differ && mean, "dropout: every minibatch of every step has masks of its own");
     tiny_run(&other, 4, 1);
-    other.options.dropout = 0.5;
-    other.options.seed = r.options.seed + 1;
+    set.dropout = 0.5;
+    set.seed++;
     read_step(&other, 1);
     other.minibatches[0] = r.minibatches[0];
     check(step_gradient(&other, 1, 0, n) != alone[0], "dropout: another seed has other masks");
@@ -436,17 +437,17 @@ static void run_in(struct Run *r, const char *name, int steps, double clip)
 {
     tiny_run(r, 4, 2);
     for (size_t i = 0; i < r->model.parameter_count; i++) r->model.weights[i] *= 5;
-    r->options.steps = steps;
-    r->options.clip = clip;
-    r->options.eval_every = 1;
-    r->options.out = path_of(name);
-    r->files.last = text_of("%s/last", r->options.out);
-    r->files.state = text_of("%s/state.safetensors", r->options.out);
+    set.steps = steps;
+    set.clip = clip;
+    set.eval_every = 1;
+    set.out = path_of(name);
+    r->files.last = text_of("%s/last", set.out);
+    r->files.state = text_of("%s/state.safetensors", set.out);
     r->peak = 1;
     const double now = seconds();
     r->clock = (struct Clock){.first = 1, .start = now, .mark = now, .saved = now, .shown = now};
-    make_directory(r->options.out);
-    watched_log = text_of("%s/log.tsv", r->options.out);
+    make_directory(set.out);
+    watched_log = text_of("%s/log.tsv", set.out);
     log_flushed = log_before_state = false;
     open_log(r, NULL);
     pretrain(r);
@@ -495,15 +496,15 @@ static void test_spikes(void)
     struct Run r = {0}, s, resumed;
     int good = 0;
     tiny_run(&s, 1, 1);
-    s.options.skip_spikes = true;
+    set.skip_spikes = true;
     for (int i = 0; i < 32; i++) good += sound(&s, i == 20 ? 100 : 1 + 0.01 * i);
     check(good == 32, "spikes: none in the first 32 steps");
     check(sound(&s, 1.32) && sound(&s, 5.75) && !sound(&s, 5.95),
           "spikes: above 5 times the median, not below");
     check(s.skipped == 1 && s.model.grads[0] == 0, "spikes: counted");
-    s.options.skip_spikes = false;
+    set.skip_spikes = false;
     check(sound(&s, 1e9) && s.skipped == 1, "spikes: without --skip-spikes the step is made");
-    s.options.skip_spikes = true;
+    set.skip_spikes = true;
     for (good = 0; good < 50 && !sound(&s, 1e9); good++) ;
     check(good == 15 && sound(&s, 1e9),
           "spikes: what is no longer rare is none: after 1 and %d more", good);
@@ -513,8 +514,9 @@ static void test_spikes(void)
     r.norms[7] = INFINITY;
     save_run(&r, true);
     close(r.files.log.file.fd);
+    const struct TrainOptions same = set;
     tiny_run(&resumed, 4, 2);
-    resumed.options = r.options;
+    set = same;
     resumed.files = r.files;
     restore_run(&resumed);
     check(resumed.skipped == 3 && !memcmp(resumed.norms, r.norms, sizeof r.norms),
@@ -736,14 +738,14 @@ static void test_utf8(void)
 static double rate_at(struct Run *r, int64_t step, int64_t steps)
 {
     r->step = step;
-    r->options.steps = steps;
+    set.steps = steps;
     return rate_of(r);
 }
 
 static void test_fall(void)
 {
-    struct Run r = {.options = {.schedule = "cosine", .warmup = 10, .lr = 1, .min_lr_ratio = 0.1},
-                    .fall = {80, 1}};
+    struct Run r = {.fall = {80, 1}};
+    set = (struct TrainOptions){.schedule = "cosine", .warmup = 10, .lr = 1, .min_lr_ratio = 0.1};
     check(rate_at(&r, 10, 0) == 1 && rate_at(&r, 80, 0) == 1,
           "without a number of steps the rate stays high");
     check(rate_at(&r, 5, 96) == 0.5 && fabs(rate_at(&r, 84, 96) - (0.1 + 0.9 / 2)) < 1e-12
@@ -752,7 +754,7 @@ static void test_fall(void)
     r.fall.rate = 0.5;
     check(fabs(rate_at(&r, 84, 96) - (0.1 + 0.4 / 2)) < 1e-12
           && fabs(rate_at(&r, 96, 96) - 0.1) < 1e-12, "also from a lower rate");
-    r.options.min_lr_ratio = 0;
+    set.min_lr_ratio = 0;
     check(fabs(rate_at(&r, 95, 95) - 0.5 * (1 - sqrt(15.0 / 16))) < 1e-12,
           "the last step has a rate above 0");
 }
@@ -780,22 +782,23 @@ static bool time_passes(struct Run *r, double took)
 
 static void test_forecast(void)
 {
-    struct Run r = {.options = {.schedule = "cosine", .lr = 1, .min_lr_ratio = 0.1, .eval_every = 10,
-                                .time_limit = 1000, .context = 1, .batch = 1, .accumulate = 1},
-                    .data.tokens = 1000};
+    struct Run r = {.data.tokens = 1000};
+    set = (struct TrainOptions){.schedule = "cosine", .lr = 1, .min_lr_ratio = 0.1,
+                                .eval_every = 10, .time_limit = 1000, .context = 1, .batch = 1,
+                                .accumulate = 1};
     const double now = seconds();
     double rate = 0;
     bool late = false, early = false;
     r.clock = (struct Clock){.start = now, .mark = now, .shown = now};
     while (!early && r.step < 700) early = time_passes(&r, 1) || r.fall.step;
     time_passes(&r, 150);               /* over four fifths */
-    check(!early && r.fall.step == 701 && r.options.steps > 840 && r.options.steps < 850,
+    check(!early && r.fall.step == 701 && set.steps > 840 && set.steps < 850,
           "forecast: a pause of 150 of 1000 s does not slow the steps down: %lld after %lld",
-          (long long)r.options.steps, (long long)r.fall.step);
+          (long long)set.steps, (long long)r.fall.step);
     while (r.step < 740) late |= time_passes(&r, 1);
     rate = rate_of(&r);
     late |= time_passes(&r, 50);
-    check(!late && r.fall.step == 741 && r.options.steps > 790 && r.options.steps < 805
+    check(!late && r.fall.step == 741 && set.steps > 790 && set.steps < 805
           && r.fall.rate == rate, "forecast: another while the rate falls: it falls anew");
     while (!late && !finished(&r)) late = time_passes(&r, 1);
     check(finished(&r) && fabs(rate_of(&r) - 0.1) < 1e-9 && time_used(&r) < 1001
@@ -902,6 +905,7 @@ static void test_harmless(void)
 int main(void)
 {
     program = "test_train";
+    defaults = set;
     set_threads(1);
     if (!mkdtemp(directory)) return 1;
     test_shards();
