@@ -1347,31 +1347,39 @@ static size_t prefix_length(const char *path)
            && !strcmp(path + n - 4, ".bin") ? n - 11 : 0;
 }
 
-/* How many of the shards, which are sorted by name, have the first one's prefix. Dies if they are
- * of two sets. */
-static int count_set(const struct Shard *s, int count)
+/* Dies if shards with one prefix, which stand side by side, are not of one set, not all those that
+ * the pattern names, or not as they were encoded. A pattern of NULL names all, but a missing one is
+ * then worth a warning only. */
+static void check_sets(const struct Shard *s, int count, const char *pattern)
 {
-    const size_t n = prefix_length(s->path);
-    int k = 1;
-    for (; k < count && n && prefix_length(s[k].path) == n && !strncmp(s[k].path, s->path, n); k++)
-        if (s[k].set != s->set)
-            die("%s: is not of the same run of `tokenizer encode` as %s. Encode both again, or "
-                "remove the older one.", s[k].path, s->path);
-    return k;
-}
-
-/* The path of the first shard in the set of s that is not there, which the caller owns, or NULL.
- * Shards that the pattern does not name need not be there; a pattern of NULL names all. */
-static char *missing_shard(const struct Shard *s, const char *pattern)
-{
-    const int n = (int)prefix_length(s->path);
-    for (int k = 0; n && k < s->shards; k++) {
-        char *path = text_of("%.*s_%06d.bin", n, s->path, k);
-        if ((!pattern || !fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD)) && !file_exists(path))
-            return path;
-        free(path);
+    for (const struct Shard *first = s, *end = s + count; first < end; first = s) {
+        const int n = (int)prefix_length(first->path);
+        uint64_t hash = 0;
+        do {
+            if (s->set != first->set)
+                die("%s: is not of the same run of `tokenizer encode` as %s. Encode both again, or "
+                    "remove the older one.", s->path, first->path);
+            hash = mix64(hash ^ s->sum);
+        } while (++s < end && n && (int)prefix_length(s->path) == n
+                 && !strncmp(s->path, first->path, n));
+        for (int k = 0; n && k < first->shards; k++) {
+            char *path = text_of("%.*s_%06d.bin", n, first->path, k);
+            const bool named = !pattern || !fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD);
+            const char *together = counted(first->shards, "shard");
+            if (named && !file_exists(path)) {
+                if (pattern)
+                    die("%s: is missing; %s were encoded together. Encode again, or name only "
+                        "those that are there.", path, together);
+                warn("%s: is missing; %s were encoded together, so this is not the whole text.",
+                     path, together);
+                k = first->shards;                          /* one is named */
+            }
+            free(path);
+        }
+        if (s - first == first->shards && hash != first->set)
+            die("%s: the tokens are not those that were encoded: the file, or another of its set, "
+                "is damaged. Encode again.", first->path);
     }
-    return NULL;
 }
 
 /* --- Writing --- */
@@ -2030,12 +2038,7 @@ static int command_decode(int argc, char **argv)
     const char *mark = split == SPLIT_LINES ? "\n" : split == SPLIT_EOT ? END_OF_TEXT : "";
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
-    for (int i = 0; i < shards; i += count_set(s + i, shards - i)) {
-        const char *path = missing_shard(&s[i], NULL);
-        if (path)
-            warn("%s: is missing; %s were encoded together, so this is not the whole text.", path,
-                 counted(s[i].shards, "shard"));
-    }
+    check_sets(s, shards, NULL);
     for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, mark);
     if (split == SPLIT_LINES) puts("");
     return 0;

@@ -57,25 +57,6 @@ struct Data {
     uint64_t fingerprint;       /* a hash of all tokens: a resumed run must find the same text */
 };
 
-/* Dies if the shards, sorted by name, are not all those of their sets that the pattern names, or
- * not as they were encoded. */
-static void check_sets(const struct Data *d, const char *pattern)
-{
-    for (int i = 0, n; i < d->count; i += n) {
-        const struct Shard *first = &d->shards[i];
-        uint64_t hash = 0;
-        n = count_set(first, d->count - i);
-        const char *path = missing_shard(first, pattern);
-        if (path)
-            die("%s: is missing; %s were encoded together. Encode again, or name only those that "
-                "are there.", path, counted(first->shards, "shard"));
-        for (int k = 0; k < n; k++) hash = mix64(hash ^ first[k].sum);
-        if (n == first->shards && hash != first->set)
-            die("%s: the tokens are not those that were encoded: the file, or another of its set, "
-                "is damaged. Encode again.", first->path);
-    }
-}
-
 /* Opens the shards that a pattern matches, or the one of this very name, which may have brackets.
  * Dies if there are none, if another tokenizer made one, or if they have fewer than 2 tokens.
  * `option` names the pattern in messages. */
@@ -92,7 +73,7 @@ static struct Data open_data(const char *option, const char *pattern, const stru
         d.tokens += d.shards[i].count;
         d.fingerprint = mix64(d.fingerprint ^ d.shards[i].sum);
     }
-    check_sets(&d, pattern);
+    check_sets(d.shards, d.count, pattern);
     if (d.tokens < 2)
         die("--%s %s: holds %s; 2 are needed. Encode more text.", option, pattern,
             counted(d.tokens, "token"));
