@@ -279,7 +279,6 @@ struct Run {
     struct Workspace ws;                /* for one minibatch: B * T rows */
     struct Model part;                  /* what this process updates: all, or a part (10) */
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
-    struct Generator *generator;        /* for --sample-every; else NULL */
     double peak;                        /* FLOP/s of all ranks' multiply-adds */
     int64_t in_time;                    /* steps, estimated, if only --time-limit ends the run */
 
@@ -536,7 +535,6 @@ static void print_baselines(const struct Data *d, const struct Tokenizer *t, int
            log(V) * bits);
     printf("unigram %.6f bits_per_byte %.4f (each token as frequent as in these data)\n", unigram,
            unigram * bits);
-    release(counts, t->vocabulary * sizeof *counts);
 }
 
 /* ============================================================================================= */
@@ -611,9 +609,9 @@ struct Generator {
     int top_k, min_tokens;          /* min_tokens: of a text before <|endoftext|> may be drawn */
     struct Random random;
 };
-static const struct Generator as_usual = {.temperature = 0.8, .top_p = 1, .top_k = 40};
+static struct Generator generator = {.temperature = 0.8, .top_p = 1, .top_k = 40};
 
-/* Of a generator as_usual, or with other options. */
+/* Sets all but the options. */
 static void generator_create(struct Generator *g, struct Model *model, struct Tokenizer *tokenizer)
 {
     const struct Config *c = &model->config;
@@ -1311,9 +1309,7 @@ static void take_memory(struct Run *r)
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     r->losses = resize(NULL, set.accumulate * sizeof *r->losses);
     make_part(r);
-    if (!set.sample_every) return;
-    r->generator = memcpy(resize(NULL, sizeof as_usual), &as_usual, sizeof as_usual);
-    generator_create(r->generator, &r->model, r->tokenizer);
+    if (set.sample_every) generator_create(&generator, &r->model, r->tokenizer);
 }
 
 /* ============================================================================================= */
@@ -1439,7 +1435,7 @@ static void sample_run(struct Run *r)
 {
     if (rank) return;
     progress(true, "step %s  sample:", place(r));
-    write_sample(r->generator, set.sample_prompt, set.sample_tokens,
+    write_sample(&generator, set.sample_prompt, set.sample_tokens,
                  stream_for(set.seed, SAMPLE_STREAM, r->step));
 }
 
@@ -1726,11 +1722,10 @@ static void share_weights(struct Run *r)
 
 static void gather_moments(struct Run *r)
 {
-    const real *parts[] = {r->part.m, r->part.v};
-    real *whole[] = {r->model.m, r->model.v};
     for (int i = 0; i < 2 && ranks > 1; i++)
-        MPI_Gatherv(parts[i], exchange.sizes[rank], MPI_FLOAT, whole[i], exchange.sizes,
-                    exchange.places, MPI_FLOAT, 0, MPI_COMM_WORLD);
+        MPI_Gatherv(i ? r->part.v : r->part.m, exchange.sizes[rank], MPI_FLOAT,
+                    i ? r->model.v : r->model.m, exchange.sizes, exchange.places, MPI_FLOAT, 0,
+                    MPI_COMM_WORLD);
 }
 
 /* Dies if this rank has other settings, data or state than rank 0, or another program, whose sums
@@ -1965,21 +1960,20 @@ static int command_sample(int argc, char **argv)
     int tokens = 200, count = 1, threads = 0;
     int64_t seed = 1;
     bool ignore_eot = false;
-    struct Generator g = as_usual;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &g.min_tokens, 0, 1e9,
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &generator.min_tokens, 0, 1e9,
          .idle = "with ignore-eot"},
         {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
-         REAL_NUMBER, &g.temperature, 0, 100},
-        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &g.top_k, 0, 1e9,
-         .idle = "with temperature 0"},
+         REAL_NUMBER, &generator.temperature, 0, 100},
+        {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &generator.top_k, 0,
+         1e9, .idle = "with temperature 0"},
         {"top-p", "draw from the likeliest tokens that have this probability together",
-         REAL_NUMBER, &g.top_p, 0, 1, .idle = "with temperature 0"},
+         REAL_NUMBER, &generator.top_p, 0, 1, .idle = "with temperature 0"},
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15,
          .idle = "with temperature 0"},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
@@ -1996,13 +1990,13 @@ static int command_sample(int argc, char **argv)
     struct Metadata meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
-    generator_create(&g, &model, tokenizer);
-    if (ignore_eot) g.min_tokens = tokens;
+    generator_create(&generator, &model, tokenizer);
+    if (ignore_eot) generator.min_tokens = tokens;
     const double start = seconds();
     int64_t written = 0;
     for (int i = 0; i < count; i++) {
         if (i) puts("---");
-        written += write_sample(&g, prompt, tokens, stream_for(seed, SAMPLE_STREAM, i));
+        written += write_sample(&generator, prompt, tokens, stream_for(seed, SAMPLE_STREAM, i));
     }
     fprintf(stderr, "%s, %.0f tokens/s\n", counted(written, "token"),
             written / (seconds() - start));

@@ -645,7 +645,7 @@ static void test_generator(void)
     struct Run r;
     tiny_run(&r, 1, 1);
     struct Tokenizer tokenizer = {.vocabulary = 137, .eot = 136};
-    struct Generator g = as_usual, naive = as_usual;
+    struct Generator g = generator, naive = generator;
     generator_create(&g, &r.model, &tokenizer);
     generator_create(&naive, &r.model, &tokenizer);
     for (size_t i = 0; i < r.model.parameter_count; i++)
