@@ -1944,9 +1944,7 @@ static int command_eval(int argc, char **argv)
 static void hint_at_prompt(const char *prompt)
 {
     const size_t n = strlen(prompt);
-    const char *hint = !strncmp(prompt, "FILE:", 5)
-        ? "is itself the text that is continued. For that of a file, give \"$(cat FILE)\""
-        : strstr(prompt, END_OF_TEXT)
+    const char *hint = strstr(prompt, END_OF_TEXT)
         ? "has " END_OF_TEXT " as plain text. An empty prompt begins as documents do"
         : n && isspace((unsigned char)prompt[n - 1])
         ? "ends in a blank, but words begin with theirs. Leave it out" : NULL;
