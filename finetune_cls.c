@@ -331,11 +331,10 @@ struct Task {
     struct Option *options;                     /* the rows of set */
     struct Columns layout;                      /* of the file of texts to train on */
     struct Window window;                       /* what is read of a text */
-    struct Metadata old;                        /* of the training that --resume found */
+    struct Metadata old;                        /* of the run that --resume found; empty: none */
     struct Journal log;                         /* log.tsv */
     bool quiet;                                 /* one of many trainings: no files */
     const char *title;                          /* of its lines of progress, or NULL: none */
-    bool resumes;                               /* a state is there, and the training goes on */
 };
 
 /* Where a training is. A state on disk holds all of it. */
@@ -2456,7 +2455,7 @@ static void begin_state(struct Task *t, struct TrainState *run)
     unsigned long long masks;
     double spent;
     if (t->quiet) return;
-    if (!t->resumes) { open_log(t, steps_header, NULL); save_training(t, run); return; }
+    if (!t->old.count) { open_log(t, steps_header, NULL); save_training(t, run); return; }
     char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
@@ -2601,7 +2600,6 @@ static bool open_run(struct Task *t, const char *prefix)
     const char *run = !s->resume ? NULL : file_exists(state) ? state
                     : file_exists(model) ? model : NULL;
     const bool ended = run == model;
-    t->resumes = run == state;
     if (s->resume && !run) rows = read_journal(table, table_header);
     if (!s->overwrite && !run && !(rows && !*rows))
         refuse_existing(s->out, s->resume ? files + 4 : files,
