@@ -313,6 +313,7 @@ struct LabelWords { int *ids, *starts; };
 struct Task {
     struct Settings set;
     struct Tokenizer *tokenizer;
+    struct Model base;                          /* the pretrained one, with the labels of data */
     struct Model model;
     struct Runner runner;
     struct Dataset data;                        /* training and validation examples */
@@ -320,8 +321,7 @@ struct Task {
     int *truth;                                 /* (val_count): the labels of val */
     int train_count, val_count;
     real *probabilities;                        /* (val_count, K): of the last validation */
-    const real *source;                         /* the pretrained weights, for --l2sp */
-    uint64_t source_hash, train_hash;           /* of them, and of all texts as tokens */
+    uint64_t source_hash, train_hash;           /* of base's weights, of all texts as tokens */
     const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct LabelWords words;
@@ -352,16 +352,13 @@ struct TrainState {
 
 /* The classifier before training: the weights of the pretrained model and a random head, which is 0
  * for a probe, or, for scratch, random weights throughout. */
-static void start_model(struct Task *t, const struct Model *base, char **names, int classes)
+static void start_model(struct Task *t)
 {
     struct Model *model = &t->model;
-    struct Config config = base->config;
-    config.labels = classes;
-    config.label_names = names;
-    model_create(model, config);
+    model_create(model, t->base.config);
     if (t->set.kind == SCRATCH) { model_init(model, t->set.seed); return; }
     const int head = model->tensor_count - 1;           /* last, as in the list of base */
-    memcpy(model->weights, base->weights, model->tensors[head].offset * sizeof(real));
+    memcpy(model->weights, t->base.weights, model->tensors[head].offset * sizeof(real));
     if (t->set.kind > PROBE) tensor_init(model, head, t->set.seed);
 }
 
@@ -420,7 +417,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         die("step %lld of a training: the gradient is not finite. Start again with a lower lr than "
             "%g.", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
-    if (s->l2sp > 0) proximal_step(r->model, t->source, lr, s->l2sp);
+    if (s->l2sp > 0) proximal_step(r->model, t->base.weights, lr, s->l2sp);
     return loss / count;
 }
 
@@ -2194,8 +2191,8 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
 
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
  * names a file of its own or --tune makes no steps, of which validation would choose the best.
- * Prompting reads no label of --train. Returns the names of the classes. */
-static char **load_data(struct Task *t, int *classes)
+ * Prompting reads no label of --train. Sets the labels of t->base. */
+static void load_data(struct Task *t)
 {
     struct Settings *s = &t->set;
     struct Columns columns = s->columns;
@@ -2204,30 +2201,32 @@ static char **load_data(struct Task *t, int *classes)
     if (s->val) val = read_examples(s->val, s->columns);
     find_repeats(&train, &val, s->dedupe, "validation");
     t->layout = columns.texts_only ? val.columns : train.columns;
-    char **names = columns.texts_only ? labels_of_words(s->label_words, classes)
-                                      : class_names(&train, classes);
+    int K;
+    char **names = columns.texts_only ? labels_of_words(s->label_words, &K)
+                                      : class_names(&train, &K);
+    t->base.config.labels = K;
+    t->base.config.label_names = names;
     if (s->kind == PROMPT && !has_words(s))
-        s->label_words = words_of_names(names, *classes, t->tokenizer);
+        s->label_words = words_of_names(names, K, t->tokenizer);
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
     if (has_words(s))
-        t->words = read_label_words(s->label_words, names, *classes, t->tokenizer, t->quiet);
+        t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
     if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
-    t->prior = read_prior(s->prior, names, *classes);
-    add_examples(&t->data, t->tokenizer, &train, names, *classes, t->window);
-    add_examples(&t->data, t->tokenizer, &val, names, *classes, t->window);
+    t->prior = read_prior(s->prior, names, K);
+    add_examples(&t->data, t->tokenizer, &train, names, K, t->window);
+    add_examples(&t->data, t->tokenizer, &val, names, K, t->window);
     const int all = t->data.count;
     t->train_count = train.count;
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
     choose_unlabelled(t, t->train, train.count);
     if (!s->val && s->kind > PROBE)
-        t->train_count = split_stratified(t->train, t->data.labels, all, *classes, s->val_part,
+        t->train_count = split_stratified(t->train, t->data.labels, all, K, s->val_part,
                                           random_stream(s->seed, STREAM_SPLIT));
     take_validation(t, all);
     if (!t->val_count && s->kind > PROBE)
         die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
     t->train_hash = hash_texts(&t->data, train.count);
-    return names;
 }
 
 /* --- What the command line left open --- */
@@ -2621,15 +2620,16 @@ static bool open_run(struct Task *t, const char *prefix)
 }
 
 /* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
-static void load_base(struct Task *t, struct Model *base)
+static void load_base(struct Task *t)
 {
     struct Settings *s = &t->set;
+    struct Model *base = &t->base;
     struct Metadata meta;
     set_threads(s->threads);
     set_precision(s->precision);
     load_model(base, s->model, &meta);
     t->tokenizer = tokenizer_of_model(s->model, base, &meta);
-    t->source = base->weights;
+    t->source_hash = checksum(base->weights, base->parameter_count * sizeof(real));
     if (s->max_tokens == 0) s->max_tokens = base->config.context;
     if (s->max_tokens > base->config.context)
         die_usage("--max-tokens %d: the model's context is %d. Choose no more.", s->max_tokens,
@@ -2717,15 +2717,12 @@ static bool learn(struct Task *t, real *best, struct Scores *val, struct Metadat
 static int train(struct Task *t)
 {
     struct Settings *s = &t->set;
-    struct Model base;
     struct Metadata meta = {0};
-    int classes;
-    load_base(t, &base);
-    parse_tune("--tune", "", s, base.config.layers);
+    load_base(t);
+    parse_tune("--tune", "", s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
-    t->source_hash = checksum(base.weights, base.parameter_count * sizeof *base.weights);
-    char **names = load_data(t, &classes);
-    start_model(t, &base, names, classes);
+    load_data(t);
+    start_model(t);
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
@@ -3040,7 +3037,6 @@ struct Compare {
 
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
-    struct Model base;
     struct Bags bags;                   /* of the texts of task.data */
     char **names;                       /* (K) */
     int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
@@ -3099,7 +3095,7 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     if (m.classical && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (m.classical) return m;
-    parse_tune("--methods", "majority, nb, nbsvm, ", s, c->base.config.layers);
+    parse_tune("--methods", "majority, nb, nbsvm, ", s, c->task.base.config.layers);
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
@@ -3113,7 +3109,8 @@ static void parse_methods(struct Compare *c)
 {
     static const char names[] = "majority|nb|nbsvm|scratch|prompt|probe|last|full";
     char *rest = text_of("%s", c->methods_text), *name, *last = strstr(rest, "last:2");
-    if (c->base.config.layers == 1 && last && !is_given(c->task.options, "methods")) last[5] = '1';
+    if (c->task.base.config.layers == 1 && last && !is_given(c->task.options, "methods"))
+        last[5] = '1';
     if (strpbrk(rest, "\t\r\n"))
         die_usage("--methods: compare.tsv cannot hold a tab or a line end. Give it as --suffix.");
     for (char *comma = rest; (comma = strchr(comma, ',')); comma++)
@@ -3302,7 +3299,9 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
                                      random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
     choose_unlabelled(&t, c->learn, c->learn_count);
-    start_model(&t, &c->base, c->names, c->classes);
+    t.base.config.labels = c->classes;
+    t.base.config.label_names = c->names;
+    start_model(&t);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
     const bool whole = learn(&t, best, &val, &meta);
@@ -3377,8 +3376,7 @@ static void open_comparison(struct Compare *c)
 {
     const struct Settings *s = &c->task.set;
     char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
-    const uint64_t weights = checksum(c->base.weights, c->base.parameter_count * sizeof(real));
-    const char *inputs = hash_text(mix64(weights ^ c->task.train_hash)),
+    const char *inputs = hash_text(mix64(c->task.source_hash ^ c->task.train_hash)),
                *was = metadata_get(&c->task.old, "train_hash");
     if (c->task.old.count && strcmp(inputs, was))
         die("--resume: the comparison in %s was made with another model or other texts. Choose "
@@ -3705,7 +3703,7 @@ static int run_cells(struct Compare *c)
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
-    load_base(&c->task, &c->base);
+    load_base(&c->task);
     parse_methods(c);
     load_texts(c);
     parse_budgets(c);
@@ -3852,8 +3850,6 @@ static int command_layers(int argc, char **argv)
 {
     struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
     struct Settings *s = &t.set;
-    struct Model base;
-    int classes;
     struct Option *tune = tune_options(s), options[] = {
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
@@ -3869,9 +3865,9 @@ static int command_layers(int argc, char **argv)
         die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
                   s->val);
     s->kind = PROBE;
-    load_base(&t, &base);
-    char **names = load_data(&t, &classes);
-    start_model(&t, &base, names, classes);
+    load_base(&t);
+    load_data(&t);
+    start_model(&t);
     prepare(&t);
     probe_levels(&t);
     return 0;

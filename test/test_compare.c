@@ -606,7 +606,7 @@ static void test_labels_needed(void)
 
 static void test_methods(void)
 {
-    struct Compare c = {.task = {.set = DEFAULT_SETTINGS}, .base = {.config = {.layers = 2}},
+    struct Compare c = {.task = {.set = DEFAULT_SETTINGS, .base = {.config = {.layers = 2}}},
                         .methods_text =
         "majority,nb,nbsvm,scratch,probe,last:2,full,"
         "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights,"

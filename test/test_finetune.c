@@ -599,7 +599,7 @@ static real *start_task(struct Task *t)
     const size_t n = t->model.parameter_count;
     real *source = resize(NULL, n * sizeof *source);
     for (size_t i = 0; i < n; i++) source[i] = t->model.weights[i] += 0.1 * random_normal(&r);
-    t->source = source;
+    t->base.weights = source;
     t->train_count = TASK_TEXTS;
     t->val_count = TASK_VAL;
     t->train = resize(NULL, (TASK_TEXTS + TASK_VAL) * sizeof *t->train);
@@ -614,7 +614,7 @@ static real *start_task(struct Task *t)
 static void end_task(struct Task *t, real *best)
 {
     release(best, t->model.parameter_count * sizeof *best);
-    free((real *)t->source);
+    free(t->base.weights);
     free(t->train);
     runner_free(&t->runner);
     model_free(&t->model);
@@ -636,7 +636,8 @@ static double gradient(struct Task *t, double *g, const int *list, int count)
 /* Whether a tensor has the same bits in the model and in its source. */
 static bool unchanged(const struct Task *t, const struct Tensor *p)
 {
-    return !memcmp(t->model.weights + p->offset, t->source + p->offset, p->size * sizeof(real));
+    return !memcmp(t->model.weights + p->offset, t->base.weights + p->offset,
+                   p->size * sizeof(real));
 }
 
 /* |weights - source|, without the head. */
@@ -644,7 +645,7 @@ static double distance(const struct Task *t)
 {
     double sum = 0;
     for (size_t i = 0; i < t->model.tensors[t->model.tensor_count - 1].offset; i++)
-        sum += pow((double)t->model.weights[i] - t->source[i], 2);
+        sum += pow((double)t->model.weights[i] - t->base.weights[i], 2);
     return sqrt(sum);
 }
 
@@ -664,7 +665,7 @@ static void test_proximal_step(void)
     double *adamw = resize(NULL, n * sizeof *adamw);
     for (size_t i = 0; i < n; i++)
         adamw[i] = t.model.weights[i] += (real)(0.3 * random_normal(&r));
-    proximal_step(&t.model, t.source, 0.1, 7);
+    proximal_step(&t.model, t.base.weights, 0.1, 7);
     int lower = 0, moved = 0, learn = 0, still = 0;
     for (int i = 0; i < t.model.tensor_count; i++) {
         const struct Tensor *p = &t.model.tensors[i];
@@ -675,9 +676,9 @@ static void test_proximal_step(void)
             learn += pulls;
             still += !pulls && w == adamw[k];
             if (!pulls) continue;
-            const double F = pulled(w, adamw[k], t.source[k], rate, 7);
-            lower += pulled(w + 1e-4, adamw[k], t.source[k], rate, 7) <= F
-                  || pulled(w - 1e-4, adamw[k], t.source[k], rate, 7) <= F;
+            const double F = pulled(w, adamw[k], t.base.weights[k], rate, 7);
+            lower += pulled(w + 1e-4, adamw[k], t.base.weights[k], rate, 7) <= F
+                  || pulled(w - 1e-4, adamw[k], t.base.weights[k], rate, 7) <= F;
         }
     }
     check(lower == 0 && moved > 0.99 * learn, "proximal step: each of %d weights is at the minimum",
@@ -732,7 +733,7 @@ static void test_rates(void)
             const double wanted = strcmp(p->name, "score.weight") ? want[last][p->layer + 1] : 10;
             double far = 0;
             for (size_t k = p->offset; k < p->offset + p->size; k++) {
-                const double d = fabs((double)t.model.weights[k] - t.source[k]);
+                const double d = fabs((double)t.model.weights[k] - t.base.weights[k]);
                 if (d > far) far = d;       /* fmax here ends gcc 12 for aarch64 */
             }
             scale = fmax(scale, fabs(p->lr_scale - wanted));
