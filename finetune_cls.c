@@ -48,8 +48,9 @@ struct Dataset {
     int *tokens;                /* (starts[N]) */
     size_t *starts;             /* (N + 1) */
     int *labels;                /* (N): the class of each, -1 if not known */
+    struct Bytes *texts;        /* (N): as they were given to add_text */
     int longest, truncated;     /* tokens of the longest text; number of texts that were cut */
-    int capacity;               /* of labels and starts */
+    int capacity;               /* of labels, texts and starts */
     size_t token_capacity;
 };
 
@@ -91,6 +92,7 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     if (d->count == d->capacity) {
         d->capacity = 2 * d->capacity + 64;
         d->labels = resize(d->labels, d->capacity * sizeof *d->labels);
+        d->texts = resize(d->texts, d->capacity * sizeof *d->texts);
         d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
     }
     const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
@@ -109,6 +111,7 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     d->truncated += n < all;
     for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
     d->longest = max_int(d->longest, first + n);
+    d->texts[d->count] = text;
     d->labels[d->count++] = label;
     d->starts[d->count] = start + first + n;
 }
@@ -2115,10 +2118,10 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
 /* --- Texts --- */
 
 /* Finds texts of train that are in val, too, or repeat an earlier one of train, by their hashes:
- * leaves them out, or warns of them. where: what val is, for that message. */
-static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out,
-                         const char *where)
+ * leaves them out, or warns of them. */
+static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out)
 {
+    const char *where = val->path ? val->path : "validation";
     const int all = train->count, aside = val->count;
     int repeated = 0;
     struct HashTable seen = hash_table(aside + all);
@@ -2189,17 +2192,18 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
     t->unlabelled_count = min_int(count, ENOUGH);
 }
 
-/* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
- * names a file of its own or --tune makes no steps, of which validation would choose the best.
- * Prompting reads no label of --train. Sets the labels of t->base. */
-static void load_data(struct Task *t)
+/* Reads and tokenizes the labelled texts and splits them into training and validation, which gets a
+ * part of each class, unless --val names a file of its own or --tune makes no steps, of which
+ * validation would choose the best. For compare and layers the test stands in its place. Prompting
+ * reads no label of --train. Sets the labels of t->base. stream: for the split. */
+static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
     struct Columns columns = s->columns;
     columns.texts_only = s->kind == PROMPT && has_words(s);
     struct Examples train = read_examples(s->train, columns), val = {0};
     if (s->val) val = read_examples(s->val, s->columns);
-    find_repeats(&train, &val, s->dedupe, "validation");
+    find_repeats(&train, &val, s->dedupe);
     t->layout = columns.texts_only ? val.columns : train.columns;
     int K;
     char **names = columns.texts_only ? labels_of_words(s->label_words, &K)
@@ -2211,7 +2215,6 @@ static void load_data(struct Task *t)
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
     if (has_words(s))
         t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
-    if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
     t->prior = read_prior(s->prior, names, K);
     add_examples(&t->data, t->tokenizer, &train, names, K, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, K, t->window);
@@ -2221,11 +2224,12 @@ static void load_data(struct Task *t)
     for (int i = 0; i < all; i++) t->train[i] = i;
     choose_unlabelled(t, t->train, train.count);
     if (!s->val && s->kind > PROBE)
-        t->train_count = split_stratified(t->train, t->data.labels, all, K, s->val_part,
-                                          random_stream(s->seed, STREAM_SPLIT));
+        t->train_count = split_stratified(t->train, t->data.labels, all, K, part,
+                                          random_stream(s->seed, stream));
     take_validation(t, all);
     if (!t->val_count && s->kind > PROBE)
-        die("%s: no class has two examples, so none can be set aside. Give --val.", s->train);
+        die("%s: no class has two examples, so none can be set aside. Give --val; to compare "
+            "--test.", s->train);
     t->train_hash = hash_texts(&t->data, train.count);
 }
 
@@ -2481,9 +2485,9 @@ static void begin_state(struct Task *t, struct TrainState *run)
 /* --- train --- */
 
 static const struct Settings DEFAULT_SETTINGS = {
-    .tune = "full", .truncate = "tail", .class_weights = "none", .precision = "fp32", .batch = 32,
-    .seed = 1, .dropout = -1, .weight_decay = 0.01, .warmup = 0.1, .val_part = 0.1,
-    .layer_decay = 1, .average = -1,
+    .tune = "full", .kind = FULL, .truncate = "tail", .class_weights = "none",
+    .precision = "fp32", .batch = 32, .seed = 1, .dropout = -1, .weight_decay = 0.01,
+    .warmup = 0.1, .val_part = 0.1, .layer_decay = 1, .average = -1,
 };
 
 static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's format";
@@ -2721,7 +2725,8 @@ static int train(struct Task *t)
     load_base(t);
     parse_tune("--tune", "", s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
-    load_data(t);
+    load_data(t, s->val_part, STREAM_SPLIT);
+    if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
     start_model(t);
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
@@ -3017,7 +3022,7 @@ struct Method {
 struct Cell {
     int method, budget, seed;           /* budget: an index; seed: from 1 */
     double seconds;
-    char *right;                        /* (test_count): '1': a right answer; NULL: not done yet */
+    char *right;                        /* (task.val_count): '1': a right answer; NULL: not done */
 };
 
 /* What the seeds of a method with a budget say together. */
@@ -3030,18 +3035,15 @@ struct Estimate {
 };
 
 struct Compare {
-    struct Task task;                   /* what methods share: settings, tokenizer, texts */
-    const char *test, *methods_text, *labels_text;
+    struct Task task;                   /* what methods share; its val: the texts of the test */
+    const char *methods_text, *labels_text;
     int seeds;
     double time_limit, start, test_part;
 
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
     struct Bags bags;                   /* of the texts of task.data */
-    char **names;                       /* (K) */
-    int *learn, *test_list;             /* (learn_count) (test_count): which of task.data */
-    int *truth;                         /* (test_count): the labels of the test texts */
-    int learn_count, test_count, classes, cell_count;
+    int cell_count;
     int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
@@ -3081,13 +3083,29 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
+/* The texts as tokens, with a method's own suffix: shared with the methods before it. */
+static struct Dataset texts_with_suffix(const struct Compare *c, const struct Settings *s)
+{
+    const struct Dataset *all = &c->task.data;
+    struct Dataset d = {0};
+    for (int m = 0; m < c->method_count; m++)
+        if (!strcmp(c->methods[m].task.set.suffix, s->suffix)) return c->methods[m].task.data;
+    set_suffix(c->task.tokenizer, s->suffix, s->max_tokens);
+    for (int i = 0; i < all->count; i++)
+        add_text(&d, c->task.tokenizer, all->texts[i], all->labels[i], c->task.window);
+    return d;
+}
+
+/* A method that prompts takes the names of the classes for want of other label words. */
 static struct Method parse_method(const char *name, const struct Compare *c)
 {
     static const struct { const char *name; void (*run)(double *scores, const struct BagTask *t); }
     classical[] = {{"majority", majority}, {"nb", naive_bayes}, {"nbsvm", nbsvm}};
     struct Method m = {name, NULL, c->task};
-    struct Settings *s = &m.task.set;
-    char *options = text_of("%s", name), *option;
+    struct Task *t = &m.task;
+    struct Settings *s = &t->set;
+    const int K = t->base.config.labels;
+    char **names = t->base.config.label_names, *options = text_of("%s", name), *option;
     if (!s->suffix) s->suffix = "";
     s->tune = strsep(&options, "+");
     for (int k = 0; k < COUNT(classical); k++)
@@ -3095,22 +3113,29 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     if (m.classical && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (m.classical) return m;
-    parse_tune("--methods", "majority, nb, nbsvm, ", s, c->task.base.config.layers);
+    parse_tune("--methods", "majority, nb, nbsvm, ", s, t->base.config.layers);
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
+    if (is_given(rows, "suffix")) t->data = texts_with_suffix(c, s);
+    if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t->tokenizer);
+    if (s->label_words != c->task.set.label_words)
+        t->words = !has_words(s) ? (struct LabelWords){0}
+                 : read_label_words(s->label_words, names, K, t->tokenizer, false);
+    t->prior = read_prior(s->prior, names, K);
     free(rows);
     return m;
 }
 
 /* Reads --methods. A comma before a method's name separates two; another is part of a value, such
- * as label words. Unless methods are given, a model of one block has last:1 in place of last:2. */
+ * as label words. Unless methods are given, a model of one block has last:1 in place of last:2, and
+ * prompting is left out where the names of the classes are no words. */
 static void parse_methods(struct Compare *c)
 {
     static const char names[] = "majority|nb|nbsvm|scratch|prompt|probe|last|full";
     char *rest = text_of("%s", c->methods_text), *name, *last = strstr(rest, "last:2");
-    if (c->task.base.config.layers == 1 && last && !is_given(c->task.options, "methods"))
-        last[5] = '1';
+    const bool given = is_given(c->task.options, "methods");
+    if (c->task.base.config.layers == 1 && last && !given) last[5] = '1';
     if (strpbrk(rest, "\t\r\n"))
         die_usage("--methods: compare.tsv cannot hold a tab or a line end. Give it as --suffix.");
     for (char *comma = rest; (comma = strchr(comma, ',')); comma++)
@@ -3118,98 +3143,29 @@ static void parse_methods(struct Compare *c)
     while ((name = strsep(&rest, "\n"))) {
         for (int k = 0; k < c->method_count; k++)
             if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
+        const struct Method m = parse_method(name, c);
+        if (m.task.set.kind == PROMPT && !m.task.words.ids) {
+            if (given) die_usage(no_words, "--methods", name, m.task.base.config.label_names[0]);
+            continue;
+        }
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
-        c->methods[c->method_count++] = parse_method(name, c);
+        c->methods[c->method_count++] = m;
     }
 }
 
-/* --- Texts, budgets, subsets --- */
-
-/* Reads the label words of each method and the texts as tokens, which methods with the same suffix
- * share. Prompting takes the names of the classes for want of other words; if those are no words,
- * it is none of the usual methods. */
-static void prepare_methods(struct Compare *c, const struct Examples *train,
-                            const struct Examples *test)
-{
-    struct Tokenizer *tokenizer = c->task.tokenizer;
-    const char *said = NULL;
-    int kept = 0;
-    for (int i = 0; i < c->method_count; i++) {
-        struct Method m = c->methods[i], *same = c->methods;
-        struct Task *t = &m.task;
-        struct Settings *s = &t->set;
-        if (!m.classical && s->kind == PROMPT && !has_words(s)) {
-            s->label_words = words_of_names(c->names, c->classes, tokenizer);
-            if (!s->label_words && is_given(t->options, "methods"))
-                die_usage(no_words, "--methods", m.name, c->names[0]);
-            if (!s->label_words) continue;
-        }
-        if (has_words(s)) {
-            t->words = read_label_words(s->label_words, c->names, c->classes, tokenizer,
-                                        s->label_words == said);
-            said = s->label_words;
-        }
-        t->prior = read_prior(s->prior, c->names, c->classes);
-        while (same < c->methods + kept && strcmp(same->task.set.suffix, s->suffix)) same++;
-        if (same < c->methods + kept) t->data = same->task.data;
-        else {
-            set_suffix(tokenizer, s->suffix, s->max_tokens);
-            add_examples(&t->data, tokenizer, train, c->names, c->classes, t->window);
-            add_examples(&t->data, tokenizer, test, c->names, c->classes, t->window);
-        }
-        c->methods[kept++] = m;
-    }
-    c->method_count = kept;
-    c->task.data = c->methods[0].task.data;     /* for what all have in common, the labels */
-}
-
-/* Reads both files. Texts of --train that are in --test, too, are left out. Without --test, a part
- * of --train is the test. */
-static void load_texts(struct Compare *c)
-{
-    struct Task *t = &c->task;
-    const struct Settings *s = &t->set;
-    struct Examples train = read_examples(s->train, s->columns), test = {0};
-    if (c->test) test = read_examples(c->test, s->columns);
-    find_repeats(&train, &test, true, "--test");
-    c->names = class_names(&train, &c->classes);
-    prepare_methods(c, &train, &test);
-
-    const int all = t->data.count, n = train.count;
-    struct Bytes *texts = resize(NULL, all * sizeof *texts);
-    c->learn = resize(NULL, all * sizeof *c->learn);
-    for (int i = 0; i < all; i++) {
-        texts[i] = i < n ? train.items[i].text : test.items[i - n].text;
-        c->learn[i] = i;
-        t->train_hash = mix64(t->train_hash + t->data.labels[i]
-                              + checksum(texts[i].data, texts[i].size));
-    }
-    c->bags = bags_of(texts, all);
-    c->learn_count = n;
-    if (!c->test)
-        c->learn_count = split_stratified(c->learn, t->data.labels, n, c->classes, c->test_part,
-                                          random_stream(s->seed, STREAM_TEST));
-    c->test_list = c->learn + c->learn_count;
-    c->test_count = all - c->learn_count;
-    if (!c->test_count)
-        die_usage("%s: no class has two texts, so none can be set aside. Give --test.", s->train);
-    c->truth = resize(NULL, c->test_count * sizeof *c->truth);
-    for (int i = 0; i < c->test_count; i++) c->truth[i] = t->data.labels[c->test_list[i]];
-    free(texts);
-    free(train.items);
-    free(test.items);
-}
+/* --- Budgets and subsets --- */
 
 /* list (budget): texts to learn from, of each class in proportion, at least two. Up to rounding, a
  * seed's smaller budgets are parts of its larger ones. */
 static void choose_subset(int *list, const struct Compare *c, int budget, int seed)
 {
-    const int N = c->learn_count, K = c->classes, *labels = c->task.data.labels;
+    const struct Task *t = &c->task;
+    const int N = t->train_count, K = t->base.config.labels, *labels = t->data.labels;
     int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
     int *count = left + K, chosen = 0;
     struct Random random = random_stream(seed, STREAM_SUBSET);
     memset(left, 0, 2 * K * sizeof *left);
-    memcpy(order, c->learn, N * sizeof *order);
+    memcpy(order, t->train, N * sizeof *order);
     for (int i = 0; i < N; i++) count[labels[order[i]]]++;
     for (int k = 0; k < K; k++)
         chosen += left[k] = min_int(count[k], max_int(2, (int)((double)budget * count[k] / N)));
@@ -3230,12 +3186,11 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
 static void parse_budgets(struct Compare *c)
 {
     char *rest = text_of("%s", c->labels_text), *part;
-    const int least = 2 * c->classes;
+    const int K = c->task.base.config.labels, least = 2 * K;
     double before = -1;
     bool prompts = false;
     c->budgets = resize(NULL, (strlen(rest) + 1) * sizeof *c->budgets);     /* more than needed */
-    for (int m = 0; m < c->method_count; m++)
-        prompts |= !c->methods[m].classical && c->methods[m].task.set.kind == PROMPT;
+    for (int m = 0; m < c->method_count; m++) prompts |= c->methods[m].task.set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
@@ -3243,11 +3198,11 @@ static void parse_budgets(struct Compare *c)
             die_usage("--labels %s: not a number of labels, nor \"all\".", part);
         if (x <= before) die_usage("--labels %s: numbers must rise.", c->labels_text);
         before = x;
-        const int n = (int)fmin(x, c->learn_count), count = c->budget_count;
+        const int n = (int)fmin(x, c->task.train_count), count = c->budget_count;
         if (n == 0 && !prompts && !is_given(c->task.options, "labels")) continue;
         if (n == 0 && !prompts) warn("--labels 0: left out, since no method is prompt.");
         else if (n > 0 && n < least)
-            warn("--labels %d: left out, since %d classes need %d at least.", n, c->classes, least);
+            warn("--labels %d: left out, since %d classes need %d at least.", n, K, least);
         else if (!count || n > c->budgets[count - 1]) c->budgets[c->budget_count++] = n;
     }
     if (!c->budget_count)
@@ -3257,15 +3212,16 @@ static void parse_budgets(struct Compare *c)
 /* --- One cell --- */
 
 /* A method that knows no model learns from list (count) and is asked about the test texts: the
- * largest value of a row of p (test_count, K) is its answer. Only naive Bayes has probabilities,
+ * largest value of a row of p (val_count, K) is its answer. Only naive Bayes has probabilities,
  * and so a loss; here the sum over the texts. */
 static bool run_classical(real *p, double *loss, const struct Compare *c, const struct Cell *cell,
                           const int *list, int count)
 {
     const struct Method *m = &c->methods[cell->method];
-    const int K = c->classes, n = c->test_count;
+    const struct Task *t = &c->task;
+    const int K = t->base.config.labels, n = t->val_count;
     const size_t bytes = (size_t)n * K * sizeof(double);
-    const struct BagTask task = {&c->bags, c->task.data.labels, list, c->test_list, count, n, K};
+    const struct BagTask task = {&c->bags, t->data.labels, list, t->val, count, n, K};
     double *scores = allocate_zeroed(bytes);
     *loss = 0;
     m->classical(scores, &task);
@@ -3275,7 +3231,7 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, const 
         for (int k = 0; k < K; k++) max = fmax(max, z[k]);
         for (int k = 0; k < K; k++) sum += exp(z[k] - max);
         for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
-        *loss += max + log(sum) - z[c->truth[i]];
+        *loss += max + log(sum) - z[t->truth[i]];
     }
     if (m->classical != naive_bayes) *loss = NAN;
     release(scores, bytes);
@@ -3295,18 +3251,16 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
     t.title = c->task.title;
     t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     t.train_count = t.set.kind <= PROBE ? count
-                  : split_stratified(t.train, t.data.labels, count, c->classes, t.set.val_part,
-                                     random_stream(cell->seed, STREAM_SPLIT));
+                  : split_stratified(t.train, t.data.labels, count, t.base.config.labels,
+                                     t.set.val_part, random_stream(cell->seed, STREAM_SPLIT));
     take_validation(&t, count);
-    choose_unlabelled(&t, c->learn, c->learn_count);
-    t.base.config.labels = c->classes;
-    t.base.config.label_names = c->names;
+    choose_unlabelled(&t, c->task.train, c->task.train_count);
     start_model(&t);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
     real *best = prepare(&t);
     const bool whole = learn(&t, best, &val, &meta);
     if (whole)
-        *loss = run_examples(&t.runner, p, NULL, &t.data, c->test_list, c->test_count, t.title);
+        *loss = run_examples(&t.runner, p, NULL, &t.data, c->task.val, c->task.val_count, t.title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     release(best, t.model.parameter_count * sizeof *best);
@@ -3321,19 +3275,20 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
     const struct Method *m = &c->methods[cell->method];
-    const int budget = c->budgets[cell->budget], n = c->test_count, K = c->classes;
-    const int count = budget || !m->classical ? budget : c->learn_count;
+    const int budget = c->budgets[cell->budget], n = c->task.val_count, *truth = c->task.truth;
+    const int count = budget || !m->classical ? budget : c->task.train_count;
+    const int K = c->task.base.config.labels;
     int *list = resize(NULL, count * sizeof *list);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     double loss;
     if (count) choose_subset(list, c, count, cell->seed);
     if ((m->classical ? run_classical : run_tuned)(p, &loss, c, cell, list, count)) {
-        const struct Scores s = score(NULL, p, c->truth, loss, n, K);
+        const struct Scores s = score(NULL, p, truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
         for (int i = 0; i < n; i++)
-            cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == c->truth[i]);
+            cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == truth[i]);
         cell->right[n] = 0;
         commit_outputs();               /* before the first row: see open_comparison */
         journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m->name, budget,
@@ -3350,21 +3305,20 @@ static void run_cell(struct Cell *cell, struct Compare *c)
  * Returns false if no such table can have it. */
 static bool read_cell(struct Compare *c, const char *row)
 {
+    const int n = c->task.val_count;
     struct Cell x = {0};
     int labels, end = 0;
     char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
     const char *rest = row + strlen(name);
     sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%n", &labels, &x.seed, &x.seconds, &end);
     const char *right = rest + end;
-    if (!end || x.seed < 1 || strspn(right, "01") != (size_t)c->test_count
-        || right[c->test_count] != '\n')
-        return false;
+    if (!end || x.seed < 1 || strspn(right, "01") != (size_t)n || right[n] != '\n') return false;
     while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
     while (x.method < c->method_count && strcmp(c->methods[x.method].name, name)) x.method++;
     free(name);
     if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
         return true;
-    x.right = text_of("%.*s", c->test_count, right);
+    x.right = text_of("%.*s", n, right);
     *cell_at(c, x.seed, x.budget, x.method) = x;
     return true;
 }
@@ -3438,7 +3392,7 @@ struct Mean { double mean, error, df; int seeds; };
  * Min 2005 add half a text to each of the four cases.) */
 static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
 {
-    const int n = c->test_count, N = b < 0 ? n : n + 2;
+    const int n = c->task.val_count, N = b < 0 ? n : n + 2;
     double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
     int seeds = 0;
     for (int seed = 1; seed <= c->seeds; seed++) {
@@ -3482,7 +3436,7 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     const struct Mean m = mean_right(c, budget, method, -1);
     const double half = m.error * student_quantile(m.df);
     struct Estimate e = {.seeds = m.seeds, .mean = m.mean};
-    wilson_interval(&e.low, &e.high, m.mean, c->test_count);
+    wilson_interval(&e.low, &e.high, m.mean, c->task.val_count);
     e.low = fmax(0, fmin(e.low, m.mean - half));
     e.high = fmin(1, fmax(e.high, m.mean + half));
     for (int seed = 1; seed <= c->seeds; seed++)
@@ -3540,8 +3494,8 @@ static void compute_estimates(struct Compare *c)
 static void print_table(const struct Compare *c)
 {
     printf("accuracy on %d test texts%s: mean, 95%% interval; seconds of one training with test\n",
-           c->test_count, c->test_count < FEW_TEXTS ? ", so few that only large differences are seen"
-                                                    : "");
+           c->task.val_count, c->task.val_count < FEW_TEXTS
+           ? ", so few that only large differences are seen" : "");
     printf("%-13s", "labels");
     for (int b = 0; b < c->budget_count; b++) printf(" %-18d", c->budgets[b]);
     printf(" seconds\n");
@@ -3621,14 +3575,15 @@ static void print_choice(const struct Compare *c)
 /* What the figures mean and what they cannot tell, then sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
+    const int *truth = c->task.truth;
     bool one_class = true;
-    for (int i = 0; i < c->test_count; i++) one_class &= c->truth[i] == c->truth[0];
+    for (int i = 0; i < c->task.val_count; i++) one_class &= truth[i] == truth[0];
     printf("\n");
     if (c->method_count > 1)
         printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
-    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->learn_count)
+    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
                "interval.\n");
     if (one_class) {
@@ -3648,7 +3603,7 @@ static bool makes_sense(const struct Compare *c, const struct Cell *cell)
 {
     const struct Method *m = &c->methods[cell->method];
     return c->budgets[cell->budget]
-        || (m->classical ? m->classical == majority : m->task.set.kind == PROMPT);
+        || m->classical == majority || m->task.set.kind == PROMPT;
 }
 
 /* Seeds come last to be dropped in: one seed of every method and budget is better than five of
@@ -3703,9 +3658,12 @@ static int run_cells(struct Compare *c)
 /* The whole comparison. Returns the exit status. */
 static int compare(struct Compare *c)
 {
-    load_base(&c->task);
+    struct Task *t = &c->task;
+    load_base(t);
+    load_data(t, c->test_part, STREAM_TEST);
+    t->quiet = true;                /* from here on, as it is in all trainings */
+    c->bags = bags_of(t->data.texts, t->data.count);
     parse_methods(c);
-    load_texts(c);
     parse_budgets(c);
     list_cells(c);
     open_comparison(c);
@@ -3713,7 +3671,7 @@ static int compare(struct Compare *c)
     const int left = run_cells(c), done = c->trainings - left;
     if (left) {
         commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", done, c->trainings), c->task.set.out);
+        advise_resume("compare", brief("%d of %d trainings", done, c->trainings), t->set.out);
         if (stop_signal) return 128 + stop_signal;
     } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
     compute_estimates(c);
@@ -3727,12 +3685,12 @@ static int command_compare(int argc, char **argv)
     struct Compare c = {.seeds = 5, .labels_text = "0,20,100,500,1000,all", .start = seconds(),
                         .methods_text = "majority,nb,nbsvm,scratch,prompt,probe,last:2,full,"
                                         "full+l2sp:10",
-                        .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS, .quiet = true}};
+                        .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS}};
     struct Settings *s = &c.task.set;
     struct Option *tune = tune_options(s), options[] = {
         *find_option(tune, "model"), *find_option(tune, "train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
-         &c.test, .effect = EXTENDS},
+         &s->val, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
          .effect = DEFINES, .idle = "with test"},
         {"out", "directory of compare.tsv", TEXT, &s->out, .required = true},
@@ -3760,6 +3718,7 @@ static int command_compare(int argc, char **argv)
         "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
         "for each training to compare.tsv."), argv);
     c.task.options = options;
+    s->dedupe = true;
     open_run(&c.task, "compare");
     describe_options(&c.state, options, "compare");
     return compare(&c);
@@ -3866,7 +3825,7 @@ static int command_layers(int argc, char **argv)
                   s->val);
     s->kind = PROBE;
     load_base(&t);
-    load_data(&t);
+    load_data(&t, s->val_part, STREAM_SPLIT);
     start_model(&t);
     prepare(&t);
     probe_levels(&t);

@@ -339,7 +339,7 @@ static void read_comparison(struct Bytes input)
     struct Method methods[] = {{.name = "nb"}, {.name = "full"}};
     int budgets[] = {8};
     struct Compare c = {.methods = methods, .method_count = 2, .seeds = 1, .budgets = budgets,
-                        .budget_count = 1, .test_count = 2};
+                        .budget_count = 1, .task = {.val_count = 2}};
     list_cells(&c);
     char *rows = rows_of("compare.tsv", table_header, input);
     for (; *rows; rows = strchr(rows, '\n') + 1) read_cell(&c, rows);

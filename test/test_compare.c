@@ -378,33 +378,34 @@ static void test_separable(void)
 /* A comparison on texts of these classes: counts[k] of class k, in turns as long as there are. */
 static struct Compare labelled(const int *counts, int classes)
 {
-    struct Compare c = {.classes = classes};
-    for (int k = 0; k < classes; k++) c.learn_count += counts[k];
-    c.task.data.labels = resize(NULL, c.learn_count * sizeof(int));
-    for (int round = 0, n = 0; n < c.learn_count; round++)
-        for (int k = 0; k < classes; k++) if (round < counts[k]) c.task.data.labels[n++] = k;
-    c.learn = resize(NULL, c.learn_count * sizeof(int));
-    for (int i = 0; i < c.learn_count; i++) c.learn[i] = i;
+    struct Compare c = {.task = {.base = {.config = {.labels = classes}}}};
+    struct Task *t = &c.task;
+    for (int k = 0; k < classes; k++) t->train_count += counts[k];
+    t->data.labels = resize(NULL, t->train_count * sizeof(int));
+    for (int round = 0, n = 0; n < t->train_count; round++)
+        for (int k = 0; k < classes; k++) if (round < counts[k]) t->data.labels[n++] = k;
+    t->train = resize(NULL, t->train_count * sizeof(int));
+    for (int i = 0; i < t->train_count; i++) t->train[i] = i;
     return c;
 }
 
 /* Whether a subset is what choose_subset promises: so many texts, each once, of each class at least
- * two or all, and as many as its part but for `slack`. taken (learn_count): which ones. */
+ * two or all, and as many as its part but for `slack`. taken (train_count): which ones. */
 static bool proper_subset(bool *taken, const struct Compare *c, const int *counts, int budget,
                           int seed, double slack)
 {
     int *list = resize(NULL, budget * sizeof *list), of_class[8] = {0};
-    memset(taken, 0, c->learn_count * sizeof *taken);
+    memset(taken, 0, c->task.train_count * sizeof *taken);
     choose_subset(list, c, budget, seed);
     bool good = true;
     for (int i = 0; i < budget; i++) {
-        good = good && list[i] >= 0 && list[i] < c->learn_count && !taken[list[i]];
+        good = good && list[i] >= 0 && list[i] < c->task.train_count && !taken[list[i]];
         if (!good) break;
         taken[list[i]] = true;
         of_class[c->task.data.labels[list[i]]]++;
     }
-    for (int k = 0; k < c->classes; k++) {
-        const double part = (double)budget * counts[k] / c->learn_count;
+    for (int k = 0; k < c->task.base.config.labels; k++) {
+        const double part = (double)budget * counts[k] / c->task.train_count;
         good = good && of_class[k] >= min_int(2, counts[k]) && of_class[k] <= counts[k]
             && fabs(of_class[k] - fmax(part, 2)) <= slack + (part < 2);
     }
@@ -416,13 +417,14 @@ static bool proper_subset(bool *taken, const struct Compare *c, const int *count
 static void test_subsets_of(const int *counts, int classes, double slack, const char *what)
 {
     struct Compare c = labelled(counts, classes);
-    bool *taken = resize(NULL, 2 * c.learn_count), *before = taken + c.learn_count, good = true;
+    const int N = c.task.train_count;
+    bool *taken = resize(NULL, 2 * N), *before = taken + N, good = true;
     int most_lost = 0;
-    for (int budget = 2 * classes; budget <= c.learn_count; budget++) {
+    for (int budget = 2 * classes; budget <= c.task.train_count; budget++) {
         int lost = 0;
-        memcpy(before, taken, c.learn_count);
+        memcpy(before, taken, c.task.train_count);
         good = proper_subset(taken, &c, counts, budget, 7, slack) && good;
-        for (int i = 0; i < c.learn_count; i++)
+        for (int i = 0; i < c.task.train_count; i++)
             lost += budget > 2 * classes && before[i] && !taken[i];
         most_lost = max_int(most_lost, lost);
     }
@@ -489,7 +491,7 @@ static struct Compare answered(const char *const *right, int seeds, int budgets,
     list_cells(&c);
     for (int i = 0; i < c.cell_count; i++) {
         c.cells[i].right = (char *)right[i];
-        if (right[i]) c.test_count = (int)strlen(right[i]);
+        if (right[i]) c.task.val_count = (int)strlen(right[i]);
     }
     return c;
 }
@@ -604,14 +606,29 @@ static void test_labels_needed(void)
 
 /* --- Methods --- */
 
+static char directory[] = "/tmp/test_compare_XXXXXX";
+
+static char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
+
+/* The tokenizer has tokens for a blank and the first letter of each label word. */
 static void test_methods(void)
 {
-    struct Compare c = {.task = {.set = DEFAULT_SETTINGS, .base = {.config = {.layers = 2}}},
+    static const char merges[] = "#version: 0.2\n\xC4\xA0 f\n\xC4\xA0 n\n\xC4\xA0 o\n\xC4\xA0 p\n"
+                                 "\xC4\xA0 a\n";
+    struct Option options[] = {{.name = "methods", .given = true}, {0}};
+    char *path = path_of("words.txt"), *names[] = {"a", "b"};
+    stage_file(path, merges, sizeof merges - 1);
+    commit_outputs();
+    struct Compare c = {.task = {.set = DEFAULT_SETTINGS, .options = options,
+                                 .tokenizer = tokenizer_load(path),
+                                 .base = {.config = {.layers = 2, .labels = 2,
+                                                     .label_names = names}}},
                         .methods_text =
         "majority,nb,nbsvm,scratch,probe,last:2,full,"
         "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights,"
         "last:1+lm-coef:0.5+average:0+head-lr-ratio:20+weight-decay:0.1,"
         "prompt+label-words:a=full,nbs,of;b=probes,at+suffix:, not last,probe+suffix:,last:1"};
+    c.task.set.max_tokens = 64;
     parse_methods(&c);
     const struct Method *m = c.methods;
     check(c.method_count == 12 && m[0].classical == majority && m[1].classical == naive_bayes
@@ -635,21 +652,19 @@ static void test_methods(void)
 
 static void test_budgets(void)
 {
-    struct Compare c = {.labels_text = "4,50,1k,all", .learn_count = 1234, .classes = 2};
+    struct Compare c = {.labels_text = "4,50,1k,all",
+                        .task = {.train_count = 1234, .base = {.config = {.labels = 2}}}};
     parse_budgets(&c);
     check(c.budget_count == 4 && c.budgets[0] == 4 && c.budgets[1] == 50 && c.budgets[2] == 1000
           && c.budgets[3] == 1234, "labels: numbers, 1k, all");
-    c = (struct Compare){.labels_text = "20,100,500,1000,all", .learn_count = 500, .classes = 11};
+    c = (struct Compare){.labels_text = "20,100,500,1000,all",
+                         .task = {.train_count = 500, .base = {.config = {.labels = 11}}}};
     parse_budgets(&c);
     check(c.budget_count == 2 && c.budgets[0] == 100 && c.budgets[1] == 500,
           "labels: too few are left out, too many are all of them, once");
 }
 
 /* --- One row of compare is what `train` and `eval` say --- */
-
-static char directory[] = "/tmp/test_compare_XXXXXX";
-
-static char *path_of(const char *name) { return text_of("%s/%s", directory, name); }
 
 /* A small random model with a tokenizer of bytes, where compare and train look for one. */
 static void save_random_model(const char *dir)
@@ -696,13 +711,8 @@ static void test_row_is_train(void)
     char *base = path_of("base"), *train = path_of("train.tsv"), *test = path_of("test.tsv"),
          *table = path_of("compare"), *same = path_of("same.tsv"), *out = path_of("classifier");
     int order[TEXTS_TO_LEARN];
-    struct Compare c = {.learn_count = TEXTS_TO_LEARN, .classes = 2};
-    c.task.data.labels = resize(NULL, TEXTS_TO_LEARN * sizeof(int));
-    c.learn = resize(NULL, TEXTS_TO_LEARN * sizeof(int));
-    for (int i = 0; i < TEXTS_TO_LEARN; i++) {
-        c.task.data.labels[i] = i % 3 == 0;
-        c.learn[i] = i;
-    }
+    struct Compare c = labelled((int[]){TEXTS_TO_LEARN, 0}, 2);
+    for (int i = 0; i < TEXTS_TO_LEARN; i++) c.task.data.labels[i] = i % 3 == 0;
     choose_subset(order, &c, TEXTS_TO_LEARN, 1);
     save_random_model(base);
     write_texts(train, "learn", NULL, TEXTS_TO_LEARN);

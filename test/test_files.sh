@@ -109,9 +109,10 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 4 of 7 texts are repeated or in validation, so scores" "repeated texts"
+says "twice: 4 of 7 texts are repeated or in $dir/twice.val, so scores" "repeated texts"
 train twice --val "$dir/twice.val" --dedupe
-says "left out: 4 of 7 texts of $dir/twice were repeated or in validation; 3 are left" "--dedupe"
+says "left out: 4 of 7 texts of $dir/twice were repeated or in $dir/twice.val; 3 are left" \
+    "--dedupe"
 says "3 texts to train on, 4 for validation" "--dedupe"
 silent "finetune_cls: $dir/twice" "nothing is repeated then"
 awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t" i % 2 }' \
@@ -122,9 +123,9 @@ succeeds "the part set aside shares texts with train" \
 train doubled --val-part 0.5 --dedupe
 silent "repeated or in validation, " "not after --dedupe"
 train plain.tsv --val "$dir/plain.tsv"
-says "plain.tsv: 4 of 4 texts are repeated or in validation, so" "the same file twice"
+says "plain.tsv: 4 of 4 texts are repeated or in $dir/plain.tsv, so" "the same file twice"
 cp "$dir/plain.tsv" "$dir/copy.tsv"
-fails 1 "plain.tsv: every text is in validation, too" ./finetune_cls train --model "$dir/base" \
+fails 1 "plain.tsv: every text is in $dir/copy.tsv, too" ./finetune_cls train --model "$dir/base" \
     --train "$dir/plain.tsv" --val "$dir/copy.tsv" --out "$dir/none" --dedupe
 
 # --- Options without effect ---
