@@ -2351,7 +2351,7 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
 
 /* --- The classifier, and the state of its training --- */
 
-/* What the result depends on: the options, and hashes of what was read. Dies if a training that is
+/* What the result depends on: the options, and hashes of what was read. Dies if a run that is
  * resumed read something else. */
 static void describe_training(struct Metadata *meta, const struct Task *t)
 {
@@ -2368,8 +2368,8 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
     for (int i = 0; i < COUNT(inputs); i++) {
         const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
         if (t->old.count && (!was || strcmp(was, now)))
-            die("--resume: the training in %s has %s %s, this one %s. Choose another --out.",
-                t->set.out, name, was ? was : "(none)", now);
+            die("--resume: the run in %s was made with another model or other texts: its %s is %s, "
+                "here %s. Choose another --out.", t->set.out, name, was ? was : "(none)", now);
         metadata_set(meta, name, "%s", now);
     }
     describe_options(meta, t->options, "tune");
@@ -2590,7 +2590,7 @@ static void parse_tune(const char *option, const char *others, struct Settings *
  * earlier run without --overwrite; with --resume takes the options from it. Returns whether it has
  * ended. Where nothing is, it starts, and also where a run failed before its state: all but a table
  * with rows is replaced. */
-static bool open_run(struct Task *t, const char *prefix)
+static bool open_run(struct Task *t)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", "compare.tsv", NULL};
@@ -2611,7 +2611,7 @@ static bool open_run(struct Task *t, const char *prefix)
         load_metadata(run, &t->old);
         if (!metadata_get(&t->old, "train_hash"))
             die("%s: is not from a training that can be resumed. Choose another --out.", run);
-        resume_options(t->options, &t->old, prefix, s->out);
+        resume_options(t->options, &t->old, "tune", s->out);
     } else if (s->resume)
         progress(true, "nothing to resume in %s: the training starts", s->out);
     if (!s->model || !s->train)
@@ -2763,7 +2763,7 @@ static int command_train(int argc, char **argv)
         "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
         argv);
-    if (open_run(&t, "tune")) {
+    if (open_run(&t)) {
         progress(true, "the training in %s is finished", s->out);
         return 0;
     }
@@ -3047,7 +3047,6 @@ struct Compare {
     int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count) */
     struct Estimate *estimates;         /* (budget_count, method_count) */
-    struct Metadata state;              /* its settings */
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
 
@@ -3328,22 +3327,19 @@ static bool read_cell(struct Compare *c, const char *row)
  * stand beside rows that were not made with them. */
 static void open_comparison(struct Compare *c)
 {
-    const struct Settings *s = &c->task.set;
-    char *table = text_of("%s/compare.tsv", s->out), *state = state_path(s);
-    const char *inputs = hash_text(mix64(c->task.source_hash ^ c->task.train_hash)),
-               *was = metadata_get(&c->task.old, "train_hash");
-    if (c->task.old.count && strcmp(inputs, was))
-        die("--resume: the comparison in %s was made with another model or other texts. Choose "
-            "another --out.", s->out);
-    metadata_set(&c->state, "train_hash", "%s", inputs);
-    char *rows = c->task.old.count ? read_journal(table, table_header) : NULL;
-    if (c->task.old.count && !rows)
+    const struct Task *t = &c->task;
+    struct Metadata meta = {0};
+    char *table = text_of("%s/compare.tsv", t->set.out), *state = state_path(&t->set);
+    describe_training(&meta, t);
+    char *rows = t->old.count ? read_journal(table, table_header) : NULL;
+    if (t->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
     journal_open(&c->journal, table, table_header, 0, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
-    stage_safetensors(state, &(struct Model){0}, NULL, 0, &c->state);
-    if (!s->overwrite) commit_outputs();
+    stage_safetensors(state, &(struct Model){0}, NULL, 0, &meta);
+    if (!t->set.overwrite) commit_outputs();
+    metadata_free(&meta);
     free(rows); free(state); free(table);
 }
 
@@ -3719,8 +3715,7 @@ static int command_compare(int argc, char **argv)
         "for each training to compare.tsv."), argv);
     c.task.options = options;
     s->dedupe = true;
-    open_run(&c.task, "compare");
-    describe_options(&c.state, options, "compare");
+    open_run(&c.task);
     return compare(&c);
 }
 

@@ -193,7 +193,7 @@ fails 1 "was made with another model or other texts" whole "$dir/one" --resume -
 ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --dropout 0 --layers 2 \
     --heads 2 --channels 32 --context 48 --steps 1 >/dev/null 2>&1
 fails 1 "was made with another model or other texts" whole "$dir/one" --resume --model "$dir/base2"
-fails 2 "--max-tokens 32: the run in $dir/one has 0" whole "$dir/one" --resume --max-tokens 32
+fails 2 "--max-tokens 32: the run in $dir/one has 48" whole "$dir/one" --resume --max-tokens 32
 fails 2 "--steps 5: the run in $dir/one has 4" whole "$dir/one" --resume --steps 5
 fails 2 "--label-column label: the run in $dir/one has none" \
     whole "$dir/one" --resume --label-column label
