@@ -301,6 +301,7 @@ struct Settings {
     double lr, head_lr_ratio, dropout, weight_decay, warmup, val_part;
     double layer_decay, l2sp, lm_coef, average;
     bool overwrite, resume, dedupe, calibrate;
+    bool all, json;                             /* how predict prints */
     enum { PROMPT, PROBE, LAST, FULL, SCRATCH } kind;   /* --tune; the first two make no steps */
     int last;                                   /* K of last:K */
     int every;                                  /* updates between two validations */
@@ -312,7 +313,7 @@ struct Scores { double accuracy, macro_f1, loss, ece, majority; };      /* see `
  * ids NULL: there are none. */
 struct LabelWords { int *ids, *starts; };
 
-/* One fine-tuning. */
+/* One fine-tuning, or the use of a classifier. */
 struct Task {
     struct Settings set;
     struct Tokenizer *tokenizer;
@@ -2647,45 +2648,35 @@ static void load_base(struct Task *t)
     metadata_free(&meta);
 }
 
-/* A classifier from its directory, with the part of a text that it reads. */
-struct Classifier {
-    struct Settings set;            /* model, columns, precision, threads; the training's words */
-    struct Model model;
-    struct Tokenizer *tokenizer;
-    struct Window window;
-    bool all, json;                 /* how predict prints */
-    struct Runner runner;
-    struct Dataset texts;           /* memory for what predict and explain read */
-};
-
-/* Dies if set.model holds no classifier. */
-static void load_classifier(struct Classifier *c)
+/* Reads the classifier in set.model: the model, the tokenizer, the part of a text that it reads,
+ * and of its training the layout of files and the label words. Dies if there is none. */
+static void load_classifier(struct Task *t)
 {
     struct Metadata meta;
-    const char *dir = c->set.model;
-    set_threads(c->set.threads);
-    set_precision(c->set.precision);
-    load_model(&c->model, dir, &meta);
-    if (!c->model.config.labels)
+    const char *dir = t->set.model;
+    set_threads(t->set.threads);
+    set_precision(t->set.precision);
+    load_model(&t->model, dir, &meta);
+    if (!t->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    c->tokenizer = tokenizer_of_model(dir, &c->model, &meta);
-    struct Columns *columns = &c->set.columns;
+    t->tokenizer = tokenizer_of_model(dir, &t->model, &meta);
+    struct Columns *columns = &t->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
     columns->kept_header = metadata_get(&meta, "data.header");
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    c->set.label_words = metadata_get(&meta, "tune.label-words");
+    t->set.label_words = metadata_get(&meta, "tune.label-words");
     const char *truncate = metadata_get(&meta, "tune.truncate");
-    const struct Usage *u = &c->tokenizer->usage;
-    const int context = c->model.config.context;
-    c->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
+    const struct Usage *u = &t->tokenizer->usage;
+    const int context = t->model.config.context;
+    t->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
                                 truncate ? truncate : u->keeps_tail ? "tail" : "head",
                                 columns->names[PAIRS] != NULL};
-    if (u->suffix_count && u->begins + u->suffix_count >= c->window.max)
+    if (u->suffix_count && u->begins + u->suffix_count >= t->window.max)
         die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
-            "right one there.", dir, counted(u->suffix_count, "token"), c->window.max);
-    runner_create(&c->runner, &c->model, max_int(BATCH_ROWS, c->window.max), WORK_EVAL);
+            "right one there.", dir, counted(u->suffix_count, "token"), t->window.max);
+    runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->window.max), WORK_EVAL);
 }
 
 /* Warns if always predicting the commonest label of the N texts would do as well. */
@@ -2859,9 +2850,8 @@ static void write_predictions(struct Output *o, const struct Examples *e, const 
 static int command_eval(int argc, char **argv)
 {
     const char *data = NULL, *predictions = NULL;
-    struct Classifier c = {.set = DEFAULT_SETTINGS};
-    struct Settings *s = &c.set;
-    struct Dataset d = {0};
+    struct Task t = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &t.set;
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", data_meaning, TEXT, &data, .required = true},
@@ -2875,17 +2865,18 @@ static int command_eval(int argc, char **argv)
     if (predictions && file_exists(predictions) && !read_journal(predictions, predictions_header))
         die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
                   predictions);
-    load_classifier(&c);
-    const int K = c.model.config.labels;
-    char *const *names = c.model.config.label_names;
+    load_classifier(&t);
+    const int K = t.model.config.labels;
+    char *const *names = t.model.config.label_names;
     const struct Examples e = read_examples(data, s->columns);
     struct Output *o = predictions ? output_open(predictions) : NULL;
-    add_examples(&d, c.tokenizer, &e, names, K, c.window);
+    add_examples(&t.data, t.tokenizer, &e, names, K, t.window);
+    const struct Dataset *d = &t.data;
     int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
-    real *p = resize(NULL, (size_t)d.count * K * sizeof *p);
-    const double loss = run_examples(&c.runner, p, NULL, &d, NULL, d.count, "eval");
-    if (predictions) write_predictions(o, &e, d.labels, p, names, K);
-    print_scores(confusion, p, d.labels, loss, d.count, K);
+    real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
+    const double loss = run_examples(&t.runner, p, NULL, d, NULL, d->count, "eval");
+    if (predictions) write_predictions(o, &e, d->labels, p, names, K);
+    print_scores(confusion, p, d->labels, loss, d->count, K);
     print_classes(confusion, names, K);
     print_confusion(confusion, names, K);
     return 0;
@@ -2893,13 +2884,13 @@ static int command_eval(int argc, char **argv)
 
 /* Appends one line: label, probability and the text, separated by tabs; or a JSON object. With
  * --all also the probability of each class. */
-static void append_answer(struct Buffer *b, const struct Classifier *c, struct Bytes text,
+static void append_answer(struct Buffer *b, const struct Task *t, struct Bytes text,
                           const real *p)
 {
-    const int K = c->all ? c->model.config.labels : 0;
-    const int best = most_probable(p, c->model.config.labels);
-    char *const *names = c->model.config.label_names;
-    if (c->json) {
+    const int K = t->set.all ? t->model.config.labels : 0;
+    const int best = most_probable(p, t->model.config.labels);
+    char *const *names = t->model.config.label_names;
+    if (t->set.json) {
         append(b, "{\"text\": ");
         append_json_string(b, text);
         append(b, ", \"label\": ");
@@ -2919,19 +2910,19 @@ static void append_answer(struct Buffer *b, const struct Classifier *c, struct B
 }
 
 /* Predicts the texts and prints a line for each. Few texts at a time need little memory. */
-static void predict_texts(struct Classifier *c, const struct Example *e, int count)
+static void predict_texts(struct Task *t, const struct Example *e, int count)
 {
     enum { BLOCK = 4096 };
-    const int K = c->model.config.labels;
+    const int K = t->model.config.labels;
     real *p = resize(NULL, (size_t)min_int(BLOCK, count) * K * sizeof *p);
-    struct Dataset *d = &c->texts;
+    struct Dataset *d = &t->data;
     struct Buffer b = {0};
     for (int done = 0, n; done < count; done += n, e += n) {
         n = min_int(BLOCK, count - done);
         d->count = 0;
-        for (int i = 0; i < n; i++) add_text(d, c->tokenizer, e[i].text, -1, c->window);
-        run_examples(&c->runner, p, NULL, d, NULL, n, NULL);
-        for (int i = 0; i < n; i++) append_answer(&b, c, e[i].text, p + (size_t)i * K);
+        for (int i = 0; i < n; i++) add_text(d, t->tokenizer, e[i].text, -1, t->window);
+        run_examples(&t->runner, p, NULL, d, NULL, n, NULL);
+        for (int i = 0; i < n; i++) append_answer(&b, t, e[i].text, p + (size_t)i * K);
         show_result(&b);
     }
     free(b.data);
@@ -2940,7 +2931,7 @@ static void predict_texts(struct Classifier *c, const struct Example *e, int cou
 
 /* Predicts the lines of standard input as they arrive. One read returns the lines that are ready,
  * one from a terminal or thousands from a file, and they make the batches. */
-static void predict_stream(struct Classifier *c)
+static void predict_stream(struct Task *t)
 {
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
@@ -2965,7 +2956,7 @@ static void predict_stream(struct Classifier *c)
             invalid += count_invalid(text.data, text.size) > 0;
         }
         all += count;
-        predict_texts(c, lines, count);
+        predict_texts(t, lines, count);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
     warn_of_texts("standard input", empty, invalid, all);
@@ -2977,14 +2968,14 @@ static void predict_stream(struct Classifier *c)
 static int command_predict(int argc, char **argv)
 {
     const char *data = NULL;
-    struct Classifier c = {.set = DEFAULT_SETTINGS};
-    struct Settings *s = &c.set;
+    struct Task t = {.set = DEFAULT_SETTINGS};
+    struct Settings *s = &t.set;
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &s->model, .required = true},
         {"data", "texts: TSV, CSV, JSON or fastText's format, else one a line", TEXT, &data},
         COLUMN_OPTIONS(s->columns),
-        {"all", "the probability of every class", FLAG, &c.all},
-        {"json", "one JSON object a line", FLAG, &c.json},
+        {"all", "the probability of every class", FLAG, &s->all},
+        {"json", "one JSON object a line", FLAG, &s->json},
         PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
@@ -2992,14 +2983,14 @@ static int command_predict(int argc, char **argv)
         "or else each line of standard input. The two texts of a pair have a tab between.");
     if (count && data) die_usage("--data %s: there are TEXTs, too. Give one or the other.", data);
     warn_idle(options);
-    load_classifier(&c);
+    load_classifier(&t);
     if (data) {
         s->columns.texts_only = true;
         const struct Examples e = read_examples(data, s->columns);
-        predict_texts(&c, e.items, e.count);
-    } else if (!count) predict_stream(&c);
+        predict_texts(&t, e.items, e.count);
+    } else if (!count) predict_stream(&t);
     for (int i = 0; i < count; i++)
-        predict_texts(&c, &(struct Example){.text = as_bytes(argv[i])}, 1);
+        predict_texts(&t, &(struct Example){.text = as_bytes(argv[i])}, 1);
     return 0;
 }
 
@@ -3827,15 +3818,15 @@ static int command_layers(int argc, char **argv)
     return 0;
 }
 
-/* p (n, K): the probabilities after each of the n tokens of the text in c->texts. */
-static void read_prefixes(real *p, struct Classifier *c, int n)
+/* p (n, K): the probabilities after each of the n tokens of the text in t->data. */
+static void read_prefixes(real *p, struct Task *t, int n)
 {
-    struct Minibatch *m = &c->runner.minibatch;
-    const struct Batch whole = gather(&c->runner, &c->texts, (int[]){0}, 1);
-    trunk_forward(&c->model, &c->runner.ws, &whole, 0, 0);
+    struct Minibatch *m = &t->runner.minibatch;
+    const struct Batch whole = gather(&t->runner, &t->data, (int[]){0}, 1);
+    trunk_forward(&t->model, &t->runner.ws, &whole, 0, 0);
     minibatch_clear(m);
     for (int i = 0; i < n; i++) minibatch_add(m, 1);    /* each row the last of a sequence */
-    class_head(&c->model, &c->runner.ws, &m->batch, NULL, NULL, 0, p);
+    class_head(&t->model, &t->runner.ws, &m->batch, NULL, NULL, 0, p);
 }
 
 /* Appends a token's bytes, in readable form. */
@@ -3848,17 +3839,18 @@ static void append_readable_token(struct Buffer *b, const struct Tokenizer *t, i
 
 /* What the language model expects next after a text, which read_prefixes has just read: the label
  * words of each class with their probabilities. */
-static void print_words(struct Classifier *c, const struct LabelWords *words, int n)
+static void print_words(const struct Task *t, int n)
 {
-    const struct Config *config = &c->model.config;
+    const struct Config *config = &t->model.config;
+    const struct LabelWords *words = &t->words;
     real *p = resize(NULL, config->vocabulary * sizeof *p);
-    lm_logits(p, &c->model, c->runner.ws.hidden + (size_t)(n - 1) * config->channels);
+    lm_logits(p, &t->model, t->runner.ws.hidden + (size_t)(n - 1) * config->channels);
     softmax(p, 1, 1, config->vocabulary);
     for (int k = 0; k < config->labels; k++) {
         struct Buffer b = {0};
         for (int i = words->starts[k]; i < words->starts[k + 1]; i++) {
             append(&b, "  \"");
-            append_readable_token(&b, c->tokenizer, words->ids[i]);
+            append_readable_token(&b, t->tokenizer, words->ids[i]);
             append(&b, "\" %.5f", p[words->ids[i]]);
         }
         printf("next, for %s:%s\n", config->label_names[k], b.data);
@@ -3869,23 +3861,23 @@ static void print_words(struct Classifier *c, const struct LabelWords *words, in
 
 /* P(label) after each token of a text: a causal model can be read at every prefix. The token that
  * moved it most is named; on a terminal each is coloured, red for less, green for more. */
-static void explain_text(struct Classifier *c, const struct LabelWords *words, struct Bytes text)
+static void explain_text(struct Task *t, struct Bytes text)
 {
-    const int K = c->model.config.labels;
+    const int K = t->model.config.labels;
     struct Buffer token = {0}, most = {0};
-    c->texts.count = 0;
-    add_text(&c->texts, c->tokenizer, text, -1, c->window);
-    const int n = length_of(&c->texts, 0);
+    t->data.count = 0;
+    add_text(&t->data, t->tokenizer, text, -1, t->window);
+    const int n = length_of(&t->data, 0);
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    read_prefixes(p, c, n);
+    read_prefixes(p, t, n);
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
-    const char *label = c->model.config.label_names[best];
+    const char *label = t->model.config.label_names[best];
     double before = p[best], largest = 0;
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
         token.size = 0;
-        append_readable_token(&token, c->tokenizer, c->texts.tokens[i]);
+        append_readable_token(&token, t->tokenizer, t->data.tokens[i]);
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
         printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
@@ -3896,7 +3888,7 @@ static void explain_text(struct Classifier *c, const struct LabelWords *words, s
         append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
     }
     if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
-    if (words->ids) print_words(c, words, n);
+    if (t->words.ids) print_words(t, n);
     free(token.data);
     free(most.data);
     free(p);
@@ -3904,24 +3896,23 @@ static void explain_text(struct Classifier *c, const struct LabelWords *words, s
 
 static int command_explain(int argc, char **argv)
 {
-    struct Classifier c = {.set = DEFAULT_SETTINGS};
+    struct Task t = {.set = DEFAULT_SETTINGS};
     struct Option options[] = {
-        {"model", "directory of the classifier", TEXT, &c.set.model, .required = true},
-        THREADS_OPTION(&c.set.threads), {0}};
+        {"model", "directory of the classifier", TEXT, &t.set.model, .required = true},
+        THREADS_OPTION(&t.set.threads), {0}};
     const int count = read_options(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most;\n"
         "with label words also theirs, as the language model expects them next.");
     if (!count) die_usage("TEXT: must be given. --help explains it.");
-    load_classifier(&c);
-    const struct Config *config = &c.model.config;
-    struct LabelWords words = {0};
-    if (has_words(&c.set))
-        words = read_label_words(c.set.label_words, config->label_names, config->labels,
-                                 c.tokenizer, true);
+    load_classifier(&t);
+    const struct Config *config = &t.model.config;
+    if (has_words(&t.set))
+        t.words = read_label_words(t.set.label_words, config->label_names, config->labels,
+                                   t.tokenizer, true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
-        explain_text(&c, &words, as_bytes(argv[i]));
+        explain_text(&t, as_bytes(argv[i]));
     }
     return 0;
 }

@@ -723,7 +723,7 @@ static void test_row_is_train(void)
     RUN(command_train, "--model", base, "--train", same, "--out", out, "--tune", "full", "--l2sp",
         "0.1", "--steps", "30", "--seed", "1");
 
-    struct Classifier classifier = {.set = DEFAULT_SETTINGS};
+    struct Task classifier = {.set = DEFAULT_SETTINGS};
     struct Dataset d = {0};
     classifier.set.model = out;
     load_classifier(&classifier);

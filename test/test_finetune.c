@@ -937,7 +937,7 @@ static void test_reload(void)
 {
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .steps = 9}};
     struct Metadata meta = {0};
-    struct Classifier c = {.set = DEFAULT_SETTINGS};
+    struct Task c = {.set = DEFAULT_SETTINGS};
     real *best = start_task(&t), again[TASK_VAL * TASK_LABELS];
     train_with_files(&t, best, &meta);
     validate(&t);
