@@ -475,15 +475,15 @@ static int epoch_of(const struct Task *t, int step)
 /* The whole fine-tuning: examples in random order, s->batch of them an update; validation after
  * every s->every updates; the best weights stay. With --average the model instead ends with the
  * mean of the weights of the last updates. The rate rises, then falls along a cosine so that it
- * would be 0 one update after the last: every update counts. best: memory for weights. Returns
- * false if a signal ended the training before its last update. */
-static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
+ * would be 0 one update after the last: every update counts. Returns false if a signal ended the
+ * training before its last update. */
+static bool train_steps(struct Task *t, struct Metadata *meta)
 {
     const struct Settings *s = &t->set;
     const int updates = ceil_div(t->train_count, s->batch);             /* of an epoch */
     const int64_t warmup = (int64_t)(s->warmup * s->steps);
     const size_t bytes = t->model.parameter_count * sizeof(real);
-    struct TrainState run = {.start = seconds(), .best = best,
+    struct TrainState run = {.start = seconds(), .best = allocate_zeroed(bytes),
                            .best_scores = {.accuracy = -1, .loss = INFINITY},
                            .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
     bool done = false, stop = false;
@@ -505,7 +505,7 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
         if (!done) save_if_due(t, &run, stop);
     }
     if (done) {
-        memcpy(t->model.weights, run.averaged ? run.mean : best, bytes);
+        memcpy(t->model.weights, run.averaged ? run.mean : run.best, bytes);
         metadata_set(meta, "best_step", "%d", run.best_step);
         metadata_set(meta, "weights", "%s", !run.averaged ? "best on validation"
                      : brief("mean of the last %d updates", run.averaged));
@@ -514,6 +514,7 @@ static bool train_steps(struct Task *t, real *best, struct Metadata *meta)
         progress(true, "stopped: %d times no better on validation", run.since_best);
     if (stop && !t->quiet)
         advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
+    release(run.best, bytes);
     release(run.mean, bytes);
     return done;
 }
@@ -2294,9 +2295,8 @@ static void announce(const struct Task *t)
                  s->head_lr_ratio, s->dropout, s->average);
 }
 
-/* Allocates all memory, and begins with the label words, if there are any. Returns memory for the
- * best weights, which only gradient steps need. */
-static real *prepare(struct Task *t)
+/* Allocates memory, and begins with the label words, if there are any. */
+static void prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
     const size_t K = t->model.config.labels;
@@ -2311,7 +2311,6 @@ static real *prepare(struct Task *t)
     create_cache(&t->runner, &t->data);
     if (!t->quiet) announce(t);
     if (t->words.ids && s->kind != SCRATCH) begin_with_words(t);
-    return probe ? NULL : allocate_zeroed(t->model.parameter_count * sizeof(real));
 }
 
 /* Frees all but the texts and the tokenizer. */
@@ -2697,11 +2696,11 @@ static void warn_of_failure(struct Scores s, int N)
 /* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than
  * texts without, the prior of those is set again. val: cross-validation's scores of a probe.
  * Returns false if a signal ended it. */
-static bool learn(struct Task *t, real *best, struct Scores *val, struct Metadata *meta)
+static bool learn(struct Task *t, struct Scores *val, struct Metadata *meta)
 {
     const int kind = t->set.kind;
     if (kind == PROBE) *val = train_probe(t, meta);
-    if (kind > PROBE && !train_steps(t, best, meta)) return false;
+    if (kind > PROBE && !train_steps(t, meta)) return false;
     if (t->words.ids && kind > PROMPT && kind != SCRATCH && t->train_count < t->unlabelled_count)
         set_prior(t);
     return true;
@@ -2723,11 +2722,11 @@ static int train(struct Task *t)
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
-    real *best = prepare(t);
+    prepare(t);
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
     if (s->kind <= PROBE) open_log(t, probe_header, NULL);
     else stop_between_steps();
-    if (!learn(t, best, &val, &meta)) return 128 + stop_signal;
+    if (!learn(t, &val, &meta)) return 128 + stop_signal;
     if (s->kind > PROBE) progress(true, "kept: the %s", metadata_get(&meta, "weights"));
     if (s->calibrate && t->val_count) calibrate(t, &meta);
     else if (s->calibrate)
@@ -3247,13 +3246,12 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
     choose_unlabelled(&t, c->task.train, c->task.train_count);
     start_model(&t);
     choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
-    real *best = prepare(&t);
-    const bool whole = learn(&t, best, &val, &meta);
+    prepare(&t);
+    const bool whole = learn(&t, &val, &meta);
     if (whole)
         *loss = run_examples(&t.runner, p, NULL, &t.data, c->task.val, c->task.val_count, t.title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
-    release(best, t.model.parameter_count * sizeof *best);
     metadata_free(&meta);
     task_free(&t);
     return whole;

@@ -540,13 +540,13 @@ static void test_one_update(void)
     runner_create(&t.runner, &t.model, 128, WORK_TRAIN);
     memcpy(truth, t.data.labels, sizeof truth);
     const size_t bytes = t.model.parameter_count * sizeof(real);
-    real *before = resize(NULL, bytes), *best = resize(NULL, bytes);
+    real *before = resize(NULL, bytes);
     memcpy(before, t.model.weights, t.model.parameter_count * sizeof *before);
     FILE *file = tmpfile();
     const int terminal = dup(2);
     dup2(fileno(file), 2);
     t.runner.timer.shown = seconds() - 21;
-    train_steps(&t, best, &meta);
+    train_steps(&t, &meta);
     dup2(terminal, 2);
     rewind(file);
     check(fgets(line, sizeof line, file) && strstr(line, "epoch 1/1  step 1/1  loss ")
@@ -564,12 +564,12 @@ static void test_one_update(void)
     bool good = true;
     for (int i = 0; i < COUNT(cases); i++) {
         const double saved = seconds() - cases[i].ago;
-        struct TrainState run = {.best = best, .saved = saved, .saving = cases[i].saving};
+        struct TrainState run = {.best = before, .saved = saved, .saving = cases[i].saving};
         save_if_due(&t, &run, cases[i].stop);
         good = good && (run.saved > saved) == cases[i].due;
     }
     check(good, "a state is written every minute, or more rarely if that takes seconds");
-    free(before), free(best);
+    free(before);
     runner_free(&t.runner);
     model_free(&t.model);
 }
@@ -579,9 +579,8 @@ static void test_one_update(void)
 enum { TASK_TEXTS = 15, TASK_VAL = 6, TASK_LABELS = 3 };
 
 /* A fine-tuning of a random model with three blocks, whose weights are all other than 0, on 15
- * texts, with six for validation. Returns memory for the best weights. The caller may have set
- * options in t->set. */
-static real *start_task(struct Task *t)
+ * texts, with six for validation. The caller may have set options in t->set. */
+static void start_task(struct Task *t)
 {
     static char *names[] = {"a", "b", "c"};
     struct Settings *s = &t->set;
@@ -608,12 +607,11 @@ static real *start_task(struct Task *t)
     t->truth = t->data.labels + TASK_TEXTS;
     t->order = random_stream(1, STREAM_ORDER);
     t->masks = random_stream(1, STREAM_MASKS);
-    return prepare(t);
+    prepare(t);
 }
 
-static void end_task(struct Task *t, real *best)
+static void end_task(struct Task *t)
 {
-    release(best, t->model.parameter_count * sizeof *best);
     free(t->base.weights);
     free(t->train);
     runner_free(&t->runner);
@@ -659,7 +657,7 @@ static double pulled(double w, double adamw, double source, double rate, double 
 static void test_proximal_step(void)
 {
     struct Task t = {.set = {.kind = LAST, .last = 2, .layer_decay = 0.5}};
-    real *best = start_task(&t);
+    start_task(&t);
     const size_t n = t.model.parameter_count;
     struct Random r = random_stream(4, 0);
     double *adamw = resize(NULL, n * sizeof *adamw);
@@ -685,7 +683,7 @@ static void test_proximal_step(void)
           learn);
     check(still == (int)n - learn, "frozen weights and the head are not pulled");
     free(adamw);
-    end_task(&t, best);
+    end_task(&t);
 }
 
 /* How far from the source --l2sp lets the weights go: returns the distance after six updates. */
@@ -694,14 +692,14 @@ static double distance_with(double l2sp, bool *trunk_stays, bool *head_learns)
     struct Task t = {.set = {.kind = FULL, .l2sp = l2sp, .lr = 1e-2, .epochs = 2, .steps = 6,
                              .average = 1e-9}};
     struct Metadata meta = {0};
-    real *best = start_task(&t);
-    train_steps(&t, best, &meta);
+    start_task(&t);
+    train_steps(&t, &meta);
     *trunk_stays = true;
     for (int i = 0; i < t.model.tensor_count - 1; i++)
         *trunk_stays = *trunk_stays && unchanged(&t, &t.model.tensors[i]);
     *head_learns = !unchanged(&t, &t.model.tensors[t.model.tensor_count - 1]);
     const double far = distance(&t);
-    end_task(&t, best);
+    end_task(&t);
     return far;
 }
 
@@ -725,7 +723,7 @@ static void test_rates(void)
     for (int last = 0; last < 3; last++) {
         struct Task t = {.set = {.kind = last ? LAST : FULL, .last = last + 1, .layer_decay = 0.5,
                                  .head_lr_ratio = 10}};
-        real *best = start_task(&t);
+        start_task(&t);
         double norm, scale = 0, move = 0;
         train_step(&t, &norm, t.train, TASK_TEXTS, 1e-3, 1);
         for (int i = 0; i < t.model.tensor_count; i++) {
@@ -742,7 +740,7 @@ static void test_rates(void)
         check(scale == 0, "%s --layer-decay 0.5 --head-lr-ratio 10: the rate of each tensor",
               tunes[last]);
         check(move < 2e-3, "and one update moves its weights by that rate: %.1e", move);
-        end_task(&t, best);
+        end_task(&t);
     }
 }
 
@@ -764,7 +762,7 @@ static void lm_gradient(struct Task *t, double *g, const int *list, int count)
 static void test_lm_coef(void)
 {
     struct Task t = {.set = {.kind = FULL}};
-    real *best = start_task(&t);
+    start_task(&t);
     const size_t n = t.model.parameter_count;
     double *both = resize(NULL, 3 * n * sizeof *both), *sum = both + n, *lm = sum + n;
     gradient(&t, sum, t.train, TASK_TEXTS);
@@ -778,10 +776,10 @@ static void test_lm_coef(void)
     gradient(&t, both, t.train, TASK_TEXTS);
     check(relative_error(both, sum, n) < 1e-5, "and in several batches: %.1e",
           relative_error(both, sum, n));
-    end_task(&t, best);
+    end_task(&t);
 
     struct Task last = {.set = {.kind = LAST, .last = 1, .lm_coef = 1}};
-    best = start_task(&last);
+    start_task(&last);
     const double norm = gradient(&last, both, last.train, TASK_TEXTS);
     check(fabs(norm / sqrt(dot(both, both, n)) - 1) < 1e-5,
           "last:1 --lm-coef: the norm is that of the weights that learn");
@@ -794,7 +792,7 @@ static void test_lm_coef(void)
     }
     check(good, "and frozen tensors stay, among them the language model's head");
     free(both);
-    end_task(&last, best);
+    end_task(&last);
 }
 
 /* --class-weights: a weight of 2 is the example twice. */
@@ -803,7 +801,7 @@ static void test_class_weights(void)
     const int list[] = {0, 1, 2, 3}, twice[] = {0, 1, 1, 2, 3};     /* classes 0 1 2 0 */
     real weights[] = {1, 2, 1};
     struct Task t = {.set = {.kind = FULL}};
-    real *best = start_task(&t);
+    start_task(&t);
     const size_t n = t.model.parameter_count;
     double *weighted = resize(NULL, 2 * n * sizeof *weighted), *repeated = weighted + n;
     gradient(&t, repeated, twice, 5);
@@ -822,7 +820,7 @@ static void test_class_weights(void)
           && fabs(3 * w[0] + 2 * w[1] + 2 * w[2] - 7) < 1e-5,
           "--class-weights auto: N / (K n_k), 1 on average");
     free(w);
-    end_task(&t, best);
+    end_task(&t);
 }
 
 /* What the command line leaves open depends on kind, size and the number of texts; what it says
@@ -860,7 +858,7 @@ static void test_defaults(void)
 }
 
 /* A training with its files, in silence. */
-static void train_with_files(struct Task *t, real *best, struct Metadata *meta)
+static void train_with_files(struct Task *t, struct Metadata *meta)
 {
     static struct Option none[] = {{0}};
     const int terminal = dup(2), nothing = open("/dev/null", O_WRONLY);
@@ -869,7 +867,7 @@ static void train_with_files(struct Task *t, real *best, struct Metadata *meta)
     t->layout.format = "tsv";
     t->set.out = directory;
     dup2(nothing, 2);
-    train_steps(t, best, meta);
+    train_steps(t, meta);
     dup2(terminal, 2);
     close(terminal), close(nothing);
     t->quiet = true;
@@ -910,9 +908,9 @@ static void test_length(void)
                                  .lr = cases[i].lr}};
         struct Look looks[50];
         struct Metadata meta = {0};
-        real *best = start_task(&t);
+        start_task(&t);
         choose_defaults(&t.set, &t.model, TASK_TEXTS, TASK_TEXTS);
-        train_with_files(&t, best, &meta);
+        train_with_files(&t, &meta);
         const int rows = read_log(looks, 50);
         check(rows == cases[i].rows && looks[rows - 1].step == cases[i].last,
               "--epochs %d --steps %d --patience %d: %d looks at validation, the last after %d",
@@ -927,7 +925,7 @@ static void test_length(void)
               && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
               "and the best weights stay, of step %d", looks[top].step);
         earlier += top < rows - 1;
-        end_task(&t, best);
+        end_task(&t);
     }
     check(earlier > 2, "which in %d cases are not the last", earlier);
 }
@@ -938,8 +936,9 @@ static void test_reload(void)
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .steps = 9}};
     struct Metadata meta = {0};
     struct Task c = {.set = DEFAULT_SETTINGS};
-    real *best = start_task(&t), again[TASK_VAL * TASK_LABELS];
-    train_with_files(&t, best, &meta);
+    real again[TASK_VAL * TASK_LABELS];
+    start_task(&t);
+    train_with_files(&t, &meta);
     validate(&t);
     c.set.model = directory;
     load_classifier(&c);
@@ -948,7 +947,7 @@ static void test_reload(void)
           "a saved classifier, read again, gives the same bits");
     runner_free(&c.runner);
     model_free(&c.model);
-    end_task(&t, best);
+    end_task(&t);
 }
 
 /* The log has the mean loss of all texts since the look before, though the last update of an epoch
@@ -959,9 +958,9 @@ static void test_train_loss(void)
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .batch = BATCH, .every = UPDATES,
                              .steps = UPDATES * EPOCHS}}, u = t;
     struct Metadata meta = {0};
-    real *best = start_task(&t), *same = start_task(&u);
+    start_task(&t), start_task(&u);
     double norm, worst = 0;
-    train_with_files(&t, best, &meta);
+    train_with_files(&t, &meta);
     char *rows = rows_of_log(), *row = rows;
     for (int epoch = 0; epoch < EPOCHS; epoch++) {
         double sum = 0, got = 0;
@@ -977,7 +976,7 @@ static void test_train_loss(void)
     }
     free(rows);
     check(worst < 2e-6, "the log has the mean loss of each epoch's texts: %.1e", worst);
-    end_task(&t, best), end_task(&u, same);
+    end_task(&t), end_task(&u);
 }
 
 /* A training of three updates on a terminal, a line of progress after the first, and what is said
@@ -988,13 +987,13 @@ static void speak_of_training(void *task)
     struct Metadata meta = {0};
     static struct Option none[] = {{0}};
     const bool quiet = t->quiet;
-    real *best = start_task(t);
+    start_task(t);
     t->runner.timer.shown = 0;
     t->quiet = quiet;
     t->options = none;
     t->layout.format = "tsv";
-    train_steps(t, best, &meta);
-    end_task(t, best);
+    train_steps(t, &meta);
+    end_task(t);
 }
 
 /* On a terminal of 40 columns, what must stay is there as a whole, a line each. What was replaced,
@@ -1041,9 +1040,11 @@ static void test_best(void)
 {
     static const double factors[] = {4, 1, 2, 1e-3, 8, 0.5, 1.5};
     struct Task t = {.set = {.kind = FULL, .lr = 1e-3, .epochs = 1, .steps = 7}};
-    real *best = start_task(&t), head[TASK_LABELS * 16];
-    struct TrainState c, start = {.best_scores = {.accuracy = -1, .loss = INFINITY}, .best = best};
-    const real *kept = best + (t.model.w.score_w - t.model.weights);
+    start_task(&t);
+    real head[TASK_LABELS * 16];
+    struct TrainState c, start = {.best_scores = {.accuracy = -1, .loss = INFINITY},
+                                  .best = resize(NULL, t.model.parameter_count * sizeof(real))};
+    const real *kept = start.best + (t.model.w.score_w - t.model.weights);
     int lowest = 0, wrong = 0;
     double losses[COUNT(factors)];
     memcpy(head, t.model.w.score_w, sizeof head);
@@ -1066,7 +1067,8 @@ static void test_best(void)
         wrong += kept[0] != (real)1e3 * head[0] || c.best_scores.accuracy < 0.8 || c.best_scores.loss < 2;
     }
     check(wrong == 0, "and the more accurate ones in spite of a higher loss, %.1f", c.best_scores.loss);
-    end_task(&t, best);
+    free(start.best);
+    end_task(&t);
 }
 
 /* --average 0.5 of 8 updates: the mean of the weights after updates 5, 6, 7 and 8. */
@@ -1075,10 +1077,10 @@ static void test_average(void)
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .epochs = 3, .steps = 8, .average = 0.5,
                              .warmup = 0.2}}, u = t;
     struct Metadata meta = {0};
-    real *best = start_task(&t), *same = start_task(&u);
+    start_task(&t), start_task(&u);
     const size_t n = t.model.parameter_count;
     double *mean = allocate_zeroed(n * sizeof *mean), *got = resize(NULL, n * sizeof *got), norm;
-    train_steps(&t, best, &meta);
+    train_steps(&t, &meta);
     for (int step = 1; step <= 8; step++) {
         if (step % 3 == 1) shuffle(u.train, TASK_TEXTS, &u.order);
         train_step(&u, &norm, u.train + (step - 1) % 3 * 5, 5,
@@ -1092,8 +1094,8 @@ static void test_average(void)
     check(relative_error(got, mean, n) > 1e-4, "which is not the last weights");
     release(mean, n * sizeof *mean);
     free(got);
-    end_task(&t, best);
-    end_task(&u, same);
+    end_task(&t);
+    end_task(&u);
 }
 
 /* The mean loss of probabilities p (N, K) at a temperature, as its definition says. */
@@ -1135,7 +1137,8 @@ static void test_calibration(void)
 
     struct Task t = {.set = {.kind = LAST, .last = 1}};
     struct Metadata meta = {0};
-    real *best = start_task(&t), before[TASK_VAL * TASK_LABELS];
+    real before[TASK_VAL * TASK_LABELS];
+    start_task(&t);
     for (size_t i = 0; i < t.model.tensors[t.model.tensor_count - 1].size; i++)
         t.model.w.score_w[i] *= 10;
     const struct Scores sure = validate(&t);
@@ -1147,14 +1150,15 @@ static void test_calibration(void)
           "--calibrate: the accuracy stays, the loss falls: %.4f, %.4f", sure.loss, fitted.loss);
     check(fabs(fitted.loss - loss_at(T, before, t.truth, TASK_VAL, TASK_LABELS)) < 1e-5,
           "and the model itself gives the probabilities of that temperature");
-    end_task(&t, best);
+    end_task(&t);
 }
 
 /* last:K: the frozen blocks may read each text once, once for every update, or in a full pass. */
 static void test_frozen_blocks(void)
 {
     struct Task t = {.set = {.kind = LAST, .last = 1, .lm_coef = 0.5}};
-    real *best = start_task(&t), p[2][TASK_VAL * TASK_LABELS];
+    real p[2][TASK_VAL * TASK_LABELS];
+    start_task(&t);
     const int C = t.model.config.channels, list[] = {4, 2, 7, 11};
     const size_t n = t.model.parameter_count;
     double *g[4];
@@ -1207,7 +1211,7 @@ static void test_frozen_blocks(void)
           "with dropout, too");
     check(!memcmp(p[0], p[1], sizeof p[0]), "and the same probabilities in a full pass");
     for (int i = 0; i < 4; i++) free(g[i]);
-    end_task(&t, best);
+    end_task(&t);
 }
 
 static void test_training_options(void)
