@@ -2175,9 +2175,13 @@ static uint64_t hash_texts(const struct Dataset *d, int train)
                          ^ mix64(checksum(d->labels, n * sizeof *d->labels) ^ train)));
 }
 
-/* The texts of t->train from train_count on, up to `all`, are for validation. */
-static void take_validation(struct Task *t, int all)
+/* The texts of t->train from train_count on, up to `all`, are for validation. If there are none and
+ * steps need some, they become a part of each class. stream: for the split. */
+static void take_validation(struct Task *t, int all, double part, int stream)
 {
+    if (t->train_count == all && t->set.kind > PROBE)
+        t->train_count = split_stratified(t->train, t->data.labels, all, t->base.config.labels,
+                                          part, random_stream(t->set.seed, stream));
     t->val = t->train + t->train_count;
     t->val_count = all - t->train_count;
     t->truth = resize(NULL, (t->val_count + 1) * sizeof *t->truth);
@@ -2194,10 +2198,10 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
     t->unlabelled_count = min_int(count, ENOUGH);
 }
 
-/* Reads and tokenizes the labelled texts and splits them into training and validation, which gets a
- * part of each class, unless --val names a file of its own or --tune makes no steps, of which
- * validation would choose the best. For compare and layers the test stands in its place. Prompting
- * reads no label of --train. Sets the labels of t->base. stream: for the split. */
+/* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
+ * names a file of its own or --tune makes no steps, of which validation would choose the best. For
+ * compare and layers the test stands in its place. Prompting reads no label of --train. Sets the
+ * labels of t->base. */
 static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
@@ -2225,10 +2229,7 @@ static void load_data(struct Task *t, double part, int stream)
     t->train = resize(NULL, all * sizeof *t->train);
     for (int i = 0; i < all; i++) t->train[i] = i;
     choose_unlabelled(t, t->train, train.count);
-    if (!s->val && s->kind > PROBE)
-        t->train_count = split_stratified(t->train, t->data.labels, all, K, part,
-                                          random_stream(s->seed, stream));
-    take_validation(t, all);
+    take_validation(t, all, part, stream);
     if (!t->val_count && s->kind > PROBE)
         die("%s: no class has two examples, so none can be set aside. Give --val; to compare "
             "--test.", s->train);
@@ -2313,13 +2314,12 @@ static void prepare(struct Task *t)
     if (t->words.ids && s->kind != SCRATCH) begin_with_words(t);
 }
 
-/* Frees all but the texts and the tokenizer. */
+/* Frees all but the texts, t->train and the tokenizer. */
 static void task_free(struct Task *t)
 {
     release(t->probabilities, (size_t)t->val_count * t->model.config.labels * sizeof(real));
     runner_free(&t->runner);
     model_free(&t->model);
-    free(t->train);
     free(t->truth);
     free(t->class_weights);
     free(t->unlabelled);
@@ -3200,17 +3200,15 @@ static void parse_budgets(struct Compare *c)
 
 /* --- One cell --- */
 
-/* A method that knows no model learns from list (count) and is asked about the test texts: the
- * largest value of a row of p (val_count, K) is its answer. Only naive Bayes has probabilities,
- * and so a loss; here the sum over the texts. */
-static bool run_classical(real *p, double *loss, const struct Compare *c, const struct Cell *cell,
-                          const int *list, int count)
+/* A method that knows no model learns from the texts of its task and is asked about those of the
+ * test: the largest value of a row of p (val_count, K) is its answer. Only naive Bayes has
+ * probabilities, and so a loss; here the sum over the texts. */
+static bool run_classical(real *p, double *loss, const struct Compare *c, struct Method *m)
 {
-    const struct Method *m = &c->methods[cell->method];
-    const struct Task *t = &c->task;
+    const struct Task *t = &m->task;
     const int K = t->base.config.labels, n = t->val_count;
     const size_t bytes = (size_t)n * K * sizeof(double);
-    const struct BagTask task = {&c->bags, t->data.labels, list, t->val, count, n, K};
+    const struct BagTask task = {&c->bags, t->data.labels, t->train, t->val, t->train_count, n, K};
     double *scores = allocate_zeroed(bytes);
     *loss = 0;
     m->classical(scores, &task);
@@ -3227,33 +3225,26 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, const 
     return true;
 }
 
-/* A training as `train` does it, without files, on the texts of list (count), and its answers p to
- * the test texts. Returns false, without a result, if a signal ended it. */
-static bool run_tuned(real *p, double *loss, const struct Compare *c, const struct Cell *cell,
-                      const int *list, int count)
+/* A training as `train` does it, without files, and its answers p to the texts of the test. Returns
+ * false, without a result, if a signal ended it. */
+static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Method *m)
 {
-    const struct Method *m = &c->methods[cell->method];
-    struct Task t = m->task;
+    const struct Task *all = &c->task;
+    struct Task *t = &m->task;
     struct Metadata meta = {0};
     struct Scores val;
-    t.set.seed = cell->seed;
-    t.title = c->task.title;
-    t.train = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
-    t.train_count = t.set.kind <= PROBE ? count
-                  : split_stratified(t.train, t.data.labels, count, t.base.config.labels,
-                                     t.set.val_part, random_stream(cell->seed, STREAM_SPLIT));
-    take_validation(&t, count);
-    choose_unlabelled(&t, c->task.train, c->task.train_count);
-    start_model(&t);
-    choose_defaults(&t.set, &t.model, t.train_count, t.val_count);
-    prepare(&t);
-    const bool whole = learn(&t, &val, &meta);
+    take_validation(t, t->train_count, t->set.val_part, STREAM_SPLIT);
+    choose_unlabelled(t, all->train, all->train_count);
+    start_model(t);
+    choose_defaults(&t->set, &t->model, t->train_count, t->val_count);
+    prepare(t);
+    const bool whole = learn(t, &val, &meta);
     if (whole)
-        *loss = run_examples(&t.runner, p, NULL, &t.data, c->task.val, c->task.val_count, t.title);
+        *loss = run_examples(&t->runner, p, NULL, &t->data, all->val, all->val_count, t->title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", m->name);
     metadata_free(&meta);
-    task_free(&t);
+    task_free(t);
     return whole;
 }
 
@@ -3262,16 +3253,19 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, const stru
  * must beat. */
 static void run_cell(struct Cell *cell, struct Compare *c)
 {
-    const struct Method *m = &c->methods[cell->method];
-    const int budget = c->budgets[cell->budget], n = c->task.val_count, *truth = c->task.truth;
-    const int count = budget || !m->classical ? budget : c->task.train_count;
-    const int K = c->task.base.config.labels;
-    int *list = resize(NULL, count * sizeof *list);
+    struct Method m = c->methods[cell->method];
+    struct Task *t = &m.task;
+    const int budget = c->budgets[cell->budget], n = t->val_count, *truth = t->truth;
+    const int K = t->base.config.labels;
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     double loss;
-    if (count) choose_subset(list, c, count, cell->seed);
-    if ((m->classical ? run_classical : run_tuned)(p, &loss, c, cell, list, count)) {
+    t->set.seed = cell->seed;
+    t->title = c->task.title;
+    t->train_count = budget || !m.classical ? budget : c->task.train_count;
+    int *list = t->train = resize(NULL, t->train_count * sizeof *list);
+    if (t->train_count) choose_subset(list, c, t->train_count, cell->seed);
+    if ((m.classical ? run_classical : run_tuned)(p, &loss, c, &m)) {
         const struct Scores s = score(NULL, p, truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
@@ -3279,7 +3273,7 @@ static void run_cell(struct Cell *cell, struct Compare *c)
             cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == truth[i]);
         cell->right[n] = 0;
         commit_outputs();               /* before the first row: see open_comparison */
-        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m->name, budget,
+        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m.name, budget,
                     cell->seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
         journal_flush(&c->journal);
     }
