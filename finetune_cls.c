@@ -2706,12 +2706,23 @@ static bool learn(struct Task *t, struct Scores *val, struct Metadata *meta)
     return true;
 }
 
-/* All that `train` does, from the pretrained model to the classifier in --out. Returns the exit
- * status. */
-static int train(struct Task *t)
+static int command_train(int argc, char **argv)
 {
+    struct Task task = {.set = DEFAULT_SETTINGS}, *t = &task;
     struct Settings *s = &t->set;
     struct Metadata meta = {0};
+    t->options = tune_options(s);
+    refuse_arguments(read_options(argc, argv, t->options,
+        "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
+        "Makes a classifier of a pretrained model. --tune: prompt asks it by label words, without\n"
+        "any label; probe fits a new last layer, in one pass; last:K trains\n"
+        "the last K blocks, too; full all; scratch all from random weights.\n"
+        "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
+        argv);
+    if (open_run(t)) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
     load_base(t);
     parse_tune("--tune", "", s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
@@ -2739,25 +2750,6 @@ static int train(struct Task *t)
         printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\n"
                "majority %.6f\n", val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
     return 0;
-}
-
-static int command_train(int argc, char **argv)
-{
-    struct Task t = {.set = DEFAULT_SETTINGS};
-    struct Settings *s = &t.set;
-    t.options = tune_options(s);
-    refuse_arguments(read_options(argc, argv, t.options,
-        "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
-        "Makes a classifier of a pretrained model. --tune: prompt asks it by label words, without\n"
-        "any label; probe fits a new last layer, in one pass; last:K trains\n"
-        "the last K blocks, too; full all; scratch all from random weights.\n"
-        "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
-        argv);
-    if (open_run(&t)) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
-    return train(&t);
 }
 
 /* --- eval and predict --- */
