@@ -2595,16 +2595,14 @@ static bool open_run(struct Task *t)
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", "compare.tsv", NULL};
     const struct Settings *s = &t->set;
-    char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out),
-         *table = text_of("%s/compare.tsv", s->out), *rows = NULL;
+    const char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
     begin_training();
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
     const char *run = !s->resume ? NULL : file_exists(state) ? state
                     : file_exists(model) ? model : NULL;
-    const bool ended = run == model;
-    if (s->resume && !run) rows = read_journal(table, table_header);
-    if (!s->overwrite && !run && !(rows && !*rows))
+    const char *rows = read_journal(text_of("%s/compare.tsv", s->out), table_header);
+    if (!s->overwrite && !run && !(s->resume && rows && !*rows))
         refuse_existing(s->out, s->resume ? files + 4 : files,
                         "Give --resume, --overwrite or another --out.");
     if (run) {
@@ -2619,8 +2617,7 @@ static bool open_run(struct Task *t)
     if (same_file(s->model, s->out))
         die_usage("--out %s: is the pretrained model. Name another directory.", s->out);
     warn_idle(t->options);
-    free(state); free(model); free(table); free(rows);
-    return ended;
+    return run == model;
 }
 
 /* Reads the pretrained model and its tokenizer, and checks what of the options depends on them. */
@@ -2931,8 +2928,8 @@ static void predict_stream(struct Task *t)
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
         reserve(&b, BLOCK);
-        if ((n = read(0, b.data + b.size, BLOCK)) < 0 && errno == EINTR) continue;
-        if (n < 0) die("standard input: cannot be read (%s).", strerror(errno));
+        if ((n = read(0, b.data + b.size, BLOCK)) < 0)
+            die("standard input: cannot be read (%s).", strerror(errno));
         b.data[b.size += n] = 0;
         if (!lines) refuse_other_kinds("standard input", b.data, b.size);
         if (n && !memchr(b.data + b.size - n, '\n', n)) continue;
@@ -3304,7 +3301,7 @@ static void open_comparison(struct Compare *c)
 {
     const struct Task *t = &c->task;
     struct Metadata meta = {0};
-    char *table = text_of("%s/compare.tsv", t->set.out), *state = state_path(&t->set);
+    const char *table = text_of("%s/compare.tsv", t->set.out);
     describe_training(&meta, t);
     char *rows = t->old.count ? read_journal(table, table_header) : NULL;
     if (t->old.count && !rows)
@@ -3312,10 +3309,8 @@ static void open_comparison(struct Compare *c)
     journal_open(&c->journal, table, table_header, 0, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
-    stage_safetensors(state, &(struct Model){0}, NULL, 0, &meta);
+    stage_safetensors(state_path(&t->set), &(struct Model){0}, NULL, 0, &meta);
     if (!t->set.overwrite) commit_outputs();
-    metadata_free(&meta);
-    free(rows); free(state); free(table);
 }
 
 /* --- Statistics --- */
