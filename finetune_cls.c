@@ -2997,9 +2997,8 @@ struct Method {
     struct Task task;                       /* what all its trainings begin with */
 };
 
-/* One training and its result. */
+/* The result of one training, of a method with a budget and a seed. */
 struct Cell {
-    int method, budget, seed;           /* budget: an index; seed: from 1 */
     double seconds;
     char *right;                        /* (task.val_count): '1': a right answer; NULL: not done */
 };
@@ -3022,13 +3021,14 @@ struct Compare {
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
     struct Bags bags;                   /* of the texts of task.data */
-    int cell_count;
     int trainings;                      /* cells that make sense */
-    struct Cell *cells;                 /* (seeds, budget_count, method_count) */
+    struct Cell *cells;                 /* (seeds, budget_count, method_count): cell_at */
     struct Estimate *estimates;         /* (budget_count, method_count) */
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
 
+/* Seeds, which count from 1, come last to be dropped in: one seed of every method and budget is
+ * better than five of some. */
 static struct Cell *cell_at(const struct Compare *c, int seed, int budget, int method)
 {
     const size_t row = (size_t)(seed - 1) * c->budget_count + budget;
@@ -3240,20 +3240,21 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Met
 /* Trains the method of a cell, asks it, scores its answers and adds the row to compare.tsv, unless
  * a signal ends that. Without a label the commonest one is that of all texts: it is what the others
  * must beat. */
-static void run_cell(struct Cell *cell, struct Compare *c)
+static void run_cell(struct Compare *c, int seed, int budget, int method)
 {
-    struct Method m = c->methods[cell->method];
+    struct Cell *cell = cell_at(c, seed, budget, method);
+    struct Method m = c->methods[method];
     struct Task *t = &m.task;
-    const int budget = c->budgets[cell->budget], n = t->val_count, *truth = t->truth;
-    const int K = t->base.config.labels;
+    const int labels = c->budgets[budget], K = t->base.config.labels;
+    const int n = t->val_count, *truth = t->truth;
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     double loss;
-    t->set.seed = cell->seed;
+    t->set.seed = seed;
     t->title = c->task.title;
-    t->train_count = budget || !m.classical ? budget : c->task.train_count;
+    t->train_count = labels || !m.classical ? labels : c->task.train_count;
     int *list = t->train = resize(NULL, t->train_count * sizeof *list);
-    if (t->train_count) choose_subset(list, c, t->train_count, cell->seed);
+    if (t->train_count) choose_subset(list, c, t->train_count, seed);
     if ((m.classical ? run_classical : run_tuned)(p, &loss, c, &m)) {
         const struct Scores s = score(NULL, p, truth, loss, n, K);
         cell->seconds = seconds() - start;
@@ -3262,8 +3263,8 @@ static void run_cell(struct Cell *cell, struct Compare *c)
             cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == truth[i]);
         cell->right[n] = 0;
         commit_outputs();               /* before the first row: see open_comparison */
-        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m.name, budget,
-                    cell->seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
+        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m.name, labels,
+                    seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
         journal_flush(&c->journal);
     }
     free(list);
@@ -3277,20 +3278,18 @@ static void run_cell(struct Cell *cell, struct Compare *c)
 static bool read_cell(struct Compare *c, const char *row)
 {
     const int n = c->task.val_count;
-    struct Cell x = {0};
-    int labels, end = 0;
+    int labels, seed, budget = 0, method = 0, end = 0;
+    double took;
     char *name = text_of("%.*s", (int)strcspn(row, "\t\n"), row);
     const char *rest = row + strlen(name);
-    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%n", &labels, &x.seed, &x.seconds, &end);
+    sscanf(rest, "\t%d\t%d\t%*f\t%*f\t%*f\t%lf\t%n", &labels, &seed, &took, &end);
     const char *right = rest + end;
-    if (!end || x.seed < 1 || strspn(right, "01") != (size_t)n || right[n] != '\n') return false;
-    while (x.budget < c->budget_count && c->budgets[x.budget] != labels) x.budget++;
-    while (x.method < c->method_count && strcmp(c->methods[x.method].name, name)) x.method++;
+    if (!end || seed < 1 || strspn(right, "01") != (size_t)n || right[n] != '\n') return false;
+    while (budget < c->budget_count && c->budgets[budget] != labels) budget++;
+    while (method < c->method_count && strcmp(c->methods[method].name, name)) method++;
     free(name);
-    if (x.seed > c->seeds || x.budget == c->budget_count || x.method == c->method_count)
-        return true;
-    x.right = text_of("%.*s", n, right);
-    *cell_at(c, x.seed, x.budget, x.method) = x;
+    if (seed <= c->seeds && budget < c->budget_count && method < c->method_count)
+        *cell_at(c, seed, budget, method) = (struct Cell){took, text_of("%.*s", n, right)};
     return true;
 }
 
@@ -3565,55 +3564,45 @@ static void print_verdict(const struct Compare *c)
 
 /* Whether a method can do anything with the labels that it gets. Without any, one asks the model,
  * and one shows what the commonest label would give. */
-static bool makes_sense(const struct Compare *c, const struct Cell *cell)
+static bool makes_sense(const struct Compare *c, int budget, int method)
 {
-    const struct Method *m = &c->methods[cell->method];
-    return c->budgets[cell->budget]
-        || m->classical == majority || m->task.set.kind == PROMPT;
-}
-
-/* Seeds come last to be dropped in: one seed of every method and budget is better than five of
- * some. */
-static void list_cells(struct Compare *c)
-{
-    const int M = c->method_count, B = c->budget_count;
-    c->cell_count = c->seeds * B * M;
-    c->cells = allocate_zeroed(c->cell_count * sizeof *c->cells);
-    for (int i = 0; i < c->cell_count; i++)
-        c->cells[i] = (struct Cell){.method = i % M, .budget = i / M % B, .seed = i / M / B + 1};
+    const struct Method *m = &c->methods[method];
+    return c->budgets[budget] || m->classical == majority || m->task.set.kind == PROMPT;
 }
 
 /* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as the first,
  * during which the time left is not known. */
 static char *title_of(const struct Compare *c, int i, int number)
 {
-    const int round = c->cell_count / c->seeds;
+    const int M = c->method_count, round = c->budget_count * M;
     double left = 0;
-    for (int k = i; k < c->cell_count; k++)
+    for (int k = i; k < c->seeds * round; k++)
         if (!c->cells[k].right) left += c->cells[k % round].seconds;
     return text_of("training %d/%d%s: %s, %d labels", number, c->trainings,
                    i < round ? "" : brief(", %s left", duration(left)),
-                   c->methods[c->cells[i].method].name, c->budgets[c->cells[i].budget]);
+                   c->methods[i % M].name, c->budgets[i / M % c->budget_count]);
 }
 
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
  * than the method took before. Returns how many are left, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
+    const int M = c->method_count, round = c->budget_count * M;
     double shown = seconds();
     bool over = false;
-    for (int i = 0; i < c->cell_count; i++) c->trainings += makes_sense(c, &c->cells[i]);
+    for (int i = 0; i < round; i++) c->trainings += c->seeds * makes_sense(c, i / M, i % M);
     int left = c->trainings;
-    for (int i = 0; i < c->cell_count; i++) {
+    for (int i = 0; i < c->seeds * round; i++) {
+        const int budget = i % round / M, method = i % M;
         struct Cell *cell = &c->cells[i];
-        const double took = i < c->method_count ? 0 : cell[-c->method_count].seconds;
-        if (!makes_sense(c, cell)) continue;
+        const double took = i < M ? 0 : cell[-M].seconds;
+        if (!makes_sense(c, budget, method)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over && !cell->right) {
             char *title = title_of(c, i, c->trainings - left + 1);
             if (line_is_due(&shown)) progress(false, "%s", title);
             c->task.title = title;
-            run_cell(cell, c);
+            run_cell(c, i / round + 1, budget, method);
             free(title);
         }
         left -= cell->right != NULL;
@@ -3631,7 +3620,8 @@ static int compare(struct Compare *c)
     c->bags = bags_of(t->data.texts, t->data.count);
     parse_methods(c);
     parse_budgets(c);
-    list_cells(c);
+    c->cells = allocate_zeroed((size_t)c->seeds * c->budget_count * c->method_count
+                               * sizeof *c->cells);
     open_comparison(c);
     stop_between_steps();
     const int left = run_cells(c), done = c->trainings - left;

@@ -488,8 +488,9 @@ static void test_student(void)
 static struct Compare answered(const char *const *right, int seeds, int budgets, int methods)
 {
     struct Compare c = {.seeds = seeds, .budget_count = budgets, .method_count = methods};
-    list_cells(&c);
-    for (int i = 0; i < c.cell_count; i++) {
+    const int cells = seeds * budgets * methods;
+    c.cells = allocate_zeroed(cells * sizeof *c.cells);
+    for (int i = 0; i < cells; i++) {
         c.cells[i].right = (char *)right[i];
         if (right[i]) c.task.val_count = (int)strlen(right[i]);
     }
