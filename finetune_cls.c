@@ -286,7 +286,7 @@ struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
     const char *format;                 /* tsv, csv, jsonl, fasttext, lines */
-    const char *kept_header, *kept_format;      /* of the training of the classifier that is used */
+    const char *kept_format;            /* of the training of the classifier that is used */
     bool texts_only;                    /* labels are not read */
 };
 
@@ -1444,9 +1444,9 @@ static void nbsvm(double *scores, const struct BagTask *t)
 
 /* The rule for columns: a number is a position, always; a name is one of the header's or that of a
  * JSON member, without regard to capitals. If neither is said, usual names are looked for. The
- * first row is a header if a column goes by name, or has a usual name at its position; --header may
- * say otherwise. Format, header and what was said of columns hold for the classifier's other files,
- * too: one that does not look so is refused. */
+ * first row is a header if a column goes by name, or has a usual name at its position; of positions
+ * --header may say otherwise. What was said of columns, the header and the format hold for the
+ * classifier's other files, too: one that looks like another format is refused. */
 
 /* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
  * have a tab between. line: for messages. */
@@ -1617,23 +1617,18 @@ static bool find_columns(struct Reader *r)
     return true;
 }
 
-/* Whether the fields of the first row, where the columns are found, are names. */
+/* Whether the fields of the first row, where the columns are found, are names: if one goes by name,
+ * as --header says, or if one has a usual name at its position. */
 static bool has_header(const struct Reader *r)
 {
-    const char *said = r->columns.header ? r->columns.header : r->columns.kept_header;
-    bool named = false, usual = false;
+    const char *said = r->columns.header;
+    bool usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
-        named |= !position_of(r->wanted[which]);
+        if (!position_of(r->wanted[which])) return true;
         usual |= find_field(r, usual_names[which]) == r->place[which];
     }
-    if (!said || !strcmp(said, "auto")) return named || usual;
-    if (named && *said == 'n')
-        die_usage("--header no: columns are numbered then, as --text-column 2.");
-    if (usual && *said == 'n' && !r->columns.header)
-        die("%s: has a header, but the training's file had none. Give --header yes.",
-            r->faults.path);
-    return *said == 'y';
+    return said && strcmp(said, "auto") ? *said == 'y' : usual;
 }
 
 /* --- Records: each function reads the fields of one; false: it is left out --- */
@@ -2658,7 +2653,8 @@ static void load_classifier(struct Task *t)
     t->tokenizer = tokenizer_of_model(dir, &t->model, &meta);
     struct Columns *columns = &t->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
-    columns->kept_header = metadata_get(&meta, "data.header");
+    const char *header = metadata_get(&meta, "data.header");
+    if (!columns->header && header && *header == 'y') columns->header = "yes";
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));

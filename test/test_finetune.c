@@ -162,15 +162,16 @@ static void test_columns(void)
           "positions: a usual name at its own column makes a header, elsewhere not");
     check(hold(read_as("label\tx\na\tb\n", (struct Columns){{"2", "1"}, .header = "no"}),
                "x=label|b=a"), "--header no: the first row is data");
-    check(hold(EXAMPLES_OF("label\tsome\na\tb\n", "2", NULL), "b=a"),
+    check(hold(EXAMPLES_OF("label\tsome\na\tb\n", "2", NULL), "b=a")
+          && hold(read_as("label\tsome\na\tb\n", (struct Columns){{"2"}, .header = "no"}), "b=a"),
           "a number beside a name: the first row is a header");
 }
 
 /* What was decided for the training's file holds for others. */
 static void test_like_training(void)
 {
-    struct Columns by_names = {.kept_header = "yes", .kept_format = "tsv"},
-                   by_numbers = {{"2", "1"}, .kept_header = "no", .kept_format = "tsv"};
+    struct Columns by_names = {.kept_format = "tsv"},
+                   by_numbers = {{"2", "1"}, .kept_format = "tsv"};
     const struct Examples e = EXAMPLES("ID\tReview\tclass\n1\ta\tb\n");
     check(!strcmp(e.columns.format, "tsv") && !strcmp(e.columns.header, "yes")
           && !e.columns.names[TEXTS] && !e.columns.names[LABELS],
