@@ -1718,14 +1718,6 @@ formats[FORMATS] = {
     [TSV] = {"tsv", "\t", read_row}, [CSV] = {"csv", ";|,", read_row},
     [LINES] = {"lines", "", read_line}};
 
-/* FORMATS: not said, or "auto". */
-static int format_number(const char *name)
-{
-    int number = 0;
-    while (number < FORMATS && (!name || strcmp(name, formats[number].name))) number++;
-    return number;
-}
-
 /* The first of the separators that the first record holds outside of quotes; '\n': none. */
 static char find_separator(const struct Reader *r, int format)
 {
@@ -1760,15 +1752,17 @@ static bool looks_like(const struct Reader *r, int format)
 static void choose_format(struct Reader *r)
 {
     struct Columns *c = &r->columns;
-    const int said = format_number(c->format), kept = format_number(c->kept_format);
-    int f = said == FORMATS && kept < FORMATS && looks_like(r, kept) ? kept : said;
+    const bool said = c->format && strcmp(c->format, "auto");
+    const char *name = said ? c->format : c->kept_format ? c->kept_format : "";
+    int f = 0;
+    while (f < FORMATS && (strcmp(name, formats[f].name) || !(said || looks_like(r, f)))) f++;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
-    if (said == FORMATS && kept < FORMATS && f != kept && f != LINES)
+    if (*name && strcmp(name, formats[f].name) && f != LINES)
         die("%s: looks like %s, but the training's file was %s. Say what it is: --format %s",
-            r->faults.path, formats[f].name, formats[kept].name, formats[f].name);
+            r->faults.path, formats[f].name, name, formats[f].name);
     r->format = f;
     r->separator = find_separator(r, f);
     c->format = formats[f].name;
