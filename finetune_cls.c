@@ -1895,34 +1895,17 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* The next letter of a name, small, or 0. Blanks are skipped, also those without a width. What is
- * combined with a mark, such as an accent, counts as one letter. */
-enum { MARKED = 0x7FFFFFFF };
-
-static int next_letter(const char **at)
+/* Whether a name has what is not seen: a blank at an end or without a width, or an accent that is a
+ * character of its own. */
+static bool hides_something(const char *name)
 {
-    int letter = 0;
-    for (uint32_t c = 0; **at; ) {
-        const int n = utf8_decode((const unsigned char *)*at, 4, &c);
-        const bool mark = c >= 0x300 && c < 0x370, blank = c == ' ' || c == 0xA0 || c == 0xFEFF
-                                                        || (c >= 0x200B && c <= 0x200D);
-        if (letter && !mark && !blank) break;
-        letter = mark ? MARKED : blank ? letter : c < 0x80 ? tolower(c) : (int)c;
-        *at += n;
+    bool hides = name[0] == ' ' || name[strlen(name) - 1] == ' ';
+    for (uint32_t c = 0; *name; ) {
+        name += utf8_decode((const unsigned char *)name, 4, &c);
+        hides |= c == 0xA0 || c == 0xFEFF || (c >= 0x200B && c <= 0x200D)
+              || (c >= 0x300 && c < 0x370);
     }
-    return letter;
-}
-
-/* Whether names differ by blanks, case or composition only: a letter with a mark may be written as
- * any one character beyond ASCII. */
-static bool look_alike(const char *a, const char *b)
-{
-    for (int x = 1; x; ) {
-        const int y = next_letter(&b);
-        x = next_letter(&a);
-        if (x != y && !(max_int(x, y) == MARKED && min_int(x, y) >= 0x80)) return false;
-    }
-    return true;
+    return hides;
 }
 
 /* The class of a label among K names, or -1. */
@@ -1934,7 +1917,7 @@ static int find_class(char *const *names, int K, struct Bytes label)
 }
 
 /* Every label once, in the order of their values if all are numbers, else of their bytes: class k
- * is names[k]. Dies on a single class; notes those that look alike. */
+ * is names[k]. Dies on a single class; notes those that may look alike. */
 static char **class_names(const struct Examples *e, int *classes)
 {
     enum { MAX_CLASSES = 1000 };
@@ -1953,11 +1936,15 @@ static char **class_names(const struct Examples *e, int *classes)
     }
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
-    for (int k = 0; k < K; k++)
+    for (int k = 0; k < K; k++) {
+        if (hides_something(names[k]))
+            warn("%s: label \"%s\" may look like another: it has a blank at an end or without a "
+                 "width, or an accent that is a character of its own.", e->path, names[k]);
         for (int j = 0; j < k; j++)
-            if (look_alike(names[j], names[k]))
-                warn("%s: labels \"%s\" and \"%s\" look alike: they differ only by blanks, case or "
-                     "composed accents.", e->path, names[j], names[k]);
+            if (!strcasecmp(names[j], names[k]))
+                warn("%s: labels \"%s\" and \"%s\" differ by case only.", e->path, names[j],
+                     names[k]);
+    }
     *classes = K;
     return names;
 }

@@ -104,7 +104,10 @@ says "cp1252.csv: 2 of 4 texts are not valid UTF-8" "invalid UTF-8 is counted"
 says "iconv -f CP1252 -t UTF-8 FILE" "and the conversion named"
 printf 'text,label\ngood,pos\nfine,pos \nbad,neg\npoor,neg\n' >"$dir/blank.csv"
 train blank.csv
-says 'blank.csv: labels "pos" and "pos " look alike' "labels alike"
+says 'blank.csv: label "pos " may look like another' "a blank"
+printf 'text,label\ngood,pos\nfine,Pos\nbad,neg\npoor,neg\n' >"$dir/case.csv"
+train case.csv
+says 'case.csv: labels "Pos" and "pos" differ by case only' "case"
 train plain.tsv
 silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
@@ -214,9 +217,9 @@ same_as_plain excel_sep.csv
 { printf 'sep=\t\n'; cat "$dir/plain.tsv"; } >"$dir/sep_tab"
 same_as_plain sep_tab
 printf 'text\tlabel\na\tneg\nb\tpos\n' >"$dir/val.tsv"
-training nbsp_zwsp.tsv "look alike"
+training nbsp_zwsp.tsv "may look like another"
 printf 'text\tlabel\na\t\303\251\n' >"$dir/val.tsv"
-training nfc_nfd.tsv "look alike"
+training nfc_nfd.tsv "may look like another"
 fails 1 "(there are: __label__positive, word0 I saw" try unique.txt
 columns() # FILE LABELS OPTION...: what the classes are, and the number of examples
 {
