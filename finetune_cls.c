@@ -3775,12 +3775,14 @@ static void read_prefixes(real *p, struct Task *t, int n)
     class_head(&t->model, &t->runner.ws, &m->batch, NULL, NULL, 0, p);
 }
 
-/* Appends a token's bytes, in readable form. */
-static void append_readable_token(struct Buffer *b, const struct Tokenizer *t, int id)
+/* A token's bytes, in readable form, as a string that the caller owns. */
+static char *readable_token(const struct Tokenizer *t, int id)
 {
+    struct Buffer b = {0};
     int size;
     const uint8_t *bytes = bytes_of_token(t, id, &size);
-    append_readable(b, bytes, size);
+    append_readable(&b, bytes, size);
+    return b.data;
 }
 
 /* What the language model expects next after a text, which read_prefixes has just read: the label
@@ -3793,14 +3795,10 @@ static void print_words(const struct Task *t, int n)
     lm_logits(p, &t->model, t->runner.ws.hidden + (size_t)(n - 1) * config->channels);
     softmax(p, 1, 1, config->vocabulary);
     for (int k = 0; k < config->labels; k++) {
-        struct Buffer b = {0};
-        for (int i = words->starts[k]; i < words->starts[k + 1]; i++) {
-            append(&b, "  \"");
-            append_readable_token(&b, t->tokenizer, words->ids[i]);
-            append(&b, "\" %.5f", p[words->ids[i]]);
-        }
-        printf("next, for %s:%s\n", config->label_names[k], b.data);
-        free(b.data);
+        printf("next, for %s:", config->label_names[k]);
+        for (int i = words->starts[k]; i < words->starts[k + 1]; i++)
+            printf("  \"%s\" %.5f", readable_token(t->tokenizer, words->ids[i]), p[words->ids[i]]);
+        printf("\n");
     }
     free(p);
 }
@@ -3810,7 +3808,6 @@ static void print_words(const struct Task *t, int n)
 static void explain_text(struct Task *t, struct Bytes text)
 {
     const int K = t->model.config.labels;
-    struct Buffer token = {0}, most = {0};
     t->data.count = 0;
     add_text(&t->data, t->tokenizer, text, -1, t->window);
     const int n = length_of(&t->data, 0);
@@ -3819,24 +3816,22 @@ static void explain_text(struct Task *t, struct Bytes text)
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     const char *label = t->model.config.label_names[best];
     double before = p[best], largest = 0;
+    int most = 0;
     printf("P(%s) after each token:\n", label);
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
-        token.size = 0;
-        append_readable_token(&token, t->tokenizer, t->data.tokens[i]);
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
+        char *token = readable_token(t->tokenizer, t->data.tokens[i]);
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s%s\n", now, change, token.data, isatty(1) ? "\033[0m" : "");
+        printf("%.4f  %+.4f  %s%s\n", now, change, token, isatty(1) ? "\033[0m" : "");
+        free(token);
         before = now;
-        if (fabs(change) <= fabs(largest)) continue;
-        largest = change;
-        most.size = 0;
-        append(&most, "the token \"%s\" (number %d)", token.data, i + 1);
+        if (fabs(change) > fabs(largest)) { largest = change; most = i; }
     }
-    if (most.size) printf("%s: %s moved it most, by %+.4f\n", label, most.data, largest);
+    if (most)
+        printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label,
+               readable_token(t->tokenizer, t->data.tokens[most]), most + 1, largest);
     if (t->words.ids) print_words(t, n);
-    free(token.data);
-    free(most.data);
     free(p);
 }
 
