@@ -3752,9 +3752,6 @@ static int command_layers(int argc, char **argv)
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it."),
         argv);
-    if (same_file(s->train, s->val))
-        die_usage("--test %s: is the same file as --train. Name texts that nothing is learnt from.",
-                  s->val);
     s->kind = PROBE;
     load_base(&t);
     load_data(&t, s->val_part, STREAM_SPLIT);
