@@ -3672,23 +3672,22 @@ static void pool(real *last, real *mean, const real *h, const struct Batch *b, i
             }
 }
 
-/* What each text has become after every block, from one pass over all texts, put through ln_f as if
- * the network ended there. After l blocks: levels[2 l] (count, C), its last token, which is what a
- * classifier reads, and levels[2 l + 1], 0 before, the mean over its tokens. */
-static void read_levels(struct Runner *r, real *const *levels, const struct Dataset *d,
-                        const int *list, int count)
+/* What each text has become after every block, from one pass over all N texts of d, in the order of
+ * list, put through ln_f as if the network ended there.   levels (2 (L + 1), N, C), 0 before: after l
+ * blocks [2 l] its last token, which is what a classifier reads, [2 l + 1] the mean over its tokens */
+static void read_levels(real *levels, struct Runner *r, const struct Dataset *d, const int *list)
 {
-    const int C = r->model->config.channels, L = r->model->config.layers;
+    const int C = r->model->config.channels, N = d->count;
     struct Timer timer = start_timer();
-    for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, list + done, count - done);
-        for (int l = 0; l <= L; l++) {
+    for (int done = 0; done < N; ) {
+        const struct Batch b = gather(r, d, list + done, N - done);
+        for (int l = 0; l <= r->model->config.layers; l++) {
             const real *h = blocks_forward(r->model, &r->ws, &b, 0, 0, max_int(l - 1, 0), l);
-            const size_t to = (size_t)done * C;
-            pool(levels[2 * l] + to, levels[2 * l + 1] + to, h, &b, C);
+            real *last = levels + ((size_t)2 * l * N + done) * C;
+            pool(last, last + (size_t)N * C, h, &b, C);
         }
         done += b.sequences;
-        show_work(&timer, "features", done, count, "texts");
+        show_work(&timer, "features", done, N, "texts");
     }
 }
 
@@ -3712,16 +3711,15 @@ static double test_accuracy(const struct Task *t)
 static void probe_levels(struct Task *t)
 {
     const int count = 2 * (t->model.config.layers + 1), C = t->model.config.channels;
-    const int all = t->data.count;
-    real **levels = resize(NULL, count * sizeof *levels);
+    const size_t size = (size_t)t->data.count * C;
+    real *levels = allocate_zeroed(count * size * sizeof *levels);
     int best = 0;
     double highest = 0;
-    for (int i = 0; i < count; i++) levels[i] = allocate_zeroed((size_t)all * C * sizeof(real));
-    read_levels(&t->runner, levels, &t->data, t->train, all);       /* a probe leaves their order */
+    read_levels(levels, &t->runner, &t->data, t->train);            /* a probe leaves their order */
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
         double low, high;
-        t->features = levels[i];
+        t->features = levels + i * size;
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
         const double val = train_probe(t, &(struct Metadata){0}).accuracy;
         const double test = test_accuracy(t);
