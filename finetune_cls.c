@@ -346,9 +346,8 @@ struct TrainState {
     double start, loss, norm;               /* loss: the sum over the examples since a validation */
     int step, examples;                     /* updates so far; how many examples `loss` is of */
     struct Scores best_scores;              /* of the best weights on validation */
-    int best_step, since_best;              /* 0: there are none; validations since then */
+    int best_step;                          /* 0: there are none */
     real *best, *mean;                      /* weights; mean, or NULL: of the last updates */
-    int averaged;                           /* how many updates mean has seen */
     double saved, saving;                   /* when the state was written; how long that took */
 };
 
@@ -440,9 +439,9 @@ static struct Scores validate(struct Task *t)
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
-static void average_weights(struct TrainState *run, const struct Model *model)
+static void average_weights(struct TrainState *run, const struct Model *model, int count)
 {
-    const real part = 1 / (real)++run->averaged;
+    const real part = 1 / (real)count;
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < model->parameter_count; i++)
         run->mean[i] += part * (model->weights[i] - run->mean[i]);
@@ -455,11 +454,9 @@ static void validate_and_keep(struct Task *t, struct TrainState *run)
     const struct Scores now = validate(t), top = run->best_scores;
     const bool better = now.accuracy > top.accuracy
                      || (now.accuracy == top.accuracy && now.loss < top.loss);
-    run->since_best++;
     if (better) {
         run->best_scores = now;
         run->best_step = run->step;
-        run->since_best = 0;
         memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
     }
     record_validation(t, run, now);
@@ -487,6 +484,7 @@ static bool train_steps(struct Task *t, struct Metadata *meta)
                            .best_scores = {.accuracy = -1, .loss = INFINITY},
                            .mean = s->average > 0 ? allocate_zeroed(bytes) : NULL};
     bool done = false, stop = false;
+    int averaged = 0;                       /* updates that mean is of; none: below 1 */
     begin_state(t, &run);
     while (!done && !stop) {
         const int first = run.step % updates * s->batch,
@@ -498,20 +496,22 @@ static bool train_steps(struct Task *t, struct Metadata *meta)
         run.loss += loss * count;
         run.examples += count;
         show_step(t, &run, loss, lr);
-        if (run.mean && run.step > (1 - s->average) * s->steps) average_weights(&run, &t->model);
+        averaged = run.step - (int)((1 - s->average) * s->steps);
+        if (averaged > 0) average_weights(&run, &t->model, averaged);
         if (run.step % s->every == 0 || run.step == s->steps) validate_and_keep(t, &run);
-        done = run.step == s->steps || (s->patience && run.since_best >= s->patience);
+        done = run.step == s->steps
+            || (s->patience && (run.step - run.best_step) / s->every >= s->patience);
         stop = stop_signal && !done;
         if (!done) save_if_due(t, &run, stop);
     }
     if (done) {
-        memcpy(t->model.weights, run.averaged ? run.mean : run.best, bytes);
+        memcpy(t->model.weights, averaged > 0 ? run.mean : run.best, bytes);
         metadata_set(meta, "best_step", "%d", run.best_step);
-        metadata_set(meta, "weights", "%s", !run.averaged ? "best on validation"
-                     : brief("mean of the last %d updates", run.averaged));
+        metadata_set(meta, "weights", "%s", averaged <= 0 ? "best on validation"
+                     : brief("mean of the last %d updates", averaged));
     }
     if (done && run.step < s->steps && !t->quiet)
-        progress(true, "stopped: %d times no better on validation", run.since_best);
+        progress(true, "stopped: %d times no better on validation", s->patience);
     if (stop && !t->quiet)
         advise_resume("train", brief("step %d/%d", run.step, s->steps), s->out);
     release(run.best, bytes);
@@ -2409,10 +2409,9 @@ static void save_training(struct Task *t, struct TrainState *run)
     const double start = seconds();
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
-    metadata_set(&meta, "position", "%d %d %d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
-                 run->best_step, run->since_best, run->examples, run->averaged,
-                 (unsigned long long)t->masks.counter, run->loss, run->best_scores.accuracy,
-                 run->best_scores.loss, start - run->start);
+    metadata_set(&meta, "position", "%d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
+                 run->best_step, run->examples, (unsigned long long)t->masks.counter, run->loss,
+                 run->best_scores.accuracy, run->best_scores.loss, start - run->start);
     stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
     commit_outputs();
     metadata_free(&meta);
@@ -2439,11 +2438,10 @@ static void begin_state(struct Task *t, struct TrainState *run)
     load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
     if (!position
-        || sscanf(position, "%d %d %d %d %d %llu %lf %lf %lf %lf", &run->step, &run->best_step,
-                  &run->since_best, &run->examples, &run->averaged, &masks, &run->loss,
-                  &run->best_scores.accuracy, &run->best_scores.loss, &spent) != 10
-        || run->step < 0 || run->step >= t->set.steps || run->averaged < 0
-        || (run->averaged && !run->mean))
+        || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf", &run->step, &run->best_step,
+                  &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
+                  &run->best_scores.loss, &spent) != 8
+        || run->step < 0 || run->step >= t->set.steps)
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;

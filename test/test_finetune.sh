@@ -235,7 +235,7 @@ hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
-mkdir "$dir/spoilt" && LC_ALL=C sed 's/\("position":"[0-9]* [0-9]* [0-9]* [0-9]*\) 0 /\1 7 /' \
+mkdir "$dir/spoilt" && LC_ALL=C sed 's/\("position":"\)[0-9]/\1x/' \
     "$dir/stopped/state.safetensors" >"$dir/spoilt/state.safetensors"
 train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
 succeeds "--patience counts what was before" eval '
