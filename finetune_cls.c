@@ -1510,18 +1510,24 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Whether the text, which a line end, a separator or a NUL follows, has blanks at most. */
-static bool is_blank(struct Bytes s) { return strspn(s.data, " ") >= s.size; }
+/* Whether a line has blanks and separators at most. */
+static bool is_blank(const struct Reader *r, struct Bytes line)
+{
+    return strspn(line.data, (char[]){' ', r->separator, 0}) >= line.size;
+}
 
 /* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,
- * which are also left inside files that were put together, blank lines unless they keep their
- * place, and what is between the objects of an array. */
-static bool next_record(struct Reader *r, bool keep_blank)
+ * which are also left inside files that were put together, what is between the objects of an array
+ * and, unless lines keep their place, blank ones and Excel's "sep=;". */
+static bool next_record(struct Reader *r, bool keep_lines)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
         if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
         if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
-        if (!is_blank(take_line(&next, r->end)) || keep_blank) break;
+        const struct Bytes line = take_line(&next, r->end);
+        const bool excel = line.size == 5 && !memcmp(line.data, "sep=", 4);
+        if (keep_lines || !(excel || is_blank(r, line))) break;
+        r->empty += !excel && line.size;
     }
     for (; r->counted < r->at; r->counted++) r->faults.line += *r->counted == '\n';
     return r->at < r->end;
@@ -1634,13 +1640,11 @@ static bool has_header(const struct Reader *r)
 /* --- Records: each function reads the fields of one; false: it is left out --- */
 
 /* A row of a table. In TSV a quote may be mere text: a line that has all columns is a row by
- * itself. Left out are rows that repeat the header, from files that were put together, and those
- * without content, which keep their place where texts alone are wanted. */
+ * itself. Rows that repeat the header, from files that were put together, are left out. */
 static bool read_row(struct Reader *r)
 {
     const char *begin = r->at, *next = begin;
     const struct Bytes line = take_line(&next, r->end), header = r->header;
-    bool content = false;
     int lines = 0;
     split_row(r, r->separator == '\t' ? next : r->end);
     if (r->separator == '\t' && r->count < max_int(r->width, 2)) {
@@ -1655,11 +1659,8 @@ static bool read_row(struct Reader *r)
     if (lines > 20 && !r->long_rows++)
         warn("%s:%d: a row has %d lines in quotes. If a stray quote begins it, remove that.",
              r->faults.path, r->faults.line, lines);
-    for (int i = 0; i < r->count; i++) content |= !is_blank(r->fields[i]);
-    r->empty += !content;
-    if (!content) return r->columns.texts_only;
     if (!r->width) r->width = r->count;
-    return r->count == r->width
+    return r->count == r->width || is_blank(r, line)
         || bad(&r->faults, "%s where the first line has %d (a text with separators or line ends "
                "needs quotes)", counted(r->count, "column"), r->width);
 }
@@ -1668,7 +1669,7 @@ static bool read_row(struct Reader *r)
 static bool read_line(struct Reader *r)
 {
     struct Bytes text = take_line(&r->at, r->end), label = {"", 0};
-    if (r->format == FASTTEXT && !is_blank(text)) {
+    if (r->format == FASTTEXT && !is_blank(r, text)) {
         const size_t word = strcspn(text.data, " \t\r\n");
         const size_t n = word + strspn(text.data + word, " \t");
         if (strncmp(text.data, "__label__", 9))
@@ -1768,8 +1769,7 @@ static void choose_format(struct Reader *r)
     c->format = formats[f].name;
 }
 
-/* Decides how the file is laid out and moves to the first record. Excel's line "sep=;" before it
- * holds the separator alone. */
+/* Decides how the file is laid out and moves to the first record. */
 static void begin_reading(struct Reader *r)
 {
     struct Columns *c = &r->columns;
@@ -1786,11 +1786,6 @@ static void begin_reading(struct Reader *r)
                      : c->names[i] || i == PAIRS ? c->names[i] : usual_names[i];
     choose_format(r);
     if (formats[r->format].read == read_row) {
-        if (!strncmp(first, "sep=", 4) && first[4] == r->separator && strchr("\r\n", first[5])) {
-            take_line(&r->at, r->end);
-            next_record(r, false);
-            first = r->at;
-        }
         read_row(r);
         if (!find_columns(r)) refuse_faults(&r->faults, "Correct the file.");
         c->header = has_header(r) ? "yes" : "no";
