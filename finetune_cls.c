@@ -223,52 +223,32 @@ static int set_next_tokens(struct Runner *r, const struct Batch *b)
     return b->rows - b->sequences;
 }
 
-/* From short texts to long ones, equal lengths in their order (a counting sort): order (count), the
- * positions in list, and sorted (count), what stands there. list NULL: 0, 1, 2 .. Texts of similar
- * length make batches whose work threads share evenly. */
-static void order_by_length(int *order, int *sorted, const struct Dataset *d, const int *list,
-                            int count)
-{
-    int *next = resize(NULL, (d->longest + 2) * sizeof *next);   /* place of the next such length */
-    memset(next, 0, (d->longest + 2) * sizeof *next);
-    for (int i = 0; i < count; i++) next[length_of(d, list ? list[i] : i) + 1]++;
-    for (int n = 0; n <= d->longest; n++) next[n + 1] += next[n];
-    for (int i = 0; i < count; i++) {
-        const int example = list ? list[i] : i, at = next[length_of(d, example)]++;
-        order[at] = i;
-        sorted[at] = example;
-    }
-    free(next);
-}
-
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
  *   features (count, C): hidden at the last token of each text, which is all that the head reads
  *   probabilities (count, K): softmax of the head's scores      each may be NULL
- * Results are in the order of the list. Returns the sum of losses of the examples with a label.
- * what: for a line of progress now and then, or NULL. */
+ * Returns the sum of losses of the examples with a label. what: for a line of progress now and
+ * then, or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features,
                            const struct Dataset *d, const int *list, int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
-    int *order = resize(NULL, 2 * (size_t)count * sizeof *order), *sorted = order + count;
-    real *p = resize(NULL, (size_t)r->ws.max_rows * max_int(K, 1) * sizeof *p);
+    int *examples = resize(NULL, count * sizeof *examples);
     struct Timer timer = start_timer();
     double loss = 0;
-    order_by_length(order, sorted, d, list, count);
+    for (int i = 0; i < count; i++) examples[i] = list ? list[i] : i;
     for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, sorted + done, count - done);
-        const real *hidden = forward(r, d, &b, sorted + done, 0, 0);
+        const struct Batch b = gather(r, d, examples + done, count - done);
+        const real *hidden = forward(r, d, &b, examples + done, 0, 0);
         if (probabilities)
-            loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0, p);
-        for (int s = 0; s < b.sequences; s++, done++) {
-            const size_t to = order[done], last = b.starts[s + 1] - 1;
-            if (probabilities) memcpy(probabilities + to * K, p + (size_t)s * K, K * sizeof *p);
-            if (features) memcpy(features + to * C, hidden + last * C, C * sizeof *p);
-        }
+            loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0,
+                               probabilities + (size_t)done * K);
+        for (int s = 0; s < b.sequences && features; s++)
+            memcpy(features + (size_t)(done + s) * C, hidden + (size_t)(b.starts[s + 1] - 1) * C,
+                   C * sizeof *features);
+        done += b.sequences;
         if (what && done < count) show_work(&timer, what, done, count, "texts");
     }
-    free(order);
-    free(p);
+    free(examples);
     return loss;
 }
 
