@@ -148,7 +148,6 @@ struct Runner {
     struct Minibatch minibatch;     /* its targets: the labels, until set_next_tokens */
     real *cache;                    /* what frozen blocks gave, or NULL: create_cache */
     size_t cache_bytes;
-    bool *cached;                   /* (examples): for which texts it is there */
     struct Timer timer;             /* of the lines of progress */
 };
 
@@ -164,7 +163,6 @@ static void runner_free(struct Runner *r)
     workspace_free(&r->ws);
     minibatch_free(&r->minibatch);
     release(r->cache, r->cache_bytes);
-    free(r->cached);
 }
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
@@ -183,15 +181,13 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
 
 /* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
  * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
- * the machine's memory: cache (tokens of d, C). Otherwise they run again for every update, with the
- * same results. */
+ * the machine's memory: cache (tokens of d, C), 0 until then. Otherwise they run again for every
+ * update, with the same results. */
 static void create_cache(struct Runner *r, const struct Dataset *d)
 {
     const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
     if (!r->model->first_layer || bytes > machine_memory() / 4) return;
     r->cache = allocate_zeroed(r->cache_bytes = bytes);
-    r->cached = resize(NULL, d->count * sizeof *r->cached);
-    memset(r->cached, 0, d->count * sizeof *r->cached);
 }
 
 /* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, but
@@ -201,14 +197,13 @@ static const real *forward(struct Runner *r, const struct Dataset *d, const stru
 {
     const int frozen = r->model->first_layer, C = r->model->config.channels;
     real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
-    bool known = r->cache;
-    for (int s = 0; s < b->sequences && known; s++) known = r->cached[list[s]];
+    bool known = r->cache;      /* all of it; what happens to be 0 is computed again */
+    for (int s = 0; s < b->sequences && known; s++) known = r->cache[d->starts[list[s]] * C] != 0;
     if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
     for (int s = 0; s < b->sequences && r->cache; s++) {
         real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
         const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
         memcpy(known ? here : kept, known ? kept : here, bytes);
-        r->cached[list[s]] = true;
     }
     return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
 }
