@@ -653,24 +653,6 @@ struct Logistic {
     double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
 };
 
-/* Allocates all arrays. The caller sets x, labels and l2; start is 0. */
-static struct Logistic logistic_create(int N, int C, int K)
-{
-    const size_t scores = (size_t)N * K;
-    double *z = resize(NULL, (3 * scores + N) * sizeof *z);
-    memset(z, 0, scores * sizeof *z);
-    return (struct Logistic){.N = N, .C = C, .K = K, .labels = resize(NULL, N * sizeof(int)),
-                             .x = allocate_zeroed((size_t)N * C * sizeof(real)), .start = z,
-                             .z = z + scores, .p = z + 2 * scores, .losses = z + 3 * scores};
-}
-
-static void logistic_free(struct Logistic *f)
-{
-    release(f->x, (size_t)f->N * f->C * sizeof(real));
-    free(f->labels);
-    free(f->start);
-}
-
 static double weight_of(const struct Logistic *f, int n)
 {
     if (f->folds && f->folds[n] == f->held_out) return 0;
@@ -903,18 +885,22 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
     const struct LabelWords *words = &t->words;
     const int F = of_words ? words->starts[K] : C;
     const real *head = t->model.w.score_w;
-    struct Probe p = {.F = F, .f = logistic_create(N, F + 1, K),
-                      .what = of_words ? "words" : "channels"};
+    const size_t scores = (size_t)N * K,
+                 bytes = (3 * scores + 2 * N + 2 * F + (size_t)K * (F + 1)) * sizeof(double);
+    double *start = memset(resize(NULL, bytes), 0, bytes), *losses = start + 3 * scores,
+           *mean = losses + 2 * N;
+    struct Probe p = {
+        .F = F, .what = of_words ? "words" : "channels",
+        .e = of_words ? resize(NULL, F * sizeof *p.e) : NULL,
+        .mean = mean, .deviation = mean + F, .w = mean + 2 * F, .losses = losses + N,
+        .f = {.N = N, .C = F + 1, .K = K, .x = allocate_zeroed((size_t)N * (F + 1) * sizeof(real)),
+              .labels = resize(NULL, N * sizeof(int)), .folds = resize(NULL, N * sizeof(int)),
+              .class_weights = t->class_weights, .start = start, .z = start + scores,
+              .p = start + 2 * scores, .losses = losses}};
     int dealt[K];
-    p.mean = resize(NULL, (2 * (size_t)F + N) * sizeof *p.mean);
-    p.deviation = p.mean + F;
-    p.losses = p.deviation + F;
-    p.w = allocate_zeroed((size_t)K * (F + 1) * sizeof *p.w);
-    p.e = of_words ? resize(NULL, F * sizeof *p.e) : NULL;
     for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
     #pragma omp parallel for schedule(static)
     for (int j = 0; j < F; j++) standardise(&p, j, h, C);
-    p.f.folds = resize(NULL, N * sizeof *p.f.folds);
     for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
     for (int n = 0; n < N; n++) {
         const int label = p.f.labels[n] = t->data.labels[t->train[n]];
@@ -925,16 +911,15 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
                 p.f.start[(size_t)n * K + k] += (double)head[(size_t)k * C + c]
                                                 * h[(size_t)n * C + c];
     }
-    p.f.class_weights = t->class_weights;
     return p;
 }
 
 static void probe_free(struct Probe *p)
 {
-    release(p->w, (size_t)p->f.K * p->f.C * sizeof *p->w);
+    release(p->f.x, (size_t)p->f.N * p->f.C * sizeof(real));
+    free(p->f.labels);
     free(p->f.folds);
-    logistic_free(&p->f);
-    free(p->mean);
+    free(p->f.start);           /* and all other numbers */
     free(p->e);
 }
 

@@ -1346,11 +1346,19 @@ static double plain_objective(const real *x, const int *labels, const real *clas
 
 static struct Logistic problem_of(const real *x, const int *labels, double l2)
 {
-    struct Logistic f = logistic_create(N, C, K);
-    memcpy(f.x, x, N * C * sizeof *x);
-    memcpy(f.labels, labels, N * sizeof *labels);
-    f.l2 = l2;
-    return f;
+    double *z = allocate_zeroed((3 * N * K + N) * sizeof *z);
+    return (struct Logistic){
+        .N = N, .C = C, .K = K, .l2 = l2,
+        .x = memcpy(resize(NULL, N * C * sizeof *x), x, N * C * sizeof *x),
+        .labels = memcpy(resize(NULL, N * sizeof *labels), labels, N * sizeof *labels),
+        .start = z, .z = z + N * K, .p = z + 2 * N * K, .losses = z + 3 * N * K};
+}
+
+static void problem_free(struct Logistic *f)
+{
+    free(f->x);
+    free(f->labels);
+    release(f->start, (3 * N * K + N) * sizeof *f->start);
 }
 
 /* Returns F at w and sets its gradient dw. */
@@ -1397,7 +1405,7 @@ static void test_objective(const real *x, const int *labels, const real *class_w
           "logistic regression, %s: the curvature, by finite differences: %.1e", how,
           fabs(curvature / wanted - 1));
 
-    logistic_free(&f);
+    problem_free(&f);
 }
 
 /* The minimum by Newton's method with the whole Hessian, solved by Gauss-Jordan elimination. */
@@ -1426,7 +1434,7 @@ static void newton(double *w, const real *x, const int *labels, double l2)
             }
         for (int i = 0; i < SIZE; i++) w[i] -= a[i][SIZE] / a[i][i];
     }
-    logistic_free(&f);
+    problem_free(&f);
 }
 
 /* max |x_i|; NaN comes through. */
@@ -1445,7 +1453,7 @@ static int solve(double *w, const real *x, const int *labels, double l2, int thr
     reserve_scratch(gemm_scratch());
     gemm(gram, transposed(matrix(x, C)), matrix(x, C), NULL, NULL, C, C, N);
     const int gradients = logistic_solve(&f, w, gram);
-    logistic_free(&f);
+    problem_free(&f);
     return gradients;
 }
 
@@ -1469,7 +1477,7 @@ static void test_solver(const real *x, const int *labels)
         check(relative_error(far, w, K * C) < 1e-3,
               "solver: l2 %g: another start leads to the same weights: %.1e", l2,
               relative_error(far, w, K * C));
-        logistic_free(&f);
+        problem_free(&f);
     }
     double one[K * C] = {0}, two[K * C] = {0}, three[K * C] = {0};
     solve(one, x, labels, 1e-3, 1);
@@ -1506,8 +1514,8 @@ static void test_folds(const real *x, const int *labels)
     logistic_solve(&f, w, gram);
     check(largest_of(w, K * C) < 1e-5 && fabs(f.z[5 * K + 2] - 2 * x[5 * C]) < 1e-4,
           "under a strong penalty the scores stay where they begin");
-    logistic_free(&f);
-    logistic_free(&few);
+    problem_free(&f);
+    problem_free(&few);
 }
 
 /* Biases by shares: those of the definition, for scores of any size. */
