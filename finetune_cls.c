@@ -301,7 +301,6 @@ struct Task {
     int train_count, val_count;
     real *probabilities;                        /* (val_count, K): of the last validation */
     uint64_t source_hash, train_hash;           /* of base's weights, of all texts as tokens */
-    const real *features;                       /* (data.count, C): of the probe, if known */
     real *class_weights;                        /* (K), or NULL: all 1 */
     struct LabelWords words;
     double *prior;                              /* (K): the share of each class; NULL: not said */
@@ -520,12 +519,8 @@ static bool train_steps(struct Task *t, struct Metadata *meta)
 /* The features (count, C) of some examples. The caller releases them. what: as in run_examples. */
 static real *features_of(struct Task *t, const int *list, int count, const char *what)
 {
-    const int C = t->model.config.channels;
-    real *x = allocate_zeroed((size_t)count * C * sizeof *x);
-    if (!t->features)
-        run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? t->title : what);
-    for (int i = 0; i < count && t->features; i++)
-        memcpy(x + (size_t)i * C, t->features + (size_t)list[i] * C, C * sizeof *x);
+    real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
+    run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? t->title : what);
     return x;
 }
 
@@ -1002,13 +997,12 @@ static void add_to_head(real *head, const struct Probe *p, const double *u, int 
     }
 }
 
-/* Trains score_w alone: the frozen trunk reads every text once, and logistic regression on the
- * features gives the weights. With label words, cross-validation chooses between their scores and
- * all channels. Returns the scores of cross-validation. */
-static struct Scores train_probe(struct Task *t, struct Metadata *meta)
+/* Trains score_w alone: the frozen trunk has read every text once, and logistic regression on the
+ * features h (N, C) gives the weights. With label words, cross-validation chooses between their
+ * scores and all channels. Returns the scores of cross-validation. */
+static struct Scores train_probe(struct Task *t, const real *h, struct Metadata *meta)
 {
     const int C = t->model.config.channels, N = t->train_count;
-    real *h = features_of(t, t->train, N, "features");
     double u[C];
     constant_feature(u, t, h, N);
     struct Probe best = probe_create(t, h, t->words.ids != NULL);
@@ -1024,7 +1018,6 @@ static struct Scores train_probe(struct Task *t, struct Metadata *meta)
     metadata_set(meta, "l2", "%.6g", best.f.l2);
     metadata_set(meta, "learned_from", "%s", best.what);
     probe_free(&best);
-    release(h, (size_t)N * C * sizeof *h);
     return best.scores;
 }
 
@@ -2626,7 +2619,11 @@ static void warn_of_failure(struct Scores s, int N)
 static bool learn(struct Task *t, struct Scores *val, struct Metadata *meta)
 {
     const int kind = t->set.kind;
-    if (kind == PROBE) *val = train_probe(t, meta);
+    if (kind == PROBE) {
+        real *h = features_of(t, t->train, t->train_count, "features");
+        *val = train_probe(t, h, meta);
+        release(h, (size_t)t->train_count * t->model.config.channels * sizeof *h);
+    }
     if (kind > PROBE && !train_steps(t, meta)) return false;
     if (t->words.ids && kind > PROMPT && kind != SCRATCH && t->train_count < t->unlabelled_count)
         set_prior(t);
@@ -3644,13 +3641,13 @@ static void read_levels(real *levels, struct Runner *r, const struct Dataset *d,
     }
 }
 
-/* The part of the test texts whose label has the highest score. */
-static double test_accuracy(const struct Task *t)
+/* The part of the test texts whose label has the highest score. features (data.count, C) */
+static double test_accuracy(const struct Task *t, const real *features)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
     int right = 0;
     for (int i = 0; i < t->val_count; i++) {
-        const real *h = t->features + (size_t)t->val[i] * C;
+        const real *h = features + (size_t)t->val[i] * C;
         real z[K];
         for (int k = 0; k < K; k++) z[k] = dot_product(h, t->model.w.score_w + (size_t)k * C, C);
         right += most_probable(z, K) == t->truth[i];
@@ -3672,10 +3669,10 @@ static void probe_levels(struct Task *t)
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
         double low, high;
-        t->features = levels + i * size;
+        const real *h = levels + i * size;
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
-        const double val = train_probe(t, &(struct Metadata){0}).accuracy;
-        const double test = test_accuracy(t);
+        const double val = train_probe(t, h, &(struct Metadata){0}).accuracy;
+        const double test = test_accuracy(t, h);
         wilson_interval(&low, &high, test, t->val_count);
         printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,
                test, low, high, i / 2 ? "" : "  (embeddings alone)");

@@ -1541,7 +1541,7 @@ static void test_bias(const real *x)
 /* A task whose model has features h = w xhat + b of N texts, as LayerNorm gives them. */
 static struct Task task_of_features(real *h, const int *labels, const real *x, real bias)
 {
-    struct Task t = {.quiet = true, .features = h, .train_count = N, .unlabelled_count = N};
+    struct Task t = {.quiet = true, .train_count = N, .unlabelled_count = N};
     const struct Config config = {.layers = 1, .heads = 1, .channels = C, .context = 4,
                                   .vocabulary = 8, .labels = K};
     real mean[N], rstd[N];
@@ -1595,7 +1595,15 @@ static void test_constant(const real *x, const int *labels)
 static void test_label_words(const real *x, const int *labels)
 {
     static real h[N * C];
+    static int tokens[4 * N];
+    static size_t starts[N + 1];
     struct Task t = task_of_features(h, labels, x, 0.1);
+    for (int i = 0; i < 4 * N; i++) tokens[i] = i * i / 3 % 8;
+    for (int n = 0; n < N; n++) starts[n + 1] = starts[n] + 1 + n % 4;
+    t.data.tokens = tokens;
+    t.data.starts = starts;
+    runner_create(&t.runner, &t.model, 64, WORK_EVAL);
+    run_examples(&t.runner, NULL, h, &t.data, NULL, N, NULL);
     double mean[K] = {0}, prior[K] = {0.6, 0.3, 0.1};
     t.set.kind = PROMPT;
     t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
@@ -1634,6 +1642,7 @@ static void test_label_words(const real *x, const int *labels)
     for (int n = 0; n < 12; n++) t.data.labels[n] = n % 4 % K;
     class_shares(prior, &t);
     check(prior[0] == 1.0 / 3, "a few labels, 6 of them of one class among 12, do not");
+    runner_free(&t.runner);
 }
 
 /* The probe as a head: the same scores as logistic regression on standardised features with a
@@ -1668,7 +1677,7 @@ static void test_probe(const real *x, const int *labels)
         probe_free(&p);
     }
     struct Metadata meta = {0};
-    const struct Scores s = train_probe(&t, &meta);
+    const struct Scores s = train_probe(&t, h, &meta);
     for (int n = 0; n < N; n++) {
         real z[K];
         for (int k = 0; k < K; k++) z[k] = dot_product(h + n * C, t.model.w.score_w + k * C, C);
