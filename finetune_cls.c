@@ -400,8 +400,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
 
 /* --- The loop --- */
 
-static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
-                           int K);
+static struct Scores score(const real *p, const int *truth, double loss, int N, int K);
 
 /* The scores of the model on the validation examples. */
 static struct Scores validate(struct Task *t)
@@ -409,7 +408,7 @@ static struct Scores validate(struct Task *t)
     const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
                                      t->val_count, t->quiet ? t->title : "validation");
-    return score(NULL, t->probabilities, t->truth, loss, t->val_count, K);
+    return score(t->probabilities, t->truth, loss, t->val_count, K);
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
@@ -957,7 +956,7 @@ static void probe_fit(struct Task *t, struct Probe *p)
                 loss += losses[n];
             }
         }
-        const struct Scores now = score(NULL, judged, f->labels, loss, N, K);
+        const struct Scores now = score(judged, f->labels, loss, N, K);
         const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
                                    : isfinite(loss);
         if (!t->quiet) {
@@ -1036,15 +1035,16 @@ static int most_probable(const real *p, int K)
  *   right = TP    truly = TP + FN    predicted = TP + FP */
 struct ClassCounts { int truly, predicted, right; };
 
-/* The counts of class k: its row of the confusion matrix, its column, and where they cross. */
-static struct ClassCounts counts_of(const int *confusion, int k, int K)
+/* counts (K), of p (N, K), whose labels are truth (N). */
+static void count_classes(struct ClassCounts *counts, const real *p, const int *truth, int N, int K)
 {
-    struct ClassCounts c = {.right = confusion[(size_t)k * K + k]};
-    for (int j = 0; j < K; j++) {
-        c.truly += confusion[(size_t)k * K + j];
-        c.predicted += confusion[(size_t)j * K + k];
+    memset(counts, 0, K * sizeof *counts);
+    for (int i = 0; i < N; i++) {
+        const int best = most_probable(p + (size_t)i * K, K);
+        counts[truth[i]].truly++;
+        counts[best].predicted++;
+        counts[best].right += best == truth[i];
     }
-    return c;
 }
 
 /* The harmonic mean of precision and recall (van Rijsbergen 1979):
@@ -1072,28 +1072,21 @@ static double calibration_error(const real *p, const int *truth, int N, int K)
 }
 
 /* All scores of p (N, K), whose labels are truth (N).
- *   confusion (K, K), or NULL: examples of each true class (row) and predicted class (column)
  *   macro_f1: the mean of F1 over the classes that occur, truly or as a prediction
  *   majority: the accuracy of always predicting the commonest label, which must be beaten
  * loss: the sum over the N examples. */
-static struct Scores score(int *confusion, const real *p, const int *truth, double loss, int N,
-                           int K)
+static struct Scores score(const real *p, const int *truth, double loss, int N, int K)
 {
+    struct ClassCounts counts[K];
     int right = 0, present = 0, commonest = 0;
     double f1 = 0;
-    const size_t bytes = (size_t)K * K * sizeof *confusion;
-    int *counts = confusion ? confusion : resize(NULL, bytes);
-    memset(counts, 0, bytes);
-    for (int i = 0; i < N; i++)
-        counts[(size_t)truth[i] * K + most_probable(p + (size_t)i * K, K)]++;
+    count_classes(counts, p, truth, N, K);
     for (int k = 0; k < K; k++) {
-        const struct ClassCounts c = counts_of(counts, k, K);
-        right += c.right;
-        f1 += f1_of(c);
-        present += c.truly + c.predicted > 0;
-        commonest = max_int(commonest, c.truly);
+        right += counts[k].right;
+        f1 += f1_of(counts[k]);
+        present += counts[k].truly + counts[k].predicted > 0;
+        commonest = max_int(commonest, counts[k].truly);
     }
-    if (!confusion) free(counts);
     return (struct Scores){(double)right / N, present ? f1 / present : 0, loss / N,
                            calibration_error(p, truth, N, K), (double)commonest / N};
 }
@@ -1111,9 +1104,8 @@ static void wilson_interval(double *low, double *high, double a, int N)
 
 /* The correlation of two yes-or-no variables, truth and prediction (Matthews 1975):
  *   (TP TN - FP FN) / sqrt((TP + FN) (TN + FP) (TP + FP) (TN + FN))      0 if the root is */
-static double matthews(const int *confusion)
+static double matthews(struct ClassCounts no, struct ClassCounts yes)
 {
-    const struct ClassCounts no = counts_of(confusion, 0, 2), yes = counts_of(confusion, 1, 2);
     const double root = sqrt((double)yes.truly * no.truly) * sqrt((double)yes.predicted
                                                                   * no.predicted);
     const double wrong = (double)(yes.truly - yes.right) * (no.truly - no.right);
@@ -2679,44 +2671,49 @@ static int command_train(int argc, char **argv)
 /* --- eval and predict --- */
 
 /* One `name value` a line. loss: the sum over the N examples. */
-static void print_scores(int *confusion, const real *p, const int *truth, double loss, int N, int K)
+static void print_scores(const real *p, const int *truth, double loss, int N, int K)
 {
-    const struct Scores s = score(confusion, p, truth, loss, N, K);
+    const struct Scores s = score(p, truth, loss, N, K);
     double low, high;
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
            s.ece, N, s.majority);
     warn_of_failure(s, N);
-    if (K == 2 && s.majority < 1)
-        printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N), matthews(confusion));
+    if (K != 2 || s.majority == 1) return;
+    struct ClassCounts counts[2];
+    count_classes(counts, p, truth, N, 2);
+    printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N), matthews(counts[0], counts[1]));
 }
 
 /* A line for each class, its name last:
  *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by */
-static void print_classes(const int *confusion, char *const *names, int K)
+static void print_classes(const real *p, const int *truth, int N, char *const *names, int K)
 {
+    struct ClassCounts counts[K];
+    count_classes(counts, p, truth, N, K);
     printf("precision    recall        f1  examples  label\n");
     for (int k = 0; k < K; k++) {
-        const struct ClassCounts c = counts_of(confusion, k, K);
+        const struct ClassCounts c = counts[k];
         printf("%9.6f %9.6f %9.6f %9d  %s\n", (double)c.right / max_int(c.predicted, 1),
                (double)c.right / max_int(c.truly, 1), f1_of(c), c.truly, names[k]);
     }
 }
 
 /* A table with the names of the classes, as wide as the longest name, if it fits on a page. */
-static void print_confusion(const int *confusion, char *const *names, int K)
+static void print_confusion(const real *p, const int *truth, int N, char *const *names, int K)
 {
     enum { MAX_SHOWN = 50 };
-    int width = 6;
+    int counts[MAX_SHOWN][MAX_SHOWN] = {{0}}, width = 6;
     if (K > MAX_SHOWN) return;
+    for (int i = 0; i < N; i++) counts[truth[i]][most_probable(p + (size_t)i * K, K)]++;
     for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
     printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
     for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
     printf("\n");
     for (int k = 0; k < K; k++) {
         printf("%*s", width, names[k]);
-        for (int j = 0; j < K; j++) printf(" %*d", width, confusion[(size_t)k * K + j]);
+        for (int j = 0; j < K; j++) printf(" %*d", width, counts[k][j]);
         printf("\n");
     }
 }
@@ -2787,13 +2784,12 @@ static int command_eval(int argc, char **argv)
     struct Output *o = predictions ? output_open(predictions) : NULL;
     add_examples(&t.data, t.tokenizer, &e, names, K, t.window);
     const struct Dataset *d = &t.data;
-    int *confusion = resize(NULL, (size_t)K * K * sizeof *confusion);
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
     const double loss = run_examples(&t.runner, p, NULL, d, NULL, d->count, "eval");
     if (predictions) write_predictions(o, &e, d->labels, p, names, K);
-    print_scores(confusion, p, d->labels, loss, d->count, K);
-    print_classes(confusion, names, K);
-    print_confusion(confusion, names, K);
+    print_scores(p, d->labels, loss, d->count, K);
+    print_classes(p, d->labels, d->count, names, K);
+    print_confusion(p, d->labels, d->count, names, K);
     return 0;
 }
 
@@ -3183,7 +3179,7 @@ static void run_cell(struct Compare *c, int seed, int budget, int method)
     int *list = t->train = resize(NULL, t->train_count * sizeof *list);
     if (t->train_count) choose_subset(list, c, t->train_count, seed);
     if ((m.classical ? run_classical : run_tuned)(p, &loss, c, &m)) {
-        const struct Scores s = score(NULL, p, truth, loss, n, K);
+        const struct Scores s = score(p, truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
         for (int i = 0; i < n; i++)

@@ -732,9 +732,8 @@ static void test_row_is_train(void)
     add_examples(&d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
                  classifier.window);
     real p[TEXTS_TO_TEST * 2];
-    int confusion[4];
     const double loss = run_examples(&classifier.runner, p, NULL, &d, NULL, d.count, NULL);
-    const struct Scores s = score(confusion, p, d.labels, loss, d.count, 2);
+    const struct Scores s = score(p, d.labels, loss, d.count, 2);
     char *row = text_of("full+l2sp:0.1\t50\t1\t%.6f\t%.6f\t%.6f\t", s.accuracy, s.macro_f1,
                         s.loss);
     const char *rows = read_journal(text_of("%s/compare.tsv", table), table_header);

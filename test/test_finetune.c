@@ -1240,20 +1240,19 @@ static void test_scores(void)
     const real p[] = {0.9, 0.1, 0, 0,  0.6, 0.4, 0, 0,  0.1, 0.9, 0, 0,  0, 1, 0, 0,  0.2, 0.8, 0,
                       0,  0.3, 0.4, 0.3, 0};
     const int truth[] = {0, 0, 0, 1, 1, 2};
-    int confusion[16];
-    const struct Scores s = score(confusion, p, truth, 3, 6, 4);
+    struct ClassCounts counts[4];
+    const struct Scores s = score(p, truth, 3, 6, 4);
     check(fabs(s.accuracy - 4.0 / 6) < 1e-12 && s.loss == 0.5, "accuracy and mean loss");
     check(fabs(s.macro_f1 - (4.0 / 5 + 4.0 / 6 + 0) / 3) < 1e-12,
           "macro F1 over the classes that occur");
-    check(confusion[0] == 2 && confusion[1] == 1 && confusion[5] == 2 && confusion[9] == 1,
-          "confusion: row true, column predicted");
     /* Bins of 1/15: 0.9 twice (one right), 0.6, 1, 0.8, 0.4 (wrong). */
     const double wanted = (fabs(1 - 1.8) + 0.4 + 0 + 0.2 + 0.4) / 6;
     check(fabs(s.ece - wanted) < 1e-6, "calibration error %.4f", s.ece);
     check(s.majority == 0.5, "the commonest class's share");
-    const struct ClassCounts c = counts_of(confusion, 1, 4), never = counts_of(confusion, 3, 4);
+    count_classes(counts, p, truth, 6, 4);
+    const struct ClassCounts c = counts[1];
     check(c.truly == 2 && c.predicted == 4 && c.right == 2 && fabs(f1_of(c) - 2.0 / 3) < 1e-12
-          && f1_of(never) == 0, "counts and F1 of a class, and of one that never occurs");
+          && f1_of(counts[3]) == 0, "counts and F1 of a class, and of one that never occurs");
 }
 
 /* The bounds of 8 right of 10 are Wilson's textbook case; by definition each bound q is 1.96 of its
@@ -1284,7 +1283,7 @@ static void test_ranks(void)
     const double p1[] = {0.2, 0.7, 0.9, 0.1, 0.7, 0.8, 0.4, 0.7};
     const int truth[] = {1, 1, 1, 0, 1, 0, 0, 0}, all[] = {1, 1, 1, 1, 1, 1, 1, 1}, none[8] = {0};
     real p[16], broken[16];
-    int confusion[4];
+    struct ClassCounts c[2];
     for (int i = 0; i < 8; i++) {
         p[2 * i + 1] = (real)p1[i];
         p[2 * i] = 1 - (real)p1[i];
@@ -1298,13 +1297,14 @@ static void test_ranks(void)
     check(auc >= 0 && auc <= 1, "probabilities that are not numbers");
 
     /* TP 3, TN 2, FP 2, FN 1. */
-    score(confusion, p, truth, 0, 8, 2);
-    check(fabs(matthews(confusion) - (3.0 * 2 - 2 * 1) / sqrt(4.0 * 4 * 5 * 3)) < 1e-12,
-          "Matthews' correlation %.6f", matthews(confusion));
-    score(confusion, p, all, 0, 8, 2);
-    check(matthews(confusion) == 0, "Matthews' correlation: 0 when there is one class");
-    const int many[] = {200000, 100000, 100000, 200000};
-    check(fabs(matthews(many) - 1.0 / 3) < 1e-12, "and of more examples than an int can multiply");
+    count_classes(c, p, truth, 8, 2);
+    check(fabs(matthews(c[0], c[1]) - (3.0 * 2 - 2 * 1) / sqrt(4.0 * 4 * 5 * 3)) < 1e-12,
+          "Matthews' correlation %.6f", matthews(c[0], c[1]));
+    count_classes(c, p, all, 8, 2);
+    check(matthews(c[0], c[1]) == 0, "Matthews' correlation: 0 when there is one class");
+    const struct ClassCounts many = {300000, 300000, 200000};
+    check(fabs(matthews(many, many) - 1.0 / 3) < 1e-12,
+          "and of more examples than an int can multiply");
 }
 
 /* --- Probe --- */
