@@ -48,11 +48,29 @@ struct Dataset {
     int *tokens;                /* (starts[N]) */
     size_t *starts;             /* (N + 1) */
     int *labels;                /* (N): the class of each, -1 if not known */
-    struct Bytes *texts;        /* (N): as they were given to add_text */
+    struct Bytes *texts;        /* (N): as they were given */
     int longest, truncated;     /* tokens of the longest text; number of texts that were cut */
-    int capacity;               /* of labels, texts and starts */
-    size_t token_capacity;
+    size_t capacity;            /* of tokens */
 };
+
+/* Begins a text of at most `most` tokens. Returns where they go; the caller sets its end. */
+static int *begin_text(struct Dataset *d, struct Bytes text, size_t most, int label)
+{
+    const size_t n = d->count;
+    if (!(n & (n - 1))) {                       /* a power of 2: twice the room */
+        d->labels = resize(d->labels, (2 * n + 1) * sizeof *d->labels);
+        d->texts = resize(d->texts, (2 * n + 1) * sizeof *d->texts);
+        d->starts = resize(d->starts, (2 * n + 2) * sizeof *d->starts);
+    }
+    if (n == 0) d->starts[0] = 0;
+    if (d->starts[n] + most > d->capacity) {
+        d->capacity = 2 * (d->starts[n] + most);
+        d->tokens = resize(d->tokens, d->capacity * sizeof *d->tokens);
+    }
+    d->texts[n] = text;
+    d->labels[n] = label;
+    return d->tokens + d->starts[n];
+}
 
 /* Keeps at most max of n ids, in place, and returns how many. */
 static int truncate_ids(int *ids, int n, int max, const char *how)
@@ -89,31 +107,17 @@ static int tokens_of(int *ids, struct Tokenizer *t, struct Bytes text, int max, 
 static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Bytes text, int label,
                      struct Window w)
 {
-    if (d->count == d->capacity) {
-        d->capacity = 2 * d->capacity + 64;
-        d->labels = resize(d->labels, d->capacity * sizeof *d->labels);
-        d->texts = resize(d->texts, d->capacity * sizeof *d->texts);
-        d->starts = resize(d->starts, (d->capacity + 1) * sizeof *d->starts);
-    }
-    const size_t start = d->starts[d->count] = d->count ? d->starts[d->count] : 0;
     const struct Usage *u = &tokenizer->usage;
-    const size_t most = start + text.size + 2 + u->suffix_count;
-    if (most > d->token_capacity) {
-        d->token_capacity = 2 * most;
-        d->tokens = resize(d->tokens, d->token_capacity * sizeof *d->tokens);
-    }
     const int first = u->begins || !(text.size || u->suffix_count);
     const int room = w.max - first - u->suffix_count;
-    int *ids = d->tokens + start + first;
-    d->tokens[start] = tokenizer->eot;
-    const int all = tokens_of(ids, tokenizer, text, room, w);
-    int n = min_int(all, room);
-    d->truncated += n < all;
+    int *ids = begin_text(d, text, text.size + 2 + u->suffix_count, label);
+    ids[0] = tokenizer->eot;
+    const int all = tokens_of(ids + first, tokenizer, text, room, w);
+    int n = first + min_int(all, room);
+    d->truncated += room < all;
     for (int i = 0; i < u->suffix_count; i++) ids[n++] = u->suffix[i];
-    d->longest = max_int(d->longest, first + n);
-    d->texts[d->count] = text;
-    d->labels[d->count++] = label;
-    d->starts[d->count] = start + first + n;
+    d->longest = max_int(d->longest, n);
+    d->starts[++d->count] = ids + n - d->tokens;
 }
 
 /* Lets a suffix follow every text, such as ". it was"; NULL or "": none. What comes next is then an
@@ -1178,13 +1182,8 @@ static void calibrate(struct Task *t, struct Metadata *meta)
 
 /* What a classifier reaches that knows no language, only which words occur: each claim for
  * pretraining is measured against it. A text is the set of its words and of its pairs of adjacent
- * words ("features"); how often one occurs does not count. */
-struct Bags {
-    int count;                  /* N */
-    size_t *starts;             /* (N + 1): text i has features[starts[i]] .. [starts[i+1] - 1] */
-    int *features;              /* numbers below F, each once in a text */
-    int feature_count;          /* F */
-};
+ * words ("features"); how often one occurs does not count. Features are the tokens of these texts:
+ * numbers below F, each once in a text. */
 
 /* The end of the word that begins at p: letters, digits and apostrophes, bytes beyond ASCII
  * included, or one other sign. *hash: of the word, capital letters as small ones. */
@@ -1202,121 +1201,104 @@ static const char *word_end(const char *p, const char *end, uint64_t *hash)
     return p;
 }
 
-/* Appends the features of a text to b, whose arrays have room. A feature's number counts the first
- * occurrences before its own, and is found by a hash of 63 bits: two features with one hash count
- * as one, among 10 million with a chance of 1 in 180,000. last (F): the last text that has it. */
-static void add_bag(struct Bags *b, struct HashTable *numbers, int *last, struct Bytes text)
+/* Appends the features of the texts of d to bags. A feature's number counts the first occurrences
+ * before its own, and is found by a hash of 63 bits: two features with one hash count as one, among
+ * 10 million with a chance of 1 in 180,000. Returns F. */
+static int bags_of(struct Dataset *bags, const struct Dataset *d)
 {
-    const char *p = text.data, *end = p + text.size;
-    size_t at = b->starts[b->count];
-    uint64_t word = 0;
-    while (p < end) {
-        if (isspace((unsigned char)*p)) { p++; continue; }
-        const uint64_t before = word;
-        p = word_end(p, end, &word);
-        const uint64_t keys[] = {word >> 1, mix64(before * 0x9E3779B97F4A7C15u + word) >> 1};
-        for (int k = 0; k < (before ? 2 : 1); k++) {
-            int f = hash_get(numbers, keys[k]);
-            if (f < 0) {
-                f = (int)numbers->count;
-                hash_put(numbers, keys[k], f);
-                last[f] = -1;
-            }
-            if (last[f] != b->count) b->features[at++] = f;
-            last[f] = b->count;
-        }
-    }
-    b->starts[++b->count] = at;
-}
-
-static struct Bags bags_of(const struct Bytes *texts, int count)
-{
-    struct Bags b = {.starts = resize(NULL, ((size_t)count + 1) * sizeof *b.starts)};
     struct HashTable numbers = hash_table(0);
-    size_t capacity = 0;
-    int *last = NULL;
-    b.starts[0] = 0;
-    for (int i = 0; i < count; i++) {
-        const size_t most = b.starts[i] + 2 * texts[i].size;    /* each byte a word, and a pair */
-        if (most > capacity) {
-            capacity = 2 * most;
-            b.features = resize(b.features, capacity * sizeof *b.features);
-            last = resize(last, capacity * sizeof *last);
+    int *last = NULL;                           /* (F): the last text that has it */
+    for (int i = 0; i < d->count; i++) {
+        const char *p = d->texts[i].data, *end = p + d->texts[i].size;
+        int *features = begin_text(bags, d->texts[i], 2 * (end - p), d->labels[i]), n = 0;
+        uint64_t word = 0;
+        last = resize(last, bags->capacity * sizeof *last);
+        while (p < end) {
+            if (isspace((unsigned char)*p)) { p++; continue; }
+            const uint64_t before = word;
+            p = word_end(p, end, &word);
+            const uint64_t keys[] = {word >> 1, mix64(before * 0x9E3779B97F4A7C15u + word) >> 1};
+            for (int k = 0; k < (before ? 2 : 1); k++) {
+                int f = hash_get(&numbers, keys[k]);
+                if (f < 0) {
+                    f = (int)numbers.count;
+                    hash_put(&numbers, keys[k], f);
+                    last[f] = -1;
+                }
+                if (last[f] != i) features[n++] = f;
+                last[f] = i;
+            }
         }
-        add_bag(&b, &numbers, last, texts[i]);
+        bags->starts[++bags->count] = features + n - bags->tokens;
     }
-    b.feature_count = (int)numbers.count;
+    const int F = (int)numbers.count;
     hash_free(&numbers);
     free(last);
-    return b;
+    return F;
 }
 
-/* A training on bags: which texts, which labels, and which texts to give scores to. */
-struct BagTask {
-    const struct Bags *bags;
-    const int *labels;              /* of all texts */
-    const int *train, *test;        /* (train_count) (test_count): which ones */
-    int train_count, test_count, classes;
-};
+/* The classical methods learn from the texts t->train of a task whose data are bags and whose
+ * vocabulary is F, and give scores (val_count, K) to those of t->val. */
 
 /* own, other (F): the part of each feature in all occurrences of features in texts of class k, and
  * in those of the others, with add-one smoothing:
  *   own_f = (n_f + 1) / (sum_f n_f + F)        n_f: texts of class k with f
  * F counts features that occur in training. The others have 1: a logarithm of 0, which says
  * nothing. */
-static void feature_parts(double *own, double *other, const struct BagTask *t, int k)
+static void feature_parts(double *own, double *other, const struct Task *t, int k)
 {
-    const struct Bags *b = t->bags;
+    const struct Dataset *d = &t->data;
+    const int F = t->base.config.vocabulary;
     double owns = 0, others = 0;
-    for (int f = 0; f < b->feature_count; f++) own[f] = other[f] = 0;
+    for (int f = 0; f < F; f++) own[f] = other[f] = 0;
     for (int i = 0; i < t->train_count; i++) {
         const int text = t->train[i];
-        double *n = t->labels[text] == k ? own : other;
-        for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) n[b->features[j]]++;
+        double *n = d->labels[text] == k ? own : other;
+        for (size_t j = d->starts[text]; j < d->starts[text + 1]; j++) n[d->tokens[j]]++;
     }
-    for (int f = 0; f < b->feature_count; f++) {
+    for (int f = 0; f < F; f++) {
         if (own[f] + other[f] > 0) { own[f]++; other[f]++; }
         owns += own[f];
         others += other[f];
     }
-    for (int f = 0; f < b->feature_count; f++) {
+    for (int f = 0; f < F; f++) {
         own[f] = own[f] > 0 ? own[f] / owns : 1;
         other[f] = other[f] > 0 ? other[f] / others : 1;
     }
 }
 
 /* The sum of w over the features of a text. */
-static double bag_dot(const struct Bags *b, int text, const double *w)
+static double bag_dot(const struct Dataset *d, int text, const double *w)
 {
     double sum = 0;
-    for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++) sum += w[b->features[j]];
+    for (size_t j = d->starts[text]; j < d->starts[text + 1]; j++) sum += w[d->tokens[j]];
     return sum;
 }
 
-/* The same answer to every text: the commonest label.   scores (test_count, K) */
-static void majority(double *scores, const struct BagTask *t)
+/* The same answer to every text: the commonest label. */
+static void majority(double *scores, const struct Task *t)
 {
-    const int K = t->classes;
-    for (int i = 0; i < t->train_count; i++) scores[t->labels[t->train[i]]]++;
-    for (int i = 1; i < t->test_count; i++)
+    const int K = t->base.config.labels;
+    for (int i = 0; i < t->train_count; i++) scores[t->data.labels[t->train[i]]]++;
+    for (int i = 1; i < t->val_count; i++)
         memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
 }
 
 /* Multinomial naive Bayes (Wang and Manning 2012, on sets of features):
  *   scores[i, k] = log (N_k / N) + sum over features f of text i  log own_f       N_k: texts of k
- * own: feature_parts of class k.   scores (test_count, K) */
-static void naive_bayes(double *scores, const struct BagTask *t)
+ * own: feature_parts of class k. */
+static void naive_bayes(double *scores, const struct Task *t)
 {
-    const int F = t->bags->feature_count, K = t->classes;
+    const int F = t->base.config.vocabulary, K = t->base.config.labels;
     double *own = resize(NULL, 2 * (size_t)F * sizeof *own), *other = own + F;
     for (int k = 0; k < K; k++) {
         int texts = 0;
         feature_parts(own, other, t, k);
         for (int f = 0; f < F; f++) own[f] = log(own[f]);
-        for (int i = 0; i < t->train_count; i++) texts += t->labels[t->train[i]] == k;
+        for (int i = 0; i < t->train_count; i++) texts += t->data.labels[t->train[i]] == k;
         const double prior = texts ? log((double)texts / t->train_count) : -1e9;
-        for (int i = 0; i < t->test_count; i++)
-            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], own) + prior;
+        for (int i = 0; i < t->val_count; i++)
+            scores[(size_t)i * K + k] = bag_dot(&t->data, t->val[i], own) + prior;
     }
     free(own);
 }
@@ -1327,30 +1309,30 @@ static void naive_bayes(double *scores, const struct BagTask *t)
  * where x_i has the value r_f at each feature f of text i, else 0. y_i is 1 for class k, else -1.
  * Each text has a factor a_i >= 0, w = sum_i a_i y_i x_i, and one a_i is optimised at a time. w is
  * kept as v_f = r_f w_f, so that r2 = r^2 is all that is needed of r.   v, r2 (F). Returns b. */
-static double train_svm(double *v, const struct BagTask *t, const double *r2, int k)
+static double train_svm(double *v, const struct Task *t, const double *r2, int k)
 {
     enum { EPOCHS = 200 };
     const double half_c = 0.5 / 0.15;       /* 1 / (2C) */
-    const struct Bags *b = t->bags;
+    const struct Dataset *d = &t->data;
     const int N = t->train_count;
     int *order = resize(NULL, N * sizeof *order);
     double *a = resize(NULL, N * sizeof *a), bias = 0, worst = INFINITY;
     struct Random random = random_stream(0, k);
-    for (int f = 0; f < b->feature_count; f++) v[f] = 0;
+    for (int f = 0; f < t->base.config.vocabulary; f++) v[f] = 0;
     for (int i = 0; i < N; i++) { order[i] = i; a[i] = 0; }
     for (int epoch = 0; epoch < EPOCHS && worst >= 0.01; epoch++) {
         worst = 0;
         shuffle(order, N, &random);
         for (int n = 0; n < N; n++) {
             const int i = order[n], text = t->train[i];
-            const double y = t->labels[text] == k ? 1 : -1, was = a[i];
-            const double slope = y * (bag_dot(b, text, v) + bias) - 1 + half_c * was;
+            const double y = d->labels[text] == k ? 1 : -1, was = a[i];
+            const double slope = y * (bag_dot(d, text, v) + bias) - 1 + half_c * was;
             if (was == 0 && slope >= 0) continue;
             worst = fmax(worst, fabs(slope));
-            a[i] = fmax(0, was - slope / (bag_dot(b, text, r2) + 1 + half_c));  /* |x|^2; 1 for b */
+            a[i] = fmax(0, was - slope / (bag_dot(d, text, r2) + 1 + half_c));  /* |x|^2; 1 for b */
             const double step = y * (a[i] - was);
-            for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-                v[b->features[j]] += step * r2[b->features[j]];
+            for (size_t j = d->starts[text]; j < d->starts[text + 1]; j++)
+                v[d->tokens[j]] += step * r2[d->tokens[j]];
             bias += step;
         }
     }
@@ -1363,19 +1345,19 @@ static double train_svm(double *v, const struct BagTask *t, const double *r2, in
  * more often they occur in class k than elsewhere:
  *   r_f = log (own_f / other_f)                own, other: feature_parts
  * The paper also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to
- * five points, so it is left out.   scores (test_count, K) */
-static void nbsvm(double *scores, const struct BagTask *t)
+ * five points, so it is left out. */
+static void nbsvm(double *scores, const struct Task *t)
 {
-    const int F = t->bags->feature_count, K = t->classes;
+    const int F = t->base.config.vocabulary, K = t->base.config.labels;
     double *r2 = resize(NULL, 2 * (size_t)F * sizeof *r2), *v = r2 + F;
     for (int k = 0; k < (K == 2 ? 1 : K); k++) {
         feature_parts(r2, v, t, k);             /* for the moment */
         for (int f = 0; f < F; f++) r2[f] = pow(log(r2[f] / v[f]), 2);
         const double bias = train_svm(v, t, r2, k);
-        for (int i = 0; i < t->test_count; i++)
-            scores[(size_t)i * K + k] = bag_dot(t->bags, t->test[i], v) + bias;
+        for (int i = 0; i < t->val_count; i++)
+            scores[(size_t)i * K + k] = bag_dot(&t->data, t->val[i], v) + bias;
     }
-    for (int i = 0; K == 2 && i < t->test_count; i++) scores[2 * i + 1] = -scores[2 * i];
+    for (int i = 0; K == 2 && i < t->val_count; i++) scores[2 * i + 1] = -scores[2 * i];
     free(r2);
 }
 
@@ -2916,7 +2898,7 @@ static int command_predict(int argc, char **argv)
  * options: full+l2sp:10+layer-decay:0.8. */
 struct Method {
     const char *name;
-    void (*classical)(double *scores, const struct BagTask *t);     /* NULL: it tunes a model */
+    void (*classical)(double *scores, const struct Task *t);        /* NULL: it tunes a model */
     struct Task task;                       /* what all its trainings begin with */
 };
 
@@ -2943,7 +2925,8 @@ struct Compare {
 
     struct Method *methods;             /* (method_count) */
     int method_count, *budgets, budget_count;
-    struct Bags bags;                   /* of the texts of task.data */
+    struct Dataset bags;                /* of the texts of task.data */
+    int feature_count;                  /* in bags */
     int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count): cell_at */
     struct Estimate *estimates;         /* (budget_count, method_count) */
@@ -3000,7 +2983,7 @@ static struct Dataset texts_with_suffix(const struct Compare *c, const struct Se
 /* A method that prompts takes the names of the classes for want of other label words. */
 static struct Method parse_method(const char *name, const struct Compare *c)
 {
-    static const struct { const char *name; void (*run)(double *scores, const struct BagTask *t); }
+    static const struct { const char *name; void (*run)(double *scores, const struct Task *t); }
     classical[] = {{"majority", majority}, {"nb", naive_bayes}, {"nbsvm", nbsvm}};
     struct Method m = {name, NULL, c->task};
     struct Task *t = &m.task;
@@ -3117,13 +3100,14 @@ static void parse_budgets(struct Compare *c)
  * probabilities, and so a loss; here the sum over the texts. */
 static bool run_classical(real *p, double *loss, const struct Compare *c, struct Method *m)
 {
-    const struct Task *t = &m->task;
+    struct Task *t = &m->task;
     const int K = t->base.config.labels, n = t->val_count;
     const size_t bytes = (size_t)n * K * sizeof(double);
-    const struct BagTask task = {&c->bags, t->data.labels, t->train, t->val, t->train_count, n, K};
     double *scores = allocate_zeroed(bytes);
     *loss = 0;
-    m->classical(scores, &task);
+    t->data = c->bags;
+    t->base.config.vocabulary = c->feature_count;
+    m->classical(scores, t);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3540,7 +3524,7 @@ static int compare(struct Compare *c)
     load_base(t);
     load_data(t, c->test_part, STREAM_TEST);
     t->quiet = true;                /* from here on, as it is in all trainings */
-    c->bags = bags_of(t->data.texts, t->data.count);
+    c->feature_count = bags_of(&c->bags, &t->data);
     parse_methods(c);
     parse_budgets(c);
     c->cells = allocate_zeroed((size_t)c->seeds * c->budget_count * c->method_count

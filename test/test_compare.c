@@ -9,24 +9,44 @@
 
 /* --- Bags of words --- */
 
-static struct Bags bags(const char *const *texts, int count)
+/* A task with bags of texts, of these labels. */
+static struct Task bags(const char *const *texts, const int *labels, int count, int classes)
 {
-    struct Bytes *bytes = resize(NULL, count * sizeof *bytes);
-    for (int i = 0; i < count; i++) bytes[i] = (struct Bytes){texts[i], strlen(texts[i])};
-    const struct Bags b = bags_of(bytes, count);
-    free(bytes);
-    return b;
+    struct Dataset d = {0};
+    struct Task t = {.base = {.config = {.labels = classes}}};
+    for (int i = 0; i < count; i++) {
+        begin_text(&d, (struct Bytes){texts[i], strlen(texts[i])}, 0, labels[i]);
+        d.starts[++d.count] = 0;
+    }
+    t.base.config.vocabulary = bags_of(&t.data, &d);
+    free(d.labels), free(d.texts), free(d.starts);
+    return t;
+}
+
+/* The same; the first texts are to learn from, the others to give scores to. */
+static struct Task bag_task(const char *const *texts, const int *labels, const int *order,
+                            int count, int train, int classes)
+{
+    struct Task t = bags(texts, labels, count, classes);
+    t.train = memcpy(resize(NULL, count * sizeof *order), order, count * sizeof *order);
+    t.val = t.train + train;
+    t.train_count = train;
+    t.val_count = count - train;
+    return t;
 }
 
 /* How many features one text has. */
-static int features_in(const char *text) { return bags(&text, 1).feature_count; }
+static int features_in(const char *text)
+{
+    return bags(&text, (int[]){0}, 1, 1).base.config.vocabulary;
+}
 
 /* Whether two texts have the same features in the same order. */
 static bool alike(const char *one, const char *two)
 {
-    const struct Bags b = bags((const char *[]){one, two}, 2);
+    const struct Dataset b = bags((const char *[]){one, two}, (int[]){0, 1}, 2, 2).data;
     const size_t n = b.starts[1];
-    return b.starts[2] == 2 * n && !memcmp(b.features, b.features + n, n * sizeof *b.features);
+    return b.starts[2] == 2 * n && !memcmp(b.tokens, b.tokens + n, n * sizeof *b.tokens);
 }
 
 static void test_words(void)
@@ -55,10 +75,10 @@ static int slow_number(char **seen, int *count, const char *feature)
 }
 
 /* Whether features[*at], .. go on with this one, unless the text (from `start` on) has it. */
-static bool goes_on(const struct Bags *b, size_t start, size_t *at, int number)
+static bool goes_on(const struct Dataset *b, size_t start, size_t *at, int number)
 {
-    for (size_t j = start; j < *at; j++) if (b->features[j] == number) return true;
-    return b->features[(*at)++] == number;
+    for (size_t j = start; j < *at; j++) if (b->tokens[j] == number) return true;
+    return b->tokens[(*at)++] == number;
 }
 
 /* Random texts of few letters, as bags and by comparing strings. */
@@ -68,6 +88,7 @@ static void test_bags_by_strings(void)
     static const char letters[] = "aAbB'1\xE9,.!  \n\t";
     static char text[TEXTS_HERE][LENGTH + 1];
     const char *texts[TEXTS_HERE];
+    int labels[TEXTS_HERE];
     char **seen = resize(NULL, TEXTS_HERE * LENGTH * 2 * sizeof *seen);
     struct Random random = random_stream(1, 2);
     for (int i = 0; i < TEXTS_HERE; i++) {
@@ -75,11 +96,14 @@ static void test_bags_by_strings(void)
         for (int n = 0; n < length; n++)
             text[i][n] = letters[random_below(&random, sizeof letters - 1)];
         texts[i] = text[i];
+        labels[i] = i % 7;
     }
-    const struct Bags b = bags(texts, TEXTS_HERE);
+    const struct Task t = bags(texts, labels, TEXTS_HERE, 7);
+    const struct Dataset b = t.data;
     bool good = b.count == TEXTS_HERE && b.starts[0] == 0;
     int count = 0;
     for (int i = 0; i < TEXTS_HERE; i++) {
+        good = good && b.labels[i] == labels[i] && b.texts[i].data == texts[i];
         char before[LENGTH + 1] = "", word[LENGTH + 1], pair[2 * LENGTH + 2];
         size_t at = b.starts[i];
         for (const char *p = texts[i]; *p; ) {
@@ -96,7 +120,8 @@ static void test_bags_by_strings(void)
         }
         good = good && at == b.starts[i + 1];
     }
-    check(good && count == b.feature_count, "random texts: %d features as by their strings", count);
+    check(good && count == t.base.config.vocabulary,
+          "random texts: %d features as by their strings", count);
 }
 
 /* 40,000 words make 79,999 features: the table grows from 2^16 slots to 2^18. */
@@ -105,10 +130,11 @@ static void test_growth(void)
     enum { WORDS = 40000, FEATURES = 2 * WORDS - 1 };
     struct Buffer text = {0};
     for (int i = 0; i < WORDS; i++) append(&text, "w%d ", i);
-    const struct Bags b = bags((const char *[]){text.data, text.data}, 2);
-    bool good = b.feature_count == FEATURES && b.starts[1] == FEATURES
+    const struct Task t = bags((const char *[]){text.data, text.data}, (int[]){0, 1}, 2, 2);
+    const struct Dataset b = t.data;
+    bool good = t.base.config.vocabulary == FEATURES && b.starts[1] == FEATURES
              && b.starts[2] == 2 * FEATURES;
-    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.features[j] == (int)(j % FEATURES);
+    for (size_t j = 0; good && j < 2 * FEATURES; j++) good = b.tokens[j] == (int)(j % FEATURES);
     check(good, "80,000 features, twice: each keeps its number while the table grows");
     free(text.data);
 }
@@ -119,10 +145,9 @@ enum { N_ALL = 60, N_TRAIN = 40, N_TEST = N_ALL - N_TRAIN };
 
 /* Texts of class k mostly have words of its own; those from N_TRAIN on also words that training
  * has not. The caller frees nothing. */
-static struct BagTask random_task(int classes)
+static struct Task random_task(int classes)
 {
-    static struct Bags b;
-    static int labels[N_ALL], order[N_ALL];
+    int labels[N_ALL], order[N_ALL];
     char *texts[N_ALL];
     struct Random random = random_stream(3, classes);
     for (int i = 0; i < N_ALL; i++) {
@@ -136,54 +161,53 @@ static struct BagTask random_task(int classes)
         if (i >= N_TRAIN) append(&text, "new%d", i);
         texts[i] = text.data;
     }
-    b = bags((const char *const *)texts, N_ALL);
-    return (struct BagTask){&b, labels, order, order + N_TRAIN, N_TRAIN, N_TEST, classes};
+    return bag_task((const char *const *)texts, labels, order, N_ALL, N_TRAIN, classes);
 }
 
-static bool has(const struct Bags *b, int text, int feature)
+static bool has(const struct Dataset *b, int text, int feature)
 {
     for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-        if (b->features[j] == feature) return true;
+        if (b->tokens[j] == feature) return true;
     return false;
 }
 
 /* In how many training texts a feature occurs: of class k if `own`, else of the others. */
-static int occurrences(const struct BagTask *t, int feature, int k, bool own)
+static int occurrences(const struct Task *t, int feature, int k, bool own)
 {
     int count = 0;
     for (int i = 0; i < t->train_count; i++)
-        count += (t->labels[t->train[i]] == k) == own && has(t->bags, t->train[i], feature);
+        count += (t->data.labels[t->train[i]] == k) == own && has(&t->data, t->train[i], feature);
     return count;
 }
 
-static bool in_training(const struct BagTask *t, int feature)
+static bool in_training(const struct Task *t, int feature)
 {
     return occurrences(t, feature, 0, true) || occurrences(t, feature, 0, false);
 }
 
 /* The sum of (occurrences + 1) over all features of training. */
-static double smoothed_total(const struct BagTask *t, int k, bool own)
+static double smoothed_total(const struct Task *t, int k, bool own)
 {
     double sum = 0;
-    for (int f = 0; f < t->bags->feature_count; f++)
+    for (int f = 0; f < t->base.config.vocabulary; f++)
         if (in_training(t, f)) sum += occurrences(t, f, k, own) + 1;
     return sum;
 }
 
 static void test_naive_bayes(void)
 {
-    const struct BagTask t = random_task(3);
+    const struct Task t = random_task(3);
     double got[N_TEST * 3], again[N_TEST * 3], want[N_TEST * 3];
     bool unseen = false;
     for (int k = 0; k < 3; k++) {
         const double total = smoothed_total(&t, k, true);
         int texts = 0;
-        for (int i = 0; i < N_TRAIN; i++) texts += t.labels[t.train[i]] == k;
+        for (int i = 0; i < N_TRAIN; i++) texts += t.data.labels[t.train[i]] == k;
         for (int i = 0; i < N_TEST; i++) {
             double *sum = &want[i * 3 + k];
             *sum = log((double)texts / N_TRAIN);
-            for (int f = 0; f < t.bags->feature_count; f++) {
-                if (!has(t.bags, t.test[i], f)) continue;
+            for (int f = 0; f < t.base.config.vocabulary; f++) {
+                if (!has(&t.data, t.val[i], f)) continue;
                 if (in_training(&t, f)) *sum += log((occurrences(&t, f, k, true) + 1) / total);
                 else unseen = true;
             }
@@ -197,41 +221,41 @@ static void test_naive_bayes(void)
 }
 
 /* The objective of train_svm at w (F) and b = w[F], and its gradient. */
-static double svm_objective(double *gradient, const double *w, const struct BagTask *t,
+static double svm_objective(double *gradient, const double *w, const struct Task *t,
                             const double *r, int k)
 {
-    const int F = t->bags->feature_count;
+    const int F = t->base.config.vocabulary;
     double objective = 0;
     for (int f = 0; f <= F; f++) {
         objective += w[f] * w[f] / 2;
         if (gradient) gradient[f] = w[f];
     }
     for (int i = 0; i < t->train_count; i++) {
-        const struct Bags *b = t->bags;
+        const struct Dataset *b = &t->data;
         const int text = t->train[i];
-        const double y = t->labels[text] == k ? 1 : -1;
+        const double y = t->data.labels[text] == k ? 1 : -1;
         double z = w[F];
         for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-            z += w[b->features[j]] * r[b->features[j]];
+            z += w[b->tokens[j]] * r[b->tokens[j]];
         const double miss = fmax(0, 1 - y * z), slope = -2 * 0.15 * miss * y;
         objective += 0.15 * miss * miss;
         if (!gradient) continue;
         for (size_t j = b->starts[text]; j < b->starts[text + 1]; j++)
-            gradient[b->features[j]] += slope * r[b->features[j]];
+            gradient[b->tokens[j]] += slope * r[b->tokens[j]];
         gradient[F] += slope;
     }
     return objective;
 }
 
 /* w (F + 1) by a long gradient descent from 0. The step is below 2 / the largest curvature. */
-static void descend(double *w, const struct BagTask *t, const double *r, int k)
+static void descend(double *w, const struct Task *t, const double *r, int k)
 {
-    const int F = t->bags->feature_count;
+    const int F = t->base.config.vocabulary;
     double *gradient = resize(NULL, (F + 1) * sizeof *gradient), curvature = 1;
     for (int i = 0; i < t->train_count; i++) {
         curvature += 2 * 0.15;
         for (int f = 0; f < F; f++)
-            if (has(t->bags, t->train[i], f)) curvature += 2 * 0.15 * r[f] * r[f];
+            if (has(&t->data, t->train[i], f)) curvature += 2 * 0.15 * r[f] * r[f];
     }
     for (int f = 0; f <= F; f++) w[f] = 0;
     for (int step = 0; step < 20000; step++) {
@@ -242,18 +266,18 @@ static void descend(double *w, const struct BagTask *t, const double *r, int k)
 }
 
 /* r (F): log of the ratio of smoothed parts, as the paper has it. */
-static void ratios(double *r, const struct BagTask *t, int k)
+static void ratios(double *r, const struct Task *t, int k)
 {
     const double in = smoothed_total(t, k, true), out = smoothed_total(t, k, false);
-    for (int f = 0; f < t->bags->feature_count; f++)
+    for (int f = 0; f < t->base.config.vocabulary; f++)
         r[f] = !in_training(t, f) ? 0 : log((occurrences(t, f, k, true) + 1) / in)
                                        - log((occurrences(t, f, k, false) + 1) / out);
 }
 
 static void test_svm(void)
 {
-    const struct BagTask t = random_task(3);
-    const int F = t.bags->feature_count;
+    const struct Task t = random_task(3);
+    const int F = t.base.config.vocabulary;
     double *r = resize(NULL, (F + 1) * sizeof *r), *v = resize(NULL, (F + 1) * sizeof *v),
            *w = resize(NULL, (F + 1) * sizeof *w), *best = resize(NULL, (F + 1) * sizeof *best);
     for (int f = 0; f < F; f++) { r[f] = 0.5 + f % 7 / 4.0; w[f] = r[f] * r[f]; }
@@ -279,8 +303,8 @@ static void test_svm(void)
 /* Scores of nbsvm from ratios and weights that plain loops find. */
 static void test_nbsvm(int classes)
 {
-    const struct BagTask t = random_task(classes);
-    const int F = t.bags->feature_count, n = N_TEST * classes;
+    const struct Task t = random_task(classes);
+    const int F = t.base.config.vocabulary, n = N_TEST * classes;
     double *r = resize(NULL, (F + 1) * sizeof *r), *w = resize(NULL, (F + 1) * sizeof *w),
            got[N_TEST * 3], again[N_TEST * 3], want[N_TEST * 3], largest_difference = 0;
     nbsvm(got, &t);
@@ -291,7 +315,7 @@ static void test_nbsvm(int classes)
         for (int i = 0; i < N_TEST; i++) {
             want[i * classes + k] = w[F];
             for (int f = 0; f < F; f++)
-                if (has(t.bags, t.test[i], f)) want[i * classes + k] += w[f] * r[f];
+                if (has(&t.data, t.val[i], f)) want[i * classes + k] += w[f] * r[f];
         }
     }
     for (int i = 0; i < n; i++)
@@ -310,16 +334,16 @@ static void test_nbsvm(int classes)
 static void test_ratio_by_hand(void)
 {
     static const char *const texts[] = {"good a", "a good", "a bad", "bad a", "good", "a", "bad"};
-    const struct Bags b = bags(texts, 7);
     const int labels[] = {0, 0, 1, 1, 0, 0, 1}, order[] = {0, 1, 2, 3, 4, 5, 6};
-    const struct BagTask t = {&b, labels, order, order + 4, 4, 3, 2};
+    const struct Task t = bag_task(texts, labels, order, 7, 4, 2);
     /* Features: good, a, good a, a good, bad, a bad, bad a. Class 0 has 2 + 2 + 1 + 1 = 6 of them,
      * class 1 has 6 of them, and each has 7 more by smoothing. */
     double scores[6], r[7], v[7], in[7], out[7];
     feature_parts(in, out, &t, 0);
     check(in[0] == 3.0 / 13 && out[0] == 1.0 / 13 && in[1] == 3.0 / 13 && out[1] == 3.0 / 13
           && in[4] == 1.0 / 13 && out[4] == 3.0 / 13, "features counted by hand");
-    const struct BagTask few = {&b, labels, order, order + 4, 2, 3, 2};
+    struct Task few = t;
+    few.train_count = 2;
     feature_parts(in, out, &few, 0);
     check(in[0] == 3.0 / 10 && out[0] == 1.0 / 4 && in[4] == 1 && out[4] == 1,
           "a feature that does not occur in training has 1");
@@ -340,14 +364,14 @@ static void test_ratio_by_hand(void)
 }
 
 /* How many of the scores have their largest value at the label. */
-static int right_ones(const double *scores, const struct BagTask *t)
+static int right_ones(const double *scores, const struct Task *t)
 {
+    const int K = t->base.config.labels;
     int right = 0;
-    for (int i = 0; i < t->test_count; i++) {
+    for (int i = 0; i < t->val_count; i++, scores += K) {
         int best = 0;
-        for (int k = 1; k < t->classes; k++)
-            if (scores[i * t->classes + k] > scores[i * t->classes + best]) best = k;
-        right += best == t->labels[t->test[i]];
+        for (int k = 1; k < K; k++) if (scores[k] > scores[best]) best = k;
+        right += best == t->data.labels[t->val[i]];
     }
     return right;
 }
@@ -365,8 +389,7 @@ static void test_separable(void)
         texts[i] = text_of("x%d %s x%d", (int)random_below(&random, 4), words[i % 3],
                            (int)random_below(&random, 4));
     }
-    const struct Bags b = bags((const char *const *)texts, N_ALL);
-    const struct BagTask t = {&b, labels, order, order + N_TRAIN, N_TRAIN, N_TEST, 3};
+    const struct Task t = bag_task((const char *const *)texts, labels, order, N_ALL, N_TRAIN, 3);
     naive_bayes(scores, &t);
     check(right_ones(scores, &t) == N_TEST, "naive Bayes separates what one word separates");
     nbsvm(scores, &t);
