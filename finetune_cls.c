@@ -288,10 +288,6 @@ struct Settings {
 
 struct Scores { double accuracy, macro_f1, loss, ece, majority; };      /* see `score` */
 
-/* The label words of each class as tokens: class k has ids[starts[k]] .. ids[starts[k + 1] - 1].
- * ids NULL: there are none. */
-struct LabelWords { int *ids, *starts; };
-
 /* One fine-tuning, or the use of a classifier. */
 struct Task {
     struct Settings set;
@@ -306,7 +302,7 @@ struct Task {
     real *probabilities;                        /* (val_count, K): of the last validation */
     uint64_t source_hash, train_hash;           /* of base's weights, of all texts as tokens */
     real *class_weights;                        /* (K), or NULL: all 1 */
-    struct LabelWords words;
+    struct Dataset words;                       /* (K): the label words of each class, or none */
     double *prior;                              /* (K): the share of each class; NULL: not said */
     int *unlabelled, unlabelled_count;          /* texts that are read without their labels */
     struct Random order, masks;                 /* of the training examples; of dropout */
@@ -618,15 +614,15 @@ static void set_prior(struct Task *t)
  * rows of wte, less the prior. */
 static void begin_with_words(struct Task *t)
 {
-    const struct LabelWords *words = &t->words;
+    const struct Dataset *words = &t->words;
     const int K = t->model.config.labels, C = t->model.config.channels;
     real *head = t->model.w.score_w;
     memset(head, 0, (size_t)K * C * sizeof *head);
     for (int k = 0; k < K; k++)
-        for (int i = words->starts[k]; i < words->starts[k + 1]; i++)
+        for (size_t i = words->starts[k]; i < words->starts[k + 1]; i++)
             for (int c = 0; c < C; c++)
-                head[(size_t)k * C + c] += t->model.w.wte[(size_t)words->ids[i] * C + c]
-                                           / (real)(words->starts[k + 1] - words->starts[k]);
+                head[(size_t)k * C + c] += t->model.w.wte[(size_t)words->tokens[i] * C + c]
+                                           / (real)length_of(words, k);
     set_prior(t);
 }
 
@@ -880,8 +876,8 @@ static void standardise(struct Probe *p, int j, const real *h, int C)
 static struct Probe probe_create(const struct Task *t, const real *h, bool of_words)
 {
     const int C = t->model.config.channels, K = t->model.config.labels, N = t->train_count;
-    const struct LabelWords *words = &t->words;
-    const int F = of_words ? words->starts[K] : C;
+    const struct Dataset *words = &t->words;
+    const int F = of_words ? (int)words->starts[K] : C;
     const real *head = t->model.w.score_w;
     const size_t scores = (size_t)N * K,
                  bytes = (3 * scores + 2 * N + 2 * F + (size_t)K * (F + 1)) * sizeof(double);
@@ -896,7 +892,7 @@ static struct Probe probe_create(const struct Task *t, const real *h, bool of_wo
               .class_weights = t->class_weights, .start = start, .z = start + scores,
               .p = start + 2 * scores, .losses = losses}};
     int dealt[K];
-    for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->ids[j] * C;
+    for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->tokens[j] * C;
     #pragma omp parallel for schedule(static)
     for (int j = 0; j < F; j++) standardise(&p, j, h, C);
     for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
@@ -961,7 +957,7 @@ static void probe_fit(struct Task *t, struct Probe *p)
             }
         }
         const struct Scores now = score(judged, f->labels, loss, N, K);
-        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.ids != NULL)
+        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.count > 0)
                                    : isfinite(loss);
         if (!t->quiet) {
             journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, p->what,
@@ -1008,7 +1004,7 @@ static struct Scores train_probe(struct Task *t, const real *h, struct Metadata 
     const int C = t->model.config.channels, N = t->train_count;
     double u[C];
     constant_feature(u, t, h, N);
-    struct Probe best = probe_create(t, h, t->words.ids != NULL);
+    struct Probe best = probe_create(t, h, t->words.count > 0);
     probe_fit(t, &best);
     if (best.e) {
         struct Probe all = probe_create(t, h, false), few = best;
@@ -1933,29 +1929,27 @@ static int word_token(int *id, struct Tokenizer *t, const char *word)
 }
 
 /* Reads --label-words. Of a word of several tokens the first is taken; unless quiet, it is said. */
-static struct LabelWords read_label_words(const char *text, char *const *names, int K,
-                                          struct Tokenizer *t, bool quiet)
+static struct Dataset read_label_words(const char *text, char *const *names, int K,
+                                       struct Tokenizer *t, bool quiet)
 {
     char **lists = values_by_label("label-words", text, names, K, "words"), *word;
-    struct LabelWords w = {resize(NULL, strlen(text) * sizeof *w.ids),
-                           resize(NULL, (K + 1) * sizeof *w.starts)};
-    int n = 0;
+    struct Dataset w = {0};
     for (int k = 0; k < K; k++) {
-        w.starts[k] = n;
-        for (char *rest = lists[k]; (word = strsep(&rest, ",")); n++) {
+        int *id = begin_text(&w, (struct Bytes){0}, strlen(lists[k]), k);
+        for (char *rest = lists[k]; (word = strsep(&rest, ",")); id++) {
             word += strspn(word, " ");
             if (!*word) die_usage("--label-words: a word of \"%s\" is empty.", names[k]);
-            const int count = word_token(&w.ids[n], t, word);
-            for (int i = 0; i < w.starts[k]; i++)
-                if (w.ids[i] == w.ids[n])
+            const int count = word_token(id, t, word);
+            for (size_t i = 0; i < w.starts[k]; i++)
+                if (w.tokens[i] == *id)
                     die_usage("--label-words: \"%s\" is a word of two labels, or begins with the "
                               "token that stands for one. Choose another.", word);
             if (count > 1 && !quiet)
                 progress(true, "label word \"%s\": the first of its %d tokens stands for it", word,
                          count);
         }
+        w.starts[++w.count] = id - w.tokens;
     }
-    w.starts[K] = n;
     return w;
 }
 
@@ -2209,7 +2203,7 @@ static void prepare(struct Task *t)
     t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
     create_cache(&t->runner, &t->data);
     if (!t->quiet) announce(t);
-    if (t->words.ids && s->kind != SCRATCH) begin_with_words(t);
+    if (t->words.count && s->kind != SCRATCH) begin_with_words(t);
 }
 
 /* Frees all but the texts, t->train and the tokenizer. */
@@ -2599,7 +2593,7 @@ static bool learn(struct Task *t, struct Scores *val, struct Metadata *meta)
         release(h, (size_t)t->train_count * t->model.config.channels * sizeof *h);
     }
     if (kind > PROBE && !train_steps(t, meta)) return false;
-    if (t->words.ids && kind > PROMPT && kind != SCRATCH && t->train_count < t->unlabelled_count)
+    if (t->words.count && kind > PROMPT && kind != SCRATCH && t->train_count < t->unlabelled_count)
         set_prior(t);
     return true;
 }
@@ -2625,7 +2619,7 @@ static int command_train(int argc, char **argv)
     parse_tune("--tune", "", s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
     load_data(t, s->val_part, STREAM_SPLIT);
-    if (s->prior && !t->words.ids) warn("--prior: has no effect without label words.");
+    if (s->prior && !t->words.count) warn("--prior: has no effect without label words.");
     start_model(t);
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
@@ -3004,7 +2998,7 @@ static struct Method parse_method(const char *name, const struct Compare *c)
     if (is_given(rows, "suffix")) t->data = texts_with_suffix(c, s);
     if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t->tokenizer);
     if (s->label_words != c->task.set.label_words)
-        t->words = !has_words(s) ? (struct LabelWords){0}
+        t->words = !has_words(s) ? (struct Dataset){0}
                  : read_label_words(s->label_words, names, K, t->tokenizer, false);
     t->prior = read_prior(s->prior, names, K);
     free(rows);
@@ -3028,7 +3022,7 @@ static void parse_methods(struct Compare *c)
         for (int k = 0; k < c->method_count; k++)
             if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
         const struct Method m = parse_method(name, c);
-        if (m.task.set.kind == PROMPT && !m.task.words.ids) {
+        if (m.task.set.kind == PROMPT && !m.task.words.count) {
             if (given) die_usage(no_words, "--methods", name, m.task.base.config.label_names[0]);
             continue;
         }
@@ -3715,14 +3709,15 @@ static char *readable_token(const struct Tokenizer *t, int id)
 static void print_words(const struct Task *t, int n)
 {
     const struct Config *config = &t->model.config;
-    const struct LabelWords *words = &t->words;
+    const struct Dataset *words = &t->words;
     real *p = resize(NULL, config->vocabulary * sizeof *p);
     lm_logits(p, &t->model, t->runner.ws.hidden + (size_t)(n - 1) * config->channels);
     softmax(p, 1, 1, config->vocabulary);
     for (int k = 0; k < config->labels; k++) {
         printf("next, for %s:", config->label_names[k]);
-        for (int i = words->starts[k]; i < words->starts[k + 1]; i++)
-            printf("  \"%s\" %.5f", readable_token(t->tokenizer, words->ids[i]), p[words->ids[i]]);
+        for (size_t i = words->starts[k]; i < words->starts[k + 1]; i++)
+            printf("  \"%s\" %.5f", readable_token(t->tokenizer, words->tokens[i]),
+                   p[words->tokens[i]]);
         printf("\n");
     }
     free(p);
@@ -3756,7 +3751,7 @@ static void explain_text(struct Task *t, struct Bytes text)
     if (most)
         printf("%s: the token \"%s\" (number %d) moved it most, by %+.4f\n", label,
                readable_token(t->tokenizer, t->data.tokens[most]), most + 1, largest);
-    if (t->words.ids) print_words(t, n);
+    if (t->words.count) print_words(t, n);
     free(p);
 }
 

@@ -1606,7 +1606,8 @@ static void test_label_words(const real *x, const int *labels)
     run_examples(&t.runner, NULL, h, &t.data, NULL, N, NULL);
     double mean[K] = {0}, prior[K] = {0.6, 0.3, 0.1};
     t.set.kind = PROMPT;
-    t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
+    t.words = (struct Dataset){.count = K, .tokens = (int[]){1, 2, 5, 6, 3},
+                               .starts = (size_t[]){0, 2, 3, 5}};
     t.prior = prior;
     begin_with_words(&t);
     real *head = t.model.w.score_w, *wte = t.model.w.wte;
@@ -1653,7 +1654,8 @@ static void test_probe(const real *x, const int *labels)
     double u[C], scores[N * K];
     int right = 0;
     struct Task t = task_of_features(h, labels, x, 0.1);
-    t.words = (struct LabelWords){(int[]){1, 2, 5, 6, 3}, (int[]){0, 2, 3, 5}};
+    t.words = (struct Dataset){.count = K, .tokens = (int[]){1, 2, 5, 6, 3},
+                               .starts = (size_t[]){0, 2, 3, 5}};
     constant_feature(u, &t, h, N);
     for (int of_words = 0; of_words < 2; of_words++) {
         struct Probe p = probe_create(&t, h, of_words);
