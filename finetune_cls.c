@@ -701,31 +701,24 @@ static double logistic_objective(struct Logistic *f, const double *w)
     return logistic_loss(f) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
 }
 
-/* Channels c0 .. c0 + channels - 1 of sum_n a_n (p_n - onehot(label_n)) x_n^T, into dw (K, C). */
-static void gradient_of_channels(double *dw, const struct Logistic *f, int c0, int channels)
-{
-    const int C = f->C, K = f->K;
-    for (int k = 0; k < K; k++) memset(dw + (size_t)k * C + c0, 0, channels * sizeof *dw);
-    for (int n = 0; n < f->N; n++) {
-        const real *x = f->x + (size_t)n * C + c0;
-        const double weight = weight_of(f, n);
-        for (int k = 0; k < K; k++) {
-            const double slope = weight * (f->p[(size_t)n * K + k] - (k == f->labels[n]));
-            double *d = dw + (size_t)k * C + c0;
-            for (int c = 0; c < channels; c++) d[c] += slope * x[c];
-        }
-    }
-}
-
-/* dw (K, C) = dF/dw at w, after logistic_objective. Threads share out channels, and each adds the
- * examples in their order. */
+/* dw (K, C) = dF/dw at w, after logistic_objective. Threads share out channels of classes, and each
+ * adds the examples in their order. */
 static void logistic_gradient(double *dw, const struct Logistic *f, const double *w)
 {
     enum { CHANNELS = 16 };
+    const int C = f->C, K = f->K;
     #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < f->C; c0 += CHANNELS)
-        gradient_of_channels(dw, f, c0, min_int(CHANNELS, f->C - c0));
-    for (size_t i = 0; i < (size_t)f->K * f->C; i++) dw[i] = dw[i] / f->N + f->l2 * w[i];
+    for (int i = 0; i < ceil_div(C, CHANNELS) * K; i++) {
+        const int k = i % K, c0 = i / K * CHANNELS, channels = min_int(CHANNELS, C - c0);
+        double *d = dw + (size_t)k * C + c0;
+        memset(d, 0, channels * sizeof *d);
+        for (int n = 0; n < f->N; n++) {
+            const real *x = f->x + (size_t)n * C + c0;
+            const double slope = weight_of(f, n) * (f->p[(size_t)n * K + k] - (k == f->labels[n]));
+            for (int c = 0; c < channels; c++) d[c] += slope * x[c];
+        }
+    }
+    for (size_t i = 0; i < (size_t)K * C; i++) dw[i] = dw[i] / f->N + f->l2 * w[i];
 }
 
 /* --- The solver: conjugate gradients, preconditioned by the Hessian at w = 0 --- */
