@@ -537,8 +537,6 @@ static void constant_feature(double *u, const struct Task *t, const real *x, int
         size += fabs(w->lnf_b[c] * u[c]);
     }
     if (!(fabs(sum) > 1e-5 * size)) {
-        if (!t->quiet)
-            progress(true, "the final LayerNorm holds no bias: the mean feature takes its place");
         sum = 0;
         for (int c = 0; c < C; c++) {
             u[c] = 0;
