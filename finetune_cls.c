@@ -1885,10 +1885,8 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 
 /* --- Label words --- */
 
-/* values (K): what follows "NAME=" for each class in a text "NAME=...;NAME=...". noun: what such a
- * value is, for messages about the option. */
-static char **values_by_label(const char *option, const char *text, char *const *names, int K,
-                              const char *noun)
+/* values (K): what follows "NAME=" for each class in an option's text "NAME=...;NAME=...". */
+static char **values_by_label(const char *option, const char *text, char *const *names, int K)
 {
     char **values = resize(NULL, K * sizeof *values), *rest = text_of("%s", text), *part;
     for (int k = 0; k < K; k++) values[k] = NULL;
@@ -1903,8 +1901,8 @@ static char **values_by_label(const char *option, const char *text, char *const 
     }
     for (int k = 0; k < K; k++)
         if (!values[k] || !*values[k])
-            die_usage("--%s: the label \"%s\" has no %s. Write %s=%s.", option, names[k], noun,
-                      names[k], noun);
+            die_usage("--%s: the label \"%s\" has no value. Write %s=VALUE.", option, names[k],
+                      names[k]);
     return values;
 }
 
@@ -1923,7 +1921,7 @@ static int word_token(int *id, struct Tokenizer *t, const char *word)
 static struct Dataset read_label_words(const char *text, char *const *names, int K,
                                        struct Tokenizer *t, bool quiet)
 {
-    char **lists = values_by_label("label-words", text, names, K, "words"), *word;
+    char **lists = values_by_label("label-words", text, names, K), *word;
     struct Dataset w = {0};
     for (int k = 0; k < K; k++) {
         int *id = begin_text(&w, (struct Bytes){0}, strlen(lists[k]), k);
@@ -1981,7 +1979,7 @@ static char **labels_of_words(const char *text, int *classes)
 static double *read_prior(const char *text, char *const *names, int K)
 {
     if (!text) return NULL;
-    char **shares = values_by_label("prior", text, names, K, "share");
+    char **shares = values_by_label("prior", text, names, K);
     double *prior = resize(NULL, K * sizeof *prior), sum = 0;
     for (int k = 0; k < K; k++) {
         if (!parse_number(shares[k], "", NULL, &prior[k]) || !(prior[k] > 0))

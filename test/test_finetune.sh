@@ -464,9 +464,9 @@ succeeds "probe: cross-validation tries the words and the channels" eval '
     [ "$(cut -f 2 "$dir/worded/log.tsv" | uniq -c | tr -s " \n" " ")" = " 1 features 7 words 7 channels " ]'
 alone=
 nowhere() { train --dedupe --out "$dir/new" "$@"; }
-fails 2 '--label-words: the label "negative" has no words. Write negative=words.' \
+fails 2 '--label-words: the label "negative" has no value. Write negative=VALUE.' \
     nowhere --tune probe --label-words "positive=good"
-fails 2 '--label-words: the label "negative" has no words' \
+fails 2 '--label-words: the label "negative" has no value' \
     nowhere --tune prompt --label-words "positive=good;negative="
 fails 2 '--label-words: "mixed" is no label, or named twice. There are: negative, positive.' \
     nowhere --tune full --label-words "positive=good;negative=bad;mixed=some"
