@@ -2156,10 +2156,9 @@ static real *weigh_classes(const struct Task *t)
     const int K = t->model.config.labels, N = t->train_count;
     if (strcmp(t->set.class_weights, "auto") || t->set.kind == PROMPT) return NULL;
     real *weights = resize(NULL, K * sizeof *weights);
-    int sizes[K];
-    memset(sizes, 0, sizeof sizes);
-    for (int i = 0; i < N; i++) sizes[t->data.labels[t->train[i]]]++;
-    for (int k = 0; k < K; k++) weights[k] = sizes[k] ? (real)N / ((real)K * sizes[k]) : 1;
+    for (int k = 0; k < K; k++) weights[k] = 0;
+    for (int i = 0; i < N; i++) weights[t->data.labels[t->train[i]]]++;
+    for (int k = 0; k < K; k++) weights[k] = weights[k] ? (real)N / ((real)K * weights[k]) : 1;
     return weights;
 }
 
