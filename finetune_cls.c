@@ -2028,23 +2028,23 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
              "them.", train->path, repeated, all, where);
 }
 
-/* Splits N examples into training and validation, class by class: a part of each class is set
- * aside, at least one example, but never the only one. list (N): which examples; afterwards the
- * training examples in random order, then the others. Returns the number of training examples. */
-static int split_stratified(int *list, const int *labels, int N, int classes, double part,
-                            struct Random random)
+/* Splits the N training examples into training and validation, class by class: a part of each class
+ * is set aside, at least one example, but never the only one. Afterwards t->train has the training
+ * examples in random order, then the others. stream: of random numbers. */
+static void split_stratified(struct Task *t, double part, int stream)
 {
-    int left[classes];                                      /* still to be set aside */
-    int *order = resize(NULL, N * sizeof *order), train = 0, aside = N;
-    memset(left, 0, sizeof left);
-    for (int i = 0; i < N; i++) { order[i] = list[i]; left[labels[list[i]]]++; }
-    for (int k = 0; k < classes; k++)
+    const int N = t->train_count, K = t->base.config.labels, *labels = t->data.labels;
+    struct Random random = random_stream(t->set.seed, stream);
+    int left[K], aside = N, *order = resize(NULL, N * sizeof *order);
+    memset(left, 0, sizeof left);                           /* still to be set aside */
+    for (int i = 0; i < N; i++) { order[i] = t->train[i]; left[labels[order[i]]]++; }
+    for (int k = 0; k < K; k++)
         left[k] = min_int(max_int((int)(part * left[k] + 0.5), 1), max_int(left[k] - 1, 0));
     shuffle(order, N, &random);
+    t->train_count = 0;
     for (int i = 0; i < N; i++)
-        if (left[labels[order[i]]]-- > 0) list[--aside] = order[i]; else list[train++] = order[i];
+        t->train[left[labels[order[i]]]-- > 0 ? --aside : t->train_count++] = order[i];
     free(order);
-    return train;
 }
 
 /* A hash of all examples, as tokens and labels, the first `train` of which are from --train. */
@@ -2060,9 +2060,7 @@ static uint64_t hash_texts(const struct Dataset *d, int train)
  * steps need some, they become a part of each class. stream: for the split. */
 static void take_validation(struct Task *t, int all, double part, int stream)
 {
-    if (t->train_count == all && t->set.kind > PROBE)
-        t->train_count = split_stratified(t->train, t->data.labels, all, t->base.config.labels,
-                                          part, random_stream(t->set.seed, stream));
+    if (t->train_count == all && t->set.kind > PROBE) split_stratified(t, part, stream);
     t->val = t->train + t->train_count;
     t->val_count = all - t->train_count;
     t->truth = resize(NULL, (t->val_count + 1) * sizeof *t->truth);

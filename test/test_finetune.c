@@ -352,9 +352,14 @@ static void test_split(void)
         labels[i] = i < 1 ? 0 : i < 3 ? 1 : i < 303 ? 2 : 3;
         list[i] = again[i] = other[i] = i;
     }
-    const int train = split_stratified(list, labels, N, 4, 0.1, random_stream(7, 1));
-    split_stratified(again, labels, N, 4, 0.1, random_stream(7, 1));
-    split_stratified(other, labels, N, 4, 0.1, random_stream(8, 1));
+    int *const lists[] = {list, again, other};
+    int train;
+    for (int i = 0; i < 3; i++) {
+        struct Task t = {.train = lists[i], .train_count = N, .data.labels = labels,
+                         .base.config.labels = 4, .set.seed = 7 + i / 2};
+        split_stratified(&t, 0.1, 1);
+        train = t.train_count;
+    }
     for (int i = 0; i < N; i++) seen[list[i]]++;
     for (int i = train; i < N; i++) aside[labels[list[i]]]++;
     bool once = true;
