@@ -1427,7 +1427,8 @@ static struct Bytes take_line(const char **at, const char *end)
 /* Whether a line has blanks and separators at most. */
 static bool is_blank(const struct Reader *r, struct Bytes line)
 {
-    return strspn(line.data, (char[]){' ', r->separator, 0}) >= line.size;
+    const char blanks[] = {' ', r->separator == '\n' ? 0 : r->separator, 0};
+    return strspn(line.data, blanks) >= line.size;
 }
 
 /* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,
