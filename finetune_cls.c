@@ -63,7 +63,7 @@ static int *begin_text(struct Dataset *d, struct Bytes text, size_t most, int la
         d->starts = resize(d->starts, (2 * n + 2) * sizeof *d->starts);
     }
     if (n == 0) d->starts[0] = 0;
-    if (d->starts[n] + most > d->capacity) {
+    if (d->starts[n] + most >= d->capacity) {   /* also if no text has a token yet */
         d->capacity = 2 * (d->starts[n] + most);
         d->tokens = resize(d->tokens, d->capacity * sizeof *d->tokens);
     }
