@@ -149,7 +149,7 @@ enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient 
 struct Runner {
     struct Model *model;
     struct Workspace ws;
-    struct Minibatch minibatch;     /* its targets: the labels, until set_next_tokens */
+    struct Batch minibatch;         /* its targets: the labels, until set_next_tokens */
     real *cache;                    /* what frozen blocks gave, or NULL: create_cache */
     size_t cache_bytes;
     struct Timer timer;             /* of the lines of progress */
@@ -159,13 +159,13 @@ static void runner_create(struct Runner *r, struct Model *model, int max_rows, i
 {
     *r = (struct Runner){.model = model, .timer = start_timer()};
     workspace_create(&r->ws, model, max_rows, kind);
-    r->minibatch = minibatch_create(max_rows);
+    r->minibatch = batch_create(max_rows);
 }
 
 static void runner_free(struct Runner *r)
 {
     workspace_free(&r->ws);
-    minibatch_free(&r->minibatch);
+    batch_free(&r->minibatch);
     release(r->cache, r->cache_bytes);
 }
 
@@ -173,14 +173,14 @@ static void runner_free(struct Runner *r)
  * Texts keep their true lengths and lie back to back: there is no padding. */
 static struct Batch gather(struct Runner *r, const struct Dataset *d, const int *list, int count)
 {
-    struct Minibatch *m = &r->minibatch;
-    for (minibatch_clear(m); m->batch.sequences < count; ) {
-        const int s = m->batch.sequences, example = list[s], n = length_of(d, example);
-        if (m->batch.rows + n > m->max_rows) break;
+    struct Batch *m = &r->minibatch;
+    for (batch_clear(m); m->sequences < count; ) {
+        const int s = m->sequences, example = list[s], n = length_of(d, example);
+        if (m->rows + n > m->max_rows) break;
         m->targets[s] = d->labels[example];
-        memcpy(m->tokens + minibatch_add(m, n), d->tokens + d->starts[example], n * sizeof(int));
+        memcpy(m->tokens + batch_add(m, n), d->tokens + d->starts[example], n * sizeof(int));
     }
-    return m->batch;
+    return *m;
 }
 
 /* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
@@ -3673,12 +3673,12 @@ static int command_layers(int argc, char **argv)
 /* p (n, K): the probabilities after each of the n tokens of the text in t->data. */
 static void read_prefixes(real *p, struct Task *t, int n)
 {
-    struct Minibatch *m = &t->runner.minibatch;
+    struct Batch *m = &t->runner.minibatch;
     const struct Batch whole = gather(&t->runner, &t->data, (int[]){0}, 1);
     trunk_forward(&t->model, &t->runner.ws, &whole, 0, 0);
-    minibatch_clear(m);
-    for (int i = 0; i < n; i++) minibatch_add(m, 1);    /* each row the last of a sequence */
-    class_head(&t->model, &t->runner.ws, &m->batch, NULL, NULL, 0, p);
+    batch_clear(m);
+    for (int i = 0; i < n; i++) batch_add(m, 1);    /* each row the last of a sequence */
+    class_head(&t->model, &t->runner.ws, m, NULL, NULL, 0, p);
 }
 
 /* A token's bytes, in readable form, as a string that the caller owns. */

@@ -93,8 +93,10 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
  * which may feed two heads. Every other gradient has one source and is set (=). */
 struct Batch {
     int rows, sequences;        /* N, B */
-    const int *tokens;          /* (N) */
-    const int *starts;          /* (B + 1) */
+    int *tokens;                /* (N) */
+    int *starts;                /* (B + 1) */
+    int *targets;               /* (N): of each row the next token, or of each sequence its label */
+    int max_rows;               /* as many as batch_create took memory for */
 };
 
 /* --- Embedding; plain twin: plain_embedding --- */
@@ -2006,40 +2008,30 @@ static void workspace_free(struct Workspace *ws) { release(ws->activations, ws->
 
 /* --- A batch being put together: sequences back to back --- */
 
-struct Minibatch {
-    struct Batch batch;
-    int max_rows;
-    int *tokens;                /* (max_rows) */
-    int *targets;               /* (max_rows): of each row the next token, or of each sequence its
-                                   label */
-    int *starts;                /* (max_rows + 1) */
-};
-
-static struct Minibatch minibatch_create(int max_rows)
+static struct Batch batch_create(int max_rows)
 {
-    struct Minibatch m = {.max_rows = max_rows, .tokens = resize(NULL, max_rows * sizeof(int)),
-                          .targets = resize(NULL, max_rows * sizeof(int)),
-                          .starts = resize(NULL, ((size_t)max_rows + 1) * sizeof(int))};
-    m.starts[0] = 0;
-    m.batch = (struct Batch){0, 0, m.tokens, m.starts};
-    return m;
+    struct Batch b = {.max_rows = max_rows, .tokens = resize(NULL, max_rows * sizeof(int)),
+                      .targets = resize(NULL, max_rows * sizeof(int)),
+                      .starts = resize(NULL, ((size_t)max_rows + 1) * sizeof(int))};
+    b.starts[0] = 0;
+    return b;
 }
 
-static void minibatch_free(struct Minibatch *m)
+static void batch_free(struct Batch *b)
 {
-    free(m->tokens);
-    free(m->targets);
-    free(m->starts);
+    free(b->tokens);
+    free(b->targets);
+    free(b->starts);
 }
 
-static void minibatch_clear(struct Minibatch *m) { m->batch.rows = m->batch.sequences = 0; }
+static void batch_clear(struct Batch *b) { b->rows = b->sequences = 0; }
 
 /* Appends a sequence of `length` rows, which must fit. Returns its first row. */
-static int minibatch_add(struct Minibatch *m, int length)
+static int batch_add(struct Batch *b, int length)
 {
-    const int row = m->batch.rows;
-    m->batch.rows += length;
-    m->starts[++m->batch.sequences] = m->batch.rows;
+    const int row = b->rows;
+    b->rows += length;
+    b->starts[++b->sequences] = b->rows;
     return row;
 }
 

@@ -213,22 +213,22 @@ static int loader_peek(struct Loader *l)
 /* Appends sequence i, its inputs and its targets as new rows, if it still fits. Cut by length, a
  * minibatch of B * T rows has at most B sequences, although the two short ones of an epoch may
  * leave room for another. */
-static bool add_sequence(struct Minibatch *m, const struct Sequences *s, int64_t i)
+static bool add_sequence(struct Batch *m, const struct Sequences *s, int64_t i)
 {
     const int64_t begin = start_of(s, i);
     const int length = (int)(start_of(s, i + 1) - begin);
-    if (m->batch.rows + length > m->max_rows) return false;
-    if (!s->starts && (m->batch.sequences + 1) * s->T > m->max_rows) return false;
-    const int row = minibatch_add(m, length);
+    if (m->rows + length > m->max_rows) return false;
+    if (!s->starts && (m->sequences + 1) * s->T > m->max_rows) return false;
+    const int row = batch_add(m, length);
     read_tokens(m->tokens + row, s->data, begin, length);
     read_tokens(m->targets + row, s->data, begin + 1, length);
     return true;
 }
 
 /* Refills a minibatch with as many of the loader's next sequences as fit. */
-static void minibatch_fill(struct Minibatch *m, struct Loader *l)
+static void minibatch_fill(struct Batch *m, struct Loader *l)
 {
-    minibatch_clear(m);
+    batch_clear(m);
     while (add_sequence(m, &l->sequences, loader_peek(l))) l->next++;
 }
 
@@ -275,7 +275,7 @@ struct Run {
     struct Tokenizer *tokenizer;
     struct Data data, val;
     struct Sequences val_sequences;
-    struct Minibatch *minibatches;      /* (accumulate): one for each slot of a step */
+    struct Batch *minibatches;          /* (accumulate): one for each slot of a step */
     struct Workspace ws;                /* for one minibatch: B * T rows */
     struct Model part;                  /* what this process updates: all, or a part (10) */
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
@@ -328,7 +328,7 @@ static int64_t read_step(struct Run *r, int count)
     int64_t targets = 0;
     for (int a = 0; a < count; a++) {
         minibatch_fill(&r->minibatches[a], &r->loader);
-        targets += r->minibatches[a].batch.rows;
+        targets += r->minibatches[a].rows;
     }
     return targets;
 }
@@ -339,11 +339,11 @@ static int64_t read_step(struct Run *r, int count)
  * Dropout masks are a function of the seed, the step and the slot. */
 static double slot_gradient(struct Run *r, int slot, int count, int64_t step, int64_t targets)
 {
-    struct Minibatch *m = &r->minibatches[slot];
+    struct Batch *m = &r->minibatches[slot];
     const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * count + slot).key;
-    trunk_forward(&r->model, &r->ws, &m->batch, set.dropout, masks);
-    const double loss = lm_head(&r->model, &r->ws, &m->batch, m->targets, (real)(1.0 / targets));
-    trunk_backward(&r->model, &r->ws, &m->batch);
+    trunk_forward(&r->model, &r->ws, m, set.dropout, masks);
+    const double loss = lm_head(&r->model, &r->ws, m, m->targets, (real)(1.0 / targets));
+    trunk_backward(&r->model, &r->ws, m);
     return loss;
 }
 
@@ -486,7 +486,7 @@ static int text_bytes(const struct Tokenizer *t, int id)
 /* The score of about `budget` targets (0: all). The sequences are spread evenly over the data, and
  * are the same in every call, so that scores can be compared. Ranks share out the minibatches,
  * whose losses are added in their order. ws has room for the rows of m. */
-static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Minibatch *m,
+static struct Score evaluate(struct Model *model, struct Workspace *ws, struct Batch *m,
                              const struct Sequences *s, const struct Tokenizer *t, int64_t budget)
 {
     const double part = budget > 0 ? fmin(1, (double)budget / (s->data->tokens - 1)) : 1;
@@ -497,16 +497,16 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct M
     int count = 0;
     struct Timer timer = start_timer();
     for (int64_t i = 0; i < chosen; ) {
-        minibatch_clear(m);
+        batch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
         losses = resize(losses, (count + 1) * sizeof *losses);
         losses[count] = 0;
         if (count++ % ranks == rank) {
-            trunk_forward(model, ws, &m->batch, 0, 0);
-            losses[count - 1] = lm_head(model, ws, &m->batch, m->targets, 0);
+            trunk_forward(model, ws, m, 0, 0);
+            losses[count - 1] = lm_head(model, ws, m, m->targets, 0);
         }
-        for (int n = 0; n < m->batch.rows; n++) total_bytes += text_bytes(t, m->targets[n]);
-        score.tokens += m->batch.rows;
+        for (int n = 0; n < m->rows; n++) total_bytes += text_bytes(t, m->targets[n]);
+        score.tokens += m->rows;
         show_work(&timer, "eval", i, chosen, "sequences");
     }
     sum_over_ranks(losses, count);
@@ -627,10 +627,10 @@ static void generator_create(struct Generator *g, struct Model *model, struct To
  * of the last token. */
 static const real *read_text(struct Generator *g, const int *tokens, int n)
 {
-    const int rows = min_int(n, g->model->config.context), starts[] = {0, rows};
+    const int rows = min_int(n, g->model->config.context);
     memmove(g->window, tokens + n - rows, rows * sizeof *tokens);
     g->count = rows;
-    const struct Batch batch = {rows, 1, g->window, starts};
+    const struct Batch batch = {rows, 1, g->window, (int[]){0, rows}};
     const real *hidden = trunk_forward(g->model, &g->ws, &batch, 0, 0);
     return hidden + (size_t)(rows - 1) * g->model->config.channels;
 }
@@ -1305,7 +1305,7 @@ static void take_memory(struct Run *r)
     if (r->val.count) r->val_sequences = cut(&r->val, set.context, set.cut, eot);
     r->minibatches = resize(NULL, set.accumulate * sizeof *r->minibatches);
     for (int a = 0; a < set.accumulate; a++)
-        r->minibatches[a] = minibatch_create(set.batch * set.context);
+        r->minibatches[a] = batch_create(set.batch * set.context);
     workspace_create(&r->ws, &r->model, set.batch * set.context, WORK_TRAIN);
     r->losses = resize(NULL, set.accumulate * sizeof *r->losses);
     make_part(r);
@@ -1337,9 +1337,9 @@ static char *write_texts(const struct Run *r)
     struct Buffer bytes = {0}, text = {0};
     char *path = text_of("%s/step_%lld.txt", set.out, r->step + 1);
     for (int a = 0; a < set.accumulate; a++) {
-        const struct Minibatch *m = &r->minibatches[a];
-        for (int s = 0; s < m->batch.sequences; s++) {
-            const int first = m->batch.starts[s], end = m->batch.starts[s + 1];
+        const struct Batch *m = &r->minibatches[a];
+        for (int s = 0; s < m->sequences; s++) {
+            const int first = m->starts[s], end = m->starts[s + 1];
             bytes.size = 0;
             append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
             append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
@@ -1929,7 +1929,7 @@ static int command_eval(int argc, char **argv)
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
-    struct Minibatch m = minibatch_create(batch * T);
+    struct Batch m = batch_create(batch * T);
     workspace_create(&ws, &model, batch * T, WORK_EVAL);
     print_baselines(&data, tokenizer, model.config.vocabulary);
     fflush(stdout);

@@ -45,11 +45,11 @@ static void model_from(struct Model *m, const struct Net *net)
 }
 
 /* Texts as one batch: their rows back to back, without padding. */
-static struct Minibatch batch_of(const struct Text *texts, int count)
+static struct Batch batch_of(const struct Text *texts, int count)
 {
-    struct Minibatch b = minibatch_create(count * T);
+    struct Batch b = batch_create(count * T);
     for (int s = 0; s < count; s++) {
-        const int N = texts[s].example.N, row = minibatch_add(&b, N);
+        const int N = texts[s].example.N, row = batch_add(&b, N);
         memcpy(b.tokens + row, texts[s].rows, N * sizeof(int));
         memcpy(b.targets + row, texts[s].targets, N * sizeof(int));
     }
@@ -64,18 +64,18 @@ static void compare_text(struct Net *net, const struct Text *text)
     struct PlainValues v = plain_values(N, &net->shape);
     struct Model m;
     struct Workspace ws;
-    struct Minibatch b = batch_of(text, 1);
+    struct Batch b = batch_of(text, 1);
     real p[V * T];
     model_from(&m, net);
     workspace_create(&ws, &m, N, WORK_TRAIN);
     const double plain_loss = plain_forward(&v, &net->w, e, &net->shape) / N;
-    trunk_forward(&m, &ws, &b.batch, 0, 0);
+    trunk_forward(&m, &ws, &b, 0, 0);
     const struct Activations *a = &ws.activations[0];
     for (int n = 0; n < N; n++) {
         lm_logits(p + n * V, &m, ws.hidden + n * C);
         softmax(p + n * V, 1, 1, V);
     }
-    const real loss = (real)(lm_head(&m, &ws, &b.batch, b.targets, (real)1 / N) / N);
+    const real loss = (real)(lm_head(&m, &ws, &b, b.targets, (real)1 / N) / N);
     printf("\nForward, \"%s\" (sections 2 and 3 of the lesson):\n", FOUR);
     compare("embedding", "x (N, C)", a->x, v.block[0].x, N * C, 1e-6);
     compare("queries, keys, values", "qkv (N, 3C)", a->qkv, v.block[0].qkv, N * 3 * C, 1e-6);
@@ -86,7 +86,7 @@ static void compare_text(struct Net *net, const struct Text *text)
     compare("final states", "hidden (N, C)", ws.hidden, v.hidden, N * C, 2e-6);
     compare("probabilities", "p (N, V)", p, v.p, N * V, 2e-6);
     compare("loss", "", &loss, &plain_loss, 1, 2e-6);
-    trunk_backward(&m, &ws, &b.batch);
+    trunk_backward(&m, &ws, &b);
     mean_loss(net, text, 1, N);
     printf("\nBackward, the gradient of every tensor:\n");
     for (int i = 0; i < m.tensor_count; i++) {
@@ -97,7 +97,7 @@ static void compare_text(struct Net *net, const struct Text *text)
         compare(t->name + strlen("transformer."), shape, m.grads + t->offset,
                 net->gradients + t->offset, t->size, 1e-5);
     }
-    free(v.memory), minibatch_free(&b), workspace_free(&ws), model_free(&m);
+    free(v.memory), batch_free(&b), workspace_free(&ws), model_free(&m);
 }
 
 /* Section 4: the loss of each step, all sentences as one batch. Leaves both models trained. */
@@ -107,21 +107,21 @@ static void compare_training(struct Model *m, struct Net *net, const struct Text
     static real losses[STEPS];
     static double plain_losses[STEPS];
     struct Workspace ws;
-    struct Minibatch b = batch_of(texts, SENTENCES);
-    const int rows = b.batch.rows;
+    struct Batch b = batch_of(texts, SENTENCES);
+    const int rows = b.rows;
     workspace_create(&ws, m, rows, WORK_TRAIN);
     for (int t = 1; t <= STEPS; t++) {
         plain_losses[t - 1] = train_step(net, texts, SENTENCES, rows, 0.01, t);
-        trunk_forward(m, &ws, &b.batch, 0, 0);
-        losses[t - 1] = (real)(lm_head(m, &ws, &b.batch, b.targets, (real)1 / rows) / rows);
-        trunk_backward(m, &ws, &b.batch);
+        trunk_forward(m, &ws, &b, 0, 0);
+        losses[t - 1] = (real)(lm_head(m, &ws, &b, b.targets, (real)1 / rows) / rows);
+        trunk_backward(m, &ws, &b);
         adamw_step(m, 0.01, 1, DECAY, t);
     }
     printf("\nTraining (4); a step begins where the last one ended, so differences grow:\n");
     compare("loss of the first step", "", losses, plain_losses, 1, 2e-6);
     compare("loss of the first 25 steps", "(25)", losses, plain_losses, 25, 1e-4);
     compare("loss of 300 steps", "(300)", losses, plain_losses, STEPS, 1e-2);
-    minibatch_free(&b), workspace_free(&ws);
+    batch_free(&b), workspace_free(&ws);
 }
 
 /* Section 5: a sentence token by token, each with the keys and values of those before it in the
@@ -136,7 +136,7 @@ static void compare_generation(const struct Net *net, const struct PlainExample 
     model_from(&m, net);
     workspace_create(&ws, &m, T, WORK_CACHE);
     plain_forward(&v, &net->w, e, &net->shape);
-    const struct Batch first = {1, 1, e->tokens, (int[]){0, 1}};
+    const struct Batch first = {1, 1, (int[]){e->tokens[0]}, (int[]){0, 1}};
     const real *hidden = trunk_forward(&m, &ws, &first, 0, 0);
     for (int n = 0; n < e->N; n++) {
         if (n > 0) hidden = trunk_next(&m, &ws, e->tokens[n], n);
@@ -163,23 +163,23 @@ static void compare_finetuning(const struct Net *trained)
     struct Net net = net_create(CLASSES);
     struct Model m;
     struct Workspace ws;
-    struct Minibatch labelled = batch_of(texts, LABELLED), all = batch_of(texts, TEXTS);
+    struct Batch labelled = batch_of(texts, LABELLED), all = batch_of(texts, TEXTS);
     memcpy(net.weights, trained->weights, trained->size * sizeof(double));
     model_from(&m, &net);
     for (int i = 0; i < m.tensor_count - 1; i++) m.tensors[i].lr_scale = 0.01f;     /* the body */
-    workspace_create(&ws, &m, all.batch.rows, WORK_TRAIN);
+    workspace_create(&ws, &m, all.rows, WORK_TRAIN);
     for (int t = 1; t <= 60; t++) {
-        trunk_forward(&m, &ws, &labelled.batch, 0, 0);
-        class_head(&m, &ws, &labelled.batch, labels, NULL, (real)1 / LABELLED, NULL);
-        trunk_backward(&m, &ws, &labelled.batch);
+        trunk_forward(&m, &ws, &labelled, 0, 0);
+        class_head(&m, &ws, &labelled, labels, NULL, (real)1 / LABELLED, NULL);
+        trunk_backward(&m, &ws, &labelled);
         adamw_step(&m, 0.03, 1, DECAY, t);
     }
-    trunk_forward(&m, &ws, &all.batch, 0, 0);
-    class_head(&m, &ws, &all.batch, NULL, NULL, 0, probabilities);
+    trunk_forward(&m, &ws, &all, 0, 0);
+    class_head(&m, &ws, &all, NULL, NULL, 0, probabilities);
     for (int i = 0; i < TEXTS; i++) tea[i] = probabilities[i * CLASSES + 1];
     printf("\nFine-tuning (6), 60 steps on %d labelled texts:\n", LABELLED);
     compare("P(tea) of all texts", "(8)", tea, after, TEXTS, 1e-4);
-    free(net.weights), minibatch_free(&labelled), minibatch_free(&all);
+    free(net.weights), batch_free(&labelled), batch_free(&all);
     workspace_free(&ws), model_free(&m);
 }
 

@@ -461,8 +461,8 @@ static void test_attention_scratch(void)
     int overrun = 0;
     for (int i = 0; i < 8; i++)
         for (int k = 0; k < 8; k++) {
-            const int D = widths[i], T = lengths[k], starts[] = {0, T};
-            const struct Batch batch = {T, 1, NULL, starts};
+            const int D = widths[i], T = lengths[k];
+            const struct Batch batch = {T, 1, NULL, (int[]){0, T}};
             real *qkv = randoms((size_t)3 * T * D, 1), *y = randoms((size_t)T * D, 1),
                 *lse = randoms(T, 1);
             real *dqkv = randoms((size_t)3 * T * D, 1);
@@ -531,9 +531,8 @@ static void test_dropout_keys(void)
 static void test_attention_dropout(void)
 {
     enum { T = 150, FIRST = 50, C = 64, H = 4, D = C / H };
-    const int starts[] = {0, T};
     const double count = (T - FIRST) * H;
-    const struct Batch batch = {T, 1, NULL, starts};
+    const struct Batch batch = {T, 1, NULL, (int[]){0, T}};
     const struct Dropout d = dropout_at((struct Dropout){0.25, 5}, 0, AT_ATTENTION);
     real *qkv = randoms(3 * T * C, 0), *y = randoms(T * C, 1), *lse = randoms(T * H, 1);
     double mean = 0, variance = 0, heads = 0, rows = 0;

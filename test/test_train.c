@@ -224,19 +224,19 @@ static bool epoch_complete(struct Loader *l, const struct Data *d)
     int seen[200] = {0};
     bool good = true;
     const struct Sequences *s = &l->sequences;
-    struct Minibatch m = minibatch_create(s->T);
+    struct Batch m = batch_create(s->T);
     const int64_t epoch = l->epoch;
     while (l->epoch == epoch && l->next < s->count) {
-        minibatch_clear(&m);
-        good &= add_sequence(&m, s, loader_peek(l)) && m.batch.rows >= 1 && m.batch.rows <= s->T;
+        batch_clear(&m);
+        good &= add_sequence(&m, s, loader_peek(l)) && m.rows >= 1 && m.rows <= s->T;
         l->next++;
-        for (int n = 0; n < m.batch.rows; n++) {
+        for (int n = 0; n < m.rows; n++) {
             good &= m.targets[n] == m.tokens[n] + 1;
             seen[m.targets[n]]++;
         }
     }
     for (int i = 0; i < d->tokens; i++) good &= seen[i] == (i > 0);
-    minibatch_free(&m);
+    batch_free(&m);
     return good;
 }
 
@@ -558,13 +558,13 @@ static void test_evaluation(void)
     const struct Tokenizer plain = {.vocabulary = 137, .eot = -1, .offset = offset};
     struct Tokenizer ends = plain;
     for (int i = 0; i < 138; i++) offset[i] = 2 * i;
-    struct Minibatch *m = &r.minibatches[0], one = minibatch_create(12),
-                     two = minibatch_create(24);
+    struct Batch *m = &r.minibatches[0], one = batch_create(12),
+                     two = batch_create(24);
     const struct Sequences s = cut(&r.data, 12, "length", 0);
     struct Score all = evaluate(&r.model, &r.ws, m, &s, &plain, 0);
     struct Score alone = evaluate(&r.model, &r.ws, &one, &s, &plain, 0);
     struct Score some = evaluate(&r.model, &r.ws, m, &s, &plain, 40);
-    const bool spread = m->batch.sequences == 4 && m->tokens[12] == 36 && m->tokens[36] == 108;
+    const bool spread = m->sequences == 4 && m->tokens[12] == 36 && m->tokens[36] == 108;
     struct Score again = evaluate(&r.model, &r.ws, &two, &s, &plain, 40);
     check(spread, "evaluation: a budget of 4 of 12 sequences is spread over the data");
     check(all.tokens == 136 && fabs(all.loss - alone.loss) < 1e-6,
