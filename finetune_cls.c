@@ -1546,7 +1546,11 @@ static bool has_header(const struct Reader *r)
     bool usual = false;
     for (int which = 0; which < COLUMNS; which++) {
         if (!r->wanted[which]) continue;
-        if (!position_of(r->wanted[which])) return true;
+        if (!position_of(r->wanted[which])) {
+            if (said && *said == 'n')
+                die_usage("--header no: columns are numbered then, as --text-column 2.");
+            return true;
+        }
         usual |= find_field(r, usual_names[which]) == r->place[which];
     }
     return said && strcmp(said, "auto") ? *said == 'y' : usual;

@@ -73,7 +73,7 @@ succeeds "eval of a file with a header" eval '
         grep -q "^examples 4"'
 same_as_plain plain.tsv --text-column 2 --label-column label
 same_as_plain plain.tsv --text-column 2 --label-column 1 --header yes
-same_as_plain plain.tsv --header no
+fails 2 "--header no: columns are numbered then" try plain.tsv --header no
 train headless --text-column 2 --label-column 1 --header yes
 succeeds "eval takes the first row for a header, as the training did" eval '
     ./finetune_cls eval --model "$dir/new" --data "$dir/headless" 2>&1 | grep -q "^examples 3"'
