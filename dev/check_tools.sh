@@ -55,8 +55,8 @@ memcpy(b->data + b->size, bytes, n);
 fwrite(b->data, 1, b->size, stdout);
 # read_ids sets them.
 for (int k = 0; k < n; k++) counts[block[k]]++;
-# Without a mean no update has been averaged; load_course refuses a file that says otherwise.
-c.averaged ? c.mean : c.best
+# Without --average there is no mean, and no update is averaged.
+averaged > 0 ? run.mean : run.best
 # decode_tokens has made room before it, in `reserve`, so there is memory.
 memcpy(out->data + out->size, bytes,
 # An array of pointers, and tokenizer.c is included by design.
