@@ -3073,11 +3073,11 @@ static struct Config read_config(const char *path, const struct Safetensors *s)
     if (c.channels % c.heads)
         die("%s: %d channels cannot be shared by %d heads. Correct it.", path, c.channels, c.heads);
     refuse_variants(j, &c, path);
+    if (find_tensor(s, "", "score.weight")) read_label_names(&c, j, path);
     const char *sum = hash_text(checksum(file.data, file.size));
     if (strcmp(json_text(s->metadata, "config_checksum", sum), sum))
         die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
             "that was written with it.", path);
-    if (find_tensor(s, "", "score.weight")) read_label_names(&c, j, path);
     json_free(j);
     free((char *)file.data);
     return c;
