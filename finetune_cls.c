@@ -2482,8 +2482,9 @@ static bool open_run(struct Task *t)
     lock_directory(s->out);
     const char *run = !s->resume ? NULL : file_exists(state) ? state
                     : file_exists(model) ? model : NULL;
-    const char *rows = read_journal(text_of("%s/compare.tsv", s->out), table_header);
-    if (!s->overwrite && !run && !(s->resume && rows && !*rows))
+    const char *rows = run || !s->resume ? NULL
+                     : read_journal(brief("%s/compare.tsv", s->out), table_header);
+    if (!s->overwrite && !run && !(rows && !*rows))
         refuse_existing(s->out, s->resume ? files + 4 : files,
                         "Give --resume, --overwrite or another --out.");
     if (run) {
