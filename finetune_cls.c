@@ -281,7 +281,8 @@ struct Settings {
     double layer_decay, l2sp, lm_coef, average;
     bool overwrite, resume, dedupe, calibrate;
     bool all, json;                             /* how predict prints */
-    enum { PROMPT, PROBE, LAST, FULL, SCRATCH } kind;   /* --tune; the first two make no steps */
+    /* --tune; the first two make no steps. compare has three more, which know no model. */
+    enum { PROMPT, PROBE, LAST, FULL, SCRATCH, MAJORITY, NB, NBSVM } kind;
     int last;                                   /* K of last:K */
     int every;                                  /* updates between two validations */
 };
@@ -2880,14 +2881,6 @@ static int command_predict(int argc, char **argv)
 /* Every method learns from the same labels, for every number of labels ("budget") and every seed,
  * and is asked about the test texts once. A method's validation texts come out of its budget. */
 
-/* A method as the command line names it: majority, nb, nbsvm, or what --tune may be, followed by
- * options: full+l2sp:10+layer-decay:0.8. */
-struct Method {
-    const char *name;
-    void (*classical)(double *scores, const struct Task *t);        /* NULL: it tunes a model */
-    struct Task task;                       /* what all its trainings begin with */
-};
-
 /* The result of one training, of a method with a budget and a seed. */
 struct Cell {
     double seconds;
@@ -2909,7 +2902,9 @@ struct Compare {
     int seeds;
     double time_limit, start, test_part;
 
-    struct Method *methods;             /* (method_count) */
+    /* (method_count): what all trainings of a method begin with. set.tune: its name, as the command
+     * line has it: majority, nb, nbsvm, or what --tune may be with options: full+l2sp:10+lr:1e-4 */
+    struct Task *methods;
     int method_count, *budgets, budget_count;
     struct Dataset bags;                /* of the texts of task.data */
     int feature_count;                  /* in bags */
@@ -2959,7 +2954,7 @@ static struct Dataset texts_with_suffix(const struct Compare *c, const struct Se
     const struct Dataset *all = &c->task.data;
     struct Dataset d = {0};
     for (int m = 0; m < c->method_count; m++)
-        if (!strcmp(c->methods[m].task.set.suffix, s->suffix)) return c->methods[m].task.data;
+        if (!strcmp(c->methods[m].set.suffix, s->suffix)) return c->methods[m].data;
     set_suffix(c->task.tokenizer, s->suffix, s->max_tokens);
     for (int i = 0; i < all->count; i++)
         add_text(&d, c->task.tokenizer, all->texts[i], all->labels[i], c->task.window);
@@ -2967,34 +2962,33 @@ static struct Dataset texts_with_suffix(const struct Compare *c, const struct Se
 }
 
 /* A method that prompts takes the names of the classes for want of other label words. */
-static struct Method parse_method(const char *name, const struct Compare *c)
+static struct Task parse_method(const char *name, const struct Compare *c)
 {
-    static const struct { const char *name; void (*run)(double *scores, const struct Task *t); }
-    classical[] = {{"majority", majority}, {"nb", naive_bayes}, {"nbsvm", nbsvm}};
-    struct Method m = {name, NULL, c->task};
-    struct Task *t = &m.task;
-    struct Settings *s = &t->set;
-    const int K = t->base.config.labels;
-    char **names = t->base.config.label_names, *options = text_of("%s", name), *option;
+    static const char *const classical[] = {"majority", "nb", "nbsvm"};
+    struct Task t = c->task;
+    struct Settings *s = &t.set;
+    const int K = t.base.config.labels;
+    char **names = t.base.config.label_names, *options = text_of("%s", name), *option;
     if (!s->suffix) s->suffix = "";
     s->tune = strsep(&options, "+");
     for (int k = 0; k < COUNT(classical); k++)
-        if (!strcmp(s->tune, classical[k].name)) m.classical = classical[k].run;
-    if (m.classical && options)
+        if (!strcmp(s->tune, classical[k])) s->kind = MAJORITY + k;
+    if (s->kind >= MAJORITY && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
-    if (m.classical) return m;
-    parse_tune("--methods", "majority, nb, nbsvm, ", s, t->base.config.layers);
+    if (s->kind >= MAJORITY) return t;
+    parse_tune("--methods", "majority, nb, nbsvm, ", s, t.base.config.layers);
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
-    if (is_given(rows, "suffix")) t->data = texts_with_suffix(c, s);
-    if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t->tokenizer);
+    if (is_given(rows, "suffix")) t.data = texts_with_suffix(c, s);
+    if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t.tokenizer);
     if (s->label_words != c->task.set.label_words)
-        t->words = !has_words(s) ? (struct Dataset){0}
-                 : read_label_words(s->label_words, names, K, t->tokenizer, false);
-    t->prior = read_prior(s->prior, names, K);
+        t.words = !has_words(s) ? (struct Dataset){0}
+                : read_label_words(s->label_words, names, K, t.tokenizer, false);
+    t.prior = read_prior(s->prior, names, K);
+    s->tune = name;
     free(rows);
-    return m;
+    return t;
 }
 
 /* Reads --methods. A comma before a method's name separates two; another is part of a value, such
@@ -3012,10 +3006,11 @@ static void parse_methods(struct Compare *c)
         if (is_choice(comma + 1, strcspn(comma + 1, ",+:"), names)) *comma = '\n';
     while ((name = strsep(&rest, "\n"))) {
         for (int k = 0; k < c->method_count; k++)
-            if (!strcmp(name, c->methods[k].name)) die_usage("--methods: %s is named twice.", name);
-        const struct Method m = parse_method(name, c);
-        if (m.task.set.kind == PROMPT && !m.task.words.count) {
-            if (given) die_usage(no_words, "--methods", name, m.task.base.config.label_names[0]);
+            if (!strcmp(name, c->methods[k].set.tune))
+                die_usage("--methods: %s is named twice.", name);
+        const struct Task m = parse_method(name, c);
+        if (m.set.kind == PROMPT && !m.words.count) {
+            if (given) die_usage(no_words, "--methods", name, m.base.config.label_names[0]);
             continue;
         }
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
@@ -3060,7 +3055,7 @@ static void parse_budgets(struct Compare *c)
     double before = -1;
     bool prompts = false;
     c->budgets = resize(NULL, (strlen(rest) + 1) * sizeof *c->budgets);     /* more than needed */
-    for (int m = 0; m < c->method_count; m++) prompts |= c->methods[m].task.set.kind == PROMPT;
+    for (int m = 0; m < c->method_count; m++) prompts |= c->methods[m].set.kind == PROMPT;
     while ((part = strsep(&rest, ","))) {
         double x = INFINITY;
         if (strcmp(part, "all")
@@ -3084,16 +3079,16 @@ static void parse_budgets(struct Compare *c)
 /* A method that knows no model learns from the texts of its task and is asked about those of the
  * test: the largest value of a row of p (val_count, K) is its answer. Only naive Bayes has
  * probabilities, and so a loss; here the sum over the texts. */
-static bool run_classical(real *p, double *loss, const struct Compare *c, struct Method *m)
+static bool run_classical(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
-    struct Task *t = &m->task;
+    static void (*const ways[])(double *, const struct Task *) = {majority, naive_bayes, nbsvm};
     const int K = t->base.config.labels, n = t->val_count;
     const size_t bytes = (size_t)n * K * sizeof(double);
     double *scores = allocate_zeroed(bytes);
     *loss = 0;
     t->data = c->bags;
     t->base.config.vocabulary = c->feature_count;
-    m->classical(scores, t);
+    ways[t->set.kind - MAJORITY](scores, t);
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3102,17 +3097,16 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, struct
         for (int k = 0; k < K; k++) p[(size_t)i * K + k] = (real)(z[k] - max);
         *loss += max + log(sum) - z[t->truth[i]];
     }
-    if (m->classical != naive_bayes) *loss = NAN;
+    if (t->set.kind != NB) *loss = NAN;
     release(scores, bytes);
     return true;
 }
 
 /* A training as `train` does it, without files, and its answers p to the texts of the test. Returns
  * false, without a result, if a signal ended it. */
-static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Method *m)
+static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
     const struct Task *all = &c->task;
-    struct Task *t = &m->task;
     struct Metadata meta = {0};
     struct Scores val;
     take_validation(t, t->train_count, t->set.val_part, STREAM_SPLIT);
@@ -3124,7 +3118,7 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Met
     if (whole)
         *loss = run_examples(&t->runner, p, NULL, &t->data, all->val, all->val_count, t->title);
     if (whole && !isfinite(*loss))
-        die("--methods %s: the loss is not finite. Lower its lr.", m->name);
+        die("--methods %s: the loss is not finite. Lower its lr.", t->set.tune);
     metadata_free(&meta);
     task_free(t);
     return whole;
@@ -3136,19 +3130,19 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Met
 static void run_cell(struct Compare *c, int seed, int budget, int method)
 {
     struct Cell *cell = cell_at(c, seed, budget, method);
-    struct Method m = c->methods[method];
-    struct Task *t = &m.task;
-    const int labels = c->budgets[budget], K = t->base.config.labels;
-    const int n = t->val_count, *truth = t->truth;
+    struct Task t = c->methods[method];
+    const bool classical = t.set.kind >= MAJORITY;
+    const int labels = c->budgets[budget], K = t.base.config.labels;
+    const int n = t.val_count, *truth = t.truth;
     real *p = resize(NULL, (size_t)n * K * sizeof *p);
     const double start = seconds();
     double loss;
-    t->set.seed = seed;
-    t->title = c->task.title;
-    t->train_count = labels || !m.classical ? labels : c->task.train_count;
-    int *list = t->train = resize(NULL, t->train_count * sizeof *list);
-    if (t->train_count) choose_subset(list, c, t->train_count, seed);
-    if ((m.classical ? run_classical : run_tuned)(p, &loss, c, &m)) {
+    t.set.seed = seed;
+    t.title = c->task.title;
+    t.train_count = labels || !classical ? labels : c->task.train_count;
+    int *list = t.train = resize(NULL, t.train_count * sizeof *list);
+    if (t.train_count) choose_subset(list, c, t.train_count, seed);
+    if ((classical ? run_classical : run_tuned)(p, &loss, c, &t)) {
         const struct Scores s = score(p, truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
@@ -3156,8 +3150,8 @@ static void run_cell(struct Compare *c, int seed, int budget, int method)
             cell->right[i] = '0' + (most_probable(p + (size_t)i * K, K) == truth[i]);
         cell->right[n] = 0;
         commit_outputs();               /* before the first row: see open_comparison */
-        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", m.name, labels,
-                    seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
+        journal_add(&c->journal, "%s\t%d\t%d\t%.6f\t%.6f\t%.6f\t%.2f\t%s\n", t.set.tune,
+                    labels, seed, s.accuracy, s.macro_f1, s.loss, cell->seconds, cell->right);
         journal_flush(&c->journal);
     }
     free(list);
@@ -3179,7 +3173,7 @@ static bool read_cell(struct Compare *c, const char *row)
     const char *right = rest + end;
     if (!end || seed < 1 || strspn(right, "01") != (size_t)n || right[n] != '\n') return false;
     while (budget < c->budget_count && c->budgets[budget] != labels) budget++;
-    while (method < c->method_count && strcmp(c->methods[method].name, name)) method++;
+    while (method < c->method_count && strcmp(c->methods[method].set.tune, name)) method++;
     free(name);
     if (seed <= c->seeds && budget < c->budget_count && method < c->method_count)
         *cell_at(c, seed, budget, method) = (struct Cell){took, text_of("%.*s", n, right)};
@@ -3308,8 +3302,7 @@ static int best_method(const struct Compare *c, int budget, bool pretrained)
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, budget, m);
-        const struct Method *method = &c->methods[m];
-        if (pretrained && (method->classical || method->task.set.kind == SCRATCH)) continue;
+        if (pretrained && c->methods[m].set.kind >= SCRATCH) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3359,7 +3352,7 @@ static void print_table(const struct Compare *c)
     printf(" seconds\n");
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *last = estimate_at(c, c->budget_count - 1, m);
-        printf("%-13s", c->methods[m].name);
+        printf("%-13s", c->methods[m].set.tune);
         for (int b = 0; b < c->budget_count; b++) {
             const struct Estimate *e = estimate_at(c, b, m);
             printf(" %-18s", !e->seeds ? "-" : brief("%.3f %.3f-%.3f%s", e->mean, e->low, e->high,
@@ -3388,7 +3381,7 @@ static void print_worth(const struct Compare *c)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
     for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].task.set.kind == SCRATCH && e[m].seeds) scratch = m;
+        if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
     const int best = best_method(c, near, true);
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
     if (best < 0 || scratch < 0 || few == most) return;
@@ -3397,7 +3390,7 @@ static void print_worth(const struct Compare *c)
     printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
            !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
                    : brief("more than %d labels", most - few),
-           few, c->methods[best].name, e[best].mean, e[scratch].mean);
+           few, c->methods[best].set.tune, e[best].mean, e[scratch].mean);
 }
 
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
@@ -3406,9 +3399,9 @@ static void print_prompt(const struct Compare *c)
     const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
     if (best < 0 || c->budgets[0]) return;
     const double mean = estimate_at(c, 0, best)->mean;
-    printf("Without any label %s is right in %.3f", c->methods[best].name, mean);
+    printf("Without any label %s is right in %.3f", c->methods[best].set.tune, mean);
     for (int m = 0; m < c->method_count && most; m++) {
-        if (c->methods[m].classical != naive_bayes) continue;
+        if (c->methods[m].set.kind != NB) continue;
         const int needed = labels_needed(c, m, mean);
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
                needed ? needed : most);
@@ -3427,7 +3420,7 @@ static void print_choice(const struct Compare *c)
     for (int m = 0; m < c->method_count; m++)
         if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;
     printf("For these data, with %d labels: %s, the quickest that is not significantly worse than "
-           "the best.\n", c->budgets[b], c->methods[choice].name);
+           "the best.\n", c->budgets[b], c->methods[choice].set.tune);
 }
 
 /* What the figures mean and what they cannot tell, then sentences that a person can use. */
@@ -3459,8 +3452,8 @@ static void print_verdict(const struct Compare *c)
  * and one shows what the commonest label would give. */
 static bool makes_sense(const struct Compare *c, int budget, int method)
 {
-    const struct Method *m = &c->methods[method];
-    return c->budgets[budget] || m->classical == majority || m->task.set.kind == PROMPT;
+    const int kind = c->methods[method].set.kind;
+    return c->budgets[budget] || kind == MAJORITY || kind == PROMPT;
 }
 
 /* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as the first,
@@ -3473,7 +3466,7 @@ static char *title_of(const struct Compare *c, int i, int number)
         if (!c->cells[k].right) left += c->cells[k % round].seconds;
     return text_of("training %d/%d%s: %s, %d labels", number, c->trainings,
                    i < round ? "" : brief(", %s left", duration(left)),
-                   c->methods[i % M].name, c->budgets[i / M % c->budget_count]);
+                   c->methods[i % M].set.tune, c->budgets[i / M % c->budget_count]);
 }
 
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time

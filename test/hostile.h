@@ -336,7 +336,7 @@ static void read_json(struct Bytes input)
 /* The rows of a comparison: of two methods, with 8 labels, on two texts. */
 static void read_comparison(struct Bytes input)
 {
-    struct Method methods[] = {{.name = "nb"}, {.name = "full"}};
+    struct Task methods[] = {{.set = {.tune = "nb"}}, {.set = {.tune = "full"}}};
     int budgets[] = {8};
     struct Cell cells[2] = {{0}};
     struct Compare c = {.methods = methods, .method_count = 2, .seeds = 1, .budgets = budgets,

@@ -654,20 +654,20 @@ static void test_methods(void)
         "prompt+label-words:a=full,nbs,of;b=probes,at+suffix:, not last,probe+suffix:,last:1"};
     c.task.set.max_tokens = 64;
     parse_methods(&c);
-    const struct Method *m = c.methods;
-    check(c.method_count == 12 && m[0].classical == majority && m[1].classical == naive_bayes
-          && m[2].classical == nbsvm && !m[3].classical && m[3].task.set.kind == SCRATCH
-          && m[4].task.set.kind == PROBE && m[5].task.set.kind == LAST && m[5].task.set.last == 2
-          && m[6].task.set.kind == FULL && m[6].task.set.l2sp == 0, "methods: every kind");
-    const struct Settings *a = &m[7].task.set, *b = &m[8].task.set;
+    const struct Task *m = c.methods;
+    check(c.method_count == 12 && m[0].set.kind == MAJORITY && m[1].set.kind == NB
+          && m[2].set.kind == NBSVM && m[3].set.kind == SCRATCH
+          && m[4].set.kind == PROBE && m[5].set.kind == LAST && m[5].set.last == 2
+          && m[6].set.kind == FULL && m[6].set.l2sp == 0, "methods: every kind");
+    const struct Settings *a = &m[7].set, *b = &m[8].set;
     check(a->kind == FULL && a->l2sp == 0.01 && a->layer_decay == 0.8 && a->lr == 1e-4
           && a->dropout == 0.3 && !strcmp(a->class_weights, "auto") && b->kind == LAST
           && b->last == 1 && b->lm_coef == 0.5 && b->average == 0 && b->head_lr_ratio == 20
           && b->weight_decay == 0.1 && !strcmp(b->class_weights, "none"),
           "methods: every option, of its method alone");
-    check(!strcmp(m[7].name, "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights"),
+    check(!strcmp(m[7].set.tune, "full+l2sp:0.01+layer-decay:0.8+lr:1e-4+dropout:0.3+class-weights"),
           "methods: a name stays as it was given");
-    const struct Settings *words = &m[9].task.set, *none = &m[10].task.set, *last = &m[11].task.set;
+    const struct Settings *words = &m[9].set, *none = &m[10].set, *last = &m[11].set;
     check(words->kind == PROMPT && !strcmp(words->label_words, "a=full,nbs,of;b=probes,at")
           && !strcmp(words->suffix, ", not last") && none->kind == PROBE && !*none->suffix
           && last->kind == LAST && !*last->suffix,
