@@ -2970,6 +2970,7 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     const int K = t.base.config.labels;
     char **names = t.base.config.label_names, *options = text_of("%s", name), *option;
     if (!s->suffix) s->suffix = "";
+    s->val = NULL;                      /* --test, which keeps no option of a method from effect */
     s->tune = strsep(&options, "+");
     for (int k = 0; k < COUNT(classical); k++)
         if (!strcmp(s->tune, classical[k])) s->kind = MAJORITY + k;
