@@ -1095,6 +1095,9 @@ static inline real exp_real(real x)
 
 /* --- Vectors: the types of GCC and Clang, as wide as the machine's registers --- */
 
+/* For what is compiled anew wherever it is called, with the constants of the call. */
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, TILE_ROWS = 12 };         /* 32 registers: 24 sums, 2 of b, 1 of a */
 #elif defined(__AVX__)
@@ -1128,7 +1131,7 @@ static inline word bfloat16(word x)
 /* sum + a b, for two bfloat16 in each 32 bits of a and b: the upper ones first, each product added
  * in one rounding. That is what the instruction does, but for numbers below 2^-126, which it takes
  * as 0. */
-static inline __attribute__((always_inline)) vec add_pairs(vec sum, words a, words b)
+INLINE vec add_pairs(vec sum, words a, words b)
 {
 #if defined(__AVX512BF16__) && !defined(EMULATE_BF16)
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -1265,8 +1268,7 @@ enum { SIDE = 16, GROUP = TILE_ROWS % 4 ? 2 : 4 };      /* of the blocks that ar
  * slots each are written as SIDE groups, which are copied to where they belong. Returns how many k
  * are done; the last ones are left to pack(). What comes next in each line is prefetched into the
  * second level of cache: lines a multiple of 4 KB apart share too few places of the first. */
-static inline __attribute__((always_inline))
-int pack_columns(real *panel, const real *x, size_t line, size_t pair, int width, int K)
+INLINE int pack_columns(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
     for (; k + SIDE < K; k += SIDE)
@@ -1288,10 +1290,9 @@ int pack_columns(real *panel, const real *x, size_t line, size_t pair, int width
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
  * they are written; those ahead are prefetched. Whole vectors are stored: the next slot overwrites
- * what spills beyond the panel's width. Nothing is read beyond the end of x: its last row, which one
- * of the last two slots holds, is left to pack(). */
-static inline __attribute__((always_inline))
-int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
+ * what spills beyond the panel's width. Nothing is read beyond the end of x: its last row, which
+ * one of the last two slots holds, is left to pack(). */
+INLINE int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
 {
     enum { AHEAD = 16 };
     int k = 0;
@@ -1307,8 +1308,7 @@ int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, i
 
 /* Copies `count` <= width lines into the K slots of one panel: panel[k * width + i] = x(i, k), and
  * 0 for i >= count. pair: from one term of a slot to the other. */
-static inline __attribute__((always_inline))
-void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
+INLINE void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 {
     int k0 = 0;
     if (count < width) memset(panel, 0, (size_t)width * K * sizeof(real));
@@ -1322,8 +1322,7 @@ void pack(real *panel, struct Lines x, size_t pair, int count, int width, int K)
 
 /* Of the lines of x, in panels one after the other, packs the panel that begins with line i;
  * compiled for each precision. */
-static inline __attribute__((always_inline))
-void pack_panel(real *packed, struct Lines x, int i, int lines, int width)
+INLINE void pack_panel(real *packed, struct Lines x, int i, int lines, int width)
 {
     const int K = slot_count(x.terms, x.precision), count = min_int(width, lines - i);
     packed += (size_t)i * K;
@@ -1332,8 +1331,7 @@ void pack_panel(real *packed, struct Lines x, int i, int lines, int width)
     else pack(packed, x, K * x.step, count, width, K);
 }
 
-static inline __attribute__((always_inline))
-void pack_lines(real *packed, struct Lines x, int lines, int width)
+INLINE void pack_lines(real *packed, struct Lines x, int lines, int width)
 {
     for (int i = 0; i < lines; i += width) pack_panel(packed, x, i, lines, width);
 }
@@ -1353,9 +1351,8 @@ struct Rows { const real *at; size_t row, column, next; int precision; };
  * unroll four steps of k, so that loop control does not compete with the multiply-adds on a core
  * that two threads share. The empty asm keeps loads of step k + 1 out of step k, for which there
  * are no registers. */
-static inline __attribute__((always_inline))
-void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
-          const real *start, const real *bias, int K, int precision)
+INLINE void tile(real *c, size_t ldc, const real *a, size_t a_row, size_t a_column, const real *b,
+                 const real *start, const real *bias, int K, int precision)
 {
     enum { VECTORS = TILE_ROWS * TILE_VECTORS };
     vec sum[VECTORS];
@@ -1523,32 +1520,28 @@ static void keep_rounded(const real *weights, size_t count)
 }
 
 /* Values i, i + 1 .. of b, a vector of them; half: b in 16 bits, or NULL. */
-static inline __attribute__((always_inline))
-vec values_at(const real *b, const uint16_t *half, size_t i)
+INLINE vec values_at(const real *b, const uint16_t *half, size_t i)
 {
     typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
     if (!half) return *(const vec *)(b + i);
     return (vec)(__builtin_convertvector(*(const halves *)(half + i), words) << 16);
 }
 
-static inline __attribute__((always_inline))
-real value_at(const real *b, const uint16_t *half, size_t i)
+INLINE real value_at(const real *b, const uint16_t *half, size_t i)
 {
     return half ? ((vec)(words){(word)half[i] << 16})[0] : b[i];
 }
 
 /* Into the second level of cache: the first has no room for what is needed that much later. */
-static inline __attribute__((always_inline))
-void prefetch_values(const real *b, const uint16_t *half, size_t i)
+INLINE void prefetch_values(const real *b, const uint16_t *half, size_t i)
 {
     __builtin_prefetch(half ? (const void *)(half + i) : b + i, 0, 2);
 }
 
 /* sum (n) += x (K) b (K, n), rows `row` apart: several rows of b at once, while the next are
  * prefetched. */
-static inline __attribute__((always_inline))
-void gemv_rows(real *sum, const real *x, const real *b, const uint16_t *half, size_t row, int n,
-               int K)
+INLINE void gemv_rows(real *sum, const real *x, const real *b, const uint16_t *half, size_t row,
+                      int n, int K)
 {
     enum { ROWS = 16 };
     for (int k0 = 0; k0 < K; k0 += ROWS) {
@@ -1571,8 +1564,7 @@ void gemv_rows(real *sum, const real *x, const real *b, const uint16_t *half, si
 }
 
 /* The sum of x_k b_k: four vectors of sums, and the next line is prefetched. */
-static inline __attribute__((always_inline))
-real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
+INLINE real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
 {
     enum { SUMS = 4 };
     vec sums[SUMS] = {{0}};
