@@ -1348,18 +1348,20 @@ static size_t prefix_length(const char *path)
 }
 
 /* Dies if shards with one prefix, which stand side by side, are not of one set, not all those that
- * the pattern names, or not as they were encoded. A pattern of NULL names all, but a missing one is
- * then worth a warning only. */
+ * the pattern names, or, in their order, not as they were encoded. A pattern of NULL names all, but a
+ * missing one is then worth a warning only. */
 static void check_sets(const struct Shard *s, int count, const char *pattern)
 {
     for (const struct Shard *first = s, *end = s + count; first < end; first = s) {
         const int n = (int)prefix_length(first->path);
         uint64_t hash = 0;
+        bool ordered = true;
         do {
             if (s->set != first->set)
                 die("%s: is not of the same run of `tokenizer encode` as %s. Encode both again, or "
                     "remove the older one.", s->path, first->path);
             hash = mix64(hash ^ s->sum);
+            ordered &= !n || atoi(s->path + n + 1) == s - first;
         } while (++s < end && n && (int)prefix_length(s->path) == n
                  && !strncmp(s->path, first->path, n));
         for (int k = 0; n && k < first->shards; k++) {
@@ -1376,7 +1378,7 @@ static void check_sets(const struct Shard *s, int count, const char *pattern)
             }
             free(path);
         }
-        if (s - first == first->shards && hash != first->set)
+        if (ordered && s - first == first->shards && hash != first->set)
             die("%s: the tokens are not those that were encoded: the file, or another of its set, "
                 "is damaged. Encode again.", first->path);
     }

@@ -678,6 +678,9 @@ static void test_shards(const struct Tokenizer *t)
     check(same_files("lines", "out") && whole.size == 1024 + 2 * 1000,
           "shards of --shard-tokens follow one another");
     check(!memcmp(whole.data + 16, &t->hash, 8), "words 4 and 5 of the header are the hash");
+    check(!run(NULL, "decode --tokenizer tok --split lines deep/er/many_000001.bin "
+                     "deep/er/many_000000.bin deep/er/many_000002.bin deep/er/many_000003.bin"),
+          "also in another order");
     free(whole.data);
     run(NULL, "encode --tokenizer tok --split lines --val-fraction 0.2 --threads 1 --out v1 lines");
     run(NULL,
