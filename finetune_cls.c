@@ -2240,9 +2240,9 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
 static void describe_training(struct Metadata *meta, const struct Task *t)
 {
     struct Buffer labels = {0};
-    for (int k = 0; k < t->model.config.labels; k++) {
+    for (int k = 0; k < t->base.config.labels; k++) {
         append(&labels, k ? ", " : "[");
-        append_json_string(&labels, as_bytes(t->model.config.label_names[k]));
+        append_json_string(&labels, as_bytes(t->base.config.label_names[k]));
     }
     append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
@@ -3505,6 +3505,7 @@ static int compare(struct Compare *c)
     load_data(t, c->test_part, STREAM_TEST);
     t->quiet = true;                /* from here on, as it is in all trainings */
     c->feature_count = bags_of(&c->bags, &t->data);
+    t->train_hash = mix64(t->train_hash ^ hash_texts(&c->bags, 0));     /* of whole texts, too */
     parse_methods(c);
     parse_budgets(c);
     c->cells = allocate_zeroed((size_t)c->seeds * c->budget_count * c->method_count
