@@ -2340,16 +2340,17 @@ static void begin_state(struct Task *t, struct TrainState *run)
     struct Metadata meta;
     unsigned long long masks;
     double spent;
+    int end = 0;
     if (t->quiet) return;
     if (!t->old.count) { open_log(t, steps_header, NULL); save_training(t, run); return; }
     char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &meta);
     const char *position = metadata_get(&meta, "position");
     if (!position
-        || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf", &run->step, &run->best_step,
+        || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf%n", &run->step, &run->best_step,
                   &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
-                  &run->best_scores.loss, &spent) != 8
-        || run->step < 0 || run->step >= t->set.steps)
+                  &run->best_scores.loss, &spent, &end) != 8
+        || position[end] || run->step < 0 || run->step >= t->set.steps)
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;

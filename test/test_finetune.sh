@@ -235,8 +235,7 @@ hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
-mkdir "$dir/spoilt" && LC_ALL=C sed 's/\("position":"\)[0-9]/\1x/' \
-    "$dir/stopped/state.safetensors" >"$dir/spoilt/state.safetensors"
+mkdir "$dir/spoilt" && cp "$dir/stopped/state.safetensors" "$dir/spoilt/whole"
 train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
 succeeds "--patience counts what was before" eval '
     [ $status -eq 143 ] && same_model "$dir/whole" "$dir/stopped" &&
@@ -249,7 +248,11 @@ succeeds "the state of a finished training is gone, and --resume says that it is
 train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
 succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
 alone=
-fails 1 "does not say where the training is" train $hopeless --resume --out "$dir/spoilt"
+spoil() { LC_ALL=C sed "$1" "$dir/spoilt/whole" >"$dir/spoilt/state.safetensors"; }
+for change in 's/\("position":"\)[0-9]/\1x/' 's/\("position":"[^"]*\)\./\1 /'; do
+    spoil "$change"                     # the second has a number too many
+    fails 1 "does not say where the training is" train $hopeless --resume --out "$dir/spoilt"
+done
 fails 2 "--seed 4: the run in $dir/halfway has 3. Leave it out" \
     train $long --resume --out "$dir/halfway" --seed 4
 fails 2 "--lr 0.002: the run in $dir/halfway has 0.001." \
