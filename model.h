@@ -3600,7 +3600,7 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1)
         journal_hash(j, at, strcspn(at, "\n"));
     *at = 0;
-    if (j->hash != hash)
+    if (j->hash != hash || (state && !known))
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));

@@ -253,6 +253,8 @@ for change in 's/\("position":"\)[0-9]/\1x/' 's/\("position":"[^"]*\)\./\1 /'; d
     spoil "$change"                     # the second has a number too many
     fails 1 "does not say where the training is" train $hopeless --resume --out "$dir/spoilt"
 done
+spoil 's/"log_hash"/"nothing!"/'
+fails 1 "is not the log of the run beside it" train $hopeless --resume --out "$dir/spoilt"
 fails 2 "--seed 4: the run in $dir/halfway has 3. Leave it out" \
     train $long --resume --out "$dir/halfway" --seed 4
 fails 2 "--lr 0.002: the run in $dir/halfway has 0.001." \
