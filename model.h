@@ -2375,8 +2375,11 @@ static void make_parents(const char *path)
 static void make_directory(const char *path)
 {
     struct stat status;
-    make_parents(path);
-    const int error = mkdir(path, 0777) ? errno : 0;
+    int error = mkdir(path, 0777) ? errno : 0;
+    if (error == ENOENT || error == ENOTDIR) {      /* no depth of a path that is too long */
+        make_parents(path);
+        error = mkdir(path, 0777) ? errno : 0;
+    }
     if (error && (stat(path, &status) || !S_ISDIR(status.st_mode)))
         die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(error));
 }

@@ -525,6 +525,9 @@ fails 2 '--steps 0: without --time-limit' "$train" train $data $tiny --steps 0 -
 fails 2 '"trains": no such subcommand' "$train" trains
 fails 1 'tok/merges.txt: cannot be made a directory (File exists)' \
     "$train" train $data $tiny --steps 2 --out tok/merges.txt/a/b
+"$train" train $data $tiny --steps 2 --out "$(printf 'a/%.0s' $(seq 60000))" >/dev/null 2>stderr
+[ $? -eq 1 ] && grep -q '^train_gpt: a/a/' stderr
+check $? "a path that is too long"
 if [ -d /sys ]; then                    # what the system said of /sys/x, not of /sys/x/y
     fails 1 '/sys/x: cannot be made a directory' \
         "$train" train $data $tiny --steps 2 --out /sys/x/y
