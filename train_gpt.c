@@ -261,7 +261,7 @@ enum { WINDOW = 33, SPIKE_FACTOR = 5 };         /* see median and judge_step */
 struct Clock {
     double start;                       /* time: of the process, if it had done the whole run */
     double shown, saved;                /* times: of the last line, of the last save */
-    double evaluating, saving;          /* seconds: an evaluation, a save */
+    double saving;                      /* seconds: a save */
     double mark;                        /* time: when the stretch of steps began, see end_step */
     int64_t mark_step, stretches;       /* the step before it; the stretches that have ended */
     double each[WINDOW];                /* seconds of a step in the last of them */
@@ -280,7 +280,7 @@ struct Run {
     struct Model part;                  /* what this process updates: all, or a part (10) */
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
     double peak;                        /* FLOP/s of all ranks' multiply-adds */
-    int64_t in_time;                    /* steps, estimated, if only --time-limit ends the run */
+    int64_t expected;                   /* --steps, or about how many --time-limit allows; 0: open */
 
     /* Stored in the state */
     struct Model model;
@@ -842,13 +842,6 @@ static const char *place(const struct Run *r)
     return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
 }
 
-/* Notes how long an evaluation or a save took, at most twice as long as the one before: it may have
- * been interrupted. */
-static void note_duration(double *last, double took)
-{
-    *last = *last > 0 ? fmin(took, 2 * *last) : took;
-}
-
 /* Evaluates the model as it is, and notes it if it is the best so far. It is called best only if it
  * is better than equal probabilities for all tokens, whose loss is ln V. */
 static void evaluate_run(struct Run *r)
@@ -864,7 +857,6 @@ static void evaluate_run(struct Run *r)
     progress(true, "step %s  val_loss %.4f  bits_per_byte %.4f%s", place(r), r->last.loss,
              r->last.bits_per_byte,
              better && r->last.loss < log(r->model.config.vocabulary) ? "  (best)" : "");
-    note_duration(&r->clock.evaluating, seconds() - start);
     r->clock.mark += seconds() - start;
 }
 
@@ -890,10 +882,11 @@ static void stage_run(const struct Run *r)
 
 /* Saves the model as the best one, if it is: so it is before the first evaluation, and without
  * --val. whole: also the last model and the state. If a run is killed after only the best model was
- * saved, it is saved again when the run is resumed. */
+ * saved, it is saved again when the run is resumed. A save is noted as taking at most twice as long
+ * as the one before: the process may have been stopped in it. */
 static void save_run(struct Run *r, bool whole)
 {
-    const double start = seconds();
+    const double start = seconds(), before = r->clock.saving;
     if (whole) gather_moments(r);
     if (rank) return;
     struct Metadata meta = describe(r);
@@ -907,7 +900,7 @@ static void save_run(struct Run *r, bool whole)
     metadata_free(&meta);
     if (!whole) return;
     r->clock.saved = seconds();
-    note_duration(&r->clock.saving, r->clock.saved - start);
+    r->clock.saving = fmin(r->clock.saved - start, before > 0 ? 2 * before : INFINITY);
 }
 
 /* A resumed run computes the same whenever its state was saved, so this may depend on time. The
@@ -1040,6 +1033,12 @@ static double evaluation_in_steps(const struct Run *r)
 {
     const int64_t all = r->val.count ? r->val.tokens - 1 : 0, budget = set.eval_tokens;
     return (budget > 0 && budget < all ? budget : all) / (3.0 * tokens_per_step(r));
+}
+
+/* The time of a step, in any unit, with its part of the evaluations. */
+static double with_evaluations(const struct Run *r, double step)
+{
+    return step * (1 + evaluation_in_steps(r) / set.eval_every);
 }
 
 /* Forward FLOPs of a token in one kind of product: 2 for each weight of its matrices, 12 C^2 in a
@@ -1419,8 +1418,7 @@ static void show_step(struct Run *r, const struct Step *s)
 {
     const double step = next_step(r, s), rate = s->targets / step;
     if (!line_is_due(&r->clock.shown) && !finished(r)) return;
-    const double each = step + r->clock.evaluating / set.eval_every,
-                 left = fmax(0, set.time_limit - time_used(r));
+    const double each = with_evaluations(r, step), left = fmax(0, set.time_limit - time_used(r));
     double eta = set.steps ? each * (set.steps - r->step) : INFINITY;
     const bool cut = set.time_limit > 0 && left < eta;
     if (cut) eta = left;
@@ -1463,15 +1461,6 @@ static double measure_step(struct Run *r)
     return (set.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
-/* About how many steps, with their evaluations, fit into the time that is left. */
-static int64_t steps_in_time(const struct Run *r, double step_seconds)
-{
-    const double left = 0.96 * (set.time_limit - time_used(r)) / step_seconds;
-    const double cost = evaluation_in_steps(r);
-    const double share = set.eval_every ? cost / set.eval_every : fmin(0.1, 20 * cost / left);
-    return (int64_t)fmax(1, (left - cost) / (1 + share));
-}
-
 /* The number of steps that read the data --epochs times. The last step is filled up from the next
  * epoch. */
 static int64_t steps_in_epochs(struct Run *r)
@@ -1487,21 +1476,22 @@ static int64_t steps_in_epochs(struct Run *r)
 }
 
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
- * estimate of it, which --plan shows. Returns the seconds of a step, if they are needed. */
+ * estimate of it. Returns the seconds of a step, if they are needed. */
 static double fix_steps(struct Run *r)
 {
+    const double evaluation = evaluation_in_steps(r);
     if (set.epochs > 0) set.steps = steps_in_epochs(r);
-    const bool open = set.steps == 0;
-    const double step = set.plan || (open && !set.resume) ? measure_step(r) : 0;
-    if (open && step > 0) r->in_time = set.steps = steps_in_time(r, step);
-    take_from_rank_0(&set.steps, sizeof set.steps);
+    const double step = set.plan || (!set.steps && !set.resume) ? measure_step(r) : 0;
+    r->expected = set.steps;
+    if (!set.steps && step > 0) r->expected = 0.96 * (set.time_limit - time_used(r)) / step;
+    take_from_rank_0(&r->expected, sizeof r->expected);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (set.eval_every == 0)
-        set.eval_every = (int64_t)fmax(1, fmax(ceil(set.steps / 20.0),
-                                              ceil(10 * evaluation_in_steps(r))));
-    if (!set.resume && !is_given(train_options, "warmup") && set.warmup > set.steps / 10)
-        set.warmup = set.steps / 10;
-    if (open && !set.plan) set.steps = 0;
+        set.eval_every = (int64_t)fmax(1, ceil(fmax(r->expected / 20.0, 10 * evaluation)));
+    if (!set.steps && step > 0)
+        r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
+    if (!set.resume && !is_given(train_options, "warmup") && set.warmup > r->expected / 10)
+        set.warmup = r->expected / 10;
     return step;
 }
 
@@ -1513,13 +1503,12 @@ static double fix_steps(struct Run *r)
  * decides how many steps there are, this is the last; else the run can be resumed. */
 static bool fit_to_time(struct Run *r, const struct Step *s)
 {
-    const struct Clock *c = &r->clock;
     if (set.time_limit == 0) return false;
-    const double step = next_step(r, s), each = step + c->evaluating / set.eval_every;
-    const double evaluation = c->evaluating > 0 ? c->evaluating : evaluation_in_steps(r) * step;
-    const double time = set.time_limit - c->saving - evaluation, left = time - time_used(r);
+    const double step = next_step(r, s),
+                 time = set.time_limit - r->clock.saving - evaluation_in_steps(r) * step,
+                 left = time - time_used(r);
     struct { bool late, early; int64_t fit; } is = {left < step, left > 0.2 * time,
-                                                    (int64_t)(0.97 * left / each)};
+                                                    0.97 * left / with_evaluations(r, step)};
     take_from_rank_0(&is, sizeof is);                   /* by its clock */
     if (is.late) {
         if (!set.steps || r->fall.step) set.steps = r->step;
@@ -1547,9 +1536,9 @@ static const char *epochs_of(const struct Run *r)
     const struct Sequences *s = &r->loader.sequences;
     const double each = s->starts ? (r->data.tokens - 1.0) / tokens_per_step(r)
                                   : (double)s->count / ((int64_t)set.batch * set.accumulate),
-                 n = (r->in_time ? r->in_time : set.steps) / each, time = set.time_limit;
-    const char *in = r->in_time ? brief(" in %s", duration(time)) : "",
-               *suits = !r->in_time ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
+                 n = r->expected / each, time = set.time_limit;
+    const char *in = set.steps ? "" : brief(" in %s", duration(time)),
+               *suits = set.steps ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
                       : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));
     return brief("%.*f epochs%s%s", n < 100 ? 2 : 0, n, in,
                  n >= 3 && n <= 20 ? "" : brief(" (3 to 20 suit most: %s)", suits));
@@ -1560,20 +1549,19 @@ static void print_plan(const struct Run *r, double step_seconds)
 {
     const struct Config *c = &r->model.config;
     const double flops = flops_per_token(c), rate = tokens_per_step(r) / step_seconds;
-    const double evaluations = r->val.count ? (double)set.steps / set.eval_every + 1 : 0;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
     printf("memory         %.1f MB of the %.0f that it may use\n", memory_needed(r, true) / 1e6,
            machine_memory() / 1e6);
     printf("data           %lld tokens, shards: %d\n", (long long)r->data.tokens, r->data.count);
-    printf("steps          %lld of %lld tokens: %s\n", (long long)set.steps,
+    printf("steps          %lld of %lld tokens: %s\n", (long long)r->expected,
            (long long)tokens_per_step(r), epochs_of(r));
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
-    printf("duration       %s\n",
-           duration(step_seconds * (set.steps + evaluations * evaluation_in_steps(r))));
+    printf("duration       %s\n", duration(with_evaluations(r, step_seconds) * r->expected
+                                           + evaluation_in_steps(r) * step_seconds));
 }
 
 /* What a run shows before its first step. */
@@ -1582,7 +1570,7 @@ static void print_summary(const struct Run *r)
     progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
              r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r->data.tokens,
-             set.steps || r->in_time ? epochs_of(r) : duration(set.time_limit));
+             r->expected ? epochs_of(r) : duration(set.time_limit));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */
