@@ -1181,8 +1181,6 @@ static void check_options(void)
     if (set.accumulate < ranks)
         die_usage("--accumulate %d: a step has fewer batches than there are ranks (%d). Use more.",
                   set.accumulate, ranks);
-    if (set.steps == 0 && set.epochs == 0 && set.time_limit == 0)
-        die_usage("--steps 0: without --time-limit there is no end. Give one of them.");
 }
 
 /* Opens the tokenizer. --resume and --init have one in their directory. */
@@ -1834,8 +1832,7 @@ static int command_train(int argc, char **argv)
         take_from_rank_0(&set.resume, sizeof set.resume);
     }
     if (set.resume) take_options(&r);
-    else if (!is_given(train_options, "steps") && set.epochs == 0 && set.time_limit == 0)
-        set.time_limit = 600;
+    if (set.steps == 0 && set.epochs == 0 && set.time_limit == 0) set.time_limit = 600;
     set_precision(set.precision);
     if (!set.init) check_options();              /* which may set sizes */
     load_tokenizer(&r);
