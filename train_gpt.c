@@ -1024,8 +1024,7 @@ static void begin_files(struct Run *r)
 static int64_t tokens_per_step(const struct Run *r)
 {
     const int64_t T = set.context, targets = r->data.tokens - 1;
-    const bool one = targets < T && !r->loader.sequences.starts;
-    return (int64_t)set.batch * set.accumulate * (one ? targets : T);
+    return (int64_t)set.batch * set.accumulate * (targets < T ? targets : T);
 }
 
 /* An evaluation's time, in steps: forward takes a third of forward and backward. */
@@ -1527,14 +1526,11 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
 /* --- Plan, summary and profile --- */
 
 /* How often the run reads the data: "8.20 epochs", and what suits better if that is little or much:
- * other --steps, or if time alone ends the run, another --time-limit. Cut by length, a sequence
- * that is short takes as much of a step as others. */
+ * other --steps, or if time alone ends the run, another --time-limit. */
 static const char *epochs_of(const struct Run *r)
 {
-    const struct Sequences *s = &r->loader.sequences;
-    const double each = s->starts ? (r->data.tokens - 1.0) / tokens_per_step(r)
-                                  : (double)s->count / ((int64_t)set.batch * set.accumulate),
-                 n = r->expected / each, time = set.time_limit;
+    const double each = (r->data.tokens - 1.0) / tokens_per_step(r), n = r->expected / each,
+                 time = set.time_limit;
     const char *in = set.steps ? "" : brief(" in %s", duration(time)),
                *suits = set.steps ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
                       : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));
