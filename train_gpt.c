@@ -1921,17 +1921,6 @@ static int command_eval(int argc, char **argv)
     return 0;
 }
 
-/* Says what of a prompt is not read as may be meant, one sentence. */
-static void hint_at_prompt(const char *prompt)
-{
-    const size_t n = strlen(prompt);
-    const char *hint = strstr(prompt, END_OF_TEXT)
-        ? "has " END_OF_TEXT " as plain text. An empty prompt begins as documents do"
-        : n && isspace((unsigned char)prompt[n - 1])
-        ? "ends in a blank, but words begin with theirs. Leave it out" : NULL;
-    if (hint) warn("--prompt: %s.", hint);
-}
-
 /* Prints texts that a model writes, each from a random stream of its own, then their speed. */
 static int command_sample(int argc, char **argv)
 {
@@ -1964,7 +1953,10 @@ static int command_sample(int argc, char **argv)
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several."), argv);
     warn_idle(options);
-    hint_at_prompt(prompt);
+    if (strstr(prompt, END_OF_TEXT))
+        warn("--prompt: has " END_OF_TEXT " as plain text. An empty prompt begins as documents do.");
+    if (*prompt && isspace((unsigned char)prompt[strlen(prompt) - 1]))
+        warn("--prompt: ends in a blank, but words begin with theirs. Leave it out.");
     struct Model model;
     struct Metadata meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
