@@ -493,17 +493,15 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct B
     const int64_t chosen = (int64_t)fmax(1, ceil(part * s->count));
     struct Score score = {0};
     int64_t total_bytes = 0;
-    double sum = 0, *losses = NULL;
+    double sum = 0, *losses = allocate_zeroed(chosen * sizeof *losses);     /* or fewer */
     int count = 0;
     struct Timer timer = start_timer();
-    for (int64_t i = 0; i < chosen; ) {
+    for (int64_t i = 0; i < chosen; count++) {
         batch_clear(m);
         while (i < chosen && add_sequence(m, s, i * s->count / chosen)) i++;
-        losses = resize(losses, (count + 1) * sizeof *losses);
-        losses[count] = 0;
-        if (count++ % ranks == rank) {
+        if (count % ranks == rank) {
             trunk_forward(model, ws, m, 0, 0);
-            losses[count - 1] = lm_head(model, ws, m, m->targets, 0);
+            losses[count] = lm_head(model, ws, m, m->targets, 0);
         }
         for (int n = 0; n < m->rows; n++) total_bytes += text_bytes(t, m->targets[n]);
         score.tokens += m->rows;
@@ -511,7 +509,7 @@ static struct Score evaluate(struct Model *model, struct Workspace *ws, struct B
     }
     sum_over_ranks(losses, count);
     for (int k = 0; k < count; k++) sum += losses[k];
-    free(losses);
+    release(losses, chosen * sizeof *losses);
     score.loss = sum / score.tokens;
     score.bits_per_byte = total_bytes ? sum / M_LN2 / total_bytes : NAN;
     return score;
