@@ -666,28 +666,20 @@ static int next_token(struct Generator *g, const real *hidden, bool may_end)
     return draw(g->choices, V, kept, random_uniform(&g->random));
 }
 
-/* The ids of <|endoftext|> and the prompt, if every document of the training text began with
- * <|endoftext|>. A model from elsewhere may read the prompt alone. The caller frees them. */
-static int *encode_prompt(int *count, struct Tokenizer *tokenizer, const char *prompt)
-{
-    const size_t length = strlen(prompt);
-    int *ids = resize(NULL, (length + 1) * sizeof *ids);
-    ids[0] = tokenizer->eot;
-    const int first = tokenizer->usage.begins || !length;
-    *count = first + tokenizer_encode(tokenizer, prompt, length, ids + first);
-    return ids;
-}
-
 /* Prints the prompt and then up to max_tokens tokens, each as soon as it is drawn. <|endoftext|>
- * ends the text. Returns the number of tokens drawn. */
+ * ends the text; it also precedes the prompt, if the documents of the training text began with it,
+ * as those of a model from elsewhere may not. Returns the number of tokens drawn. */
 static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
                         struct Random random)
 {
     struct Buffer text = {0};
     struct Utf8 utf8 = {0};
-    int written = 0, token = 0, count, *ids = encode_prompt(&count, g->tokenizer, prompt);
+    const int n = (int)strlen(prompt), begins = g->tokenizer->usage.begins || !n;
+    int written = 0, token = g->tokenizer->eot, *ids = resize(NULL, (n + 1) * sizeof *ids);
+    ids[0] = token;
+    const int count = begins + tokenizer_encode(g->tokenizer, prompt, n, ids + begins);
     g->random = random;
-    utf8_feed(&text, &utf8, (const unsigned char *)prompt, (int)strlen(prompt));
+    utf8_feed(&text, &utf8, (const unsigned char *)prompt, n);
     for (; written < max_tokens; written++) {
         int length;
         show_result(&text);
