@@ -1137,12 +1137,11 @@ static double memory_needed(const struct Run *r, bool print)
     const struct Config *c = &r->model.config;
     const struct Sequences *s = &r->loader.sequences;
     const int rows = set.batch * set.context;
-    const double array = (double)r->model.parameter_count * sizeof(real),
-                 logits = (double)lm_chunk(rows, c->vocabulary) * c->vocabulary * sizeof(real);
+    const double array = (double)r->model.parameter_count * sizeof(real);
     const struct { const char *kind; double bytes; } kinds[] = {
         {"weights", array}, {"gradients", set.accumulate > 1 ? 2 * array : array},
         {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? 2 * array : 0},
-        {"activations", workspace_bytes(c, rows, WORK_TRAIN) - logits}, {"logits", logits},
+        {"activations", workspace_bytes(c, rows, WORK_TRAIN)},
         {"sampling", set.sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
         {"rest", (double)pass_scratch(c, rows) * sizeof(real)
                  + 3.0 * rows * set.accumulate * sizeof(int)
