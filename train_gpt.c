@@ -1317,10 +1317,10 @@ static double median(const double *values, int n)
 }
 
 /* Writes what a step has read to a file in --out. Returns the name of the file. */
-static char *write_texts(const struct Run *r)
+static const char *write_texts(const struct Run *r)
 {
     struct Buffer bytes = {0}, text = {0};
-    char *path = text_of("%s/step_%lld.txt", set.out, r->step + 1);
+    const char *path = brief("%s/step_%lld.txt", set.out, r->step + 1);
     for (int a = 0; a < set.accumulate; a++) {
         const struct Batch *m = &r->minibatches[a];
         for (int s = 0; s < m->sequences; s++) {
@@ -1352,7 +1352,7 @@ static bool judge_step(struct Run *r, const struct Step *s)
     r->norms[r->step % WINDOW] = finite ? s->norm : INFINITY;
     const double middle = median(r->norms, WINDOW);     /* norms that are not yet known are 0 */
     if (finite && (step < WINDOW || s->norm <= SPIKE_FACTOR * middle)) return true;
-    char *texts = finite ? NULL : write_texts(r);
+    const char *texts = finite ? NULL : write_texts(r);
     if (!finite && (!skip || isinf(middle)))
         die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps "
             "what it held before. Start again with --overwrite and a lower --lr than %g%s.", step,
@@ -1361,7 +1361,6 @@ static bool judge_step(struct Run *r, const struct Step *s)
     progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s", step,
              value_text(s->loss), value_text(s->norm), middle, skip ? "; skipped" : "",
              texts ? "; it read " : "", texts ? texts : "");
-    free(texts);
     r->skipped += skip;
     return !skip;
 }
