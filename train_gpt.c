@@ -1758,22 +1758,11 @@ static void gather_moments(struct Run *r) { (void)r; }
 
 /* --- train --- */
 
-/* Says what the evaluations of a run that has ended tell against it. */
-static void judge_run(const struct Run *r)
-{
-    const double uniform = log(r->model.config.vocabulary);
-    if (r->best_step && !(r->best.loss < uniform))
-        warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
-             "another --lr than %g.", uniform, set.lr);
-    else if (r->last.loss > r->best.loss && r->best_step <= set.eval_every)
-        warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
-             "more data.", r->best.loss, r->last.loss);
-}
-
-/* Prints the result, and of a run that has stopped before its end how to go on. Returns the exit
- * status. */
+/* Prints the result, and what tells against it; of a run that has stopped before its end how to go
+ * on. Returns the exit status. */
 static int finish(const struct Run *r)
 {
+    const double uniform = log(r->model.config.vocabulary);
     if (!finished(r))
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
                                      : ", by --time-limit,"), set.out);
@@ -1786,7 +1775,12 @@ static int finish(const struct Run *r)
     printf("%s%s, ", counted(r->step, "step"), r->fall.step ? " that fit into --time-limit" : "");
     if (r->skipped) printf("%lld of them skipped, ", r->skipped);
     printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
-    if (finished(r)) judge_run(r);
+    if (r->best_step && !(r->best.loss < uniform))
+        warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
+             "another --lr than %g.", uniform, set.lr);
+    else if (r->last.loss > r->best.loss && r->best_step <= set.eval_every)
+        warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
+             "more data.", r->best.loss, r->last.loss);
     if (set.profile) print_profile(r);
     return 0;
 }
