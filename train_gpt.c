@@ -264,7 +264,8 @@ struct Clock {
     double saving;                      /* seconds: a save */
     double mark;                        /* time: when the stretch of steps began, see end_step */
     int64_t mark_step, stretches;       /* the step before it; the stretches that have ended */
-    double each[WINDOW];                /* seconds of a step in the last of them */
+    double each[WINDOW];                /* seconds of a step in the last of them, or as measured
+                                           before the first */
     int64_t first;                      /* the first step of this process */
 };
 
@@ -280,7 +281,7 @@ struct Run {
     struct Model part;                  /* what this process updates: all, or a part (10) */
     double *losses;                     /* (accumulate): of each slot, summed over its targets */
     double peak;                        /* FLOP/s of all ranks' multiply-adds */
-    int64_t expected;                   /* --steps, or about how many --time-limit allows; 0: open */
+    int64_t expected;                   /* --steps, or as many as may fit into --time-limit */
 
     /* Stored in the state */
     struct Model model;
@@ -1377,14 +1378,14 @@ static struct Step begin_step(struct Run *r)
 }
 
 /* Steps are timed in stretches of at least 1/200 of --time-limit, in which saves and samples count,
- * but no evaluations. */
+ * but no evaluations. Until something is known, one step is a stretch. */
 static void end_step(struct Run *r, struct Step *s)
 {
     struct Clock *c = &r->clock;
     const double now = seconds();
     profile.on = false;
     s->seconds = now - s->start;
-    if (now - c->mark < set.time_limit / 200) return;
+    if (c->stretches && now - c->mark < set.time_limit / 200) return;
     c->each[c->stretches++ % WINDOW] = (now - c->mark) / (r->step - c->mark_step);
     c->mark = now;
     c->mark_step = r->step;
@@ -1392,25 +1393,22 @@ static void end_step(struct Run *r, struct Step *s)
 
 /* Seconds of one more step: the median of the last stretches, so that one in which the process was
  * stopped, the computer slept or the disk stalled does not count. */
-static double next_step(const struct Run *r, const struct Step *s)
+static double next_step(const struct Run *r)
 {
-    const int64_t n = r->clock.stretches;
-    return n ? median(r->clock.each, n < WINDOW ? (int)n : WINDOW) : s->seconds;
+    return median(r->clock.each, (int)fmin(r->clock.stretches, WINDOW));
 }
 
 /* Shows a step if a line is due. */
 static void show_step(struct Run *r, const struct Step *s)
 {
-    const double step = next_step(r, s), rate = s->targets / step;
     if (!line_is_due(&r->clock.shown) && !finished(r)) return;
-    const double each = with_evaluations(r, step), left = fmax(0, set.time_limit - time_used(r));
-    double eta = set.steps ? each * (set.steps - r->step) : INFINITY;
-    const bool cut = set.time_limit > 0 && left < eta;
-    if (cut) eta = left;
+    const double step = next_step(r), each = with_evaluations(r, step), rate = s->targets / step,
+                 left = set.time_limit > 0 ? fmax(0, set.time_limit - time_used(r)) : INFINITY,
+                 rest = set.steps ? each * (set.steps - r->step) : INFINITY;
     progress(false, "step %s%s  loss %.4f  lr %.1e  norm %.2f  %.0f tok/s  %.0f%% peak  eta %s",
-             place(r), cut ? brief(" (about %.0f in time)", r->step + left / each) : "", s->loss,
-             s->lr, s->norm, rate, 100 * rate * flops_per_token(&r->model.config) / r->peak,
-             duration(eta));
+             place(r), left < rest ? brief(" (about %.0f in time)", r->step + left / each) : "",
+             s->loss, s->lr, s->norm, rate,
+             100 * rate * flops_per_token(&r->model.config) / r->peak, duration(fmin(left, rest)));
 }
 
 /* Samples from the model as it is. The step determines the random numbers. */
@@ -1461,23 +1459,22 @@ static int64_t steps_in_epochs(struct Run *r)
 }
 
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
- * estimate of it. Returns the seconds of a step, if they are needed. */
-static double fix_steps(struct Run *r)
+ * estimate of it. */
+static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
+    struct Clock *c = &r->clock;
     if (set.epochs > 0) set.steps = steps_in_epochs(r);
-    const double step = set.plan || (!set.steps && !set.resume) ? measure_step(r) : 0;
-    r->expected = set.steps;
-    if (!set.steps && step > 0) r->expected = 0.96 * (set.time_limit - time_used(r)) / step;
+    if (set.plan || (!set.steps && !set.resume)) c->each[c->stretches++] = measure_step(r);
+    const bool estimate = !set.steps && c->stretches;
+    r->expected = estimate ? 0.96 * (set.time_limit - time_used(r)) / next_step(r) : set.steps;
     take_from_rank_0(&r->expected, sizeof r->expected);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (set.eval_every == 0)
         set.eval_every = (int64_t)fmax(1, ceil(fmax(r->expected / 20.0, 10 * evaluation)));
-    if (!set.steps && step > 0)
-        r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
+    if (estimate) r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
     if (!set.resume && !is_given(train_options, "warmup") && set.warmup > r->expected / 10)
         set.warmup = r->expected / 10;
-    return step;
 }
 
 /* Fits the rest of the run to --time-limit, of which the last evaluation and save need a part. When
@@ -1489,7 +1486,7 @@ static double fix_steps(struct Run *r)
 static bool fit_to_time(struct Run *r, const struct Step *s)
 {
     if (set.time_limit == 0) return false;
-    const double step = next_step(r, s),
+    const double step = next_step(r),
                  time = set.time_limit - r->clock.saving - evaluation_in_steps(r) * step,
                  left = time - time_used(r);
     struct { bool late, early; int64_t fit; } is = {left < step, left > 0.2 * time,
@@ -1527,10 +1524,10 @@ static const char *epochs_of(const struct Run *r)
 }
 
 /* --plan: sizes, memory, and the expected duration with its evaluations. */
-static void print_plan(const struct Run *r, double step_seconds)
+static void print_plan(const struct Run *r)
 {
     const struct Config *c = &r->model.config;
-    const double flops = flops_per_token(c), rate = tokens_per_step(r) / step_seconds;
+    const double flops = flops_per_token(c), step = next_step(r), rate = tokens_per_step(r) / step;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
@@ -1542,8 +1539,8 @@ static void print_plan(const struct Run *r, double step_seconds)
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
-    printf("duration       %s\n", duration(with_evaluations(r, step_seconds) * r->expected
-                                           + evaluation_in_steps(r) * step_seconds));
+    printf("duration       %s\n", duration(with_evaluations(r, step) * r->expected
+                                           + evaluation_in_steps(r) * step));
 }
 
 /* What a run shows before its first step. */
@@ -1819,12 +1816,12 @@ static int command_train(int argc, char **argv)
     take_from_rank_0(&r.peak, sizeof r.peak);   /* sizes may follow from it */
     make_model(&r);
     take_memory(&r);
-    const double step = fix_steps(&r);
+    fix_steps(&r);
     warn_idle(train_options);
     if (is_given(train_options, "warmup") && set.steps && set.warmup > set.steps)
         warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
              "Use fewer.", (long long)set.warmup, (long long)set.steps);
-    if (set.plan) { print_plan(&r, step); return 0; }
+    if (set.plan) { print_plan(&r); return 0; }
     if (set.resume) restore_run(&r);
     else open_log(&r, NULL);
     join_ranks(&r);
@@ -1936,7 +1933,7 @@ static int command_sample(int argc, char **argv)
         "Text that the model writes. --- stands between several."), argv);
     warn_idle(options);
     if (strstr(prompt, END_OF_TEXT))
-        warn("--prompt: has " END_OF_TEXT " as plain text. An empty prompt begins as documents do.");
+        warn("--prompt: has " END_OF_TEXT " as plain text. Documents begin as an empty one does.");
     if (*prompt && isspace((unsigned char)prompt[strlen(prompt) - 1]))
         warn("--prompt: ends in a blank, but words begin with theirs. Leave it out.");
     struct Model model;
