@@ -1204,7 +1204,7 @@ static void load_init(struct Run *r, struct Model *source)
     set.layers = c->layers;
     set.heads = c->heads;
     set.channels = c->channels;
-    if (!is_given(train_options, "context")) set.context = c->context;
+    if (set.context == 0) set.context = c->context;
     if (set.context > c->context)
         die_usage("--context %d: the model in --init %s knows only %s.", set.context, set.init,
                   counted(c->context, "position"));

@@ -507,6 +507,8 @@ says '--layers: has no effect with --init' "$train" train $data --init learn --l
 fails 2 'learn: is the model to start from' \
     "$train" train $data --init learn --overwrite --out ./learn/../learn
 fails 2 '--context 99: the model' "$train" train $data --init learn --context 99 --out new
+"$train" train $data --init learn --context 0 --plan 2>/dev/null | grep -q 'context 32,'
+check $? "--init, --context 0: that of the model"
 fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --tokenizer nowhere --out new
 fails 2 '--layers -1: out of range' "$train" train $data --layers -1 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
