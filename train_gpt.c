@@ -1465,14 +1465,13 @@ static void fix_steps(struct Run *r)
     const double evaluation = evaluation_in_steps(r);
     struct Clock *c = &r->clock;
     if (set.epochs > 0) set.steps = steps_in_epochs(r);
-    if (set.plan || (!set.steps && !set.resume)) c->each[c->stretches++] = measure_step(r);
-    const bool estimate = !set.steps && c->stretches;
-    r->expected = estimate ? 0.96 * (set.time_limit - time_used(r)) / next_step(r) : set.steps;
+    if (set.plan || !set.steps) c->each[c->stretches++] = measure_step(r);
+    r->expected = set.steps ? set.steps : 0.96 * (set.time_limit - time_used(r)) / next_step(r);
     take_from_rank_0(&r->expected, sizeof r->expected);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (set.eval_every == 0)
         set.eval_every = (int64_t)fmax(1, ceil(fmax(r->expected / 20.0, 10 * evaluation)));
-    if (estimate) r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
+    if (!set.steps) r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
     if (!set.resume && !is_given(train_options, "warmup") && set.warmup > r->expected / 10)
         set.warmup = r->expected / 10;
 }
@@ -1548,8 +1547,7 @@ static void print_summary(const struct Run *r)
 {
     progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
              r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
-             thread_count(), (long long)r->data.tokens,
-             r->expected ? epochs_of(r) : duration(set.time_limit));
+             thread_count(), (long long)r->data.tokens, epochs_of(r));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */
