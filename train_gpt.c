@@ -829,8 +829,7 @@ static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
 {
-    const long long step = r->step, steps = set.steps;
-    return steps ? brief("%lld/%lld", step, steps) : brief("%lld", step);
+    return brief("%lld%s", r->step, set.steps ? brief("/%lld", (long long)set.steps) : "");
 }
 
 /* Evaluates the model as it is, and notes it if it is the best so far. It is called best only if it
@@ -1175,9 +1174,9 @@ static void check_options(void)
 /* Opens the tokenizer. --resume and --init have one in their directory. */
 static void load_tokenizer(struct Run *r)
 {
-    if (!set.data) die_usage("--data: must be given. --help explains it.");
     if (!set.tokenizer) set.tokenizer = set.resume ? set.out : set.init;
-    if (!set.tokenizer) die_usage("--tokenizer: must be given. --help explains it.");
+    if (!set.data || !set.tokenizer)
+        die_usage("--%s: must be given. --help explains it.", set.data ? "tokenizer" : "data");
     r->tokenizer = tokenizer_load(set.tokenizer);
     if (!set.plan && !set.resume && !set.overwrite) refuse_other_tokenizer(set.out, r->tokenizer);
 }
