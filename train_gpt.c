@@ -264,8 +264,7 @@ struct Clock {
     double saving;                      /* seconds: a save */
     double mark;                        /* time: when the stretch of steps began, see end_step */
     int64_t mark_step, stretches;       /* the step before it; the stretches that have ended */
-    double each[WINDOW];                /* seconds of a step in the last of them, or as measured
-                                           before the first */
+    double each[WINDOW];                /* seconds of a step in the last of them */
     int64_t first;                      /* the first step of this process */
 };
 
@@ -1458,7 +1457,7 @@ static int64_t steps_in_epochs(struct Run *r)
 }
 
 /* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
- * estimate of it. */
+ * estimate of it, from a measurement that counts as a first stretch of steps. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
