@@ -2888,11 +2888,12 @@ struct Cell {
     char *right;                        /* (task.val_count): '1': a right answer; NULL: not done */
 };
 
-/* What the seeds of a method with a budget say together. */
+/* What the seeds of a method with a budget, or of two methods, say together. */
 struct Estimate {
     int seeds;                          /* so many are done; 0: the rest means nothing */
-    double seconds;                     /* of one of them, on average */
-    double mean, low, high;             /* accuracy and its 95% interval */
+    double mean, error, df;             /* accuracy, its standard error, degrees of freedom */
+    double low, high;                   /* its 95% interval */
+    double seconds;                     /* of a seed, on average */
     double p;                           /* of its difference to the budget's best method */
     double holm;                        /* p, corrected for the number of such differences */
 };
@@ -3233,9 +3234,6 @@ static double student_quantile(double df)
     return (low + high) / 2;
 }
 
-/* A mean with its standard error and degrees of freedom. */
-struct Mean { double mean, error, df; int seeds; };
-
 /* The mean over seeds and test texts of "a was right", minus that of b if b is not negative, where
  * both saw the same labels. Seeds and texts are both samples: with means over one of them,
  *   error^2 = variance of the seeds' means / seeds + variance of the texts' means / texts
@@ -3243,12 +3241,13 @@ struct Mean { double mean, error, df; int seeds; };
  * are Satterthwaite's. With one seed only the texts' part is known.
  *   A difference is that with two texts more, one that only a has right and one that only b has
  * right. Otherwise two texts, answered alike with every seed, would be a certainty. (Agresti and
- * Min 2005 add half a text to each of the four cases.) */
-static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
+ * Min 2005 add half a text to each of the four cases.) Its p is the probability that methods of
+ * equal worth differ so much; NAN if no seed has both. */
+static struct Estimate mean_right(const struct Compare *c, int budget, int a, int b)
 {
     const int n = c->task.val_count, N = b < 0 ? n : n + 2;
     double *text = allocate_zeroed(N * sizeof *text), sum = 0, squares = 0, spread = 0;
-    int seeds = 0;
+    struct Estimate e = {.p = NAN};
     for (int seed = 1; seed <= c->seeds; seed++) {
         const char *x = cell_at(c, seed, budget, a)->right;
         const char *y = b < 0 ? NULL : cell_at(c, seed, budget, b)->right;
@@ -3260,12 +3259,13 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
             own += d;                   /* a whole number: equal sums are equal to the bit */
         }
         if (y) { text[n]++; text[n + 1]--; }
-        seeds++;
+        e.seeds++;
         sum += own;
         squares += own * own;
     }
-    const double mean = seeds ? sum / N / seeds : NAN;
-    for (int i = 0; i < N; i++) spread += (text[i] / seeds - mean) * (text[i] / seeds - mean);
+    const int seeds = e.seeds;
+    e.mean = seeds ? sum / N / seeds : NAN;
+    for (int i = 0; i < N; i++) spread += pow(text[i] / seeds - e.mean, 2);
     const double texts_part = N > 1 ? spread / (N - 1) / N : 0;
     const double seeds_part = seeds < 2 ? 0 : fmax(0, squares - sum * sum / seeds) / N / N
                                               / (seeds - 1) / seeds;
@@ -3273,28 +3273,23 @@ static struct Mean mean_right(const struct Compare *c, int budget, int a, int b)
                  df = both * both / (texts_part * texts_part / fmax(N - 1, 1)
                                      + seeds_part * seeds_part / fmax(seeds - 1, 1));
     release(text, N * sizeof *text);
-    return (struct Mean){mean, sqrt(both), both > 0 ? df : 1, seeds};
-}
-
-/* The probability that two methods of equal worth differ so much; NAN if no seed has both. */
-static double p_value(const struct Compare *c, int budget, int a, int b)
-{
-    const struct Mean d = mean_right(c, budget, a, b);
-    return d.seeds ? student_tail(fabs(d.mean) / d.error, d.df) : NAN;
+    e.error = sqrt(both);
+    e.df = both > 0 ? df : 1;
+    if (seeds && b >= 0) e.p = student_tail(fabs(e.mean) / e.error, e.df);
+    return e;
 }
 
 /* A method's accuracy with a budget. Its interval is within 0 to 1 and contains Wilson's for so
  * many texts, since no number of seeds makes few texts many. */
 static struct Estimate estimate(const struct Compare *c, int budget, int method)
 {
-    const struct Mean m = mean_right(c, budget, method, -1);
-    const double half = m.error * student_quantile(m.df);
-    struct Estimate e = {.seeds = m.seeds, .mean = m.mean};
-    wilson_interval(&e.low, &e.high, m.mean, c->task.val_count);
-    e.low = fmax(0, fmin(e.low, m.mean - half));
-    e.high = fmin(1, fmax(e.high, m.mean + half));
+    struct Estimate e = mean_right(c, budget, method, -1);
+    const double half = e.error * student_quantile(e.df);
+    wilson_interval(&e.low, &e.high, e.mean, c->task.val_count);
+    e.low = fmax(0, fmin(e.low, e.mean - half));
+    e.high = fmin(1, fmax(e.high, e.mean + half));
     for (int seed = 1; seed <= c->seeds; seed++)
-        e.seconds += cell_at(c, seed, budget, method)->seconds / m.seeds;
+        e.seconds += cell_at(c, seed, budget, method)->seconds / e.seeds;
     return e;
 }
 
@@ -3334,7 +3329,7 @@ static void compute_estimates(struct Compare *c)
         for (int m = 0; m < M; m++) e[m] = estimate(c, b, m);
         const int best = best_method(c, b, false);
         for (int m = 0; m < M; m++)
-            e[m].p = m != best && e[m].seeds ? p_value(c, b, best, m) : NAN;
+            if (m != best && e[m].seeds) e[m].p = mean_right(c, b, best, m).p;
         correct_by_holm(e, M);
     }
 }
@@ -3388,7 +3383,8 @@ static void print_worth(const struct Compare *c)
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
     if (best < 0 || scratch < 0 || few == most) return;
     const int needed = labels_needed(c, scratch, e[best].mean);
-    const bool better = (!needed || needed > few) && p_value(c, near, best, scratch) < SIGNIFICANT;
+    const bool better = (!needed || needed > few)
+                     && mean_right(c, near, best, scratch).p < SIGNIFICANT;
     printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
            !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
                    : brief("more than %d labels", most - few),

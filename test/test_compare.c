@@ -529,7 +529,7 @@ static void test_mean_right(void)
     static const char *const right[] = {"1100", "1100", "0000", "1000",
                                         "1110", "1110", "0010", NULL};
     const struct Compare c = answered(right, 2, 1, 4);
-    struct Mean m = mean_right(&c, 0, 0, -1);
+    struct Estimate m = mean_right(&c, 0, 0, -1);
     check(m.seeds == 2 && m.mean == 0.625 && fabs(m.error * m.error - 0.0729167) < 1e-7
           && fabs(m.df - 3.97297) < 1e-5, "mean: %.4f, error^2 %.7f, df %.5f by hand", m.mean,
           m.error * m.error, m.df);
@@ -541,10 +541,10 @@ static void test_mean_right(void)
           && fabs(m.error * m.error - (4 - 6 / 9.) / 5 / 6) < 1e-15 && m.df == 5,
           "difference: paired, with two texts more");
     m = mean_right(&c, 0, 0, 1);
-    check(m.mean == 0 && m.error > 0 && p_value(&c, 0, 0, 1) == 1, "difference: equal answers");
+    check(m.mean == 0 && m.error > 0 && m.p == 1, "difference: equal answers");
     m = mean_right(&c, 0, 0, 3);        /* texts 0, 1, 0, 0 */
     check(m.seeds == 1 && fabs(m.mean - 1 / 6.) < 1e-15, "difference: only seeds that both have");
-    const struct Mean back = mean_right(&c, 0, 3, 0);
+    const struct Estimate back = mean_right(&c, 0, 3, 0);
     check(back.mean == -m.mean && back.error == m.error, "difference: the other way round");
 }
 
