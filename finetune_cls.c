@@ -2451,19 +2451,19 @@ static struct Option *tune_options(struct Settings *s)
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-/* Reads s->tune into s->kind and s->last, for a model of so many blocks. For messages, option:
- * where it stands; others: what else may stand there. */
-static void parse_tune(const char *option, const char *others, struct Settings *s, int layers)
+/* Reads s->tune, one of the first `kinds`, into s->kind and s->last, for a model of so many blocks.
+ * option: where it stands, for messages. */
+static void parse_tune(const char *option, int kinds, struct Settings *s, int layers)
 {
+    static char *const names[] = {"prompt", "probe", "last:K", "full", "scratch", "majority", "nb",
+                                  "nbsvm"};
     char rest;
-    s->kind = PROBE;
-    if (!strcmp(s->tune, "prompt")) s->kind = PROMPT;
-    else if (!strcmp(s->tune, "full")) s->kind = FULL;
-    else if (!strcmp(s->tune, "scratch")) s->kind = SCRATCH;
-    else if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1 && s->last >= 1) s->kind = LAST;
-    else if (strcmp(s->tune, "probe"))
-        die_usage("%s %s: not one of %sprompt, probe, last:K (as last:2), full, scratch.", option,
-                  s->tune, others);
+    int kind = 0;
+    while (kind < kinds && strcmp(s->tune, names[kind])) kind++;
+    if (sscanf(s->tune, "last:%6d%c", &s->last, &rest) == 1) kind = LAST;
+    if (kind == kinds || (kind == LAST && s->last < 1))
+        die_usage("%s %s: not one of %s.", option, s->tune, joined(names, kinds));
+    s->kind = kind;
     if (s->kind == LAST && s->last > layers)
         die_usage("%s %s: the model has %s. Choose no more.", option, s->tune,
                   counted(layers, "block"));
@@ -2610,7 +2610,7 @@ static int command_train(int argc, char **argv)
         return 0;
     }
     load_base(t);
-    parse_tune("--tune", "", s, t->base.config.layers);
+    parse_tune("--tune", MAJORITY, s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
     load_data(t, s->val_part, STREAM_SPLIT);
     if (s->prior && !t->words.count) warn("--prior: has no effect without label words.");
@@ -2966,7 +2966,6 @@ static struct Dataset texts_with_suffix(const struct Compare *c, const struct Se
 /* A method that prompts takes the names of the classes for want of other label words. */
 static struct Task parse_method(const char *name, const struct Compare *c)
 {
-    static const char *const classical[] = {"majority", "nb", "nbsvm"};
     struct Task t = c->task;
     struct Settings *s = &t.set;
     const int K = t.base.config.labels;
@@ -2974,12 +2973,10 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     if (!s->suffix) s->suffix = "";
     s->val = NULL;                      /* --test, which keeps no option of a method from effect */
     s->tune = strsep(&options, "+");
-    for (int k = 0; k < COUNT(classical); k++)
-        if (!strcmp(s->tune, classical[k])) s->kind = MAJORITY + k;
+    parse_tune("--methods", NBSVM + 1, s, t.base.config.layers);
     if (s->kind >= MAJORITY && options)
         die_usage("--methods %s: %s has no options. Leave them out.", name, s->tune);
     if (s->kind >= MAJORITY) return t;
-    parse_tune("--methods", "majority, nb, nbsvm, ", s, t.base.config.layers);
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);

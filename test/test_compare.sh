@@ -234,8 +234,9 @@ succeeds "+suffix: and --suffix: the same rows, which differ from those without"
     [ "$(bare_rows own)" = "$(bare_rows common)" ] && [ "$(bare_rows own | wc -l)" -eq 5 ] &&
     [ "$(bare_rows own | sort -u | wc -l)" -eq 5 ]'
 
-for wrong in "some|not one of majority, nb, nbsvm, prompt, probe, last:K" "last:0|not one of majority" \
-    "nb,,probe|not one of majority" "last:3|the model has 2 blocks" "nb,full,nb|nb is named twice" \
+for wrong in "some|not one of prompt, probe, last:K, full, scratch, majority, nb, nbsvm" \
+    "last:0|not one of prompt" "last:K|not one of prompt" "last:2x|not one of prompt" \
+    "nb,,probe|not one of prompt" "last:3|the model has 2 blocks" "nb,full,nb|nb is named twice" \
     "nb+lr:1|nb has no options" "full+l2:1|l2 is no option of a method" \
     "full+l2sp|l2sp is no option of a method" "full+|is no option of a method" \
     "full+lr:fast|lr fast: not a number" "full+lr:|lr : not a number" \
