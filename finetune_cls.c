@@ -2950,27 +2950,15 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
-/* The texts as tokens, with a method's own suffix: shared with the methods before it. */
-static struct Dataset texts_with_suffix(const struct Compare *c, const struct Settings *s)
-{
-    const struct Dataset *all = &c->task.data;
-    struct Dataset d = {0};
-    for (int m = 0; m < c->method_count; m++)
-        if (!strcmp(c->methods[m].set.suffix, s->suffix)) return c->methods[m].data;
-    set_suffix(c->task.tokenizer, s->suffix, s->max_tokens);
-    for (int i = 0; i < all->count; i++)
-        add_text(&d, c->task.tokenizer, all->texts[i], all->labels[i], c->task.window);
-    return d;
-}
-
-/* A method that prompts takes the names of the classes for want of other label words. */
+/* A method with a suffix has tokens of its own; one that prompts takes the names of the classes for
+ * want of other label words. */
 static struct Task parse_method(const char *name, const struct Compare *c)
 {
+    const struct Dataset *all = &c->task.data;
     struct Task t = c->task;
     struct Settings *s = &t.set;
     const int K = t.base.config.labels;
     char **names = t.base.config.label_names, *options = text_of("%s", name), *option;
-    if (!s->suffix) s->suffix = "";
     s->val = NULL;                      /* --test, which keeps no option of a method from effect */
     s->tune = strsep(&options, "+");
     parse_tune("--methods", NBSVM + 1, s, t.base.config.layers);
@@ -2980,7 +2968,12 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     struct Option *rows = tune_options(s);
     while ((option = strsep(&options, "+"))) set_method_option(rows, name, option);
     warn_idle(rows);
-    if (is_given(rows, "suffix")) t.data = texts_with_suffix(c, s);
+    if (is_given(rows, "suffix")) {
+        t.data = (struct Dataset){0};
+        set_suffix(t.tokenizer, s->suffix, s->max_tokens);
+        for (int i = 0; i < all->count; i++)
+            add_text(&t.data, t.tokenizer, all->texts[i], all->labels[i], t.window);
+    }
     if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t.tokenizer);
     if (s->label_words != c->task.set.label_words)
         t.words = !has_words(s) ? (struct Dataset){0}

@@ -670,7 +670,7 @@ static void test_methods(void)
     const struct Settings *words = &m[9].set, *none = &m[10].set, *last = &m[11].set;
     check(words->kind == PROMPT && !strcmp(words->label_words, "a=full,nbs,of;b=probes,at")
           && !strcmp(words->suffix, ", not last") && none->kind == PROBE && !*none->suffix
-          && last->kind == LAST && !*last->suffix,
+          && last->kind == LAST && !last->suffix,
           "methods: a comma ends one if the name of a method follows, else it is part of a value");
 }
 
