@@ -2640,28 +2640,24 @@ static int command_train(int argc, char **argv)
 
 /* --- eval and predict --- */
 
-/* One `name value` a line. loss: the sum over the N examples. */
-static void print_scores(const real *p, const int *truth, double loss, int N, int K)
+/* One `name value` a line; then one for each class, its name last:
+ *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by
+ * loss: the sum over the N examples. */
+static void print_scores(const real *p, const int *truth, double loss, int N, char *const *names,
+                         int K)
 {
     const struct Scores s = score(p, truth, loss, N, K);
+    struct ClassCounts counts[K];
     double low, high;
+    count_classes(counts, p, truth, N, K);
     wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
            "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
            s.ece, N, s.majority);
     warn_of_failure(s, N);
-    if (K != 2 || s.majority == 1) return;
-    struct ClassCounts counts[2];
-    count_classes(counts, p, truth, N, 2);
-    printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N), matthews(counts[0], counts[1]));
-}
-
-/* A line for each class, its name last:
- *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by */
-static void print_classes(const real *p, const int *truth, int N, char *const *names, int K)
-{
-    struct ClassCounts counts[K];
-    count_classes(counts, p, truth, N, K);
+    if (K == 2 && s.majority < 1)
+        printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N),
+               matthews(counts[0], counts[1]));
     printf("precision    recall        f1  examples  label\n");
     for (int k = 0; k < K; k++) {
         const struct ClassCounts c = counts[k];
@@ -2757,8 +2753,7 @@ static int command_eval(int argc, char **argv)
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
     const double loss = run_examples(&t.runner, p, NULL, d, NULL, d->count, "eval");
     if (predictions) write_predictions(o, &e, d->labels, p, names, K);
-    print_scores(p, d->labels, loss, d->count, K);
-    print_classes(p, d->labels, d->count, names, K);
+    print_scores(p, d->labels, loss, d->count, names, K);
     print_confusion(p, d->labels, d->count, names, K);
     return 0;
 }
