@@ -3014,10 +3014,9 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
 {
     const struct Task *t = &c->task;
     const int N = t->train_count, K = t->base.config.labels, *labels = t->data.labels;
-    int *order = resize(NULL, N * sizeof *order), *left = resize(NULL, 2 * K * sizeof *left);
-    int *count = left + K, chosen = 0;
+    int *order = resize(NULL, N * sizeof *order), count[K], left[K], chosen = 0;
     struct Random random = random_stream(seed, STREAM_SUBSET);
-    memset(left, 0, 2 * K * sizeof *left);
+    memset(count, 0, sizeof count);
     memcpy(order, t->train, N * sizeof *order);
     for (int i = 0; i < N; i++) count[labels[order[i]]]++;
     for (int k = 0; k < K; k++)
@@ -3030,7 +3029,6 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
     shuffle(order, N, &random);
     for (int i = 0, n = 0; i < N; i++) if (left[labels[order[i]]]-- > 0) list[n++] = order[i];
     free(order);
-    free(left);
 }
 
 /* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. A number
