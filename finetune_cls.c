@@ -3451,14 +3451,14 @@ static char *title_of(const struct Compare *c, int i, int number)
 }
 
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
- * than the method took before. Returns how many are left, of c->trainings. */
+ * than the method took before. Returns how many are done, of c->trainings. */
 static int run_cells(struct Compare *c)
 {
     const int M = c->method_count, round = c->budget_count * M;
     double shown = seconds();
     bool over = false;
+    int done = 0;
     for (int i = 0; i < round; i++) c->trainings += c->seeds * makes_sense(c, i / M, i % M);
-    int left = c->trainings;
     for (int i = 0; i < c->seeds * round; i++) {
         const int budget = i % round / M, method = i % M;
         struct Cell *cell = &c->cells[i];
@@ -3466,42 +3466,15 @@ static int run_cells(struct Compare *c)
         if (!makes_sense(c, budget, method)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over && !cell->right) {
-            char *title = title_of(c, i, c->trainings - left + 1);
+            char *title = title_of(c, i, done + 1);
             if (line_is_due(&shown)) progress(false, "%s", title);
             c->task.title = title;
             run_cell(c, i / round + 1, budget, method);
             free(title);
         }
-        left -= cell->right != NULL;
+        done += cell->right != NULL;
     }
-    return left;
-}
-
-/* The whole comparison. Returns the exit status. */
-static int compare(struct Compare *c)
-{
-    struct Task *t = &c->task;
-    load_base(t);
-    load_data(t, c->test_part, STREAM_TEST);
-    t->quiet = true;                /* from here on, as it is in all trainings */
-    c->feature_count = bags_of(&c->bags, &t->data);
-    t->train_hash = mix64(t->train_hash ^ hash_texts(&c->bags, 0));     /* of whole texts, too */
-    parse_methods(c);
-    parse_budgets(c);
-    c->cells = allocate_zeroed((size_t)c->seeds * c->budget_count * c->method_count
-                               * sizeof *c->cells);
-    open_comparison(c);
-    stop_between_steps();
-    const int left = run_cells(c), done = c->trainings - left;
-    if (left) {
-        commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", done, c->trainings), t->set.out);
-        if (stop_signal) return 128 + stop_signal;
-    } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c->start));
-    compute_estimates(c);
-    print_table(c);
-    if (done) print_verdict(c);
-    return 0;
+    return done;
 }
 
 static int command_compare(int argc, char **argv)
@@ -3510,7 +3483,8 @@ static int command_compare(int argc, char **argv)
                         .methods_text = "majority,nb,nbsvm,scratch,prompt,probe,last:2,full,"
                                         "full+l2sp:10",
                         .test_part = 0.3, .task = {.set = DEFAULT_SETTINGS}};
-    struct Settings *s = &c.task.set;
+    struct Task *t = &c.task;
+    struct Settings *s = &t->set;
     struct Option *tune = tune_options(s), options[] = {
         *find_option(tune, "model"), *find_option(tune, "train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
@@ -3541,10 +3515,29 @@ static int command_compare(int argc, char **argv)
         "What is pretraining worth? Every method learns from the same few labels, several times,\n"
         "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
         "for each training to compare.tsv."), argv);
-    c.task.options = options;
+    t->options = options;
     s->dedupe = true;
-    open_run(&c.task);
-    return compare(&c);
+    open_run(t);
+    load_base(t);
+    load_data(t, c.test_part, STREAM_TEST);
+    t->quiet = true;                /* from here on, as it is in all trainings */
+    c.feature_count = bags_of(&c.bags, &t->data);
+    t->train_hash = mix64(t->train_hash ^ hash_texts(&c.bags, 0));      /* of whole texts, too */
+    parse_methods(&c);
+    parse_budgets(&c);
+    c.cells = allocate_zeroed((size_t)c.seeds * c.budget_count * c.method_count * sizeof *c.cells);
+    open_comparison(&c);
+    stop_between_steps();
+    const int done = run_cells(&c);
+    if (done < c.trainings) {
+        commit_outputs();
+        advise_resume("compare", brief("%d of %d trainings", done, c.trainings), s->out);
+        if (stop_signal) return 128 + stop_signal;
+    } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c.start));
+    compute_estimates(&c);
+    print_table(&c);
+    if (done) print_verdict(&c);
+    return 0;
 }
 
 /* ============================================================================================= */
