@@ -3276,13 +3276,14 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
     return e;
 }
 
-/* The most accurate method with a budget, of all or only of the pretrained; -1: none has run. */
-static int best_method(const struct Compare *c, int budget, bool pretrained)
+/* The most accurate method with a budget, of the kinds from first to last; -1: none has run. */
+static int best_method(const struct Compare *c, int budget, int first, int last)
 {
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
         const struct Estimate *e = estimate_at(c, budget, m);
-        if (pretrained && c->methods[m].set.kind >= SCRATCH) continue;
+        const int kind = c->methods[m].set.kind;
+        if (kind < first || kind > last) continue;
         if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
     }
     return best;
@@ -3310,7 +3311,7 @@ static void compute_estimates(struct Compare *c)
     for (int b = 0; b < c->budget_count; b++) {
         struct Estimate *e = estimate_at(c, b, 0);
         for (int m = 0; m < M; m++) e[m] = estimate(c, b, m);
-        const int best = best_method(c, b, false);
+        const int best = best_method(c, b, PROMPT, NBSVM);
         for (int m = 0; m < M; m++)
             if (m != best && e[m].seeds) e[m].p = mean_right(c, b, best, m).p;
         correct_by_holm(e, M);
@@ -3356,13 +3357,12 @@ static int labels_needed(const struct Compare *c, int method, double accuracy)
  * pretrained method reaches with about 100. Without a larger number nothing can be said. */
 static void print_worth(const struct Compare *c)
 {
-    int near = 0, scratch = -1;
+    int near = 0;
     for (int b = 0; b < c->budget_count - 1; b++)
         if (!c->budgets[near] || abs(c->budgets[b] - 100) < abs(c->budgets[near] - 100)) near = b;
     const struct Estimate *e = estimate_at(c, near, 0);
-    for (int m = 0; m < c->method_count; m++)
-        if (c->methods[m].set.kind == SCRATCH && e[m].seeds) scratch = m;
-    const int best = best_method(c, near, true);
+    const int best = best_method(c, near, PROMPT, FULL),
+              scratch = best_method(c, near, SCRATCH, SCRATCH);
     const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
     if (best < 0 || scratch < 0 || few == most) return;
     const int needed = labels_needed(c, scratch, e[best].mean);
@@ -3377,16 +3377,15 @@ static void print_worth(const struct Compare *c)
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budgets[c->budget_count - 1], best = best_method(c, 0, true);
+    const int most = c->budget_count - 1, best = best_method(c, 0, PROMPT, FULL),
+              bayes = best_method(c, most, NB, NB);
     if (best < 0 || c->budgets[0]) return;
     const double mean = estimate_at(c, 0, best)->mean;
+    const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, mean);
     printf("Without any label %s is right in %.3f", c->methods[best].set.tune, mean);
-    for (int m = 0; m < c->method_count && most; m++) {
-        if (c->methods[m].set.kind != NB) continue;
-        const int needed = labels_needed(c, m, mean);
+    if (bayes >= 0)
         printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
-               needed ? needed : most);
-    }
+               needed ? needed : c->budgets[most]);
     printf(".\n");
 }
 
@@ -3396,7 +3395,7 @@ static void print_choice(const struct Compare *c)
 {
     const int b = c->budget_count - 1;
     const struct Estimate *e = estimate_at(c, b, 0);
-    int choice = best_method(c, b, false);
+    int choice = best_method(c, b, PROMPT, NBSVM);
     if (choice < 0) return;
     for (int m = 0; m < c->method_count; m++)
         if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;

@@ -513,6 +513,7 @@ static struct Compare answered(const char *const *right, int seeds, int budgets,
     struct Compare c = {.seeds = seeds, .budget_count = budgets, .method_count = methods};
     const int cells = seeds * budgets * methods;
     c.cells = allocate_zeroed(cells * sizeof *c.cells);
+    c.methods = allocate_zeroed(methods * sizeof *c.methods);     /* all of one kind */
     for (int i = 0; i < cells; i++) {
         c.cells[i].right = (char *)right[i];
         if (right[i]) c.task.val_count = (int)strlen(right[i]);
@@ -578,7 +579,7 @@ static void test_estimates(void)
     check(e.seeds == 2 && e.mean == 0.7 && e.low < low && e.high > high,
           "estimate: seeds that differ make the interval wider than Wilson's");
     e = *estimate_at(&c, 0, 1);
-    check(e.seeds == 0 && isnan(e.p) && isnan(e.holm) && best_method(&c, 0, false) == 0,
+    check(e.seeds == 0 && isnan(e.p) && isnan(e.holm) && best_method(&c, 0, PROMPT, NBSVM) == 0,
           "estimate: a method that has not run is compared with none");
 }
 
