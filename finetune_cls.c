@@ -2785,22 +2785,18 @@ static void append_answer(struct Buffer *b, const struct Task *t, struct Bytes t
     append(b, "\n");
 }
 
-/* Predicts the texts and prints a line for each. Few texts at a time need little memory. */
-static void predict_texts(struct Task *t, const struct Example *e, int count)
+/* Predicts the texts in t->data, prints a line for each and leaves none. */
+static void predict_texts(struct Task *t)
 {
-    enum { BLOCK = 4096 };
     const int K = t->model.config.labels;
-    real *p = resize(NULL, (size_t)min_int(BLOCK, count) * K * sizeof *p);
     struct Dataset *d = &t->data;
     struct Buffer b = {0};
-    for (int done = 0, n; done < count; done += n, e += n) {
-        n = min_int(BLOCK, count - done);
-        d->count = 0;
-        for (int i = 0; i < n; i++) add_text(d, t->tokenizer, e[i].text, -1, t->window);
-        run_examples(&t->runner, p, NULL, d, NULL, n, NULL);
-        for (int i = 0; i < n; i++) append_answer(&b, t, e[i].text, p + (size_t)i * K);
-        show_result(&b);
-    }
+    if (!d->count) return;
+    real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
+    run_examples(&t->runner, p, NULL, d, NULL, d->count, NULL);
+    for (int i = 0; i < d->count; i++) append_answer(&b, t, d->texts[i], p + (size_t)i * K);
+    show_result(&b);
+    d->count = 0;
     free(b.data);
     free(p);
 }
@@ -2811,7 +2807,6 @@ static void predict_stream(struct Task *t)
 {
     enum { BLOCK = 1 << 20 };
     struct Buffer b = {0};
-    struct Example *lines = NULL;
     int all = 0, empty = 0, invalid = 0;
     if (isatty(0)) progress(true, "One text a line; Ctrl-D ends.");
     for (ssize_t n = 1; n; ) {
@@ -2819,30 +2814,28 @@ static void predict_stream(struct Task *t)
         if ((n = read(0, b.data + b.size, BLOCK)) < 0)
             die("standard input: cannot be read (%s).", strerror(errno));
         b.data[b.size += n] = 0;
-        if (!lines) refuse_other_kinds("standard input", b.data, b.size);
+        if (!all) refuse_other_kinds("standard input", b.data, b.size);
         if (n && !memchr(b.data + b.size - n, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
-        int count = 0;
-        for (const char *at = b.data, *end = b.data + whole; at < end; count++) {
-            if (!(count & (count - 1))) lines = resize(lines, 2 * (count + 1) * sizeof *lines);
+        for (const char *at = b.data, *end = b.data + whole; at < end; all++) {
             const struct Bytes text = take_line(&at, end);
-            lines[count] = (struct Example){.text = text};
+            add_text(&t->data, t->tokenizer, text, -1, t->window);
             empty += text.size == 0;
             invalid += count_invalid(text.data, text.size) > 0;
         }
-        all += count;
-        predict_texts(t, lines, count);
+        predict_texts(t);
         memmove(b.data, b.data + whole, b.size -= whole);
     }
     warn_of_texts("standard input", empty, invalid, all);
-    free(lines);
     free(b.data);
 }
 
-/* TEXTs of the command line, the texts of a file, or else the lines of standard input. */
+/* TEXTs of the command line, the texts of a file, a few at a time, or else the lines of standard
+ * input. */
 static int command_predict(int argc, char **argv)
 {
+    enum { BLOCK = 4096 };
     const char *data = NULL;
     struct Task t = {.set = DEFAULT_SETTINGS};
     struct Settings *s = &t.set;
@@ -2863,10 +2856,14 @@ static int command_predict(int argc, char **argv)
     if (data) {
         s->columns.texts_only = true;
         const struct Examples e = read_examples(data, s->columns);
-        predict_texts(&t, e.items, e.count);
+        for (int i = 0; i < e.count; i++) {
+            add_text(&t.data, t.tokenizer, e.items[i].text, -1, t.window);
+            if (t.data.count == BLOCK) predict_texts(&t);
+        }
     } else if (!count) predict_stream(&t);
     for (int i = 0; i < count; i++)
-        predict_texts(&t, &(struct Example){.text = as_bytes(argv[i])}, 1);
+        add_text(&t.data, t.tokenizer, as_bytes(argv[i]), -1, t.window);
+    predict_texts(&t);
     return 0;
 }
 
