@@ -3340,14 +3340,17 @@ static void print_table(const struct Compare *c)
     }
 }
 
-/* The smallest number of labels with which a method reaches an accuracy; 0: none does. */
+/* The smallest number of labels with which a method reaches an accuracy, or else minus the largest
+ * with which it has run. */
 static int labels_needed(const struct Compare *c, int method, double accuracy)
 {
+    int most = 0;
     for (int b = 0; b < c->budget_count; b++) {
         const struct Estimate *e = estimate_at(c, b, method);
-        if (e->seeds && e->mean >= accuracy) return c->budgets[b];
+        if (e->seeds) most = c->budgets[b];
+        if (e->seeds && e->mean >= accuracy) return most;
     }
-    return 0;
+    return -most;
 }
 
 /* "Pretraining is worth N labels": so many more are needed from scratch for what the best
@@ -3360,29 +3363,29 @@ static void print_worth(const struct Compare *c)
     const struct Estimate *e = estimate_at(c, near, 0);
     const int best = best_method(c, near, PROMPT, FULL),
               scratch = best_method(c, near, SCRATCH, SCRATCH);
-    const int few = c->budgets[near], most = c->budgets[c->budget_count - 1];
-    if (best < 0 || scratch < 0 || few == most) return;
-    const int needed = labels_needed(c, scratch, e[best].mean);
-    const bool better = (!needed || needed > few)
-                     && mean_right(c, near, best, scratch).p < SIGNIFICANT;
+    if (best < 0 || scratch < 0 || c->budget_count == 1) return;
+    const int few = c->budgets[near], needed = labels_needed(c, scratch, e[best].mean),
+              more = abs(needed) - few;
+    const bool better = more > 0 && mean_right(c, near, best, scratch).p < SIGNIFICANT;
+    if (needed == -few) return;
     printf("Pretraining is worth %s: with %d labels %s reaches %.3f, training from scratch %.3f.\n",
-           !better ? "nothing significant" : needed ? brief("at most %d labels", needed - few)
-                   : brief("more than %d labels", most - few),
+           !better ? "nothing significant"
+                   : brief("%s %d labels", needed > 0 ? "at most" : "more than", more),
            few, c->methods[best].set.tune, e[best].mean, e[scratch].mean);
 }
 
 /* What the model knows before any label, and how many labels naive Bayes needs for as much. */
 static void print_prompt(const struct Compare *c)
 {
-    const int most = c->budget_count - 1, best = best_method(c, 0, PROMPT, FULL),
-              bayes = best_method(c, most, NB, NB);
+    const int best = best_method(c, 0, PROMPT, FULL),
+              bayes = best_method(c, c->budget_count - 1, NB, NB);
     if (best < 0 || c->budgets[0]) return;
     const double mean = estimate_at(c, 0, best)->mean;
     const int needed = bayes < 0 ? 0 : labels_needed(c, bayes, mean);
     printf("Without any label %s is right in %.3f", c->methods[best].set.tune, mean);
     if (bayes >= 0)
-        printf("; naive Bayes needs %s %d labels for that", needed ? "at most" : "more than",
-               needed ? needed : c->budgets[most]);
+        printf("; naive Bayes needs %s %d labels for that", needed > 0 ? "at most" : "more than",
+               abs(needed));
     printf(".\n");
 }
 

@@ -626,7 +626,9 @@ static void test_labels_needed(void)
           && labels_needed(&c, 0, 0.55) == 100 && labels_needed(&c, 0, 0.6) == 100
           && labels_needed(&c, 0, 0.7) == 1000 && labels_needed(&c, 0, 0.8) == 1000,
           "labels needed: the first number with which the method has run and is as good");
-    check(labels_needed(&c, 0, 0.81) == 0, "labels needed: more than there are");
+    check(labels_needed(&c, 0, 0.81) == -1000, "labels needed: more than there are");
+    c.budget_count = 2;
+    check(labels_needed(&c, 0, 0.6) == -10, "labels needed: more than the method has run with");
 }
 
 /* --- Methods --- */
