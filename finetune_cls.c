@@ -2445,7 +2445,7 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
-        {"resume", "go on with the training in --out; if there is none, start", FLAG, &s->resume},
+        {"resume", "go on with what --out holds; if there is nothing, start", FLAG, &s->resume},
         {"overwrite", "replace what --out holds", FLAG, &s->overwrite},
         {0}};
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
@@ -3503,12 +3503,8 @@ static int command_compare(int argc, char **argv)
         *find_option(tune, "val-part"), *find_option(tune, "epochs"), *find_option(tune, "steps"),
         *find_option(tune, "batch"), *find_option(tune, "max-tokens"),
         *find_option(tune, "truncate"), *find_option(tune, "suffix"), COLUMN_OPTIONS(s->columns),
-        PRECISION_OPTION(&s->precision),
-        THREADS_OPTION(&s->threads),
-        {"resume", "go on with the comparison in --out; it knows its options", FLAG, &s->resume},
-        {"overwrite", "replace the comparison in --out", FLAG, &s->overwrite},
-        {0}
-    };
+        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads),
+        *find_option(tune, "resume"), *find_option(tune, "overwrite"), {0}};
     refuse_arguments(read_options(argc, argv, options,
         "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
         "What is pretraining worth? Every method learns from the same few labels, several times,\n"
