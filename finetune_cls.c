@@ -2392,7 +2392,7 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
     SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
             .choices = FORMAT_CHOICES, .idle = "without data")
 
-/* The rows of `train`, of which the other commands take what they share. The caller frees them. */
+/* The rows of `train`, of which the other commands take what they share. */
 static struct Option *tune_options(struct Settings *s)
 {
     const struct Option rows[] = {
@@ -2525,7 +2525,6 @@ static void load_base(struct Task *t)
         warn("--suffix: %s does not let texts begin with %s, so their first words are read as if "
              "they had none before them, and an empty text is the suffix alone.", s->model,
              END_OF_TEXT);
-    metadata_free(&meta);
 }
 
 /* Reads the classifier in set.model: the model, the tokenizer, the part of a text that it reads,
@@ -2972,7 +2971,6 @@ static struct Task parse_method(const char *name, const struct Compare *c)
                 : read_label_words(s->label_words, names, K, t.tokenizer, false);
     t.prior = read_prior(s->prior, names, K);
     s->tune = name;
-    free(rows);
     return t;
 }
 
