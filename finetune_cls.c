@@ -3436,7 +3436,7 @@ static bool makes_sense(const struct Compare *c, int budget, int method)
 
 /* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as the first,
  * during which the time left is not known. */
-static char *title_of(const struct Compare *c, int i, int number)
+static const char *title_of(const struct Compare *c, int i, int number)
 {
     const int M = c->method_count, round = c->budget_count * M;
     double left = 0;
@@ -3463,11 +3463,9 @@ static int run_cells(struct Compare *c)
         if (!makes_sense(c, budget, method)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over && !cell->right) {
-            char *title = title_of(c, i, done + 1);
-            if (line_is_due(&shown)) progress(false, "%s", title);
-            c->task.title = title;
+            c->task.title = title_of(c, i, done + 1);
+            if (line_is_due(&shown)) progress(false, "%s", c->task.title);
             run_cell(c, i / round + 1, budget, method);
-            free(title);
         }
         done += cell->right != NULL;
     }
