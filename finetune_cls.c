@@ -2445,7 +2445,7 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("seed", "of the head, the order, dropout and the split", LONG, &s->seed, 0, 9e15),
         PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads),
-        {"resume", "go on with what --out holds; if there is nothing, start", FLAG, &s->resume},
+        {"resume", "go on in --out with its options; where nothing is, start", FLAG, &s->resume},
         {"overwrite", "replace what --out holds", FLAG, &s->overwrite},
         {0}};
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
