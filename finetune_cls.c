@@ -644,6 +644,7 @@ struct Logistic {
     int held_out;               /* the part that is not learned from: a_n = 0 */
     double *start;              /* (N, K): z at w = 0 */
     double *z, *p, *losses;     /* (N, K) (N, K) (N): all at the same w */
+    double loss;                /* the mean of losses, without the penalty */
 };
 
 static double weight_of(const struct Logistic *f, int n)
@@ -667,24 +668,6 @@ static void logistic_scores(double *z, const struct Logistic *f, const double *w
         }
 }
 
-/* Sets p and losses from z, and returns the mean loss without the penalty. */
-static double logistic_loss(struct Logistic *f)
-{
-    const int K = f->K;
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < f->N; n++) {
-        const double *z = f->z + (size_t)n * K, own = z[f->labels[n]];
-        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
-        for (int k = 0; k < K; k++) max = z[k] > max ? z[k] : max;
-        for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
-        for (int k = 0; k < K; k++) p[k] /= sum;
-        f->losses[n] = weight_of(f, n) * (max - own + log(sum));
-    }
-    double total = 0;
-    for (int n = 0; n < f->N; n++) total += f->losses[n];
-    return total / f->N;
-}
-
 /* a . b, of n values each. */
 static double dot(const double *a, const double *b, size_t n)
 {
@@ -694,10 +677,23 @@ static double dot(const double *a, const double *b, size_t n)
     return sum;
 }
 
-/* F at w (K, C), when z is known. */
+/* F at w (K, C), when z is known. Sets p and the losses. */
 static double logistic_objective(struct Logistic *f, const double *w)
 {
-    return logistic_loss(f) + f->l2 / 2 * dot(w, w, (size_t)f->K * f->C);
+    const int K = f->K;
+    double total = 0;
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < f->N; n++) {
+        const double *z = f->z + (size_t)n * K, own = z[f->labels[n]];
+        double *p = f->p + (size_t)n * K, max = -INFINITY, sum = 0;
+        for (int k = 0; k < K; k++) max = z[k] > max ? z[k] : max;
+        for (int k = 0; k < K; k++) sum += p[k] = exp(z[k] - max);
+        for (int k = 0; k < K; k++) p[k] /= sum;
+        f->losses[n] = weight_of(f, n) * (max - own + log(sum));
+    }
+    for (int n = 0; n < f->N; n++) total += f->losses[n];
+    f->loss = total / f->N;
+    return f->loss + f->l2 / 2 * dot(w, w, (size_t)K * f->C);
 }
 
 /* dw (K, C) = dF/dw at w, after logistic_objective. Threads share out channels of classes, and each
@@ -939,7 +935,7 @@ static void probe_fit(struct Task *t, struct Probe *p)
         f->l2 = pow(10, exponent);
         for (f->held_out = 0; f->held_out < FOLDS; f->held_out++) {
             gradients += logistic_solve(f, w + f->held_out * size, gram);
-            train_loss += logistic_loss(f) / (FOLDS - 1);
+            train_loss += f->loss / (FOLDS - 1);
             for (int n = 0; n < N; n++) {
                 if (f->folds[n] != f->held_out) continue;
                 for (int k = 0; k < K; k++)
