@@ -72,14 +72,13 @@ static int *begin_text(struct Dataset *d, struct Bytes text, size_t most, int la
     return d->tokens + d->starts[n];
 }
 
-/* Keeps at most max of n ids, in place, and returns how many. */
-static int truncate_ids(int *ids, int n, int max, const char *how)
+/* Keeps at most max of n ids, in place. */
+static void truncate_ids(int *ids, int n, int max, const char *how)
 {
-    if (n <= max) return n;
+    if (n <= max) return;
     const int head = !strcmp(how, "head") ? max : !strcmp(how, "tail") ? 0 : (max + 1) / 2;
     const int tail = max - head;
     memmove(ids + head, ids + n - tail, tail * sizeof *ids);
-    return max;
 }
 
 /* The tokens of a text into ids; of two, "a TAB b", those of a, <|endoftext|>, those of b. Returns
@@ -93,9 +92,9 @@ static int tokens_of(int *ids, struct Tokenizer *t, struct Bytes text, int max, 
     if (!w.pairs) { truncate_ids(ids, a, max, w.truncate); return a; }
     ids[a] = t->eot;
     const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
-    if (a + 1 + b <= max) return a + 1 + b;
-    const int room = max_int(max - 1, 0), shorter = min_int(min_int(a, b), room / 2);
-    const int keep_a = a <= b ? shorter : room - shorter, keep_b = room - keep_a;
+    const int room = max_int(max - 1, 0);
+    const int keep_a = min_int(a, max_int(room - b, (room + (a > b)) / 2));
+    const int keep_b = min_int(b, room - keep_a);
     truncate_ids(ids + a + 1, b, keep_b, w.truncate);
     truncate_ids(ids, a, keep_a, w.truncate);
     memmove(ids + keep_a, ids + a, (keep_b + 1) * sizeof *ids);

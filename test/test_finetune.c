@@ -380,8 +380,8 @@ static void test_truncation(void)
     };
     for (int i = 0; i < COUNT(cases); i++) {
         int ids[6] = {1, 2, 3, 4, 5, 6};
-        const int n = truncate_ids(ids, cases[i].n, cases[i].most, cases[i].how);
-        check(n == cases[i].count && !memcmp(ids, cases[i].want, n * sizeof *ids),
+        truncate_ids(ids, cases[i].n, cases[i].most, cases[i].how);
+        check(!memcmp(ids, cases[i].want, cases[i].count * sizeof *ids),
               "truncate %s: %d of %d", cases[i].how,
               cases[i].most, cases[i].n);
     }
