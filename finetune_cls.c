@@ -144,21 +144,30 @@ static int length_of(const struct Dataset *d, int example)
 
 enum { BATCH_ROWS = 2048 };     /* tokens of a batch: enough rows for efficient products */
 
-/* A model and the memory to run it on batches of examples. */
+/* A model, texts, and the memory to run it on batches of them. */
 struct Runner {
     struct Model *model;
+    const struct Dataset *data;
     struct Workspace ws;
     struct Batch minibatch;         /* its targets: the labels, until set_next_tokens */
-    real *cache;                    /* what frozen blocks gave, or NULL: create_cache */
+    real *cache;                    /* (tokens of data, C): what frozen blocks gave, or NULL */
     size_t cache_bytes;
     struct Timer timer;             /* of the lines of progress */
 };
 
-static void runner_create(struct Runner *r, struct Model *model, int max_rows, int kind)
+/* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
+ * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
+ * the machine's memory: cache, 0 until then. Otherwise they run again for every update, with the
+ * same results. */
+static void runner_create(struct Runner *r, struct Model *model, const struct Dataset *data,
+                          int max_rows, int kind)
 {
-    *r = (struct Runner){.model = model, .timer = start_timer()};
+    *r = (struct Runner){.model = model, .data = data, .timer = start_timer()};
     workspace_create(&r->ws, model, max_rows, kind);
     r->minibatch = batch_create(max_rows);
+    if (!model->first_layer) return;
+    const size_t bytes = data->starts[data->count] * model->config.channels * sizeof(real);
+    if (bytes <= machine_memory() / 4) r->cache = allocate_zeroed(r->cache_bytes = bytes);
 }
 
 static void runner_free(struct Runner *r)
@@ -170,8 +179,9 @@ static void runner_free(struct Runner *r)
 
 /* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
  * Texts keep their true lengths and lie back to back: there is no padding. */
-static struct Batch gather(struct Runner *r, const struct Dataset *d, const int *list, int count)
+static struct Batch gather(struct Runner *r, const int *list, int count)
 {
+    const struct Dataset *d = r->data;
     struct Batch *m = &r->minibatch;
     for (batch_clear(m); m->sequences < count; ) {
         const int s = m->sequences, example = list[s], n = length_of(d, example);
@@ -182,43 +192,33 @@ static struct Batch gather(struct Runner *r, const struct Dataset *d, const int 
     return *m;
 }
 
-/* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
- * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
- * the machine's memory: cache (tokens of d, C), 0 until then. Otherwise they run again for every
- * update, with the same results. */
-static void create_cache(struct Runner *r, const struct Dataset *d)
-{
-    const size_t bytes = d->starts[d->count] * r->model->config.channels * sizeof(real);
-    if (!r->model->first_layer || bytes > machine_memory() / 4) return;
-    r->cache = allocate_zeroed(r->cache_bytes = bytes);
-}
-
-/* The hidden states of a batch that gather made of the first examples of list: trunk_forward's, but
+/* Such a batch goes through the trunk: ws.hidden are its hidden states, as from trunk_forward, but
  * frozen blocks may know a shorter way, and have no dropout (p, key). */
-static const real *forward(struct Runner *r, const struct Dataset *d, const struct Batch *b,
-                           const int *list, double p, uint64_t key)
+static struct Batch forward(struct Runner *r, const int *list, int count, double p, uint64_t key)
 {
+    const struct Batch b = gather(r, list, count);
     const int frozen = r->model->first_layer, C = r->model->config.channels;
+    const size_t *starts = r->data->starts;
     real *x = r->ws.activations[frozen].x;          /* the input of the first block that learns */
     bool known = r->cache;      /* all of it; what happens to be 0 is computed again */
-    for (int s = 0; s < b->sequences && known; s++) known = r->cache[d->starts[list[s]] * C] != 0;
-    if (frozen && !known) blocks_forward(r->model, &r->ws, b, 0, 0, 0, frozen);
-    for (int s = 0; s < b->sequences && r->cache; s++) {
-        real *here = x + (size_t)b->starts[s] * C, *kept = r->cache + d->starts[list[s]] * C;
-        const size_t bytes = (size_t)length_of(d, list[s]) * C * sizeof *x;
+    for (int s = 0; s < b.sequences && known; s++) known = r->cache[starts[list[s]] * C] != 0;
+    if (frozen && !known) blocks_forward(r->model, &r->ws, &b, 0, 0, 0, frozen);
+    for (int s = 0; s < b.sequences && r->cache; s++) {
+        real *here = x + (size_t)b.starts[s] * C, *kept = r->cache + starts[list[s]] * C;
+        const size_t bytes = (size_t)length_of(r->data, list[s]) * C * sizeof *x;
         memcpy(known ? here : kept, known ? kept : here, bytes);
     }
-    return blocks_forward(r->model, &r->ws, b, p, key, frozen, r->model->config.layers);
+    blocks_forward(r->model, &r->ws, &b, p, key, frozen, r->model->config.layers);
+    return b;
 }
 
-/* The targets of a batch become the language model's: of each row the next token of the same text,
- * -1 at its end. Returns how many there are. */
-static int set_next_tokens(struct Runner *r, const struct Batch *b)
+/* The targets of a batch become the language model's, and are returned: of each row the next token
+ * of the same text, -1 at its end. */
+static const int *set_next_tokens(struct Batch b)
 {
-    int *next = r->minibatch.targets;
-    for (int n = 0; n + 1 < b->rows; n++) next[n] = b->tokens[n + 1];
-    for (int s = 0; s < b->sequences; s++) next[b->starts[s + 1] - 1] = -1;
-    return b->rows - b->sequences;
+    for (int n = 0; n + 1 < b.rows; n++) b.targets[n] = b.tokens[n + 1];
+    for (int s = 0; s < b.sequences; s++) b.targets[b.starts[s + 1] - 1] = -1;
+    return b.targets;
 }
 
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
@@ -226,8 +226,8 @@ static int set_next_tokens(struct Runner *r, const struct Batch *b)
  *   probabilities (count, K): softmax of the head's scores      each may be NULL
  * Returns the sum of losses of the examples with a label. what: for a line of progress now and
  * then, or NULL. */
-static double run_examples(struct Runner *r, real *probabilities, real *features,
-                           const struct Dataset *d, const int *list, int count, const char *what)
+static double run_examples(struct Runner *r, real *probabilities, real *features, const int *list,
+                           int count, const char *what)
 {
     const int K = r->model->config.labels, C = r->model->config.channels;
     int *examples = resize(NULL, count * sizeof *examples);
@@ -235,14 +235,13 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
     double loss = 0;
     for (int i = 0; i < count; i++) examples[i] = list ? list[i] : i;
     for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, d, examples + done, count - done);
-        const real *hidden = forward(r, d, &b, examples + done, 0, 0);
+        const struct Batch b = forward(r, examples + done, count - done, 0, 0);
         if (probabilities)
-            loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, NULL, 0,
+            loss += class_head(r->model, &r->ws, &b, b.targets, NULL, 0,
                                probabilities + (size_t)done * K);
         for (int s = 0; s < b.sequences && features; s++)
-            memcpy(features + (size_t)(done + s) * C, hidden + (size_t)(b.starts[s + 1] - 1) * C,
-                   C * sizeof *features);
+            memcpy(features + (size_t)(done + s) * C,
+                   r->ws.hidden + (size_t)(b.starts[s + 1] - 1) * C, C * sizeof *features);
         done += b.sequences;
         if (what && done < count) show_work(&timer, what, done, count, "texts");
     }
@@ -380,12 +379,12 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     int next_tokens = -count;
     for (int i = 0; i < count; i++) next_tokens += length_of(&t->data, list[i]);
     for (int done = 0; done < count; ) {
-        const struct Batch b = gather(r, &t->data, list + done, count - done);
-        forward(r, &t->data, &b, list + done, s->dropout, random_bits(&t->masks));
-        loss += class_head(r->model, &r->ws, &b, r->minibatch.targets, t->class_weights,
-                           (real)1 / count, NULL);
-        if (s->lm_coef > 0 && set_next_tokens(r, &b) > 0)
-            lm_head(r->model, &r->ws, &b, r->minibatch.targets, (real)(s->lm_coef / next_tokens));
+        const struct Batch b = forward(r, list + done, count - done, s->dropout,
+                                       random_bits(&t->masks));
+        loss += class_head(r->model, &r->ws, &b, b.targets, t->class_weights, (real)1 / count,
+                           NULL);
+        if (s->lm_coef > 0 && next_tokens > 0)
+            lm_head(r->model, &r->ws, &b, set_next_tokens(b), (real)(s->lm_coef / next_tokens));
         trunk_backward(r->model, &r->ws, &b);
         done += b.sequences;
     }
@@ -406,8 +405,8 @@ static struct Scores score(const real *p, const int *truth, double loss, int N, 
 static struct Scores validate(struct Task *t)
 {
     const int K = t->model.config.labels;
-    const double loss = run_examples(&t->runner, t->probabilities, NULL, &t->data, t->val,
-                                     t->val_count, t->quiet ? t->title : "validation");
+    const double loss = run_examples(&t->runner, t->probabilities, NULL, t->val, t->val_count,
+                                     t->quiet ? t->title : "validation");
     return score(t->probabilities, t->truth, loss, t->val_count, K);
 }
 
@@ -519,7 +518,7 @@ static bool train_steps(struct Task *t, struct Metadata *meta)
 static real *features_of(struct Task *t, const int *list, int count, const char *what)
 {
     real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
-    run_examples(&t->runner, NULL, x, &t->data, list, count, t->quiet ? t->title : what);
+    run_examples(&t->runner, NULL, x, list, count, t->quiet ? t->title : what);
     return x;
 }
 
@@ -2182,13 +2181,12 @@ static void prepare(struct Task *t)
     const size_t K = t->model.config.labels;
     const bool probe = s->kind <= PROBE;
     if (!probe) choose_weights(t);
-    runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->data.longest),
+    runner_create(&t->runner, &t->model, &t->data, max_int(BATCH_ROWS, t->data.longest),
                   probe ? WORK_EVAL : WORK_TRAIN);
     t->order = random_stream(s->seed, STREAM_ORDER);
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
-    create_cache(&t->runner, &t->data);
     if (!t->quiet) announce(t);
     if (t->words.count && s->kind != SCRATCH) begin_with_words(t);
 }
@@ -2551,7 +2549,7 @@ static void load_classifier(struct Task *t)
     if (u->suffix_count && u->begins + u->suffix_count >= t->window.max)
         die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
             "right one there.", dir, counted(u->suffix_count, "token"), t->window.max);
-    runner_create(&t->runner, &t->model, max_int(BATCH_ROWS, t->window.max), WORK_EVAL);
+    runner_create(&t->runner, &t->model, &t->data, max_int(BATCH_ROWS, t->window.max), WORK_EVAL);
 }
 
 /* Warns if always predicting the commonest label of the N texts would do as well. */
@@ -2745,7 +2743,7 @@ static int command_eval(int argc, char **argv)
     add_examples(&t.data, t.tokenizer, &e, names, K, t.window);
     const struct Dataset *d = &t.data;
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
-    const double loss = run_examples(&t.runner, p, NULL, d, NULL, d->count, "eval");
+    const double loss = run_examples(&t.runner, p, NULL, NULL, d->count, "eval");
     if (predictions) write_predictions(o, &e, d->labels, p, names, K);
     print_scores(p, d->labels, loss, d->count, names, K);
     print_confusion(p, d->labels, d->count, names, K);
@@ -2787,7 +2785,7 @@ static void predict_texts(struct Task *t)
     struct Buffer b = {0};
     if (!d->count) return;
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
-    run_examples(&t->runner, p, NULL, d, NULL, d->count, NULL);
+    run_examples(&t->runner, p, NULL, NULL, d->count, NULL);
     for (int i = 0; i < d->count; i++) append_answer(&b, t, d->texts[i], p + (size_t)i * K);
     show_result(&b);
     d->count = 0;
@@ -3092,7 +3090,7 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Tas
     prepare(t);
     const bool whole = learn(t, &val, &meta);
     if (whole)
-        *loss = run_examples(&t->runner, p, NULL, &t->data, all->val, all->val_count, t->title);
+        *loss = run_examples(&t->runner, p, NULL, all->val, all->val_count, t->title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", t->set.tune);
     metadata_free(&meta);
@@ -3542,15 +3540,15 @@ static void pool(real *last, real *mean, const real *h, const struct Batch *b, i
             }
 }
 
-/* What each text has become after every block, from one pass over all N texts of d, in the order of
+/* What each text has become after every block, from one pass over all N texts, in the order of
  * list, put through ln_f as if the network ended there.   levels (2 (L + 1), N, C), 0 before: after l
  * blocks [2 l] its last token, which is what a classifier reads, [2 l + 1] the mean over its tokens */
-static void read_levels(real *levels, struct Runner *r, const struct Dataset *d, const int *list)
+static void read_levels(real *levels, struct Runner *r, const int *list)
 {
-    const int C = r->model->config.channels, N = d->count;
+    const int C = r->model->config.channels, N = r->data->count;
     struct Timer timer = start_timer();
     for (int done = 0; done < N; ) {
-        const struct Batch b = gather(r, d, list + done, N - done);
+        const struct Batch b = gather(r, list + done, N - done);
         for (int l = 0; l <= r->model->config.layers; l++) {
             const real *h = blocks_forward(r->model, &r->ws, &b, 0, 0, max_int(l - 1, 0), l);
             real *last = levels + ((size_t)2 * l * N + done) * C;
@@ -3585,7 +3583,7 @@ static void probe_levels(struct Task *t)
     real *levels = allocate_zeroed(count * size * sizeof *levels);
     int best = 0;
     double highest = 0;
-    read_levels(levels, &t->runner, &t->data, t->train);            /* a probe leaves their order */
+    read_levels(levels, &t->runner, t->train);            /* a probe leaves their order */
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
         double low, high;
@@ -3633,8 +3631,7 @@ static int command_layers(int argc, char **argv)
 static void read_prefixes(real *p, struct Task *t, int n)
 {
     struct Batch *m = &t->runner.minibatch;
-    const struct Batch whole = gather(&t->runner, &t->data, (int[]){0}, 1);
-    trunk_forward(&t->model, &t->runner.ws, &whole, 0, 0);
+    forward(&t->runner, (int[]){0}, 1, 0, 0);
     batch_clear(m);
     for (int i = 0; i < n; i++) batch_add(m, 1);    /* each row the last of a sequence */
     class_head(&t->model, &t->runner.ws, m, NULL, NULL, 0, p);

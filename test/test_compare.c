@@ -751,15 +751,15 @@ static void test_row_is_train(void)
         "0.1", "--steps", "30", "--seed", "1");
 
     struct Task classifier = {.set = DEFAULT_SETTINGS};
-    struct Dataset d = {0};
+    struct Dataset *d = &classifier.data;
     classifier.set.model = out;
     load_classifier(&classifier);
     const struct Examples e = read_examples(test, classifier.set.columns);
-    add_examples(&d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
+    add_examples(d, classifier.tokenizer, &e, classifier.model.config.label_names, 2,
                  classifier.window);
     real p[TEXTS_TO_TEST * 2];
-    const double loss = run_examples(&classifier.runner, p, NULL, &d, NULL, d.count, NULL);
-    const struct Scores s = score(p, d.labels, loss, d.count, 2);
+    const double loss = run_examples(&classifier.runner, p, NULL, NULL, d->count, NULL);
+    const struct Scores s = score(p, d->labels, loss, d->count, 2);
     char *row = text_of("full+l2sp:0.1\t50\t1\t%.6f\t%.6f\t%.6f\t", s.accuracy, s.macro_f1,
                         s.loss);
     const char *rows = read_journal(text_of("%s/compare.tsv", table), table_header);
@@ -783,15 +783,15 @@ static void test_levels(void)
     for (int i = 0; i < COUNT_HERE; i++)
         add_text(&d, tokenizer, (struct Bytes){"abbaabbaabba", (i * 5) % 12}, -1,
                  (struct Window){24, "tail"});
-    runner_create(&r, &model, 30, WORK_EVAL);           /* several batches */
+    runner_create(&r, &model, &d, 30, WORK_EVAL);           /* several batches */
     real got[2 * (LAYERS + 1)][COUNT_HERE * WIDTH] = {0}, want[COUNT_HERE * WIDTH], mean, rstd;
     const int order[COUNT_HERE] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
-    read_levels(got[0], &r, &d, order);
+    read_levels(got[0], &r, order);
     bool same = true;
     double error = 0;
     for (int l = 0; l <= LAYERS; l++)
         for (int i = 0; i < COUNT_HERE; i++) {
-            const struct Batch b = gather(&r, &d, &order[i], 1);
+            const struct Batch b = gather(&r, &order[i], 1);
             double sum[WIDTH] = {0};
             blocks_forward(&model, &r.ws, &b, 0, 0, 0, l);
             for (int n = 0; n < b.rows; n++) {
@@ -805,7 +805,7 @@ static void test_levels(void)
         }
     check(same, "layers: the last token after each number of blocks, and ln_f");
     check(error < 1e-5, "layers: the mean over tokens, within %.1e", error);
-    run_examples(&r, NULL, want, &d, NULL, COUNT_HERE, NULL);
+    run_examples(&r, NULL, want, NULL, COUNT_HERE, NULL);
     check(!memcmp(want, got[2 * LAYERS], sizeof want),
           "layers: after all blocks, the probe's features");
     runner_free(&r);

@@ -491,15 +491,15 @@ static void test_batches(void)
     model_create(&model, (struct Config){2, 3, C, 32, 258, K, names});
     model_init(&model, 1);
     struct Runner many, single;
-    runner_create(&many, &model, 128, WORK_EVAL);
-    runner_create(&single, &model, 32, WORK_EVAL);
+    runner_create(&many, &model, &d, 128, WORK_EVAL);
+    runner_create(&single, &model, &d, 32, WORK_EVAL);
     check(d.longest == 32 && d.truncated > 0 && d.tokens[0] == 257,
           "texts start with <|endoftext|> and are cut to the window");
 
     int list[N], most = 0, seen = 0;
     for (int i = 0; i < N; i++) list[i] = N - 1 - i;
     while (seen < N) {
-        const struct Batch b = gather(&many, &d, list + seen, N - seen);
+        const struct Batch b = gather(&many, list + seen, N - seen);
         most = max_int(most, b.rows);
         seen += b.sequences;
     }
@@ -507,11 +507,11 @@ static void test_batches(void)
           most);
 
     real p[N * K], x[N * C], q[K], y[C];
-    const double loss = run_examples(&many, p, x, &d, list, N, NULL);
+    const double loss = run_examples(&many, p, x, list, N, NULL);
     double sum = 0;
     bool good = true;
     for (int i = 0; i < N; i++) {
-        sum += run_examples(&single, q, y, &d, &list[i], 1, NULL);
+        sum += run_examples(&single, q, y, &list[i], 1, NULL);
         good = good && !memcmp(q, p + i * K, sizeof q) && !memcmp(y, x + i * C, sizeof y);
     }
     check(good, "a text has the same bits of probabilities and features alone and among others");
@@ -541,7 +541,7 @@ static void test_one_update(void)
     model_create(&t.model, (struct Config){2, 3, 24, 32, 258, 3, names});
     model_init(&t.model, 1);
     choose_weights(&t);
-    runner_create(&t.runner, &t.model, 128, WORK_TRAIN);
+    runner_create(&t.runner, &t.model, &t.data, 128, WORK_TRAIN);
     memcpy(truth, t.data.labels, sizeof truth);
     const size_t bytes = t.model.parameter_count * sizeof(real);
     real *before = resize(NULL, bytes);
@@ -752,10 +752,9 @@ static void test_rates(void)
 static void lm_gradient(struct Task *t, double *g, const int *list, int count)
 {
     struct Runner *r = &t->runner;
-    const struct Batch b = gather(r, &t->data, list, count);
+    const struct Batch b = gather(r, list, count);
     trunk_forward(r->model, &r->ws, &b, 0, 0);
-    const int next = set_next_tokens(r, &b);
-    lm_head(r->model, &r->ws, &b, r->minibatch.targets, (real)1 / next);
+    lm_head(r->model, &r->ws, &b, set_next_tokens(b), (real)1 / (b.rows - b.sequences));
     trunk_backward(r->model, &r->ws, &b);
     for (size_t i = 0; i < t->model.parameter_count; i++) g[i] = t->model.grads[i];
     memset(t->model.grads, 0, t->model.parameter_count * sizeof(real));
@@ -946,7 +945,8 @@ static void test_reload(void)
     validate(&t);
     c.set.model = directory;
     load_classifier(&c);
-    run_examples(&c.runner, again, NULL, &t.data, t.val, TASK_VAL, NULL);
+    c.data = t.data;
+    run_examples(&c.runner, again, NULL, t.val, TASK_VAL, NULL);
     check(!memcmp(again, t.probabilities, sizeof again),
           "a saved classifier, read again, gives the same bits");
     runner_free(&c.runner);
@@ -1172,7 +1172,7 @@ static void test_frozen_blocks(void)
     gradient(&t, g[0], t.train, TASK_TEXTS);
     validate(&t);
     t.runner.minibatch.max_rows = 24;       /* an update takes several batches */
-    create_cache(&t.runner, &t.data);
+    t.runner.cache = allocate_zeroed(t.runner.cache_bytes);
     gradient(&t, g[0], t.train, TASK_TEXTS);
     validate(&t);
     check(once.cache_bytes == t.data.starts[t.data.count] * C * sizeof(real)
@@ -1188,13 +1188,13 @@ static void test_frozen_blocks(void)
 
     /* The input of the block that learns, with dropout and without. */
     real x[4 * 32 * 16];
-    const struct Batch b = gather(&t.runner, &t.data, list, 4);
+    const struct Batch b = gather(&t.runner, list, 4);
     check(b.sequences < 4, "the first batch has %d of 4 texts", b.sequences);
     const size_t bytes = (size_t)b.rows * C * sizeof(real);
     for (int kept = 1; kept >= 0; kept--) {
-        forward(&t.runner, &t.data, &b, list, 0, 0);
+        forward(&t.runner, list, 4, 0, 0);
         memcpy(x, t.runner.ws.activations[2].x, bytes);
-        forward(&t.runner, &t.data, &b, list, 0.3, 5);
+        forward(&t.runner, list, 4, 0.3, 5);
         check(!memcmp(x, t.runner.ws.activations[2].x, bytes),
               "dropout does not touch frozen blocks, %s", kept ? "kept" : "computed again");
         if (!kept) break;
@@ -1606,8 +1606,8 @@ static void test_label_words(const real *x, const int *labels)
     for (int n = 0; n < N; n++) starts[n + 1] = starts[n] + 1 + n % 4;
     t.data.tokens = tokens;
     t.data.starts = starts;
-    runner_create(&t.runner, &t.model, 64, WORK_EVAL);
-    run_examples(&t.runner, NULL, h, &t.data, NULL, N, NULL);
+    runner_create(&t.runner, &t.model, &t.data, 64, WORK_EVAL);
+    run_examples(&t.runner, NULL, h, NULL, N, NULL);
     double mean[K] = {0}, prior[K] = {0.6, 0.3, 0.1};
     t.set.kind = PROMPT;
     t.words = (struct Dataset){.count = K, .tokens = (int[]){1, 2, 5, 6, 3},
