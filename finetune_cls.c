@@ -825,10 +825,8 @@ static int logistic_solve(struct Logistic *f, double *w, const real *gram)
 enum { STRONG = 10, FOLDS = 4, PENALTIES = 7 };
 
 struct Probe {
-    struct Logistic f;          /* its C is F + 1 */
-    int F;                      /* features */
-    const char *what;           /* they are: words, channels */
-    const real **e;             /* (F), each (C); NULL: the channels themselves */
+    struct Logistic f;          /* its C is F + 1, with F features */
+    const int *words;           /* (F): tokens whose rows of wte are the e_j, or NULL: channels */
     double *mean, *deviation;   /* (F) */
     double *w;                  /* (K, F + 1): the solution */
     double *losses;             /* (N): of each when it was held out, with the chosen penalty */
@@ -836,15 +834,16 @@ struct Probe {
 };
 
 /* Sets x_j for all N texts, from their features h (N, C). A constant feature is only centred. */
-static void standardise(struct Probe *p, int j, const real *h, int C)
+static void standardise(struct Probe *p, int j, const real *h, const struct Model *model)
 {
-    const int N = p->f.N, width = p->F + 1;
+    const int N = p->f.N, width = p->f.C, C = model->config.channels;
+    const real *e = p->words ? model->w.wte + (size_t)p->words[j] * C : NULL;
     real *x = p->f.x + j;
     double mean = 0, square = 0;
     for (int n = 0; n < N; n++) {
         const real *hn = h + (size_t)n * C;
-        double y = p->e ? 0 : hn[j];
-        for (int c = 0; p->e && c < C; c++) y += (double)p->e[j][c] * hn[c];
+        double y = e ? 0 : hn[j];
+        for (int c = 0; e && c < C; c++) y += (double)e[c] * hn[c];
         x[(size_t)n * width] = (real)y;
         mean += y / N;
     }
@@ -856,31 +855,28 @@ static void standardise(struct Probe *p, int j, const real *h, int C)
     p->deviation[j] = deviation;
 }
 
-/* A probe of the training examples, whose features are h (N, C): of the label words' scores, or of
- * all channels. The examples of each class are dealt out in their order, so that each fold has its
+/* The training examples for a probe, with their features h (N, C): the label words' scores, or all
+ * channels. The examples of each class are dealt out in their order, so that each fold has its
  * part of every class. */
 static struct Probe probe_create(const struct Task *t, const real *h, bool of_words)
 {
     const int C = t->model.config.channels, K = t->model.config.labels, N = t->train_count;
-    const struct Dataset *words = &t->words;
-    const int F = of_words ? (int)words->starts[K] : C;
+    const int F = of_words ? (int)t->words.starts[K] : C;
     const real *head = t->model.w.score_w;
     const size_t scores = (size_t)N * K,
                  bytes = (3 * scores + 2 * N + 2 * F + (size_t)K * (F + 1)) * sizeof(double);
     double *start = memset(resize(NULL, bytes), 0, bytes), *losses = start + 3 * scores,
            *mean = losses + 2 * N;
     struct Probe p = {
-        .F = F, .what = of_words ? "words" : "channels",
-        .e = of_words ? resize(NULL, F * sizeof *p.e) : NULL,
+        .words = of_words ? t->words.tokens : NULL,
         .mean = mean, .deviation = mean + F, .w = mean + 2 * F, .losses = losses + N,
         .f = {.N = N, .C = F + 1, .K = K, .x = allocate_zeroed((size_t)N * (F + 1) * sizeof(real)),
               .labels = resize(NULL, N * sizeof(int)), .folds = resize(NULL, N * sizeof(int)),
               .class_weights = t->class_weights, .start = start, .z = start + scores,
               .p = start + 2 * scores, .losses = losses}};
     int dealt[K];
-    for (int j = 0; j < F && of_words; j++) p.e[j] = t->model.w.wte + (size_t)words->tokens[j] * C;
     #pragma omp parallel for schedule(static)
-    for (int j = 0; j < F; j++) standardise(&p, j, h, C);
+    for (int j = 0; j < F; j++) standardise(&p, j, h, &t->model);
     for (int k = 0; k < K; k++) dealt[k] = k;       /* rare classes do not all begin with fold 0 */
     for (int n = 0; n < N; n++) {
         const int label = p.f.labels[n] = t->data.labels[t->train[n]];
@@ -900,7 +896,6 @@ static void probe_free(struct Probe *p)
     free(p->f.labels);
     free(p->f.folds);
     free(p->f.start);           /* and all other numbers */
-    free(p->e);
 }
 
 /* Whether losses (N) are lower than others on average. clearly: if the head began with an opinion,
@@ -917,9 +912,11 @@ static bool are_lower(const double *losses, const double *others, int N, bool cl
  * label both teaches and judges. The penalties fall from 1e2, with which the head stays as it
  * began, to 1e-4, with which it fits noise; each begins from the solution before. The loss chooses,
  * since accuracies of few labels take few values. With the chosen penalty all labels teach. */
-static void probe_fit(struct Task *t, struct Probe *p)
+static struct Probe probe_fit(struct Task *t, const real *h, bool of_words)
 {
-    struct Logistic *f = &p->f;
+    struct Probe p = probe_create(t, h, of_words);
+    struct Logistic *f = &p.f;
+    const char *what = of_words ? "words" : "channels";
     const int K = f->K, N = f->N;
     const size_t size = (size_t)K * f->C, gram_bytes = (size_t)f->C * f->C * sizeof(real);
     real *gram = allocate_zeroed(gram_bytes);
@@ -943,41 +940,47 @@ static void probe_fit(struct Task *t, struct Probe *p)
             }
         }
         const struct Scores now = score(judged, f->labels, loss, N, K);
-        const bool better = chosen ? are_lower(losses, p->losses, N, t->words.count > 0)
+        const bool better = chosen ? are_lower(losses, p.losses, N, t->words.count > 0)
                                    : isfinite(loss);
         if (!t->quiet) {
-            journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, p->what,
+            journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, what,
                         gradients, train_loss, now.loss, now.accuracy, seconds() - start);
             progress(true, "%s  l2 %-8.3g train loss %.4f  val loss %.4f  val accuracy %.4f  "
-                     "%.1f s%s", p->what, f->l2, train_loss, now.loss, now.accuracy,
+                     "%.1f s%s", what, f->l2, train_loss, now.loss, now.accuracy,
                      seconds() - start, better ? "  best" : "");
         }
         if (!better) continue;
-        memcpy(p->losses, losses, N * sizeof *losses);
-        p->scores = now;
+        memcpy(p.losses, losses, N * sizeof *losses);
+        p.scores = now;
         chosen = f->l2;
     }
     if (!chosen)
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     f->l2 = chosen;
-    logistic_solve(f, p->w, gram);          /* held_out is none of the parts now */
+    logistic_solve(f, p.w, gram);           /* held_out is none of the parts now */
     release(gram, gram_bytes);
     release(w, FOLDS * size * sizeof *w);
     free(losses);
     free(judged);
+    return p;
 }
 
-/* head (K, C) += the solution, as rows of the head; u: constant_feature. */
-static void add_to_head(real *head, const struct Probe *p, const double *u, int C)
+/* The head += the solution, as rows of it.   h (N, C): the features */
+static void add_to_head(struct Task *t, const struct Probe *p, const real *h)
 {
+    const int C = t->model.config.channels, F = p->f.C - 1;
+    real *head = t->model.w.score_w;
+    double u[C];
+    constant_feature(u, t, h, p->f.N);
     for (int k = 0; k < p->f.K; k++, head += C) {
-        const double *w = p->w + (size_t)k * (p->F + 1);
-        double row[C], bias = STRONG * w[p->F];
-        for (int j = 0; j < p->F; j++) bias -= w[j] / p->deviation[j] * p->mean[j];
+        const double *w = p->w + (size_t)k * (F + 1);
+        double row[C], bias = STRONG * w[F];
+        for (int j = 0; j < F; j++) bias -= w[j] / p->deviation[j] * p->mean[j];
         for (int c = 0; c < C; c++) row[c] = head[c] + bias * u[c];
-        for (int j = 0; j < p->F && !p->e; j++) row[j] += w[j] / p->deviation[j];
-        for (int j = 0; j < p->F && p->e; j++)
-            for (int c = 0; c < C; c++) row[c] += w[j] / p->deviation[j] * p->e[j][c];
+        for (int j = 0; j < F && !p->words; j++) row[j] += w[j] / p->deviation[j];
+        for (int j = 0; j < F && p->words; j++)
+            for (int c = 0; c < C; c++)
+                row[c] += w[j] / p->deviation[j] * t->model.w.wte[(size_t)p->words[j] * C + c];
         for (int c = 0; c < C; c++) head[c] = (real)row[c];
     }
 }
@@ -987,21 +990,16 @@ static void add_to_head(real *head, const struct Probe *p, const double *u, int 
  * scores and all channels. Returns the scores of cross-validation. */
 static struct Scores train_probe(struct Task *t, const real *h, struct Metadata *meta)
 {
-    const int C = t->model.config.channels, N = t->train_count;
-    double u[C];
-    constant_feature(u, t, h, N);
-    struct Probe best = probe_create(t, h, t->words.count > 0);
-    probe_fit(t, &best);
-    if (best.e) {
-        struct Probe all = probe_create(t, h, false), few = best;
-        probe_fit(t, &all);
-        const bool better = are_lower(all.losses, few.losses, N, true);
+    struct Probe best = probe_fit(t, h, t->words.count > 0);
+    if (best.words) {
+        struct Probe all = probe_fit(t, h, false), few = best;
+        const bool better = are_lower(all.losses, few.losses, t->train_count, true);
         best = better ? all : few;
         probe_free(better ? &few : &all);
     }
-    add_to_head(t->model.w.score_w, &best, u, C);
+    add_to_head(t, &best, h);
     metadata_set(meta, "l2", "%.6g", best.f.l2);
-    metadata_set(meta, "learned_from", "%s", best.what);
+    metadata_set(meta, "learned_from", "%s", best.words ? "words" : "channels");
     probe_free(&best);
     return best.scores;
 }

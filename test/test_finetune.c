@@ -1662,21 +1662,20 @@ static void test_probe(const real *x, const int *labels)
                                .starts = (size_t[]){0, 2, 3, 5}};
     constant_feature(u, &t, h, N);
     for (int of_words = 0; of_words < 2; of_words++) {
-        struct Probe p = probe_create(&t, h, of_words);
+        memset(t.model.w.score_w, 0, K * C * sizeof(real));
+        struct Probe p = probe_fit(&t, h, of_words);
         int parts[FOLDS][K] = {{0}};
         for (int n = 0; n < N; n++) parts[p.f.folds[n]][labels[n]]++;
         bool even = true;
         for (int i = 0; i < FOLDS * K; i++) even &= abs(parts[0][i % K] - parts[i / K][i % K]) <= 1;
         check(even, "folds: of every class the same part");
-        probe_fit(&t, &p);
-        memset(t.model.w.score_w, 0, K * C * sizeof(real));
-        add_to_head(t.model.w.score_w, &p, u, C);
+        add_to_head(&t, &p, h);
         logistic_scores(scores, &p.f, p.w);
         double largest = 0;
         for (int i = 0; i < N * K; i++)
             largest = fmax(largest, fabs(scores[i] - dot_product(h + i / K * C,
                                                      t.model.w.score_w + i % K * C, C)));
-        check(p.F == (of_words ? 5 : C) && largest < 1e-3,
+        check(p.f.C == (of_words ? 5 : C) + 1 && largest < 1e-3,
               "a probe of %s, as a head, gives the same scores: %.1e",
               of_words ? "label words" : "channels", largest);
         memset(t.model.w.score_w, 0, K * C * sizeof(real));
