@@ -404,10 +404,9 @@ static struct Scores score(const real *p, const int *truth, double loss, int N, 
 /* The scores of the model on the validation examples. */
 static struct Scores validate(struct Task *t)
 {
-    const int K = t->model.config.labels;
     const double loss = run_examples(&t->runner, t->probabilities, NULL, t->val, t->val_count,
                                      t->quiet ? t->title : "validation");
-    return score(t->probabilities, t->truth, loss, t->val_count, K);
+    return score(t->probabilities, t->truth, loss, t->val_count, t->model.config.labels);
 }
 
 /* mean += (weights - mean) / count: the mean of the weights after each of the last updates. */
@@ -3635,7 +3634,7 @@ static void read_prefixes(real *p, struct Task *t, int n)
     class_head(&t->model, &t->runner.ws, m, NULL, NULL, 0, p);
 }
 
-/* A token's bytes, in readable form, as a string that the caller owns. */
+/* A token's bytes, in readable form. The few strings are never freed. */
 static char *readable_token(const struct Tokenizer *t, int id)
 {
     struct Buffer b = {0};
@@ -3682,10 +3681,9 @@ static void explain_text(struct Task *t, struct Bytes text)
     for (int i = 0; i < n; i++) {
         const double now = p[(size_t)i * K + best], change = now - before;
         const int green = (int)(5 * now + 0.5);             /* of the 6 x 6 x 6 colours */
-        char *token = readable_token(t->tokenizer, t->data.tokens[i]);
         if (isatty(1)) printf("\033[48;5;%d;38;5;16m", 16 + 36 * (5 - green) + 6 * green);
-        printf("%.4f  %+.4f  %s%s\n", now, change, token, isatty(1) ? "\033[0m" : "");
-        free(token);
+        printf("%.4f  %+.4f  %s%s\n", now, change,
+               readable_token(t->tokenizer, t->data.tokens[i]), isatty(1) ? "\033[0m" : "");
         before = now;
         if (fabs(change) > fabs(largest)) { largest = change; most = i; }
     }
