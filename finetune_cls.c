@@ -3537,9 +3537,9 @@ static void pool(real *last, real *mean, const real *h, const struct Batch *b, i
             }
 }
 
-/* What each text has become after every block, from one pass over all N texts, in the order of
- * list, put through ln_f as if the network ended there.   levels (2 (L + 1), N, C), 0 before: after l
- * blocks [2 l] its last token, which is what a classifier reads, [2 l + 1] the mean over its tokens */
+/* What each text has become after every block, put through ln_f as if the network ended there, from
+ * one pass over all N texts in the order of list.   levels (2 (L + 1), N, C), 0 before: [2 l] after
+ * l blocks its last token, which is what a classifier reads; [2 l + 1] the mean over its tokens */
 static void read_levels(real *levels, struct Runner *r, const int *list)
 {
     const int C = r->model->config.channels, N = r->data->count;
