@@ -1662,7 +1662,6 @@ static void test_probe(const real *x, const int *labels)
                                .starts = (size_t[]){0, 2, 3, 5}};
     constant_feature(u, &t, h, N);
     for (int of_words = 0; of_words < 2; of_words++) {
-        memset(t.model.w.score_w, 0, K * C * sizeof(real));
         struct Probe p = probe_fit(&t, h, of_words);
         int parts[FOLDS][K] = {{0}};
         for (int n = 0; n < N; n++) parts[p.f.folds[n]][labels[n]]++;
