@@ -1216,8 +1216,9 @@ static int bags_of(struct Dataset *bags, const struct Dataset *d)
     return F;
 }
 
-/* The classical methods learn from the texts t->train of a task whose data are bags and whose
- * vocabulary is F, and give scores (val_count, K) to those of t->val. */
+/* The classical methods are linear: of the texts t->train of a task whose data are bags and whose
+ * vocabulary is F, each learns w (F + 1) for a class k, and the score of a text is the sum of w over
+ * its features, + w[F]. */
 
 /* own, other (F): the part of each feature in all occurrences of features in texts of class k, and
  * in those of the others, with add-one smoothing:
@@ -1255,31 +1256,24 @@ static double bag_dot(const struct Dataset *d, int text, const double *w)
 }
 
 /* The same answer to every text: the commonest label. */
-static void majority(double *scores, const struct Task *t)
+static void majority(double *w, const struct Task *t, int k)
 {
-    const int K = t->base.config.labels;
-    for (int i = 0; i < t->train_count; i++) scores[t->data.labels[t->train[i]]]++;
-    for (int i = 1; i < t->val_count; i++)
-        memcpy(scores + (size_t)i * K, scores, K * sizeof *scores);
+    const int F = t->base.config.vocabulary;
+    for (int f = 0; f <= F; f++) w[f] = 0;
+    for (int i = 0; i < t->train_count; i++) w[F] += t->data.labels[t->train[i]] == k;
 }
 
 /* Multinomial naive Bayes (Wang and Manning 2012, on sets of features):
- *   scores[i, k] = log (N_k / N) + sum over features f of text i  log own_f       N_k: texts of k
- * own: feature_parts of class k. */
-static void naive_bayes(double *scores, const struct Task *t)
+ *   w_f = log own_f      w_F = log (N_k / N)      own: feature_parts      N_k: texts of class k */
+static void naive_bayes(double *w, const struct Task *t, int k)
 {
-    const int F = t->base.config.vocabulary, K = t->base.config.labels;
-    double *own = resize(NULL, 2 * (size_t)F * sizeof *own), *other = own + F;
-    for (int k = 0; k < K; k++) {
-        int texts = 0;
-        feature_parts(own, other, t, k);
-        for (int f = 0; f < F; f++) own[f] = log(own[f]);
-        for (int i = 0; i < t->train_count; i++) texts += t->data.labels[t->train[i]] == k;
-        const double prior = texts ? log((double)texts / t->train_count) : -1e9;
-        for (int i = 0; i < t->val_count; i++)
-            scores[(size_t)i * K + k] = bag_dot(&t->data, t->val[i], own) + prior;
-    }
-    free(own);
+    const int F = t->base.config.vocabulary;
+    double *other = resize(NULL, F * sizeof *other);
+    majority(w, t, k);
+    w[F] = w[F] ? log(w[F] / t->train_count) : -1e9;
+    feature_parts(w, other, t, k);
+    for (int f = 0; f < F; f++) w[f] = log(w[f]);
+    free(other);
 }
 
 /* A linear support vector machine with squared hinge loss, class k against the others, by dual
@@ -1323,20 +1317,19 @@ static double train_svm(double *v, const struct Task *t, const double *r2, int k
 /* NB-SVM (Wang and Manning 2012): a support vector machine whose features are scaled by how much
  * more often they occur in class k than elsewhere:
  *   r_f = log (own_f / other_f)                own, other: feature_parts
- * The paper also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to
- * five points, so it is left out. */
-static void nbsvm(double *scores, const struct Task *t)
+ * Of two classes the second has the opposite weights; w still holds those of the first. The paper
+ * also draws the weights to their mean absolute value. On SST-2 and IMDb that costs up to five
+ * points, so it is left out. */
+static void nbsvm(double *w, const struct Task *t, int k)
 {
-    const int F = t->base.config.vocabulary, K = t->base.config.labels;
-    double *r2 = resize(NULL, 2 * (size_t)F * sizeof *r2), *v = r2 + F;
-    for (int k = 0; k < (K == 2 ? 1 : K); k++) {
-        feature_parts(r2, v, t, k);             /* for the moment */
-        for (int f = 0; f < F; f++) r2[f] = pow(log(r2[f] / v[f]), 2);
-        const double bias = train_svm(v, t, r2, k);
-        for (int i = 0; i < t->val_count; i++)
-            scores[(size_t)i * K + k] = bag_dot(&t->data, t->val[i], v) + bias;
-    }
-    for (int i = 0; K == 2 && i < t->val_count; i++) scores[2 * i + 1] = -scores[2 * i];
+    const int F = t->base.config.vocabulary;
+    const bool opposite = t->base.config.labels == 2 && k == 1;
+    for (int f = 0; f <= F && opposite; f++) w[f] = -w[f];
+    if (opposite) return;
+    double *r2 = resize(NULL, F * sizeof *r2);
+    feature_parts(r2, w, t, k);                 /* for the moment */
+    for (int f = 0; f < F; f++) r2[f] = pow(log(r2[f] / w[f]), 2);
+    w[F] = train_svm(w, t, r2, k);
     free(r2);
 }
 
@@ -3052,14 +3045,19 @@ static void parse_budgets(struct Compare *c)
  * probabilities, and so a loss; here the sum over the texts. */
 static bool run_classical(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
-    static void (*const ways[])(double *, const struct Task *) = {majority, naive_bayes, nbsvm};
-    const int K = t->base.config.labels, n = t->val_count;
-    const size_t bytes = (size_t)n * K * sizeof(double);
-    double *scores = allocate_zeroed(bytes);
+    static void (*const ways[])(double *, const struct Task *, int) = {majority, naive_bayes,
+                                                                       nbsvm};
+    const int K = t->base.config.labels, n = t->val_count, F = c->feature_count;
+    double *scores = resize(NULL, ((size_t)n * K + F + 1) * sizeof *scores);
+    double *w = scores + (size_t)n * K;
     *loss = 0;
     t->data = c->bags;
-    t->base.config.vocabulary = c->feature_count;
-    ways[t->set.kind - MAJORITY](scores, t);
+    t->base.config.vocabulary = F;
+    for (int k = 0; k < K; k++) {
+        ways[t->set.kind - MAJORITY](w, t, k);
+        for (int i = 0; i < n; i++)
+            scores[(size_t)i * K + k] = bag_dot(&t->data, t->val[i], w) + w[F];
+    }
     for (int i = 0; i < n; i++) {
         double max = -INFINITY, sum = 0;
         const double *z = scores + (size_t)i * K;
@@ -3069,7 +3067,7 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, struct
         *loss += max + log(sum) - z[t->truth[i]];
     }
     if (t->set.kind != NB) *loss = NAN;
-    release(scores, bytes);
+    free(scores);
     return true;
 }
 

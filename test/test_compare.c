@@ -141,6 +141,20 @@ static void test_growth(void)
 
 /* --- Naive Bayes and NB-SVM on random texts --- */
 
+/* The scores (val_count, K) of a classical method. */
+static void ask(void (*learn)(double *w, const struct Task *t, int k), double *scores,
+                const struct Task *t)
+{
+    const int F = t->base.config.vocabulary, K = t->base.config.labels;
+    double *w = resize(NULL, (F + 1) * sizeof *w);
+    for (int k = 0; k < K; k++) {
+        learn(w, t, k);
+        for (int i = 0; i < t->val_count; i++)
+            scores[i * K + k] = bag_dot(&t->data, t->val[i], w) + w[F];
+    }
+    free(w);
+}
+
 enum { N_ALL = 60, N_TRAIN = 40, N_TEST = N_ALL - N_TRAIN };
 
 /* Texts of class k mostly have words of its own; those from N_TRAIN on also words that training
@@ -213,10 +227,10 @@ static void test_naive_bayes(void)
             }
         }
     }
-    naive_bayes(got, &t);
+    ask(naive_bayes, got, &t);
     const double error = relative_error(got, want, N_TEST * 3);
     check(unseen && error < 1e-12, "naive Bayes: its formula in plain loops (%.1e)", error);
-    naive_bayes(again, &t);
+    ask(naive_bayes, again, &t);
     check(!memcmp(got, again, sizeof got), "naive Bayes: twice the same bits");
 }
 
@@ -307,8 +321,8 @@ static void test_nbsvm(int classes)
     const int F = t.base.config.vocabulary, n = N_TEST * classes;
     double *r = resize(NULL, (F + 1) * sizeof *r), *w = resize(NULL, (F + 1) * sizeof *w),
            got[N_TEST * 3], again[N_TEST * 3], want[N_TEST * 3], largest_difference = 0;
-    nbsvm(got, &t);
-    nbsvm(again, &t);
+    ask(nbsvm, got, &t);
+    ask(nbsvm, again, &t);
     for (int k = 0; k < classes; k++) {
         ratios(r, &t, k);
         descend(w, &t, r, k);
@@ -353,12 +367,12 @@ static void test_ratio_by_hand(void)
     double r2[7];
     for (int f = 0; f < 7; f++) r2[f] = r[f] * r[f];
     const double bias = train_svm(v, &t, r2, 0);
-    nbsvm(scores, &t);
+    ask(nbsvm, scores, &t);
     check(fabs(scores[0] - v[0] - bias) < 1e-9 && fabs(scores[2] - v[1] - bias) < 1e-9
           && fabs(scores[4] - v[4] - bias) < 1e-9
           && scores[0] > 0.2 && fabs(scores[2]) < 0.02 && scores[4] < -0.2,
           "NB-SVM by hand: good %.3f, a %.3f, bad %.3f", scores[0], scores[2], scores[4]);
-    naive_bayes(scores, &t);
+    ask(naive_bayes, scores, &t);
     check(fabs(scores[0] - scores[1] - log(3)) < 1e-12 && fabs(scores[2] - scores[3]) < 1e-12,
           "naive Bayes by hand: good is 3 times as probable in class 0");
 }
@@ -390,9 +404,9 @@ static void test_separable(void)
                            (int)random_below(&random, 4));
     }
     const struct Task t = bag_task((const char *const *)texts, labels, order, N_ALL, N_TRAIN, 3);
-    naive_bayes(scores, &t);
+    ask(naive_bayes, scores, &t);
     check(right_ones(scores, &t) == N_TEST, "naive Bayes separates what one word separates");
-    nbsvm(scores, &t);
+    ask(nbsvm, scores, &t);
     check(right_ones(scores, &t) == N_TEST, "NB-SVM does, too");
 }
 
