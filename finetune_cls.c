@@ -1409,11 +1409,13 @@ static struct Bytes take_line(const char **at, const char *end)
     return (struct Bytes){line, n};
 }
 
-/* Whether a line has blanks and separators at most. */
+/* Whether a line has blanks, separators and empty quotes at most. */
 static bool is_blank(const struct Reader *r, struct Bytes line)
 {
-    const char blanks[] = {' ', r->separator == '\n' ? 0 : r->separator, 0};
-    return strspn(line.data, blanks) >= line.size;
+    const char *s = line.data, *end = s + line.size;
+    while (s < end && (*s == ' ' || *s == r->separator || !strncmp(s, "\"\"", 2)))
+        s += *s == '"' ? 2 : 1;
+    return s >= end;
 }
 
 /* Moves to the next record and counts the lines; false: there is none. Skips byte order marks,

@@ -203,8 +203,9 @@ static void test_like_training(void)
 
 static void test_left_out(void)
 {
-    check(hold(EXAMPLES("text,label,,\na,b,,\n,,,\n , ,,\nc,d,,\n"), "a=b|c=d"),
-          "rows without content are left out");
+    check(hold(EXAMPLES("text,label,,\na,b,,\n,,,\n , ,,\n\"\",\"\", ,\nc,d,,\n"), "a=b|c=d")
+          && hold(EXAMPLES("text,label\n\"\n\"\"x\",a\n\"\"\"\n\",b\n"), "\n\"x=a|\"\n=b"),
+          "rows without content are left out, texts that begin with a line end or a quote not");
     check(hold(EXAMPLES("text\tlabel\na\tb\ntext\tlabel\r\nc\td\n\xEF\xBB\xBF" "text\tlabel\ne\tf\n"),
                "a=b|c=d|e=f")
           && hold(EXAMPLES("{\"text\": \"a\", \"label\": 1}\n\xEF\xBB\xBF{\"text\": \"b\", "
