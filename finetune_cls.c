@@ -2012,12 +2012,9 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
     hash_free(&seen);
     if (leave_out) train->count = all - repeated;
     if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
-    if (repeated && leave_out)
-        progress(true, "left out: %d of %d texts of %s were repeated or in %s; %d are left",
-                 repeated, all, train->path, where, train->count);
-    else if (repeated)
-        warn("%s: %d of %d texts are repeated or in %s, so scores may flatter. --dedupe drops "
-             "them.", train->path, repeated, all, where);
+    if (repeated)
+        warn("%s: %d of %d texts are repeated or in %s: %s.", train->path, repeated, all, where,
+             leave_out ? "left out" : "scores may flatter. --dedupe drops them");
 }
 
 /* Splits the N training examples into training and validation, class by class: a part of each class
