@@ -1901,11 +1901,10 @@ static char **values_by_label(const char *option, const char *text, char *const 
 /* The first token of a word after a blank, into *id; returns the number of its tokens. */
 static int word_token(int *id, struct Tokenizer *t, const char *word)
 {
-    char *text = text_of(" %s", word);
+    const char *text = brief(" %s", word);
     int ids[strlen(text)];
     const int count = tokenizer_encode(t, text, strlen(text), ids);
     *id = ids[0];
-    free(text);
     return count;
 }
 
