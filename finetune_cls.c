@@ -2012,8 +2012,9 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
     if (leave_out) train->count = all - repeated;
     if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     if (repeated)
-        warn("%s: %d of %d texts are repeated or in %s: %s.", train->path, repeated, all, where,
-             leave_out ? "left out" : "scores may flatter. --dedupe drops them");
+        speak(leave_out ? "" : program, true,
+              MESSAGE("%s: %d of %d texts are repeated or in %s: %s.", train->path, repeated, all,
+                      where, leave_out ? "left out" : "scores may flatter. --dedupe drops them"));
 }
 
 /* Splits the N training examples into training and validation, class by class: a part of each class

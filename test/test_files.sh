@@ -117,16 +117,16 @@ says "twice: 4 of 7 texts are repeated or in $dir/twice.val: scores may" "repeat
 train twice --val "$dir/twice.val" --dedupe
 says "twice: 4 of 7 texts are repeated or in $dir/twice.val: left out" "--dedupe"
 says "3 texts to train on, 4 for validation" "--dedupe"
-silent "may flatter" "nothing is repeated then"
+silent "finetune_cls: $dir/twice" "nothing is repeated then"
 awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t" i % 2 }' \
     >"$dir/doubled"
 train doubled --val-part 0.5
 succeeds "the part set aside shares texts with train" \
-    grep -q "doubled: 30 of 60 texts are repeated or in validation, so" "$dir/said"
+    grep -q "doubled: 30 of 60 texts are repeated or in validation: scores may" "$dir/said"
 train doubled --val-part 0.5 --dedupe
-silent "repeated or in validation, " "not after --dedupe"
+silent "scores may" "not after --dedupe"
 train plain.tsv --val "$dir/plain.tsv"
-says "plain.tsv: 4 of 4 texts are repeated or in $dir/plain.tsv, so" "the same file twice"
+says "plain.tsv: 4 of 4 texts are repeated or in $dir/plain.tsv: scores may" "the same file twice"
 cp "$dir/plain.tsv" "$dir/copy.tsv"
 fails 1 "plain.tsv: every text is in $dir/copy.tsv, too" ./finetune_cls train --model "$dir/base" \
     --train "$dir/plain.tsv" --val "$dir/copy.tsv" --out "$dir/none" --dedupe
