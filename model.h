@@ -2360,28 +2360,26 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
-static void make_directory(const char *path);
-
-/* Creates the directory above a path, and those above it, unless they exist. */
+/* Creates the directories that a path names before its last slash, unless they exist. */
 static void make_parents(const char *path)
 {
-    char *above = text_of("%s", path), *slash = strrchr(above, '/');
-    if (slash) *slash = 0;
-    if (slash && *above) make_directory(above);
+    struct stat status;
+    char *above = text_of("%s", path);
+    for (char *slash = above; *slash && (slash = strchr(slash + 1, '/')); *slash = '/') {
+        *slash = 0;
+        const int error = mkdir(above, 0777) ? errno : 0;
+        if (error && (stat(above, &status) || !S_ISDIR(status.st_mode)))
+            die("%s: cannot be made a directory (%s). Choose another --out.", above,
+                strerror(error));
+    }
     free(above);
 }
 
-/* Creates a directory and those above it, unless they exist. */
 static void make_directory(const char *path)
 {
-    struct stat status;
-    int error = mkdir(path, 0777) ? errno : 0;
-    if (error == ENOENT || error == ENOTDIR) {      /* no depth of a path that is too long */
-        make_parents(path);
-        error = mkdir(path, 0777) ? errno : 0;
-    }
-    if (error && (stat(path, &status) || !S_ISDIR(status.st_mode)))
-        die("%s: cannot be made a directory (%s). Choose another --out.", path, strerror(error));
+    char *all = text_of("%s/", path);
+    make_parents(all);
+    free(all);
 }
 
 /* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it
