@@ -2199,10 +2199,10 @@ static const char steps_header[] =
     probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n",
     table_header[] = "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
-/* Begins log.tsv, whose last column depends on time. state: of a resumed training, or NULL. */
+/* Begins log.tsv. state: of a resumed training, or NULL. */
 static void open_log(struct Task *t, const char *header, const struct Metadata *state)
 {
-    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, 1, state);
+    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, state);
 }
 
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
@@ -3160,7 +3160,7 @@ static void open_comparison(struct Compare *c)
     char *rows = t->old.count ? read_journal(table, table_header) : NULL;
     if (t->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
-    journal_open(&c->journal, table, table_header, 0, NULL);
+    journal_open(&c->journal, table, table_header, NULL);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
     stage_safetensors(state_path(&t->set), &(struct Model){0}, NULL, 0, &meta);

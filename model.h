@@ -3560,16 +3560,17 @@ static void advise_resume(const char *command, const char *done, const char *out
     failed = stop_signal;
 }
 
-/* A journal is a TSV file that gets a row for each step, evaluation or training. The last `timing`
- * columns depend on the time; the others are the same in every run, and their hash is in the
+/* A journal is a TSV file that gets a row for each step, evaluation or training. Only the last two
+ * columns may depend on the time; the others are the same in every run, and their hash is in the
  * state. So a resumed run finds the rows that its state knows, and cuts off what a killed process
  * wrote after it. */
-struct Journal { struct Output file; int timing; uint64_t hash; };
+struct Journal { struct Output file; uint64_t hash; };
 
 /* Adds a row to the hash. */
-static void journal_hash(struct Journal *j, const char *row, size_t n)
+static void journal_hash(struct Journal *j, const char *row)
 {
-    for (int columns = 0; columns < j->timing && n; columns += row[--n] == '\t') ;
+    size_t n = strcspn(row, "\n");
+    for (int columns = 0; columns < 2 && n; columns += row[--n] == '\t') ;
     j->hash = mix64(j->hash ^ checksum(row, n));
 }
 
@@ -3590,16 +3591,15 @@ static char *read_journal(const char *path, const char *header)
 /* Begins a journal: a new one, or, if the state of a resumed run is given, with the rows that the
  * state knows. Dies if the file has others. It gets its name by the next commit_outputs. Returns
  * the rows, which the caller frees. */
-static char *journal_open(struct Journal *j, const char *path, const char *header, int timing,
+static char *journal_open(struct Journal *j, const char *path, const char *header,
                           const struct Metadata *state)
 {
     const char *known = state ? metadata_get(state, "log_hash") : NULL;
     const uint64_t hash = known ? strtoull(known, NULL, 16) : 0;
     char *text = state ? read_journal(path, header) : NULL, *at;
     if (!text) text = text_of("%s", "");
-    *j = (struct Journal){{.path = text_of("%s", path)}, timing};
-    for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1)
-        journal_hash(j, at, strcspn(at, "\n"));
+    *j = (struct Journal){{.path = text_of("%s", path)}, 0};
+    for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1) journal_hash(j, at);
     *at = 0;
     if (j->hash != hash || (state && !known))
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
@@ -3614,9 +3614,8 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
 #define journal_add(j, ...) journal_put(j, text_of(__VA_ARGS__))
 static void journal_put(struct Journal *j, char *row)
 {
-    const size_t n = strlen(row);
-    journal_hash(j, row, n - 1);
-    output_write(&j->file, row, n);
+    journal_hash(j, row);
+    output_write(&j->file, row, strlen(row));
     free(row);
 }
 

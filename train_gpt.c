@@ -799,7 +799,6 @@ static struct Metadata describe(const struct Run *r)
 /* The columns that depend on time are the last two, so that runs can be compared by the others. */
 static const char LOG_HEADER[] =
     "step\tloss\tval_loss\tval_bits_per_byte\tlr\tnorm\ttokens\ttokens_per_second\tseconds\n";
-enum { LOG_TIMING = 2 };
 
 /* The seconds of the run so far, of all its processes. */
 static double time_used(const struct Run *r) { return seconds() - r->clock.start; }
@@ -924,8 +923,7 @@ static void take_options(struct Run *r)
 static void open_log(struct Run *r, const struct Metadata *state)
 {
     if (rank) return;
-    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER,
-                              LOG_TIMING, state);
+    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER, state);
     r->clock.start -= last_seconds(rows);
     free(rows);
 }
