@@ -2579,13 +2579,12 @@ static int command_train(int argc, char **argv)
     struct Settings *s = &t->set;
     struct Metadata meta = {0};
     t->options = tune_options(s);
-    refuse_arguments(read_options(argc, argv, t->options,
+    read_options(argc, argv, t->options,
         "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
         "Makes a classifier of a pretrained model. --tune: prompt asks it by label words, without\n"
         "any label; probe fits a new last layer, in one pass; last:K trains\n"
         "the last K blocks, too; full all; scratch all from random weights.\n"
-        "The best of at most 20 validations is kept, or the mean of the last weights (--average)."),
-        argv);
+        "The best of at most 20 validations is kept, or the mean of the last weights (--average).");
     if (open_run(t)) {
         progress(true, "the training in %s is finished", s->out);
         return 0;
@@ -2717,10 +2716,9 @@ static int command_eval(int argc, char **argv)
         {"predictions", "TSV file to write: what is predicted for each text", TEXT, &predictions},
         COLUMN_OPTIONS(s->columns), PRECISION_OPTION(&s->precision),
         THREADS_OPTION(&s->threads), {0}};
-    refuse_arguments(read_options(argc, argv, options,
+    read_options(argc, argv, options,
         "finetune_cls eval --model DIR --data FILE\n"
-        "Prints accuracy, macro F1, loss, calibration error and more, and a table of the classes."),
-        argv);
+        "Prints accuracy, macro F1, loss, calibration error and more, and a table of the classes.");
     if (predictions && file_exists(predictions) && !read_journal(predictions, predictions_header))
         die_usage("--predictions %s: holds no predictions, so it is not replaced. Name another.",
                   predictions);
@@ -2827,7 +2825,7 @@ static int command_predict(int argc, char **argv)
         {"all", "the probability of every class", FLAG, &s->all},
         {"json", "one JSON object a line", FLAG, &s->json},
         PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads), {0}};
-    const int count = read_options(argc, argv, options,
+    const int count = read_arguments(argc, argv, options,
         "finetune_cls predict --model DIR [TEXT... | --data FILE]\n"
         "Prints label, probability and text, with tabs between, for each TEXT, each text of FILE\n"
         "or else each line of standard input. The two texts of a pair have a tab between.");
@@ -3488,11 +3486,11 @@ static int command_compare(int argc, char **argv)
         *find_option(tune, "truncate"), *find_option(tune, "suffix"), COLUMN_OPTIONS(s->columns),
         PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads),
         *find_option(tune, "resume"), *find_option(tune, "overwrite"), {0}};
-    refuse_arguments(read_options(argc, argv, options,
+    read_options(argc, argv, options,
         "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
         "What is pretraining worth? Every method learns from the same few labels, several times,\n"
         "and is tested on the same texts. Prints a table and what follows from it; writes a row\n"
-        "for each training to compare.tsv."), argv);
+        "for each training to compare.tsv.");
     t->options = options;
     s->dedupe = true;
     open_run(t);
@@ -3608,10 +3606,9 @@ static int command_layers(int argc, char **argv)
         *find_option(tune, "max-tokens"), *find_option(tune, "truncate"),
         *find_option(tune, "suffix"), *find_option(tune, "dedupe"), COLUMN_OPTIONS(s->columns),
         THREADS_OPTION(&s->threads), {0}};
-    refuse_arguments(read_options(argc, argv, options,
+    read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
-        "How much each block of a pretrained model knows: the accuracy of a probe after it."),
-        argv);
+        "How much each block of a pretrained model knows: the accuracy of a probe after it.");
     s->kind = PROBE;
     load_base(&t);
     load_data(&t, s->val_part, STREAM_SPLIT);
@@ -3697,7 +3694,7 @@ static int command_explain(int argc, char **argv)
     struct Option options[] = {
         {"model", "directory of the classifier", TEXT, &t.set.model, .required = true},
         THREADS_OPTION(&t.set.threads), {0}};
-    const int count = read_options(argc, argv, options,
+    const int count = read_arguments(argc, argv, options,
         "finetune_cls explain --model DIR TEXT...\n"
         "The probability of the predicted label after each token, and which token moved it most;\n"
         "with label words also theirs, as the language model expects them next.");

@@ -3465,7 +3465,7 @@ static void set_option(struct Option *o, const char *where, const char *text)
 /* Reads argv[0 .. argc) into the table. Other arguments move to the front of argv, in order, and
  * their number is returned. --help prints `usage` and the table, then exits. After "--" nothing is
  * an option. */
-static int read_options(int argc, char **argv, struct Option *table, const char *usage)
+static int read_arguments(int argc, char **argv, struct Option *table, const char *usage)
 {
     int left = 0, i = 0;
     while (i < argc && strcmp(argv[i], "--")) {
@@ -3491,9 +3491,11 @@ static int read_options(int argc, char **argv, struct Option *table, const char 
     return left;
 }
 
-static void refuse_arguments(int left, char **argv)
+/* The same for a command that has options alone. */
+static void read_options(int argc, char **argv, struct Option *table, const char *usage)
 {
-    if (left > 0) die_usage("%s: not an option. --help lists them.", argv[0]);
+    if (read_arguments(argc, argv, table, usage) > 0)
+        die_usage("%s: not an option. --help lists them.", argv[0]);
 }
 
 /* Warns of each option that was given and has no effect with the others. A condition of `idle` is

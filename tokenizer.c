@@ -1822,9 +1822,9 @@ static int command_train(int argc, char **argv)
          .max = MAX_TOKEN_BYTES},
         {"overwrite", "replace the tokenizer that --out holds", FLAG, &set.overwrite},
         THREADS_OPTION(&set.threads), {0}};
-    const int files = read_options(argc, argv, options,
-                                   "tokenizer train --out DIR [OPTION...] FILE...\n"
-                                   "Learns merges from texts (- is standard input).");
+    const int files = read_arguments(argc, argv, options,
+        "tokenizer train --out DIR [OPTION...] FILE...\n"
+        "Learns merges from texts (- is standard input).");
     wanted_vocabulary(0);           /* refuses a wrong --vocab before anything is read */
     warn_idle(options);
     lock_directory(set.out);
@@ -1966,8 +1966,7 @@ static int command_encode(int argc, char **argv)
          .idle = "without val-fraction"},
         {"overwrite", "replace the shards of an earlier run", FLAG, &set.overwrite},
         THREADS_OPTION(&set.threads), {0}};
-    const int files = read_options(
-        argc, argv, options,
+    const int files = read_arguments(argc, argv, options,
         "tokenizer encode --tokenizer DIR --out PREFIX [OPTION...] FILE...\n"
         "Writes the token ids of texts (- is standard input) to shards.");
     const int sets = set.val_fraction > 0 ? 2 : 1;
@@ -2030,8 +2029,7 @@ static int command_decode(int argc, char **argv)
         TOKENIZER_OPTION,
         {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &set.split,
          .choices = "file|lines|eot"}, {0}};
-    const int shards = read_options(
-        argc, argv, options,
+    const int shards = read_arguments(argc, argv, options,
         "tokenizer decode --tokenizer DIR [OPTION...] SHARD...\n"
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
@@ -2074,7 +2072,7 @@ static struct Tokens read_tokens_of_text(int argc, char **argv, const char *usag
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"special", "<|endoftext|> in the text is the token", FLAG, &set.special}, {0}};
-    const int texts = read_options(argc, argv, options, usage);
+    const int texts = read_arguments(argc, argv, options, usage);
     if (texts > 1) die_usage("%s: one TEXT is expected. Put it in quotes.", argv[1]);
     r.tokenizer = tokenizer_load(set.tokenizer);
     append(&r.text, "%s", texts ? argv[0] : "");

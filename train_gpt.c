@@ -1780,12 +1780,11 @@ static int finish(const struct Run *r)
 static int command_train(int argc, char **argv)
 {
     struct Run r = {.clock.start = seconds(), .best.loss = INFINITY};
-    refuse_arguments(read_options(argc, argv, train_options,
+    read_options(argc, argv, train_options,
         "train_gpt train --data GLOB --val GLOB --tokenizer DIR --out DIR [options]\n"
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
         "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
-        "at --lr for four fifths of the time, then falls as 1 - sqrt; constant does not fall."),
-        argv);
+        "at --lr for four fifths of the time, then falls as 1 - sqrt; constant does not fall.");
     if (!set.out && (set.resume || !set.plan))
         die_usage("--out: must be given. --help explains it.");
     if (set.epochs > 0 && is_given(train_options, "steps"))
@@ -1866,9 +1865,9 @@ static int command_eval(int argc, char **argv)
         THREADS_OPTION(&threads),
         {0}
     };
-    refuse_arguments(read_options(argc, argv, options,
+    read_options(argc, argv, options,
         "train_gpt eval --model DIR --data GLOB [options]\n"
-        "The mean loss of a model, in nats per token, and in bits per byte of text."), argv);
+        "The mean loss of a model, in nats per token, and in bits per byte of text.");
     struct Model model;
     struct Metadata meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
@@ -1922,9 +1921,9 @@ static int command_sample(int argc, char **argv)
         THREADS_OPTION(&threads),
         {0}
     };
-    refuse_arguments(read_options(argc, argv, options,
+    read_options(argc, argv, options,
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
-        "Text that the model writes. --- stands between several."), argv);
+        "Text that the model writes. --- stands between several.");
     warn_idle(options);
     if (strstr(prompt, END_OF_TEXT))
         warn("--prompt: has " END_OF_TEXT " as plain text. Documents begin as an empty one does.");
@@ -1970,8 +1969,8 @@ static int command_info(int argc, char **argv)
 {
     const char *dir = NULL;
     struct Option options[] = {{"model", "model directory", TEXT, &dir, .required = true}, {0}};
-    refuse_arguments(read_options(argc, argv, options, "train_gpt info --model DIR\n"
-        "Configuration, number of parameters, tokenizer and training history."), argv);
+    read_options(argc, argv, options, "train_gpt info --model DIR\n"
+        "Configuration, number of parameters, tokenizer and training history.");
     struct Model model;
     struct Metadata meta;
     load_model(&model, dir, &meta);

@@ -789,8 +789,7 @@ int main(int argc, char **argv)
         {"test.tsv", &test, .labelled = true, .scored = true},
     };
     const int file_count = sizeof files / sizeof *files;
-    if (read_options(argc - 1, argv + 1, options, usage) > 0)
-        die_usage("%s: not an option. reviews --help lists them.", argv[1]);
+    read_options(argc - 1, argv + 1, options, usage);
     char *limits_path = text_of("%s/limits.txt", out);
     lock_directory(out);
     if (file_exists(limits_path) && !overwrite)

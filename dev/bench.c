@@ -282,9 +282,8 @@ int main(int argc, char **argv)
         {0}
     };
     begin_program("bench", argv);
-    if (read_options(argc - 1, argv + 1, options,
-                     "bench [options]: training, generation, classification"))
-        die_usage("%s: not an option. --help lists them.", argv[1]);
+    read_options(argc - 1, argv + 1, options,
+                 "bench [options]: training, generation, classification");
     set_threads(threads);
     if (strcmp(precision, "bf16")) bench("fp32", only);
 #ifdef __AVX512BF16__
