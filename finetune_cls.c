@@ -2199,10 +2199,10 @@ static const char steps_header[] =
     probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n",
     table_header[] = "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
-/* Begins log.tsv. state: of a resumed training, or NULL. */
-static void open_log(struct Task *t, const char *header, const struct Metadata *state)
+/* Begins log.tsv, or goes on with that of a training that is resumed. */
+static void open_log(struct Task *t, const char *header)
 {
-    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, state);
+    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, &t->old);
 }
 
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
@@ -2228,16 +2228,9 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
     }
     append(&labels, "]");
     tokenizer_describe(meta, t->tokenizer);
-    const char *const inputs[][2] = {{"model_hash", hash_text(t->source_hash)},
-                                     {"train_hash", hash_text(t->train_hash)},
-                                     {"labels", labels.data}};
-    for (int i = 0; i < COUNT(inputs); i++) {
-        const char *name = inputs[i][0], *now = inputs[i][1], *was = metadata_get(&t->old, name);
-        if (t->old.count && (!was || strcmp(was, now)))
-            die("--resume: the run in %s was made with another model or other texts: its %s is %s, "
-                "here %s. Choose another --out.", t->set.out, name, was ? was : "(none)", now);
-        metadata_set(meta, name, "%s", now);
-    }
+    describe_input(meta, &t->old, "model_hash", hash_text(t->source_hash), t->set.out);
+    describe_input(meta, &t->old, "train_hash", hash_text(t->train_hash), t->set.out);
+    describe_input(meta, &t->old, "labels", labels.data, t->set.out);
     describe_options(meta, t->options, "tune");
     free(labels.data);
 }
@@ -2319,15 +2312,15 @@ static void save_if_due(struct Task *t, struct TrainState *run, bool stop)
 /* Begins the log and the state, or goes to the place at which save_training was called. */
 static void begin_state(struct Task *t, struct TrainState *run)
 {
-    struct Metadata meta;
     unsigned long long masks;
     double spent;
     int end = 0;
     if (t->quiet) return;
-    if (!t->old.count) { open_log(t, steps_header, NULL); save_training(t, run); return; }
+    open_log(t, steps_header);
+    if (!t->old.count) { save_training(t, run); return; }
     char *path = state_path(&t->set);
-    load_state(path, &t->model, run->best, run->mean, &meta);
-    const char *position = metadata_get(&meta, "position");
+    load_state(path, &t->model, run->best, run->mean, &t->old);
+    const char *position = metadata_get(&t->old, "position");
     if (!position
         || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf%n", &run->step, &run->best_step,
                   &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
@@ -2336,7 +2329,6 @@ static void begin_state(struct Task *t, struct TrainState *run)
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
     t->masks.counter = masks;
-    open_log(t, steps_header, &meta);
     commit_outputs();
     run->start -= spent;
     run->saved = seconds();
@@ -2601,7 +2593,7 @@ static int command_train(int argc, char **argv)
     describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
     prepare(t);
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
-    if (s->kind <= PROBE) open_log(t, probe_header, NULL);
+    if (s->kind <= PROBE) open_log(t, probe_header);
     else stop_between_steps();
     if (!learn(t, &val, &meta)) return 128 + stop_signal;
     if (s->kind > PROBE) progress(true, "kept: the %s", metadata_get(&meta, "weights"));
@@ -3158,7 +3150,7 @@ static void open_comparison(struct Compare *c)
     char *rows = t->old.count ? read_journal(table, table_header) : NULL;
     if (t->old.count && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
-    journal_open(&c->journal, table, table_header, NULL);
+    journal_open(&c->journal, table, table_header, &meta);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
     stage_safetensors(state_path(&t->set), &(struct Model){0}, NULL, 0, &meta);

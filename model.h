@@ -3543,6 +3543,18 @@ static void resume_options(struct Option *table, const struct Metadata *old, con
     }
 }
 
+/* Notes the hash of what a run has read. Dies if the run in `out` that is resumed, whose metadata
+ * are `old`, read something else. */
+static void describe_input(struct Metadata *meta, const struct Metadata *old, const char *name,
+                           const char *hash, const char *out)
+{
+    const char *was = metadata_get(old, name);
+    if (old->count && (!was || strcmp(was, hash)))
+        die("--resume: the run in %s was made with other input: its %s is %s, here %s. Resume with "
+            "the same, or choose another --out.", out, name, was ? was : "(none)", hash);
+    metadata_set(meta, name, "%s", hash);
+}
+
 /* --- The directory of a run: it is locked (lock_directory) and holds a log and a state --- */
 
 /* The one "already holds": refuses an --out with one of the files, whose list NULL ends. remedy:
@@ -3590,15 +3602,15 @@ static char *read_journal(const char *path, const char *header)
     return memmove(text, text + n, strlen(text + n) + 1);
 }
 
-/* Begins a journal: a new one, or, if the state of a resumed run is given, with the rows that the
- * state knows. Dies if the file has others. It gets its name by the next commit_outputs. Returns
- * the rows, which the caller frees. */
+/* Begins a journal: a new one, or that of a resumed run, whose metadata are `old`, with the rows
+ * that its state knows. Dies if the file has others. It gets its name by the next commit_outputs.
+ * Returns the rows, which the caller frees. */
 static char *journal_open(struct Journal *j, const char *path, const char *header,
-                          const struct Metadata *state)
+                          const struct Metadata *old)
 {
-    const char *known = state ? metadata_get(state, "log_hash") : NULL;
+    const char *known = metadata_get(old, "log_hash");
     const uint64_t hash = known ? strtoull(known, NULL, 16) : 0;
-    char *text = state ? read_journal(path, header) : NULL, *at;
+    char *text = known ? read_journal(path, header) : NULL, *at;
     if (!text) text = text_of("%s", "");
     *j = (struct Journal){{.path = text_of("%s", path)}, 0};
     for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1) journal_hash(j, at);

@@ -272,6 +272,7 @@ struct Clock {
 struct Run {
     /* Fixed before the first step */
     struct { char *last, *state; struct Journal log; } files;   /* in --out: last, the directory */
+    struct Metadata old;                /* of the run that --resume found; empty: none */
     struct Tokenizer *tokenizer;
     struct Data data, val;
     struct Sequences val_sequences;
@@ -774,7 +775,8 @@ static struct Option train_options[] = {
 /* 6. Metadata, log and state                                                                    */
 /* ============================================================================================= */
 
-/* All entries of a model. None depends on time or threads: the same run writes the same bytes. */
+/* All entries of a model. None depends on time or threads: the same run writes the same bytes. Dies
+ * if a run that is resumed had another tokenizer or other data. */
 static struct Metadata describe(const struct Run *r)
 {
     struct Metadata meta = {0};
@@ -787,9 +789,10 @@ static struct Metadata describe(const struct Run *r)
         metadata_set(&meta, "val_bits_per_byte", "%.17g", r->last.bits_per_byte);
         metadata_set(&meta, "val_tokens", "%lld", r->last.tokens);
     }
+    describe_input(&meta, &r->old, "tokenizer_hash", hash_text(r->tokenizer->hash), set.out);
     tokenizer_describe(&meta, r->tokenizer);
-    metadata_set(&meta, "data_fingerprint", "%s", hash_text(r->data.fingerprint));
-    metadata_set(&meta, "val_fingerprint", "%s", hash_text(r->val.fingerprint));
+    describe_input(&meta, &r->old, "data_fingerprint", hash_text(r->data.fingerprint), set.out);
+    describe_input(&meta, &r->old, "val_fingerprint", hash_text(r->val.fingerprint), set.out);
     describe_options(&meta, train_options, "train");
     return meta;
 }
@@ -908,39 +911,31 @@ static bool save_is_due(const struct Run *r)
  * used. */
 static void take_options(struct Run *r)
 {
-    struct Metadata state;
-    load_metadata(r->files.state, &state);
-    const char *limit = metadata_get(&state, "time_limit");
-    if (!metadata_get(&state, "train.steps"))
+    load_metadata(r->files.state, &r->old);
+    const char *limit = metadata_get(&r->old, "time_limit");
+    if (!metadata_get(&r->old, "train.steps"))
         die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
-    resume_options(train_options, &state, "train", set.out);
+    resume_options(train_options, &r->old, "train", set.out);
     if (limit && !set.steps && !is_given(train_options, "time-limit"))
         set.time_limit = strtod(limit, NULL);
-    metadata_free(&state);
 }
 
-/* Opens the log: of a resumed run with the rows that its state knows, else state is NULL. */
-static void open_log(struct Run *r, const struct Metadata *state)
+/* Opens the log, of a resumed run with the rows that its state knows. */
+static void open_log(struct Run *r)
 {
     if (rank) return;
-    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER, state);
+    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER, &r->old);
     r->clock.start -= last_seconds(rows);
     free(rows);
 }
 
-/* Loads what save_run wrote: weights, moments, the place in the data, scores, the log. Dies if
- * tokenizer, data or val are not the same as before. */
+/* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
+ * data or val are not the same as before. */
 static void restore_run(struct Run *r)
 {
-    const struct { const char *option, *key; uint64_t now; } same[] = {
-        {"tokenizer", "tokenizer_hash", r->tokenizer->hash},
-        {"data", "data_fingerprint", r->data.fingerprint},
-        {"val", "val_fingerprint", r->val.fingerprint},
-    };
-    struct Metadata state;
-    load_state(r->files.state, &r->model, NULL, NULL, &state);
-    const char *position = metadata_get(&state, "position"),
-               *planned = metadata_get(&state, "train.steps");
+    load_state(r->files.state, &r->model, NULL, NULL, &r->old);
+    const char *position = metadata_get(&r->old, "position"),
+               *planned = metadata_get(&r->old, "train.steps");
     long long epoch;
     int next, end = 0;
     if (!position || !planned
@@ -951,18 +946,11 @@ static void restore_run(struct Run *r)
         die("%s: does not say where the run is. Start it again with --overwrite.", r->files.state);
     char *norms = (char *)position + end;
     for (int i = 0; i < WINDOW; i++) r->norms[i] = strtod(norms, &norms);
-    for (int i = 0; i < COUNT(same); i++) {
-        const char *was = metadata_get(&state, same[i].key), *now = hash_text(same[i].now);
-        if (!was || strcmp(was, now))
-            die("--%s: not what the run in %s began with: the fingerprint was %s and is %s. Resume "
-                "with the same.", same[i].option, set.out, was ? was : "not noted", now);
-    }
+    describe(r);                                /* dies if this process has read something else */
     if (set.steps && set.steps < strtoll(planned, NULL, 10))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", set.epochs > 0 ? "epochs" : "steps", (long long)set.steps, set.out);
     loader_seek(&r->loader, epoch, next);
-    open_log(r, &state);
-    metadata_free(&state);
 }
 
 /* --- The directory of a run --- */
@@ -1816,7 +1804,7 @@ static int command_train(int argc, char **argv)
              "Use fewer.", (long long)set.warmup, (long long)set.steps);
     if (set.plan) { print_plan(&r); return 0; }
     if (set.resume) restore_run(&r);
-    else open_log(&r, NULL);
+    open_log(&r);
     join_ranks(&r);
     print_summary(&r);
     if (finished(&r)) {

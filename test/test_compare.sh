@@ -189,17 +189,17 @@ succeeds "rows of methods that a --resume does not name stay" \
 
 head -n 60 "$test" >"$dir/shorter.tsv"
 alone=
-fails 1 "was made with another model or other texts" whole "$dir/one" --resume --test "$dir/shorter.tsv"
+fails 1 "was made with other input" whole "$dir/one" --resume --test "$dir/shorter.tsv"
 ./train_gpt train --data "$dir/corpus_*.bin" --tokenizer "$dir/tok" --out "$dir/base2" --dropout 0 --layers 2 \
     --heads 2 --channels 32 --context 48 --steps 1 >/dev/null 2>&1
-fails 1 "was made with another model or other texts" whole "$dir/one" --resume --model "$dir/base2"
+fails 1 "was made with other input" whole "$dir/one" --resume --model "$dir/base2"
 for set in train test; do sed "s/${tab}negative\$/${tab}nasty/" "$dir/data/$set.tsv" >"$dir/$set.nasty"; done
-fails 1 'texts: its labels is ["negative", "positive"], here ["nasty", "positive"]' \
+fails 1 'input: its labels is ["negative", "positive"], here ["nasty", "positive"]' \
     whole "$dir/one" --resume --train "$dir/train.nasty" --test "$dir/test.nasty"
 sed "2,\$s/^/$(printf 'aa %.0s' $(seq 60))/" "$train" >"$dir/long.tsv"
 sed "2s/aa/zz/" "$dir/long.tsv" >"$dir/long2.tsv"               # beyond what the model reads
 compare "$dir/words" --train "$dir/long.tsv" --methods nb --labels 12 --seeds 1 >/dev/null 2>&1
-fails 1 "was made with another model or other texts" \
+fails 1 "was made with other input" \
     compare "$dir/words" --resume --train "$dir/long2.tsv"
 fails 2 "--max-tokens 32: the run in $dir/one has 48" whole "$dir/one" --resume --max-tokens 32
 fails 2 "--steps 5: the run in $dir/one has 4" whole "$dir/one" --resume --steps 5

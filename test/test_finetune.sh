@@ -235,7 +235,7 @@ hopeless="--tune last:1 --lr 1e-30 --steps 401 --patience 9 --average 0 --dedupe
 train $hopeless --out "$dir/whole" --overwrite >/dev/null 2>&1
 rm -rf "$dir/stopped"
 stop TERM 5 $hopeless --out "$dir/stopped"
-mkdir "$dir/spoilt" && cp "$dir/stopped/state.safetensors" "$dir/spoilt/whole"
+mkdir "$dir/spoilt" && cp "$dir/stopped/log.tsv" "$dir/spoilt" && cp "$dir/stopped/state.safetensors" "$dir/spoilt/whole"
 train $hopeless --resume --out "$dir/stopped" >/dev/null 2>&1
 succeeds "--patience counts what was before" eval '
     [ $status -eq 143 ] && same_model "$dir/whole" "$dir/stopped" &&
@@ -262,7 +262,7 @@ fails 2 "--lr 0.002: the run in $dir/halfway has 0.001." \
 fails 2 "--tune probe: the run in $dir/halfway has scratch." \
     train --tune probe --dedupe --resume --out "$dir/halfway"
 hash=$(grep -ao 'train_hash":"[0-9a-f]*' "$dir/halfway/state.safetensors" | cut -c 14-)
-fails 1 "halfway was made with another model or other texts: its train_hash is ${hash:-missing}, here " \
+fails 1 "halfway was made with other input: its train_hash is ${hash:-missing}, here " \
     train $long --resume --out "$dir/halfway" --train "$dir/test.tsv"
 fails 2 "--val-part 0.2: the run in $dir/halfway has 0.1." \
     train $long --resume --out "$dir/halfway" --val-part 0.2

@@ -449,7 +449,7 @@ static void run_in(struct Run *r, const char *name, int steps, double clip)
     make_directory(set.out);
     watched_log = text_of("%s/log.tsv", set.out);
     log_flushed = log_before_state = false;
-    open_log(r, NULL);
+    open_log(r);
     pretrain(r);
 }
 

@@ -471,13 +471,13 @@ check $? "--overwrite replaces it"
 mkdir nowhere && cp -r learn/model.safetensors nowhere
 fails 2 'It has no state.safetensors, so there is nothing to resume' "$train" train $data $tiny --resume --out nowhere
 fails 2 '--lr 0.1: the run in learn has 0.003' "$train" train --resume --out learn --lr 0.1
-fails 1 '--data: not what the run.*: the fingerprint was [0-9a-f]* and is [0-9a-f]*\.' \
+fails 1 'the run in learn was made with other input: its data_fingerprint is [0-9a-f]*, here [0-9a-f]*\.' \
     "$train" train --resume --out learn --data train_000000.bin --steps 9
-fails 1 '--val: not what the run in few began with' \
+fails 1 'the run in few was made with other input: its val_fingerprint' \
     "$train" train --resume --out few --val train_000000.bin
-fails 1 '--data: not what the run' \
+fails 1 'was made with other input: its data_fingerprint' \
     "$train" train --resume --out learn --data train_000001.bin --steps 9
-fails 1 '--val: not what the run' \
+fails 1 'was made with other input: its val_fingerprint' \
     "$train" train --resume --out learn --val lines_000000.bin --steps 9
 fails 1 '--data none\*: no such file' "$train" train --data 'none*' --tokenizer tok --out new
 fails 1 'text.txt: not a token shard' "$train" train --data text.txt --tokenizer tok --out new
