@@ -2484,10 +2484,7 @@ static void load_base(struct Task *t)
     struct Settings *s = &t->set;
     struct Model *base = &t->base;
     struct Metadata meta;
-    set_threads(s->threads);
-    set_precision(s->precision);
-    load_model(base, s->model, &meta);
-    t->tokenizer = tokenizer_of_model(s->model, base, &meta);
+    t->tokenizer = open_model(base, &meta, s->model, s->threads, s->precision);
     t->source_hash = checksum(base->weights, base->parameter_count * sizeof(real));
     if (s->max_tokens == 0) s->max_tokens = base->config.context;
     if (s->max_tokens > base->config.context)
@@ -2507,12 +2504,9 @@ static void load_classifier(struct Task *t)
 {
     struct Metadata meta;
     const char *dir = t->set.model;
-    set_threads(t->set.threads);
-    set_precision(t->set.precision);
-    load_model(&t->model, dir, &meta);
+    t->tokenizer = open_model(&t->model, &meta, dir, t->set.threads, t->set.precision);
     if (!t->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
-    t->tokenizer = tokenizer_of_model(dir, &t->model, &meta);
     struct Columns *columns = &t->set.columns;
     columns->kept_format = metadata_get(&meta, "data.format");
     const char *header = metadata_get(&meta, "data.header");

@@ -1023,6 +1023,16 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
     return t;
 }
 
+/* How a command with a model begins: the threads, the precision, the model and its tokenizer. */
+static struct Tokenizer *open_model(struct Model *model, struct Metadata *meta, const char *dir,
+                                    int threads, const char *precision)
+{
+    set_threads(threads);
+    set_precision(precision);
+    load_model(model, dir, meta);
+    return tokenizer_of_model(dir, model, meta);
+}
+
 /* --- Texts --- */
 
 static void refuse_kind(const char *path, const char *what, const char *remedy)

@@ -1823,16 +1823,6 @@ static int command_train(int argc, char **argv)
 
 /* --- eval, sample, info --- */
 
-/* How eval and sample begin: the threads, the precision, then the model and its tokenizer. */
-static struct Tokenizer *open_model(struct Model *model, struct Metadata *meta, const char *dir,
-                                    int threads, const char *precision)
-{
-    set_threads(threads);
-    set_precision(precision);
-    load_model(model, dir, meta);
-    return tokenizer_of_model(dir, model, meta);
-}
-
 /* The loss of a model on shards, beside what knows nothing of the context. The defaults read every
  * token, in sequences as in training. */
 static int command_eval(int argc, char **argv)
