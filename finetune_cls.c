@@ -1198,12 +1198,8 @@ static int bags_of(struct Dataset *bags, const struct Dataset *d)
             p = word_end(p, end, &word);
             const uint64_t keys[] = {word >> 1, mix64(before * 0x9E3779B97F4A7C15u + word) >> 1};
             for (int k = 0; k < (before ? 2 : 1); k++) {
-                int f = hash_get(&numbers, keys[k]);
-                if (f < 0) {
-                    f = (int)numbers.count;
-                    hash_put(&numbers, keys[k], f);
-                    last[f] = -1;
-                }
+                const int next = (int)numbers.count, f = hash_add(&numbers, keys[k], next);
+                if (f == next) last[f] = -1;
                 if (last[f] != i) features[n++] = f;
                 last[f] = i;
             }
@@ -2002,8 +1998,7 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
     for (int i = 0; i < aside + all; i++) {
         const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
         const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
-        const bool known = hash_get(&seen, text) >= 0;
-        if (!known) hash_put(&seen, text, i);
+        const bool known = hash_add(&seen, text, i) != i;
         if (i < aside) continue;
         if (leave_out) train->items[i - aside - repeated] = x;
         repeated += known;

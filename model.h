@@ -2245,21 +2245,21 @@ static inline int hash_get(const struct HashTable *t, uint64_t key)
     return t->keys[slot] ? t->numbers[slot] : -1;
 }
 
-/* Adds a key that is not there yet. */
-static void hash_put(struct HashTable *t, uint64_t key, int number)
+/* The number of a key, which is added with this number if it is not there. */
+static inline int hash_add(struct HashTable *t, uint64_t key, int number)
 {
-    const size_t slots = (size_t)1 << t->bits;
-    if (2 * t->count >= slots) {
+    const size_t slots = (size_t)1 << t->bits, slot = hash_slot(t, key);
+    if (t->keys[slot]) return t->numbers[slot];
+    t->keys[slot] = key + 1;
+    t->numbers[slot] = number;
+    if (2 * ++t->count > slots) {
         struct HashTable larger = hash_table(slots);
         for (size_t i = 0; i < slots; i++)
-            if (t->keys[i]) hash_put(&larger, t->keys[i] - 1, t->numbers[i]);
+            if (t->keys[i]) hash_add(&larger, t->keys[i] - 1, t->numbers[i]);
         hash_free(t);
         *t = larger;
     }
-    const size_t slot = hash_slot(t, key);
-    t->keys[slot] = key + 1;
-    t->numbers[slot] = number;
-    t->count++;
+    return number;
 }
 
 /* ============================================================================================= */

@@ -214,7 +214,7 @@ static int add_merge(struct Tokenizer *t, int a, int b)
     t->offset[++t->vocabulary] = (uint32_t)t->bytes.size;
     t->parts[t->merges][0] = (uint16_t)a;
     t->parts[t->merges++][1] = (uint16_t)b;
-    hash_put(&t->pairs, pair_of(a, b), id);
+    hash_add(&t->pairs, pair_of(a, b), id);
     return id;
 }
 
@@ -351,10 +351,9 @@ struct Trainer {
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
     const uint32_t pair = pair_of(a, b);
-    int index = hash_get(&t->index, pair);
-    if (index < 0) {                                            /* a new pair */
-        hash_put(&t->index, pair, index = t->pair_count++);
-        if (index == t->pair_room)
+    const int index = hash_add(&t->index, pair, t->pair_count);
+    if (index == t->pair_count) {                               /* a new pair */
+        if (t->pair_count++ == t->pair_room)
             t->pairs = resize(t->pairs, (t->pair_room = 2 * index + 1024) * sizeof *t->pairs);
         t->pairs[index] = (struct PairCount){.pair = pair};
     }
@@ -712,9 +711,7 @@ static int byte_of_symbol(uint32_t c)
 static bool note_token(struct Tokenizer *t, int id)
 {
     const uint64_t hash = checksum(t->bytes.data + t->offset[id], token_length(t, id));
-    if (hash_get(&t->found, hash) >= 0) return false;
-    hash_put(&t->found, hash, id);
-    return true;
+    return hash_add(&t->found, hash, id) == id;
 }
 
 /* The id of the token that the symbols text .. stop write, or -1. */
@@ -808,10 +805,9 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
     }
     for (int i = 0, n; i < t->vocabulary; i++) {
         const uint8_t *bytes = bytes_of_token(t, i, &n);
-        if (t->file_ids[i] < 0 || hash_get(&taken, t->file_ids[i]) >= 0)
+        if (t->file_ids[i] < 0 || hash_add(&taken, t->file_ids[i], i) != i)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
                 "it. Put the right file there.", path, i, n < 80 ? n : 80, (char *)bytes);
-        hash_put(&taken, t->file_ids[i], i);
         ours &= t->file_ids[i] == i;
     }
     hash_free(&taken);
@@ -1756,13 +1752,12 @@ static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
                               const uint8_t *readable, int64_t count)
 {
     const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : checksum(p, n);
-    const int word = hash_get(&w->index, hash);
-    if (word >= 0) { w->words[word].count += count; return; }
+    const int word = hash_add(&w->index, hash, w->count);
+    if (word < w->count) { w->words[word].count += count; return; }
     if (w->count == INT_MAX || n > UINT32_MAX)
         die("more than 2 billion different words, or one of 4 GB, are too many. Train on less.");
     if (w->count == w->room)
         w->words = resize(w->words, (w->room += w->room / 2 + 1024) * sizeof *w->words);
-    hash_put(&w->index, hash, w->count);
     w->words[w->count++] = (struct Word){w->text.size, (uint32_t)n, count};
     append_bytes(&w->text, p, n);
 }
