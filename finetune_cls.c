@@ -243,7 +243,7 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
             memcpy(features + (size_t)(done + s) * C,
                    r->ws.hidden + (size_t)(b.starts[s + 1] - 1) * C, C * sizeof *features);
         done += b.sequences;
-        if (what && done < count) show_work(&timer, what, done, count, "texts");
+        if (what) show_work(&timer, what, done, count, "texts");
     }
     free(examples);
     return loss;

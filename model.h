@@ -3185,10 +3185,11 @@ struct Timer { double start, shown; };
 static struct Timer start_timer(void) { return (struct Timer){seconds(), seconds()}; }
 
 /* Shows, if a line is due, how much of `all` is done: "eval: 120/872 texts  93 texts/s  8s left".
- * all is 0 if it is not known. */
+ * all is 0 if it is not known. When all is done, the live line goes: results may take its place. */
 static void show_work(struct Timer *t, const char *what, double done, double all, const char *unit)
 {
-    if (!line_is_due(&t->shown)) return;
+    if (done == all && live()) speak("", false, "");
+    if (done == all || !line_is_due(&t->shown)) return;
     const double rate = done / (t->shown - t->start);
     const char *of_all = all > 0 ? brief("/%.0f", all) : "",
                *left = all > 0 ? brief("  %s left", duration((all - done) / rate)) : "";

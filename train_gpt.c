@@ -1746,7 +1746,7 @@ static int finish(const struct Run *r)
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
                                      : ", by --time-limit,"), set.out);
     if (stop_signal && !finished(r)) return 128 + stop_signal;
-    if (live()) fprintf(stderr, "\r\033[K");
+    if (live()) speak("", false, "");
     printf("%s: ", set.out);
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", r->best_step, r->best.loss,
@@ -1865,7 +1865,6 @@ static int command_eval(int argc, char **argv)
     print_baselines(&data, tokenizer, model.config.vocabulary);
     fflush(stdout);
     struct Score s = evaluate(&model, &ws, &m, &sequences, tokenizer, tokens);
-    if (live()) fprintf(stderr, "\r\033[K");
     printf("loss %.6f perplexity %.2f bits_per_byte %.4f tokens %lld\n", s.loss, exp(s.loss),
            s.bits_per_byte, s.tokens);
     return 0;
