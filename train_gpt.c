@@ -1195,7 +1195,6 @@ static void load_init(struct Run *r, struct Model *source)
     if (tokenizer_of_model(set.init, source, &meta)->hash != r->tokenizer->hash)
         die("--init %s: was trained with another tokenizer than --tokenizer %s. Use its own.",
             set.init, set.tokenizer);
-    metadata_free(&meta);
 }
 
 /* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
@@ -1696,7 +1695,6 @@ static void compare_ranks(const struct Run *r)
             die("%s, but on rank 0 %s. Start all ranks with the same%s.", mine, first,
                 strcmp(key, "program") ? "" : " program, or with --allow-mixed");
     }
-    metadata_free(&meta);
 }
 
 /* Before the first step. The weights of rank 0 count, also if they are random: the mathematics
