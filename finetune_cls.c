@@ -308,7 +308,7 @@ struct Task {
     struct Option *options;                     /* the rows of set */
     struct Columns layout;                      /* of the file of texts to train on */
     struct Window window;                       /* what is read of a text */
-    struct Metadata old;                        /* of the run that --resume found; empty: none */
+    struct Json old;                            /* metadata of what --resume found; empty: none */
     struct Journal log;                         /* log.tsv */
     bool quiet;                                 /* one of many trainings: no files */
     const char *title;                          /* of its lines of progress, or NULL: none */
@@ -445,7 +445,7 @@ static int epoch_of(const struct Task *t, int step)
  * mean of the weights of the last updates. The rate rises, then falls along a cosine so that it
  * would be 0 one update after the last: every update counts. Returns false if a signal ended the
  * training before its last update. */
-static bool train_steps(struct Task *t, struct Metadata *meta)
+static bool train_steps(struct Task *t, struct Json *meta)
 {
     const struct Settings *s = &t->set;
     const int updates = ceil_div(t->train_count, s->batch);             /* of an epoch */
@@ -987,7 +987,7 @@ static void add_to_head(struct Task *t, const struct Probe *p, const real *h)
 /* Trains score_w alone: the frozen trunk has read every text once, and logistic regression on the
  * features h (N, C) gives the weights. With label words, cross-validation chooses between their
  * scores and all channels. Returns the scores of cross-validation. */
-static struct Scores train_probe(struct Task *t, const real *h, struct Metadata *meta)
+static struct Scores train_probe(struct Task *t, const real *h, struct Json *meta)
 {
     struct Probe best = probe_fit(t, h, t->words.count > 0);
     if (best.words) {
@@ -1144,7 +1144,7 @@ static double fit_temperature(const real *p, const int *labels, int N, int K)
 /* --calibrate: divides all scores by the temperature that fits validation best. The head is linear
  * and has no bias, so the division can be done to its weights, and every reader of the model gets
  * the same probabilities. */
-static void calibrate(struct Task *t, struct Metadata *meta)
+static void calibrate(struct Task *t, struct Json *meta)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
     const struct Scores before = validate(t);
@@ -2214,7 +2214,7 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
 
 /* What the result depends on: the options, and hashes of what was read. Dies if a run that is
  * resumed read something else. */
-static void describe_training(struct Metadata *meta, const struct Task *t)
+static void describe_training(struct Json *meta, const struct Task *t)
 {
     struct Buffer labels = {0};
     for (int k = 0; k < t->base.config.labels; k++) {
@@ -2232,7 +2232,7 @@ static void describe_training(struct Metadata *meta, const struct Task *t)
 
 /* Replaces what --out holds by a classifier with these weights, its tokenizer and its log, as one.
  * meta has how the weights were found, and receives the rest. */
-static void save_classifier(const struct Task *t, real *weights, struct Metadata *meta,
+static void save_classifier(const struct Task *t, real *weights, struct Json *meta,
                             struct Scores val)
 {
     const struct Columns *columns = &t->layout;
@@ -2258,7 +2258,7 @@ static void save_classifier(const struct Task *t, real *weights, struct Metadata
 
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now)
 {
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     const int epoch = epoch_of(t, run->step);
     const double spent = seconds() - run->start, train_loss = run->loss / run->examples;
     const bool best = run->best_step == run->step;
@@ -2272,7 +2272,7 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
     metadata_set(&meta, "best_step", "%d", run->best_step);
     metadata_set(&meta, "weights", "best on validation so far");
     save_classifier(t, run->best, &meta, now);
-    metadata_free(&meta);
+    json_free(meta.child);
 }
 
 static char *state_path(const struct Settings *s)
@@ -2283,7 +2283,7 @@ static char *state_path(const struct Settings *s)
 /* The state has all that begin_state needs. The order of the texts follows from the step. */
 static void save_training(struct Task *t, struct TrainState *run)
 {
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     const double start = seconds();
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
@@ -2292,7 +2292,7 @@ static void save_training(struct Task *t, struct TrainState *run)
                  run->best_scores.accuracy, run->best_scores.loss, start - run->start);
     stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
     commit_outputs();
-    metadata_free(&meta);
+    json_free(meta.child);
     run->saved = seconds();
     run->saving = run->saved - start;
 }
@@ -2312,10 +2312,10 @@ static void begin_state(struct Task *t, struct TrainState *run)
     int end = 0;
     if (t->quiet) return;
     open_log(t, steps_header);
-    if (!t->old.count) { save_training(t, run); return; }
+    if (!t->old.child) { save_training(t, run); return; }
     char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &t->old);
-    const char *position = metadata_get(&t->old, "position");
+    const char *position = json_text(&t->old, "position", NULL);
     if (!position
         || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf%n", &run->step, &run->best_step,
                   &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
@@ -2460,7 +2460,7 @@ static bool open_run(struct Task *t)
                         "Give --resume, --overwrite or another --out.");
     if (run) {
         load_metadata(run, &t->old);
-        if (!metadata_get(&t->old, "train_hash"))
+        if (!json_text(&t->old, "train_hash", NULL))
             die("%s: is not from a training that can be resumed. Choose another --out.", run);
         resume_options(t->options, &t->old, "tune", s->out);
     } else if (s->resume)
@@ -2478,7 +2478,7 @@ static void load_base(struct Task *t)
 {
     struct Settings *s = &t->set;
     struct Model *base = &t->base;
-    struct Metadata meta;
+    struct Json meta;
     t->tokenizer = open_model(base, &meta, s->model, s->threads, s->precision);
     t->source_hash = checksum(base->weights, base->parameter_count * sizeof(real));
     if (s->max_tokens == 0) s->max_tokens = base->config.context;
@@ -2497,20 +2497,20 @@ static void load_base(struct Task *t)
  * and of its training the layout of files and the label words. Dies if there is none. */
 static void load_classifier(struct Task *t)
 {
-    struct Metadata meta;
+    struct Json meta;
     const char *dir = t->set.model;
     t->tokenizer = open_model(&t->model, &meta, dir, t->set.threads, t->set.precision);
     if (!t->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     struct Columns *columns = &t->set.columns;
-    columns->kept_format = metadata_get(&meta, "data.format");
-    const char *header = metadata_get(&meta, "data.header");
+    columns->kept_format = json_text(&meta, "data.format", NULL);
+    const char *header = json_text(&meta, "data.header", NULL);
     if (!columns->header && header && *header == 'y') columns->header = "yes";
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
-            columns->names[i] = metadata_get(&meta, brief("data.%s", column_words[i]));
-    t->set.label_words = metadata_get(&meta, "tune.label-words");
-    const char *truncate = metadata_get(&meta, "tune.truncate");
+            columns->names[i] = json_text(&meta, brief("data.%s", column_words[i]), NULL);
+    t->set.label_words = json_text(&meta, "tune.label-words", NULL);
+    const char *truncate = json_text(&meta, "tune.truncate", NULL);
     const struct Usage *u = &t->tokenizer->usage;
     const int context = t->model.config.context;
     t->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
@@ -2540,7 +2540,7 @@ static void warn_of_failure(struct Scores s, int N)
 /* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than
  * texts without, the prior of those is set again. val: cross-validation's scores of a probe.
  * Returns false if a signal ended it. */
-static bool learn(struct Task *t, struct Scores *val, struct Metadata *meta)
+static bool learn(struct Task *t, struct Scores *val, struct Json *meta)
 {
     const int kind = t->set.kind;
     if (kind == PROBE) {
@@ -2558,7 +2558,7 @@ static int command_train(int argc, char **argv)
 {
     struct Task task = {.set = DEFAULT_SETTINGS}, *t = &task;
     struct Settings *s = &t->set;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     t->options = tune_options(s);
     read_options(argc, argv, t->options,
         "finetune_cls train --model DIR --train FILE --out DIR [--tune KIND]\n"
@@ -2579,13 +2579,13 @@ static int command_train(int argc, char **argv)
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
-    describe_training(&(struct Metadata){0}, t);    /* dies if what is resumed read other data */
+    describe_training(&(struct Json){0}, t);    /* dies if what is resumed read other data */
     prepare(t);
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
     if (s->kind <= PROBE) open_log(t, probe_header);
     else stop_between_steps();
     if (!learn(t, &val, &meta)) return 128 + stop_signal;
-    if (s->kind > PROBE) progress(true, "kept: the %s", metadata_get(&meta, "weights"));
+    if (s->kind > PROBE) progress(true, "kept: the %s", json_text(&meta, "weights", NULL));
     if (s->calibrate && t->val_count) calibrate(t, &meta);
     else if (s->calibrate)
         warn("--calibrate: has no effect with --tune %s without --val.", s->tune);
@@ -3054,7 +3054,7 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, struct
 static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
     const struct Task *all = &c->task;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     struct Scores val;
     take_validation(t, t->train_count, t->set.val_part, STREAM_SPLIT);
     choose_unlabelled(t, all->train, all->train_count);
@@ -3066,7 +3066,7 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Tas
         *loss = run_examples(&t->runner, p, NULL, all->val, all->val_count, t->title);
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", t->set.tune);
-    metadata_free(&meta);
+    json_free(meta.child);
     task_free(t);
     return whole;
 }
@@ -3133,11 +3133,11 @@ static bool read_cell(struct Compare *c, const char *row)
 static void open_comparison(struct Compare *c)
 {
     const struct Task *t = &c->task;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     const char *table = text_of("%s/compare.tsv", t->set.out);
     describe_training(&meta, t);
-    char *rows = t->old.count ? read_journal(table, table_header) : NULL;
-    if (t->old.count && !rows)
+    char *rows = t->old.child ? read_journal(table, table_header) : NULL;
+    if (t->old.child && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
     journal_open(&c->journal, table, table_header, &meta);
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
@@ -3562,7 +3562,7 @@ static void probe_levels(struct Task *t)
         double low, high;
         const real *h = levels + i * size;
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
-        const double val = train_probe(t, h, &(struct Metadata){0}).accuracy;
+        const double val = train_probe(t, h, &(struct Json){0}).accuracy;
         const double test = test_accuracy(t, h);
         wilson_interval(&low, &high, test, t->val_count);
         printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,

@@ -2698,31 +2698,19 @@ static void append_json_string(struct Buffer *b, struct Bytes s)
 /* 14. Checkpoint: safetensors and config.json                                                   */
 /* ============================================================================================= */
 
-/* Strings in the header of a checkpoint: step, losses, options, tokenizer hash. */
-struct Metadata { int count; char *keys[64], *values[64]; };
-
-static const char *metadata_get(const struct Metadata *meta, const char *key)
-{
-    for (int i = 0; i < meta->count; i++) if (!strcmp(meta->keys[i], key)) return meta->values[i];
-    return NULL;
-}
-
-/* metadata_set(meta, key, format, ...): the value is what printf would print. */
+/* The metadata of a checkpoint are an object of strings: step, losses, options, tokenizer hash.
+ * metadata_set(meta, key, format, ...): the value is what printf would print. */
 #define metadata_set(meta, key, ...) metadata_put(meta, key, text_of(__VA_ARGS__))
-static void metadata_put(struct Metadata *meta, const char *key, char *value)
+static void metadata_put(struct Json *meta, const char *key, char *value)
 {
-    int i = 0;
-    while (i < meta->count && strcmp(meta->keys[i], key)) i++;
-    if (i == COUNT(meta->keys)) die("metadata: more than %d entries.", COUNT(meta->keys));
-    if (i == meta->count) meta->keys[meta->count++] = text_of("%s", key);
-    else free(meta->values[i]);
-    meta->values[i] = value;
-}
-
-static void metadata_free(struct Metadata *meta)
-{
-    for (int i = 0; i < meta->count; i++) { free(meta->keys[i]); free(meta->values[i]); }
-    meta->count = 0;
+    struct Json **j = &meta->child;
+    while (*j && strcmp((*j)->key, key)) j = &(*j)->next;
+    if (!*j) {
+        *j = resize(NULL, sizeof **j);
+        **j = (struct Json){.kind = JSON_STRING, .key = text_of("%s", key)};
+    }
+    free((char *)(*j)->string);
+    (*j)->string = value;
 }
 
 /* A hash of bytes, fast enough for every file that is opened: eight independent chains of multiply
@@ -2761,16 +2749,16 @@ static const char *const PREFIXES[] = {"", "adam_m.", "adam_v.", "best.", "mean.
 
 /* The JSON header, padded to a multiple of 8 bytes. */
 static struct Buffer safetensors_header(const struct Model *model, int array_count,
-                                        const struct Metadata *meta, uint64_t sum)
+                                        const struct Json *meta, uint64_t sum)
 {
     struct Buffer header = {0};
     size_t at = 0;
     append(&header, "{\"__metadata__\":{\"format\":\"pt\",\"checksum\":\"%s\"", hash_text(sum));
-    for (int i = 0; i < meta->count; i++) {
+    for (const struct Json *j = meta->child; j; j = j->next) {
         append(&header, ",");
-        append_json_string(&header, as_bytes(meta->keys[i]));
+        append_json_string(&header, as_bytes(j->key));
         append(&header, ":");
-        append_json_string(&header, as_bytes(meta->values[i]));
+        append_json_string(&header, as_bytes(j->string));
     }
     append(&header, "}");
     for (int i = 0; i < array_count * model->tensor_count; i++) {
@@ -2789,7 +2777,7 @@ static struct Buffer safetensors_header(const struct Model *model, int array_cou
 
 /* Writes array_count arrays of model->parameter_count values each, for commit_outputs. */
 static void stage_safetensors(const char *path, const struct Model *model, real *const *arrays,
-                              int array_count, const struct Metadata *meta)
+                              int array_count, const struct Json *meta)
 {
     const size_t array_bytes = model->parameter_count * sizeof(float);
     uint64_t sum = 0;
@@ -2810,7 +2798,7 @@ struct Safetensors {
     const char *path;
     struct Bytes file, values;      /* values: of all tensors, which are in the file */
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
-    const struct Json *metadata;    /* NULL: none */
+    struct Json metadata;           /* its members, which stay when the file is closed */
 };
 
 /* The numbers in an array of a tensor's entry, such as [768,2304]. Returns how many it found, at
@@ -2822,9 +2810,8 @@ static int entry_numbers(double out[3], const struct Json *t, const char *key)
     return sscanf(text, "[%lf ,%lf ,%lf", &out[0], &out[1], &out[2]);
 }
 
-/* Reads a file, and takes its header apart. meta: its metadata, without the entries that
- * safetensors_header adds. The path must outlive it. */
-static struct Safetensors open_safetensors(const char *path, struct Metadata *meta)
+/* Reads a file, and takes its header apart. The path must outlive it. */
+static struct Safetensors open_safetensors(const char *path)
 {
     struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
     uint64_t length = 0;
@@ -2833,13 +2820,9 @@ static struct Safetensors open_safetensors(const char *path, struct Metadata *me
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, s.file.size);
     s.header = json_parse(s.file.data + 8, length, path);
-    s.metadata = json_get(s.header, "__metadata__");
+    struct Json *metadata = (struct Json *)json_get(s.header, "__metadata__");
+    if (metadata) { s.metadata.child = metadata->child; metadata->child = NULL; }
     s.values = (struct Bytes){s.file.data + 8 + length, s.file.size - 8 - length};
-    *meta = (struct Metadata){0};
-    for (const struct Json *j = s.metadata ? s.metadata->child : NULL; j && j->key; j = j->next)
-        if (j->kind == JSON_STRING && meta->count < COUNT(meta->keys)
-            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
-            metadata_set(meta, j->key, "%s", j->string);
     return s;
 }
 
@@ -2935,7 +2918,7 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
 /* Dies if the file has a checksum and its bytes, array_count equal parts, have another. */
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
-    const char *stored = json_text(s->metadata, "checksum", NULL);
+    const char *stored = json_text(&s->metadata, "checksum", NULL);
     const size_t part = s->values.size / array_count;
     uint64_t sum = 0;
     for (int a = 0; stored && a < array_count; a++)
@@ -2951,7 +2934,7 @@ static void refuse_strangers(const struct Safetensors *s, const struct Model *mo
 {
     for (const struct Json *t = s->header->child; t; t = t->next) {
         const char *attention = strstr(t->key, ".attn.");
-        bool known = t == s->metadata || !strcmp(t->key, "lm_head.weight")
+        bool known = is_choice(t->key, strlen(t->key), "__metadata__|lm_head.weight")
                      || (attention && is_choice(attention + 6, strlen(attention + 6),
                                                 "bias|masked_bias"));
         for (int i = 0; i < model->tensor_count && !known; i++)
@@ -3068,7 +3051,7 @@ static struct Config read_config(const char *path, const struct Safetensors *s)
     refuse_variants(j, &c, path);
     if (find_tensor(s, "", "score.weight")) read_label_names(&c, j, path);
     const char *sum = hash_text(checksum(file.data, file.size));
-    if (strcmp(json_text(s->metadata, "config_checksum", sum), sum))
+    if (strcmp(json_text(&s->metadata, "config_checksum", sum), sum))
         die("%s: does not belong to model.safetensors beside it, or was changed. Put back the one "
             "that was written with it.", path);
     json_free(j);
@@ -3081,30 +3064,28 @@ static struct Config read_config(const char *path, const struct Safetensors *s)
 /* Writes config.json, then model.safetensors, which says which config.json and which tokenizer
  * belong to it, for commit_outputs. eot: the id of <|endoftext|>, the last of the tokenizer, which
  * may have less than V tokens. */
-static void stage_model(const char *dir, const struct Model *model, const struct Metadata *meta,
+static void stage_model(const char *dir, const struct Model *model, const struct Json *meta,
                         int eot)
 {
-    struct Metadata all = {0};
     make_directory(dir);
     const uint64_t sum = stage_config(brief("%s/config.json", dir), &model->config, eot);
-    metadata_set(&all, "config_checksum", "%s", hash_text(sum));
-    for (int i = 0; i < meta->count; i++) metadata_set(&all, meta->keys[i], "%s", meta->values[i]);
+    struct Json first = {.key = "config_checksum", .string = hash_text(sum), .next = meta->child};
     stage_safetensors(brief("%s/model.safetensors", dir), model, (real *const[]){model->weights}, 1,
-                      &all);
-    metadata_free(&all);
+                      &(struct Json){.child = &first});
 }
 
 /* Creates the model from a directory in Hugging Face's layout, ours or from elsewhere. Dies if a
  * tensor is missing or has another shape, before memory is taken for any, and if the file says that
  * another config.json belongs to it. */
-static void load_model(struct Model *model, const char *dir, struct Metadata *meta)
+static void load_model(struct Model *model, const char *dir, struct Json *meta)
 {
     char *config_path = text_of("%s/config.json", dir),
          *path = text_of("%s/model.safetensors", dir);
     if (!file_exists(config_path) || !file_exists(path))
         die("%s: is no directory with config.json and model.safetensors. Name one; dev/manual.md "
             "tells how other formats, such as GGUF, are converted.", dir);
-    struct Safetensors s = open_safetensors(path, meta);
+    struct Safetensors s = open_safetensors(path);
+    *meta = s.metadata;
     verify_checksum(&s, 1);
     model_describe(model, read_config(config_path, &s));
     refuse_strangers(&s, model);
@@ -3118,16 +3099,17 @@ static void load_model(struct Model *model, const char *dir, struct Metadata *me
 
 /* What resuming needs: see PREFIXES. Without `best` or `mean` these are NULL. */
 static void stage_state(const char *path, const struct Model *model, real *best, real *mean,
-                        const struct Metadata *meta)
+                        const struct Json *meta)
 {
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     stage_safetensors(path, model, arrays, 3 + (best != NULL) + (mean != NULL), meta);
 }
 
 static void load_state(const char *path, struct Model *model, real *best, real *mean,
-                       struct Metadata *meta)
+                       struct Json *meta)
 {
-    struct Safetensors s = open_safetensors(path, meta);
+    struct Safetensors s = open_safetensors(path);
+    *meta = s.metadata;
     real *const arrays[] = {model->weights, model->m, model->v, best, mean};
     const int count = 3 + (best != NULL) + (mean != NULL);
     verify_checksum(&s, count);
@@ -3136,9 +3118,10 @@ static void load_state(const char *path, struct Model *model, real *best, real *
 }
 
 /* The metadata of a model or state alone, which are needed before the model exists. */
-static void load_metadata(const char *path, struct Metadata *meta)
+static void load_metadata(const char *path, struct Json *meta)
 {
-    struct Safetensors s = open_safetensors(path, meta);
+    struct Safetensors s = open_safetensors(path);
+    *meta = s.metadata;
     close_safetensors(&s);
 }
 
@@ -3520,7 +3503,7 @@ static void warn_idle(const struct Option *table)
 }
 
 /* Stores the options that define the result, as PREFIX.NAME. */
-static void describe_options(struct Metadata *meta, const struct Option *table, const char *prefix)
+static void describe_options(struct Json *meta, const struct Option *table, const char *prefix)
 {
     for (const struct Option *o = table; o->name; o++) {
         const char *text = o->effect == PASSING ? NULL : option_text(o);
@@ -3530,11 +3513,11 @@ static void describe_options(struct Metadata *meta, const struct Option *table, 
 
 /* For --resume: takes the options that were not given from what describe_options stored. Dies if
  * one that was given differs, unless it may. out: the directory of the run. */
-static void resume_options(struct Option *table, const struct Metadata *old, const char *prefix,
+static void resume_options(struct Option *table, const struct Json *old, const char *prefix,
                            const char *out)
 {
     for (struct Option *o = table; o->name; o++) {
-        const char *stored = metadata_get(old, brief("%s.%s", prefix, o->name));
+        const char *stored = json_text(old, brief("%s.%s", prefix, o->name), NULL);
         const char *now = option_text(o);
         if (o->effect != PASSING && !o->given && stored)
             set_option(o, brief("--%s", o->name), text_of("%s", stored));
@@ -3546,11 +3529,11 @@ static void resume_options(struct Option *table, const struct Metadata *old, con
 
 /* Notes the hash of what a run has read. Dies if the run in `out` that is resumed, whose metadata
  * are `old`, read something else. */
-static void describe_input(struct Metadata *meta, const struct Metadata *old, const char *name,
+static void describe_input(struct Json *meta, const struct Json *old, const char *name,
                            const char *hash, const char *out)
 {
-    const char *was = metadata_get(old, name);
-    if (old->count && (!was || strcmp(was, hash)))
+    const char *was = json_text(old, name, NULL);
+    if (old->child && (!was || strcmp(was, hash)))
         die("--resume: the run in %s was made with other input: its %s is %s, here %s. Resume with "
             "the same, or choose another --out.", out, name, was ? was : "(none)", hash);
     metadata_set(meta, name, "%s", hash);
@@ -3607,9 +3590,9 @@ static char *read_journal(const char *path, const char *header)
  * that its state knows. Dies if the file has others. It gets its name by the next commit_outputs.
  * Returns the rows, which the caller frees. */
 static char *journal_open(struct Journal *j, const char *path, const char *header,
-                          const struct Metadata *old)
+                          const struct Json *old)
 {
-    const char *known = metadata_get(old, "log_hash");
+    const char *known = json_text(old, "log_hash", NULL);
     const uint64_t hash = known ? strtoull(known, NULL, 16) : 0;
     char *text = known ? read_journal(path, header) : NULL, *at;
     if (!text) text = text_of("%s", "");
@@ -3641,7 +3624,7 @@ static void journal_flush(const struct Journal *j)
 }
 
 /* Flushes the journal, and notes in a state the hash of its rows. */
-static void journal_describe(struct Metadata *state, const struct Journal *j)
+static void journal_describe(struct Json *state, const struct Journal *j)
 {
     journal_flush(j);
     metadata_set(state, "log_hash", "%s", hash_text(j->hash));

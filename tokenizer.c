@@ -986,7 +986,7 @@ static char *usage_text(const struct Usage *u)
 }
 
 /* Notes in a model's metadata which tokenizer its directory must hold. */
-static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
+static void tokenizer_describe(struct Json *meta, const struct Tokenizer *t)
 {
     metadata_set(meta, "tokenizer_hash", "%s", hash_text(t->hash));
     metadata_put(meta, "tokenizer_usage", usage_text(&t->usage));
@@ -996,11 +996,11 @@ static void tokenizer_describe(struct Metadata *meta, const struct Tokenizer *t)
  * there is one there, and the model's vocabulary is large enough; it may be larger than needed. A
  * model whose directory numbers its tokens in another order is renumbered. */
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
-                                            const struct Metadata *meta)
+                                            const struct Json *meta)
 {
     struct Tokenizer *t = tokenizer_load(dir);
-    const char *hash = metadata_get(meta, "tokenizer_hash"),
-               *usage = metadata_get(meta, "tokenizer_usage");
+    const char *hash = json_text(meta, "tokenizer_hash", NULL),
+               *usage = json_text(meta, "tokenizer_usage", NULL);
     char *is = usage_text(&t->usage);
     int last = t->eot;
     if (hash && strcmp(hash, hash_text(t->hash)))
@@ -1020,7 +1020,7 @@ static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model
 }
 
 /* How a command with a model begins: the threads, the precision, the model and its tokenizer. */
-static struct Tokenizer *open_model(struct Model *model, struct Metadata *meta, const char *dir,
+static struct Tokenizer *open_model(struct Model *model, struct Json *meta, const char *dir,
                                     int threads, const char *precision)
 {
     set_threads(threads);

@@ -272,7 +272,7 @@ struct Clock {
 struct Run {
     /* Fixed before the first step */
     struct { char *last, *state; struct Journal log; } files;   /* in --out: last, the directory */
-    struct Metadata old;                /* of the run that --resume found; empty: none */
+    struct Json old;                    /* metadata of the run that --resume found; empty: none */
     struct Tokenizer *tokenizer;
     struct Data data, val;
     struct Sequences val_sequences;
@@ -777,9 +777,9 @@ static struct Option train_options[] = {
 
 /* All entries of a model. None depends on time or threads: the same run writes the same bytes. Dies
  * if a run that is resumed had another tokenizer or other data. */
-static struct Metadata describe(const struct Run *r)
+static struct Json describe(const struct Run *r)
 {
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     metadata_set(&meta, "program", "train_gpt");
     metadata_set(&meta, "step", "%lld", r->step);
     metadata_set(&meta, "tokens", "%lld", r->tokens);
@@ -856,7 +856,7 @@ static void evaluate_run(struct Run *r)
  * restore_run reads in the same order. */
 static void stage_run(const struct Run *r)
 {
-    struct Metadata state = describe(r);
+    struct Json state = describe(r);
     struct Buffer position = {0};
     append(&position, "%lld %lld %lld %d %lld %.17g %.17g %lld %.17g %.17g %lld %lld %.17g",
            r->step, r->tokens, r->loader.epoch, r->loader.next, r->last.tokens, r->last.loss,
@@ -868,7 +868,7 @@ static void stage_run(const struct Run *r)
     if (!set.steps) metadata_set(&state, "time_limit", "%.17g", set.time_limit);
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
     free(position.data);
-    metadata_free(&state);
+    json_free(state.child);
 }
 
 /* Saves the model as the best one, if it is: so it is before the first evaluation, and without
@@ -880,7 +880,7 @@ static void save_run(struct Run *r, bool whole)
     const double start = seconds(), before = r->clock.saving;
     if (whole) gather_moments(r);
     if (rank) return;
-    struct Metadata meta = describe(r);
+    struct Json meta = describe(r);
     if (!r->best_step || r->best_step == r->step)
         stage_model(set.out, &r->model, &meta, r->tokenizer->eot);
     if (whole) {
@@ -888,7 +888,7 @@ static void save_run(struct Run *r, bool whole)
         stage_run(r);
     }
     commit_outputs();
-    metadata_free(&meta);
+    json_free(meta.child);
     if (!whole) return;
     r->clock.saved = seconds();
     r->clock.saving = fmin(r->clock.saved - start, before > 0 ? 2 * before : INFINITY);
@@ -912,8 +912,8 @@ static bool save_is_due(const struct Run *r)
 static void take_options(struct Run *r)
 {
     load_metadata(r->files.state, &r->old);
-    const char *limit = metadata_get(&r->old, "time_limit");
-    if (!metadata_get(&r->old, "train.steps"))
+    const char *limit = json_text(&r->old, "time_limit", NULL);
+    if (!json_text(&r->old, "train.steps", NULL))
         die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
     resume_options(train_options, &r->old, "train", set.out);
     if (limit && !set.steps && !is_given(train_options, "time-limit"))
@@ -934,8 +934,8 @@ static void open_log(struct Run *r)
 static void restore_run(struct Run *r)
 {
     load_state(r->files.state, &r->model, NULL, NULL, &r->old);
-    const char *position = metadata_get(&r->old, "position"),
-               *planned = metadata_get(&r->old, "train.steps");
+    const char *position = json_text(&r->old, "position", NULL),
+               *planned = json_text(&r->old, "train.steps", NULL);
     long long epoch;
     int next, end = 0;
     if (!position || !planned
@@ -1183,7 +1183,7 @@ static void load_data(struct Run *r)
 static void load_init(struct Run *r, struct Model *source)
 {
     const struct Config *c = &source->config;
-    struct Metadata meta;
+    struct Json meta;
     load_model(source, set.init, &meta);
     set.layers = c->layers;
     set.heads = c->heads;
@@ -1680,15 +1680,16 @@ static void gather_moments(struct Run *r)
  * may differ. Paths may differ. */
 static void compare_ranks(const struct Run *r)
 {
-    struct Metadata meta = describe(r);
+    struct Json meta = describe(r);
     const struct Bytes self = read_file("/proc/self/exe", SIZE_MAX / 2, false);
     if (!set.allow_mixed)
         metadata_set(&meta, "program", "%s", hash_text(checksum(self.data, self.size)));
-    for (int i = 0; i < 100; i++) {             /* more than there are entries */
-        const char *key = i < meta.count ? meta.keys[i] : "none";
+    const struct Json *j = meta.child;
+    for (int i = 0; i < 100; i++, j = j ? j->next : NULL) {     /* more than there are entries */
+        const char *key = j ? j->key : "none";
         const bool path = is_choice(key, strlen(key), "none|train.data|train.val|train.init");
         char mine[200], first[200];
-        snprintf(mine, sizeof mine, "%s %s", key, path ? "" : meta.values[i]);
+        snprintf(mine, sizeof mine, "%s %s", key, path ? "" : j->string);
         memcpy(first, mine, sizeof mine);
         take_from_rank_0(first, sizeof first);
         if (strcmp(mine, first))
@@ -1845,14 +1846,14 @@ static int command_eval(int argc, char **argv)
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text.");
     struct Model model;
-    struct Metadata meta;
+    struct Json meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     const int T = context ? context : model.config.context;
     if (T > model.config.context)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
     struct Data data = open_data("data", pattern, tokenizer);
-    const char *trained = metadata_get(&meta, "train.cut");
+    const char *trained = json_text(&meta, "train.cut", NULL);
     const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
                                            tokenizer->eot);
     if ((int64_t)batch * T > INT32_MAX / 8)
@@ -1905,7 +1906,7 @@ static int command_sample(int argc, char **argv)
     if (*prompt && isspace((unsigned char)prompt[strlen(prompt) - 1]))
         warn("--prompt: ends in a blank, but words begin with theirs. Leave it out.");
     struct Model model;
-    struct Metadata meta;
+    struct Json meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     generator_create(&generator, &model, tokenizer);
@@ -1947,15 +1948,17 @@ static int command_info(int argc, char **argv)
     read_options(argc, argv, options, "train_gpt info --model DIR\n"
         "Configuration, number of parameters, tokenizer and training history.");
     struct Model model;
-    struct Metadata meta;
+    struct Json meta;
     load_model(&model, dir, &meta);
     const struct Config *c = &model.config;
     printf("layers         %d\nheads          %d\n", c->layers, c->heads);
     printf("channels       %d\ncontext        %d\n", c->channels, c->context);
     printf("vocabulary     %d\nparameters     %zu\n", c->vocabulary, model.parameter_count);
     for (int k = 0; k < c->labels; k++) printf("label %-8d %s\n", k, c->label_names[k]);
-    for (int i = 0; i < meta.count; i++)
-        printf("%-14s %s\n", harmless(meta.keys[i]), harmless(meta.values[i]));
+    for (const struct Json *j = meta.child; j && j->key; j = j->next)
+        if (j->kind == JSON_STRING
+            && !is_choice(j->key, strlen(j->key), "format|checksum|config_checksum"))
+            printf("%-14s %s\n", harmless(j->key), harmless((char *)j->string));
     print_history(dir);
     return 0;
 }

@@ -234,7 +234,7 @@ static const struct HostileReader { const char *name; void (*read)(struct Bytes 
 static void read_model(struct Bytes input)
 {
     struct Model m;
-    struct Metadata meta;
+    struct Json meta;
     put_two("config.json", "model.safetensors", input);
     load_model(&m, hostile_dir, &meta);
     for (size_t k = 0; k < m.parameter_count; k++)
@@ -247,7 +247,7 @@ static void read_model(struct Bytes input)
 
 static void read_state(struct Bytes input)
 {
-    struct Metadata meta;
+    struct Json meta;
     put("state.safetensors", input.data, input.size);
     load_state(in_dir("state.safetensors"), &tiny, NULL, NULL, &meta);
 }
@@ -267,7 +267,7 @@ static void check_tokenizer(struct Tokenizer *t)
 
 static void read_tokenizer(void)
 {
-    const struct Metadata none = {0};
+    const struct Json none = {0};
     struct Model m;
     const struct Config config = {1, 1, 1, 1, 300, 0, NULL};
     struct Tokenizer *t = tokenizer_load(hostile_dir);
@@ -415,7 +415,7 @@ enum { SEEDS = 3 };
 static struct Tokenizer *write_files(void)
 {
     static char *labels[] = {"bad", "good"};
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     struct Tokenizer *t = tokenizer_new();
     const int l = id_of_byte['l'], o = id_of_byte['o'], w = id_of_byte['w'];
     add_merge(t, add_merge(t, l, o), w);

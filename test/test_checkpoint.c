@@ -31,7 +31,7 @@ static struct Model original;
 static int open_directory(void)
 {
     struct Model m;
-    struct Metadata meta;
+    struct Json meta;
     load_model(&m, directory, &meta);
     if (m.parameter_count != original.parameter_count) return OTHER_WEIGHTS;
     const size_t bytes = m.parameter_count * sizeof(real);
@@ -101,7 +101,7 @@ static struct Buffer read_whole(const char *path)
 
 static void save_original(void)
 {
-    const struct Metadata none = {0};
+    const struct Json none = {0};
     stage_model(directory, &original, &none, original.config.vocabulary - 1);
     commit_outputs();
 }
@@ -409,7 +409,7 @@ static void test_not_finite(void)
 static int open_state(void)
 {
     struct Model m;
-    struct Metadata meta;
+    struct Json meta;
     model_create(&m, original.config);
     model_train_from(&m, 0);
     load_state(path_of("state.safetensors"), &m, NULL, NULL, &meta);
@@ -425,7 +425,7 @@ static int open_larger_state(void)
 
 static void test_state(void)
 {
-    const struct Metadata none = {0};
+    const struct Json none = {0};
     const char *path = path_of("state.safetensors");
     stage_state(path, &original, NULL, NULL, &none);
     commit_outputs();

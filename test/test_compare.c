@@ -711,7 +711,7 @@ static void test_budgets(void)
 static void save_random_model(const char *dir)
 {
     struct Model model;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     char *merges = path_of("merges.txt");
     stage_file(merges, "#version: 0.2\na b\n", 18);
     commit_outputs();

@@ -532,7 +532,7 @@ static void test_one_update(void)
     char *names[] = {"a", "b", "c"}, line[200] = "";
     int list[N] = {0, 1, 2, 3, 4}, truth[N];
     real p[3 * N];
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     struct Task t = {.set = {.every = 1, .steps = 1, .batch = 8, .lr = 1e-3, .head_lr_ratio = 1,
                              .warmup = 0.1, .layer_decay = 1, .kind = FULL, .out = directory},
                      .train = list, .val = list, .train_count = N, .val_count = N, .truth = truth,
@@ -696,7 +696,7 @@ static double distance_with(double l2sp, bool *trunk_stays, bool *head_learns)
 {
     struct Task t = {.set = {.kind = FULL, .l2sp = l2sp, .lr = 1e-2, .epochs = 2, .steps = 6,
                              .average = 1e-9}};
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     start_task(&t);
     train_steps(&t, &meta);
     *trunk_stays = true;
@@ -862,7 +862,7 @@ static void test_defaults(void)
 }
 
 /* A training with its files, in silence. */
-static void train_with_files(struct Task *t, struct Metadata *meta)
+static void train_with_files(struct Task *t, struct Json *meta)
 {
     static struct Option none[] = {{0}};
     const int terminal = dup(2), nothing = open("/dev/null", O_WRONLY);
@@ -911,7 +911,7 @@ static void test_length(void)
                                  .steps = cases[i].steps, .patience = cases[i].patience,
                                  .lr = cases[i].lr}};
         struct Look looks[50];
-        struct Metadata meta = {0};
+        struct Json meta = {0};
         start_task(&t);
         choose_defaults(&t.set, &t.model, TASK_TEXTS, TASK_TEXTS);
         train_with_files(&t, &meta);
@@ -926,7 +926,7 @@ static void test_length(void)
                 top = k;
         const struct Scores now = validate(&t);
         check(fabs(now.loss - looks[top].loss) < 1e-6
-              && atoi(metadata_get(&meta, "best_step")) == looks[top].step,
+              && atoi(json_text(&meta, "best_step", NULL)) == looks[top].step,
               "and the best weights stay, of step %d", looks[top].step);
         earlier += top < rows - 1;
         end_task(&t);
@@ -938,7 +938,7 @@ static void test_length(void)
 static void test_reload(void)
 {
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .steps = 9}};
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     struct Task c = {.set = DEFAULT_SETTINGS};
     real again[TASK_VAL * TASK_LABELS];
     start_task(&t);
@@ -962,7 +962,7 @@ static void test_train_loss(void)
     enum { BATCH = 4, UPDATES = 4, EPOCHS = 2 };
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .batch = BATCH, .every = UPDATES,
                              .steps = UPDATES * EPOCHS}}, u = t;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     start_task(&t), start_task(&u);
     double norm, worst = 0;
     train_with_files(&t, &meta);
@@ -989,7 +989,7 @@ static void test_train_loss(void)
 static void speak_of_training(void *task)
 {
     struct Task *t = task;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     static struct Option none[] = {{0}};
     const bool quiet = t->quiet;
     start_task(t);
@@ -1081,7 +1081,7 @@ static void test_average(void)
 {
     struct Task t = {.set = {.kind = FULL, .lr = 1e-2, .epochs = 3, .steps = 8, .average = 0.5,
                              .warmup = 0.2}}, u = t;
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     start_task(&t), start_task(&u);
     const size_t n = t.model.parameter_count;
     double *mean = allocate_zeroed(n * sizeof *mean), *got = resize(NULL, n * sizeof *got), norm;
@@ -1141,7 +1141,7 @@ static void test_calibration(void)
     }
 
     struct Task t = {.set = {.kind = LAST, .last = 1}};
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     real before[TASK_VAL * TASK_LABELS];
     start_task(&t);
     for (size_t i = 0; i < t.model.tensors[t.model.tensor_count - 1].size; i++)
@@ -1149,7 +1149,7 @@ static void test_calibration(void)
     const struct Scores sure = validate(&t);
     memcpy(before, t.probabilities, sizeof before);
     calibrate(&t, &meta);
-    const double T = strtod(metadata_get(&meta, "temperature"), NULL);
+    const double T = strtod(json_text(&meta, "temperature", NULL), NULL);
     const struct Scores fitted = validate(&t);
     check(fitted.accuracy == sure.accuracy && fitted.loss < sure.loss && T > 1,
           "--calibrate: the accuracy stays, the loss falls: %.4f, %.4f", sure.loss, fitted.loss);
@@ -1681,7 +1681,7 @@ static void test_probe(const real *x, const int *labels)
         memset(t.model.w.score_w, 0, K * C * sizeof(real));
         probe_free(&p);
     }
-    struct Metadata meta = {0};
+    struct Json meta = {0};
     const struct Scores s = train_probe(&t, h, &meta);
     for (int n = 0; n < N; n++) {
         real z[K];
@@ -1690,7 +1690,7 @@ static void test_probe(const real *x, const int *labels)
     }
     check(s.accuracy > 0.5 && (double)right / N > s.accuracy - 0.02,
           "cross-validation says %.3f, the texts that taught %.3f", s.accuracy, (double)right / N);
-    check(!strcmp(metadata_get(&meta, "learned_from"), "channels"),
+    check(!strcmp(json_text(&meta, "learned_from", NULL), "channels"),
           "words that say nothing are not chosen");
 }
 

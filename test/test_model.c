@@ -850,9 +850,9 @@ static void read_doubles(double *out, const char *text, int n)
     for (int i = 0; i < n; i++) out[i] = strtod(end, &end);
 }
 
-static double metadata_number(const struct Metadata *meta, const char *key)
+static double metadata_number(const struct Json *meta, const char *key)
 {
-    return strtod(metadata_get(meta, key), NULL);
+    return strtod(json_text(meta, key, NULL), NULL);
 }
 
 /* The worst relative error of a tensor of the model's against `want`, and its name. */
@@ -885,19 +885,20 @@ static void test_golden(const char *name)
 {
     struct Model m;
     struct Workspace ws;
-    struct Metadata meta;
+    struct Json meta;
     char *dir = text_of("test/golden/%s", name);
     char *file = text_of("test/golden/%s.safetensors", name);
     load_model(&m, dir, &meta);
-    struct Safetensors s = open_safetensors(file, &meta);
+    struct Safetensors s = open_safetensors(file);
+    meta = s.metadata;
     int lengths[16], tokens[256];
     double losses[3], norms[3];
-    const int sequences = read_integers(lengths, metadata_get(&meta, "lengths"));
-    read_integers(tokens, metadata_get(&meta, "tokens"));
+    const int sequences = read_integers(lengths, json_text(&meta, "lengths", NULL));
+    read_integers(tokens, json_text(&meta, "tokens", NULL));
     struct Case c = case_of(lengths, sequences, tokens);
-    read_integers(c.labels, metadata_get(&meta, "labels"));
-    read_doubles(losses, metadata_get(&meta, "losses"), 3);
-    read_doubles(norms, metadata_get(&meta, "norms"), 3);
+    read_integers(c.labels, json_text(&meta, "labels", NULL));
+    read_doubles(losses, json_text(&meta, "losses", NULL), 3);
+    read_doubles(norms, json_text(&meta, "norms", NULL), 3);
 
     real *want = randoms(m.parameter_count, 1);
     const char *where;
@@ -1225,7 +1226,7 @@ static void test_save_and_load(const char *dir)
     static char *names[] = {"very \"good\"", "a \\ and caf\xC3\xA9", ""};
     struct Model m, n;
     struct Workspace ws;
-    struct Metadata meta = {0}, read;
+    struct Json meta = {0}, read;
     model_random(&m, config, 0);
     m.config.label_names = names;
     metadata_set(&meta, "step", "%d", 41);
@@ -1237,9 +1238,9 @@ static void test_save_and_load(const char *dir)
     check(n.parameter_count == m.parameter_count
           && same_bytes(m.weights, n.weights, m.parameter_count),
           "a saved and loaded model has the same bytes");
-    check(read.count == 2 && !strcmp(metadata_get(&read, "step"), "42")
-          && metadata_get(&read, "nothing") == NULL
-          && !strcmp(metadata_get(&read, "note"), metadata_get(&meta, "note")),
+    check(!strcmp(json_text(&read, "step", NULL), "42")
+          && json_text(&read, "nothing", NULL) == NULL
+          && !strcmp(json_text(&read, "note", NULL), json_text(&meta, "note", NULL)),
           "and the same metadata");
     check(n.config.layers == 2 && n.config.heads == 2 && n.config.channels == 16
           && n.config.context == 12 && n.config.vocabulary == 23 && n.config.labels == 3,
@@ -1264,7 +1265,7 @@ static void test_resume(const char *dir)
     char *path = text_of("%s/state.safetensors", dir);
     struct Model m, n;
     struct Workspace ws;
-    struct Metadata meta = {0}, read;
+    struct Json meta = {0}, read;
     model_random(&m, config, 0);
     model_random(&n, config, 0);
     struct Case c = random_case(lengths, 3, &config);
@@ -1279,7 +1280,7 @@ static void test_resume(const char *dir)
         stage_state(path, &m, NULL, NULL, &meta);
         commit_outputs();
         load_state(path, &n, NULL, NULL, &read);
-        check(!strcmp(metadata_get(&read, "step"), "3"), "state: its metadata come back");
+        check(!strcmp(json_text(&read, "step", NULL), "3"), "state: its metadata come back");
     }
     check(same_bytes(m.weights, n.weights, m.parameter_count)
           && same_bytes(m.m, n.m, m.parameter_count) && same_bytes(m.v, n.v, m.parameter_count),

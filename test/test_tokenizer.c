@@ -456,7 +456,7 @@ static void test_foreign_order(const struct Tokenizer *t)
     write_in("order_json", "tokenizer.json", json.data, json.size);
     static const char *const directories[] = {"order", "order_json"};
     for (int d = 0; d < 2; d++) {
-        struct Metadata none = {0};
+        struct Json none = {0};
         real *wte = resize(NULL, (size_t)V * C * sizeof *wte);
         struct Model model = {.config = {.vocabulary = V, .channels = C}, .w.wte = wte};
         for (int i = 0; i < V * C; i++) wte[i] = (real)i;
@@ -991,7 +991,7 @@ static int status_of_model(int vocabulary, const char *hash, const char *part, b
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        struct Metadata meta = {0};
+        struct Json meta = {0};
         if (hash) metadata_set(&meta, "tokenizer_hash", "%s", hash);
         if (!freopen(in_directory("err"), "wb", stderr)) _exit(99);
         struct Model model = {.config.vocabulary = vocabulary};
