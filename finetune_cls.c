@@ -2194,12 +2194,6 @@ static const char steps_header[] =
     probe_header[] = "l2\tfeatures\tevaluations\ttrain_loss\tval_loss\tval_accuracy\tseconds\n",
     table_header[] = "method\tlabels\tseed\taccuracy\tmacro_f1\tloss\tseconds\tright\n";
 
-/* Begins log.tsv, or goes on with that of a training that is resumed. */
-static void open_log(struct Task *t, const char *header)
-{
-    journal_open(&t->log, text_of("%s/log.tsv", t->set.out), header, &t->old);
-}
-
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr)
 {
     const int step = run->step, steps = t->set.steps;
@@ -2311,7 +2305,7 @@ static void begin_state(struct Task *t, struct TrainState *run)
     double spent;
     int end = 0;
     if (t->quiet) return;
-    open_log(t, steps_header);
+    journal_open(&t->log, brief("%s/log.tsv", t->set.out), steps_header, &t->old);
     if (!t->old.child) { save_training(t, run); return; }
     char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &t->old);
@@ -2582,7 +2576,8 @@ static int command_train(int argc, char **argv)
     describe_training(&(struct Json){0}, t);    /* dies if what is resumed read other data */
     prepare(t);
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
-    if (s->kind <= PROBE) open_log(t, probe_header);
+    if (s->kind <= PROBE)
+        journal_open(&t->log, brief("%s/log.tsv", s->out), probe_header, &t->old);
     else stop_between_steps();
     if (!learn(t, &val, &meta)) return 128 + stop_signal;
     if (s->kind > PROBE) progress(true, "kept: the %s", json_text(&meta, "weights", NULL));
