@@ -3134,7 +3134,7 @@ static void open_comparison(struct Compare *c)
     char *rows = t->old.child ? read_journal(table, table_header) : NULL;
     if (t->old.child && !rows)
         die("%s: is not the table of a comparison. Give --overwrite.", table);
-    journal_open(&c->journal, table, table_header, &meta);
+    journal_open(&c->journal, table, table_header, &(struct Json){0});
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
     stage_safetensors(state_path(&t->set), &(struct Model){0}, NULL, 0, &meta);

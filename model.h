@@ -3599,7 +3599,7 @@ static char *journal_open(struct Journal *j, const char *path, const char *heade
     *j = (struct Journal){{.path = text_of("%s", path)}, 0};
     for (at = text; j->hash != hash && *at; at = strchr(at, '\n') + 1) journal_hash(j, at);
     *at = 0;
-    if (j->hash != hash || (state && !known))
+    if (j->hash != hash || (old->child && !known))
         die("%s: is not the log of the run beside it. Start again with --overwrite.", path);
     struct Output *o = output_open(path);
     output_write(o, header, strlen(header));
