@@ -1213,8 +1213,8 @@ static int bags_of(struct Dataset *bags, const struct Dataset *d)
 }
 
 /* The classical methods are linear: of the texts t->train of a task whose data are bags and whose
- * vocabulary is F, each learns w (F + 1) for a class k, and the score of a text is the sum of w over
- * its features, + w[F]. */
+ * vocabulary is F, each learns w (F + 1) for a class k, and the score of a text is the sum of w
+ * over its features, + w[F]. */
 
 /* own, other (F): the part of each feature in all occurrences of features in texts of class k, and
  * in those of the others, with add-one smoothing:

@@ -1354,8 +1354,8 @@ static size_t prefix_length(const char *path)
 }
 
 /* Dies if shards with one prefix, which stand side by side, are not of one set, not all those that
- * the pattern names, or, in their order, not as they were encoded. A pattern of NULL names all, but a
- * missing one is then worth a warning only. */
+ * the pattern names, or, in their order, not as they were encoded. A pattern of NULL names all, but
+ * a missing one is then worth a warning only. */
 static void check_sets(const struct Shard *s, int count, const char *pattern)
 {
     for (const struct Shard *first = s, *end = s + count; first < end; first = s) {
@@ -1816,8 +1816,8 @@ static int wanted_vocabulary(int64_t bytes)
 static int command_train(int argc, char **argv)
 {
     struct Option options[] = {
-        {"vocab", "tokens in all, 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the size "
-         "of the text", TEXT, &set.vocabulary},
+        {"vocab", "tokens in all, 257 to 65536: 256 bytes, merges, <|endoftext|>; auto: by the size"
+         " of the text", TEXT, &set.vocabulary},
         {"out", "directory for merges.txt, vocab.json and tokenizer.json", TEXT, &set.out,
          .required = true},
         SPLIT_OPTIONS,
