@@ -913,9 +913,10 @@ static void take_options(struct Run *r)
 {
     load_metadata(r->files.state, &r->old);
     const char *limit = json_text(&r->old, "time_limit", NULL);
-    if (!json_text(&r->old, "train.steps", NULL))
+    const bool ours = json_text(&r->old, "train.steps", NULL);
+    if (ours) resume_options(train_options, &r->old, "train", set.out);
+    if (!ours || !set.layers || !set.heads || !set.channels || !set.context || !set.batch)
         die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
-    resume_options(train_options, &r->old, "train", set.out);
     if (limit && !set.steps && !is_given(train_options, "time-limit"))
         set.time_limit = strtod(limit, NULL);
 }

@@ -276,6 +276,8 @@ for change in 's/"position":"2/"position":"-/' 's/\("position":"[0-9]* [0-9]*\) 
     fails 1 'odd/state.safetensors: does not say where the run is' \
         "$train" train --resume --out odd --steps 243 --threads 1
 done
+LC_ALL=C sed 's/"train.heads":"[0-9]*"/"train.heads":"0"/' whole_state >odd/state.safetensors
+fails 1 'odd/state.safetensors: is not of a run' "$train" train --resume --out odd
 
 short="$data $tiny --dropout 0.1 --steps 12 --eval-every 5 --eval-tokens 500"
 for threads in 1 2 3 4 8; do
