@@ -94,7 +94,8 @@ greedy="--model learn --temperature 0 --tokens 80"
     "$train" sample $greedy --seed 2 >b.txt 2>/dev/null && cmp a.txt b.txt
 check $? "sample: temperature 0 needs no seed, also beyond the context, from an empty prompt"
 "$train" info --model learn >info.txt && grep -q '^parameters  *[0-9]' info.txt &&
-    grep -q '^tokenizer_hash' info.txt && grep -q '^tokenizer_usage' info.txt && grep -q '^history' info.txt &&
+    grep -q '^tokenizer_hash' info.txt && grep -q '^history' info.txt &&
+    grep -q '^tokenizer_usage  *begin 1, keep tail 1, at most 32 ' info.txt &&
     grep -q 'train.lr  *0.003' info.txt
 check $? "info"
 evaluated=$(awk -F '\t' 'NR > 1 && $3 != "" { printf "%d %.3f\n", $1, $3 }' learn/log.tsv)
