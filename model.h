@@ -3250,7 +3250,8 @@ static void print_results(bool at_end)
 /* Writes a result to standard output. A terminal gets it harmless, a file or a pipe as it is. */
 static void show_result(struct Buffer *b)
 {
-    if (b->size && isatty(1)) make_harmless(b->data, b->size, "\n\t");
+    if (!b->size) return;
+    if (isatty(1)) make_harmless(b->data, b->size, "\n\t");
     fwrite(b->data, 1, b->size, stdout);
     print_results(false);
     b->size = 0;
