@@ -628,11 +628,10 @@ static const uint8_t *find_text(const uint8_t *p, const uint8_t *end, const char
  * token, here it would be ordinary text. */
 static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint8_t *end)
 {
-    const char *token = t->added.data;
-    for (; token < t->added.data + t->added.size; token += strlen(token) + 1)
-        if (find_text(p, end, token))
+    for (size_t at = 0; at < t->added.size; at += strlen(t->added.data + at) + 1)
+        if (find_text(p, end, t->added.data + at))
             die("%s: is a token that was added to the tokenizer, which is not supported. Take it "
-                "out of the text.", token);
+                "out of the text.", t->added.data + at);
 }
 
 /* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
