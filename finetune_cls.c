@@ -1862,7 +1862,8 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
                          char *const *names, int K, struct Window w)
 {
     struct Faults faults = {.path = e->path};
-    for (const struct Example *x = e->items; x < e->items + e->count; x++) {
+    for (int i = 0; i < e->count; i++) {
+        const struct Example *x = &e->items[i];
         const int k = find_class(names, K, x->label);
         faults.line = x->line;
         if (k >= 0 || e->columns.texts_only) add_text(d, tokenizer, x->text, k, w);
