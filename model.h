@@ -492,6 +492,7 @@ struct Model {
     struct Weights w, dw;       /* places of the tensors in weights and in grads */
     int first_layer;            /* first block that learns; 0: the embeddings learn, too */
     double beta1, beta2;        /* AdamW's */
+    real *muon;                 /* (6 C^2): scratch of muon_step; NULL: AdamW for all */
     double *partial_sums;       /* (chunks): of grad_norm, at most SUM_CHUNK values in each */
 };
 
@@ -862,8 +863,14 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
  *   adamw_step       weights; grads are 0 again
  * Usual values: lr 1e-3 for small models, b1 0.9, b2 0.95 to 0.999, decay 0.1, clip 1. */
 
-/* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns; g = grad_scale
- * times its gradient.
+/* Whether Muon (below) moves this tensor: a matrix of a block, if the run has chosen it. */
+static bool by_muon(const struct Model *model, const struct Tensor *t)
+{
+    return model->muon && t->rows > 1 && t->layer >= 0 && t->layer < model->config.layers;
+}
+
+/* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns, but for
+ * what Muon moves; g = grad_scale times its gradient.
  * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
  *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
@@ -884,7 +891,7 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
         real *w = model->weights + t->offset, *m = model->m + t->offset, *v = model->v + t->offset;
         real *grad = model->grads + t->offset;
         const real rate = (real)(lr * t->lr_scale), decay = t->decay ? (real)weight_decay : 0;
-        if (t->lr_scale == 0) continue;
+        if (t->lr_scale == 0 || by_muon(model, t)) continue;
         #pragma omp for simd schedule(static) nowait
         for (size_t k = 0; k < t->size; k++) {
             const real g = clip * grad[k];
@@ -897,6 +904,86 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
 }
 
 #define adamw_step(...) TIMED(ADAMW, BACKWARD, adamw_step(__VA_ARGS__))     /* with grad_norm */
+
+/* --- Muon (Jordan 2024): of pretraining, for the matrices of the blocks, instead of AdamW --- */
+
+/* A gradient has its length in few directions, and AdamW, which looks at each weight alone, leaves
+ * most of it there. Muon gives all directions one length: of u = P S Q^T, the singular value
+ * decomposition of the averaged gradient, it takes P Q^T, without computing one. Five times
+ *   x = (a + b x x^T + c (x x^T)^2) x           a = 3.4445   b = -4.7750   c = 2.0315
+ * makes of each singular value s of x the value a s + b s^3 + c s^5. All but the smallest of those
+ * of u / |u|, which are 0 to 1, end between 0.7 and 1.2; P and Q stay.
+ *
+ * x (R, N) is lost, y (R, N) has the result, since 5 is odd. gram (2 n^2), n = min(R, N): scratch
+ * for x x^T, or x^T x if that is smaller, and for the bracket. */
+static void orthogonalize(real *y, real *x, real *gram, int R, int N)
+{
+    const int n = min_int(R, N);
+    const struct Matrix g = matrix(gram, n), bracket = matrix(gram + (size_t)n * n, n);
+    real *sum = gram + (size_t)n * n;
+    for (int i = 0; i < 5; i++) {
+        real *from = i % 2 ? y : x, *to = i % 2 ? x : y;
+        const struct Matrix m = matrix(from, N), wide = R <= N ? m : transposed(m);
+        gemm(gram, wide, transposed(wide), NULL, NULL, n, n, max_int(R, N));
+        gemm(sum, g, g, NULL, NULL, n, n, n);
+        #pragma omp parallel for simd schedule(static)
+        for (size_t k = 0; k < (size_t)n * n; k++)
+            sum[k] = (real)2.0315 * sum[k] - (real)4.7750 * gram[k];
+        for (int k = 0; k < n; k++) sum[(size_t)k * n + k] += (real)3.4445;
+        gemm(to, R <= N ? bracket : m, R <= N ? m : bracket, NULL, NULL, R, N, n);
+    }
+}
+
+/* The first half of a step, for each weight alone: the gradient becomes a direction,
+ *   m = 0.95 m + g      u = g + 0.95 m (Nesterov's momentum)            g = grad_scale grad */
+static void muon_average(struct Model *model, double grad_scale)
+{
+    const real momentum = (real)0.95, clip = (real)grad_scale;
+    #pragma omp parallel
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        real *m = model->m + t->offset, *grad = model->grads + t->offset;
+        if (!by_muon(model, t)) continue;
+        #pragma omp for simd schedule(static) nowait
+        for (size_t k = 0; k < t->size; k++) {
+            m[k] = momentum * m[k] + clip * grad[k];
+            grad[k] = clip * grad[k] + momentum * m[k];
+        }
+    }
+}
+
+/* The values of model.muon: of orthogonalize's y (C, 4C) and gram. */
+static size_t muon_scratch(const struct Config *c) { return 6 * (size_t)c->channels * c->channels; }
+
+/* The second half, for whole matrices w (R, N); the gradients are 0 afterwards:
+ *   w -= lr (0.2 sqrt(max(R, N)) P Q^T + decay w)
+ * P Q^T has a root mean square of 1 / sqrt(max(R, N)). With the factor a weight moves as far as by
+ * AdamW, so both take the same lr and decay (Liu et al. 2025). */
+static void muon_step(struct Model *model, double lr, double weight_decay)
+{
+    for (int i = 0; i < model->tensor_count; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        if (!by_muon(model, t)) continue;
+        real *w = model->weights + t->offset, *u = model->grads + t->offset, *y = model->muon;
+        double squares = 1e-30;                         /* so that 0 stays 0 */
+        for (int r = 0; r < t->rows; r++) {
+            const real *row = u + (size_t)r * t->columns;
+            squares += dot_product(row, row, t->columns);
+        }
+        const real unit = (real)(1 / sqrt(squares)), decay = (real)(lr * weight_decay),
+                   rate = (real)(lr * 0.2 * sqrt(max_int(t->rows, t->columns)));
+        #pragma omp parallel for simd schedule(static)
+        for (size_t k = 0; k < t->size; k++) u[k] *= unit;
+        orthogonalize(y, u, y + t->size, t->rows, t->columns);
+        #pragma omp parallel for simd schedule(static)
+        for (size_t k = 0; k < t->size; k++) {
+            w[k] -= rate * y[k] + decay * w[k];
+            u[k] = 0;
+        }
+    }
+}
+
+#define muon_step(...) TIMED(ADAMW, BACKWARD, muon_step(__VA_ARGS__))
 
 /* Proximal fine-tuning, after adamw_step: the exact minimum over w of
  *   |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2         rate = lr lr_scale

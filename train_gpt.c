@@ -17,7 +17,7 @@
  *       |
  *     clip           g = g * min(1, clip / |g|)                                     grad_norm
  *       |
- *     AdamW          w moves against g by about the learning rate                   adamw_step
+ *     AdamW, Muon    w moves against g by about the learning rate                   update_weights
  *       |
  *     evaluate       the loss on other text, every --eval-every steps               evaluate_run
  *       |
@@ -238,7 +238,8 @@ static void minibatch_fill(struct Batch *m, struct Loader *l)
 
 /* What the command line of `train` says. train_options explains each of them. */
 static struct TrainOptions {
-    const char *data, *val, *init, *cut, *schedule, *precision, *tokenizer, *out, *sample_prompt;
+    const char *data, *val, *init, *cut, *schedule, *optimizer, *precision, *tokenizer, *out;
+    const char *sample_prompt;
     int layers, heads, channels, context, batch, accumulate, threads, sample_tokens;
     int64_t steps, warmup, seed, eval_every, eval_tokens, save_every, sample_every;
     double lr, min_lr_ratio, beta2, weight_decay, clip, dropout, epochs, time_limit;
@@ -246,7 +247,7 @@ static struct TrainOptions {
 } set = {
     .accumulate = 1, .cut = "length", .min_lr_ratio = 0.1, .warmup = 100, .schedule = "cosine",
     .beta2 = 0.99, .weight_decay = 0.1, .clip = 1, .seed = 1, .eval_tokens = 50000,
-    .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
+    .optimizer = "adamw", .precision = "fp32", .sample_prompt = "", .sample_tokens = 100,
 };
 
 /* The mean loss, in nats per token, over `tokens` targets. It depends on the tokenizer, while bits
@@ -306,7 +307,7 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 /* --- What the loop uses of the sections below --- */
 
 static void sum_slots(struct Run *r, int first, int count);     /* first to first + ranks - 1 */
-static void share_weights(struct Run *r);       /* gets the parts that other ranks have updated */
+static void share(real *array);     /* (parameters): gets the parts that other ranks have computed */
 static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
 static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
 
@@ -399,6 +400,19 @@ static void forget_gradient(struct Model *model)
     memset(model->grads, 0, model->parameter_count * sizeof(real));
 }
 
+/* Each rank updates its part. Muon's products are of whole matrices: their directions are shared
+ * before them, and each rank computes them all. */
+static void update_weights(struct Run *r, double lr, double scale, int64_t update)
+{
+    adamw_step(&r->part, lr, scale, set.weight_decay, update);
+    if (!r->model.muon) return;
+    muon_average(&r->part, scale);
+    add_gradient(r->model.grads + (r->part.weights - r->model.weights), r->part.grads,
+                 r->part.parameter_count);
+    share(r->model.grads);
+    muon_step(&r->model, lr, set.weight_decay);
+}
+
 /* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
  * after warm-up. The last step has min_lr_ratio times --lr; if that is 0, the rate would be 0 one
  * step later, since every update is to count.
@@ -452,9 +466,9 @@ static void pretrain(struct Run *r)
         r->step++;
         r->tokens += s.targets;
         s.lr = rate_of(r);
-        if (update) adamw_step(&r->part, s.lr, scale, set.weight_decay, r->step - r->skipped);
+        if (update) update_weights(r, s.lr, scale, r->step - r->skipped);
         else forget_gradient(&r->part);
-        share_weights(r);
+        share(r->model.weights);
         end_step(r, &s);
 
         /* Is this the last step? */
@@ -732,6 +746,8 @@ static struct Option train_options[] = {
      LONG, &set.warmup, 0, 1e12, .effect = DEFINES},
     {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
      CHOICE, &set.schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},
+    {"optimizer", "of the matrices of blocks; AdamW has all others; if not given, as suits", CHOICE,
+     &set.optimizer, .choices = "adamw|muon", .effect = DEFINES},
     {"beta2", "AdamW's, of squares", REAL_NUMBER, &set.beta2, 0, 0.999999, .effect = DEFINES},
     {"weight-decay", "of matrices", REAL_NUMBER, &set.weight_decay, 0, 1e3, .effect = DEFINES},
     {"clip", "largest norm of the gradient; 0: no limit", REAL_NUMBER, &set.clip, 0, 1e9,
@@ -1045,7 +1061,9 @@ static double flops_per_token(const struct Config *c)
  *             after 16 little (Muennighoff et al. 2023). Dropout keeps the model from learning the
  *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
- *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps */
+ *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
+ *   optimizer Muon, unless its products, 300 C^3 FLOPs in a block, take more than about half of the
+ *             time of the 72 C^2 that each token of a step takes there */
 static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
@@ -1089,7 +1107,7 @@ static void choose_batch(double tokens)
 static void choose_what_suits(struct Run *r)
 {
     static const char *const names[] = {"layers", "heads", "channels", "context", "batch",
-                                        "accumulate", "lr", "dropout"};
+                                        "accumulate", "lr", "optimizer", "dropout"};
     struct Buffer chosen = {0};
     if (!set.context) set.context = r->data.tokens < 1000000 ? 128 : 256;
     const struct Config c = model_that_suits(r);
@@ -1100,6 +1118,8 @@ static void choose_what_suits(struct Run *r)
         if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
     if (!set.batch) choose_batch(tokens);
     if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
+    if (!is_given(train_options, "optimizer"))
+        set.optimizer = tokens_per_step(r) >= 8 * c.channels ? "muon" : "adamw";
     if (!is_given(train_options, "dropout")) set.dropout = epochs <= 4 ? 0 : 0.1;
     for (int k = set.init ? 3 : 0; k < COUNT(names); k++) {
         if (!is_given(train_options, names[k]))
@@ -1129,7 +1149,7 @@ static double memory_needed(const struct Run *r, bool print)
         {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? 2 * array : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN)},
         {"sampling", set.sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
-        {"rest", (double)pass_scratch(c, rows) * sizeof(real)
+        {"rest", (double)(pass_scratch(c, rows) + muon_scratch(c)) * sizeof(real)
                  + 3.0 * rows * set.accumulate * sizeof(int)
                  + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
     };
@@ -1225,6 +1245,8 @@ static void make_model(struct Run *r)
     model_free(&source);
     model_train_from(model, 0);
     model->beta2 = set.beta2;
+    if (!strcmp(set.optimizer, "muon"))
+        model->muon = allocate_zeroed(muon_scratch(&model->config) * sizeof(real));
 }
 
 /* Where part p of the parameters begins: part 0 at 0, part `ranks` at their end. A chunk of
@@ -1421,6 +1443,7 @@ static double measure_step(struct Run *r)
         const double middle = seconds();
         grad_norm(&r->part);
         adamw_step(&r->part, 0, 1, 0, 1);
+        muon_step(&r->model, 0, 0);
         gradient = fmin(gradient, middle - start);
         rest = fmin(rest, seconds() - middle);
     }
@@ -1662,10 +1685,10 @@ static void sum_slots(struct Run *r, int first, int count)
         die("no thread can be started for MPI. Allow more processes (ulimit -u).");
 }
 
-static void share_weights(struct Run *r)
+static void share(real *array)
 {
     if (ranks > 1)
-        MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, r->model.weights, exchange.sizes,
+        MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, array, exchange.sizes,
                        exchange.places, MPI_FLOAT, MPI_COMM_WORLD);
 }
 
@@ -1727,7 +1750,7 @@ static void join_ranks(struct Run *r) { (void)r; }
 static void take_from_rank_0(void *value, size_t size) { (void)value, (void)size; }
 static void sum_over_ranks(double *x, int n) { (void)x, (void)n; }
 static void sum_slots(struct Run *r, int first, int count) { (void)r, (void)first, (void)count; }
-static void share_weights(struct Run *r) { (void)r; }
+static void share(real *array) { (void)array; }
 static void gather_moments(struct Run *r) { (void)r; }
 #endif
 

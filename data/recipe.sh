@@ -68,7 +68,7 @@ pretrain() {
     ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/val_shards_*.bin" \
         --tokenizer "$dir/tokenizer" --out "$pretrained" --resume --precision $precision \
         --layers 6 --heads 4 --channels 256 --context 512 --cut documents --batch 8 --lr 3.5e-3 \
-        --min-lr-ratio 0.02 --dropout 0 --time-limit "$time"
+        --min-lr-ratio 0.02 --optimizer muon --dropout 0 --time-limit "$time"
     touch "$dir/pretrained"
 }
 

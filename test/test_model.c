@@ -1189,6 +1189,64 @@ static void test_adamw(void)
     free(w), free(v), free(mm), model_free(&m);
 }
 
+/* Muon, two steps. Of u = P S Q^T it has to give x with the same P and Q and singular values near 1,
+ * so x u^T = P S' S P^T is symmetric, and the eigenvalues of the smaller one of x x^T and x^T x are
+ * between 0.6^2 and 1.3^2, as is what they are the means of: its diagonal. */
+static void test_muon(void)
+{
+    const struct Config config = {2, 1, 24, 7, 11, 0, NULL};
+    struct Model m;
+    model_random(&m, config, 0);
+    m.muon = allocate_zeroed(muon_scratch(&config) * sizeof(real));
+    const double lr = 0.01, clip = 0.5, decay = 0.1;
+    double *was = zeros(m.parameter_count), *u = zeros(m.parameter_count),
+           *average = zeros(m.parameter_count), skew = 0, low = 1, high = 1;
+    size_t matrices = 0, gradients = 0, squares = 0;
+    for (int step = 1; step <= 2; step++) {
+        for (size_t k = 0; k < m.parameter_count; k++) {
+            m.grads[k] = (real)random_normal(&rng);
+            average[k] = 0.95 * average[k] + clip * m.grads[k];
+            u[k] = clip * m.grads[k] + 0.95 * average[k];
+            was[k] = m.weights[k];
+        }
+        adamw_step(&m, lr, clip, decay, step);
+        muon_average(&m, clip);
+        muon_step(&m, lr, decay);
+        for (int i = 0; i < m.tensor_count; i++) {
+            const struct Tensor *t = &m.tensors[i];
+            const int R = t->rows, N = t->columns, n = min_int(R, N), longer = max_int(R, N);
+            double *x = zeros(t->size);
+            for (size_t k = 0; k < t->size; k++) {
+                const size_t at = t->offset + k;
+                gradients += m.grads[at] != 0;
+                squares += by_muon(&m, t) && m.v[at] != 0;
+                x[k] = (was[at] * (1 - lr * decay) - m.weights[at]) / (lr * 0.2 * sqrt(longer));
+            }
+            matrices += by_muon(&m, t);
+            for (int a = 0; by_muon(&m, t) && a < n; a++)
+                for (int b = 0; b < n; b++) {
+                    double xx = 0, xu = 0, ux = 0;
+                    for (int k = 0; k < longer; k++) {
+                        const int ia = R <= N ? a * N + k : k * N + a,
+                                  ib = R <= N ? b * N + k : k * N + b;
+                        xx += x[ia] * x[ib];
+                        xu += x[ia] * u[t->offset + ib];
+                        ux += u[t->offset + ia] * x[ib];
+                    }
+                    skew = worse(fabs(xu - ux) / sqrt((double)longer), skew);
+                    if (a == b) low = fmin(low, xx), high = fmax(high, xx);
+                }
+            free(x);
+        }
+    }
+    check(matrices == 2 * 4 * 2, "Muon moves the matrices of the blocks alone");
+    check(skew < (exact ? 1e-10 : 2e-3), "Muon keeps singular vectors: skewness %.1e", skew);
+    check(low > 0.36 && high < 1.69, "and makes singular values equal: %.2f to %.2f", low, high);
+    check(gradients == 0 && squares == 0, "Muon leaves no gradient and takes no squares");
+    release(m.muon, muon_scratch(&config) * sizeof(real));
+    free(was), free(u), free(average), model_free(&m);
+}
+
 static void test_schedules(void)
 {
     const struct { const char *name; int step; double want; } values[] = {
@@ -1421,6 +1479,7 @@ int main(void)
     test_nan();
     for (int first_layer = 0; first_layer <= 3; first_layer++) test_frozen(first_layer);
     test_adamw();
+    test_muon();
     test_schedules();
     test_workspace();
     test_places(WORK_EVAL, 0, 15);

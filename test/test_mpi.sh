@@ -56,7 +56,7 @@ for R in 1 2 3; do
 done
 [ "$(wc -l <err.txt)" -lt 12 ] && [ "$(grep -c '^ranks3: best of step' out.txt)" -eq 1 ]
 check $? "only rank 0 speaks"
-half="$data --accumulate 4 --steps 3 --precision bf16 --threads 1"
+half="$data --accumulate 4 --steps 3 --precision bf16 --threads 1 --optimizer muon"
 "$plain" train $half --out plain16 >/dev/null 2>&1
 ranks 3 $half --out ranks16
 same_run plain16 ranks16 "bf16, 3 ranks for 4 slots: the same bytes"

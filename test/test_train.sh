@@ -175,7 +175,7 @@ rates wsd 0 21
 "$train" train $data --steps 12 --layers 1 --threads 1 --out suits >/dev/null 2>err.txt
 chosen=$(sed -n 's/^about .* tokens, .* epochs: chosen //p' err.txt)
 set -- $chosen
-[ $# -eq 14 ] && "$train" train $data --steps 12 --layers 1 --threads 1 $chosen --out repeats \
+[ $# -eq 16 ] && "$train" train $data --steps 12 --layers 1 --threads 1 $chosen --out repeats \
     >/dev/null 2>err.txt && ! grep -q chosen err.txt
 check $? "chosen: $chosen"
 same_run suits repeats "with these options the run repeats, byte for byte"
@@ -185,8 +185,10 @@ check $? "--resume keeps them"
 sizes() { "$train" train $data --plan "$@" 2>&1 >/dev/null | sed -n "s/^\(.*\): about .*chosen/\1:/p"; }
 sizes | grep -q '^10m00s: --layers [0-9]* --heads .* --dropout 0.1$'
 check $? "without a length: $(sizes)"
-sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --heads 3 --context 128 --batch 4 --accumulate 1 --lr 0.0046$'
+sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --heads 3 --context 128 --batch 4 --accumulate 1 --lr 0.0046 --optimizer adamw$'
 check $? "with little time a small one; what is given stays"
+sizes --time-limit 1s --channels 32 | grep -q -- '--optimizer muon --dropout 0.1$'
+check $? "Muon where a step has eight tokens for each channel"
 
 # --- The same run gives the same bytes ---
 
@@ -280,7 +282,7 @@ done
 LC_ALL=C sed 's/"train.heads":"[0-9]*"/"train.heads":"0"/' whole_state >odd/state.safetensors
 fails 1 'odd/state.safetensors: is not of a run' "$train" train --resume --out odd
 
-short="$data $tiny --dropout 0.1 --steps 12 --eval-every 5 --eval-tokens 500"
+short="$data $tiny --optimizer muon --dropout 0.1 --steps 12 --eval-every 5 --eval-tokens 500"
 for threads in 1 2 3 4 8; do
     "$train" train $short --threads $threads --out threads$threads >/dev/null 2>err.txt &&
         "$train" eval --model threads$threads --data 'val_0*.bin' --threads $threads \
