@@ -869,20 +869,20 @@ static bool by_muon(const struct Model *model, const struct Tensor *t)
     return model->muon && t->rows > 1 && t->layer >= 0 && t->layer < model->config.layers;
 }
 
-/* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns, but for
- * what Muon moves; g = grad_scale times its gradient.
+/* AdamW (Loshchilov and Hutter 2019; plain_adamw), for every weight that learns; g = grad_scale
+ * times its gradient.
  * m averages g, v averages g^2; both begin at 0, and the division by 1 - b^t corrects for that.
  *   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2             t = step, from 1
  *   w -= lr lr_scale (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
  * The decay of matrices stands outside of m and v: that is the W; of vectors it is 0. While
  * gradients are steady, a weight moves by about lr, whatever their size. The gradients are 0
  * afterwards: they are in cache here, and a pass of its own would read and write them again. Those
- * of weights that do not learn stay: nothing reads them. */
+ * of weights that do not learn stay: nothing reads them. For muon_step, which moves whole matrices,
+ * gradients become b1 m + (1 - b1) g, Nesterov's momentum. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
                        int64_t step)
 {
-    const real b1 = (real)model->beta1, b2 = (real)model->beta2, eps = (real)1e-8,
-               clip = (real)grad_scale;
+    const real b2 = (real)model->beta2, eps = (real)1e-8, clip = (real)grad_scale;
     const real correct1 = (real)(1 / (1 - pow(model->beta1, step))),
                correct2 = (real)(1 / (1 - pow(model->beta2, step)));
     #pragma omp parallel
@@ -891,14 +891,17 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
         real *w = model->weights + t->offset, *m = model->m + t->offset, *v = model->v + t->offset;
         real *grad = model->grads + t->offset;
         const real rate = (real)(lr * t->lr_scale), decay = t->decay ? (real)weight_decay : 0;
-        if (t->lr_scale == 0 || by_muon(model, t)) continue;
+        const bool whole = by_muon(model, t);
+        const real b1 = (real)(whole ? 0.95 : model->beta1);
+        if (t->lr_scale == 0) continue;
         #pragma omp for simd schedule(static) nowait
         for (size_t k = 0; k < t->size; k++) {
             const real g = clip * grad[k];
             m[k] = b1 * m[k] + (1 - b1) * g;
+            grad[k] = whole ? b1 * m[k] + (1 - b1) * g : 0;
+            if (whole) continue;
             v[k] = b2 * v[k] + (1 - b2) * g * g;
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
-            grad[k] = 0;
         }
     }
 }
@@ -934,28 +937,10 @@ static void orthogonalize(real *y, real *x, real *gram, int R, int N)
     }
 }
 
-/* The first half of a step, for each weight alone: the gradient becomes a direction,
- *   m = 0.95 m + g      u = g + 0.95 m (Nesterov's momentum)            g = grad_scale grad */
-static void muon_average(struct Model *model, double grad_scale)
-{
-    const real momentum = (real)0.95, clip = (real)grad_scale;
-    #pragma omp parallel
-    for (int i = 0; i < model->tensor_count; i++) {
-        const struct Tensor *t = &model->tensors[i];
-        real *m = model->m + t->offset, *grad = model->grads + t->offset;
-        if (!by_muon(model, t)) continue;
-        #pragma omp for simd schedule(static) nowait
-        for (size_t k = 0; k < t->size; k++) {
-            m[k] = momentum * m[k] + clip * grad[k];
-            grad[k] = clip * grad[k] + momentum * m[k];
-        }
-    }
-}
-
 /* The values of model.muon: of orthogonalize's y (C, 4C) and gram. */
 static size_t muon_scratch(const struct Config *c) { return 6 * (size_t)c->channels * c->channels; }
 
-/* The second half, for whole matrices w (R, N); the gradients are 0 afterwards:
+/* After adamw_step, for whole matrices w (R, N), whose gradients are 0 afterwards:
  *   w -= lr (0.2 sqrt(max(R, N)) P Q^T + decay w)
  * P Q^T has a root mean square of 1 / sqrt(max(R, N)). With the factor a weight moves as far as by
  * AdamW, so both take the same lr and decay (Liu et al. 2025). */

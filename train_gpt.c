@@ -406,7 +406,6 @@ static void update_weights(struct Run *r, double lr, double scale, int64_t updat
 {
     adamw_step(&r->part, lr, scale, set.weight_decay, update);
     if (!r->model.muon) return;
-    muon_average(&r->part, scale);
     add_gradient(r->model.grads + (r->part.weights - r->model.weights), r->part.grads,
                  r->part.parameter_count);
     share(r->model.grads);

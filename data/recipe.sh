@@ -6,8 +6,8 @@
 #
 # Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
 # TIME (2h) is that of pretraining, and the most that each table may take: seeds that do not fit are
-# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 6
-# to 8 alone; the language model never sees IMDb's test half.
+# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 7
+# to 9 alone; the language model never sees IMDb's test half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,9 +31,10 @@ $task, in $dir. Times are those of two cores with AVX-512 and bf16; others take 
   3 pretraining             $(done_or "$dir/pretrained" "$time ")  7.0M parameters; $precision
   4 the task's own texts    $(done_or "$model/state.safetensors" "1m ")  without their labels
   5 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
-  6 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
-  7 5,000 and all labels    $(done_or "$dir/$task-many/done" "at most $time ")  $seeds seeds
-  8 the classifier          $(done_or "$dir/$task/model.safetensors" "$last_time ")  all labels, all test texts
+  6 its own answers         $(done_or "$self/model.safetensors" "$self_time ")  to $asked training texts
+  7 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
+  8 5,000 and all labels    $(done_or "$dir/$task-many/done" "at most $time ")  $seeds seeds
+  9 the classifier          $(done_or "$dir/$task/model.safetensors" "$last_time ")  all labels, all test texts
 TEXT
 }
 
@@ -121,7 +122,32 @@ choose_suffix() {
     rm -rf "$dir/$task-try" "$dir/$task-try."*
 }
 
-# --- 6 and 7: the comparison on test texts ---
+# --- 6: the model learns from its own answers (self-training, Lee 2013). It is asked about training
+# texts, without their labels; the surer an answer is, the more often it is right. From the surest half
+# of each class the whole network learns, and all that follows begins with it. ---
+
+learn_from_answers() {
+    local out=$dir/$task-asked label
+    local common=(--suffix "$(cat "$dir/$task-suffix")" --label-words "$label_words" \
+                  --precision "$precision")
+    [ -e "$out.tsv" ] || {
+        awk -v n=$asked 'NR <= n + 1' "$text/$task-train.tsv" >"$out.texts"
+        ./finetune_cls train --model "$model" --train "$out.texts" --out "$out" --tune prompt --overwrite \
+            "${common[@]}"
+        ./finetune_cls predict --model "$out" --data "$out.texts" --precision $precision >"$out.answers"
+        printf 'label\ttext\n' >"$out.unfinished"
+        for label in $(cut -f 1 "$out.answers" | sort -u); do
+            awk -F '\t' -v label="$label" '$1 == label' "$out.answers" | sort -t "$(printf '\t')" -k 2,2gr |
+                awk -F '\t' '{ line[NR] = $1 "\t" $3 } END { for (i = 1; i <= NR / 2; i++) print line[i] }'
+        done >>"$out.unfinished"
+        mv "$out.unfinished" "$out.tsv"
+    }
+    [ -e "$self/model.safetensors" ] && [ ! -e "$self/state.safetensors" ] ||
+        ./finetune_cls train --model "$model" --train "$out.tsv" --out "$self" --epochs 1 --resume \
+            "${common[@]}"
+}
+
+# --- 7 and 8: the comparison on test texts ---
 
 compare() # NAME LABELS METHODS
 {
@@ -131,7 +157,7 @@ compare() # NAME LABELS METHODS
     # 500 of each label, which take turns in the file.
     [ -e "$dir/$task-some.tsv" ] ||
         awk -v each=$each 'NR == 1 || NR % each == 0' "$text/$task-$test" >"$dir/$task-some.tsv"
-    ./finetune_cls compare --model "$model" --train "$text/$task-train.tsv" \
+    ./finetune_cls compare --model "$self" --train "$text/$task-train.tsv" \
         --test "$dir/$task-some.tsv" --out "$out" --resume --labels "$2" --methods "$3" \
         --seeds $seeds --time-limit "$time" --precision $precision --suffix "$(cat "$dir/$task-suffix")" \
         --label-words "$label_words" | tee "$out.txt"
@@ -139,11 +165,11 @@ compare() # NAME LABELS METHODS
     touch "$out/done"
 }
 
-# --- 8: the classifier of all labels, and its one evaluation on all test texts ---
+# --- 9: the classifier of all labels, and its one evaluation on all test texts ---
 
 classify() {
     [ -e "$dir/$task/model.safetensors" ] && [ ! -e "$dir/$task/state.safetensors" ] ||
-        ./finetune_cls train --model "$model" --train "$text/$task-train.tsv" --out "$dir/$task" \
+        ./finetune_cls train --model "$self" --train "$text/$task-train.tsv" --out "$dir/$task" \
             --resume --precision $precision --suffix "$(cat "$dir/$task-suffix")" \
             --label-words "$label_words" --calibrate
     ./finetune_cls eval --model "$dir/$task" --data "$text/$task-$test" --precision $precision
@@ -151,10 +177,11 @@ classify() {
 
 praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
 blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
+self=$dir/$task-self
 case $task in
-    imdb) test=test.tsv each=25 last_time=40m model=$pretrained
+    imdb) test=test.tsv each=25 last_time=40m model=$pretrained asked=8000 self_time=7m
           label_words="pos=$praise;neg=$blame" ;;
-    sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model
+    sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model asked=20000 self_time=3m
           label_words="1=$praise;0=$blame" ;;
 esac
 
@@ -169,10 +196,12 @@ say "4 the task's own texts"
 read_own_texts
 say "5 a suffix"
 choose_suffix
-say "6 from no label to 1,000"
+say "6 the model's own answers"
+learn_from_answers
+say "7 from no label to 1,000"
 compare few 0,20,100,500,1000 nb,nbsvm,scratch,prompt,probe,last:2,full
-say "7 5,000 labels and all"
+say "8 5,000 labels and all"
 compare many 5000,all nb,nbsvm,scratch,full
-say "8 the classifier of all labels"
+say "9 the classifier of all labels"
 classify
 say "done; the tables are in $dir/$task-few and $dir/$task-many, the classifier is $dir/$task"

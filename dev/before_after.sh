@@ -52,7 +52,7 @@ pretrain() # NAME OPTION...
     name=$1
     shift
     run "$name" train_gpt train --data 'shards_0*.bin' --val '*val_*.bin' --tokenizer tok --out "$name" \
-        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 20 --save-every 25 "$@"
+        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 3 --eval-every 20 --save-every 25 "$@"
 }
 
 tune() # NAME OPTION...

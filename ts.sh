@@ -1,1 +1,0 @@
-run() { n=$1; shift; ./train_gpt train --data 'out/s/train_0*.bin' --val 'out/s/held_0*.bin' --tokenizer out/s/tokenizer --out out/s/$n --overwrite --eval-tokens 0 "$@" >out/s/$n.log 2>&1; grep chosen out/s/$n.log; tail -2 out/s/$n.log | grep -o "bits_per_byte.*" | sed "s/^/$n /"; }
