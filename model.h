@@ -861,6 +861,7 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
  *   trunk_backward   grads
  *   grad_norm        |grads|; grad_scale = min(1, clip / |grads|), so that no step is too long
  *   adamw_step       weights; grads are 0 again
+ *   muon_step        the matrices of the blocks, where they do not learn by AdamW
  * Usual values: lr 1e-3 for small models, b1 0.9, b2 0.95 to 0.999, decay 0.1, clip 1. */
 
 /* Whether Muon (below) moves this tensor: a matrix of a block, if the run has chosen it. */

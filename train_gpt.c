@@ -1061,7 +1061,7 @@ static double flops_per_token(const struct Config *c)
  *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
- *   optimizer Muon, unless its products, 300 C^3 FLOPs in a block, take more than about half of the
+ *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, take more than about half of the
  *             time of the 72 C^2 that each token of a step takes there */
 static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
@@ -1562,7 +1562,7 @@ static void print_profile(const struct Run *r)
     static const char *const names[KINDS] = {
         [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
         [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
-        [HEAD] = "head and loss", [ADAMW] = "AdamW", [REST] = "rest"};
+        [HEAD] = "head and loss", [ADAMW] = "optimizer", [REST] = "rest"};
     const double steps = r->step - r->clock.first, tokens = (double)r->tokens / r->step;
     double total = 0;
     for (int k = 0; k < KINDS; k++)

@@ -7,10 +7,12 @@
   lm.safetensors      for every parameter NAME grad.NAME, the gradient of the mean loss, and
   classifier...       step3.NAME, the weights after three AdamW steps; in the metadata, as text,
                       tokens, labels, losses, norms of the gradient, options
+  muon.safetensors    the same for lm, if the matrices of its blocks learn by Muon
 
 All is computed in double precision from weights that float32 holds exactly, one sequence at a time,
 and stored as float32. Every run gives the same tensors.
 """
+import copy
 import os
 import shutil
 import sys
@@ -59,25 +61,31 @@ def classifier_loss(model, sequences, labels):
     return -log_p.gather(1, labels[:, None]).mean()
 
 
-def train(model, loss_of, sequences, labels):
+def train(model, loss_of, sequences, labels, muon=False):
     """The first gradient, the weights after three steps, and the numbers of each step."""
-    model.double().train()
+    model = copy.deepcopy(model).double().train()
     names = dict(model.named_parameters())
-    matrices = [p for p in names.values() if p.dim() > 1]
+    whole = [p for name, p in names.items() if muon and ".h." in name and p.dim() > 1]
+    matrices = [p for p in names.values() if p.dim() > 1 and not any(p is q for q in whole)]
     vectors = [p for p in names.values() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": OPTIONS["weight_decay"]},
                                    {"params": vectors, "weight_decay": 0.0}], lr=OPTIONS["lr"],
                                   betas=(OPTIONS["beta1"], OPTIONS["beta2"]), eps=1e-8)
+    optimizers = [optimizer]
+    if muon:
+        optimizers.append(torch.optim.Muon(whole, lr=OPTIONS["lr"], adjust_lr_fn="match_rms_adamw",
+                                           weight_decay=OPTIONS["weight_decay"]))
     tensors, losses, norms = {}, [], []
     for step in range(3):
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = loss_of(model, sequences, labels)
         loss.backward()
         if step == 0:
             tensors = {"grad." + name: p.grad.clone() for name, p in names.items()}
         norms.append(torch.nn.utils.clip_grad_norm_(names.values(), OPTIONS["clip"]).item())
         losses.append(loss.item())
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     tensors.update({"step3." + name: p.data.clone() for name, p in names.items()})
     return {k: t.to(torch.float32).contiguous() for k, t in tensors.items()}, losses, norms
 
@@ -92,7 +100,13 @@ def write(directory, name, model, loss_of):
     model.save_pretrained(path)
     if os.path.exists(os.path.join(path, "generation_config.json")):
         os.remove(os.path.join(path, "generation_config.json"))
-    tensors, losses, norms = train(model, loss_of, sequences, labels)
+    save(path, model, loss_of, sequences, labels)
+    if name == "lm":
+        save(os.path.join(directory, "muon"), model, loss_of, sequences, labels, muon=True)
+
+
+def save(path, model, loss_of, sequences, labels, **options):
+    tensors, losses, norms = train(model, loss_of, sequences, labels, **options)
     words = {
         "lengths": " ".join(str(n) for n in LENGTHS),
         "tokens": " ".join(str(t) for x in sequences for t in x.tolist()),
@@ -111,6 +125,7 @@ def main():
     os.makedirs(directory, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(1)
+    torch.Tensor.bfloat16 = torch.Tensor.clone      # Muon's products, too, in double precision
     write(directory, "lm", GPT2LMHeadModel(tiny_config()), lm_loss)
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: k for k, n in enumerate(LABELS)}}
     classifier = GPT2ForSequenceClassification(tiny_config(**names))
