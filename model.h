@@ -1,6 +1,6 @@
 /* model.h: GPT-2 (Radford et al. 2019) in C. Read it from top to bottom.
  *
- *    I    The model      1 layers, 2 parameters, 3 trunk, 4 heads and losses, 5 AdamW
+ *    I    The model      1 layers, 2 parameters, 3 trunk, 4 heads and losses, 5 AdamW and Muon
  *    II   The engine     6 numbers, 7 memory, 8 matrix products, 9 attention kernels, 10 memory of
  *                        a pass: what makes it fast
  *    III  The program    11 errors, 12 files, 13 JSON, 14 checkpoint, 15 time, 16 settings, runs
@@ -852,7 +852,7 @@ static double class_head(struct Model *model, struct Workspace *ws, const struct
 }
 
 /* ============================================================================================= */
-/* 5. AdamW                                                                                      */
+/* 5. AdamW and Muon                                                                             */
 /* ============================================================================================= */
 
 /* A step of training, as the programs put it together (train_gpt.c, pretrain):
@@ -878,8 +878,8 @@ static bool by_muon(const struct Model *model, const struct Tensor *t)
  * The decay of matrices stands outside of m and v: that is the W; of vectors it is 0. While
  * gradients are steady, a weight moves by about lr, whatever their size. The gradients are 0
  * afterwards: they are in cache here, and a pass of its own would read and write them again. Those
- * of weights that do not learn stay: nothing reads them. For muon_step, which moves whole matrices,
- * gradients become b1 m + (1 - b1) g, Nesterov's momentum. */
+ * of weights that do not learn stay: nothing reads them. Of what muon_step moves, b1 is 0.95,
+ * v stays 0, and the gradient becomes b1 m + (1 - b1) g, Nesterov's momentum. */
 static void adamw_step(struct Model *model, double lr, double grad_scale, double weight_decay,
                        int64_t step)
 {
@@ -915,16 +915,16 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
  * most of it there. Muon gives all directions one length: of u = P S Q^T, the singular value
  * decomposition of the averaged gradient, it takes P Q^T, without computing one. Five times
  *   x = (a + b x x^T + c (x x^T)^2) x           a = 3.4445   b = -4.7750   c = 2.0315
- * makes of each singular value s of x the value a s + b s^3 + c s^5. All but the smallest of those
- * of u / |u|, which are 0 to 1, end between 0.7 and 1.2; P and Q stay.
+ * makes of each singular value s of x the value a s + b s^3 + c s^5. Those of u / |u| are 0 to 1; all
+ * that are at least 0.0015 end between 0.68 and 1.21. P and Q stay.
  *
  * x (R, N) is lost, y (R, N) has the result, since 5 is odd. gram (2 n^2), n = min(R, N): scratch
  * for x x^T, or x^T x if that is smaller, and for the bracket. */
 static void orthogonalize(real *y, real *x, real *gram, int R, int N)
 {
     const int n = min_int(R, N);
-    const struct Matrix g = matrix(gram, n), bracket = matrix(gram + (size_t)n * n, n);
     real *sum = gram + (size_t)n * n;
+    const struct Matrix g = matrix(gram, n), bracket = matrix(sum, n);
     for (int i = 0; i < 5; i++) {
         real *from = i % 2 ? y : x, *to = i % 2 ? x : y;
         const struct Matrix m = matrix(from, N), wide = R <= N ? m : transposed(m);
@@ -941,16 +941,21 @@ static void orthogonalize(real *y, real *x, real *gram, int R, int N)
 /* The values of model.muon: of orthogonalize's y (C, 4C) and gram. */
 static size_t muon_scratch(const struct Config *c) { return 6 * (size_t)c->channels * c->channels; }
 
-/* After adamw_step, for whole matrices w (R, N), whose gradients are 0 afterwards:
+/* After adamw_step, for whole matrices w (R, N), all of which learn, and whose gradients are 0 then:
  *   w -= lr (0.2 sqrt(max(R, N)) P Q^T + decay w)
- * P Q^T has a root mean square of 1 / sqrt(max(R, N)). With the factor a weight moves as far as by
- * AdamW, so both take the same lr and decay (Liu et al. 2025). */
-static void muon_step(struct Model *model, double lr, double weight_decay)
+ * P Q^T has a root mean square of 1 / sqrt(max(R, N)), and AdamW's steps have about 0.2 lr: with the
+ * factor both take the same lr and decay (Liu et al. 2025). Only weights `begin` to `end` are
+ * wanted: matrices outside stay as they are. */
+static void muon_step(struct Model *model, double lr, double weight_decay, size_t begin, size_t end)
 {
     for (int i = 0; i < model->tensor_count; i++) {
         const struct Tensor *t = &model->tensors[i];
         if (!by_muon(model, t)) continue;
         real *w = model->weights + t->offset, *u = model->grads + t->offset, *y = model->muon;
+        if (t->offset + t->size <= begin || t->offset >= end) {
+            memset(u, 0, t->size * sizeof *u);
+            continue;
+        }
         double squares = 1e-30;                         /* so that 0 stays 0 */
         for (int r = 0; r < t->rows; r++) {
             const real *row = u + (size_t)r * t->columns;

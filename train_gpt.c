@@ -361,7 +361,7 @@ static void add_gradient(real *sum, real *g, size_t n)
 }
 
 /* Returns the mean loss over the n targets of a step, and adds its gradient to part.grads, which
- * adamw_step has left at 0. The factor 1/n is the same in every slot, so the gradients simply add
+ * update_weights has left at 0. The factor 1/n is the same in every slot, so the gradients simply add
  * up: `count` minibatches of B sequences give what one of count * B would give, in the memory of
  * one. Each slot's gradient begins at 0, and the slots are added in their order,
  *   ((g0 + g1) + g2) + ..
@@ -400,16 +400,16 @@ static void forget_gradient(struct Model *model)
     memset(model->grads, 0, model->parameter_count * sizeof(real));
 }
 
-/* Each rank updates its part. Muon's products are of whole matrices: their directions are shared
- * before them, and each rank computes them all. */
+/* Each rank updates its part. Muon's products are of whole matrices, of which a part may have
+ * pieces, so all directions are shared before them. */
 static void update_weights(struct Run *r, double lr, double scale, int64_t update)
 {
+    const size_t begin = r->part.weights - r->model.weights;
     adamw_step(&r->part, lr, scale, set.weight_decay, update);
     if (!r->model.muon) return;
-    add_gradient(r->model.grads + (r->part.weights - r->model.weights), r->part.grads,
-                 r->part.parameter_count);
+    add_gradient(r->model.grads + begin, r->part.grads, r->part.parameter_count);
     share(r->model.grads);
-    muon_step(&r->model, lr, set.weight_decay);
+    muon_step(&r->model, lr, set.weight_decay, begin, begin + r->part.parameter_count);
 }
 
 /* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
@@ -1046,7 +1046,7 @@ static double flops_per_token(const struct Config *c)
     return 3 * (forward_flops(c, LINEAR) + forward_flops(c, ATTENTION) + forward_flops(c, HEAD));
 }
 
-/* --- Shape, batch, rate and dropout that are not given --- */
+/* --- Shape, batch, rate, optimizer and dropout that are not given --- */
 
 /* The rules want a run that is nearly as good as one after a long search. dev/experiments.md has
  * what was tried. In a given time a small model reads more tokens, and learns less from each.
@@ -1061,8 +1061,8 @@ static double flops_per_token(const struct Config *c)
  *             text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
- *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, take more than about half of the
- *             time of the 72 C^2 that each token of a step takes there */
+ *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, are more than about half of the
+ *             72 C^2 of each token of a step, or the run goes on from another model */
 static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
@@ -1117,8 +1117,8 @@ static void choose_what_suits(struct Run *r)
         if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
     if (!set.batch) choose_batch(tokens);
     if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
-    if (!is_given(train_options, "optimizer"))
-        set.optimizer = tokens_per_step(r) >= 8 * c.channels ? "muon" : "adamw";
+    if (!is_given(train_options, "optimizer") && !set.init && tokens_per_step(r) >= 8 * c.channels)
+        set.optimizer = "muon";
     if (!is_given(train_options, "dropout")) set.dropout = epochs <= 4 ? 0 : 0.1;
     for (int k = set.init ? 3 : 0; k < COUNT(names); k++) {
         if (!is_given(train_options, names[k]))
@@ -1148,7 +1148,8 @@ static double memory_needed(const struct Run *r, bool print)
         {"moments", 2 * array / ranks}, {"exchange", ranks > 1 ? 2 * array : 0},
         {"activations", workspace_bytes(c, rows, WORK_TRAIN)},
         {"sampling", set.sample_every ? workspace_bytes(c, c->context, WORK_CACHE) : 0},
-        {"rest", (double)(pass_scratch(c, rows) + muon_scratch(c)) * sizeof(real)
+        {"Muon", strcmp(set.optimizer, "muon") ? 0 : (double)muon_scratch(c) * sizeof(real)},
+        {"rest", (double)pass_scratch(c, rows) * sizeof(real)
                  + 3.0 * rows * set.accumulate * sizeof(int)
                  + s->count * (sizeof(int) + (s->starts ? sizeof(int64_t) : 0))},
     };
@@ -1429,8 +1430,8 @@ static void sample_run(struct Run *r)
  * decides is recorded in the state --- */
 
 /* Seconds of a step without the exchange between ranks: the fastest of up to 20 of one minibatch,
- * since the first also touches new memory. No trace stays: AdamW sees a gradient of 0, which leaves
- * the moments at 0, the rate 0 leaves the weights as they are, and the loader begins again. */
+ * since the first also touches new memory. No trace stays: AdamW and Muon see a gradient of 0, which
+ * leaves the moments at 0, the rate 0 leaves the weights as they are, and the loader begins again. */
 static double measure_step(struct Run *r)
 {
     const double begin = seconds();
@@ -1442,7 +1443,7 @@ static double measure_step(struct Run *r)
         const double middle = seconds();
         grad_norm(&r->part);
         adamw_step(&r->part, 0, 1, 0, 1);
-        muon_step(&r->model, 0, 0);
+        muon_step(&r->model, 0, 0, 0, r->model.parameter_count / ranks);
         gradient = fmin(gradient, middle - start);
         rest = fmin(rest, seconds() - middle);
     }
@@ -1590,7 +1591,8 @@ static void print_profile(const struct Run *r)
  * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
  * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
  * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
- * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights. */
+ * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights and, with
+ * Muon, for the directions. */
 
 #ifdef MPI
 #include <mpi.h>

@@ -84,7 +84,7 @@ sentences() # FILE.tsv, the text in its last column
         awk 'NR > 1 && index($0, last) != 1 { print last } { last = $0 } END { print last }' | rev
 }
 
-read_own_texts() # the parameters of step 3, but for a lower rate and dropout
+read_own_texts() # the parameters of step 3, but for AdamW, a lower rate and dropout
 {
     [ "$task" = sst2 ] || return 0
     [ -e "$text/own.txt" ] || {
@@ -94,8 +94,8 @@ read_own_texts() # the parameters of step 3, but for a lower rate and dropout
     [ -e "$dir/own_000000.bin" ] ||
         ./tokenizer encode --tokenizer "$dir/tokenizer" --split lines --out "$dir/own" "$text/own.txt"
     ./train_gpt train --data "$dir/own_0*.bin" --init "$pretrained" --out "$model" --resume \
-        --precision $precision --cut documents --batch 8 --epochs 3 --lr 1e-3 --min-lr-ratio 0.02 \
-        --warmup 10 --dropout 0.1
+        --precision $precision --cut documents --batch 8 --epochs 3 --lr 1e-3 --optimizer adamw \
+        --min-lr-ratio 0.02 --warmup 10 --dropout 0.1
 }
 
 # --- 5: the words after each text, chosen by accuracy on training texts, never on test ---
@@ -127,20 +127,20 @@ choose_suffix() {
 # of each class the whole network learns, and all that follows begins with it. ---
 
 learn_from_answers() {
-    local out=$dir/$task-asked label
+    local out=$dir/$task-asked
     local common=(--suffix "$(cat "$dir/$task-suffix")" --label-words "$label_words" \
                   --precision "$precision")
     [ -e "$out.tsv" ] || {
-        awk -v n=$asked 'NR <= n + 1' "$text/$task-train.tsv" >"$out.texts"
+        head -n $((asked + 1)) "$text/$task-train.tsv" >"$out.texts"
         ./finetune_cls train --model "$model" --train "$out.texts" --out "$out" --tune prompt --overwrite \
             "${common[@]}"
         ./finetune_cls predict --model "$out" --data "$out.texts" --precision $precision >"$out.answers"
         printf 'label\ttext\n' >"$out.unfinished"
-        for label in $(cut -f 1 "$out.answers" | sort -u); do
-            awk -F '\t' -v label="$label" '$1 == label' "$out.answers" | sort -t "$(printf '\t')" -k 2,2gr |
-                awk -F '\t' '{ line[NR] = $1 "\t" $3 } END { for (i = 1; i <= NR / 2; i++) print line[i] }'
-        done >>"$out.unfinished"
+        LC_ALL=C sort -s -t $'\t' -k 2,2r "$out.answers" |
+            awk -F '\t' 'NR == FNR { n[$1]++; next } ++k[$1] <= n[$1] / 2 { print $1 "\t" $3 }' \
+                "$out.answers" - >>"$out.unfinished"
         mv "$out.unfinished" "$out.tsv"
+        rm -rf "$out" "$out.texts" "$out.answers"
     }
     [ -e "$self/model.safetensors" ] && [ ! -e "$self/state.safetensors" ] ||
         ./finetune_cls train --model "$model" --train "$out.tsv" --out "$self" --epochs 1 --resume \

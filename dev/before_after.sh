@@ -83,14 +83,14 @@ all_commands()
 
     pretrain length --steps 300
     pretrain documents --steps 60 --cut documents
-    pretrain dropout --steps 60 --dropout 0.1 --accumulate 2 --skip-spikes
+    pretrain dropout --steps 60 --dropout 0.1 --batch 1 --accumulate 2 --skip-spikes
     pretrain wsd --steps 60 --schedule wsd --min-lr-ratio 0 --weight-decay 0.2 --clip 0.5
     pretrain constant --steps 60 --schedule constant --seed 2 --beta2 0.95
     pretrain bf16 --steps 60 --precision bf16
     pretrain init --steps 60 --init length --lr 1e-4
     pretrain epochs --epochs 0.3 --sample-every 40 --sample-tokens 10
     stopped stop train_gpt train --data 'shards_0*.bin' --val '*val_*.bin' --tokenizer tok --out stop \
-        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 4 --eval-every 100 --steps 400 --dropout 0.1
+        --lr 1e-3 --dropout 0 --layers 2 --heads 2 --channels 32 --context 64 --batch 3 --eval-every 100 --steps 400 --dropout 0.1
     run stop_resumed train_gpt train --out stop --resume
     cp -r length longer
     run longer train_gpt train --out longer --resume --steps 340

@@ -141,7 +141,7 @@ watch() # NAME THREADS PREFIX COMPILER FLAGS...
         $prefix ./tokenizer train --vocab 280 --out tok text &&
         $prefix ./tokenizer encode --tokenizer tok --split lines --out ids text &&
         $prefix ./train_gpt train --data ids_000000.bin --val ids_000000.bin --tokenizer tok \
-            --layers 2 --heads 2 --channels 16 --context 16 --batch 8 --dropout 0.1 --steps 3 \
+            --layers 2 --heads 2 --channels 16 --context 16 --batch 4 --optimizer muon --dropout 0.1 --steps 3 \
             --sample-every 2 --sample-tokens 5 --out gpt &&
         $prefix ./train_gpt eval --model gpt --data ids_000000.bin &&
         $prefix ./finetune_cls train --model gpt --train labels --lm-coef 0.5 --l2sp 1 --steps 3 \

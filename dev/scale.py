@@ -57,7 +57,7 @@ def train(options, shape, precision, slots, launch, threads):
     out = tempfile.mkdtemp()
     command = launch(["./train_gpt", "train", "--data", options.data, "--tokenizer", options.tokenizer,
                       "--layers", str(L), "--heads", str(H), "--channels", str(C), "--context", str(T),
-                      "--batch", str(B), "--accumulate", str(slots), "--steps", str(options.steps),
+                      "--batch", str(B), "--accumulate", str(slots), "--steps", str(options.steps), "--optimizer", "adamw",
                       "--save-every", "1000000", "--threads", str(threads), "--precision", precision, "--out", out])
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:

@@ -42,7 +42,7 @@ try() # LAYERS HEADS CHANNELS CONTEXT BATCH RATE DROPOUT BETA2 SEED
     if ./train_gpt train --data "$out/train_0*.bin" --val "$out/val_0*.bin" \
            --tokenizer "$out/tokenizer" --out "$out/$name" --resume --steps "$steps" \
            --layers "$1" --heads "$2" --channels "$3" --context "$4" --batch "$5" --lr "$6" \
-           --dropout "$7" --beta2 "$8" --seed "$9" --eval-tokens 0 >"$out/$name.log" 2>&1; then
+           --optimizer adamw --dropout "$7" --beta2 "$8" --seed "$9" --eval-tokens 0 >"$out/$name.log" 2>&1; then
         awk -F '\t' -v name="$name" '$4 != "" && NR > 1 { bits = $4 } { steps = $1; time = $9 }
             END { printf "%s\t%s\t%s\t%s\n", name, bits, steps, time }' \
             "$out/$name/log.tsv" >>"$results"

@@ -12,7 +12,7 @@ python3 dev/topics.py "$dir"
 ./tokenizer encode --tokenizer "$dir/tokenizer" --split lines --out "$dir/val" "$dir/plain_val.txt"
 ./train_gpt train --data "$dir/train_*.bin" --val "$dir/val_*.bin" --tokenizer "$dir/tokenizer" \
     --out "$dir/model" --dropout 0 --layers 2 --heads 4 --channels 128 --context 128 --batch 16 \
-    --cut documents --lr 6e-3 --steps 600
+    --cut documents --optimizer adamw --lr 6e-3 --steps 600
 
 # compare NAME SUFFIX WORDS METHODS
 compare() {

@@ -63,7 +63,7 @@ same_run plain16 ranks16 "bf16, 3 ranks for 4 slots: the same bytes"
 
 # --- Killed, stopped, resumed with another number of ranks ---
 
-long="$data --accumulate 3 --steps 60 --save-every 1 --threads 1"
+long="$data --accumulate 3 --steps 60 --save-every 1 --threads 1 --optimizer muon"
 "$plain" train $long --out whole >/dev/null 2>&1
 process() # RANK: its number, of the run in $dir/killed
 {
