@@ -5,13 +5,13 @@
 #     data/recipe.sh imdb|sst2 [DIR [TIME]]
 #
 # Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
-# TIME (2h) is that of pretraining, and the most that each table may take: seeds that do not fit are
+# TIME (1h) is that of pretraining, and the most that each table may take: seeds that do not fit are
 # left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 7
 # to 9 alone; the language model never sees IMDb's test half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-task=${1:-} dir=${2:-out/recipe} time=${3:-2h}
+task=${1:-} dir=${2:-out/recipe} time=${3:-1h}
 case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
 seeds=3
 pretrained=$dir/model text=$dir/text
