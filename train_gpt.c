@@ -1308,19 +1308,15 @@ static void take_memory(struct Run *r)
 /* 9. Spikes, time, plan and profile                                                             */
 /* ============================================================================================= */
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The median of n > 0 values, at most WINDOW; of an even number the lower one of the two. */
 static double median(const double *values, int n)
 {
-    double sorted[WINDOW];
-    memcpy(sorted, values, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, by_value);
-    return sorted[(n - 1) / 2];
+    struct Entry entries[WINDOW];
+    struct Heap heap = {entries, n, n};
+    for (int i = 0; i < n; i++) entries[i] = (struct Entry){.key = values[i]};
+    for (int i = n / 2 - 1; i >= 0; i--) heap_sift_down(&heap, i);
+    for (int i = 0; i < n / 2; i++) heap_pop(&heap);        /* the largest first */
+    return entries[0].key;
 }
 
 /* Writes what a step has read to a file in --out. Returns the name of the file. */
