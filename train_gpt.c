@@ -1510,7 +1510,7 @@ static bool fit_to_time(struct Run *r, const struct Step *s)
     return false;
 }
 
-/* --- Plan, summary and profile --- */
+/* --- Plan and profile --- */
 
 /* How often the run reads the data: "8.20 epochs", and what suits better if that is little or much:
  * other --steps, or if time alone ends the run, another --time-limit. */
@@ -1543,14 +1543,6 @@ static void print_plan(const struct Run *r)
            flops, 100 * rate * flops / r->peak);
     printf("duration       %s\n", duration(with_evaluations(r, step) * r->expected
                                            + evaluation_in_steps(r) * step));
-}
-
-/* What a run shows before its first step. */
-static void print_summary(const struct Run *r)
-{
-    progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
-             r->model.parameter_count / 1e6, memory_needed(r, false) / 1e6, machine_memory() / 1e6,
-             thread_count(), (long long)r->data.tokens, epochs_of(r));
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */
@@ -1826,7 +1818,9 @@ static int command_train(int argc, char **argv)
     if (set.resume) restore_run(&r);
     open_log(&r);
     join_ranks(&r);
-    print_summary(&r);
+    progress(true, "%.2fM parameters, %.0f of %.0f MB of memory, threads: %d; %lld tokens, %s",
+             r.model.parameter_count / 1e6, memory_needed(&r, false) / 1e6, machine_memory() / 1e6,
+             thread_count(), (long long)r.data.tokens, epochs_of(&r));
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
                  set.out, r.step, (long long)set.steps);
