@@ -543,8 +543,7 @@ static void print_baselines(const struct Data *d, const struct Tokenizer *t, int
         all_bytes += (double)counts[id] * text_bytes(t, id);
     }
     const double bits = d->tokens / M_LN2 / all_bytes;
-    printf("uniform %.6f bits_per_byte %.4f (every token equally likely)\n", log(V),
-           log(V) * bits);
+    printf("uniform %.6f bits_per_byte %.4f (every token equally likely)\n", log(V), log(V) * bits);
     printf("unigram %.6f bits_per_byte %.4f (each token as frequent as in these data)\n", unigram,
            unigram * bits);
 }
@@ -1120,11 +1119,10 @@ static void choose_what_suits(struct Run *r)
     if (!is_given(train_options, "optimizer") && !set.init && tokens_per_step(r) >= 8 * c.channels)
         set.optimizer = "muon";
     if (!is_given(train_options, "dropout")) set.dropout = epochs <= 4 ? 0 : 0.1;
-    for (int k = set.init ? 3 : 0; k < COUNT(names); k++) {
+    for (int k = set.init ? 3 : 0; k < COUNT(names); k++)
         if (!is_given(train_options, names[k]))
             append(&chosen, " --%s %s", names[k],
                    option_text(find_option(train_options, names[k])));
-    }
     if (chosen.size)
         progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
                  set.time_limit > 0 ? duration(set.time_limit) : "", set.time_limit > 0 ? ": " : "",
@@ -1373,10 +1371,9 @@ static bool judge_step(struct Run *r, const struct Step *s)
 /* The profile leaves out the first step, which also touches new memory. */
 static struct Step begin_step(struct Run *r)
 {
-    const double now = seconds();
     profile.on = set.profile && r->step >= r->clock.first;
-    profile.last = now;
-    return (struct Step){.start = now};
+    profile.last = seconds();
+    return (struct Step){.start = profile.last};
 }
 
 /* Steps are timed in stretches of at least 1/200 of --time-limit, in which saves and samples count,
@@ -1466,9 +1463,8 @@ static int64_t steps_in_epochs(struct Run *r)
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
-    struct Clock *c = &r->clock;
     if (set.epochs > 0) set.steps = steps_in_epochs(r);
-    if (set.plan || !set.steps) c->each[c->stretches++] = measure_step(r);
+    if (set.plan || !set.steps) r->clock.each[r->clock.stretches++] = measure_step(r);
     r->expected = set.steps ? set.steps : 0.96 * (set.time_limit - time_used(r)) / next_step(r);
     take_from_rank_0(&r->expected, sizeof r->expected);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
@@ -1940,8 +1936,7 @@ static int command_sample(int argc, char **argv)
 /* Prints what the log tells of a run: its evaluations, its losses and its duration. */
 static void print_history(const char *dir)
 {
-    char step[32], val[32], bits[32], *path = text_of("%s/log.tsv", dir),
-         *rows = read_journal(path, LOG_HEADER);
+    char step[32], val[32], bits[32], *rows = read_journal(brief("%s/log.tsv", dir), LOG_HEADER);
     double first = NAN, last = NAN;
     if (!rows) return;
     printf("history: step, val_loss, bits_per_byte\n");
