@@ -3223,19 +3223,16 @@ static const char *duration(double s)
     return brief("%ldh%02ldm", n / 3600, n / 60 % 60);
 }
 
-/* Whether stderr is a terminal, where one line is replaced again and again. */
-static bool live(void) { return isatty(2); }
-
 /* A line of progress. On a terminal it replaces the one before; `last` keeps it, whole. Elsewhere
  * every call is a line, so the caller decides how often. */
-#define progress(last, ...) speak("", (last) || !live(), MESSAGE(__VA_ARGS__))
+#define progress(last, ...) speak("", (last) || !isatty(2), MESSAGE(__VA_ARGS__))
 
 /* Whether a line of progress is due: every 0.2 s on a terminal, else every 20 s. *shown is the time
  * of the last one, and becomes now if one is due. */
 static bool line_is_due(double *shown)
 {
     const double now = seconds();
-    if (now - *shown < (live() ? 0.2 : 20)) return false;
+    if (now - *shown < (isatty(2) ? 0.2 : 20)) return false;
     *shown = now;
     return true;
 }
@@ -3249,7 +3246,7 @@ static struct Timer start_timer(void) { return (struct Timer){seconds(), seconds
  * all is 0 if it is not known. When all is done, the live line goes: results may take its place. */
 static void show_work(struct Timer *t, const char *what, double done, double all, const char *unit)
 {
-    if (done == all && live()) speak("", false, "");
+    if (done == all && isatty(2)) speak("", false, "");
     if (done == all || !line_is_due(&t->shown)) return;
     const double rate = done / (t->shown - t->start);
     const char *of_all = all > 0 ? brief("/%.0f", all) : "",

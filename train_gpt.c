@@ -1754,7 +1754,7 @@ static int finish(const struct Run *r)
         advise_resume("train", brief("step %s%s", place(r), stop_signal ? ""
                                      : ", by --time-limit,"), set.out);
     if (stop_signal && !finished(r)) return 128 + stop_signal;
-    if (live()) speak("", false, "");
+    if (isatty(2)) speak("", false, "");
     printf("%s: ", set.out);
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", r->best_step, r->best.loss,
