@@ -1345,9 +1345,9 @@ static char *shard_path(const char *prefix, int number)
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
-static size_t prefix_length(const char *path)
+static int prefix_length(const char *path)
 {
-    const size_t n = strlen(path);
+    const int n = (int)strlen(path);
     return n > 11 && path[n - 11] == '_' && strspn(path + n - 10, "0123456789") == 6
            && !strcmp(path + n - 4, ".bin") ? n - 11 : 0;
 }
@@ -1358,7 +1358,7 @@ static size_t prefix_length(const char *path)
 static void check_sets(const struct Shard *s, int count, const char *pattern)
 {
     for (const struct Shard *first = s, *end = s + count; first < end; first = s) {
-        const int n = (int)prefix_length(first->path);
+        const int n = prefix_length(first->path);
         uint64_t hash = 0;
         bool ordered = true;
         do {
@@ -1367,21 +1367,20 @@ static void check_sets(const struct Shard *s, int count, const char *pattern)
                     "remove the older one.", s->path, first->path);
             hash = mix64(hash ^ s->sum);
             ordered &= !n || atoi(s->path + n + 1) == s - first;
-        } while (++s < end && n && (int)prefix_length(s->path) == n
+        } while (++s < end && n && prefix_length(s->path) == n
                  && !strncmp(s->path, first->path, n));
         for (int k = 0; n && k < first->shards; k++) {
-            char *path = text_of("%.*s_%06d.bin", n, first->path, k);
-            const bool named = !pattern || !fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD);
-            const char *together = counted(first->shards, "shard");
-            if (named && !file_exists(path)) {
-                if (pattern)
-                    die("%s: is missing; %s were encoded together. Encode again, or name only "
-                        "those that are there.", path, together);
+            const char *path = brief("%.*s_%06d.bin", n, first->path, k),
+                       *together = counted(first->shards, "shard");
+            if (file_exists(path)) continue;
+            if (!pattern) {
                 warn("%s: is missing; %s were encoded together, so this is not the whole text.",
                      path, together);
-                k = first->shards;                          /* one is named */
+                break;                                      /* one is named */
             }
-            free(path);
+            if (!fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD))
+                die("%s: is missing; %s were encoded together. Encode again, or name only "
+                    "those that are there.", path, together);
         }
         if (ordered && s - first == first->shards && hash != first->set)
             die("%s: the tokens are not those that were encoded: the file, or another of its set, "
