@@ -1538,7 +1538,7 @@ static void hint_at_format(const char *path, const uint8_t *p, size_t n)
 static void read_json_line(struct Chunk *c, struct Part *p)
 {
     const char *field = c->source->field;
-    char *where = text_of("%s:%lld", c->source->paths[c->number], (long long)c->line++);
+    const char *where = brief("%s:%lld", c->source->paths[c->number], (long long)c->line++);
     if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
         p->begin += 3;                              /* a byte order mark */
     while (p->begin < p->end && isspace(*p->begin)) p->begin++;
@@ -1551,7 +1551,6 @@ static void read_json_line(struct Chunk *c, struct Part *p)
         p->begin = (const uint8_t *)text->string;
         p->end = p->readable = p->begin + text->length;
     }
-    free(where);
 }
 
 /* What ends the document at p: the place of \n or <|endoftext|>, or NULL. */
