@@ -1088,13 +1088,10 @@ static int64_t count_invalid(const void *bytes, size_t n)
 
 /* --- Writing tokens --- */
 
-/* Appends the bytes of n tokens. */
-static void append_decoded(struct Buffer *b, const struct Tokenizer *t, const int *ids, int n)
+/* Appends the bytes of a token. */
+static void append_decoded(struct Buffer *b, const struct Tokenizer *t, int id)
 {
-    for (int i = 0, length; i < n; i++) {
-        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
-        append_bytes(b, bytes, length);
-    }
+    append_bytes(b, t->bytes.data + t->offset[id], token_length(t, id));
 }
 
 /* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
@@ -2018,7 +2015,7 @@ static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool 
     for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
         for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++)
             if (ids[i] == t->eot) append_bytes(&out, mark, strlen(mark));
-            else append_bytes(&out, t->bytes.data + t->offset[ids[i]], token_length(t, ids[i]));
+            else append_decoded(&out, t, ids[i]);
         show_result(&out);
     }
     free(out.data);

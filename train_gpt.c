@@ -1327,8 +1327,8 @@ static const char *write_texts(const struct Run *r)
         for (int s = 0; s < m->sequences; s++) {
             const int first = m->starts[s], end = m->starts[s + 1];
             bytes.size = 0;
-            append_decoded(&bytes, r->tokenizer, m->tokens + first, 1);
-            append_decoded(&bytes, r->tokenizer, m->targets + first, end - first);
+            append_decoded(&bytes, r->tokenizer, m->tokens[first]);
+            for (int k = first; k < end; k++) append_decoded(&bytes, r->tokenizer, m->targets[k]);
             append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
             append(&text, "\n");
         }
