@@ -2757,6 +2757,14 @@ static const char *json_text(const struct Json *object, const char *key, const c
     return j && j->kind == JSON_STRING ? j->string : otherwise;
 }
 
+/* append_json is append with " for each ', so that JSON stays legible in C. */
+#define append_json(b, ...) append_quoted(b, text_of(__VA_ARGS__))
+static void append_quoted(struct Buffer *b, char *text)
+{
+    for (char *s = text; *s; s++) if (*s == '\'') *s = '"';
+    append_text(b, text);
+}
+
 /* A string with its quotes. Bytes that are not UTF-8 become U+FFFD, since JSON has no others. */
 static void append_json_string(struct Buffer *b, struct Bytes s)
 {
@@ -3041,28 +3049,27 @@ enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
-    append(&b, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"gpt2\",\n"
-           "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n",
-           c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel");
-    append(&b, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n"
-           "  \"n_ctx\": %d,\n  \"vocab_size\": %d,\n  \"bos_token_id\": %d,\n"
-           "  \"eos_token_id\": %d,\n  \"pad_token_id\": %d,\n", c->layers, c->heads, c->channels,
-           c->context, c->context, c->vocabulary, eot, eot,
-           c->vocabulary > PAD_TOKEN ? PAD_TOKEN : eot);
-    append(&b, "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n"
-           "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n"
-           "  \"tie_word_embeddings\": true,\n");
+    append_json(&b, "{\n  'architectures': ['%s'],\n  'model_type': 'gpt2',\n"
+        "  'activation_function': 'gelu_new',\n  'layer_norm_epsilon': 1e-05,\n"
+        "  'n_layer': %d,\n  'n_head': %d,\n  'n_embd': %d,\n  'n_positions': %d,\n"
+        "  'n_ctx': %d,\n  'vocab_size': %d,\n  'bos_token_id': %d,\n  'eos_token_id': %d,\n"
+        "  'pad_token_id': %d,\n  'attn_pdrop': 0.0,\n  'embd_pdrop': 0.0,\n"
+        "  'resid_pdrop': 0.0,\n  'initializer_range': 0.02,\n  'scale_attn_weights': true,\n"
+        "  'tie_word_embeddings': true,\n",
+        c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel", c->layers, c->heads,
+        c->channels, c->context, c->context, c->vocabulary, eot, eot,
+        c->vocabulary > PAD_TOKEN ? PAD_TOKEN : eot);
     for (int k = 0; k < c->labels; k++) {
-        append(&b, k ? ", \"%d\": " : "  \"id2label\": {\"%d\": ", k);
+        append_json(&b, k ? ", '%d': " : "  'id2label': {'%d': ", k);
         append_json_string(&b, as_bytes(c->label_names[k]));
     }
     for (int k = 0; k < c->labels; k++) {
-        append(&b, k ? ", " : "},\n  \"label2id\": {");
+        append_json(&b, k ? ", " : "},\n  'label2id': {");
         append_json_string(&b, as_bytes(c->label_names[k]));
         append(&b, ": %d", k);
     }
-    if (c->labels) append(&b, "},\n  \"problem_type\": \"single_label_classification\",\n");
-    append(&b, "  \"torch_dtype\": \"float32\"\n}\n");
+    if (c->labels) append_json(&b, "},\n  'problem_type': 'single_label_classification',\n");
+    append_json(&b, "  'torch_dtype': 'float32'\n}\n");
     stage_file(path, b.data, b.size);
     const uint64_t sum = checksum(b.data, b.size);
     free(b.data);

@@ -1146,14 +1146,6 @@ static void append_vocabulary(struct Buffer *b, const struct Tokenizer *t)
     append(b, "}");
 }
 
-/* append_json is append with " for each ', so that JSON stays legible in C. */
-#define append_json(b, ...) append_quoted(b, text_of(__VA_ARGS__))
-static void append_quoted(struct Buffer *b, char *text)
-{
-    for (char *s = text; *s; s++) if (*s == '\'') *s = '"';
-    append_text(b, text);
-}
-
 /* The two special tokens, which loaders do not look for in pieces of a text. PAD is the symbol of
  * PAD_TOKEN. single_word: only where the token stands alone. */
 #define PAD "\\u0114"
@@ -1166,9 +1158,9 @@ static void append_quoted(struct Buffer *b, char *text)
 static void append_suffix(struct Buffer *b, const struct Tokenizer *t)
 {
     const int *ids = t->usage.suffix, n = t->usage.suffix_count;
-    append(b, "\"suffix\": {\"id\": \"suffix\", \"ids\": [");
+    append_json(b, "'suffix': {'id': 'suffix', 'ids': [");
     for (int i = 0; i < n; i++) append(b, i ? ", %d" : "%d", ids[i]);
-    append(b, "], \"tokens\": [");
+    append_json(b, "], 'tokens': [");
     for (int i = 0; i < n; i++) {
         append(b, i ? ", \"" : "\"");
         append_token(b, t, ids[i], true);
