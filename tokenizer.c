@@ -910,25 +910,22 @@ static void read_usage(struct Tokenizer *t, const char *path)
     json_free(j);
 }
 
-/* The path of a file in a directory, which the caller owns, or NULL: there is none. */
-static char *existing_file(const char *directory, const char *name)
+/* The path of a file in a directory, or NULL: there is none. */
+static const char *existing_file(const char *directory, const char *name)
 {
-    char *path = text_of("%s/%s", directory, name);
-    if (file_exists(path)) return path;
-    free(path);
-    return NULL;
+    const char *path = brief("%s/%s", directory, name);
+    return file_exists(path) ? text_of("%s", path) : NULL;
 }
 
 /* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
  * that name. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors, whose order
  * is ours. NULL: there is none. */
-static char *tokenizer_file(const char *name)
+static const char *tokenizer_file(const char *name)
 {
     static const char *const files[] = {"tokenizer.json", "merges.txt", "vocab.bpe"};
     struct stat status;
-    char *path = NULL;
-    if (stat(name, &status) || !S_ISDIR(status.st_mode))
-        return file_exists(name) ? text_of("%s", name) : NULL;
+    const char *path = NULL;
+    if (stat(name, &status) || !S_ISDIR(status.st_mode)) return file_exists(name) ? name : NULL;
     for (int i = 0; i < COUNT(files) && !path; i++) path = existing_file(name, files[i]);
     return path;
 }
