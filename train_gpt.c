@@ -310,6 +310,7 @@ static void sum_slots(struct Run *r, int first, int count);     /* first to firs
 static void share(real *array);     /* (parameters): gets the parts that other ranks have computed */
 static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
 static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
+static void gather_moments(struct Run *r);      /* all parts, to rank 0 */
 
 static struct Step begin_step(struct Run *r);   /* starts the clock, and the profile if it is on */
 static void end_step(struct Run *r, struct Step *s);    /* stops both */
@@ -432,10 +433,7 @@ static double rate_of(const struct Run *r)
 /* --- The loop --- */
 
 /* Whether all steps are done. With --steps 0 their number is not yet known. */
-static bool finished(const struct Run *r)
-{
-    return set.steps && r->step >= set.steps;
-}
+static bool finished(const struct Run *r) { return set.steps && r->step >= set.steps; }
 
 /* What depends on time or signals is decided by rank 0. */
 static bool agreed(bool mine)
@@ -781,9 +779,7 @@ static struct Option train_options[] = {
      &set.allow_mixed},
     {"plan", "print sizes, memory and the expected duration, and stop", FLAG, &set.plan},
     {"profile", "print at the end where the time of the steps went", FLAG, &set.profile,
-     .idle = "with plan"},
-    {0}
-};
+     .idle = "with plan"}, {0}};
 
 /* ============================================================================================= */
 /* 6. Metadata, log and state                                                                    */
@@ -838,8 +834,6 @@ static double last_seconds(const char *rows)
 }
 
 /* --- Saving --- */
-
-static void gather_moments(struct Run *r);      /* all parts, to rank 0 (section 10) */
 
 /* Where the run is, for progress: "step/steps", or the step while their number is not known. */
 static const char *place(const struct Run *r)
@@ -1849,10 +1843,7 @@ static int command_eval(int argc, char **argv)
          .choices = "length|documents"},
         {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
-        PRECISION_OPTION(&precision),
-        THREADS_OPTION(&threads),
-        {0}
-    };
+        PRECISION_OPTION(&precision), THREADS_OPTION(&threads), {0}};
     read_options(argc, argv, options,
         "train_gpt eval --model DIR --data GLOB [options]\n"
         "The mean loss of a model, in nats per token, and in bits per byte of text.");
@@ -1904,10 +1895,7 @@ static int command_sample(int argc, char **argv)
         {"seed", "the same seed gives the same text", LONG, &seed, 0, 1e15,
          .idle = "with temperature 0"},
         {"count", "how many texts", INTEGER, &count, 1, 1e9},
-        PRECISION_OPTION(&precision),
-        THREADS_OPTION(&threads),
-        {0}
-    };
+        PRECISION_OPTION(&precision), THREADS_OPTION(&threads), {0}};
     read_options(argc, argv, options,
         "train_gpt sample --model DIR [--prompt TEXT] [options]\n"
         "Text that the model writes. --- stands between several.");
@@ -1980,8 +1968,7 @@ int main(int argc, char **argv)
         {"train", command_train, "pretrain a model on token shards"},
         {"eval", command_eval, "loss of a model on token shards"},
         {"sample", command_sample, "let a model write"},
-        {"info", command_info, "what a model directory holds"},
-    };
+        {"info", command_info, "what a model directory holds"}};
     return run_command("train_gpt", argc, argv, commands, COUNT(commands));
 }
 #endif
