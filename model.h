@@ -313,16 +313,14 @@ static inline uint32_t mix32(uint32_t x)
     return x ^ x >> 16;
 }
 
-/* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p), so that the expected
- * value stays what it was. */
+/* Factor of value number `index`: 0 with probability p, otherwise 1 / (1 - p), on average 1. */
 static inline real mask_factor(struct Dropout d, uint32_t index)
 {
     const uint32_t bits = mix32(mix32(index) ^ (uint32_t)d.key);
     return bits >= (uint32_t)(d.p * 4294967295.0) ? (real)(1 / (1 - d.p)) : 0;
 }
 
-/* y = residual + mask x, for n values; residual may be NULL. The backward pass is dx = mask dy, so
- * it calls the same function. */
+/* y (n) = residual + mask x; residual may be NULL. It serves backward, too: dx = mask dy. */
 static void dropout(real *y, const real *residual, const real *x, size_t n, struct Dropout d)
 {
     #pragma omp parallel for simd schedule(static) firstprivate(d)
@@ -396,8 +394,7 @@ static void attention_heads(real *y, real *P, const real *qkv, int n, int C, int
     }
 }
 
-/* Attention of one row, all heads. Generation computes every new token in this way, and qkv is its
- * key-value cache. */
+/* Attention of one row, all heads, as generation computes it: qkv is its key-value cache. */
 static void attention_row(real *y, real *P, const real *qkv, int n, int C, int H)
 {
     const int share = ceil_div(H, thread_count());          /* heads of a thread */
@@ -785,8 +782,7 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
 #define lm_rows_forward(...)  TIMED(HEAD, FORWARD, lm_rows_forward(__VA_ARGS__))
 #define lm_rows_backward(...) TIMED(HEAD, BACKWARD, lm_rows_backward(__VA_ARGS__))
 
-/* Rows of logits that exist at a time: about 16 MB, since a row of GPT-2's is 200 kB, and enough
- * rows for efficient products. */
+/* Rows of logits at a time: about 16 MB (a row of GPT-2's is 200 kB), enough for fast products. */
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
 
 /* After trunk_forward. targets (N): the token that follows each row in the text, also after the
@@ -915,8 +911,8 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
  * most of it there. Muon gives all directions one length: of u = P S Q^T, the singular value
  * decomposition of the averaged gradient, it takes P Q^T, without computing one. Five times
  *   x = (a + b x x^T + c (x x^T)^2) x           a = 3.4445   b = -4.7750   c = 2.0315
- * makes of each singular value s of x the value a s + b s^3 + c s^5. Those of u / |u| are 0 to 1; all
- * that are at least 0.0015 end between 0.68 and 1.21. P and Q stay.
+ * makes of each singular value s of x the value a s + b s^3 + c s^5. Those of u / |u| are 0 to 1;
+ * all that are at least 0.0015 end between 0.68 and 1.21. P and Q stay.
  *
  * x (R, N) is lost, y (R, N) has the result, since 5 is odd. gram (2 n^2), n = min(R, N): scratch
  * for x x^T, or x^T x if that is smaller, and for the bracket. */
@@ -941,10 +937,10 @@ static void orthogonalize(real *y, real *x, real *gram, int R, int N)
 /* The values of model.muon: of orthogonalize's y (C, 4C) and gram. */
 static size_t muon_scratch(const struct Config *c) { return 6 * (size_t)c->channels * c->channels; }
 
-/* After adamw_step, for whole matrices w (R, N), all of which learn, and whose gradients are 0 then:
+/* After adamw_step, for whole matrices w (R, N), which all learn, and whose gradients are 0 then:
  *   w -= lr (0.2 sqrt(max(R, N)) P Q^T + decay w)
- * P Q^T has a root mean square of 1 / sqrt(max(R, N)), and AdamW's steps have about 0.2 lr: with the
- * factor both take the same lr and decay (Liu et al. 2025). Only weights `begin` to `end` are
+ * P Q^T has a root mean square of 1 / sqrt(max(R, N)), and AdamW's steps have about 0.2 lr: with
+ * the factor both take the same lr and decay (Liu et al. 2025). Only weights `begin` to `end` are
  * wanted: matrices outside stay as they are. */
 static void muon_step(struct Model *model, double lr, double weight_decay, size_t begin, size_t end)
 {
@@ -1070,8 +1066,7 @@ static double grad_norm(const struct Model *model)
 #include <time.h>
 #include <unistd.h>
 
-/* What part III lends to part II. die ends the program with one sentence: what is wrong, what to
- * do. */
+/* What part III lends to part II. */
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 __attribute__((noreturn)) static void end_with(int status, const char *message);
 __attribute__((format(printf, 1, 2))) static char *brief(const char *format, ...);
@@ -2167,8 +2162,7 @@ static void make_harmless(char *text, size_t n, const char *keep)
     }
 }
 
-/* A text on one line, harmless in place: names and texts that messages and `info` show come from
- * files, which may be hostile. */
+/* The same for a text on one line: what messages and `info` show may come from hostile files. */
 static char *harmless(char *text)
 {
     make_harmless(text, strlen(text), "");
@@ -2291,8 +2285,7 @@ static void append_utf8(struct Buffer *b, unsigned c)
  * apart from numbers, since most searches are for a key that is not there. No key is 2^64 - 1. */
 struct HashTable { uint64_t *keys; int *numbers; size_t count; int bits; };
 
-/* The slot of a key, or the empty one where it belongs. The search begins at the top bits of a
- * product (Fibonacci hashing). */
+/* The slot of a key, or the empty one where it belongs (Fibonacci hashing, linear probing). */
 static inline size_t hash_slot(const struct HashTable *t, uint64_t key)
 {
     const size_t mask = ((size_t)1 << t->bits) - 1;
@@ -2358,8 +2351,7 @@ static bool same_file(const char *a, const char *b)
 
 /* --- Reading --- */
 
-/* A file that is open to be read, and how it was then: it may be written to while it is in use. The
- * path must outlive it. */
+/* A file open to be read, and how it was then: see refuse_changed. The path must outlive it. */
 struct File { const char *path; int fd; size_t size; struct stat status; };
 
 #ifdef __APPLE__
@@ -2411,8 +2403,7 @@ static void read_at(const struct File *f, void *out, size_t n, size_t at)
     assert(!n);
 }
 
-/* Reads a file whole, at most `max` bytes, into memory that the caller frees. A NUL follows. Files
- * of any kind: see open_file. */
+/* Reads a file whole, at most `max` bytes; the caller frees it. A NUL follows. any: open_file's. */
 static struct Bytes read_file(const char *path, size_t max, bool any)
 {
     struct File f = open_file(path, any);
@@ -2715,8 +2706,7 @@ static struct Json *json_value(struct JsonReader *r)
     return j;
 }
 
-/* Dies on text that is not one JSON value; path is for the message. The text must outlive the tree,
- * whose numbers point into it. */
+/* Dies on text that is not one JSON value, and names path. The text must outlive the tree. */
 static struct Json *json_parse(const char *text, size_t n, const char *path)
 {
     struct JsonReader r = {text, text + n, text, path, 0};
@@ -2887,8 +2877,7 @@ struct Safetensors {
     struct Json metadata;           /* its members, which stay when the file is closed */
 };
 
-/* The numbers in an array of a tensor's entry, such as [768,2304]. Returns how many it found, at
- * most 3. */
+/* The numbers in an array of a tensor's entry, such as [768,2304]. Returns how many, at most 3. */
 static int entry_numbers(double out[3], const struct Json *t, const char *key)
 {
     const struct Json *array = json_get(t, key);
@@ -2944,8 +2933,7 @@ static bool convert_values(real *out, const char *bytes, size_t n, const char *d
     return !others;
 }
 
-/* Whether a name in a file is that of a parameter. Files from elsewhere may leave out
- * "transformer.". */
+/* Whether a name in a file is that of a parameter. Others' files may leave out "transformer.". */
 static bool is_name_of(const char *found, const char *name)
 {
     return !strcmp(found, name)
@@ -3044,8 +3032,7 @@ enum { PAD_TOKEN = 208 };
  * stand in messages and tables. */
 enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
-/* Writes config.json as transformers' GPT2Config has it, and returns its checksum. eot: the id of
- * <|endoftext|>. */
+/* Writes config.json as transformers' GPT2Config has it; returns its checksum. eot: see below. */
 static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
@@ -3362,8 +3349,7 @@ static void calm_threads(char **argv)
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the
- * limit of the shell (ulimit -f) is an error, as a full disk is, and so is a pipe without a
- * reader. */
+ * shell's limit (ulimit -f) is an error, as a full disk is, and so is a pipe without a reader. */
 static void begin_program(const char *name, char **argv)
 {
     program = name;
@@ -3529,9 +3515,8 @@ static void set_option(struct Option *o, const char *where, const char *text)
     else *(double *)o->value = x;
 }
 
-/* Reads argv[0 .. argc) into the table. Other arguments move to the front of argv, in order, and
- * their number is returned. --help prints `usage` and the table, then exits. After "--" nothing is
- * an option. */
+/* Reads the options in argv[0 .. argc). Other arguments move to its front, in order. Returns how
+ * many. --help prints `usage` and the table, then exits. After "--" nothing is an option. */
 static int read_arguments(int argc, char **argv, struct Option *table, const char *usage)
 {
     int left = 0, i = 0;
@@ -3565,9 +3550,8 @@ static void read_options(int argc, char **argv, struct Option *table, const char
         die_usage("%s: not an option. --help lists them.", argv[0]);
 }
 
-/* Warns of each option that was given and has no effect with the others. A condition of `idle` is
- * "with NAME", "without NAME" or "with NAME VALUE"; an option is on if it is a FLAG that is set, a
- * number other than 0, or a TEXT. */
+/* Warns of each option that was given and has no effect: a condition of `idle` ("with NAME", "with
+ * NAME VALUE", "without NAME") holds. On are a FLAG that is set, a number other than 0, a TEXT. */
 static void warn_idle(const struct Option *table)
 {
     for (const struct Option *o = table; o->name; o++)
@@ -3610,8 +3594,7 @@ static void resume_options(struct Option *table, const struct Json *old, const c
     }
 }
 
-/* Notes the hash of what a run has read. Dies if the run in `out` that is resumed, whose metadata
- * are `old`, read something else. */
+/* Notes the hash of what a run has read. Dies if `old`, of the run in `out`, names another one. */
 static void describe_input(struct Json *meta, const struct Json *old, const char *name,
                            const char *hash, const char *out)
 {
@@ -3624,8 +3607,7 @@ static void describe_input(struct Json *meta, const struct Json *old, const char
 
 /* --- The directory of a run: it is locked (lock_directory) and holds a log and a state --- */
 
-/* The one "already holds": refuses an --out with one of the files, whose list NULL ends. remedy:
- * what to do, one sentence. */
+/* Refuses an --out with one of the files, whose list NULL ends. remedy: what to do, a sentence. */
 static void refuse_existing(const char *out, const char *const *files, const char *remedy)
 {
     for (; *files; files++)
