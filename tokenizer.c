@@ -525,8 +525,7 @@ static inline Bytes16 word_key(const uint8_t *p, size_t n, const uint8_t *readab
     return key | (Bytes16)n << 120;
 }
 
-/* A 128-bit product, folded to 64 bits, so that each bit of the key changes all bits of the hash
- * (wyhash by Wang Yi). */
+/* A 128-bit product, folded: each bit of the key changes all bits of the hash (wyhash, Wang Yi). */
 static inline uint64_t key_hash(Bytes16 key)
 {
     const Bytes16 product = (Bytes16)((uint64_t)key ^ 0xA0761D6478BD642Fu)
@@ -746,8 +745,7 @@ static void read_merge(struct Tokenizer *t, const char *text, const char *stop, 
             stop - text < 80 ? (int)(stop - text) : 80, text, wrong);
 }
 
-/* Makes a tokenizer of the text of a merges.txt. Dies on a line that is not a merge of earlier
- * tokens. */
+/* Makes a tokenizer of the text of a merges.txt, of which each line is for read_merge. */
 static struct Tokenizer *read_merges(struct Bytes text, const char *path)
 {
     const char *at = text.data, *end = text.data + text.size;
@@ -1267,8 +1265,7 @@ struct Shard {
     int vocabulary;             /* no id reaches it */
 };
 
-/* Reads up to `max` ids from number `at` on and returns how many; 0: the end. Dies if one is beyond
- * the vocabulary. */
+/* Reads up to `max` ids from number `at` on; returns how many. Dies if the vocabulary lacks one. */
 static size_t read_block(uint16_t *out, size_t max, const struct Shard *s, int64_t at)
 {
     const size_t left = (size_t)(s->count - at), n = left < max ? left : max;
@@ -1482,8 +1479,7 @@ struct Source {
     struct Timer timer;
 };
 
-/* A part of a file that one thread works on. No piece crosses the end of a chunk, and no document
- * but that of SPLIT_FILE. */
+/* A part of a file, for one thread. No piece crosses its end, and no document but of SPLIT_FILE. */
 struct Chunk {
     struct Source *source;
     int number;                 /* of the file, from 0 */
@@ -1519,8 +1515,7 @@ static void hint_at_format(const char *path, const uint8_t *p, size_t n)
              json ? "JSON, whose names and braces" : "a table, whose labels and quotes");
 }
 
-/* Replaces a line of JSON by the string that it holds. A blank line becomes an empty string. Dies
- * on a line without that string. */
+/* Replaces a line of JSON by its string, and a blank line by an empty one. Dies if it has none. */
 static void read_json_line(struct Chunk *c, struct Part *p)
 {
     const char *field = c->source->field;
@@ -1546,9 +1541,8 @@ static const uint8_t *find_mark(enum Split split, const uint8_t *p, const uint8_
          : split == SPLIT_EOT ? find_text(p, end, END_OF_TEXT) : memchr(p, '\n', end - p);
 }
 
-/* Takes the next document, or the part of it that is in this chunk, off the chunk, and notes what
- * source_close says of it. Returns false if nothing is left. The part of JSON is valid until the
- * next call. */
+/* Takes the next document, or its part in this chunk, off the chunk, and notes what source_close
+ * says of it. Returns false if nothing is left. The part of JSON is valid until the next call. */
 static bool next_part(struct Chunk *c, struct Part *p)
 {
     struct Source *s = c->source;
@@ -1654,8 +1648,7 @@ static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const
     return limit;
 }
 
-/* Cuts the next chunk off the window. Returns false if the window holds no place to cut and more
- * of the file must be read first. */
+/* Cuts the next chunk off the window. Returns false if it has no place to cut: read more first. */
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = (uint8_t *)s->window.data + s->at, *end = at + s->window.size - s->at;
@@ -1853,8 +1846,7 @@ static int side_of(const struct Chunk *c, const struct Part *p)
     return s->cut ? p->position >= s->cut : random_uniform(&r) < set.val_fraction;
 }
 
-/* Encodes the documents of one chunk and returns how many begin there. ids: of each side,
- * uint16_t. */
+/* Encodes the documents of a chunk; returns how many begin there. ids: uint16_t, of each side. */
 static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, struct Slot *cache,
                             struct Chunk c)
 {
@@ -1900,8 +1892,7 @@ static int64_t encode_files(struct ShardWriter writers[2], const struct Tokenize
     return documents;
 }
 
-/* Gives the shards of the sets their names, removes those that an older set has behind them, and
- * says what was written. */
+/* Names the shards of the sets, removes those that older sets have behind them, and reports. */
 static void finish_sets(struct ShardWriter *writers, int count)
 {
     for (int i = 0; i < count; i++) complete_set(&writers[i]);
@@ -1994,8 +1985,7 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Writes the text of a shard, with the mark for <|endoftext|>, but not for the first one in the
- * first shard. */
+/* Writes the text of a shard, with the mark for <|endoftext|>, but not where the first begins. */
 static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
                          const char *mark)
 {
