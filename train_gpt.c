@@ -149,8 +149,7 @@ static void cut_by_documents(struct Sequences *s, int eot)
     s->count--;                 /* the last entry is the end */
 }
 
-/* Cuts as --cut says: how is "length" or "documents". Dies if sequences cannot be counted in
- * int. */
+/* Cuts as --cut says, by "length" or "documents". Dies if int cannot count the sequences. */
 static struct Sequences cut(const struct Data *d, int T, const char *how, int eot)
 {
     struct Sequences s = {.data = d, .T = T};
@@ -297,8 +296,7 @@ struct Run {
     struct Clock clock;
 };
 
-/* Slots are shared out to `ranks` processes, of which this is number `rank`. Without MPI it is
- * number 0 of 1. */
+/* Slots are shared out to `ranks` processes, of which this is number `rank`: without MPI 0 of 1. */
 static int rank = 0, ranks = 1;
 
 /* What is known of one step. */
@@ -307,7 +305,7 @@ struct Step { double loss, norm, lr, start, seconds; int64_t targets; };
 /* --- What the loop uses of the sections below --- */
 
 static void sum_slots(struct Run *r, int first, int count);     /* first to first + ranks - 1 */
-static void share(real *array);     /* (parameters): gets the parts that other ranks have computed */
+static void share(real *array);     /* (parameters): gets the parts that others have computed */
 static void take_from_rank_0(void *value, size_t size);     /* its value, for all ranks */
 static void sum_over_ranks(double *x, int n);   /* x (n): a value is 0 on all ranks but one */
 static void gather_moments(struct Run *r);      /* all parts, to rank 0 */
@@ -362,9 +360,9 @@ static void add_gradient(real *sum, real *g, size_t n)
 }
 
 /* Returns the mean loss over the n targets of a step, and adds its gradient to part.grads, which
- * update_weights has left at 0. The factor 1/n is the same in every slot, so the gradients simply add
- * up: `count` minibatches of B sequences give what one of count * B would give, in the memory of
- * one. Each slot's gradient begins at 0, and the slots are added in their order,
+ * update_weights has left at 0. The factor 1/n is the same in every slot, so the gradients add up:
+ * `count` minibatches of B sequences give what one of count * B would give, in the memory of one.
+ * Each slot's gradient begins at 0, and the slots are added in their order,
  *   ((g0 + g1) + g2) + ..
  * wherever they are computed, so the bytes are the same for any number of ranks. */
 static double step_gradient(struct Run *r, int count, int64_t step, int64_t targets)
@@ -587,8 +585,7 @@ static int draw(const struct Entry *c, int n, int kept, double u)
 
 struct Utf8 { unsigned char held[4]; int count; };
 
-/* Appends the characters that n more bytes complete. Bytes that belong to no character become
- * U+FFFD. */
+/* Appends the characters that n more bytes complete. Bytes of no character become U+FFFD. */
 static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *bytes, int n)
 {
     uint32_t c;
@@ -632,8 +629,7 @@ static void generator_create(struct Generator *g, struct Model *model, struct To
     g->choices = resize(NULL, c->vocabulary * sizeof *g->choices);
 }
 
-/* Reads n tokens in one forward pass, or the last T of a longer text. Returns the hidden state (C)
- * of the last token. */
+/* Reads n tokens, or the last T of more, in one pass. Returns the hidden state (C) of the last. */
 static const real *read_text(struct Generator *g, const int *tokens, int n)
 {
     const int rows = min_int(n, g->model->config.context);
@@ -659,8 +655,7 @@ static const real *read_next(struct Generator *g, int token)
 }
 
 /* Draws the token after a hidden state (C), <|endoftext|> only if the text may end. Temperature 0
- * returns the likeliest one. Subtracting the highest logit changes no probability and keeps exp
- * from overflowing. */
+ * returns the likeliest one. The highest logit is subtracted first, as in softmax. */
 static int next_token(struct Generator *g, const real *hidden, bool may_end)
 {
     /* Ids from V on are not drawn: those that pad a model, and <|endoftext|>, which is the last. */
@@ -914,9 +909,8 @@ static bool save_is_due(const struct Run *r)
 
 /* --- Resuming --- */
 
-/* Takes the options that were not given from the state. While time decides how many steps the run
- * has, the limit is one of them: it is that of the whole run, and the log has the time that is
- * used. */
+/* Takes the options that were not given from the state; while time decides how many steps the run
+ * has, also the limit: it is that of the whole run, and the log has the time that is used. */
 static void take_options(struct Run *r)
 {
     load_metadata(r->files.state, &r->old);
@@ -984,9 +978,8 @@ static void start_or_resume(struct Run *r)
         die_usage("--out %s: is the model to start from. Name another directory.", set.out);
 }
 
-/* Makes the directories, with the tokenizer for both, right before the first step, when all input
- * has been checked. A run that replaces another leaves the old files as they are until its own
- * first save. */
+/* Makes the directories, with the tokenizer for both, when all input has been checked. A run that
+ * replaces another leaves the old files as they are until its own first save. */
 static void begin_files(struct Run *r)
 {
     if (rank) return;
@@ -1155,8 +1148,7 @@ static double memory_needed(const struct Run *r, bool print)
 
 /* --- What is loaded and allocated before the first step --- */
 
-/* What of the options needs no data is checked before any is read or allocated, which may take
- * minutes. */
+/* What of the options needs no data is checked before any is read, which may take minutes. */
 static void check_options(void)
 {
     if (set.heads && set.channels % set.heads)
@@ -1417,8 +1409,8 @@ static void sample_run(struct Run *r)
  * decides is recorded in the state --- */
 
 /* Seconds of a step without the exchange between ranks: the fastest of up to 20 of one minibatch,
- * since the first also touches new memory. No trace stays: AdamW and Muon see a gradient of 0, which
- * leaves the moments at 0, the rate 0 leaves the weights as they are, and the loader begins again. */
+ * since the first also touches new memory. No trace stays: AdamW and Muon see a gradient of 0, so
+ * the moments stay 0, the rate 0 leaves the weights as they are, and the loader begins again. */
 static double measure_step(struct Run *r)
 {
     const double begin = seconds();
@@ -1438,8 +1430,7 @@ static double measure_step(struct Run *r)
     return (set.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
-/* The number of steps that read the data --epochs times. The last step is filled up from the next
- * epoch. */
+/* The steps that read the data --epochs times; the last is filled up from the next epoch. */
 static int64_t steps_in_epochs(struct Run *r)
 {
     struct Loader *l = &r->loader;
@@ -1569,8 +1560,8 @@ static void print_profile(const struct Run *r)
  * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
  * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
  * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
- * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights and, with
- * Muon, for the directions. */
+ * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights and,
+ * with Muon, for the directions. */
 
 #ifdef MPI
 #include <mpi.h>
@@ -1679,8 +1670,7 @@ static void gather_moments(struct Run *r)
                     MPI_COMM_WORLD);
 }
 
-/* Dies if this rank has other settings, data or state than rank 0, or another program, whose sums
- * may differ. Paths may differ. */
+/* Dies if settings, data, state or program differ from rank 0's, as sums then may. Paths may. */
 static void compare_ranks(const struct Run *r)
 {
     struct Json meta = describe(r);
@@ -1739,8 +1729,7 @@ static void gather_moments(struct Run *r) { (void)r; }
 
 /* --- train --- */
 
-/* Prints the result, and what tells against it; of a run that has stopped before its end how to go
- * on. Returns the exit status. */
+/* Prints the result and what tells against it, or how to go on. Returns the exit status. */
 static int finish(const struct Run *r)
 {
     const double uniform = log(r->model.config.vocabulary);
