@@ -1844,9 +1844,8 @@ static int command_eval(int argc, char **argv)
         die_usage("--context %d: the model knows only %s.", T,
                   counted(model.config.context, "position"));
     struct Data data = open_data("data", pattern, tokenizer);
-    const char *trained = json_text(&meta, "train.cut", NULL);
-    const struct Sequences sequences = cut(&data, T, how ? how : trained ? trained : "length",
-                                           tokenizer->eot);
+    if (!how) how = json_text(&meta, "train.cut", "length");
+    const struct Sequences sequences = cut(&data, T, how, tokenizer->eot);
     if ((int64_t)batch * T > INT32_MAX / 8)
         die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
