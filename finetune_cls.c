@@ -361,7 +361,7 @@ static void choose_weights(struct Task *t)
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
-static void save_if_due(struct Task *t, struct TrainState *run, bool stop);
+static void save_if_due(struct Task *t, struct TrainState *run, bool must);
 
 /* --- One update --- */
 
@@ -2275,11 +2275,13 @@ static char *state_path(const struct Settings *s)
     return text_of("%s/state.safetensors", s->out);
 }
 
-/* The state has all that begin_state needs. The order of the texts follows from the step. */
-static void save_training(struct Task *t, struct TrainState *run)
+/* Writes the state every minute, in a fiftieth of the time at most, and when it must be written. It
+ * has all that begin_state needs. The order of the texts follows from the step. */
+static void save_if_due(struct Task *t, struct TrainState *run, bool must)
 {
     struct Json meta = {0};
     const double start = seconds();
+    if (t->quiet || !(must || start - run->saved > fmax(60, 50 * run->saving))) return;
     describe_training(&meta, t);
     journal_describe(&meta, &t->log);
     metadata_set(&meta, "position", "%d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
@@ -2292,14 +2294,7 @@ static void save_training(struct Task *t, struct TrainState *run)
     run->saving = run->saved - start;
 }
 
-/* Every minute, in a fiftieth of the time at most, and before a stop. */
-static void save_if_due(struct Task *t, struct TrainState *run, bool stop)
-{
-    const bool due = seconds() - run->saved > fmax(60, 50 * run->saving);
-    if (!t->quiet && (stop || due)) save_training(t, run);
-}
-
-/* Begins the log and the state, or goes to the place at which save_training was called. */
+/* Begins the log and the state, or goes to the place at which save_if_due wrote it. */
 static void begin_state(struct Task *t, struct TrainState *run)
 {
     unsigned long long masks;
@@ -2307,7 +2302,7 @@ static void begin_state(struct Task *t, struct TrainState *run)
     int end = 0;
     if (t->quiet) return;
     journal_open(&t->log, brief("%s/log.tsv", t->set.out), steps_header, &t->old);
-    if (!t->old.child) { save_training(t, run); return; }
+    if (!t->old.child) { save_if_due(t, run, true); return; }
     char *path = state_path(&t->set);
     load_state(path, &t->model, run->best, run->mean, &t->old);
     const char *position = json_text(&t->old, "position", NULL);
