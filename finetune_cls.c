@@ -3590,16 +3590,6 @@ static int command_layers(int argc, char **argv)
     return 0;
 }
 
-/* p (n, K): the probabilities after each of the n tokens of the text in t->data. */
-static void read_prefixes(real *p, struct Task *t, int n)
-{
-    struct Batch *m = &t->runner.minibatch;
-    forward(&t->runner, (int[]){0}, 1, 0, 0);
-    batch_clear(m);
-    for (int i = 0; i < n; i++) batch_add(m, 1);    /* each row the last of a sequence */
-    class_head(&t->model, &t->runner.ws, m, NULL, NULL, 0, p);
-}
-
 /* A token's bytes, in readable form. The few strings are never freed. */
 static char *readable_token(const struct Tokenizer *t, int id)
 {
@@ -3610,8 +3600,8 @@ static char *readable_token(const struct Tokenizer *t, int id)
     return b.data;
 }
 
-/* What the language model expects next after a text, which read_prefixes has just read: the label
- * words of each class with their probabilities. */
+/* What the language model expects after the n tokens of a text, which have just been read: the
+ * label words of each class with their probabilities. */
 static void print_words(const struct Task *t, int n)
 {
     const struct Config *config = &t->model.config;
@@ -3634,11 +3624,15 @@ static void print_words(const struct Task *t, int n)
 static void explain_text(struct Task *t, struct Bytes text)
 {
     const int K = t->model.config.labels;
+    struct Batch *m = &t->runner.minibatch;
     t->data.count = 0;
     add_text(&t->data, t->tokenizer, text, -1, t->window);
     const int n = length_of(&t->data, 0);
-    real *p = resize(NULL, (size_t)n * K * sizeof *p);
-    read_prefixes(p, t, n);
+    real *p = resize(NULL, (size_t)n * K * sizeof *p);              /* (n, K) */
+    forward(&t->runner, (int[]){0}, 1, 0, 0);
+    batch_clear(m);
+    for (int i = 0; i < n; i++) batch_add(m, 1);    /* each row the last of a sequence */
+    class_head(&t->model, &t->runner.ws, m, NULL, NULL, 0, p);
     const int best = most_probable(p + (size_t)(n - 1) * K, K);
     const char *label = t->model.config.label_names[best];
     double before = p[best], largest = 0;
