@@ -3391,21 +3391,9 @@ static bool makes_sense(const struct Compare *c, int budget, int method)
     return c->budgets[budget] || kind == MAJORITY || kind == PROMPT;
 }
 
-/* "training 12/45, 2m10s left: scratch, 100 labels". Every seed takes about as long as the first,
- * during which the time left is not known. */
-static const char *title_of(const struct Compare *c, int i, int number)
-{
-    const int M = c->method_count, round = c->budget_count * M;
-    double left = 0;
-    for (int k = i; k < c->seeds * round; k++)
-        if (!c->cells[k].right) left += c->cells[k % round].seconds;
-    return text_of("training %d/%d%s: %s, %d labels", number, c->trainings,
-                   i < round ? "" : brief(", %s left", duration(left)),
-                   c->methods[i % M].set.tune, c->budgets[i / M % c->budget_count]);
-}
-
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
- * than the method took before. Returns how many are done, of c->trainings. */
+ * than the method took before. Returns how many are done, of c->trainings. Every seed takes about
+ * as long as the first, during which the time left is not known. */
 static int run_cells(struct Compare *c)
 {
     const int M = c->method_count, round = c->budget_count * M;
@@ -3420,7 +3408,12 @@ static int run_cells(struct Compare *c)
         if (!makes_sense(c, budget, method)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over && !cell->right) {
-            c->task.title = title_of(c, i, done + 1);
+            double left = 0;
+            for (int k = i; k < c->seeds * round; k++)
+                if (!c->cells[k].right) left += c->cells[k % round].seconds;
+            c->task.title = text_of("training %d/%d%s: %s, %d labels", done + 1, c->trainings,
+                                    i < round ? "" : brief(", %s left", duration(left)),
+                                    c->methods[method].set.tune, c->budgets[budget]);
             if (line_is_due(&shown)) progress(false, "%s", c->task.title);
             run_cell(c, i / round + 1, budget, method);
         }
