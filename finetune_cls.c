@@ -2176,17 +2176,6 @@ static void prepare(struct Task *t)
     if (t->words.count && s->kind != SCRATCH) begin_with_words(t);
 }
 
-/* Frees all but the texts, t->train and the tokenizer. */
-static void task_free(struct Task *t)
-{
-    release(t->probabilities, (size_t)t->val_count * t->model.config.labels * sizeof(real));
-    runner_free(&t->runner);
-    model_free(&t->model);
-    free(t->truth);
-    free(t->class_weights);
-    free(t->unlabelled);
-}
-
 /* --- Lines of progress, log.tsv and compare.tsv --- */
 
 /* The last column of a table has a digit for each test text, for paired tests. */
@@ -3058,7 +3047,12 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Tas
     if (whole && !isfinite(*loss))
         die("--methods %s: the loss is not finite. Lower its lr.", t->set.tune);
     json_free(meta.child);
-    task_free(t);
+    release(t->probabilities, (size_t)t->val_count * t->model.config.labels * sizeof(real));
+    runner_free(&t->runner);
+    model_free(&t->model);
+    free(t->truth);
+    free(t->class_weights);
+    free(t->unlabelled);
     return whole;
 }
 
