@@ -423,9 +423,7 @@ static void average_weights(struct TrainState *run, const struct Model *model, i
 static void validate_and_keep(struct Task *t, struct TrainState *run)
 {
     const struct Scores now = validate(t), top = run->best_scores;
-    const bool better = now.accuracy > top.accuracy
-                     || (now.accuracy == top.accuracy && now.loss < top.loss);
-    if (better) {
+    if (now.accuracy > top.accuracy || (now.accuracy == top.accuracy && now.loss < top.loss)) {
         run->best_scores = now;
         run->best_step = run->step;
         memcpy(run->best, t->model.weights, t->model.parameter_count * sizeof(real));
