@@ -258,7 +258,6 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
  * section 7. */
 enum { TEXTS, LABELS, PAIRS, COLUMNS };
 enum { JSONL, FASTTEXT, TSV, CSV, LINES, FORMATS };
-#define FORMAT_CHOICES "auto|tsv|csv|jsonl|fasttext|lines"
 struct Columns {
     const char *names[COLUMNS];         /* PAIRS: of a second text; NULL: texts are single */
     const char *header;                 /* yes: the first row has the names of the columns; no */
@@ -2336,7 +2335,7 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
     SETTING("header", "whether the first row names columns; else it is seen", CHOICE,             \
             &(c).header, .choices = "auto|yes|no", .idle = "without data"),                       \
     SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
-            .choices = FORMAT_CHOICES, .idle = "without data")
+            .choices = "auto|tsv|csv|jsonl|fasttext|lines", .idle = "without data")
 
 /* The rows of `train`, of which the other commands take what they share. */
 static struct Option *tune_options(struct Settings *s)
@@ -2364,8 +2363,7 @@ static struct Option *tune_options(struct Settings *s)
         STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3, with label words 1e-4)", REAL_NUMBER,
               &s->lr, 0, 10),
         STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, but 1 for "
-              "scratch and with label words",
-              REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
+              "scratch and with label words", REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
         SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
                 &s->layer_decay, 0.01, 1,
                 .idle = "with tune probe|with tune prompt|with tune last:1"),
