@@ -2142,20 +2142,6 @@ static real *weigh_classes(const struct Task *t)
     return weights;
 }
 
-/* Says what is about to be trained. */
-static void announce(const struct Task *t)
-{
-    const struct Settings *s = &t->set;
-    const struct Config *c = &t->model.config;
-    progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
-             "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
-             joined(c->label_names, c->labels));
-    if (s->kind > PROBE)
-        progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g  average %g",
-                 counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
-                 s->head_lr_ratio, s->dropout, s->average);
-}
-
 /* Allocates memory, and begins with the label words, if there are any. */
 static void prepare(struct Task *t)
 {
@@ -2169,7 +2155,6 @@ static void prepare(struct Task *t)
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
     t->probabilities = allocate_zeroed(t->val_count * K * sizeof(real));
-    if (!t->quiet) announce(t);
     if (t->words.count && s->kind != SCRATCH) begin_with_words(t);
 }
 
@@ -2555,6 +2540,13 @@ static int command_train(int argc, char **argv)
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Json){0}, t);    /* dies if what is resumed read other data */
+    progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
+             "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
+             joined(t->model.config.label_names, t->model.config.labels));
+    if (s->kind > PROBE)
+        progress(true, "%s, %d to an epoch  batch %d  lr %.3g, head x%g  dropout %g  average %g",
+                 counted(s->steps, "update"), ceil_div(t->train_count, s->batch), s->batch, s->lr,
+                 s->head_lr_ratio, s->dropout, s->average);
     prepare(t);
     struct Scores val = {.accuracy = NAN, .majority = NAN};     /* not known */
     if (s->kind <= PROBE)
