@@ -1902,12 +1902,14 @@ static int word_token(int *id, struct Tokenizer *t, const char *word)
     return count;
 }
 
-/* Reads --label-words. Of a word of several tokens the first is taken; unless quiet, it is said. */
+/* Reads --label-words; NULL or "": none. Of a word of several tokens the first is taken; unless
+ * quiet, it is said. */
 static struct Dataset read_label_words(const char *text, char *const *names, int K,
                                        struct Tokenizer *t, bool quiet)
 {
-    char **lists = values_by_label("label-words", text, names, K), *word;
     struct Dataset w = {0};
+    if (!text || !*text) return w;
+    char **lists = values_by_label("label-words", text, names, K), *word;
     for (int k = 0; k < K; k++) {
         int *id = begin_text(&w, (struct Bytes){0}, strlen(lists[k]), k);
         for (char *rest = lists[k]; (word = strsep(&rest, ",")); id++) {
@@ -2080,8 +2082,7 @@ static void load_data(struct Task *t, double part, int stream)
     if (s->kind == PROMPT && !has_words(s))
         s->label_words = words_of_names(names, K, t->tokenizer);
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
-    if (has_words(s))
-        t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
+    t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
     t->prior = read_prior(s->prior, names, K);
     add_examples(&t->data, t->tokenizer, &train, names, K, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, K, t->window);
@@ -2896,8 +2897,7 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     }
     if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t.tokenizer);
     if (s->label_words != c->task.set.label_words)
-        t.words = !has_words(s) ? (struct Dataset){0}
-                : read_label_words(s->label_words, names, K, t.tokenizer, false);
+        t.words = read_label_words(s->label_words, names, K, t.tokenizer, false);
     t.prior = read_prior(s->prior, names, K);
     s->tune = name;
     return t;
@@ -3642,9 +3642,8 @@ static int command_explain(int argc, char **argv)
     if (!count) die_usage("TEXT: must be given. --help explains it.");
     load_classifier(&t);
     const struct Config *config = &t.model.config;
-    if (has_words(&t.set))
-        t.words = read_label_words(t.set.label_words, config->label_names, config->labels,
-                                   t.tokenizer, true);
+    t.words = read_label_words(t.set.label_words, config->label_names, config->labels, t.tokenizer,
+                               true);
     for (int i = 0; i < count; i++) {
         if (i) printf("\n");
         explain_text(&t, as_bytes(argv[i]));
