@@ -2720,7 +2720,6 @@ static void predict_texts(struct Task *t)
     const int K = t->model.config.labels;
     struct Dataset *d = &t->data;
     struct Buffer b = {0};
-    if (!d->count) return;
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
     run_examples(&t->runner, p, NULL, NULL, d->count, NULL);
     for (int i = 0; i < d->count; i++) append_answer(&b, t, d->texts[i], p + (size_t)i * K);
