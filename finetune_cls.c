@@ -2242,10 +2242,7 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
     json_free(meta.child);
 }
 
-static char *state_path(const struct Settings *s)
-{
-    return text_of("%s/state.safetensors", s->out);
-}
+static char *state_path(const char *out) { return text_of("%s/state.safetensors", out); }
 
 /* Writes the state every minute, in a fiftieth of the time at most, and when it must be written. It
  * has all that begin_state needs. The order of the texts follows from the step. */
@@ -2259,7 +2256,7 @@ static void save_if_due(struct Task *t, struct TrainState *run, bool must)
     metadata_set(&meta, "position", "%d %d %d %llu %.17g %.17g %.17g %.2f", run->step,
                  run->best_step, run->examples, (unsigned long long)t->masks.counter, run->loss,
                  run->best_scores.accuracy, run->best_scores.loss, start - run->start);
-    stage_state(state_path(&t->set), &t->model, run->best, run->mean, &meta);
+    stage_state(state_path(t->set.out), &t->model, run->best, run->mean, &meta);
     commit_outputs();
     json_free(meta.child);
     run->saved = seconds();
@@ -2275,7 +2272,7 @@ static void begin_state(struct Task *t, struct TrainState *run)
     if (t->quiet) return;
     journal_open(&t->log, brief("%s/log.tsv", t->set.out), steps_header, &t->old);
     if (!t->old.child) { save_if_due(t, run, true); return; }
-    char *path = state_path(&t->set);
+    char *path = state_path(t->set.out);
     load_state(path, &t->model, run->best, run->mean, &t->old);
     const char *position = json_text(&t->old, "position", NULL);
     if (!position
@@ -2408,7 +2405,7 @@ static bool open_run(struct Task *t)
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
                                         "config.json", "compare.tsv", NULL};
     const struct Settings *s = &t->set;
-    const char *state = state_path(s), *model = text_of("%s/model.safetensors", s->out);
+    const char *state = state_path(s->out), *model = text_of("%s/model.safetensors", s->out);
     begin_training();
     if (s->resume && s->overwrite) die_usage("--resume and --overwrite: choose one of them.");
     lock_directory(s->out);
@@ -2561,7 +2558,7 @@ static int command_train(int argc, char **argv)
     if (t->val_count) val = validate(t);
     warn_of_failure(val, t->val_count ? t->val_count : t->train_count);
     save_classifier(t, t->model.weights, &meta, val);
-    remove_file(state_path(s));     /* --resume then finds that the training is finished */
+    remove_file(state_path(s->out));    /* --resume then finds that the training is finished */
     if (!isnan(val.accuracy))
         printf("val_accuracy %.6f\nval_macro_f1 %.6f\nval_loss %.6f\nval_ece %.6f\n"
                "majority %.6f\n", val.accuracy, val.macro_f1, val.loss, val.ece, val.majority);
@@ -3114,7 +3111,7 @@ static void open_comparison(struct Compare *c)
     journal_open(&c->journal, table, table_header, &(struct Json){0});
     for (char *at = rows, *end; at && (end = strchr(at, '\n')); at = end + 1)
         if (read_cell(c, at)) journal_add(&c->journal, "%.*s\n", (int)(end - at), at);
-    stage_safetensors(state_path(&t->set), &(struct Model){0}, NULL, 0, &meta);
+    stage_safetensors(state_path(t->set.out), &(struct Model){0}, NULL, 0, &meta);
     if (!t->set.overwrite) commit_outputs();
 }
 
