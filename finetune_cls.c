@@ -1374,12 +1374,11 @@ struct Reader {
 };
 
 /* bad(faults, format, ...) counts a record that cannot be used, and returns false. */
-#define bad(f, ...) bad_record(f, text_of(__VA_ARGS__))
-static bool bad_record(struct Faults *f, char *what)
+#define bad(f, ...) bad_record(f, brief(__VA_ARGS__))
+static bool bad_record(struct Faults *f, const char *what)
 {
     if (f->count++ < 3)
         append(&f->first, "%sline %d: %s", f->count > 1 ? "; " : "", f->line, what);
-    free(what);
     return false;
 }
 
