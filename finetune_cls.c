@@ -1873,8 +1873,7 @@ static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const s
 /* values (K): what follows "NAME=" for each class in an option's text "NAME=...;NAME=...". */
 static char **values_by_label(const char *option, const char *text, char *const *names, int K)
 {
-    char **values = resize(NULL, K * sizeof *values), *rest = text_of("%s", text), *part;
-    for (int k = 0; k < K; k++) values[k] = NULL;
+    char **values = allocate_zeroed(K * sizeof *values), *rest = text_of("%s", text), *part;
     while ((part = strsep(&rest, ";"))) {
         char *value = part;
         const char *name = strsep(&value, "=");
