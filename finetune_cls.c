@@ -2052,11 +2052,10 @@ static void take_validation(struct Task *t, int all, double part, int stream)
 /* The texts that are read without their labels: at most 1,000 of list (count). */
 static void choose_unlabelled(struct Task *t, const int *list, int count)
 {
-    enum { ENOUGH = 1000 };
     struct Random random = random_stream(t->set.seed, STREAM_PRIOR);
     t->unlabelled = memcpy(resize(NULL, count * sizeof *list), list, count * sizeof *list);
     shuffle(t->unlabelled, count, &random);
-    t->unlabelled_count = min_int(count, ENOUGH);
+    t->unlabelled_count = min_int(count, 1000);
 }
 
 /* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
