@@ -1816,7 +1816,6 @@ static char **class_names(const struct Examples *e, int *classes)
     enum { MAX_CLASSES = 1000 };
     char **names = resize(NULL, MAX_CLASSES * sizeof *names);
     bool numbers = true;
-    double x;
     int K = 0;
     for (int i = 0; i < e->count; i++) {
         const struct Bytes label = e->items[i].label;
@@ -1825,7 +1824,7 @@ static char **class_names(const struct Examples *e, int *classes)
             die("%s: more than %d different labels. Is --label-column right?", e->path,
                 MAX_CLASSES);
         names[K++] = text_of("%.*s", (int)label.size, label.data);
-        numbers = numbers && parse_number(names[K - 1], "", NULL, &x);
+        numbers = numbers && parse_number(names[K - 1], "", NULL, &(double){0});
     }
     if (K == 1) die("%s: every label is \"%s\". Two classes are needed.", e->path, names[0]);
     qsort(names, K, sizeof *names, numbers ? compare_values : compare_names);
