@@ -119,9 +119,8 @@ static void add_text(struct Dataset *d, struct Tokenizer *tokenizer, struct Byte
     d->starts[++d->count] = ids + n - d->tokens;
 }
 
-/* Lets a suffix follow every text, such as ". it was"; NULL or "": none. What comes next is then an
- * opinion, and the last state, which the head reads, prepares it. Dies unless max tokens leave one
- * to the text. */
+/* Lets a suffix follow every text, such as ". it was"; NULL or "": none. The last state, which the
+ * head reads, then prepares an opinion. Dies unless max tokens leave one to the text. */
 static void set_suffix(struct Tokenizer *t, const char *suffix, int max)
 {
     struct Usage *u = &t->usage;
@@ -156,9 +155,8 @@ struct Runner {
 };
 
 /* last:K freezes the blocks below the last K (first_layer of them), so what they give for a text is
- * the same in every epoch. It is kept when the text is first read, if all fits into a quarter of
- * the machine's memory: cache, 0 until then. Otherwise they run again for every update, with the
- * same results. */
+ * the same in every epoch. It is kept in cache, 0 until the text is first read, if all fits into a
+ * quarter of the machine's memory. Otherwise they run again for every update. */
 static void runner_create(struct Runner *r, struct Model *model, const struct Dataset *data,
                           int max_rows, int kind)
 {
@@ -212,8 +210,7 @@ static struct Batch forward(struct Runner *r, const int *list, int count, double
     return b;
 }
 
-/* The targets of a batch become the language model's, and are returned: of each row the next token
- * of the same text, -1 at its end. */
+/* Sets and returns a batch's targets for lm_head: the next token of the text, -1 at its end. */
 static const int *set_next_tokens(struct Batch b)
 {
     for (int n = 0; n + 1 < b.rows; n++) b.targets[n] = b.tokens[n + 1];
@@ -224,8 +221,7 @@ static const int *set_next_tokens(struct Batch b)
 /* One forward pass over the examples list[0 .. count), or with list NULL over the first count.
  *   features (count, C): hidden at the last token of each text, which is all that the head reads
  *   probabilities (count, K): softmax of the head's scores      each may be NULL
- * Returns the sum of losses of the examples with a label. what: for a line of progress now and
- * then, or NULL. */
+ * Returns the sum of losses of the examples with a label. what: for lines of progress, or NULL. */
 static double run_examples(struct Runner *r, real *probabilities, real *features, const int *list,
                            int count, const char *what)
 {
