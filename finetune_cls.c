@@ -249,9 +249,8 @@ static double run_examples(struct Runner *r, real *probabilities, real *features
 /* 3. Gradient steps                                                                             */
 /* ============================================================================================= */
 
-/* How a labelled file is laid out. A column is a position, from 1, or a name of the header. What is
- * NULL, or "auto", is not said: then the training's file or else the file itself decides, see
- * section 7. */
+/* How a labelled file is laid out. A column is a position, from 1, or a name of the header. Where
+ * NULL or "auto" stands, the training's file or else the file itself decides (section 7). */
 enum { TEXTS, LABELS, PAIRS, COLUMNS };
 enum { JSONL, FASTTEXT, TSV, CSV, LINES, FORMATS };
 struct Columns {
@@ -351,8 +350,7 @@ static void choose_weights(struct Task *t)
     }
 }
 
-/* What follows needs of section 8: lines of progress, log.tsv, the best weights and the state on
- * disk, none of which a quiet training has. */
+/* Of section 8: progress, log.tsv, best weights and state on disk. A quiet training has none. */
 static void begin_state(struct Task *t, struct TrainState *run);
 static void show_step(struct Task *t, const struct TrainState *run, double loss, double lr);
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
