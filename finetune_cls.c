@@ -975,9 +975,8 @@ static void add_to_head(struct Task *t, const struct Probe *p, const real *h)
     }
 }
 
-/* Trains score_w alone: the frozen trunk has read every text once, and logistic regression on the
- * features h (N, C) gives the weights. With label words, cross-validation chooses between their
- * scores and all channels. Returns the scores of cross-validation. */
+/* Trains score_w alone, by logistic regression on the features h (N, C). With label words,
+ * cross-validation chooses between their scores and all channels. Returns its scores. */
 static struct Scores train_probe(struct Task *t, const real *h, struct Json *meta)
 {
     struct Probe best = probe_fit(t, h, t->words.count > 0);
@@ -1133,8 +1132,7 @@ static double fit_temperature(const real *p, const int *labels, int N, int K)
 }
 
 /* --calibrate: divides all scores by the temperature that fits validation best. The head is linear
- * and has no bias, so the division can be done to its weights, and every reader of the model gets
- * the same probabilities. */
+ * without a bias, so its weights are divided, and every reader gets the same probabilities. */
 static void calibrate(struct Task *t, struct Json *meta)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
@@ -1210,8 +1208,7 @@ static int bags_of(struct Dataset *bags, const struct Dataset *d)
 /* own, other (F): the part of each feature in all occurrences of features in texts of class k, and
  * in those of the others, with add-one smoothing:
  *   own_f = (n_f + 1) / (sum_f n_f + F)        n_f: texts of class k with f
- * F counts features that occur in training. The others have 1: a logarithm of 0, which says
- * nothing. */
+ * F counts features that occur in training. The others have 1, whose logarithm is 0. */
 static void feature_parts(double *own, double *other, const struct Task *t, int k)
 {
     const struct Dataset *d = &t->data;
