@@ -1975,8 +1975,7 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
 
 /* --- Texts --- */
 
-/* Finds texts of train that are in val, too, or repeat an earlier one of train, by their hashes:
- * leaves them out, or warns of them. */
+/* Leaves out texts of train that repeat one of val or an earlier one, by hash, or warns of them. */
 static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out)
 {
     const char *where = val->path ? val->path : "validation";
@@ -2166,8 +2165,7 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
 
 /* --- The classifier, and the state of its training --- */
 
-/* What the result depends on: the options, and hashes of what was read. Dies if a run that is
- * resumed read something else. */
+/* The options and hashes of what was read. Dies if a run that is resumed read something else. */
 static void describe_training(struct Json *meta, const struct Task *t)
 {
     struct Buffer labels = {0};
@@ -2482,9 +2480,8 @@ static void warn_of_failure(struct Scores s, int N)
              : brief("%d texts cannot tell what was learnt. eval on others.", N));
 }
 
-/* The training after `prepare`, in whatever way --tune says. With label words and fewer labels than
- * texts without, the prior of those is set again. val: cross-validation's scores of a probe.
- * Returns false if a signal ended it. */
+/* The training after `prepare`, in whatever way --tune says; see also set_prior. val: of a probe,
+ * the scores of cross-validation. Returns false if a signal ended it. */
 static bool learn(struct Task *t, struct Scores *val, struct Json *meta)
 {
     const int kind = t->set.kind;
@@ -2613,8 +2610,7 @@ static void append_field(struct Buffer *b, struct Bytes field, bool quote)
 
 static const char predictions_header[] = "number\tlabel\tpredicted\tprobability";
 
-/* --predictions: a TSV file, one row for each of the examples e. p (N, K) goes out with the digits
- * that give the same bits when they are read. */
+/* --predictions: a TSV file, a row for each example. p (N, K) has the digits that give its bits. */
 static void write_predictions(struct Output *o, const struct Examples *e, const int *truth,
                               const real *p, char *const *names, int K)
 {
@@ -2671,8 +2667,7 @@ static int command_eval(int argc, char **argv)
     return 0;
 }
 
-/* Appends one line: label, probability and the text, separated by tabs; or a JSON object. With
- * --all also the probability of each class. */
+/* Appends a line of label, probability and text, or a JSON object; with --all each probability. */
 static void append_answer(struct Buffer *b, const struct Task *t, struct Bytes text,
                           const real *p)
 {
@@ -2743,8 +2738,7 @@ static void predict_stream(struct Task *t)
     free(b.data);
 }
 
-/* TEXTs of the command line, the texts of a file, a few at a time, or else the lines of standard
- * input. */
+/* TEXTs of the command line, those of a file, a few at a time, or else lines of standard input. */
 static int command_predict(int argc, char **argv)
 {
     enum { BLOCK = 4096 };
@@ -3523,8 +3517,7 @@ static void probe_levels(struct Task *t)
            best % 2 ? "the mean over tokens" : "the last token", count / 2 - 1);
 }
 
-/* One pass over the texts, then a probe for every block. The test texts stand where a training has
- * those for validation. */
+/* One pass over the texts, then a probe for every block. The test stands in validation's place. */
 static int command_layers(int argc, char **argv)
 {
     struct Task t = {.set = DEFAULT_SETTINGS, .quiet = true};
