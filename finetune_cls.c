@@ -1344,8 +1344,7 @@ static const char *const usual_names[COLUMNS] = {
     "label|labels|sentiment|target|class|category|polarity", ""};
 static const char *const column_words[COLUMNS] = {"text", "label", "pair"};
 
-/* Records of a file that cannot be used: how many, and the first three in words. line: of the
- * record that is looked at. */
+/* Records of a file that cannot be used: how many, the first three in words; the current line. */
 struct Faults { const char *path; int line, count; struct Buffer first; };
 
 /* A file being read, record by record. */
@@ -1508,8 +1507,7 @@ static bool find_columns(struct Reader *r)
     return true;
 }
 
-/* Whether the fields of the first row, where the columns are found, are names: if one goes by name,
- * as --header says, or if one has a usual name at its position. */
+/* Whether the first row, where the columns are found, is a header, by the rule above. */
 static bool has_header(const struct Reader *r)
 {
     const char *said = r->columns.header;
@@ -1779,8 +1777,7 @@ static int compare_values(const void *a, const void *b)
     return x != y ? (x > y) - (x < y) : compare_names(a, b);
 }
 
-/* Whether a name has what is not seen: a blank at an end or without a width, or an accent that is a
- * character of its own. */
+/* Whether a name has what is not seen: a blank at an end or without a width, a lone accent. */
 static bool hides_something(const char *name)
 {
     bool hides = name[0] == ' ' || name[strlen(name) - 1] == ' ';
@@ -1842,8 +1839,7 @@ static char *joined(char *const *names, int n)
 }
 
 /* Appends the texts of e as tokens, with the classes of their labels; -1 if those were not read.
- * Dies if labels are none of the names: the model has no probability for them, so no score would
- * mean anything. */
+ * Dies if labels are none of the names, for which the model has no probability. */
 static void add_examples(struct Dataset *d, struct Tokenizer *tokenizer, const struct Examples *e,
                          char *const *names, int K, struct Window w)
 {
