@@ -2255,11 +2255,10 @@ static void begin_state(struct Task *t, struct TrainState *run)
     if (!t->old.child) { save_if_due(t, run, true); return; }
     char *path = state_path(t->set.out);
     load_state(path, &t->model, run->best, run->mean, &t->old);
-    const char *position = json_text(&t->old, "position", NULL);
-    if (!position
-        || sscanf(position, "%d %d %d %llu %lf %lf %lf %lf%n", &run->step, &run->best_step,
-                  &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
-                  &run->best_scores.loss, &spent, &end) != 8
+    const char *position = json_text(&t->old, "position", "");
+    if (sscanf(position, "%d %d %d %llu %lf %lf %lf %lf%n", &run->step, &run->best_step,
+               &run->examples, &masks, &run->loss, &run->best_scores.accuracy,
+               &run->best_scores.loss, &spent, &end) != 8
         || position[end] || run->step < 0 || run->step >= t->set.steps)
         die("%s: does not say where the training is. Start it again with --overwrite.", path);
     for (int i = epoch_of(t, run->step); i > 0; i--) shuffle(t->train, t->train_count, &t->order);
@@ -2443,17 +2442,15 @@ static void load_classifier(struct Task *t)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     struct Columns *columns = &t->set.columns;
     columns->kept_format = json_text(&meta, "data.format", NULL);
-    const char *header = json_text(&meta, "data.header", NULL);
-    if (!columns->header && header && *header == 'y') columns->header = "yes";
+    if (!columns->header && *json_text(&meta, "data.header", "no") == 'y') columns->header = "yes";
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = json_text(&meta, brief("data.%s", column_words[i]), NULL);
     t->set.label_words = json_text(&meta, "tune.label-words", NULL);
-    const char *truncate = json_text(&meta, "tune.truncate", NULL);
     const struct Usage *u = &t->tokenizer->usage;
     const int context = t->model.config.context;
     t->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,
-                                truncate ? truncate : u->keeps_tail ? "tail" : "head",
+                                json_text(&meta, "tune.truncate", u->keeps_tail ? "tail" : "head"),
                                 columns->names[PAIRS] != NULL};
     if (u->suffix_count && u->begins + u->suffix_count >= t->window.max)
         die("%s/tokenizer.json: adds %s after a text, which leave none of %d to the text. Put the "
