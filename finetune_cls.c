@@ -2130,10 +2130,9 @@ static void prepare(struct Task *t)
 {
     const struct Settings *s = &t->set;
     const size_t K = t->model.config.labels;
-    const bool probe = s->kind <= PROBE;
-    if (!probe) choose_weights(t);
+    if (s->kind > PROBE) choose_weights(t);
     runner_create(&t->runner, &t->model, &t->data, max_int(BATCH_ROWS, t->data.longest),
-                  probe ? WORK_EVAL : WORK_TRAIN);
+                  s->kind > PROBE ? WORK_TRAIN : WORK_EVAL);
     t->order = random_stream(s->seed, STREAM_ORDER);
     t->masks = random_stream(s->seed, STREAM_MASKS);
     t->class_weights = weigh_classes(t);
