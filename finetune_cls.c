@@ -1574,7 +1574,7 @@ static bool read_line(struct Reader *r)
 /* A JSON object. Values are taken as they are written; only wanted ones are copied. */
 static bool read_object(struct Reader *r)
 {
-    char *where = text_of("%s:%d", r->faults.path, r->faults.line);
+    const char *where = brief("%s:%d", r->faults.path, r->faults.line);
     struct JsonReader reader = {r->at, r->end, r->at, where, 0};
     struct Json *object = json_value(&reader);
     r->at = reader.at;
@@ -1593,7 +1593,6 @@ static bool read_object(struct Reader *r)
         r->fields[r->place[which]] = (struct Bytes){b.data, b.size};
     }
     json_free(object);
-    free(where);
     return good;
 }
 
