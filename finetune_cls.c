@@ -2659,8 +2659,7 @@ static int command_eval(int argc, char **argv)
 }
 
 /* Appends a line of label, probability and text, or a JSON object; with --all each probability. */
-static void append_answer(struct Buffer *b, const struct Task *t, struct Bytes text,
-                          const real *p)
+static void append_answer(struct Buffer *b, const struct Task *t, struct Bytes text, const real *p)
 {
     const int K = t->set.all ? t->model.config.labels : 0;
     const int best = most_probable(p, t->model.config.labels);
