@@ -3032,7 +3032,7 @@ enum { PAD_TOKEN = 208 };
  * stand in messages and tables. */
 enum { MAX_LABELS = 10000, MAX_LABEL_BYTES = 200 };
 
-/* Writes config.json (GPT2Config of transformers); returns its checksum. eot: its id. */
+/* Writes config.json as transformers has it; returns its checksum. eot: id of <|endoftext|>. */
 static uint64_t stage_config(const char *path, const struct Config *c, int eot)
 {
     struct Buffer b = {0};
