@@ -1469,6 +1469,7 @@ struct Source {
     const char *field;          /* with SPLIT_JSONL: the name of the string that is the text */
     int64_t cut;                /* another document begins at this position of the file; 0: none */
     int64_t done, total;        /* bytes: cut into chunks, and in all files, but a pipe has 0 */
+    int64_t encoded;            /* bytes of documents */
     int64_t *invalid;           /* (count): bytes of each file that are no UTF-8 */
     const char *marked;         /* a file that holds the mark as ordinary text, or NULL */
     struct File file;           /* the open file, or the descriptor -1 */
@@ -1520,8 +1521,6 @@ static void read_json_line(struct Chunk *c, struct Part *p)
 {
     const char *field = c->source->field;
     const char *where = brief("%s:%lld", c->source->paths[c->number], (long long)c->line++);
-    if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
-        p->begin += 3;                              /* a byte order mark */
     while (p->begin < p->end && isspace(*p->begin)) p->begin++;
     if (p->begin < p->end) {
         c->json = json_parse((const char *)p->begin, p->end - p->begin, where);
@@ -1558,6 +1557,8 @@ static bool next_part(struct Chunk *c, struct Part *p)
         c->position += next - c->at;
         c->at = next;
         c->fresh = split != SPLIT_FILE;
+        if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
+            p->begin += 3;                          /* a byte order mark is not text */
         const int64_t invalid = count_invalid(p->begin, p->end - p->begin);
         if (invalid) {
             #pragma omp atomic
@@ -1861,6 +1862,8 @@ static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, str
         at += encode_text(t, cache, p.begin, p.end, p.readable, at);
         b->size += (at - begin) * sizeof *at;
         documents += p.starts;
+        #pragma omp atomic
+        c.source->encoded += p.end - p.begin;
     }
     return documents;
 }
@@ -1904,20 +1907,21 @@ static void finish_sets(struct ShardWriter *writers, int count)
     }
 }
 
-/* Where the end of a document of one file is set aside: after a line end, so that at least this
- * part of the file follows. 0 if there is no such line end. */
+/* Where the end of a document of one file is set aside, so that at least this part of it follows:
+ * after the last line end in the eighth before, of 4 KB at most, or else before the last blank
+ * there. 0 if it has neither. */
 static int64_t find_cut(const char *path, double val_fraction)
 {
     char block[4096];
     struct File file = open_file(path, false);
-    int64_t cut = (int64_t)(file.size * (1 - val_fraction));
-    for (size_t n, k = 0; cut > 0 && !k; cut -= n - k) {
-        n = cut < (int64_t)sizeof block ? (size_t)cut : sizeof block;
-        read_at(&file, block, n, (size_t)cut - n);
-        for (k = n; k > 0 && block[k - 1] != '\n'; ) k--;
-    }
+    const int64_t most = (int64_t)(file.size * (1 - val_fraction));
+    const int n = (int)(most / 8 < (int)sizeof block ? most / 8 : (int)sizeof block);
+    int k = n;
+    read_at(&file, block, n, (size_t)(most - n));
     close_file(&file);
-    return cut;
+    while (k > 0 && block[k - 1] != '\n') k--;
+    if (k == 0) for (k = n - 1; k > 0 && block[k] != ' '; ) k--;
+    return k > 0 ? most - n + k : 0;
 }
 
 /* The prefix of what is set aside, which no pattern for the other shards matches: DIR/val beside
@@ -1972,14 +1976,14 @@ static int command_encode(int argc, char **argv)
     const int64_t train = writers[0].total, aside = writers[1].total;
     if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!train || (sets == 2 && !aside))
-        die("--val-fraction %g: of %s, %s. Change it, --seed or --split.", set.val_fraction,
-            counted(documents, "document"),
+        die("--val-fraction %g: of %s, %s. Change it, --seed or --split, or put line ends into the "
+            "text.", set.val_fraction, counted(documents, "document"),
             train ? "none is set aside" : "none is left to train on");
     finish_sets(writers, sets);
     const double elapsed = seconds() - source.timer.start;
     progress(true, "%s, %.1f MB, %.2f bytes per token, %.2f s, %.1f MB/s",
              counted(documents, "document"), source.done / 1e6,
-             (double)source.done / (train + aside), elapsed, source.done / 1e6 / elapsed);
+             (double)source.encoded / (train + aside), elapsed, source.done / 1e6 / elapsed);
     return 0;
 }
 

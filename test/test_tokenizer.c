@@ -619,6 +619,19 @@ static void test_documents(void)
     check(!strcmp(out.data, "one\n<|endoftext|> two"),
           "eot: a line end after the mark is not text");
     free(out.data);
+    static const char *const every[] = {"file", "lines", "eot", "jsonl"};
+    int differ = 0;
+    marks = "\xEF\xBB\xBF{\"text\": \"a film\"}\n";
+    write_plain("plain", marks + 3, strlen(marks) - 3);
+    write_plain("marks", marks, strlen(marks));
+    for (int i = 0; i < 4; i++) {
+        run(NULL, "encode --tokenizer tok --split %s --overwrite --out a plain", every[i]);
+        run(NULL, "encode --tokenizer tok --split %s --overwrite --out b marks", every[i]);
+        differ += !same_files("a_000000.bin", "b_000000.bin");
+    }
+    check(!differ, "a byte order mark is no text, whatever --split (%d differ)", differ);
+    expect_error(0, ", 2.00 bytes per token",
+                 "encode --tokenizer tok --split jsonl --overwrite --out b marks");
 }
 
 /* Several files and a pipe pass through the window as one file does: the windows of the later
@@ -807,6 +820,18 @@ static void test_end_set_aside(void)
         bad += !same_files("tail_000000.bin", "val_one_000000.bin");
     }
     check(!bad, "--val-fraction of one document: its last lines (%d differ)", bad);
+    text = (struct Buffer){0};
+    for (int i = 0; i < 1000; i++) append(&text, "%sword%d", i ? " " : "A title\n\n", i % 10);
+    write_plain("whole", text.data, text.size);
+    write_plain("head", text.data, 9 + 799 * 6 + 5);
+    write_plain("tail", text.data + 9 + 799 * 6 + 5, 200 * 6);
+    free(text.data);
+    for (int i = 0; i < 2; i++) run(NULL, "encode --tokenizer tok --overwrite --out %s %s",
+                                    i ? "head" : "tail", i ? "head" : "tail");
+    run(NULL, "encode --tokenizer tok --val-fraction 0.199 --overwrite --out one whole");
+    check(same_files("head_000000.bin", "one_000000.bin")
+          && same_files("tail_000000.bin", "val_one_000000.bin"),
+          "of a document without line ends near the place: its last words");
     write_plain("whole", "one line", 8);
     expect_error(1, "of 1 document, none is",
                  "encode --tokenizer tok --val-fraction 0.2 --out n whole");
