@@ -386,7 +386,7 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
         die("step %lld of a training: the gradient is not finite. Start again with a lower lr than "
             "%g.", (long long)step, s->lr);
     adamw_step(r->model, lr, *norm > 1 ? 1 / *norm : 1, s->weight_decay, step);
-    if (s->l2sp > 0) proximal_step(r->model, t->base.weights, lr, s->l2sp);
+    if (s->l2sp > 0 && s->kind != SCRATCH) proximal_step(r->model, t->base.weights, lr, s->l2sp);
     return loss / count;
 }
 
@@ -2063,7 +2063,8 @@ static void load_data(struct Task *t, double part, int stream)
     if (s->kind == PROMPT && !has_words(s))
         s->label_words = words_of_names(names, K, t->tokenizer);
     if (s->kind == PROMPT && !has_words(s)) die_usage(no_words, "--tune", s->tune, names[0]);
-    t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
+    if (s->kind != SCRATCH)
+        t->words = read_label_words(s->label_words, names, K, t->tokenizer, t->quiet);
     t->prior = read_prior(s->prior, names, K);
     add_examples(&t->data, t->tokenizer, &train, names, K, t->window);
     add_examples(&t->data, t->tokenizer, &val, names, K, t->window);
@@ -2328,13 +2329,14 @@ static struct Option *tune_options(struct Settings *s)
         SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
                 &s->layer_decay, 0.01, 1,
                 .idle = "with tune probe|with tune prompt|with tune last:1"),
-        STEPS("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30),
+        SETTING("l2sp", "pull to the pretrained weights", REAL_NUMBER, &s->l2sp, 0, 1e30,
+                .idle = "with tune probe|with tune prompt|with tune scratch"),
         STEPS("lm-coef", "weight of the language model's loss", REAL_NUMBER, &s->lm_coef, 0, 100),
         STEPS("average", "part of the updates, the last, whose mean weights are kept; 0: the best "
               "weights; -1: 0.1 if validation has fewer than 100 texts", REAL_NUMBER, &s->average,
               -1, 1),
         SETTING("class-weights", "auto: rare classes count as much as common ones", CHOICE,
-                &s->class_weights, .choices = "none|auto"),
+                &s->class_weights, .choices = "none|auto", .idle = "with tune prompt"),
         SETTING("calibrate", "fit probabilities to validation", FLAG, &s->calibrate),
         STEPS("warmup", "part in which the rate rises; then it falls", REAL_NUMBER, &s->warmup, 0,
               1),
@@ -2499,10 +2501,7 @@ static int command_train(int argc, char **argv)
         "any label; probe fits a new last layer, in one pass; last:K trains\n"
         "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average).");
-    if (open_run(t)) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
+    const bool ended = open_run(t);
     load_base(t);
     parse_tune("--tune", MAJORITY, s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
@@ -2513,6 +2512,10 @@ static int command_train(int argc, char **argv)
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Json){0}, t);    /* dies if what is resumed read other data */
+    if (ended) {
+        progress(true, "the training in %s is finished", s->out);
+        return 0;
+    }
     progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
              "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(t->model.config.label_names, t->model.config.labels));
@@ -2715,7 +2718,8 @@ static void predict_stream(struct Task *t)
         if (n && !memchr(b.data + b.size - n, '\n', n)) continue;
         size_t whole = b.size;                          /* at the end also a line without an end */
         while (n && b.data[whole - 1] != '\n') whole--;
-        for (const char *at = b.data, *end = b.data + whole; at < end; all++) {
+        const bool mark = !all && !strncmp(b.data, "\xEF\xBB\xBF", 3);     /* of byte order */
+        for (const char *at = b.data + 3 * mark, *end = b.data + whole; at < end; all++) {
             const struct Bytes text = take_line(&at, end);
             add_text(&t->data, t->tokenizer, text, -1, t->window);
             empty += text.size == 0;
@@ -3318,7 +3322,9 @@ static void print_verdict(const struct Compare *c)
         printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
-    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->task.train_count)
+    if (c->seeds == 1)
+        printf("With one seed the choice of labels is not in the interval: --seeds 3.\n");
+    else if (c->budgets[c->budget_count - 1] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
                "interval.\n");
     if (one_class) {

@@ -267,6 +267,7 @@ warns() {   # warns WORDS OPTION...
     succeeds "warning: $words" grep -qF -- "$words" "$dir/err"
 }
 warns "--lr: has no effect with --tune probe" --methods probe+lr:1
+warns "--class-weights: has no effect with --tune prompt" --methods nb,prompt+class-weights:auto
 warns "--layer-decay: has no effect with --tune last:1" --methods last:1+layer-decay:0.5 --steps 1
 warns "--labels 3: left out, since 2 classes need 4 at least" --methods nb --labels 3,12
 compare "$dir/quiet" --seeds 1 --labels 12 --methods nb,full --steps 1 --max-tokens 20 \

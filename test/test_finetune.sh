@@ -129,6 +129,8 @@ tail -n +2 "$dir/test.tsv" | cut -f 2 >"$dir/texts"
 predict <"$dir/texts" >"$dir/answers"
 succeeds "predict: a line for each line, text last" \
     eval 'cut -f 3 "$dir/answers" | cmp -s - "$dir/texts"'
+succeeds "a byte order mark is no text" eval '
+    { printf "\357\273\277"; cat "$dir/texts"; } | predict | cmp -s - "$dir/answers"'
 for i in 1 2 3 4 5 6 7 8 9; do cat "$dir/texts" "$dir/texts" "$dir/texts" "$dir/texts"; done |
     { ./finetune_cls predict --model "$dir/full1" 2>"$dir/err"; echo $? >"$dir/status"; } |
     head -n 1 >"$dir/first"
@@ -245,6 +247,9 @@ succeeds "the state of a finished training is gone, and --resume says that it is
     [ ! -e "$dir/stopped/state.safetensors" ] &&
         train $hopeless --resume --out "$dir/stopped" 2>&1 | grep -q "stopped is finished" &&
         [ "$before" = "$(cksum <"$dir/stopped/model.safetensors")" ]'
+printf 'text\tlabel\none\tpositive\ntwo\tpositive\nthree\tnegative\nfour\tnegative\n' >"$dir/others.tsv"
+fails 1 "made with other input: its train_hash" \
+    train $hopeless --resume --out "$dir/stopped" --train "$dir/others.tsv"
 train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
 succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
 alone=
@@ -359,6 +364,10 @@ said "empty.tsv: 3 of 5 texts are empty" --train "$dir/empty.tsv" --tune full --
 succeeds "empty texts: eval" eval '
     eval_full --data "$dir/empty.tsv" 2>/dev/null | grep -q "^examples 5"'
 said "--layer-decay: has no effect with --tune last:1" --tune last:1 --layer-decay 0.5 --steps 1
+train --tune scratch --steps 2 --out "$dir/free" >/dev/null 2>&1
+said "--l2sp: has no effect with --tune scratch" --tune scratch --steps 2 --l2sp 1e9
+cut -f 1-6 "$dir/said/log.tsv" >"$dir/rows"
+succeeds "nor has it" eval 'cut -f 1-6 "$dir/free/log.tsv" | cmp -s - "$dir/rows"'
 
 # A training that diverges.
 train --tune full --lr 10 --head-lr-ratio 1e4 --batch 300 --epochs 20 --warmup 0 \
