@@ -3615,11 +3615,20 @@ static void refuse_existing(const char *out, const char *const *files, const cha
             die_usage("--out %s: already holds %s. %s", out, *files, remedy);
 }
 
+/* A word as it is typed in a shell, with a backslash before what has a meaning there. */
+static const char *typed(const char *word)
+{
+    struct Buffer b = {0};
+    for (; *word; word++)
+        append(&b, strchr(" \t\n'\"\\$`&|;<>()*?[]#~!{}", *word) ? "\\%c" : "%c", *word);
+    return b.data;
+}
+
 /* How to go on with a run that has ended early. done: how far it came. */
 static void advise_resume(const char *command, const char *done, const char *out)
 {
-    progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done, called,
-             command, out);
+    progress(true, "stopped after %s and saved. Go on with: %s %s --out %s --resume", done,
+             typed(called), command, typed(out));
     failed = stop_signal;
 }
 

@@ -1749,8 +1749,9 @@ static int finish(const struct Run *r)
         warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
              "another --lr than %g.", uniform, set.lr);
     else if (r->last.loss > r->best.loss && r->best_step <= set.eval_every)
-        warn("diverged: val_loss went up from its first value, %.4f, to %.4f. Lower --lr, or use "
-             "more data.", r->best.loss, r->last.loss);
+        warn("val_loss went up from its first value, %.4f, to %.4f: --lr is too high, or the text is "
+             "learnt by heart. Use a lower --lr, more text or fewer steps.", r->best.loss,
+             r->last.loss);
     if (set.profile) print_profile(r);
     return 0;
 }

@@ -82,12 +82,13 @@ grep -qa "\"train.steps\":\"$(tail -n 1 timed/log.tsv | cut -f1)\"" timed/state.
 check $? "the state has the number of steps"
 stops="$data $tiny --batch 16 --schedule constant --steps 400 --eval-every 60 --eval-tokens 500"
 "$train" train $stops --out unlimited >/dev/null 2>&1
-"$train" train $stops --time-limit 0.6s --out limited >/dev/null 2>err.txt &&
+"$train" train $stops --time-limit 0.6s --out "it's limited" >/dev/null 2>err.txt &&
     grep -q 'stopped after step .*/400, by --time-limit, and saved. Go on with' err.txt &&
-    [ -s limited/model.safetensors ] && cp limited/log.tsv a.txt && [ "$(wc -l <a.txt)" -lt 401 ] &&
-    "$train" train --resume --out limited --threads 1 >/dev/null 2>err.txt
-check $? "--time-limit stops a run of a constant rate, which --resume goes on with"
-same_run unlimited limited "stopped by --time-limit after $(($(wc -l <a.txt) - 1)) of 400 = never"
+    [ -s "it's limited/model.safetensors" ] && cp "it's limited/log.tsv" a.txt &&
+    [ "$(wc -l <a.txt)" -lt 401 ] &&
+    eval "$(sed -n 's/.*Go on with: //p' err.txt) --threads 1" >/dev/null 2>err.txt
+check $? "--time-limit stops a run of a constant rate, and the command that it names goes on with it"
+same_run unlimited "it's limited" "stopped by --time-limit after $(($(wc -l <a.txt) - 1)) of 400 = never"
 "$train" train $data $tiny --time-limit 0.5s --schedule constant --out constant >/dev/null 2>err.txt &&
     [ -n "$(tail -n 1 constant/log.tsv | cut -f3)" ] && ! grep -q 'Go on with' err.txt
 check $? "--time-limit alone, with a constant rate: ends with an evaluation"
