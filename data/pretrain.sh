@@ -19,12 +19,13 @@ count=${#words[@]}
 texts=("${words[@]:0:count-2}") out=${words[count-2]} time=${words[count-1]}
 [[ $time =~ ^[0-9.]+[smh]$ ]] || fail_usage "$time: not a time. Give it as 90s, 30m or 8h."
 
-bytes=0 split=file cut=length
+bytes=0 sums= split=file cut=length
 for text in "${texts[@]}"; do
     [ -f "$text" ] && [ -r "$text" ] ||
         fail_usage "$text: no file that can be read. Name texts, then a directory, then a time."
-    bytes=$((bytes + $(wc -c <"$text")))
-    if LC_ALL=C grep -qF '<|endoftext|>' "$text"; then split=eot cut=documents; fi
+    sum=$(cksum <"$text")
+    sums+="$sum " bytes=$((bytes + ${sum#* }))
+    if LC_ALL=C grep -qF '<|endoftext|>' -- "$text"; then split=eot cut=documents; fi
 done
 aside=0.1                       # the part for validation; of a long text less is enough
 [ "$bytes" -lt 20000000 ] || aside=0.01
@@ -43,9 +44,13 @@ run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and run
     "$programs/${1#./}" "${@:2}"
 }
 
-if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then
-    mkdir -p "$out"
-    [ -e "$out/text.txt" ] || cat "${texts[@]}" >"$out/text.unfinished"
+mkdir -p "$out"
+[ -e "$out/texts" ] || printf %s "$sums" >"$out/texts"
+[ "$sums" = "$(cat "$out/texts")" ] ||
+    fail_usage "$out: was made from other texts. Choose another directory."
+if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then    # without byte order marks, with line ends
+    [ -e "$out/text.txt" ] ||
+        LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; $a\\' -- "${texts[@]}" >"$out/text.unfinished"
     [ -e "$out/text.txt" ] || mv "$out/text.unfinished" "$out/text.txt"
     texts=("$out/text.txt")
 fi

@@ -175,6 +175,11 @@ rm -r "$dir/lm/model"
 "$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err" &&
     [ "$(grep -ac '^\$ ' "$dir/out")" -eq 2 ] && cmp -s "$dir/first" "$dir/lm/model/model.safetensors"
 check $? "it goes on where it stopped"
+fails 2 'lm: was made from other texts' "$pretrain" "a text" lm 9s
+printf '\357\273\277One line' >-marked
+"$pretrain" -marked "a text" -marked joined 1s $few >"$dir/out" 2>"$dir/err" &&
+    { echo "One line"; cat "a text"; echo "One line"; } | cmp -s - joined/text.txt
+check $? "it joins texts without byte order marks and with line ends between them"
 fails 2 'nowhere: no file' "$pretrain" "$dir/nowhere" "$dir/lm" 9s
 fails 2 'lm: not a time' "$pretrain" "$dir/a text" 9s "$dir/lm"
 "$pretrain" "$dir/lm" 9s 2>/dev/null
