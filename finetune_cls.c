@@ -3541,9 +3541,7 @@ static int command_layers(int argc, char **argv)
 static char *readable_token(const struct Tokenizer *t, int id)
 {
     struct Buffer b = {0};
-    int size;
-    const uint8_t *bytes = bytes_of_token(t, id, &size);
-    append_readable(&b, bytes, size);
+    append_readable(&b, bytes_of_token(t, id));
     return b.data;
 }
 

@@ -153,11 +153,10 @@ static inline int token_length(const struct Tokenizer *t, int id)
     return (int)(t->offset[id + 1] - t->offset[id]);
 }
 
-/* The bytes of a token; *length: how many. They are valid as long as no token is added. */
-static inline const uint8_t *bytes_of_token(const struct Tokenizer *t, int id, int *length)
+/* The bytes of a token. They are valid as long as no token is added. */
+static inline struct Bytes bytes_of_token(const struct Tokenizer *t, int id)
 {
-    *length = token_length(t, id);
-    return (uint8_t *)t->bytes.data + t->offset[id];
+    return (struct Bytes){t->bytes.data + t->offset[id], token_length(t, id)};
 }
 
 /* GPT-2 numbers the bytes by how its files write them. The ids 0 to 187 are the bytes that are
@@ -708,8 +707,8 @@ static int byte_of_symbol(uint32_t c)
 /* Lets find_token find a token. Returns false if there is one with the same bytes. */
 static bool note_token(struct Tokenizer *t, int id)
 {
-    const uint64_t hash = checksum(t->bytes.data + t->offset[id], token_length(t, id));
-    return hash_add(&t->found, hash, id) == id;
+    const struct Bytes bytes = bytes_of_token(t, id);
+    return hash_add(&t->found, checksum(bytes.data, bytes.size), id) == id;
 }
 
 /* The id of the token that the symbols text .. stop write, or -1. */
@@ -800,11 +799,11 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
         else if (find_token(t, name, name + strlen(name)) < 0)
             append_bytes(&t->added, name, strlen(name) + 1);
     }
-    for (int i = 0, n; i < t->vocabulary; i++) {
-        const uint8_t *bytes = bytes_of_token(t, i, &n);
+    for (int i = 0; i < t->vocabulary; i++) {
         if (t->file_ids[i] < 0 || hash_add(&taken, t->file_ids[i], i) != i)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
-                "it. Put the right file there.", path, i, n < 80 ? n : 80, (char *)bytes);
+                "it. Put the right file there.", path, i, min_int(80, token_length(t, i)),
+                bytes_of_token(t, i).data);
         ours &= t->file_ids[i] == i;
     }
     hash_free(&taken);
@@ -1091,9 +1090,10 @@ static void append_decoded(struct Buffer *b, const struct Tokenizer *t, int id)
 
 /* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
  * \n, \t, \r or, for example, \xE4. */
-static void append_readable(struct Buffer *b, const uint8_t *p, int n)
+static void append_readable(struct Buffer *b, struct Bytes text)
 {
-    for (const uint8_t *end = p + n; p < end; p += n) {
+    const uint8_t *p = (const uint8_t *)text.data, *end = p + text.size;
+    for (int n; p < end; p += n) {
         uint32_t c = 0;
         n = utf8_decode(p, end - p, &c);
         const bool readable = n > 0 && c >= ' ' && (c < 0x7F || c >= 0xA0);
@@ -1108,10 +1108,9 @@ static void append_readable(struct Buffer *b, const uint8_t *p, int n)
 /* Appends a token's symbols; with `json` as a string's inside, all in ASCII: \u0120the */
 static void append_token(struct Buffer *b, const struct Tokenizer *t, int id, bool json)
 {
-    int n;
-    const uint8_t *bytes = bytes_of_token(t, id, &n);
-    for (int i = 0; i < n; i++) {
-        const uint32_t c = symbol_of_byte(bytes[i]);
+    const struct Bytes bytes = bytes_of_token(t, id);
+    for (size_t i = 0; i < bytes.size; i++) {
+        const uint32_t c = symbol_of_byte((uint8_t)bytes.data[i]);
         if (json && (c == '"' || c == '\\')) append(b, "\\");
         if (json && c >= 128) append(b, "\\u%04x", c);
         else append_utf8(b, c);
@@ -2088,13 +2087,12 @@ static int command_show(int argc, char **argv)
     const int n = r.count;
     struct Buffer line = {0}, table = {0};
     for (int i = 0; i < n; i++) {
-        int length;
-        const uint8_t *bytes = bytes_of_token(r.tokenizer, r.ids[i], &length);
+        const struct Bytes bytes = bytes_of_token(r.tokenizer, r.ids[i]);
         if (isatty(1)) append(&line, "\033[%sm", i % 2 ? "30;46" : "30;43");
-        append_readable(&line, bytes, length);
+        append_readable(&line, bytes);
         append(&line, "%s", isatty(1) ? "\033[0m" : i + 1 < n ? "|" : "");
         append(&table, "%6d  ", r.ids[i]);
-        append_readable(&table, bytes, length);
+        append_readable(&table, bytes);
         append(&table, "\n");
     }
     printf("%s\n%s%s, %s, %.2f bytes per token\n", n ? line.data : "", n ? table.data : "",

@@ -585,13 +585,13 @@ static int draw(const struct Entry *c, int n, int kept, double u)
 
 struct Utf8 { unsigned char held[4]; int count; };
 
-/* Appends the characters that n more bytes complete. Bytes of no character become U+FFFD. */
-static void utf8_feed(struct Buffer *out, struct Utf8 *u, const unsigned char *bytes, int n)
+/* Appends the characters that more bytes complete. Bytes of no character become U+FFFD. */
+static void utf8_feed(struct Buffer *out, struct Utf8 *u, struct Bytes bytes)
 {
     uint32_t c;
-    for (int i = 0, length; i < n; i++) {
-        u->held[u->count++] = bytes[i];
-        while (u->count && (length = utf8_decode(u->held, u->count, &c))) {
+    for (size_t i = 0; i < bytes.size; i++) {
+        u->held[u->count++] = bytes.data[i];
+        for (int length; u->count && (length = utf8_decode(u->held, u->count, &c)); ) {
             if (length > 0) append_bytes(out, u->held, length);
             else append(out, "\xEF\xBF\xBD");
             u->count -= abs(length);
@@ -685,17 +685,15 @@ static int write_sample(struct Generator *g, const char *prompt, int max_tokens,
     ids[0] = token;
     const int count = begins + tokenizer_encode(g->tokenizer, prompt, n, ids + begins);
     g->random = random;
-    utf8_feed(&text, &utf8, (const unsigned char *)prompt, n);
+    utf8_feed(&text, &utf8, as_bytes(prompt));
     for (; written < max_tokens; written++) {
-        int length;
         show_result(&text);
         const real *hidden = written ? read_next(g, token) : read_text(g, ids, count);
         token = next_token(g, hidden, written >= g->min_tokens);
         if (token == g->tokenizer->eot) break;
-        const unsigned char *piece = bytes_of_token(g->tokenizer, token, &length);
-        utf8_feed(&text, &utf8, piece, length);
+        utf8_feed(&text, &utf8, bytes_of_token(g->tokenizer, token));
     }
-    utf8_feed(&text, &utf8, (const unsigned char *)"\n", 1);    /* ends an unfinished one, too */
+    utf8_feed(&text, &utf8, as_bytes("\n"));                    /* ends an unfinished one, too */
     show_result(&text);
     free(text.data);
     free(ids);
@@ -1315,7 +1313,7 @@ static const char *write_texts(const struct Run *r)
             bytes.size = 0;
             append_decoded(&bytes, r->tokenizer, m->tokens[first]);
             for (int k = first; k < end; k++) append_decoded(&bytes, r->tokenizer, m->targets[k]);
-            append_readable(&text, (uint8_t *)bytes.data, (int)bytes.size);
+            append_readable(&text, (struct Bytes){bytes.data, bytes.size});
             append(&text, "\n");
         }
     }

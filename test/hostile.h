@@ -202,11 +202,10 @@ static uint64_t hash_of_documents(const char *split, int64_t bytes_of_chunk)
                 size_t at = 0;
                 if (p.starts) hash = mix64(hash + 1);
                 for (size_t k = 0; k < count; k++) {
-                    int bytes;
-                    const uint8_t *piece = bytes_of_token(t, ids[k], &bytes);
-                    if (at + bytes > size || memcmp(p.begin + at, piece, bytes))
+                    const struct Bytes piece = bytes_of_token(t, ids[k]);
+                    if (at + piece.size > size || memcmp(p.begin + at, piece.data, piece.size))
                         finding("ids of another text");
-                    at += bytes;
+                    at += piece.size;
                 }
                 if (at != size) finding("ids of a shorter text");
                 for (size_t k = 0; k < size; k++) hash = mix64(hash ^ p.begin[k]);
@@ -255,12 +254,12 @@ static void read_state(struct Bytes input)
 /* Every token is made of two others, and no two are equal in the directory's order. */
 static void check_tokenizer(struct Tokenizer *t)
 {
-    int n, a, b;
     for (int r = 0; r < t->merges; r++) {
-        const uint8_t *p = bytes_of_token(t, BYTES + r, &n);
-        const uint8_t *left = bytes_of_token(t, t->parts[r][0], &a);
-        const uint8_t *right = bytes_of_token(t, t->parts[r][1], &b);
-        if (n != a + b || memcmp(p, left, a) || memcmp(p + a, right, b)) finding("a wrong token");
+        const struct Bytes token = bytes_of_token(t, BYTES + r),
+                           left = bytes_of_token(t, t->parts[r][0]),
+                           right = bytes_of_token(t, t->parts[r][1]);
+        if (token.size != left.size + right.size || memcmp(token.data, left.data, left.size)
+            || memcmp(token.data + left.size, right.data, right.size)) finding("a wrong token");
     }
     if (t->eot != t->vocabulary - 1 || t->usage.max_length < 0) finding("a wrong vocabulary");
 }

@@ -266,10 +266,9 @@ static bool decodes_to(const struct Tokenizer *t, const int *ids, int count, con
 {
     size_t at = 0;
     for (int i = 0; i < count; i++) {
-        int length;
-        const uint8_t *bytes = bytes_of_token(t, ids[i], &length);
-        if (at + length > n || memcmp(bytes, text + at, length)) return false;
-        at += length;
+        const struct Bytes bytes = bytes_of_token(t, ids[i]);
+        if (at + bytes.size > n || memcmp(bytes.data, text + at, bytes.size)) return false;
+        at += bytes.size;
     }
     return at == n;
 }
@@ -559,9 +558,8 @@ static void test_training(const struct Tokenizer *t)
     check(!bad, "so they are with ties and overlapping pairs (%d of 10 differ)", bad);
     run(NULL, "train --vocab 400 --max-token-bytes 3 --min-frequency 4 --out short text");
     struct Tokenizer *u = tokenizer_load(in_directory("short"));
-    int longest = 0, n;
-    for (int id = 0; id < BYTES + u->merges; id++)
-        if (bytes_of_token(u, id, &n) && n > longest) longest = n;
+    int longest = 0;
+    for (int id = 0; id < BYTES + u->merges; id++) longest = max_int(longest, token_length(u, id));
     check(longest == 3 && u->vocabulary == BYTES + u->merges + 1,
           "--max-token-bytes and --min-frequency are kept");
 }

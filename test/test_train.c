@@ -681,8 +681,8 @@ static struct Buffer passed(const char *text, size_t n, size_t step)
     struct Buffer out = {0};
     struct Utf8 u = {0};
     for (size_t i = 0; i < n; i += step)
-        utf8_feed(&out, &u, (const unsigned char *)text + i, (int)(n - i < step ? n - i : step));
-    utf8_feed(&out, &u, (const unsigned char *)"\n", 1);
+        utf8_feed(&out, &u, (struct Bytes){text + i, n - i < step ? n - i : step});
+    utf8_feed(&out, &u, as_bytes("\n"));
     out.data[--out.size] = 0;
     return out;
 }
@@ -727,9 +727,9 @@ static void test_utf8(void)
 
     struct Utf8 u = {0};
     struct Buffer out = {0};
-    utf8_feed(&out, &u, (const unsigned char *)"\xE2\x82", 2);
+    utf8_feed(&out, &u, as_bytes("\xE2\x82"));
     const bool held = out.size == 0;
-    utf8_feed(&out, &u, (const unsigned char *)"\xAC", 1);
+    utf8_feed(&out, &u, as_bytes("\xAC"));
     check(held && out.size == 3, "UTF-8: an unfinished character is held back");
 }
 
