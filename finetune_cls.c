@@ -1381,16 +1381,6 @@ static void refuse_faults(const struct Faults *f, const char *advice)
 
 /* --- Lines and fields --- */
 
-/* The line at *at, without its end. Moves *at to the next line. */
-static struct Bytes take_line(const char **at, const char *end)
-{
-    const char *line = *at, *stop = memchr(line, '\n', end - line);
-    size_t n = (stop ? stop : end) - line;
-    *at = line + n + (stop != NULL);
-    if (n && line[n - 1] == '\r') n--;
-    return (struct Bytes){line, n};
-}
-
 /* Whether a line has blanks, separators and empty quotes at most. */
 static bool is_blank(const struct Reader *r, struct Bytes line)
 {

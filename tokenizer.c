@@ -726,13 +726,22 @@ static int find_token(const struct Tokenizer *t, const char *text, const char *s
     return hash_get(&t->found, checksum(bytes, n));
 }
 
-/* Adds the merge of the line text .. stop. Dies unless it is two tokens that make a new one. */
-static void read_merge(struct Tokenizer *t, const char *text, const char *stop, const char *path,
-                       int line)
+/* The line at *at, without its end. Moves *at to the next line. */
+static struct Bytes take_line(const char **at, const char *end)
 {
-    const char *space = memchr(text, ' ', stop - text);
-    const int a = space ? find_token(t, text, space) : -1,
-              b = space ? find_token(t, space + 1, stop) : -1;
+    const char *line = *at, *stop = memchr(line, '\n', end - line);
+    size_t n = (stop ? stop : end) - line;
+    *at = line + n + (stop != NULL);
+    if (n && line[n - 1] == '\r') n--;
+    return (struct Bytes){line, n};
+}
+
+/* Adds the merge of a line. Dies unless it is two tokens that make a new one. */
+static void read_merge(struct Tokenizer *t, struct Bytes text, const char *path, int line)
+{
+    const char *space = memchr(text.data, ' ', text.size);
+    const int a = space ? find_token(t, text.data, space) : -1,
+              b = space ? find_token(t, space + 1, text.data + text.size) : -1;
     const char *wrong =
         a < 0 || b < 0 ? "is not two tokens that lines before it made, with a space between"
         : t->vocabulary == MAX_VOCABULARY - 1 ? "is one too many: a shard has at most 65536 tokens"
@@ -740,8 +749,8 @@ static void read_merge(struct Tokenizer *t, const char *text, const char *stop, 
         ? "makes a token of more than 65535 bytes"
         : !note_token(t, add_merge(t, a, b)) ? "makes a token that a line before makes" : NULL;
     if (wrong)
-        die("%s: line %d: \"%.*s\" %s. Replace the file.", path, line,
-            stop - text < 80 ? (int)(stop - text) : 80, text, wrong);
+        die("%s: line %d: \"%.*s\" %s. Replace the file.", path, line, (int)fmin(text.size, 80),
+            text.data, wrong);
 }
 
 /* Makes a tokenizer of the text of a merges.txt, of which each line is for read_merge. */
@@ -751,12 +760,9 @@ static struct Tokenizer *read_merges(struct Bytes text, const char *path)
     struct Tokenizer *t = tokenizer_new();
     t->found = hash_table(BYTES);
     for (int i = 0; i < BYTES; i++) note_token(t, i);
-    for (int line = 1; at < end; line++) {
-        const char *newline = memchr(at, '\n', end - at), *stop = newline ? newline : end;
-        const bool carriage_return = stop > at && stop[-1] == '\r';
-        if (line > 1 || strncmp(at, "#version", 8))
-            read_merge(t, at, stop - carriage_return, path, line);
-        at = stop + 1;
+    for (int number = 1; at < end; number++) {
+        const struct Bytes line = take_line(&at, end);
+        if (number > 1 || strncmp(line.data, "#version", 8)) read_merge(t, line, path, number);
     }
     if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
     add_end_of_text(t);
