@@ -1326,10 +1326,10 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
     return s;
 }
 
-/* The path of a shard of a set, which the caller owns. */
-static char *shard_path(const char *prefix, int number)
+/* The path of a shard of a set, as `brief` keeps it. */
+static const char *shard_path(const char *prefix, int number)
 {
-    return text_of("%s_%06d.bin", prefix, number);
+    return brief("%s_%06d.bin", prefix, number);
 }
 
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
@@ -1392,11 +1392,10 @@ struct ShardWriter {
 static void start_shard(struct ShardWriter *w)
 {
     static const struct ShardHeader header;
-    char *path = shard_path(w->prefix, w->number);
+    const char *path = shard_path(w->prefix, w->number);
     if (w->number == MAX_SHARDS) die("%s: too many shards. Give a larger --shard-tokens.", path);
     w->shards[w->number] = output_open(path);
     output_write(w->shards[w->number++], &header, sizeof header);
-    free(path);
 }
 
 /* Appends n ids, and begins a new shard whenever one is full. */
@@ -1436,17 +1435,14 @@ static void start_set(struct ShardWriter *w, bool overwrite)
     make_parents(w->prefix);
     start_shard(w);
     for (int i = 0; i < MAX_SHARDS; i++) {
-        char *path = shard_path(w->prefix, i), *unfinished = text_of("%s" UNFINISHED, path);
-        if (i > 0) remove_file(unfinished);
-        if (file_exists(path)) {
-            struct File file = open_file(path, false);
-            if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
-            if (read_shard_header(&file).magic != SHARD_MAGIC)
-                die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-            close_file(&file);
-        }
-        free(path);
-        free(unfinished);
+        const char *path = shard_path(w->prefix, i);
+        if (i > 0) remove_file(brief("%s" UNFINISHED, path));
+        if (!file_exists(path)) continue;
+        struct File file = open_file(path, false);
+        if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
+        if (read_shard_header(&file).magic != SHARD_MAGIC)
+            die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
+        close_file(&file);
     }
 }
 

@@ -925,9 +925,8 @@ static void take_options(struct Run *r)
 static void open_log(struct Run *r)
 {
     if (rank) return;
-    char *rows = journal_open(&r->files.log, brief("%s/log.tsv", set.out), LOG_HEADER, &r->old);
-    r->clock.start -= last_seconds(rows);
-    free(rows);
+    const char *path = brief("%s/log.tsv", set.out);
+    r->clock.start -= last_seconds(journal_open(&r->files.log, path, LOG_HEADER, &r->old));
 }
 
 /* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
