@@ -543,10 +543,9 @@ static const size_t CACHE_BYTES = sizeof(struct Slot) << CACHE_BITS;
 
 /* --- Long pieces: a heap of the pairs that can be merged --- */
 
-/* The time of merge_short grows with the square of the length n, that of this with n log n. A piece
- * is a doubly linked list of tokens. The heap has the pairs that have a merge: the merge that was
- * learned first comes first, of equal ones the leftmost pair. The memory is about 60 bytes for each
- * byte of the piece. */
+/* The time of merge_short grows with n^2, that of this with n log n. A piece is a doubly linked
+ * list of tokens. The heap has the pairs that have a merge: the one that was learned first comes
+ * first, of equal ones the leftmost. A byte of the piece takes about 60 bytes of memory. */
 struct Link { uint32_t next, before; uint16_t id; };    /* of a token, by its first byte */
 
 /* Pushes the pair of the token at `at` and the next one, if it has a merge. */
@@ -788,8 +787,7 @@ static void read_file_id(struct Tokenizer *t, const char *name, const struct Jso
 }
 
 /* Sets file_ids: trainers that put special tokens first have another order than ours. names:
- * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token of ours has an id
- * of its own. */
+ * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token has its own id. */
 static void read_file_ids(struct Tokenizer *t, const struct Json *names, const struct Json *added,
                           const char *path)
 {
@@ -920,9 +918,8 @@ static const char *existing_file(const char *directory, const char *name)
     return file_exists(path) ? text_of("%s", path) : NULL;
 }
 
-/* The file that a tokenizer is read from: `name` itself, or the first of these in a directory of
- * that name. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors, whose order
- * is ours. NULL: there is none. */
+/* The file that a tokenizer is read from: `name`, or of a directory the first of these; NULL: there
+ * is none. tokenizer.json says all; vocab.bpe is the merges.txt of GPT-2's authors. */
 static const char *tokenizer_file(const char *name)
 {
     static const char *const files[] = {"tokenizer.json", "merges.txt", "vocab.bpe"};
@@ -1094,8 +1091,7 @@ static void append_decoded(struct Buffer *b, const struct Tokenizer *t, int id)
     append_bytes(b, t->bytes.data + t->offset[id], token_length(t, id));
 }
 
-/* Appends bytes so that they can be read: control characters and bytes that are not UTF-8 become
- * \n, \t, \r or, for example, \xE4. */
+/* Appends a text in which control characters and bytes that are not UTF-8 become \n, \t, \xE4. */
 static void append_readable(struct Buffer *b, struct Bytes text)
 {
     const uint8_t *p = (const uint8_t *)text.data, *end = p + text.size;
@@ -1169,9 +1165,8 @@ static void append_suffix(struct Buffer *b, const struct Tokenizer *t)
     append(b, "]}");
 }
 
-/* tokenizer.json, the same tokenizer for Hugging Face's tokenizers: merges, vocabulary, GPT-2's
- * cutting into pieces, and a template that puts <|endoftext|> before each text of a pair, and the
- * suffix at the end. */
+/* tokenizer.json: merges, vocabulary, GPT-2's cutting into pieces, and a template that puts
+ * <|endoftext|> before each text of a pair, and the suffix at the end. */
 static void append_tokenizer_json(struct Buffer *b, const struct Tokenizer *t)
 {
     static const char begin[] = "{'SpecialToken': {'id': '" END_OF_TEXT "', 'type_id': 0}}, ",
@@ -1251,8 +1246,7 @@ static void refuse_other_tokenizer(const char *out, const struct Tokenizer *t)
 /* A shard is a file of tokens in llm.c's format: this header and then count ids of 16 bits.
  * <|endoftext|> precedes each document. A new shard begins when one is full, even inside a
  * document. The hash is the tokenizer's. All shards of one encode run are a set: they have its
- * hash, which is made of all their tokens, and their number. In shards from elsewhere, these are
- * 0: not known. */
+ * hash, made of all their tokens, and their number. In shards from elsewhere these are 0. */
 struct ShardHeader {
     int32_t magic, version, count, zero;
     uint64_t hash, set;
@@ -1409,8 +1403,7 @@ static void write_tokens(struct ShardWriter *w, const uint16_t *ids, size_t n)
     }
 }
 
-/* Completes all shards for commit_outputs: their headers now say how many tokens each has, and to
- * which set it belongs. Its hash is made of all tokens, which are read for it. */
+/* Completes all shards for commit_outputs. Their tokens are read again for the hash of the set. */
 static void complete_set(struct ShardWriter *w)
 {
     struct ShardHeader header = {SHARD_MAGIC, SHARD_VERSION, .hash = w->hash, .shards = w->number};
@@ -1428,8 +1421,8 @@ static void complete_set(struct ShardWriter *w)
     }
 }
 
-/* Begins the first shard, which only one process can have open. Then looks at what other shards
- * have the prefix: removes what a killed process left, and dies if one may not be replaced. */
+/* Begins the first shard, which only one process can have open. Then removes what a killed process
+ * left of others with this prefix, and dies if one of them may not be replaced. */
 static void start_set(struct ShardWriter *w, bool overwrite)
 {
     make_parents(w->prefix);
@@ -1453,9 +1446,8 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 /* ============================================================================================= */
 
 /* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
- * without a line end that directly follows the first; or a string in a line's JSON object. Empty
- * lines and strings, and marks with nothing between them, make no document. The number of a choice
- * of --split is its first letter. */
+ * without a line end right after the first; or a string in a line's JSON object. Where a line, such
+ * a text or a string is empty, there is none. The number of a --split is its first letter. */
 enum Split { SPLIT_FILE = 'f', SPLIT_LINES = 'l', SPLIT_EOT = 'e', SPLIT_JSONL = 'j' };
 
 /* The text that a thread takes at a time. The results do not depend on it; tests change it. */
