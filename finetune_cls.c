@@ -1331,8 +1331,7 @@ static void nbsvm(double *w, const struct Task *t, int k)
  * --header may say otherwise. What was said of columns, the header and the format hold for the
  * classifier's other files, too: one that looks like another format is refused. */
 
-/* A labelled text; both point into the file or to memory that is never freed. Two texts of a pair
- * have a tab between. line: for messages. */
+/* A labelled text, in memory that is never freed. The two texts of a pair have a tab between. */
 struct Example { struct Bytes text, label; int line; };
 
 /* columns: as they were said, with the format and the header that were found. */
@@ -1462,8 +1461,7 @@ static double position_of(const char *wanted)
     return parse_number(wanted, "", NULL, &x) ? x : 0;
 }
 
-/* The place of the field that has the wanted position, or that is, after blanks at most, the first
- * of the names "a|b|c". -1: none is. */
+/* The place of the field at the wanted position, or of the first of the names "a|b|c"; or -1. */
 static int find_field(const struct Reader *r, const char *wanted)
 {
     const double position = position_of(wanted);
@@ -1676,8 +1674,7 @@ static void begin_reading(struct Reader *r)
     if (lines) { r->counted = begin; r->faults.line = 1; }
 }
 
-/* What is wrong with a label; NULL: nothing. Labels are printed and stored as names, so their bytes
- * are those that messages show. */
+/* What is wrong with a label, which is printed and stored as it is; NULL: nothing. */
 static const char *fault_of_label(struct Bytes label)
 {
     char shown[MAX_LABEL_BYTES];                /* as read_label_names will read it */
@@ -1691,8 +1688,7 @@ static const char *fault_of_label(struct Bytes label)
            "CP1252 -t UTF-8 makes it)";
 }
 
-/* The example of the next record; false if it cannot be used. Of a pair, tabs of the first text
- * become spaces. */
+/* The next record's example; false: it is of no use. In a pair's first text tabs become spaces. */
 static bool read_example(struct Reader *r, struct Example *e)
 {
     struct Bytes values[COLUMNS] = {{"", 0}, {"", 0}, {"", 0}};
@@ -1724,8 +1720,7 @@ static void warn_of_texts(const char *path, int empty, int invalid, int all)
              "CP1252 -t UTF-8 FILE >NEW", path, invalid, all);
 }
 
-/* All texts of a file, with their labels unless texts alone are wanted. Dies if a record cannot be
- * used, and says what is odd. */
+/* All texts of a file, with their labels unless texts alone are wanted. Dies on faulty records. */
 static struct Examples read_examples(const char *path, struct Columns columns)
 {
     const struct Bytes file = read_file(path, (size_t)(machine_memory() / 2), true);
@@ -1875,8 +1870,7 @@ static int word_token(int *id, struct Tokenizer *t, const char *word)
     return count;
 }
 
-/* Reads --label-words; NULL or "": none. Of a word of several tokens the first is taken; unless
- * quiet, it is said. */
+/* Reads --label-words; NULL or "": none. Of a word's tokens the first is taken, which is said. */
 static struct Dataset read_label_words(const char *text, char *const *names, int K,
                                        struct Tokenizer *t, bool quiet)
 {
@@ -2032,10 +2026,9 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
     t->unlabelled_count = min_int(count, 1000);
 }
 
-/* Reads and tokenizes the labelled texts and splits them into training and validation, unless --val
- * names a file of its own or --tune makes no steps, of which validation would choose the best. For
- * compare and layers the test stands in its place. Prompting reads no label of --train. Sets the
- * labels of t->base. */
+/* Reads and tokenizes the labelled texts. Validation is --val, or else a part of --train if --tune
+ * makes steps, of which it chooses the best; for compare and layers the test stands in its place.
+ * Prompting reads no label of --train. Sets the labels of t->base. */
 static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
@@ -2348,8 +2341,7 @@ static struct Option *tune_options(struct Settings *s)
     return memcpy(resize(NULL, sizeof rows), rows, sizeof rows);
 }
 
-/* Reads s->tune, one of the first `kinds`, into s->kind and s->last, for a model of so many blocks.
- * option: where it stands, for messages. */
+/* Reads s->tune, one of the first `kinds`, into s->kind and s->last. option: for messages. */
 static void parse_tune(const char *option, int kinds, struct Settings *s, int layers)
 {
     static char *const names[] = {"prompt", "probe", "last:K", "full", "scratch", "majority", "nb",
@@ -2366,10 +2358,9 @@ static void parse_tune(const char *option, int kinds, struct Settings *s, int la
                   counted(layers, "block"));
 }
 
-/* Begins a training or a comparison: keeps other programs out of --out. Refuses to replace an
- * earlier run without --overwrite; with --resume takes the options from it. Returns whether it has
- * ended. Where nothing is, it starts, and also where a run failed before its state: all but a table
- * with rows is replaced. */
+/* Begins a training or a comparison. Refuses to replace an earlier run without --overwrite; with
+ * --resume takes the options from it. Returns whether it has ended. Where nothing is, it starts,
+ * and also where a run failed before its state: all but a table with rows is replaced. */
 static bool open_run(struct Task *t)
 {
     static const char *const files[] = {"model.safetensors", "state.safetensors", "log.tsv",
@@ -2535,9 +2526,8 @@ static int command_train(int argc, char **argv)
 
 /* --- eval and predict --- */
 
-/* One `name value` a line; then one for each class, its name last:
- *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by
- * loss: the sum over the N examples. */
+/* One `name value` a line; then one for each class, its name last. loss: the sum over N examples.
+ *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by */
 static void print_scores(const real *p, const int *truth, double loss, int N, char *const *names,
                          int K)
 {
@@ -2798,8 +2788,7 @@ struct Compare {
     struct Journal journal;             /* compare.tsv: a row for each cell that is done */
 };
 
-/* Seeds, which count from 1, come last to be dropped in: one seed of every method and budget is
- * better than five of some. */
+/* Seeds count from 1. They are outermost, since one of every method is better than five of some. */
 static struct Cell *cell_at(const struct Compare *c, int seed, int budget, int method)
 {
     const size_t row = (size_t)(seed - 1) * c->budget_count + budget;
@@ -2813,9 +2802,8 @@ static struct Estimate *estimate_at(const struct Compare *c, int budget, int met
 
 /* --- Methods --- */
 
-/* Sets the row that "name:value" names. Those that a probe has no use for belong to a method, since
- * they change its gradient steps; so do class-weights, whose value can only be auto, and what the
- * model is asked, which may be empty. */
+/* Sets the row that "name:value" names. A method may have those that a probe has no use for, since
+ * they change gradient steps, class-weights (auto alone), and what is asked, which may be empty. */
 static void set_method_option(struct Option *rows, const char *method, char *option)
 {
     char *value = strchr(option, ':');
@@ -2832,8 +2820,7 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
-/* A method with a suffix has tokens of its own; one that prompts takes the names of the classes for
- * want of other label words. */
+/* A method with a suffix has tokens of its own; for want of label words one prompts with names. */
 static struct Task parse_method(const char *name, const struct Compare *c)
 {
     const struct Dataset *all = &c->task.data;
@@ -2916,9 +2903,8 @@ static void choose_subset(int *list, const struct Compare *c, int budget, int se
     free(order);
 }
 
-/* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. A number
- * below two texts of each class, to learn from and to validate on, is left out; but 0 has a meaning
- * where a method prompts. */
+/* Reads --labels. "all" and numbers beyond the texts that there are mean all of them. Fewer than
+ * two of each class, to learn from and to validate on, are left out; not 0, if a method prompts. */
 static void parse_budgets(struct Compare *c)
 {
     char *rest = text_of("%s", c->labels_text), *part;
@@ -2978,8 +2964,7 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, struct
     return true;
 }
 
-/* A training as `train` does it, without files, and its answers p to the texts of the test. Returns
- * false, without a result, if a signal ended it. */
+/* A training as by `train`, without files; p: its answers to the test. false: a signal ended it. */
 static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
     const struct Task *all = &c->task;
@@ -3005,9 +2990,8 @@ static bool run_tuned(real *p, double *loss, const struct Compare *c, struct Tas
     return whole;
 }
 
-/* Trains the method of a cell, asks it, scores its answers and adds the row to compare.tsv, unless
- * a signal ends that. Without a label the commonest one is that of all texts: it is what the others
- * must beat. */
+/* Trains and asks the method of a cell, and adds its scores to compare.tsv, unless a signal ends
+ * that. Without a label the commonest one is that of all texts: it is what the others must beat. */
 static void run_cell(struct Compare *c, int seed, int budget, int method)
 {
     struct Cell *cell = cell_at(c, seed, budget, method);
@@ -3100,8 +3084,7 @@ static double student_tail(double t, double df)
     return fmax(0, 1 - 2 * sum * h / 3 / all);
 }
 
-/* The t with student_tail(t, df) = SIGNIFICANT: half a 95% interval, in standard errors. Bisection:
- * for df >= 1 it is between 1.9 and 12.8. */
+/* Half a 95% interval, in standard errors: t with student_tail(t, df) = SIGNIFICANT and df >= 1. */
 static double student_quantile(double df)
 {
     double low = 1.9, high = 12.8;
@@ -3238,8 +3221,7 @@ static void print_table(const struct Compare *c)
     }
 }
 
-/* The smallest number of labels with which a method reaches an accuracy, or else minus the largest
- * with which it has run. */
+/* The fewest labels with which a method reaches an accuracy, or minus the most that it has had. */
 static int labels_needed(const struct Compare *c, int method, double accuracy)
 {
     int most = 0;
@@ -3287,8 +3269,7 @@ static void print_prompt(const struct Compare *c)
     printf(".\n");
 }
 
-/* What to use with the largest budget: the quickest of the methods that are not worse than the best
- * even by a test without correction. */
+/* What to use: the quickest method that is not worse than the best even without correction. */
 static void print_choice(const struct Compare *c)
 {
     const int b = c->budget_count - 1;
@@ -3430,8 +3411,7 @@ static int command_compare(int argc, char **argv)
 /* 11. A look inside: layers, explain                                                            */
 /* ============================================================================================= */
 
-/* For each text of a batch, whose rows are h (N, C): last becomes its last row, and the mean of its
- * rows is added to mean. Both (B, C). */
+/* last (B, C): the last of each text's rows in h (N, C); mean (B, C) += the mean of its rows. */
 static void pool(real *last, real *mean, const real *h, const struct Batch *b, int C)
 {
     for (int s = 0; s < b->sequences; s++, last += C, mean += C)
@@ -3475,9 +3455,8 @@ static double test_accuracy(const struct Task *t, const real *features)
     return (double)right / t->val_count;
 }
 
-/* The accuracy of a probe of each level, by cross-validation and on the test texts. The block that
- * knows most about the labels tells how many to tune: those above it have specialised in predicting
- * the next token. */
+/* The accuracy of a probe of each level, by cross-validation and on the test. The block that knows
+ * most tells how many to tune: those above it have specialised in predicting the next token. */
 static void probe_levels(struct Task *t)
 {
     const int count = 2 * (t->model.config.layers + 1), C = t->model.config.channels;
@@ -3535,8 +3514,7 @@ static char *readable_token(const struct Tokenizer *t, int id)
     return b.data;
 }
 
-/* What the language model expects after the n tokens of a text, which have just been read: the
- * label words of each class with their probabilities. */
+/* How probable the label words of each class are after the n tokens that have just been read. */
 static void print_words(const struct Task *t, int n)
 {
     const struct Config *config = &t->model.config;

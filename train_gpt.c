@@ -852,9 +852,8 @@ static void evaluate_run(struct Run *r)
     r->clock.mark += seconds() - start;
 }
 
-/* Writes everything that --resume needs, for commit_outputs. The log is flushed to disk first, so
- * that it has every step of the state, even after a crash. The numbers are one entry, which
- * restore_run reads in the same order. */
+/* Writes what --resume needs, for commit_outputs; restore_run reads the numbers in the same order.
+ * The log is flushed to disk first, so that it has every step of the state, even after a crash. */
 static void stage_run(const struct Run *r)
 {
     struct Json state = describe(r);
@@ -929,8 +928,7 @@ static void open_log(struct Run *r)
     r->clock.start -= last_seconds(journal_open(&r->files.log, path, LOG_HEADER, &r->old));
 }
 
-/* Loads what save_run wrote: weights, moments, the place in the data, scores. Dies if tokenizer,
- * data or val are not the same as before. */
+/* Loads what save_run wrote. Dies if tokenizer, data or val are not the same as before. */
 static void restore_run(struct Run *r)
 {
     load_state(r->files.state, &r->model, NULL, NULL, &r->old);
@@ -1199,11 +1197,10 @@ static void load_init(struct Run *r, struct Model *source)
             set.init, set.tokenizer);
 }
 
-/* Creates the model with weights from --init or at random (restore_run overwrites them), and memory
- * for gradients and moments. Of --init the trunk is copied, without a classifier's head: a shorter
- * --context copies the first rows of wpe, and rows of wte beyond the tokenizer's vocabulary, which
- * only pad it, are left out. Dies if the run needs more memory than there is: the system would end
- * it in the middle. */
+/* Creates the model, with weights from --init or at random; restore_run loads those of a resumed
+ * run. Of --init the trunk is copied, without a classifier's head: a shorter --context copies the
+ * first rows of wpe, and rows of wte that only pad the vocabulary are left out. Dies if the run
+ * needs more memory than there is: the system would end it in the middle. */
 static void make_model(struct Run *r)
 {
     struct Model source = {0}, *model = &r->model;
@@ -1402,8 +1399,7 @@ static void sample_run(struct Run *r)
                  stream_for(set.seed, SAMPLE_STREAM, r->step));
 }
 
-/* --- The number of steps. What a step computes depends on it, and not on time: what fit_to_time
- * decides is recorded in the state --- */
+/* --- The number of steps. A step depends on it and not on time, so the state records it --- */
 
 /* Seconds of a step without the exchange between ranks: the fastest of up to 20 of one minibatch,
  * since the first also touches new memory. No trace stays: AdamW and Muon see a gradient of 0, so
@@ -1814,8 +1810,7 @@ static int command_train(int argc, char **argv)
 
 /* --- eval, sample, info --- */
 
-/* The loss of a model on shards, beside what knows nothing of the context. The defaults read every
- * token, in sequences as in training. */
+/* The loss of a model on shards: by default of every token, in sequences as in training. */
 static int command_eval(int argc, char **argv)
 {
     const char *dir = NULL, *pattern = NULL, *how = NULL, *precision = "fp32";
