@@ -1423,25 +1423,21 @@ static double measure_step(struct Run *r)
     return (set.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
-/* The steps that read the data --epochs times; the last is filled up from the next epoch. */
-static int64_t steps_in_epochs(struct Run *r)
-{
-    struct Loader *l = &r->loader;
-    int64_t steps = 0;
-    do {
-        read_step(r, set.accumulate);
-        steps++;
-    } while (l->epoch + (double)l->next / l->sequences.count < set.epochs);
-    loader_seek(l, 0, 0);
-    return steps;
-}
-
-/* Turns --epochs into steps, and sets what depends on their number; with --time-limit alone on an
- * estimate of it, from a measurement that counts as a first stretch of steps. */
+/* Turns --epochs into steps, of which the last is filled up from the next epoch. Sets what depends
+ * on their number; with --time-limit alone on an estimate of it, from a measurement that counts as
+ * a first stretch of steps. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
-    if (set.epochs > 0) set.steps = steps_in_epochs(r);
+    if (set.epochs > 0) {
+        struct Loader *l = &r->loader;
+        set.steps = 0;
+        while (l->epoch + (double)l->next / l->sequences.count < set.epochs) {
+            read_step(r, set.accumulate);
+            set.steps++;
+        }
+        loader_seek(l, 0, 0);
+    }
     if (set.plan || !set.steps) r->clock.each[r->clock.stretches++] = measure_step(r);
     r->expected = set.steps ? set.steps : 0.96 * (set.time_limit - time_used(r)) / next_step(r);
     take_from_rank_0(&r->expected, sizeof r->expected);
