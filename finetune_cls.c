@@ -1607,8 +1607,7 @@ static char find_separator(const struct Reader *r, int format)
 }
 
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
- * name of the only column. Commas are in most texts: where texts alone are wanted, they make a
- * table only if they made one in the training. */
+ * only column's name. Of texts alone commas, which most have, make one only if in training, too. */
 static bool looks_like(const struct Reader *r, int format)
 {
     const struct Columns *c = &r->columns;
@@ -2933,9 +2932,8 @@ static void parse_budgets(struct Compare *c)
 
 /* --- One cell --- */
 
-/* A method that knows no model learns from the texts of its task and is asked about those of the
- * test: the largest value of a row of p (val_count, K) is its answer. Only naive Bayes has
- * probabilities, and so a loss; here the sum over the texts. */
+/* A method that knows no model is asked about the texts of the test: the largest value of a row of
+ * p (val_count, K) is its answer. Only naive Bayes has probabilities, and so a loss: the sum. */
 static bool run_classical(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
     static void (*const ways[])(double *, const struct Task *, int) = {majority, naive_bayes,

@@ -631,8 +631,7 @@ static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint
                 "out of the text.", t->added.data + at);
 }
 
-/* Encodes p .. end and returns the number of ids; out needs room for one id a byte and 8 more. For
- * `readable` see piece_end.
+/* Encodes p .. end; returns the number of ids. out: an id a byte and 8 more; readable: piece_end's.
  *
  * Up to 32 pieces are found first and their cache lines prefetched, and only then they are looked
  * up. Waiting for each line instead would take more time than all other work. */
@@ -988,9 +987,8 @@ static void tokenizer_describe(struct Json *meta, const struct Tokenizer *t)
     metadata_put(meta, "tokenizer_usage", usage_text(&t->usage));
 }
 
-/* Reads the tokenizer in a model's directory. Dies unless it is the one in the metadata, if
- * there is one there, and the model's vocabulary is large enough; it may be larger than needed. A
- * model whose directory numbers its tokens in another order is renumbered. */
+/* Reads the tokenizer in a model's directory. Dies if it is not that of the metadata, or has more
+ * tokens than the model. A model whose directory numbers them in another order is renumbered. */
 static struct Tokenizer *tokenizer_of_model(const char *dir, struct Model *model,
                                             const struct Json *meta)
 {
@@ -1335,8 +1333,7 @@ static int prefix_length(const char *path)
 }
 
 /* Dies if shards with one prefix, which stand side by side, are not of one set, not all those that
- * the pattern names, or, in their order, not as they were encoded. A pattern of NULL names all, but
- * a missing one is then worth a warning only. */
+ * the pattern names (NULL: one missing is worth a warning), or, in order, not as once encoded. */
 static void check_sets(const struct Shard *s, int count, const char *pattern)
 {
     for (const struct Shard *first = s, *end = s + count; first < end; first = s) {
@@ -1829,9 +1826,8 @@ static int command_train(int argc, char **argv)
 
 /* --- encode --- */
 
-/* Draws the side of a document: 0 for training, 1 set aside for validation. The draw depends on the
- * seed, the number of the file and the place where the document begins in it, not on threads or
- * chunks. A document that was cut in two is not drawn. */
+/* The side of a document: 0 for training, 1 set aside for validation. It is drawn by the seed, the
+ * file's number and the place in the file, not by threads or chunks; but not if `cut` decides. */
 static int side_of(const struct Chunk *c, const struct Part *p)
 {
     const struct Source *s = c->source;
@@ -1861,9 +1857,8 @@ static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, str
     return documents;
 }
 
-/* Encodes all files and returns the number of documents. Each thread encodes one chunk after the
- * other. The thread that completes the next chunk in order writes its ids, and those behind it that
- * are ready, so that no thread waits for another's chunk. */
+/* Encodes all files and returns the number of documents. The thread that completes the next chunk
+ * in order writes its ids, and those behind it that are ready, so that no thread has to wait. */
 static int64_t encode_files(struct ShardWriter writers[2], const struct Tokenizer *t,
                             struct Source *source)
 {

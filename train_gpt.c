@@ -1035,11 +1035,9 @@ static double flops_per_token(const struct Config *c)
  *   shape     the loss is lowest where a model reads some 20 tokens for each parameter, and flat
  *             around that (Hoffmann et al. 2022). So: the largest model of a short ladder that
  *             reads at least 8 for each parameter of its blocks. A step of the ladder doubles them
- *             or more, so that a measurement of the machine which is a little wrong seldom changes
- *             the choice.
- *   epochs    up to 4 passes are worth nearly as much as new text, later ones less and less, those
- *             after 16 little (Muennighoff et al. 2023). Dropout keeps the model from learning the
- *             text by heart.
+ *             or more, so that a slightly wrong measurement of the machine seldom matters.
+ *   epochs    up to 4 passes are worth nearly as much as new text, those after 16 little
+ *             (Muennighoff et al. 2023). Dropout keeps the model from learning the text by heart.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
  *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, are more than about half of the
@@ -1240,9 +1238,8 @@ static size_t part_begin(const struct Model *model, int p)
 }
 
 /* Describes the part that this process updates as a model of its own, whose list has the pieces of
- * tensors that lie in the part. Its gradient is the sum over slots, in an array of its own unless
- * a step has one slot. It is aligned as model.grads is, so that vectors add the same terms. Its
- * chunks come after those of the parts before it. */
+ * tensors that lie in it. Its gradient, the sum over slots, has an array of its own unless a step
+ * has one slot: aligned as model.grads is, so that vectors add the same terms. */
 static void make_part(struct Run *r)
 {
     struct Model *whole = &r->model, *part = &r->part;
@@ -1423,9 +1420,8 @@ static double measure_step(struct Run *r)
     return (set.accumulate + ranks - 1) / ranks * gradient + rest;
 }
 
-/* Turns --epochs into steps, of which the last is filled up from the next epoch. Sets what depends
- * on their number; with --time-limit alone on an estimate of it, from a measurement that counts as
- * a first stretch of steps. */
+/* Turns --epochs into steps, the last filled up from the next epoch. Sets what depends on their
+ * number; with --time-limit alone it is estimated, by a measurement that is a first stretch. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
@@ -1549,8 +1545,7 @@ static void print_profile(const struct Run *r)
  * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
  * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
  * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
- * parameters a rank sends 4 P (R - 1) / R bytes for each slot, and as many for the weights and,
- * with Muon, for the directions. */
+ * parameters a rank sends 4 P (R - 1) / R bytes a slot, and for weights and Muon's directions. */
 
 #ifdef MPI
 #include <mpi.h>
