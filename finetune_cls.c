@@ -1064,15 +1064,14 @@ static struct Scores score(const real *p, const int *truth, double loss, int N, 
                            calibration_error(p, truth, N, K), (double)commonest / N};
 }
 
-/* low and high: 95% bounds of the accuracy that a is an estimate of, from N examples (Wilson 1927).
- * They are the two q from which a is z standard deviations away, |a - q| = z sqrt(q (1 - q) / N):
- *   (a + z^2 / 2N -+ z sqrt(a (1 - a) / N + z^2 / 4N^2)) / (1 + z^2 / N) */
-static void wilson_interval(double *low, double *high, double a, int N)
+/* The lower (side -1) or upper (1) 95% bound of the accuracy that a estimates, from N examples
+ * (Wilson 1927): the q from which a is z standard deviations away, |a - q| = z sqrt(q (1 - q) / N)
+ *   q = (a + z^2 / 2N + side z sqrt(a (1 - a) / N + z^2 / 4N^2)) / (1 + z^2 / N) */
+static double wilson_bound(double a, int N, int side)
 {
     const double z = 1.959963984540054, zz = z * z / N;
     const double half = z * sqrt((a * (1 - a) + zz / 4) / N);
-    *low = fmax(0, (a + zz / 2 - half) / (1 + zz));
-    *high = fmin(1, (a + zz / 2 + half) / (1 + zz));
+    return fmin(1, fmax(0, (a + zz / 2 + side * half) / (1 + zz)));
 }
 
 /* The correlation of two yes-or-no variables, truth and prediction (Matthews 1975):
@@ -2441,14 +2440,12 @@ static void load_classifier(struct Task *t)
 /* Warns if always predicting the commonest label of the N texts would do as well. */
 static void warn_of_failure(struct Scores s, int N)
 {
-    double low, high;
-    wilson_interval(&low, &high, s.accuracy, N);
     if (s.majority == 1)
         warn("all %d texts have the same label: one class cannot tell how well classes are told "
              "apart. Give texts of every label.", N);
     else if (s.accuracy <= s.majority)
         warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
-             "(%.4f): %s", s.accuracy, N, s.majority, high < s.majority
+             "(%.4f): %s", s.accuracy, N, s.majority, wilson_bound(s.accuracy, N, 1) < s.majority
              ? "nothing was learnt. Try another --tune, another --lr or more labels."
              : brief("%d texts cannot tell what was learnt. eval on others.", N));
 }
@@ -2532,12 +2529,10 @@ static void print_scores(const real *p, const int *truth, double loss, int N, ch
 {
     const struct Scores s = score(p, truth, loss, N, K);
     struct ClassCounts counts[K];
-    double low, high;
     count_classes(counts, p, truth, N, K);
-    wilson_interval(&low, &high, s.accuracy, N);
     printf("accuracy %.6f\naccuracy_low %.6f\naccuracy_high %.6f\nmacro_f1 %.6f\nloss %.6f\n"
-           "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, low, high, s.macro_f1, s.loss,
-           s.ece, N, s.majority);
+           "ece %.6f\nexamples %d\nmajority %.6f\n", s.accuracy, wilson_bound(s.accuracy, N, -1),
+           wilson_bound(s.accuracy, N, 1), s.macro_f1, s.loss, s.ece, N, s.majority);
     warn_of_failure(s, N);
     if (K == 2 && s.majority < 1)
         printf("auc %.6f\nmcc %.6f\n", area_under_curve(p, truth, N),
@@ -3144,9 +3139,8 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
 {
     struct Estimate e = mean_right(c, budget, method, -1);
     const double half = e.error * student_quantile(e.df);
-    wilson_interval(&e.low, &e.high, e.mean, c->task.val_count);
-    e.low = fmax(0, fmin(e.low, e.mean - half));
-    e.high = fmin(1, fmax(e.high, e.mean + half));
+    e.low = fmax(0, fmin(e.mean - half, wilson_bound(e.mean, c->task.val_count, -1)));
+    e.high = fmin(1, fmax(e.mean + half, wilson_bound(e.mean, c->task.val_count, 1)));
     for (int seed = 1; seed <= c->seeds; seed++)
         e.seconds += cell_at(c, seed, budget, method)->seconds / e.seeds;
     return e;
@@ -3465,14 +3459,13 @@ static void probe_levels(struct Task *t)
     read_levels(levels, &t->runner, t->train);            /* a probe leaves their order */
     printf("blocks  token  val_accuracy  test_accuracy  95%% interval\n");
     for (int i = 0; i < count; i++) {
-        double low, high;
         const real *h = levels + i * size;
         memset(t->model.w.score_w, 0, (size_t)t->model.config.labels * C * sizeof(real));
         const double val = train_probe(t, h, &(struct Json){0}).accuracy;
         const double test = test_accuracy(t, h);
-        wilson_interval(&low, &high, test, t->val_count);
         printf("%6d   %s  %12.4f  %13.4f  %.4f to %.4f%s\n", i / 2, i % 2 ? "mean" : "last", val,
-               test, low, high, i / 2 ? "" : "  (embeddings alone)");
+               test, wilson_bound(test, t->val_count, -1), wilson_bound(test, t->val_count, 1),
+               i / 2 ? "" : "  (embeddings alone)");
         if (val > highest) { highest = val; best = i; }
     }
     printf("On validation the probe is best %s, on %s. --tune probe reads the last token after "
