@@ -1287,10 +1287,8 @@ static void take_memory(struct Run *r)
 static double median(const double *values, int n)
 {
     struct Entry entries[WINDOW];
-    struct Heap heap = {entries, n, n};
     for (int i = 0; i < n; i++) entries[i] = (struct Entry){.key = values[i]};
-    for (int i = n / 2 - 1; i >= 0; i--) heap_sift_down(&heap, i);
-    for (int i = 0; i < n / 2; i++) heap_pop(&heap);        /* the largest first */
+    keep_likely(entries, n, n / 2, 1);      /* of the heap, whose top is then the next */
     return entries[0].key;
 }
 
