@@ -2253,8 +2253,6 @@ static void begin_state(struct Task *t, struct TrainState *run)
 /* 9. Commands: train, eval, predict                                                             */
 /* ============================================================================================= */
 
-/* --- train --- */
-
 static const struct Settings DEFAULT_SETTINGS = {
     .tune = "full", .kind = FULL, .truncate = "tail", .class_weights = "none",
     .precision = "fp32", .batch = 32, .seed = 1, .dropout = -1, .weight_decay = 0.01,

@@ -932,20 +932,18 @@ static void open_log(struct Run *r)
 static void restore_run(struct Run *r)
 {
     load_state(r->files.state, &r->model, NULL, NULL, &r->old);
-    const char *position = json_text(&r->old, "position", NULL),
-               *planned = json_text(&r->old, "train.steps", NULL);
+    const char *position = json_text(&r->old, "position", "");
     long long epoch;
     int next, end = 0;
-    if (!position || !planned
-        || sscanf(position, "%lld %lld %lld %d %lld %lf %lf %lld %lf %lf %lld %lld %lf%n", &r->step,
-                  &r->tokens, &epoch, &next, &r->last.tokens, &r->last.loss, &r->last.bits_per_byte,
-                  &r->best_step, &r->best.loss, &r->best.bits_per_byte, &r->skipped, &r->fall.step,
-                  &r->fall.rate, &end) != 13 || r->step < 0 || r->step > 1e15 || next < 0)
+    if (sscanf(position, "%lld %lld %lld %d %lld %lf %lf %lld %lf %lf %lld %lld %lf%n", &r->step,
+               &r->tokens, &epoch, &next, &r->last.tokens, &r->last.loss, &r->last.bits_per_byte,
+               &r->best_step, &r->best.loss, &r->best.bits_per_byte, &r->skipped, &r->fall.step,
+               &r->fall.rate, &end) != 13 || r->step < 0 || r->step > 1e15 || next < 0)
         die("%s: does not say where the run is. Start it again with --overwrite.", r->files.state);
     char *norms = (char *)position + end;
     for (int i = 0; i < WINDOW; i++) r->norms[i] = strtod(norms, &norms);
     describe(r);                                /* dies if this process has read something else */
-    if (set.steps && set.steps < strtoll(planned, NULL, 10))
+    if (set.steps && set.steps < strtoll(json_text(&r->old, "train.steps", "0"), NULL, 10))
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", set.epochs > 0 ? "epochs" : "steps", (long long)set.steps, set.out);
     loader_seek(&r->loader, epoch, next);
@@ -1708,8 +1706,6 @@ static void gather_moments(struct Run *r) { (void)r; }
 /* ============================================================================================= */
 /* 11. Subcommands                                                                               */
 /* ============================================================================================= */
-
-/* --- train --- */
 
 /* Prints the result and what tells against it, or how to go on. Returns the exit status. */
 static int finish(const struct Run *r)
