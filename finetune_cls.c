@@ -3016,8 +3016,7 @@ static void run_cell(struct Compare *c, int seed, int budget, int method)
 
 /* --- What is on disk already: a row for each cell --- */
 
-/* Takes over what estimates need of a row of compare.tsv, if it is of a cell of this comparison.
- * Returns false if no such table can have it. */
+/* Takes over a row of compare.tsv if a cell of this comparison has it; false: it is no such row. */
 static bool read_cell(struct Compare *c, const char *row)
 {
     const int n = c->task.val_count;
@@ -3299,8 +3298,7 @@ static void print_verdict(const struct Compare *c)
 
 /* --- The whole comparison --- */
 
-/* Whether a method can do anything with the labels that it gets. Without any, one asks the model,
- * and one shows what the commonest label would give. */
+/* Without labels two methods make sense: prompting, and what the commonest label would give. */
 static bool makes_sense(const struct Compare *c, int budget, int method)
 {
     const int kind = c->methods[method].set.kind;

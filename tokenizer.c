@@ -180,8 +180,7 @@ static void prepare_bytes(void)
             }
 }
 
-/* A tokenizer of the 256 bytes. Also fills the tables of sections 1 and 3, so one tokenizer must be
- * made before anything is cut or encoded. */
+/* A tokenizer of the 256 bytes. Fills the tables of 1 and 3, so it comes before all other work. */
 static struct Tokenizer *tokenizer_new(void)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
@@ -343,10 +342,9 @@ struct Trainer {
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
-/* Changes the count of the pair (a, b), which occurs in this word: more often if change > 0, less
- * often if change < 0. The pairs of a word are counted one after the other, so if it holds the pair
- * twice, the word is the last of the list the second time. A word that a later merge adds to the
- * list again is visited in vain, no more. */
+/* Changes the count of the pair (a, b), which now occurs in this word more often, or less if change
+ * < 0. The pairs of a word are counted one after the other: if it holds the pair twice, it is the
+ * last of the list the second time. A word that a later merge adds again is visited in vain. */
 static void change_count(struct Trainer *t, int a, int b, int64_t change, uint32_t word)
 {
     const uint32_t pair = pair_of(a, b);
@@ -414,8 +412,7 @@ static void push_pairs(struct Trainer *t, int first)
             heap_push(&t->heap, (struct Entry){t->pairs[i].count, t->pairs[i].pair, i});
 }
 
-/* Merges a pair in all words that contain it. Pairs with the new token are new; they are pushed
- * when all words are done and their counts are complete. */
+/* Merges a pair in all its words; then pushes the pairs with the new token, which are counted. */
 static void merge_pair(struct Trainer *t, int index, int made)
 {
     const struct PairCount p = t->pairs[index];     /* a copy: merge_word may move t->pairs */
@@ -621,8 +618,7 @@ static const uint8_t *find_text(const uint8_t *p, const uint8_t *end, const char
     return NULL;
 }
 
-/* Dies if a text has a token that a directory from elsewhere adds to its merges: there it is one
- * token, here it would be ordinary text. */
+/* Dies on a token that a directory from elsewhere adds to its merges: here it would be text. */
 static void refuse_added(const struct Tokenizer *t, const uint8_t *p, const uint8_t *end)
 {
     for (size_t at = 0; at < t->added.size; at += strlen(t->added.data + at) + 1)
@@ -1763,8 +1759,7 @@ static struct WordCounts count_words(struct Source *source)
     return counts[0];
 }
 
-/* The tokens of --vocab. auto: a power of two, about one token for 2,000 bytes of text, so that
- * nearly all of them occur often enough to be learnt. */
+/* The tokens of --vocab. auto: a power of 2, one for some 2,000 bytes, so that nearly all recur. */
 static int wanted_vocabulary(int64_t bytes)
 {
     double tokens;
