@@ -2278,7 +2278,8 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
     SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
             .choices = "auto|tsv|csv|jsonl|fasttext|lines", .idle = "without data")
 
-/* The rows of `train`, of which the other commands take what they share. */
+/* The rows of `train`; compare and layers have some of them, too. */
+#define SHARED(name) *find_option(tune, name)
 static struct Option *tune_options(struct Settings *s)
 {
     const struct Option rows[] = {
@@ -3345,7 +3346,7 @@ static int command_compare(int argc, char **argv)
     struct Task *t = &c.task;
     struct Settings *s = &t->set;
     struct Option *tune = tune_options(s), options[] = {
-        *find_option(tune, "model"), *find_option(tune, "train"),
+        SHARED("model"), SHARED("train"),
         {"test", "labelled texts that nothing is learnt from; without: a part of --train", TEXT,
          &s->val, .effect = EXTENDS},
         {"test-part", "how much of each class that part is", REAL_NUMBER, &c.test_part, 0.001, 0.9,
@@ -3359,12 +3360,10 @@ static int command_compare(int argc, char **argv)
          "follows is part of an option's value", TEXT, &c.methods_text, .effect = EXTENDS},
         {"time-limit", "ends the comparison; later seeds are left out first; 0: none", SECONDS,
          &c.time_limit, 0, 1e9},
-        *find_option(tune, "label-words"), *find_option(tune, "prior"),
-        *find_option(tune, "val-part"), *find_option(tune, "epochs"), *find_option(tune, "steps"),
-        *find_option(tune, "batch"), *find_option(tune, "max-tokens"),
-        *find_option(tune, "truncate"), *find_option(tune, "suffix"), COLUMN_OPTIONS(s->columns),
-        PRECISION_OPTION(&s->precision), THREADS_OPTION(&s->threads),
-        *find_option(tune, "resume"), *find_option(tune, "overwrite"), {0}};
+        SHARED("label-words"), SHARED("prior"), SHARED("val-part"), SHARED("epochs"),
+        SHARED("steps"), SHARED("batch"), SHARED("max-tokens"), SHARED("truncate"),
+        SHARED("suffix"), COLUMN_OPTIONS(s->columns), PRECISION_OPTION(&s->precision),
+        THREADS_OPTION(&s->threads), SHARED("resume"), SHARED("overwrite"), {0}};
     read_options(argc, argv, options,
         "finetune_cls compare --model DIR --train FILE [--test FILE] --out DIR [options]\n"
         "What is pretraining worth? Every method learns from the same few labels, several times,\n"
@@ -3478,9 +3477,8 @@ static int command_layers(int argc, char **argv)
         {"model", "directory of the pretrained model", TEXT, &s->model, .required = true},
         {"train", data_meaning, TEXT, &s->train, .required = true},
         {"test", "labelled texts that nothing is learnt from", TEXT, &s->val, .required = true},
-        *find_option(tune, "max-tokens"), *find_option(tune, "truncate"),
-        *find_option(tune, "suffix"), *find_option(tune, "dedupe"), COLUMN_OPTIONS(s->columns),
-        THREADS_OPTION(&s->threads), {0}};
+        SHARED("max-tokens"), SHARED("truncate"), SHARED("suffix"), SHARED("dedupe"),
+        COLUMN_OPTIONS(s->columns), THREADS_OPTION(&s->threads), {0}};
     read_options(argc, argv, options,
         "finetune_cls layers --model DIR --train FILE --test FILE\n"
         "How much each block of a pretrained model knows: the accuracy of a probe after it.");
