@@ -1285,8 +1285,10 @@ static void take_memory(struct Run *r)
 static double median(const double *values, int n)
 {
     struct Entry entries[WINDOW];
+    struct Heap heap = {entries, n, n};
     for (int i = 0; i < n; i++) entries[i] = (struct Entry){.key = values[i]};
-    keep_likely(entries, n, n / 2, 1);      /* of the heap, whose top is then the next */
+    for (int i = n / 2 - 1; i >= 0; i--) heap_sift_down(&heap, i);
+    for (int i = 0; i < n / 2; i++) heap_pop(&heap);        /* the largest first */
     return entries[0].key;
 }
 
