@@ -1630,6 +1630,8 @@ static void choose_format(struct Reader *r)
     int f = 0;
     while (f < FORMATS && (strcmp(name, formats[f].name) || !(said || looks_like(r, f)))) f++;
     for (int i = 0; f == FORMATS && i < FORMATS; i++) if (looks_like(r, i)) f = i;
+    if (f == LINES && r->wanted[LABELS])
+        die_usage("--format lines: %s then has no labels. Choose another.", r->faults.path);
     if (f == FORMATS)
         die("%s:%d: no tab, comma, semicolon or bar is between a text and its label.",
             r->faults.path, r->faults.line);
@@ -1957,23 +1959,26 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
 {
     const char *where = val->path ? val->path : "validation";
     const int all = train->count, aside = val->count;
-    int repeated = 0;
-    struct HashTable seen = hash_table(aside + all);
+    int repeated = 0, unlike = 0;           /* unlike: with another label */
+    struct HashTable seen = hash_table(2 * ((size_t)aside + all));
     for (int i = 0; i < aside + all; i++) {
         const struct Example x = i < aside ? val->items[i] : train->items[i - aside];
         const uint64_t text = checksum(x.text.data, x.text.size) >> 1;
-        const bool known = hash_add(&seen, text, i) != i;
+        const uint64_t pair = mix64(text ^ checksum(x.label.data, x.label.size)) >> 1;
+        const bool known = hash_add(&seen, text, i) != i, alike = hash_add(&seen, pair, i) != i;
         if (i < aside) continue;
         if (leave_out) train->items[i - aside - repeated] = x;
         repeated += known;
+        unlike += known && !alike && x.label.size;
     }
     hash_free(&seen);
     if (leave_out) train->count = all - repeated;
     if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
     if (repeated)
         speak(leave_out ? "" : program, true,
-              MESSAGE("%s: %d of %d texts are repeated or in %s: %s.", train->path, repeated, all,
-                      where, leave_out ? "left out" : "scores may flatter. --dedupe drops them"));
+              MESSAGE("%s: %d of %d texts are repeated or in %s%s: %s.", train->path, repeated, all,
+                      where, unlike ? brief(", %d with another label", unlike) : "",
+                      leave_out ? "left out" : "scores may flatter. --dedupe drops them"));
 }
 
 /* Splits the N training examples into training and validation, class by class: a part of each class

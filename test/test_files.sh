@@ -113,11 +113,13 @@ silent "finetune_cls: $dir" "nothing is noted of a good file"
 printf 'text\tlabel\na\tx\nb\ty\na\tx\na\ty\nc\tx\nd\ty\ne\tx\n' >"$dir/twice"
 printf 'text\tlabel\nc\tx\nb\tx\nc\tx\nf\ty\n' >"$dir/twice.val"
 train twice --val "$dir/twice.val"
-says "twice: 4 of 7 texts are repeated or in $dir/twice.val: scores may" "repeated texts"
+says "twice: 4 of 7 texts are repeated or in $dir/twice.val, 2 with another label: scores may" "repeated texts"
 train twice --val "$dir/twice.val" --dedupe
-says "twice: 4 of 7 texts are repeated or in $dir/twice.val: left out" "--dedupe"
+says "twice: 4 of 7 texts are repeated or in $dir/twice.val, 2 with another label: left out" "--dedupe"
 says "3 texts to train on, 4 for validation" "--dedupe"
 silent "finetune_cls: $dir/twice" "nothing is repeated then"
+fails 2 "--format lines: $dir/twice then has no labels" ./finetune_cls train --model "$dir/base" \
+    --train "$dir/twice" --format lines --out "$dir/none"
 awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t" i % 2 }' \
     >"$dir/doubled"
 train doubled --val-part 0.5
