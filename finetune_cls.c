@@ -1606,7 +1606,7 @@ static char find_separator(const struct Reader *r, int format)
 }
 
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
- * only column's name. Of texts alone commas, which most have, make one only if in training, too. */
+ * only column's name; commas, which texts have, too, do not count if training had no CSV. */
 static bool looks_like(const struct Reader *r, int format)
 {
     const struct Columns *c = &r->columns;
@@ -2470,6 +2470,12 @@ static bool learn(struct Task *t, struct Scores *val, struct Json *meta)
     return true;
 }
 
+static int say_finished(const struct Task *t)
+{
+    progress(true, "the training in %s is finished", t->set.out);
+    return 0;
+}
+
 static int command_train(int argc, char **argv)
 {
     struct Task task = {.set = DEFAULT_SETTINGS}, *t = &task;
@@ -2482,21 +2488,23 @@ static int command_train(int argc, char **argv)
         "any label; probe fits a new last layer, in one pass; last:K trains\n"
         "the last K blocks, too; full all; scratch all from random weights.\n"
         "The best of at most 20 validations is kept, or the mean of the last weights (--average).");
-    const bool ended = open_run(t);
+    /* What a finished training is said to have read is compared. Not a prompt's: its label words,
+     * which may be the names of the classes, decide what it reads. */
+    const bool ended = open_run(t), named = is_given(t->options, "train")
+        || is_given(t->options, "val") || is_given(t->options, "model");
+    if (ended && (!named || !strcmp(s->tune, "prompt"))) return say_finished(t);
     load_base(t);
     parse_tune("--tune", MAJORITY, s, t->base.config.layers);
     if (!s->overwrite) refuse_other_tokenizer(s->out, t->tokenizer);
     load_data(t, s->val_part, STREAM_SPLIT);
-    if (s->prior && !t->words.count) warn("--prior: has no effect without label words.");
+    if (s->prior && !t->words.count && s->kind != SCRATCH)
+        warn("--prior: has no effect without label words.");
     start_model(t);
     choose_defaults(s, &t->model, t->train_count, t->val_count);
     t->tokenizer->usage.max_length = s->max_tokens;
     t->tokenizer->usage.keeps_tail = strcmp(s->truncate, "head") != 0;
     describe_training(&(struct Json){0}, t);    /* dies if what is resumed read other data */
-    if (ended) {
-        progress(true, "the training in %s is finished", s->out);
-        return 0;
-    }
+    if (ended) return say_finished(t);
     progress(true, "%d texts to train on, %d for validation; %d were truncated (%s kept); labels: "
              "%s", t->train_count, t->val_count, t->data.truncated, s->truncate,
              joined(t->model.config.label_names, t->model.config.labels));
@@ -2818,7 +2826,7 @@ static void set_method_option(struct Option *rows, const char *method, char *opt
     row->given = true;
 }
 
-/* A method with a suffix has tokens of its own; for want of label words one prompts with names. */
+/* A suffix gives a method tokens of its own; to prompt without label words it takes the names. */
 static struct Task parse_method(const char *name, const struct Compare *c)
 {
     const struct Dataset *all = &c->task.data;
@@ -3022,7 +3030,7 @@ static void run_cell(struct Compare *c, int seed, int budget, int method)
 
 /* --- What is on disk already: a row for each cell --- */
 
-/* Takes over a row of compare.tsv if a cell of this comparison has it; false: it is no such row. */
+/* Takes over a row of compare.tsv if it is of a cell of this comparison; false: it is no row. */
 static bool read_cell(struct Compare *c, const char *row)
 {
     const int n = c->task.val_count;
@@ -3288,9 +3296,9 @@ static void print_verdict(const struct Compare *c)
         printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
-    if (c->seeds == 1)
+    if (c->seeds == 1 && c->budgets[0] < c->task.train_count)
         printf("With one seed the choice of labels is not in the interval: --seeds 3.\n");
-    else if (c->budgets[c->budget_count - 1] == c->task.train_count)
+    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
                "interval.\n");
     if (one_class) {

@@ -180,7 +180,7 @@ static void prepare_bytes(void)
             }
 }
 
-/* A tokenizer of the 256 bytes. Fills the tables of 1 and 3, so it comes before all other work. */
+/* A tokenizer of the 256 bytes. Fills the tables of sections 1 and 3: make one before all else. */
 static struct Tokenizer *tokenizer_new(void)
 {
     struct Tokenizer *t = resize(NULL, sizeof *t);
@@ -412,7 +412,7 @@ static void push_pairs(struct Trainer *t, int first)
             heap_push(&t->heap, (struct Entry){t->pairs[i].count, t->pairs[i].pair, i});
 }
 
-/* Merges a pair in all its words; then pushes the pairs with the new token, which are counted. */
+/* Merges a pair in all its words; then pushes the pairs with the new token, all counted by now. */
 static void merge_pair(struct Trainer *t, int index, int made)
 {
     const struct PairCount p = t->pairs[index];     /* a copy: merge_word may move t->pairs */
@@ -1821,8 +1821,8 @@ static int command_train(int argc, char **argv)
 
 /* --- encode --- */
 
-/* The side of a document: 0 for training, 1 set aside for validation. It is drawn by the seed, the
- * file's number and the place in the file, not by threads or chunks; but not if `cut` decides. */
+/* The side of a document: 0 for training, 1 set aside for validation. Without `cut` it is drawn by
+ * the seed, the file's number and the place in the file, not by threads or chunks. */
 static int side_of(const struct Chunk *c, const struct Part *p)
 {
     const struct Source *s = c->source;
@@ -1836,7 +1836,7 @@ static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, str
                             struct Chunk c)
 {
     struct Part p;
-    int64_t documents = 0;
+    int64_t documents = 0, bytes = 0;
     ids[0].size = ids[1].size = 0;
     while (next_part(&c, &p)) {
         struct Buffer *b = &ids[side_of(&c, &p)];
@@ -1846,9 +1846,10 @@ static int64_t encode_chunk(struct Buffer ids[2], const struct Tokenizer *t, str
         at += encode_text(t, cache, p.begin, p.end, p.readable, at);
         b->size += (at - begin) * sizeof *at;
         documents += p.starts;
-        #pragma omp atomic
-        c.source->encoded += p.end - p.begin;
+        bytes += p.end - p.begin;
     }
+    #pragma omp atomic
+    c.source->encoded += bytes;
     return documents;
 }
 
@@ -1891,20 +1892,21 @@ static void finish_sets(struct ShardWriter *writers, int count)
 }
 
 /* Where the end of a document of one file is set aside, so that at least this part of it follows:
- * after the last line end in the eighth before, of 4 KB at most, or else before the last blank
- * there. 0 if it has neither. */
+ * after the last line end of the eighth before, of 4 KB at most; without one before a blank there;
+ * without both further on towards the beginning. 0 if there is neither. */
 static int64_t find_cut(const char *path, double val_fraction)
 {
     char block[4096];
     struct File file = open_file(path, false);
-    const int64_t most = (int64_t)(file.size * (1 - val_fraction));
-    const int n = (int)(most / 8 < (int)sizeof block ? most / 8 : (int)sizeof block);
-    int k = n;
-    read_at(&file, block, n, (size_t)(most - n));
+    int64_t cut = (int64_t)(file.size * (1 - val_fraction));
+    for (int n, k = 0; cut > 0 && !k; cut -= n - k) {
+        k = n = (int)fmin(sizeof block, (cut + 7) / 8);
+        read_at(&file, block, n, (size_t)(cut - n));
+        while (k > 0 && block[k - 1] != '\n') k--;
+        if (k == 0) for (k = n - 1; k > 0 && block[k] != ' '; ) k--;
+    }
     close_file(&file);
-    while (k > 0 && block[k - 1] != '\n') k--;
-    if (k == 0) for (k = n - 1; k > 0 && block[k] != ' '; ) k--;
-    return k > 0 ? most - n + k : 0;
+    return cut;
 }
 
 /* The prefix of what is set aside, which no pattern for the other shards matches: DIR/val beside
@@ -1959,8 +1961,8 @@ static int command_encode(int argc, char **argv)
     const int64_t train = writers[0].total, aside = writers[1].total;
     if (!documents) die("%s: no document in the input. Name files that hold text.", argv[0]);
     if (!train || (sets == 2 && !aside))
-        die("--val-fraction %g: of %s, %s. Change it, --seed or --split, or put line ends into the "
-            "text.", set.val_fraction, counted(documents, "document"),
+        die("--val-fraction %g: of %s, %s. Change it, --seed or --split, or name one file of "
+            "lines.", set.val_fraction, counted(documents, "document"),
             train ? "none is set aside" : "none is left to train on");
     finish_sets(writers, sets);
     const double elapsed = seconds() - source.timer.start;

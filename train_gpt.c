@@ -1419,7 +1419,7 @@ static double measure_step(struct Run *r)
 }
 
 /* Turns --epochs into steps, the last filled up from the next epoch. Sets what depends on their
- * number; with --time-limit alone it is estimated, by a measurement that is a first stretch. */
+ * number; with --time-limit alone that is an estimate from a measurement, the first stretch. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
@@ -1543,7 +1543,7 @@ static void print_profile(const struct Run *r)
  * Rank p gets part p, 1/R of the parameters, of every slot's gradient, adds the slots in their
  * order, updates this part with moments that it alone has (ZeRO stage 1, Rajbhandari et al. 2020),
  * and gets the others' weights. No sum depends on R, since MPI adds only zeros to a number. Of P
- * parameters a rank sends 4 P (R - 1) / R bytes a slot, and for weights and Muon's directions. */
+ * parameters a rank sends 4 P (R - 1) / R bytes a slot, and as many for weights and directions. */
 
 #ifdef MPI
 #include <mpi.h>
@@ -1729,8 +1729,8 @@ static int finish(const struct Run *r)
         warn("nothing was learnt: no val_loss is below %.2f, that of equally likely tokens. Try "
              "another --lr than %g.", uniform, set.lr);
     else if (r->last.loss > r->best.loss && r->best_step <= set.eval_every)
-        warn("val_loss went up from its first value, %.4f, to %.4f: --lr is too high, or the text is "
-             "learnt by heart. Use a lower --lr, more text or fewer steps.", r->best.loss,
+        warn("val_loss went up from its first value, %.4f, to %.4f: --lr is too high, or the text "
+             "is learnt by heart. Use a lower --lr, more text or fewer steps.", r->best.loss,
              r->last.loss);
     if (set.profile) print_profile(r);
     return 0;

@@ -5,8 +5,9 @@
 #     data/pretrain.sh TEXT... OUT TIME [-- OPTIONS OF train_gpt train]
 #     data/pretrain.sh novel.txt my 30m
 #
-# TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model. Documents end
-# where a text holds <|endoftext|>; without it, all files are one text, whose end is for validation.
+# TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model, and is
+# refused for other texts later. Documents end where a text holds <|endoftext|>; without it, all files
+# are one text, whose end is for validation.
 set -euo pipefail
 
 fail_usage() { echo "pretrain.sh: $*" >&2; exit 2; }
@@ -44,18 +45,16 @@ run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and run
     "$programs/${1#./}" "${@:2}"
 }
 
-mkdir -p "$out"
-[ -e "$out/texts" ] || printf %s "$sums" >"$out/texts"
-[ "$sums" = "$(cat "$out/texts")" ] ||
+mkdir -p -- "$out"
+made=$out/tokenizer/merges.txt
+[ -e "$made" ] || printf %s "$sums" >"$out/texts.cksum"
+[ ! -e "$out/texts.cksum" ] || [ "$sums" = "$(<"$out/texts.cksum")" ] ||
     fail_usage "$out: was made from other texts. Choose another directory."
 if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then    # without byte order marks, with line ends
-    [ -e "$out/text.txt" ] ||
-        LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; $a\\' -- "${texts[@]}" >"$out/text.unfinished"
-    [ -e "$out/text.txt" ] || mv "$out/text.unfinished" "$out/text.txt"
+    [ -e "$made" ] || LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; $a\\' -- "${texts[@]}" >"$out/text.txt"
     texts=("$out/text.txt")
 fi
-[ -e "$out/tokenizer/merges.txt" ] ||
-    run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"
+[ -e "$made" ] || run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"
 [ -e "$out/val_text_000000.bin" ] ||
     run ./tokenizer encode --tokenizer "$out/tokenizer" --split $split --val-fraction $aside \
         --out "$out/text" "${texts[@]}"

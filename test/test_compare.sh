@@ -282,6 +282,7 @@ compare "$dir/overlap" --train "$dir/overlap.tsv" --methods nb --labels 12,all -
 succeeds "texts that are in --test or repeated are left out and counted" \
     grep -q "overlap.tsv: 5 of 65 texts are repeated or in .*test.tsv: left out" "$dir/err"
 compare "$dir/clean" --methods nb --labels 12,all --seeds 1 >"$dir/clean.out" 2>&1
+succeeds "what one seed does not tell" grep -q "^With one seed the choice of labels is not in" "$dir/clean.out"
 succeeds "the verdict on a single method compares it with none" eval '
     ! grep -q "Holm\|flattered" "$dir/clean.out" &&
     grep -q "^For these data, with 60 labels: nb," "$dir/clean.out"'

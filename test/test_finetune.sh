@@ -250,6 +250,13 @@ succeeds "the state of a finished training is gone, and --resume says that it is
 printf 'text\tlabel\none\tpositive\ntwo\tpositive\nthree\tnegative\nfour\tnegative\n' >"$dir/others.tsv"
 fails 1 "made with other input: its train_hash" \
     train $hopeless --resume --out "$dir/stopped" --train "$dir/others.tsv"
+sed 's/positive/good/; s/negative/bad/' "$dir/train.tsv" >"$dir/worded.tsv"
+for i in 1 2; do
+    train --tune prompt --suffix " I am" --resume --train "$dir/worded.tsv" --out "$dir/asked" >/dev/null 2>"$dir/err"
+done
+succeeds "so it does of a prompt" grep -q "asked is finished" "$dir/err"
+succeeds "without --train, which may be gone, its files are not read" eval '
+    ./finetune_cls train --resume --out "$dir/stopped" 2>&1 | grep -q "stopped is finished"'
 train --tune probe --dedupe --resume --out "$dir/anew" >/dev/null 2>"$dir/err"
 succeeds "a probe: --resume starts, too" grep -q "^nothing to resume in .*anew: the tr" "$dir/err"
 alone=

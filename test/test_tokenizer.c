@@ -830,7 +830,14 @@ static void test_end_set_aside(void)
     check(same_files("head_000000.bin", "one_000000.bin")
           && same_files("tail_000000.bin", "val_one_000000.bin"),
           "of a document without line ends near the place: its last words");
-    write_plain("whole", "one line", 8);
+    const char *verse = "\u957f\u6068\u6b4c\u6c49\u7687\u91cd\u8272\n\u601d\u503e\u56fd\u5fa1";
+    write_plain("whole", verse, strlen(verse));
+    run(NULL, "encode --tokenizer tok --val-fraction 0.01 --overwrite --out one whole");
+    run(NULL, "decode --tokenizer tok val_one_000000.bin");
+    struct Buffer out = read_plain("out");
+    check(!strcmp(out.data, strchr(verse, '\n') + 1), "of a short one its last line");
+    free(out.data);
+    write_plain("whole", "one-line", 8);
     expect_error(1, "of 1 document, none is",
                  "encode --tokenizer tok --val-fraction 0.2 --out n whole");
 }
