@@ -38,6 +38,12 @@ check $? "tokenizer and shards"
 
 data="--data train_0*.bin --val val_0*.bin --tokenizer tok"
 tiny="--dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
+head -n 6 train.txt >few.txt
+"$tokenizer" encode --tokenizer tok --out few few.txt 2>/dev/null
+"$train" train $tiny --data few_000000.bin --val val_000000.bin --tokenizer tok --lr 1e-2 --steps 200 \
+    --eval-every 40 --out by-heart >/dev/null 2>err.txt &&
+    grep -q '^train_gpt: val_loss went up from its first value, .* or the text is learnt by heart' err.txt
+check $? "a text that is learnt by heart: a rising val_loss is explained"
 set -f                                  # patterns are for train_gpt, not for this shell
 
 # --- Learning, evaluation, samples ---
