@@ -2072,18 +2072,21 @@ enum { MIN_UPDATES = 200, MIN_EPOCHS = 3, FEW_EPOCHS = 20, MAX_VALIDATIONS = 20,
        MAX_STEPS = 1000000000 };
 
 /* Sets what the command line left open. The learning rate falls with the size of the model: 3e-4
- * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Random
- * weights bear a higher rate; a head of label words knows something, and a lower rate and fewer
- * epochs keep it near that. Few labels need a number of updates rather than of epochs. Validation
- * comes at the end of epochs, but if --steps says how long to train, after every 20th part. Few
- * validation texts cannot tell which epoch is best: the mean of the last weights is safer. */
+ * for 10 million pretrained weights, 9e-5 for GPT-2's 124 million, 1e-3 for the smallest. Fewer
+ * than 800 examples, which are soon learnt by heart, lower it: 100 halve it. Random weights bear a
+ * higher rate; a head of label words knows something, and a lower rate and fewer epochs keep it
+ * near that. Few labels need many updates rather than epochs. Validation comes at the end of
+ * epochs, but if --steps says how long to train, after every 20th part. Few validation texts cannot
+ * tell which epoch is best: the mean of the last weights is safer. */
 static void choose_defaults(struct Settings *s, const struct Model *model, int examples,
                             int val_texts)
 {
     if (s->kind <= PROBE) return;
-    const double large = sqrt(1e7 / model->parameter_count);
+    const double large = sqrt(1e7 / model->parameter_count),
+                 few = s->kind == SCRATCH ? 1 : fmin(1, cbrt(examples / 800.0));
     const bool knows = has_words(s) && s->kind != SCRATCH;
-    if (s->lr == 0) s->lr = fmin(1e-3, (s->kind == SCRATCH ? 1e-3 : knows ? 1e-4 : 3e-4) * large);
+    if (s->lr == 0)
+        s->lr = fmin(1e-3, few * ((s->kind == SCRATCH ? 1e-3 : knows ? 1e-4 : 3e-4) * large));
     if (s->head_lr_ratio == 0) s->head_lr_ratio = s->kind == SCRATCH || knows ? 1 : 10;
     if (s->dropout < 0) s->dropout = s->kind == FULL || s->kind == SCRATCH ? 0.1 : 0;
     if (s->average < 0) s->average = val_texts < FEW_TEXTS ? 0.1 : 0;
@@ -2307,8 +2310,8 @@ static struct Option *tune_options(struct Settings *s)
                 .idle = "with tune probe|with tune prompt|with epochs"),
         STEPS("patience", "ends after so many worse validations", INTEGER, &s->patience, 0, 1e6),
         STEPS("batch", "texts of an update", INTEGER, &s->batch, 1, 1e6),
-        STEPS("lr", "0: 3e-4 for 10M parameters (scratch 1e-3, with label words 1e-4)", REAL_NUMBER,
-              &s->lr, 0, 10),
+        STEPS("lr", "0: by the size of the model and the number of labels, which is printed",
+              REAL_NUMBER, &s->lr, 0, 10),
         STEPS("head-lr-ratio", "the head's rate, in those of the last block; 0: 10, but 1 for "
               "scratch and with label words", REAL_NUMBER, &s->head_lr_ratio, 0, 1e4),
         SETTING("layer-decay", "a block's rate, in those of the block above", REAL_NUMBER,
