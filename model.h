@@ -99,6 +99,12 @@ struct Batch {
     int max_rows;               /* as many as batch_create took memory for */
 };
 
+/* For --profile: a lap, at the end of a function, charges the time since the last one to a kind of
+ * work. What backward computes again of the forward pass counts as forward. */
+enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
+enum { FORWARD, BACKWARD };
+static void lap(int kind, int direction);
+
 /* --- Embedding; plain twin: plain_embedding --- */
 
 /* x (C) = wte[token] + wpe[position]: what the token is, and its place in the sequence, from 0.
@@ -113,10 +119,12 @@ static inline void embed(real *x, int token, int position, const real *wte, cons
 static void embedding_forward(real *x, const struct Batch *batch, const real *wte, const real *wpe,
                               int C)
 {
+    lap(REST, FORWARD);                 /* what came before the pass */
     #pragma omp parallel for schedule(static)
     for (int s = 0; s < batch->sequences; s++)
         for (int start = batch->starts[s], n = start; n < batch->starts[s + 1]; n++)
             embed(x + (size_t)n * C, batch->tokens[n], n - start, wte, wpe, C);
+    lap(EMBEDDING, FORWARD);
 }
 
 /* dwte[token of n] += dx[n]    dwpe[position of n] += dx[n]
@@ -138,6 +146,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const str
             for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
         }
     }
+    lap(EMBEDDING, BACKWARD);
 }
 
 /* --- LayerNorm (Ba, Kiros, Hinton 2016); plain twin: plain_layernorm --- */
@@ -163,6 +172,7 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
         const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
         for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
     }
+    lap(LAYERNORM, FORWARD);
 }
 
 /* g = w dy is the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
@@ -202,6 +212,7 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
         }
     }
+    lap(LAYERNORM, BACKWARD);
 }
 
 /* --- Linear; plain twin: plain_linear --- */
@@ -233,12 +244,14 @@ static void linear_forward(real *y, const real *residual, const real *x, const r
                            const real *b, int N, int C, int OC)
 {
     gemm(y, matrix(x, C), matrix(w, OC), residual, b, N, OC, C);
+    lap(LINEAR, FORWARD);
 }
 
 /* dx = dy w^T */
 static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
 {
     gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
+    lap(LINEAR, BACKWARD);
 }
 
 /* dw += x^T dy    db += sum_n dy */
@@ -255,6 +268,7 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
             for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
         for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
     }
+    lap(LINEAR, BACKWARD);
 }
 
 /* --- GELU, tanh form (Hendrycks and Gimpel 2016): x times a gate; plain twin: plain_gelu --- */
@@ -274,6 +288,7 @@ static void gelu_forward(real *y, const real *x, size_t n)
 {
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
+    lap(GELU, FORWARD);
 }
 
 /* dx = dy gelu'(x), in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
@@ -287,6 +302,7 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
         y[i] = x[i] * s;
         dx[i] *= s + x[i] * s * (1 - s) * du2;
     }
+    lap(GELU, BACKWARD);
 }
 
 /* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
@@ -326,6 +342,7 @@ static void dropout(real *y, const real *residual, const real *x, size_t n, stru
     #pragma omp parallel for simd schedule(static) firstprivate(d)
     for (size_t i = 0; i < n; i++)
         y[i] = (residual ? residual[i] : 0) + x[i] * mask_factor(d, (uint32_t)i);
+    lap(DROPOUT, FORWARD);
 }
 
 /* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
@@ -416,29 +433,6 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
 static void attention_backward(real *dqkv, const real *dy, const real *y, const real *qkv,
                                const real *lse, const struct Batch *batch, int C, int H,
                                struct Dropout d);
-
-/* --- The time of a layer, for --profile: not a part of GPT-2 --- */
-
-/* lap charges the time since the last lap to a kind of work. The macros below wrap the functions
- * above: each call from here on ends with a lap, and what comes before the embedding is the rest.
- * Attention has its own laps in section 9. What backward computes again of the forward pass counts
- * as forward. */
-enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
-enum { FORWARD, BACKWARD };
-static void lap(int kind, int direction);
-
-#define TIMED(kind, direction, call) do { call; lap(kind, direction); } while (0)
-#define embedding_forward(...)   TIMED(EMBEDDING, FORWARD, lap(REST, FORWARD); \
-                                       embedding_forward(__VA_ARGS__))
-#define embedding_backward(...)  TIMED(EMBEDDING, BACKWARD, embedding_backward(__VA_ARGS__))
-#define layernorm_forward(...)   TIMED(LAYERNORM, FORWARD, layernorm_forward(__VA_ARGS__))
-#define layernorm_backward(...)  TIMED(LAYERNORM, BACKWARD, layernorm_backward(__VA_ARGS__))
-#define linear_forward(...)      TIMED(LINEAR, FORWARD, linear_forward(__VA_ARGS__))
-#define linear_backward_input(...) TIMED(LINEAR, BACKWARD, linear_backward_input(__VA_ARGS__))
-#define linear_backward_weights(...) TIMED(LINEAR, BACKWARD, linear_backward_weights(__VA_ARGS__))
-#define gelu_forward(...)        TIMED(GELU, FORWARD, gelu_forward(__VA_ARGS__))
-#define gelu_backward(...)       TIMED(GELU, BACKWARD, gelu_backward(__VA_ARGS__))
-#define dropout(...)             TIMED(DROPOUT, FORWARD, dropout(__VA_ARGS__))
 
 /* ============================================================================================= */
 /* 2. Parameters                                                                                 */
@@ -766,6 +760,7 @@ static void lm_rows_forward(const struct Model *model, struct Workspace *ws, con
     for (int i = 0; i < n; i++)
         ws->losses[n0 + i] = (real)cross_entropy(ws->logits + (size_t)i * V, targets[n0 + i],
                                                  scale, V);
+    lap(HEAD, FORWARD);
 }
 
 /* dhidden += dlogits wte    dwte += dlogits^T hidden */
@@ -777,10 +772,8 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
     real *dhidden = ws->dhidden + (size_t)n0 * C, *dwte = model->dw.wte;
     gemm(dhidden, dlogits, matrix(model->w.wte, C), dhidden, NULL, n, C, V);
     gemm(dwte, transposed(dlogits), hidden, dwte, NULL, V, C, n);
+    lap(HEAD, BACKWARD);
 }
-
-#define lm_rows_forward(...)  TIMED(HEAD, FORWARD, lm_rows_forward(__VA_ARGS__))
-#define lm_rows_backward(...) TIMED(HEAD, BACKWARD, lm_rows_backward(__VA_ARGS__))
 
 /* Rows of logits at a time: about 16 MB (a row of GPT-2's is 200 kB), enough for fast products. */
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
@@ -901,9 +894,8 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
         }
     }
+    lap(ADAMW, BACKWARD);
 }
-
-#define adamw_step(...) TIMED(ADAMW, BACKWARD, adamw_step(__VA_ARGS__))     /* with grad_norm */
 
 /* --- Muon (Jordan 2024): of pretraining, for the matrices of the blocks, instead of AdamW --- */
 
@@ -968,9 +960,8 @@ static void muon_step(struct Model *model, double lr, double weight_decay, size_
             u[k] = 0;
         }
     }
+    lap(ADAMW, BACKWARD);
 }
-
-#define muon_step(...) TIMED(ADAMW, BACKWARD, muon_step(__VA_ARGS__))
 
 /* Proximal fine-tuning, after adamw_step: the exact minimum over w of
  *   |w - w_adamw|^2 / (2 rate) + lambda/2 |w - source|^2         rate = lr lr_scale

@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-task=${1:-} dir=${2:-out/recipe} time=${3:-1h}
+task=${1:-} dir=${2:-out/recipe} time=${3:-2h}
 case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
 seeds=3
 pretrained=$dir/model text=$dir/text
@@ -69,7 +69,7 @@ pretrain() {
     ./train_gpt train --data "$dir/shards_0*.bin" --val "$dir/val_shards_*.bin" \
         --tokenizer "$dir/tokenizer" --out "$pretrained" --resume --precision $precision \
         --layers 6 --heads 4 --channels 256 --context 512 --cut documents --batch 8 --lr 3.5e-3 \
-        --min-lr-ratio 0.02 --optimizer muon --dropout 0 --time-limit "$time"
+        --min-lr-ratio 0.02 --optimizer muon --dropout 0 --epochs 2 --schedule wsd --time-limit "$time"
     touch "$dir/pretrained"
 }
 
