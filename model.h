@@ -3646,7 +3646,7 @@ static char *read_journal(const char *path, const char *header)
     if (!file_exists(path)) return NULL;
     struct Bytes file = read_file(path, SIZE_MAX / 2, false);
     char *text = (char *)file.data, *last = strrchr(text, '\n');
-    if (strncmp(text, header, n)) { free(text); return NULL; }
+    if (strncmp(text, header, n) || !last) { free(text); return NULL; }
     last[1] = 0;
     return memmove(text, text + n, strlen(text + n) + 1);
 }

@@ -118,6 +118,9 @@ cp "$dir/odd.json" "$dir/same"
 fails 2 "same: holds no predictions, so it is not replaced" \
     eval_full --data "$dir/same" --predictions "$dir/./same"
 succeeds "which is as it was" cmp "$dir/odd.json" "$dir/same"
+printf 'number\tlabel\tpredicted\tprobability' >"$dir/same"
+fails 2 "same: holds no predictions, so it is not replaced" \
+    eval_full --data "$dir/test.tsv" --predictions "$dir/same"
 before=$(cksum <"$dir/full1/model.safetensors")
 fails 2 "model.safetensors: holds no predictions, so it is not replaced" \
     eval_full --data "$dir/test.tsv" --predictions "$dir/full1/model.safetensors"
