@@ -300,7 +300,7 @@ struct Task {
     int *unlabelled, unlabelled_count;          /* texts that are read without their labels */
     struct Random order, masks;                 /* of the training examples; of dropout */
     struct Option *options;                     /* the rows of set */
-    struct Columns layout;                      /* of the file of texts to train on */
+    struct Columns layout;                      /* of the labelled file: its format and header */
     struct Window window;                       /* what is read of a text */
     struct Json old;                            /* metadata of what --resume found; empty: none */
     struct Journal log;                         /* log.tsv */
@@ -2178,8 +2178,8 @@ static void save_classifier(const struct Task *t, real *weights, struct Json *me
     if (columns->format) metadata_set(meta, "data.format", "%s", columns->format);
     if (columns->header) metadata_set(meta, "data.header", "%s", columns->header);
     for (int i = 0; i < COLUMNS; i++)
-        if (columns->names[i])
-            metadata_set(meta, brief("data.%s", column_words[i]), "%s", columns->names[i]);
+        if (t->set.columns.names[i])
+            metadata_set(meta, brief("data.%s", column_words[i]), "%s", t->set.columns.names[i]);
     metadata_set(meta, "train_examples", "%d", t->train_count);
     metadata_set(meta, "val_examples", "%d", t->val_count);
     const struct { const char *name; double value; } scores[] = {

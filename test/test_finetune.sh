@@ -464,6 +464,11 @@ succeeds "prompt: no label is needed, those that are there are not read" eval '
     prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
     [ "$(./finetune_cls eval --model "$dir/prompt" --data "$dir/test.tsv" --format tsv)" = \
       "$(./finetune_cls eval --model "$dir/prompt3" --data "$dir/test.tsv")" ]' 2>/dev/null
+awk -F "\t" '{ print $0 "\t" (NR == 1 ? "more" : $2) }' "$dir/train.tsv" >"$dir/paired.tsv"
+succeeds "prompt: a second column of texts holds for other files, too" eval '
+    prompt --train "$dir/paired.tsv" --pair-column more --out "$dir/paired" >/dev/null 2>&1 &&
+    paired() { ./finetune_cls eval --model "$dir/paired" --data "$dir/paired.tsv" "$@"; } &&
+    [ -n "$(paired)" ] && [ "$(paired)" = "$(paired --pair-column more)" ]' 2>/dev/null
 shares() { # MODEL: the mean probability of "positive" over the texts that gave the prior
     ./finetune_cls predict --all --model "$1" <"$dir/bare" | sed 's/.*positive \([0-9.]*\)\t.*/\1/' |
         awk '{ sum += $1 } END { printf "%.3f", sum / NR }'
