@@ -2432,7 +2432,8 @@ static void load_classifier(struct Task *t)
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
             columns->names[i] = json_text(&meta, brief("data.%s", column_words[i]), NULL);
-    t->set.label_words = json_text(&meta, "tune.label-words", NULL);
+    if (strcmp(json_text(&meta, "tune.tune", ""), "scratch"))       /* which has not read them */
+        t->set.label_words = json_text(&meta, "tune.label-words", NULL);
     const struct Usage *u = &t->tokenizer->usage;
     const int context = t->model.config.context;
     t->window = (struct Window){u->max_length && u->max_length < context ? u->max_length : context,

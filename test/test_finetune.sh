@@ -483,6 +483,9 @@ succeeds "prompt: --val is what it is judged by" eval '
 ./finetune_cls explain --model "$dir/prompt" "the film was good" >"$dir/explained"
 succeeds "explain: the label words with their probabilities" eval '
     [ "$(grep -c "^next, for [a-z]*:  \" .*\" 0\.[0-9]*" "$dir/explained")" -eq 2 ]'
+train --tune scratch --steps 2 --label-words unread --out "$dir/wordless" >/dev/null 2>&1
+succeeds "explain: label words that had no effect are not read" eval '
+    ./finetune_cls explain --model "$dir/wordless" good >/dev/null'
 for tune in probe last:1 full; do
     succeeds "$tune begins with label words" eval '
         train --tune $tune --label-words "$label_words" --suffix " the film was" --out "$dir/worded" \
