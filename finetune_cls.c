@@ -1592,14 +1592,17 @@ formats[FORMATS] = {
     [TSV] = {"tsv", "\t", read_row}, [CSV] = {"csv", ";|,", read_row},
     [LINES] = {"lines", "", read_line}};
 
-/* The first of the separators that the first record holds outside of quotes; '\n': none. */
+/* The first of the separators that the first record holds outside of quotes; '\n': none. A quote
+ * that no other one follows is text. */
 static char find_separator(const struct Reader *r, int format)
 {
     const char *separators = formats[format].separators, *best = NULL;
     bool quoted = false;
     for (const char *s = r->at; s < r->end && (quoted || *s != '\n'); s++) {
         const char *found = *s ? strchr(separators, *s) : NULL;
-        if (*s == '"' && (quoted || s == r->at || strchr("\"\t;|,", s[-1]))) quoted = !quoted;
+        const bool opens = *s == '"' && (s == r->at || strchr("\"\t;|,", s[-1]))
+                        && memchr(s + 1, '"', r->end - s - 1);
+        if (opens || (quoted && *s == '"')) quoted = !quoted;
         else if (found && !quoted && (!best || found < best)) best = found;
     }
     return best ? *best : '\n';

@@ -117,6 +117,8 @@ static void test_quotes_in_tsv(void)
                         "it is \"\t0\nthe \"end\"\t1\n\"\t0\nsaid \"\t1\n"),
                "\"Frailty\" has been=1|\" great=0|\"\"oh\"\" well=1|it is \"=0|the \"end\"=1|\"=0|"
                "said \"=1"), "TSV: a quote that no other one closes is text");
+    check(hold(EXAMPLES_OF("\" great\t0\nbad\t1\n", "1", "2"), "\" great=0|bad=1"),
+          "so it is in the first row");
 }
 
 static void test_json(void)
