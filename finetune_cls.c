@@ -931,7 +931,7 @@ static struct Probe probe_fit(struct Task *t, const real *h, bool of_words)
         }
         const struct Scores now = score(judged, f->labels, loss, N, K);
         const bool better = chosen ? are_lower(losses, p.losses, N, t->words.count > 0)
-                                   : isfinite(loss);
+                                   : isfinite(train_loss);
         if (!t->quiet) {
             journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, what,
                         gradients, train_loss, now.loss, now.accuracy, seconds() - start);

@@ -519,6 +519,14 @@ fails 2 '--label-words: the label has more than 200 bytes' \
 fails 2 '--label-words: the label is empty' nowhere --tune prompt --label-words "=good;negative=bad"
 fails 2 '--prior none: is no share above 0' nowhere --tune prompt --label-words "$label_words" \
     --prior "positive=none;negative=1"
+# Of ln_f, which is last in the file, every scale and bias is the largest float.
+cp -r "$dir/base" "$dir/huge"
+{
+    LC_ALL=C sed 's/"checksum"/"nothing!"/' "$dir/base/model.safetensors" |
+        head -c $(($(wc -c <"$dir/base/model.safetensors") - 256))
+    for number in $(seq 64); do printf '\377\377\177\177'; done
+} >"$dir/huge/model.safetensors"
+fails 1 "huge: the features are not finite" nowhere --model "$dir/huge" --tune probe
 fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
     nowhere --tune prompt
 succeeds "names of classes that are tokens are label words" eval '
