@@ -308,7 +308,7 @@ struct Task {
     const char *title;                          /* of its lines of progress, or NULL: none */
 };
 
-/* Where a training is. A state on disk holds all of it. */
+/* Where a training is. A state on disk holds what a resumed one needs. */
 struct TrainState {
     double start, loss, norm;               /* loss: the sum over the examples since a validation */
     int step, examples;                     /* updates so far; how many examples `loss` is of */
@@ -2034,7 +2034,7 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
 
 /* Reads and tokenizes the labelled texts. Validation is --val, or else a part of --train if --tune
  * makes steps, of which it chooses the best; for compare and layers the test stands in its place.
- * Prompting reads no label of --train. Sets the labels of t->base. */
+ * Prompting with --label-words reads no label of --train. Sets the labels of t->base. */
 static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
