@@ -2217,7 +2217,8 @@ static void record_validation(struct Task *t, const struct TrainState *run, stru
 static char *state_path(const char *out) { return text_of("%s/state.safetensors", out); }
 
 /* Writes the state every minute, in a fiftieth of the time at most, and when it must be written. It
- * has all that begin_state needs. The order of the texts follows from the step. */
+ * has all that begin_state needs. The order of the texts follows from the step. A save is noted as
+ * taking at most twice as long as the one before: the process may have been stopped in it. */
 static void save_if_due(struct Task *t, struct TrainState *run, bool must)
 {
     struct Json meta = {0};
@@ -2232,7 +2233,7 @@ static void save_if_due(struct Task *t, struct TrainState *run, bool must)
     commit_outputs();
     json_free(meta.child);
     run->saved = seconds();
-    run->saving = run->saved - start;
+    run->saving = fmin(run->saved - start, run->saving > 0 ? 2 * run->saving : INFINITY);
 }
 
 /* Begins the log and the state, or goes to the place at which save_if_due wrote it. */
