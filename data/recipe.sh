@@ -5,9 +5,9 @@
 #     data/recipe.sh imdb|sst2 [DIR [TIME]]
 #
 # Each step is skipped when its output is in DIR (out/recipe), and goes on where it was interrupted.
-# TIME (1h) is that of pretraining, and the most that each table may take: seeds that do not fit are
-# left out of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 7
-# to 9 alone; the language model never sees IMDb's test half.
+# TIME (2h) is the most that pretraining may take, and each table: seeds that do not fit are left out
+# of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 7 to 9
+# alone; the language model never sees IMDb's test half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,7 +28,7 @@ plan() {
 $task, in $dir. Times are those of two cores with AVX-512 and bf16; others take about twice as long.
   1 texts                   $(done_or "$text/$task-train.tsv" "1m ")
   2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m ")
-  3 pretraining             $(done_or "$dir/pretrained" "$time ")  7.0M parameters; $precision
+  3 pretraining             $(done_or "$dir/pretrained" "at most $time ")  7.0M parameters; $precision
   4 the task's own texts    $(done_or "$model/state.safetensors" "1m ")  without their labels
   5 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
   6 its own answers         $(done_or "$self/model.safetensors" "$self_time ")  to $asked training texts
@@ -84,7 +84,7 @@ sentences() # FILE.tsv, the text in its last column
         awk 'NR > 1 && index($0, last) != 1 { print last } { last = $0 } END { print last }' | rev
 }
 
-read_own_texts() # the parameters of step 3, but for AdamW, a lower rate and dropout
+read_own_texts() # as in step 3, but for AdamW, dropout, and a lower rate that falls all the time
 {
     [ "$task" = sst2 ] || return 0
     [ -e "$text/own.txt" ] || {
