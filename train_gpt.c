@@ -928,7 +928,9 @@ static void open_log(struct Run *r)
     r->clock.start -= last_seconds(journal_open(&r->files.log, path, LOG_HEADER, &r->old));
 }
 
-/* Loads what save_run wrote. Dies if tokenizer, data or val are not the same as before. */
+/* Loads what save_run wrote. Dies if tokenizer, data or val are not the same as before. The steps
+ * that --time-limit has chosen stay while there is a limit, whatever --steps and --epochs say: the
+ * same command goes on as if it had not been interrupted. */
 static void restore_run(struct Run *r)
 {
     load_state(r->files.state, &r->model, NULL, NULL, &r->old);
@@ -943,9 +945,11 @@ static void restore_run(struct Run *r)
     char *norms = (char *)position + end;
     for (int i = 0; i < WINDOW; i++) r->norms[i] = strtod(norms, &norms);
     describe(r);                                /* dies if this process has read something else */
-    if (set.steps && set.steps < strtoll(json_text(&r->old, "train.steps", "0"), NULL, 10))
+    const int64_t steps = strtoll(json_text(&r->old, "train.steps", "0"), NULL, 10);
+    if (set.steps && set.steps < steps)
         die_usage("--%s: fewer steps (%lld) than the run in %s has. Leave the option out, or give "
                   "more.", set.epochs > 0 ? "epochs" : "steps", (long long)set.steps, set.out);
+    if (r->fall.step && set.time_limit > 0) r->expected = set.steps = steps;
     loader_seek(&r->loader, epoch, next);
 }
 
@@ -1782,8 +1786,9 @@ static int command_train(int argc, char **argv)
              r.model.parameter_count / 1e6, memory_needed(&r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r.data.tokens, epochs_of(&r));
     if (finished(&r)) {
-        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps goes on.",
-                 set.out, r.step, (long long)set.steps);
+        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps%s goes on.",
+                 set.out, r.step, (long long)set.steps,
+                 r.fall.step && set.time_limit > 0 ? " without --time-limit" : "");
         return 0;
     }
     begin_files(&r);

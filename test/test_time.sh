@@ -112,6 +112,14 @@ stop_when 'rows early' "$train" train $data $tiny --time-limit 2s --out early
 "$train" train --resume --out early >/dev/null 2>err.txt && grep -q 'rate falls from here' err.txt &&
     tail -n 1 early/log.tsv | awk -F '\t' '{ exit !($9 > 1.7 && $9 < 2.2) }'
 check $? "resumed before four fifths: the time that was left, $(tail -n 1 early/log.tsv | cut -f9) s in all"
+# With steps that do not fit: the same command goes on with those that do, and with the falling rate.
+same="$data $tiny --time-limit 3s --steps 1000000 --warmup 100 --resume --out same"
+stop_when "grep -q 'rate falls from here' err.txt" "$train" train $same
+status=$?
+"$train" train $same >/dev/null 2>&1 && "$train" train $same >/dev/null 2>err.txt &&
+    grep -q 'is finished: .* without --time-limit goes on' err.txt && [ $status -eq 143 ] &&
+    awk -F '\t' 'NR > 102 && $5 > rate { exit 1 } { rate = $5 }' same/log.tsv
+check $? "the same command, resumed while the rate falls: it falls on; then the run is finished"
 # Interrupted while the rate falls, and perhaps once more: the same bytes.
 stop_when "grep -q 'rate falls from here' err.txt" "$train" train $data $tiny --time-limit 3s --out falling
 [ $? -eq 143 ] && cp -r falling again && "$train" train --resume --out falling >/dev/null 2>&1
