@@ -1635,7 +1635,8 @@ static const uint8_t *chunk_end(const struct Source *s, const uint8_t *at, const
     return limit;
 }
 
-/* Cuts the next chunk off the window. Returns false if it has no place to cut: read more first. */
+/* Cuts the next chunk off the window. Returns false if it has no place to cut: read more first.
+ * Dies if the file was cut or rewritten while it was read. */
 static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = (uint8_t *)s->window.data + s->at, *end = at + s->window.size - s->at;
@@ -1653,6 +1654,7 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     s->position += stop - at;
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
+        refuse_changed(&s->file);
         close_file(&s->file);
         s->file.fd = -1;
     }

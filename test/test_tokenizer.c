@@ -1051,6 +1051,28 @@ static void test_huge_text(struct Tokenizer *t)
     }
 }
 
+/* A file that becomes shorter while it is read gives an error, not the shards of a part of it. */
+static void test_changed_text(void)
+{
+    char *path = text_of("%s/changed", directory);
+    struct Chunk chunks[BATCH];
+    bool says;
+    write_plain("changed", SAMPLE, strlen(SAMPLE));
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!freopen(in_directory("err"), "wb", stderr)) _exit(99);
+        chunk_bytes = 1;                        /* a window of 65 bytes */
+        struct Source source = source_open(&path, 1, "lines", "text");
+        if (!next_chunks(&source, chunks, "reading") || truncate(path, 100)) _exit(99);
+        while (next_chunks(&source, chunks, "reading")) ;
+        exit(0);
+    }
+    check(status_of(child, "was cut or rewritten while it was in use", &says) == 1 && says,
+          "a text that is cut while it is read is refused");
+    free(path);
+}
+
 static void test_model_directory(const struct Tokenizer *t)
 {
     const char *hash = hash_text(t->hash), *no = "is not the tokenizer that the model was trained";
@@ -1198,6 +1220,7 @@ int main(int argc, char **argv)
     test_training(t);
     test_model_directory(t);
     test_huge_text(t);
+    test_changed_text();
     test_documents();
     test_windows();
     test_shards(t);
