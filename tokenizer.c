@@ -1929,8 +1929,8 @@ static int command_encode(int argc, char **argv)
          .required = true},
         SPLIT_OPTIONS,
         {"shard-tokens", "tokens in a shard", LONG, &set.shard_tokens, .min = 1, .max = INT32_MAX},
-        {"val-fraction", "of the documents (of one file: its end), to val_000000.bin, ...; with "
-         "another TEXT than DIR/train: val_TEXT_000000.bin, ...",
+        {"val-fraction", "of the documents (if there is but one: its end), to val_000000.bin, ...; "
+         "with another TEXT than DIR/train: val_TEXT_000000.bin, ...",
          REAL_NUMBER, &set.val_fraction, .max = 1},
         {"seed", "which documents these are", LONG, &set.seed, .max = 1e15,
          .idle = "without val-fraction"},
