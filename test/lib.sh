@@ -41,6 +41,14 @@ same_model() # DIR DIR
     cmp "$1/model.safetensors" "$2/model.safetensors" && cmp "$1/config.json" "$2/config.json"
 }
 
+same_run() # A B DESCRIPTION: two runs of train_gpt, but for the log's columns of time
+{
+    same_model "$1" "$2" && same_model "$1/last" "$2/last" &&
+        cmp "$1/state.safetensors" "$2/state.safetensors" &&
+        cut -f1-7 "$1/log.tsv" >a.txt && cut -f1-7 "$2/log.tsv" >b.txt && cmp a.txt b.txt
+    check $? "$3"
+}
+
 # Whether there is a terminal to show something on.
 has_terminal() { script -qec true /dev/null >/dev/null 2>&1; }
 

@@ -19,14 +19,6 @@ ranks() # R OPTIONS...
     $launch -n "$R" "$train" train "$@" >out.txt 2>err.txt
 }
 
-same_run() # A B DESCRIPTION: everything but the timing columns of the log
-{
-    same_model "$1" "$2" && same_model "$1/last" "$2/last" &&
-        cmp "$1/state.safetensors" "$2/state.safetensors" &&
-        cut -f1-7 "$1/log.tsv" >a.txt && cut -f1-7 "$2/log.tsv" >b.txt && cmp a.txt b.txt
-    check $? "$3"
-}
-
 # 0.17M parameters, so that tensors have several chunks, which parts cut.
 awk 'BEGIN {
     srand(3)

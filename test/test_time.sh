@@ -19,15 +19,6 @@ data="--data text_0*.bin --val val_text_0*.bin --tokenizer tok"
 tiny="--dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
 set -f                                  # patterns are for train_gpt, not for this shell
 
-# Everything but the timing columns of the log.
-same_run() # A B DESCRIPTION
-{
-    same_model "$1" "$2" && same_model "$1/last" "$2/last" &&
-        cmp "$1/state.safetensors" "$2/state.safetensors" &&
-        cut -f1-7 "$1/log.tsv" >a.txt && cut -f1-7 "$2/log.tsv" >b.txt && cmp a.txt b.txt
-    check $? "$3"
-}
-
 # Sends SIGTERM when the command succeeds, a hundred times a second at most six seconds long.
 stop_when() # "WHEN" COMMAND...
 {

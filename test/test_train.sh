@@ -9,15 +9,6 @@ train=$PWD/train_gpt
 tokenizer=$PWD/tokenizer
 cd "$dir" || exit 1
 
-# Everything but the timing columns of the log.
-same_run() # A B DESCRIPTION
-{
-    same_model "$1" "$2" && same_model "$1/last" "$2/last" &&
-        cmp "$1/state.safetensors" "$2/state.safetensors" &&
-        cut -f1-7 "$1/log.tsv" >a.txt && cut -f1-7 "$2/log.tsv" >b.txt && cmp a.txt b.txt
-    check $? "$3"
-}
-
 # --- Text with something to learn, two shards for training, one for validation ---
 
 awk 'BEGIN {
