@@ -1497,7 +1497,9 @@ static const char *epochs_of(const struct Run *r)
 static void print_plan(const struct Run *r)
 {
     const struct Config *c = &r->model.config;
-    const double flops = flops_per_token(c), step = next_step(r), rate = tokens_per_step(r) / step;
+    const double flops = flops_per_token(c), step = next_step(r), rate = tokens_per_step(r) / step,
+                 time = with_evaluations(r, step) * r->expected + evaluation_in_steps(r) * step;
+    const bool cut = set.time_limit > 0 && time > set.time_limit;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
@@ -1509,8 +1511,8 @@ static void print_plan(const struct Run *r)
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
-    printf("duration       %s\n", duration(with_evaluations(r, step) * r->expected
-                                           + evaluation_in_steps(r) * step));
+    printf("duration       %s%s\n", duration(time),
+           cut ? brief(", cut to --time-limit %s", duration(set.time_limit)) : "");
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. */

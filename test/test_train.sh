@@ -436,6 +436,7 @@ says '--eval-every: has no effect without --val' \
     "$train" train --data 'train_0*.bin' --tokenizer tok $tiny --eval-every 9 --plan
 says '--sample-prompt: has no effect without --sample-every' "$train" $plan --sample-prompt ''
 says '--profile: has no effect with --plan' "$train" $plan --profile
+says '^duration .*, cut to --time-limit 1s$' "$train" $plan --steps 1000000 --time-limit 1s
 silent 'options that have an effect' "$train" $plan --warmup 20 --min-lr-ratio 0.2 --eval-every 9
 says '--top-k: has no effect with --temperature 0' "$train" sample $greedy --top-k 5
 silent 'sampling with --top-k' "$train" sample $cat --top-k 5 --temperature 0.5
