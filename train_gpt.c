@@ -1450,17 +1450,19 @@ static void fix_steps(struct Run *r)
 /* Fits the rest of the run to --time-limit, of which the last evaluation and save need a part. When
  * four fifths are over, next_step tells how many more steps fit. If --steps do not, they become
  * those that do, and the learning rate, until then as without a limit, falls over them to its
- * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is.
- * A constant rate needs none of this. Returns whether there is no time for one more step: if time
- * decides how many steps there are, this is the last; else the run can be resumed. */
+ * minimum (rate_of). If later on far fewer fit, as after a pause, it falls anew, from where it is;
+ * the first step of a resumed process, which also touches new memory, decides nothing. A constant
+ * rate needs none of this. Returns whether there is no time for one more step: if time decides how
+ * many steps there are, this is the last; else the run can be resumed. */
 static bool fit_to_time(struct Run *r, const struct Step *s)
 {
     if (set.time_limit == 0) return false;
     const double step = next_step(r),
                  time = set.time_limit - r->clock.saving - evaluation_in_steps(r) * step,
                  left = time - time_used(r);
-    struct { bool late, early; int64_t fit; } is = {left < step, left > 0.2 * time,
-                                                    0.97 * left / with_evaluations(r, step)};
+    struct { bool late, early; int64_t fit; } is = {
+        left < step, left > 0.2 * time || (set.resume && r->clock.stretches < 2),
+        0.97 * left / with_evaluations(r, step)};
     take_from_rank_0(&is, sizeof is);                   /* by its clock */
     if (is.late) {
         if (!set.steps || r->fall.step) set.steps = r->step;

@@ -804,6 +804,17 @@ static void test_forecast(void)
     check(finished(&r) && fabs(rate_of(&r) - 0.1) < 1e-9 && time_used(&r) < 1001
           && time_used(&r) > 990, "forecast: the rate ends at its minimum, in time (%.0f s)",
           time_used(&r));
+
+    /* Resumed when 850 s are over: the first step takes 3 s, the others 1 s. */
+    const double again = seconds();
+    r = (struct Run){.data.tokens = 1000, .step = 850, .fall = {801, 1}};
+    r.clock = (struct Clock){.start = again - 850, .mark = again, .mark_step = 850};
+    set.steps = 990;
+    set.resume = true;
+    late = time_passes(&r, 3);
+    while (r.step < 900) late |= time_passes(&r, 1);
+    check(!late && set.steps == 990 && r.fall.step == 801,
+          "forecast: a slow first step of a resumed run says nothing of the others");
 }
 
 /* --- Messages --- */
