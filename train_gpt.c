@@ -1333,11 +1333,13 @@ static bool judge_step(struct Run *r, const struct Step *s)
     const double middle = median(r->norms, WINDOW);     /* norms that are not yet known are 0 */
     if (finite && (step < WINDOW || s->norm <= SPIKE_FACTOR * middle)) return true;
     const char *texts = finite ? NULL : write_texts(r);
+    const bool replaces = set.overwrite && r->clock.saving == 0;    /* --out still has the old run */
     if (!finite && (!skip || isinf(middle)))
         die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps "
             "what it held before. Start again with --overwrite and a lower --lr than %g%s.", step,
             value_text(s->loss), value_text(s->norm), texts, set.out, set.lr,
-            skip ? "" : ", or leave such steps out: --resume --skip-spikes");
+            skip ? "" : replaces ? ", or leave such steps out: --skip-spikes"
+                                 : ", or leave such steps out: --resume --skip-spikes");
     progress(true, "step %lld  spike: loss %s, norm %s, before it %.3g%s%s%s", step,
              value_text(s->loss), value_text(s->norm), middle, skip ? "; skipped" : "",
              texts ? "; it read " : "", texts ? texts : "");

@@ -375,6 +375,8 @@ fails 1 'it held before. Start again with --overwrite and a lower --lr than 1000
 [ "$(grep -c "^step [0-9]*  spike: .*skipped; it read it's diverged/step_[0-9]*.txt$" stderr)" -eq 16 ] &&
     [ "$(wc -l <"it's diverged/log.tsv")" -eq $((rows + 16)) ]
 check $? "--resume --skip-spikes leaves steps out, but not for ever"
+fails 1 'than 1000, or leave such steps out: --skip-spikes\.$' \
+    "$train" train $diverge --lr 1000 --save-every 1000 --overwrite --out "it's diverged"
 "$train" train $diverge --lr 1e-3 --overwrite --out "it's diverged" >/dev/null 2>&1 &&
     [ "$(wc -l <"it's diverged/log.tsv")" -eq 51 ]
 check $? "a lower --lr with --overwrite"
