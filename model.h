@@ -3283,8 +3283,8 @@ static void request_stop(int signal_number)
 {
     static const char note[] = "\nstopping after this step; once more stops at once\n";
     const int error = errno;
-    if (stop_signal) remove_unfinished_on_signal(signal_number);
-    else stop_signal = signal_number;
+    if (stop_signal) { remove_unfinished_on_signal(signal_number); return; }
+    stop_signal = signal_number;
     if (write(2, note, sizeof note - 1) < 0) errno = error;
 }
 

@@ -483,6 +483,23 @@ static void test_one_write(void)
     close(ends[0]), close(ends[1]), close(before);
 }
 
+/* A signal asks for the end and says so once; a second one ends the process, and says nothing. */
+static int stop_twice(void)
+{
+    stop_between_steps();
+    raise(SIGTERM);
+    raise(SIGTERM);
+    return 0;
+}
+
+static void test_second_signal(void)
+{
+    char message[200];
+    const int status = in_child(stop_twice, message, sizeof message);
+    check(status == -1 && !strcmp(message, "\nstopping after this step; once more stops at once\n"),
+          "a second SIGTERM ends the program, without another word");
+}
+
 int main(void)
 {
     static char *names[] = {"bad", "good"};
@@ -495,6 +512,7 @@ int main(void)
     for (size_t k = 0; k < original.parameter_count; k++)
         original.weights[k] = (real)((int)random_below(&r, 255) - 127) / 32;
     test_one_write();
+    test_second_signal();
     test_directory();
     test_texts();
     test_bytes();
