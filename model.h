@@ -3396,8 +3396,9 @@ static void set_threads(int n)
     const int cores = (int)fmax(1, fmin(omp_get_num_procs(), allowed));
     if (n > 0 || !getenv("OMP_NUM_THREADS")) omp_set_num_threads(n > 0 ? n : cores);
     if (omp_get_max_threads() > cores)
-        warn("%s: this process may use only %s, so they are slow. Leave --threads out.",
-             counted(omp_get_max_threads(), "thread"), counted(cores, "core"));
+        warn("%s: this process may use only %s, so they are slow. %s.",
+             counted(omp_get_max_threads(), "thread"), counted(cores, "core"),
+             n > 0 ? "Leave --threads out" : "Unset OMP_NUM_THREADS");
 #else
     if (n > 1) warn("--threads %d: built without OpenMP, so one thread works.", n);
 #endif
