@@ -2424,7 +2424,7 @@ enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 static void make_parents(const char *path)
 {
     struct stat status;
-    char *above = text_of("%s", path);
+    char *above = brief("%s", path);
     for (char *slash = above; *slash && (slash = strchr(slash + 1, '/')); *slash = '/') {
         *slash = 0;
         const int error = mkdir(above, 0777) ? errno : 0;
@@ -2432,15 +2432,9 @@ static void make_parents(const char *path)
             die("%s: cannot be made a directory (%s). Choose another --out.", above,
                 strerror(error));
     }
-    free(above);
 }
 
-static void make_directory(const char *path)
-{
-    char *all = text_of("%s/", path);
-    make_parents(all);
-    free(all);
-}
+static void make_directory(const char *path) { make_parents(brief("%s/", path)); }
 
 /* Opens a file or directory and locks it for this process, until it is closed. Returns -1 if it
  * cannot be opened. Dies if another process has the lock, or had it until the file got another
