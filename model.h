@@ -100,7 +100,7 @@ struct Batch {
 };
 
 /* For --profile: a lap, at the end of a function, charges the time since the last one to a kind of
- * work. What backward computes again of the forward pass counts as forward. */
+ * work. Dropout, and what backward computes again of the forward pass, count as forward. */
 enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
 enum { FORWARD, BACKWARD };
 static void lap(int kind, int direction);
