@@ -1333,7 +1333,7 @@ static bool judge_step(struct Run *r, const struct Step *s)
     const double middle = median(r->norms, WINDOW);     /* norms that are not yet known are 0 */
     if (finite && (step < WINDOW || s->norm <= SPIKE_FACTOR * middle)) return true;
     const char *texts = finite ? NULL : write_texts(r);
-    const bool replaces = set.overwrite && r->clock.saving == 0;    /* --out still has the old run */
+    const bool replaces = set.overwrite && r->clock.saving == 0;  /* the old run is there */
     if (!finite && (!skip || isinf(middle)))
         die("step %lld: the loss is %s, the gradient's norm %s. %s holds what it read; %s keeps "
             "what it held before. Start again with --overwrite and a lower --lr than %g%s.", step,
