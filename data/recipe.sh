@@ -178,7 +178,7 @@ classify() {
 praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
 blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 self=$dir/$task-self
-case $task in               # without scratch and last:2 three seeds of IMDb's table fit into an hour
+case $task in               # IMDb's table is without scratch and last:2, which would double its time
     imdb) test=test.tsv each=25 last_time=50m model=$pretrained asked=8000 self_time=5m
           label_words="pos=$praise;neg=$blame" methods=nb,nbsvm,prompt,probe,full ;;
     sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model asked=20000 self_time=3m
