@@ -1792,9 +1792,8 @@ static int command_train(int argc, char **argv)
              r.model.parameter_count / 1e6, memory_needed(&r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r.data.tokens, epochs_of(&r));
     if (finished(&r)) {
-        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps%s goes on.",
-                 set.out, r.step, (long long)set.steps,
-                 r.fall.step && set.time_limit > 0 ? " without --time-limit" : "");
+        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps without "
+                 "--time-limit goes on.", set.out, r.step, (long long)set.steps);
         return 0;
     }
     begin_files(&r);
