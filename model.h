@@ -99,12 +99,6 @@ struct Batch {
     int max_rows;               /* as many as batch_create took memory for */
 };
 
-/* For --profile: a lap, at the end of a function, charges the time since the last one to a kind of
- * work. Dropout, and what backward computes again of the forward pass, count as forward. */
-enum { EMBEDDING, LAYERNORM, LINEAR, ATTENTION, GELU, DROPOUT, HEAD, ADAMW, REST, KINDS };
-enum { FORWARD, BACKWARD };
-static void lap(int kind, int direction);
-
 /* --- Embedding; plain twin: plain_embedding --- */
 
 /* x (C) = wte[token] + wpe[position]: what the token is, and its place in the sequence, from 0.
@@ -119,12 +113,10 @@ static inline void embed(real *x, int token, int position, const real *wte, cons
 static void embedding_forward(real *x, const struct Batch *batch, const real *wte, const real *wpe,
                               int C)
 {
-    lap(REST, FORWARD);                 /* what came before the pass */
     #pragma omp parallel for schedule(static)
     for (int s = 0; s < batch->sequences; s++)
         for (int start = batch->starts[s], n = start; n < batch->starts[s + 1]; n++)
             embed(x + (size_t)n * C, batch->tokens[n], n - start, wte, wpe, C);
-    lap(EMBEDDING, FORWARD);
 }
 
 /* dwte[token of n] += dx[n]    dwpe[position of n] += dx[n]
@@ -146,7 +138,6 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dx, const str
             for (int c = c0; c < c1; c++) dposition[c] += dxn[c];
         }
     }
-    lap(EMBEDDING, BACKWARD);
 }
 
 /* --- LayerNorm (Ba, Kiros, Hinton 2016); plain twin: plain_layernorm --- */
@@ -172,7 +163,6 @@ static void layernorm_forward(real *y, real *mean, real *rstd, const real *x, co
         const real r = rstd[n] = 1 / (real)sqrt(square / C + LAYERNORM_EPS);
         for (int c = 0; c < C; c++) yn[c] = w[c] * ((xn[c] - m) * r) + b[c];
     }
-    lap(LAYERNORM, FORWARD);
 }
 
 /* g = w dy is the gradient at xhat. Mean and rstd depend on the whole row, hence the averages:
@@ -212,7 +202,6 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             for (int c = 0; c < channels; c++) { dw[c0 + c] += sum_w[c]; db[c0 + c] += sum_b[c]; }
         }
     }
-    lap(LAYERNORM, BACKWARD);
 }
 
 /* --- Linear; plain twin: plain_linear --- */
@@ -244,14 +233,12 @@ static void linear_forward(real *y, const real *residual, const real *x, const r
                            const real *b, int N, int C, int OC)
 {
     gemm(y, matrix(x, C), matrix(w, OC), residual, b, N, OC, C);
-    lap(LINEAR, FORWARD);
 }
 
 /* dx = dy w^T */
 static void linear_backward_input(real *dx, const real *dy, const real *w, int N, int C, int OC)
 {
     gemm(dx, matrix(dy, OC), transposed(matrix(w, OC)), NULL, NULL, N, C, OC);
-    lap(LINEAR, BACKWARD);
 }
 
 /* dw += x^T dy    db += sum_n dy */
@@ -268,7 +255,6 @@ static void linear_backward_weights(real *dw, real *db, const real *dy, const re
             for (int c = 0; c < channels; c++) sum[c] += dy[(size_t)n * OC + c0 + c];
         for (int c = 0; c < channels; c++) db[c0 + c] += sum[c];
     }
-    lap(LINEAR, BACKWARD);
 }
 
 /* --- GELU, tanh form (Hendrycks and Gimpel 2016): x times a gate; plain twin: plain_gelu --- */
@@ -288,7 +274,6 @@ static void gelu_forward(real *y, const real *x, size_t n)
 {
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) y[i] = x[i] * gelu_gate(x[i]);
-    lap(GELU, FORWARD);
 }
 
 /* dx = dy gelu'(x), in place: dx holds dy before.    y = gelu(x), for the gradient of mlp_proj_w.
@@ -302,7 +287,6 @@ static void gelu_backward(real *dx, real *y, const real *x, size_t n)
         y[i] = x[i] * s;
         dx[i] *= s + x[i] * s * (1 - s) * du2;
     }
-    lap(GELU, BACKWARD);
 }
 
 /* --- Dropout (Srivastava et al. 2014): each value is kept with probability 1 - p --- */
@@ -342,7 +326,6 @@ static void dropout(real *y, const real *residual, const real *x, size_t n, stru
     #pragma omp parallel for simd schedule(static) firstprivate(d)
     for (size_t i = 0; i < n; i++)
         y[i] = (residual ? residual[i] : 0) + x[i] * mask_factor(d, (uint32_t)i);
-    lap(DROPOUT, FORWARD);
 }
 
 /* --- Attention: causal, H heads (Vaswani et al. 2017); plain twin: plain_attention --- */
@@ -760,7 +743,6 @@ static void lm_rows_forward(const struct Model *model, struct Workspace *ws, con
     for (int i = 0; i < n; i++)
         ws->losses[n0 + i] = (real)cross_entropy(ws->logits + (size_t)i * V, targets[n0 + i],
                                                  scale, V);
-    lap(HEAD, FORWARD);
 }
 
 /* dhidden += dlogits wte    dwte += dlogits^T hidden */
@@ -772,7 +754,6 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
     real *dhidden = ws->dhidden + (size_t)n0 * C, *dwte = model->dw.wte;
     gemm(dhidden, dlogits, matrix(model->w.wte, C), dhidden, NULL, n, C, V);
     gemm(dwte, transposed(dlogits), hidden, dwte, NULL, V, C, n);
-    lap(HEAD, BACKWARD);
 }
 
 /* Rows of logits at a time: about 16 MB (a row of GPT-2's is 200 kB), enough for fast products. */
@@ -894,7 +875,6 @@ static void adamw_step(struct Model *model, double lr, double grad_scale, double
             w[k] -= rate * (correct1 * m[k] / ((real)sqrt(correct2 * v[k]) + eps) + decay * w[k]);
         }
     }
-    lap(ADAMW, BACKWARD);
 }
 
 /* --- Muon (Jordan 2024): of pretraining, for the matrices of the blocks, instead of AdamW --- */
@@ -960,7 +940,6 @@ static void muon_step(struct Model *model, double lr, double weight_decay, size_
             u[k] = 0;
         }
     }
-    lap(ADAMW, BACKWARD);
 }
 
 /* Proximal fine-tuning, after adamw_step: the exact minimum over w of
@@ -1233,6 +1212,23 @@ static double fma_peak(void)
         if (rate > best) best = rate;
     }
     return best;
+}
+
+/* --- The time of each kind of work, for --profile --- */
+
+/* A lap charges the time since the last one to a kind of work: the matrix products and attention
+ * here, the others by the program. What is within one of those counts as that one alone. */
+enum { REST, LINEAR, ATTENTION, HEAD, OPTIMIZER, KINDS };
+enum { FORWARD, BACKWARD };
+static struct { bool on; int within, direction; double last, seconds[KINDS][2]; } profile;
+
+static void lap(int kind)
+{
+    if (!profile.on) return;
+    const double now = seconds();
+    if (profile.within) kind = profile.within;
+    profile.seconds[kind][profile.direction] += now - profile.last;
+    profile.last = now;
 }
 
 /* ============================================================================================= */
@@ -1526,6 +1522,7 @@ static struct Share share_size(int m, int N)
 static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, const real *bias,
                  int M, int N, int K)
 {
+    lap(REST);
     real *packed_a = scratch;
     const int precision = product_precision, in_slot = precision == FP32 ? 1 : 2,
               blocks = max_int(1, ceil_div(K, BLOCK_K * in_slot)),
@@ -1564,6 +1561,7 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, c
                 }
             }
     }
+    lap(LINEAR);
 }
 
 /* --- Products with one row: as fast as b comes from memory --- */
@@ -1840,6 +1838,7 @@ static void attention_head_forward(real *y, real *lse, const real *qkv, struct H
 static void attention_forward(real *y, real *lse, const real *qkv, const struct Batch *batch, int C,
                               int H, struct Dropout d)
 {
+    lap(REST);
     #pragma omp parallel for schedule(dynamic) collapse(2)
     for (int s = 0; s < batch->sequences; s++)
         for (int h = 0; h < H; h++) {
@@ -1848,7 +1847,7 @@ static void attention_forward(real *y, real *lse, const real *qkv, const struct 
             attention_head_forward(y + row * C + channel, lse + row * H + h,
                                    qkv + row * 3 * C + channel, &w);
         }
-    lap(ATTENTION, FORWARD);
+    lap(ATTENTION);
 }
 
 /* The gradient of softmax for one panel of queries, over dP in place: dS = scale P (dP - delta). */
@@ -1904,6 +1903,7 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
                                const real *lse, const struct Batch *batch, int C, int H,
                                struct Dropout d)
 {
+    lap(REST);
     #pragma omp parallel for schedule(dynamic) collapse(2)
     for (int s = 0; s < batch->sequences; s++)
         for (int h = 0; h < H; h++) {
@@ -1918,7 +1918,7 @@ static void attention_backward(real *dqkv, const real *dy, const real *y, const 
                 attention_block_backward(dqkv + at3, dy + at, y + at, qkv + at3, lse + row * H + h,
                                          &w, q0);
         }
-    lap(ATTENTION, BACKWARD);
+    lap(ATTENTION);
 }
 
 /* ============================================================================================= */
@@ -3232,18 +3232,6 @@ static void show_work(struct Timer *t, const char *what, double done, double all
                *left = all > 0 ? brief("  %s left", duration((all - done) / rate)) : "";
     progress(false, "%s: %.0f%s %s  %.*f %s/s%s", what, done, of_all, unit, rate < 100 ? 1 : 0,
              rate, unit, left);
-}
-
-/* --- Profile: the time of each kind of work, forward and backward --- */
-
-static struct { bool on; double last, seconds[KINDS][2]; } profile;
-
-static void lap(int kind, int direction)
-{
-    if (!profile.on) return;
-    const double now = seconds();
-    profile.seconds[kind][direction] += now - profile.last;
-    profile.last = now;
 }
 
 /* ============================================================================================= */

@@ -342,9 +342,16 @@ static double slot_gradient(struct Run *r, int slot, int count, int64_t step, in
 {
     struct Batch *m = &r->minibatches[slot];
     const uint64_t masks = stream_for(set.seed, DROPOUT_STREAM, step * count + slot).key;
+    profile.direction = FORWARD;
     trunk_forward(&r->model, &r->ws, m, set.dropout, masks);
+    lap(REST);
+    profile.within = HEAD;
     const double loss = lm_head(&r->model, &r->ws, m, m->targets, (real)(1.0 / targets));
+    lap(HEAD);
+    profile.within = REST;
+    profile.direction = BACKWARD;
     trunk_backward(&r->model, &r->ws, m);
+    lap(REST);
     return loss;
 }
 
@@ -404,11 +411,15 @@ static void forget_gradient(struct Model *model)
 static void update_weights(struct Run *r, double lr, double scale, int64_t update)
 {
     const size_t begin = r->part.weights - r->model.weights;
+    profile.within = OPTIMIZER;
     adamw_step(&r->part, lr, scale, set.weight_decay, update);
-    if (!r->model.muon) return;
-    add_gradient(r->model.grads + begin, r->part.grads, r->part.parameter_count);
-    share(r->model.grads);
-    muon_step(&r->model, lr, set.weight_decay, begin, begin + r->part.parameter_count);
+    if (r->model.muon) {
+        add_gradient(r->model.grads + begin, r->part.grads, r->part.parameter_count);
+        share(r->model.grads);
+        muon_step(&r->model, lr, set.weight_decay, begin, begin + r->part.parameter_count);
+    }
+    lap(OPTIMIZER);
+    profile.within = REST;
 }
 
 /* The learning rate of this step. Until the number of steps is known (--steps 0) it stays at --lr
@@ -1519,13 +1530,13 @@ static void print_plan(const struct Run *r)
            cut ? brief(", cut to --time-limit %s", duration(set.time_limit)) : "");
 }
 
-/* --profile: the time of each kind of work in a step, and of products also the rate. */
+/* --profile: the time of each kind of work in a step, and of products also the rate. The head's
+ * backward pass counts as forward. */
 static void print_profile(const struct Run *r)
 {
     static const char *const names[KINDS] = {
-        [EMBEDDING] = "embedding", [LAYERNORM] = "LayerNorm", [LINEAR] = "linear",
-        [ATTENTION] = "attention", [GELU] = "GELU", [DROPOUT] = "dropout",
-        [HEAD] = "head and loss", [ADAMW] = "optimizer", [REST] = "rest"};
+        [REST] = "other layers", [LINEAR] = "linear", [ATTENTION] = "attention",
+        [HEAD] = "head and loss", [OPTIMIZER] = "optimizer"};
     const double steps = r->step - r->clock.first, tokens = (double)r->tokens / r->step;
     double total = 0;
     for (int k = 0; k < KINDS; k++)
