@@ -1542,7 +1542,7 @@ static void print_profile(const struct Run *r)
     for (int k = 0; k < KINDS; k++)
         total += profile.seconds[k][FORWARD] + profile.seconds[k][BACKWARD];
     if (steps < 1) return;
-    printf("profile of %s, %.1f ms each; peak %.1f GFLOP/s\n", counted((int64_t)steps, "step"),
+    printf("profile of %s, %.2f ms each; peak %.1f GFLOP/s\n", counted((int64_t)steps, "step"),
            1e3 * total / steps, r->peak / 1e9);
     printf("%-14s %10s %10s %7s %9s %8s\n", "ms", "forward", "backward", "share", "GFLOP/s",
            "of peak");
