@@ -3314,11 +3314,12 @@ static void end_program(void)
 static void calm_threads(char **argv)
 {
     const bool trains = argv[0] && argv[1] && is_choice(argv[1], strlen(argv[1]), "train|compare");
+    char self[4096] = "";               /* by its path, so that ps and pkill know its name */
     if (!argv[0] || (strchr(argv[0], '/') && !same_file(argv[0], "/proc/self/exe"))) return;
     if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1)) return;
     setenv("GOMP_SPINCOUNT", trains ? "300" : "2000", 0);
     setenv("KMP_BLOCKTIME", "1", 0);
-    execv("/proc/self/exe", argv);
+    if (readlink("/proc/self/exe", self, sizeof self - 1) > 0) execv(self, argv);
 }
 
 /* First in main. A program that fails or is stopped leaves no temporary file. A file beyond the

@@ -29,6 +29,23 @@ succeeds "by its name in PATH" started tokenizer
 PATH=$dir:$PATH
 succeeds "by the name of a link in PATH" started linked
 
+# After that it still has its name, by which ps and pkill find it.
+if [ -r /proc/self/environ ]; then
+    mkfifo pipe
+    "$tokenizer" encode --tokenizer tok --out named - <pipe >/dev/null 2>&1 &
+    pid=$! tries=0
+    exec 3>pipe
+    until grep -qa OMP_WAIT_POLICY /proc/$pid/environ || [ $tries -gt 500 ]; do
+        sleep 0.01
+        tries=$((tries + 1))
+    done
+    name=$(cat /proc/$pid/comm)
+    exec 3>&-
+    wait $pid
+    [ "$name" = tokenizer ]
+    check $? "its name once it has executed itself: $name"
+fi
+
 # Another /proc, where the system allows it.
 no_proc() { unshare -m sh -c 'mount -t tmpfs none /proc && [ -z "$(ls /proc)" ] && exec "$@"' sh "$@"; }
 if no_proc true 2>/dev/null; then
@@ -59,7 +76,7 @@ read=$(cat $sources | grep -o 'getenv([^)]*)' | sort -u | tr '\n' ' ')
 [ "$read" = 'getenv("OMP_NUM_THREADS") getenv("OMP_WAIT_POLICY") ' ]
 check $? "variables that are read: $read"
 ! grep -nE '\<(system|popen|fork|vfork|exec[lv]p?e?|posix_spawnp?|socket|connect|setlocale)\(' $sources |
-    grep -v 'execv("/proc/self/exe", argv);'
+    grep -v 'readlink("/proc/self/exe", self, sizeof self - 1) > 0) execv(self, argv);'
 check $? "no shell, no network, no other program, no locale"
 cd "$dir" || exit 1
 hostile() { env TMPDIR=/none HOME=/none LC_ALL=tr_TR.UTF-8 LANG=de_DE POSIXLY_CORRECT=1 IFS=x "$@"; }
