@@ -1050,11 +1050,13 @@ static double flops_per_token(const struct Config *c)
  *             reads at least 8 for each parameter of its blocks. A step of the ladder doubles them
  *             or more, so that a slightly wrong measurement of the machine seldom matters.
  *   epochs    up to 4 passes are worth nearly as much as new text, those after 16 little
- *             (Muennighoff et al. 2023). Dropout keeps the model from learning the text by heart.
- *   batch     about 3,000 steps or more, of 512 to 32k tokens each
+ *             (Muennighoff et al. 2023). From there on dropout keeps the model from learning the
+ *             text by heart; before, it costs more than it gives.
+ *   batch     about 3,000 steps or more, of 512 to 32k tokens each, enough for Muon
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
  *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, are more than about half of the
- *             72 C^2 of each token of a step, or the run goes on from another model */
+ *             72 C^2 of each token of a step (fewer than 8 C tokens), or the run goes on from
+ *             another model */
 static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
@@ -1087,7 +1089,7 @@ static void choose_batch(double tokens)
 {
     const double wanted = set.steps ? tokens / set.steps : tokens / 3000;
     int rows = 1 << 9;
-    while (rows < 1 << 15 && 2 * rows <= wanted) rows *= 2;
+    while (rows < 1 << 15 && (2 * rows <= wanted || rows < 8 * set.channels)) rows *= 2;
     set.batch = max_int(1, rows / set.context / set.accumulate);
     if (is_given(train_options, "accumulate")) return;
     const double each = (double)set.context * set.layers * set.channels;
@@ -1111,7 +1113,7 @@ static void choose_what_suits(struct Run *r)
     if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
     if (!is_given(train_options, "optimizer") && !set.init && tokens_per_step(r) >= 8 * c.channels)
         set.optimizer = "muon";
-    if (!is_given(train_options, "dropout")) set.dropout = epochs <= 4 ? 0 : 0.1;
+    if (!is_given(train_options, "dropout")) set.dropout = epochs <= 16 ? 0 : 0.1;
     for (int k = set.init ? 3 : 0; k < COUNT(names); k++)
         if (!is_given(train_options, names[k]))
             append(&chosen, " --%s %s", names[k],

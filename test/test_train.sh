@@ -182,10 +182,10 @@ check $? "--resume keeps them"
 sizes() { "$train" train $data --plan "$@" 2>&1 >/dev/null | sed -n "s/^\(.*\): about .*chosen/\1:/p"; }
 sizes | grep -q '^10m00s: --layers [0-9]* --heads .* --dropout 0.1$'
 check $? "without a length: $(sizes)"
-sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --heads 3 --context 128 --batch 4 --accumulate 1 --lr 0.0046 --optimizer adamw$'
-check $? "with little time a small one; what is given stays"
-sizes --time-limit 1s --channels 32 | grep -q -- '--optimizer muon --dropout 0.1$'
-check $? "Muon where a step has eight tokens for each channel"
+sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --heads 3 --context 128 --batch 8 --accumulate 1 --lr 0.0046 --optimizer muon$'
+check $? "with little time a small one, and eight tokens a step for each channel; what is given stays"
+sizes --time-limit 1s --channels 32 --batch 1 | grep -q -- '--lr 0.008 --optimizer adamw '
+check $? "AdamW where a step has fewer"
 
 # --- The same run gives the same bytes ---
 
