@@ -1054,9 +1054,8 @@ static double flops_per_token(const struct Config *c)
  *             text by heart; before, it costs more than it gives.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each, enough for Muon
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
- *   optimizer Muon, unless its products, 280 C^3 FLOPs in a block, are more than about half of the
- *             72 C^2 of each token of a step (fewer than 8 C tokens), or the run goes on from
- *             another model */
+ *   optimizer Muon, unless a step has fewer than 8 C tokens, so that its products, 280 C^3 FLOPs
+ *             in a block, are more than about half of 72 C^2 a token, or --init is given */
 static const struct { int layers, channels; } ladder[] = {
     {1, 64}, {1, 128}, {2, 128}, {4, 128}, {4, 192}, {6, 256}, {6, 384}, {8, 512}, {10, 640},
     {12, 768}};
@@ -1090,7 +1089,7 @@ static void choose_batch(double tokens)
     const double wanted = set.steps ? tokens / set.steps : tokens / 3000;
     int rows = 1 << 9;
     while (rows < 1 << 15 && (2 * rows <= wanted || rows < 8 * set.channels)) rows *= 2;
-    set.batch = max_int(1, rows / set.context / set.accumulate);
+    set.batch = ceil_div(ceil_div(rows, set.context), set.accumulate);
     if (is_given(train_options, "accumulate")) return;
     const double each = (double)set.context * set.layers * set.channels;
     for (; set.batch > 1 && set.batch * each > 1 << 25; set.batch /= 2) set.accumulate *= 2;

@@ -53,6 +53,8 @@ def measure(data, options, run, limit):
     threading.Timer(MEASURE, process.send_signal, [signal.SIGTERM]).start()
     chosen = re.search(": chosen(.*)", process.communicate()[1])
     pace = steps_a_second([float(row["seconds"]) for row in rows(run)][5:])
+    if not pace:
+        sys.exit(f"{run}: no whole second of steps in {MEASURE} seconds. Make MEASURE larger.")
     return chosen[1].split() if chosen else [], pace * float(limit[:-1]) * {"s": 1, "m": 60, "h": 3600}[limit[-1]]
 
 
