@@ -381,53 +381,42 @@ static struct Trainer trainer_of_words(struct Word *words, int count, struct Buf
  * (x, made) and (made, y) come. The word becomes shorter in place. */
 static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
 {
-    uint16_t *ids = t->ids + t->words[word].at;
-    const int64_t count = t->words[word].count;
-    const uint32_t length = t->words[word].length;
+    struct Word *w = &t->words[word];
+    uint16_t *ids = t->ids + w->at;
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < length; i++) {
-        if (ids[i] != a || i + 1 == length || ids[i + 1] != b) {
+    for (uint32_t i = 0; i < w->length; i++) {
+        if (ids[i] != a || i + 1 == w->length || ids[i + 1] != b) {
             ids[kept++] = ids[i];
             continue;
         }
         if (kept) {                             /* x is ids[kept - 1], which may be `made` itself */
-            change_count(t, ids[kept - 1], a, -count, word);
-            change_count(t, ids[kept - 1], made, count, word);
+            change_count(t, ids[kept - 1], a, -w->count, word);
+            change_count(t, ids[kept - 1], made, w->count, word);
         }
-        if (i + 2 < length) {                   /* y is ids[i + 2] */
-            change_count(t, b, ids[i + 2], -count, word);
-            change_count(t, made, ids[i + 2], count, word);
+        if (i + 2 < w->length) {                /* y is ids[i + 2] */
+            change_count(t, b, ids[i + 2], -w->count, word);
+            change_count(t, made, ids[i + 2], w->count, word);
         }
         ids[kept++] = (uint16_t)made;
         i++;
     }
-    t->words[word].length = kept;
+    w->length = kept;
 }
 
-/* Puts the pairs from number `first` on into the heap, unless they occur no more. */
-static void push_pairs(struct Trainer *t, int first)
-{
-    for (int i = first; i < t->pair_count; i++)
-        if (t->pairs[i].count > 0)
-            heap_push(&t->heap, (struct Entry){t->pairs[i].count, t->pairs[i].pair, i});
-}
-
-/* Merges a pair in all its words; then pushes the pairs with the new token, all counted by now. */
+/* Merges a pair in all its words. */
 static void merge_pair(struct Trainer *t, int index, int made)
 {
     const struct PairCount p = t->pairs[index];     /* a copy: merge_word may move t->pairs */
-    const int first = t->pair_count;
     for (uint32_t i = 0; i < p.places; i++)
         merge_word(t, p.words[i], (int)(p.pair >> 16), (int)(p.pair & 0xFFFF), made);
     free(p.words);
     t->pairs[index] = (struct PairCount){.pair = p.pair};
-    push_pairs(t, first);
 }
 
 /* Learns merges until the tokenizer has `wanted` of them: merges the most frequent pair, of equal
  * counts the one with the smallest ids, again and again. Stops early if no pair occurs min_count
- * times. Pairs that would make a token of more than max_bytes are passed over. A count is exact
- * as the key of an entry, a double, below 2^53.
+ * > 0 times. Pairs that would make a token of more than max_bytes are passed over. A count is
+ * exact as the key of an entry, a double, below 2^53.
  *
  * The heap holds each pair once, with its count at the time of the push. The true count may have
  * become smaller, but not larger: only pairs with a new token become more frequent, and they are
@@ -437,13 +426,18 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
                          int max_bytes)
 {
     struct Timer timer = start_timer();
-    push_pairs(t, 0);
-    while (out->merges < wanted && t->heap.size) {
+    int pushed = 0;                             /* so many pairs have been pushed */
+    while (out->merges < wanted) {
+        for (; pushed < t->pair_count; pushed++) {
+            const struct PairCount *p = &t->pairs[pushed];
+            heap_push(&t->heap, (struct Entry){p->count, p->pair, pushed});
+        }
+        if (!t->heap.size) break;
         struct Entry top = heap_pop(&t->heap);
         const int64_t count = t->pairs[top.index].count;
         if (count != (int64_t)top.key) {
             top.key = count;
-            if (count > 0) heap_push(&t->heap, top);
+            heap_push(&t->heap, top);
             continue;
         }
         if (count < min_count) break;
