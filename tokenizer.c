@@ -162,6 +162,7 @@ static inline struct Bytes bytes_of_token(const struct Tokenizer *t, int id)
 /* GPT-2 numbers the bytes by how its files write them. The ids 0 to 187 are the bytes that are
  * visible characters of Latin-1: "!" has the id 0, "a" 64. The other bytes follow in order: 0 to
  * 32, 127 to 160, 173. A space has the id 220. */
+enum { VISIBLE = 188 };         /* the number of visible bytes */
 static uint8_t byte_of_id[BYTES], id_of_byte[BYTES];
 
 static bool visible(int byte)
@@ -171,13 +172,12 @@ static bool visible(int byte)
 
 static void prepare_bytes(void)
 {
-    int id = 0;
-    for (int pass = 0; pass < 2; pass++)
-        for (int byte = 0; byte < BYTES; byte++)
-            if (visible(byte) == !pass) {
-                byte_of_id[id] = (uint8_t)byte;
-                id_of_byte[byte] = (uint8_t)id++;
-            }
+    int visible_id = 0, other_id = VISIBLE;
+    for (int byte = 0; byte < BYTES; byte++) {
+        const int id = visible(byte) ? visible_id++ : other_id++;
+        byte_of_id[id] = (uint8_t)byte;
+        id_of_byte[byte] = (uint8_t)id;
+    }
 }
 
 /* A tokenizer of the 256 bytes. Fills the tables of sections 1 and 3: make one before all else. */
@@ -676,8 +676,6 @@ static int tokenizer_encode(struct Tokenizer *t, const char *text, size_t n, int
 
 /* Files write each byte as a character: a visible one as itself, the others as U+0100, U+0101, ...
  * in the order of their ids. A space is U+0120, Ġ. */
-enum { VISIBLE = 188 };         /* the number of visible bytes */
-
 static uint32_t symbol_of_byte(uint8_t byte)
 {
     return visible(byte) ? byte : 0x100 + (uint32_t)id_of_byte[byte] - VISIBLE;
