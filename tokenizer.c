@@ -1315,9 +1315,8 @@ static const char *shard_path(const char *prefix, int number)
 /* The length of what comes before _000000.bin in a shard's path; 0: it is called otherwise. */
 static int prefix_length(const char *path)
 {
-    const int n = (int)strlen(path);
-    return n > 11 && path[n - 11] == '_' && strspn(path + n - 10, "0123456789") == 6
-           && !strcmp(path + n - 4, ".bin") ? n - 11 : 0;
+    const bool numbered = !fnmatch("?*_[0-9][0-9][0-9][0-9][0-9][0-9].bin", path, 0);
+    return numbered ? (int)strlen(path) - 11 : 0;
 }
 
 /* Dies if shards with one prefix, which stand side by side, are not of one set, not all those that
