@@ -1461,10 +1461,9 @@ struct Source {
 struct Chunk {
     struct Source *source;
     int number;                 /* of the file, from 0 */
-    const uint8_t *at, *end;
+    const uint8_t *at, *end;    /* at: where the next part begins; NULL: none is left */
     const uint8_t *readable;    /* the end of what is in memory, see piece_end */
     int64_t position, line;     /* of `at` in the file; line: with SPLIT_JSONL */
-    bool fresh;                 /* a document begins at `at` */
     struct Json *json;          /* the line of the last part, or NULL */
 };
 
@@ -1525,15 +1524,15 @@ static bool next_part(struct Chunk *c, struct Part *p)
     const enum Split split = s->split;
     json_free(c->json);
     c->json = NULL;
-    while (c->at < c->end || (c->fresh && split == SPLIT_FILE)) {
+    while (c->at) {
         const uint8_t *mark = find_mark(split, c->at, c->end), *stop = mark ? mark : c->end;
         const uint8_t *next = !mark ? c->end : split != SPLIT_EOT ? mark + 1
                             : skip_line_end(mark + END_OF_TEXT_BYTES, c->end);
+        const bool starts = split != SPLIT_FILE || !c->position || c->position == s->cut;
         if (mark && split != SPLIT_EOT && mark > c->at && mark[-1] == '\r') stop--;
-        *p = (struct Part){c->at, stop, c->readable, c->position, c->fresh};
+        *p = (struct Part){c->at, stop, c->readable, c->position, starts};
         c->position += next - c->at;
-        c->at = next;
-        c->fresh = split != SPLIT_FILE;
+        c->at = mark ? next : NULL;
         if (!p->position && p->end - p->begin >= 3 && !memcmp(p->begin, "\xEF\xBB\xBF", 3))
             p->begin += 3;                          /* a byte order mark is not text */
         const int64_t invalid = count_invalid(p->begin, p->end - p->begin);
@@ -1632,11 +1631,10 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
 {
     const uint8_t *at = (uint8_t *)s->window.data + s->at, *end = at + s->window.size - s->at;
     const int64_t before_cut = s->cut - s->position;
-    const bool meets_cut = before_cut > 0 && before_cut < end - at,
-               fresh = s->split != SPLIT_FILE || !s->position || !before_cut;
+    const bool meets_cut = before_cut > 0 && before_cut < end - at;
     const uint8_t *stop = chunk_end(s, at, meets_cut ? at + before_cut : end);
     if (stop == end && !s->ended) return false;
-    *c = (struct Chunk){s, s->number - 1, at, stop, end, s->position, s->line, fresh, NULL};
+    *c = (struct Chunk){s, s->number - 1, at, stop, end, s->position, s->line, NULL};
     if (!s->position) refuse_other_kinds(s->file.path, at, end - at);
     if (!s->position && s->split != SPLIT_JSONL) hint_at_format(s->file.path, at, end - at);
     for (const uint8_t *p = at; s->split == SPLIT_JSONL && (p = memchr(p, '\n', stop - p)); p++)
