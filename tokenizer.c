@@ -823,7 +823,6 @@ static void check_tokenizer_json(const struct Json *j, const char *path)
 static struct Buffer merges_of_json(const struct Json *list, const char *path)
 {
     struct Buffer text = {0};
-    append(&text, "#version: 0.2\n");
     for (const struct Json *j = list->child; j; j = j->next) {
         const struct Json *a = j->child, *b = a ? a->next : NULL;
         if (j->kind == JSON_STRING) append(&text, "%s\n", j->string);
@@ -871,7 +870,8 @@ static struct Tokenizer *read_tokenizer_json(const char *path)
     check_tokenizer_json(j, path);
     const struct Json *model = json_get(j, "model");
     const struct Buffer merges = merges_of_json(json_get(model, "merges"), path);
-    struct Tokenizer *t = read_merges((struct Bytes){merges.data, merges.size}, path);
+    struct Tokenizer *t = read_merges((struct Bytes){merges.data, merges.size},
+                                      brief("%s: merges", path));
     read_file_ids(t, json_get(model, "vocab"), json_get(j, "added_tokens"), path);
     read_template(t, json_get(j, "post_processor"), path);
     free(merges.data);
