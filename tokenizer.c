@@ -1087,9 +1087,8 @@ static void append_readable(struct Buffer *b, struct Bytes text)
         const bool readable = n > 0 && c >= ' ' && (c < 0x7F || c >= 0xA0);
         if (!readable) n = 1;
         if (readable) append_bytes(b, p, n);
-        else if (*p == '\n' || *p == '\t' || *p == '\r')
-            append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
-        else append(b, "\\x%02X", *p);
+        else append(b, "%s", *p == '\n' ? "\\n" : *p == '\t' ? "\\t" : *p == '\r' ? "\\r"
+                             : brief("\\x%02X", *p));
     }
 }
 
@@ -1716,12 +1715,11 @@ static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
     append_bytes(&w->text, p, n);
 }
 
-static void count_text(struct WordCounts *w, const uint8_t *p, const uint8_t *end,
-                       const uint8_t *readable)
+static void count_part(struct WordCounts *w, const struct Part *part)
 {
-    for (const uint8_t *next; p < end; p = next) {
-        next = piece_end(p, end, readable);
-        count_word(w, p, next - p, readable, 1);
+    for (const uint8_t *p = part->begin, *next; p < part->end; p = next) {
+        next = piece_end(p, part->end, part->readable);
+        count_word(w, p, next - p, part->readable, 1);
     }
 }
 
@@ -1737,8 +1735,7 @@ static struct WordCounts count_words(struct Source *source)
         #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < n; i++) {
             struct Part p;
-            while (next_part(&chunks[i], &p))
-                count_text(&counts[thread_index()], p.begin, p.end, p.readable);
+            while (next_part(&chunks[i], &p)) count_part(&counts[thread_index()], &p);
         }
     }
     for (int i = 1; i < threads; i++)
@@ -1885,11 +1882,11 @@ static void finish_sets(struct ShardWriter *writers, int count)
 /* Where the end of a document of one file is set aside, so that at least this part of it follows:
  * after the last line end of the eighth before, of 4 KB at most; without one before a blank there;
  * without both further on towards the beginning. 0 if there is neither. */
-static int64_t find_cut(const char *path, double val_fraction)
+static int64_t find_cut(const char *path)
 {
     char block[4096];
     struct File file = open_file(path, false);
-    int64_t cut = (int64_t)(file.size * (1 - val_fraction));
+    int64_t cut = (int64_t)(file.size * (1 - set.val_fraction));
     for (int n, k = 0; cut > 0 && !k; cut -= n - k) {
         k = n = (int)fmin(sizeof block, (cut + 7) / 8);
         read_at(&file, block, n, (size_t)(cut - n));
@@ -1943,8 +1940,8 @@ static int command_encode(int argc, char **argv)
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
     struct Source source = source_open(argv, files, set.split, set.text_field);
-    if (set.val_fraction > 0 && files == 1 && source.split == SPLIT_FILE && source.total
-        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0], set.val_fraction);
+    if (sets == 2 && files == 1 && source.split == SPLIT_FILE && source.total
+        && strcmp(argv[0], "-")) source.cut = find_cut(argv[0]);
     if (source.cut && is_given(options, "seed"))
         warn("--seed: has no effect with one document.");
     const int64_t documents = encode_files(writers, t, &source);
@@ -1992,13 +1989,13 @@ static int command_decode(int argc, char **argv)
         "Writes the bytes that the shards' tokens stand for to standard output.");
     if (!shards) die_usage("no SHARD is named. Name the files that `tokenizer encode` wrote.");
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
-    const enum Split split = *set.split;
-    const char *mark = split == SPLIT_LINES ? "\n" : split == SPLIT_EOT ? END_OF_TEXT : "";
+    const bool lines = *set.split == SPLIT_LINES;
+    const char *mark = lines ? "\n" : *set.split == SPLIT_EOT ? END_OF_TEXT : "";
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     check_sets(s, shards, NULL);
     for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, mark);
-    if (split == SPLIT_LINES) puts("");
+    if (lines) puts("");
     return 0;
 }
 
