@@ -137,7 +137,7 @@ struct Tokenizer {
     int eot;                    /* the id of <|endoftext|>: V - 1 */
     uint64_t hash;              /* of the list of merges */
     uint16_t (*parts)[2];       /* (merges, 2): token 256 + r is made of these two tokens */
-    struct HashTable pairs;         /* (a, b) -> the token that is made of a and b */
+    struct HashTable pairs;     /* (a, b) -> the token that is made of a and b */
     struct Buffer bytes;        /* of all tokens, back to back, in the order of the ids */
     uint32_t *offset;           /* (V + 1): token i begins at byte offset[i], ends at the next */
     struct Slot *cache;         /* (7) of tokenizer_encode, which creates it */
@@ -338,7 +338,7 @@ struct Trainer {
     struct Word *words;
     struct PairCount *pairs;    /* all pairs that occur or have occurred */
     int pair_count, pair_room;
-    struct HashTable index;         /* pair -> its index in pairs */
+    struct HashTable index;     /* pair -> its index in pairs */
     struct Heap heap;           /* key: count; id: pair; index: in pairs */
 };
 
@@ -925,8 +925,8 @@ static struct Tokenizer *tokenizer_load(const char *name)
     if (!path)
         die("%s: no such file, or no tokenizer.json or merges.txt in it. Train a tokenizer, or "
             "name a merges.txt.", name);
-    const char *dot = strrchr(path, '.'), *config = existing_file(name, "tokenizer_config.json");
-    if (dot && !strcmp(dot, ".json")) t = read_tokenizer_json(path);
+    const char *config = existing_file(name, "tokenizer_config.json");
+    if (!fnmatch("*.json", path, 0)) t = read_tokenizer_json(path);
     else {
         t = read_merges(read_file(path, MAX_TOKENIZER, false), path);
         path = existing_file(name, "vocab.json");
@@ -1484,9 +1484,8 @@ static const uint8_t *skip_line_end(const uint8_t *p, const uint8_t *end)
 /* Says if a text that begins here is probably meant to be read by columns. */
 static void hint_at_format(const char *path, const uint8_t *p, size_t n)
 {
-    const char *dot = strrchr(path, '.');
     const bool json = n > 2 && p[0] == '{' && strchr("\" \r\n", p[1]);
-    if (json || (dot && is_choice(dot + 1, strlen(dot + 1), "csv|tsv")))
+    if (json || !fnmatch("*.[ct]sv", path, 0))
         warn("%s: looks like %s are text here. Give texts alone, or JSON with --split jsonl.", path,
              json ? "JSON, whose names and braces" : "a table, whose labels and quotes");
 }
