@@ -1781,11 +1781,11 @@ static int command_train(int argc, char **argv)
         "Learns merges from texts (- is standard input).");
     wanted_vocabulary(0);           /* refuses a wrong --vocab before anything is read */
     warn_idle(options);
+    set_threads(set.threads);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
     lock_directory(set.out);
     if (!set.overwrite)
         refuse_existing(set.out, tokenizer_files, "Choose another --out, or add --overwrite.");
-    set_threads(set.threads);
-    struct Source source = source_open(argv, files, set.split, set.text_field);
     struct Tokenizer *t = tokenizer_new();
     struct WordCounts words = count_words(&source);
     source_close(&source);
@@ -1928,6 +1928,7 @@ static int command_encode(int argc, char **argv)
     warn_idle(options);
     set_threads(set.threads);
     struct Tokenizer *t = tokenizer_load(set.tokenizer);
+    struct Source source = source_open(argv, files, set.split, set.text_field);
     static struct ShardWriter writers[2];
     for (int i = 0; i < sets; i++) {
         writers[i] = (struct ShardWriter){i ? val_prefix(set.out) : set.out, t->hash,
@@ -1938,7 +1939,6 @@ static int command_encode(int argc, char **argv)
     if (sets == 1 && set.overwrite && file_exists(val))
         warn("%s: stays, and its texts may be in the new %s, too. Remove it, or give "
              "--val-fraction.", val, set.out);
-    struct Source source = source_open(argv, files, set.split, set.text_field);
     if (sets == 2 && files == 1 && source.split == SPLIT_FILE && source.total
         && strcmp(argv[0], "-")) source.cut = find_cut(argv[0]);
     if (source.cut && is_given(options, "seed"))
