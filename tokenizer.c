@@ -323,7 +323,7 @@ static struct Entry heap_pop(struct Heap *h)
  * it. Therefore all counts are computed once and then updated. */
 
 /* In an array of bytes or tokens: [at .. at + length). */
-struct Word { size_t at; uint32_t length; int64_t count; };
+struct Word { size_t at, length; int64_t count; };
 
 /* A pair of neighbouring tokens. */
 struct PairCount {
@@ -371,7 +371,7 @@ static struct Trainer trainer_of_words(struct Word *words, int count, struct Buf
     for (size_t i = 0; i < text.size; i++) t.ids[i] = id_of_byte[(uint8_t)text.data[i]];
     for (int word = 0; word < count; word++) {
         const uint16_t *ids = t.ids + words[word].at;
-        for (uint32_t i = 0; i + 1 < words[word].length; i++)
+        for (size_t i = 0; i + 1 < words[word].length; i++)
             change_count(&t, ids[i], ids[i + 1], words[word].count, word);
     }
     return t;
@@ -383,8 +383,8 @@ static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
 {
     struct Word *w = &t->words[word];
     uint16_t *ids = t->ids + w->at;
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < w->length; i++) {
+    size_t kept = 0;
+    for (size_t i = 0; i < w->length; i++) {
         if (ids[i] != a || i + 1 == w->length || ids[i + 1] != b) {
             ids[kept++] = ids[i];
             continue;
@@ -1706,11 +1706,10 @@ static inline void count_word(struct WordCounts *w, const uint8_t *p, size_t n,
     const uint64_t hash = n <= WORD_BYTES ? key_hash(word_key(p, n, readable)) : checksum(p, n);
     const int word = hash_add(&w->index, hash, w->count);
     if (word < w->count) { w->words[word].count += count; return; }
-    if (w->count == INT_MAX || n > UINT32_MAX)
-        die("more than 2 billion different words, or one of 4 GB, are too many. Train on less.");
+    if (w->count == INT_MAX) die("more than 2 billion different words. Train on less text.");
     if (w->count == w->room)
         w->words = resize(w->words, (w->room += w->room / 2 + 1024) * sizeof *w->words);
-    w->words[w->count++] = (struct Word){w->text.size, (uint32_t)n, count};
+    w->words[w->count++] = (struct Word){w->text.size, n, count};
     append_bytes(&w->text, p, n);
 }
 
