@@ -1291,8 +1291,7 @@ static struct Shard open_shard(const char *path, const struct Tokenizer *t)
         || header.shards > MAX_SHARDS)
         die("%s: not a token shard of version %d. Make one with `tokenizer encode`.", path,
             SHARD_VERSION);
-    const int64_t bytes = header.count * (int64_t)sizeof(uint16_t),
-                  surplus = (int64_t)file.size - SHARD_HEADER - bytes;
+    const int64_t surplus = (int64_t)file.size - SHARD_HEADER - 2 * (int64_t)header.count;
     if (surplus)
         die("%s: %s %s than the %d tokens that its header says. Encode it again.", path,
             counted(llabs(surplus), "byte"), surplus < 0 ? "fewer" : "more", header.count);
@@ -1748,15 +1747,13 @@ static struct WordCounts count_words(struct Source *source)
 /* The tokens of --vocab. auto: a power of 2, one for some 2,000 bytes, so that nearly all recur. */
 static int wanted_vocabulary(int64_t bytes)
 {
-    double tokens;
-    if (!strcmp(set.vocabulary, "auto")) {
-        for (tokens = 512; tokens < 8192 && tokens * 3000 < bytes; ) tokens *= 2;
-        return (int)tokens;
-    }
-    if (!parse_number(set.vocabulary, "k", (double[]){1e3}, &tokens) || tokens != floor(tokens)
-        || tokens < BYTES + 1 || tokens > 65536)
-        die_usage("--vocab %s: neither auto nor a number from %d to 65536.", set.vocabulary,
-                  BYTES + 1);
+    double tokens = 512;
+    if (!strcmp(set.vocabulary, "auto"))
+        while (tokens < 8192 && tokens * 3000 < bytes) tokens *= 2;
+    else if (!parse_number(set.vocabulary, "k", (double[]){1e3}, &tokens)
+             || tokens != floor(tokens) || tokens < BYTES + 1 || tokens > MAX_VOCABULARY)
+        die_usage("--vocab %s: neither auto nor a number from %d to %d.", set.vocabulary,
+                  BYTES + 1, MAX_VOCABULARY);
     return (int)tokens;
 }
 
