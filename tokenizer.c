@@ -750,7 +750,7 @@ static struct Tokenizer *read_merges(struct Bytes text, const char *path)
         const struct Bytes line = take_line(&at, end);
         if (number > 1 || strncmp(line.data, "#version", 8)) read_merge(t, line, path, number);
     }
-    if (!t->merges) warn("%s: holds no merge, so every byte is a token.", path);
+    if (!t->merges) warn("%s: no merge, so every byte is a token.", path);
     add_end_of_text(t);
     note_token(t, t->eot);
     return t;
