@@ -403,12 +403,11 @@ static void merge_word(struct Trainer *t, uint32_t word, int a, int b, int made)
     w->length = kept;
 }
 
-/* Merges a pair in all its words. */
-static void merge_pair(struct Trainer *t, int index, int made)
+/* Merges the pair (a, b), which has this index, in all its words. */
+static void merge_pair(struct Trainer *t, int index, int a, int b, int made)
 {
     const struct PairCount p = t->pairs[index];     /* a copy: merge_word may move t->pairs */
-    for (uint32_t i = 0; i < p.places; i++)
-        merge_word(t, p.words[i], (int)(p.pair >> 16), (int)(p.pair & 0xFFFF), made);
+    for (uint32_t i = 0; i < p.places; i++) merge_word(t, p.words[i], a, b, made);
     free(p.words);
     t->pairs[index] = (struct PairCount){.pair = p.pair};
 }
@@ -443,7 +442,7 @@ static void learn_merges(struct Tokenizer *out, struct Trainer *t, int wanted, i
         if (count < min_count) break;
         const int a = (int)(top.id >> 16), b = (int)(top.id & 0xFFFF);
         if (token_length(out, a) + token_length(out, b) > max_bytes) continue;
-        merge_pair(t, top.index, add_merge(out, a, b));
+        merge_pair(t, top.index, a, b, add_merge(out, a, b));
         show_work(&timer, "merging", out->merges, wanted, "merges");
     }
 }
