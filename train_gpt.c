@@ -130,23 +130,21 @@ static void cut_by_length(struct Sequences *s, int shift)
     s->count = (s->data->tokens - 1 + shift + s->T - 1) / s->T;
 }
 
-/* Lists the sequences of a cut by documents. */
 static void cut_by_documents(struct Sequences *s, int eot)
 {
     const int64_t end = s->data->tokens - 1;
-    int64_t room = s->count = 0;
+    struct Buffer starts = {0};
     int block[BLOCK];
-    for (int64_t at = 0; at <= end; ) {
+    for (int64_t at = 0, begin = 0; at <= end; ) {
         const int n = read_tokens(block, s->data, at, BLOCK);
         for (int k = 0; k < n; k++, at++) {
-            const bool full = s->count && at - s->starts[s->count - 1] == s->T;
-            if (at > 0 && at < end && !full && block[k] != eot) continue;
-            if (s->count == room)
-                s->starts = resize(s->starts, (room = 2 * room + 1024) * sizeof *s->starts);
-            s->starts[s->count++] = at;
+            if (at > 0 && at < end && at < begin + s->T && block[k] != eot) continue;
+            append_bytes(&starts, &at, sizeof at);
+            begin = at;
         }
     }
-    s->count--;                 /* the last entry is the end */
+    s->starts = (int64_t *)starts.data;
+    s->count = (int64_t)(starts.size / sizeof *s->starts) - 1;  /* the last entry is the end */
 }
 
 /* Cuts as --cut says, by "length" or "documents". Dies if int cannot count the sequences. */
@@ -619,7 +617,7 @@ struct Generator {
     struct Model *model;
     struct Workspace ws;
     struct Tokenizer *tokenizer;
-    int *window, count;             /* (T): the first `count` are in use */
+    int *window, count;             /* (T + 1): the first `count` are in use */
     real *logits;                   /* (V) */
     struct Entry *choices;          /* (V): the tokens and their weights */
     double temperature, top_p;
@@ -635,7 +633,7 @@ static void generator_create(struct Generator *g, struct Model *model, struct To
     g->model = model;
     g->tokenizer = tokenizer;
     workspace_create(&g->ws, model, c->context, WORK_CACHE);
-    g->window = resize(NULL, c->context * sizeof *g->window);
+    g->window = resize(NULL, (c->context + 1) * sizeof *g->window);
     g->logits = resize(NULL, c->vocabulary * sizeof *g->logits);
     g->choices = resize(NULL, c->vocabulary * sizeof *g->choices);
 }
@@ -656,13 +654,9 @@ static const real *read_text(struct Generator *g, const int *tokens, int n)
 static const real *read_next(struct Generator *g, int token)
 {
     const int context = g->model->config.context, half = context / 2;
-    if (g->count < context) {
-        g->window[g->count] = token;
-        return trunk_next(g->model, &g->ws, token, g->count++);
-    }
-    memmove(g->window, g->window + context - half, half * sizeof token);
-    g->window[half] = token;                /* if T = 1, half = 0 */
-    return read_text(g, g->window, half + 1);
+    g->window[g->count] = token;
+    if (g->count < context) return trunk_next(g->model, &g->ws, token, g->count++);
+    return read_text(g, g->window + context - half, half + 1);
 }
 
 /* Draws the token after a hidden state (C), <|endoftext|> only if the text may end. Temperature 0
