@@ -3196,7 +3196,7 @@ static double seconds(void)
 /* 75 -> "1m15s". The next 15 calls of `brief` keep it. */
 static const char *duration(double s)
 {
-    const long n = s < 0 || !(s < 1e9) ? 0 : (long)(s + 0.5);
+    const long n = s > 0 ? (long)(fmin(s, 1e15) + 0.5) : 0;
     if (n < 60) return brief("%lds", n);
     if (n < 3600) return brief("%ldm%02lds", n / 60, n % 60);
     return brief("%ldh%02ldm", n / 3600, n / 60 % 60);
