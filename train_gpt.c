@@ -1097,12 +1097,12 @@ static void choose_what_suits(struct Run *r)
     struct Buffer chosen = {0};
     if (!set.context) set.context = r->data.tokens < 1000000 ? 128 : 256;
     const struct Config c = model_that_suits(r);
-    const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
     set.layers = c.layers;
     set.channels = c.channels;
     for (int n = c.channels / (c.channels < 256 ? 32 : 64); !set.heads; n--)
         if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
-    if (!set.batch) choose_batch(tokens);
+    if (!set.batch) choose_batch(tokens_in_run(r, &c));
+    const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
     if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
     if (!is_given(train_options, "optimizer") && !set.init && tokens_per_step(r) >= 8 * c.channels)
         set.optimizer = "muon";
@@ -1111,11 +1111,10 @@ static void choose_what_suits(struct Run *r)
         if (!is_given(train_options, names[k]))
             append(&chosen, " --%s %s", names[k],
                    option_text(find_option(train_options, names[k])));
+    const char *limit = set.time_limit > 0 ? brief("%s: ", duration(set.time_limit)) : "";
     if (chosen.size)
-        progress(true, "%s%sabout %.2fM tokens, %.1f epochs: chosen%s",
-                 set.time_limit > 0 ? duration(set.time_limit) : "", set.time_limit > 0 ? ": " : "",
-                 tokens / 1e6, epochs, chosen.data);
-    free(chosen.data);
+        progress(true, "%sabout %.2fM tokens, %.1f epochs: chosen%s", limit, tokens / 1e6, epochs,
+                 chosen.data);
 }
 
 /* ============================================================================================= */
@@ -1162,19 +1161,15 @@ static void check_options(void)
                   set.accumulate, ranks);
 }
 
-/* Opens the tokenizer. --resume and --init have one in their directory. */
-static void load_tokenizer(struct Run *r)
+/* Opens the tokenizer, which --resume and --init have in their directory, and the data, the smaller
+ * part first, since to read the other may take minutes. */
+static void load_input(struct Run *r)
 {
     if (!set.tokenizer) set.tokenizer = set.resume ? set.out : set.init;
     if (!set.data || !set.tokenizer)
         die_usage("--%s: must be given. --help explains it.", set.data ? "tokenizer" : "data");
     r->tokenizer = tokenizer_load(set.tokenizer);
     if (!set.plan && !set.resume && !set.overwrite) refuse_other_tokenizer(set.out, r->tokenizer);
-}
-
-/* Opens the data, the smaller part first, since to read the other may take minutes. */
-static void load_data(struct Run *r)
-{
     if (set.val) r->val = open_data("val", set.val, r->tokenizer);
     r->data = open_data("data", set.data, r->tokenizer);
     for (int i = 0; i < r->data.count; i++)
@@ -1438,10 +1433,8 @@ static void fix_steps(struct Run *r)
     if (set.epochs > 0) {
         struct Loader *l = &r->loader;
         set.steps = 0;
-        while (l->epoch + (double)l->next / l->sequences.count < set.epochs) {
+        for (; l->epoch + (double)l->next / l->sequences.count < set.epochs; set.steps++)
             read_step(r, set.accumulate);
-            set.steps++;
-        }
         loader_seek(l, 0, 0);
     }
     if (set.plan || !set.steps) r->clock.each[r->clock.stretches++] = measure_step(r);
@@ -1779,8 +1772,7 @@ static int command_train(int argc, char **argv)
     if (set.steps == 0 && set.epochs == 0 && set.time_limit == 0) set.time_limit = 600;
     set_precision(set.precision);
     if (!set.init) check_options();              /* which may set sizes */
-    load_tokenizer(&r);
-    load_data(&r);
+    load_input(&r);
     r.peak = ranks * fma_peak();
     take_from_rank_0(&r.peak, sizeof r.peak);   /* sizes may follow from it */
     make_model(&r);
