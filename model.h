@@ -2936,8 +2936,7 @@ static const struct Json *find_tensor(const struct Safetensors *s, const char *p
 }
 
 /* Reads parameter p of the array with this prefix; out NULL: checks only that it can be read. Dies
- * on a parameter that is missing, has another shape or does not lie in the file, and on values that
- * are not finite. */
+ * if it is missing, has another shape, lies outside the file or has values that are not finite. */
 static void read_tensor(real *out, const struct Safetensors *s, const struct Tensor *p,
                         const char *prefix)
 {
@@ -3609,8 +3608,7 @@ static void advise_resume(const char *command, const char *done, const char *out
 
 /* A journal is a TSV file that gets a row for each step, evaluation or training. Only the last two
  * columns may depend on the time; the others are the same in every run, and their hash is in the
- * state. So a resumed run finds the rows that its state knows, and cuts off what a killed process
- * wrote after it. */
+ * state. So a resumed run finds the rows that its state knows, and cuts off those after them. */
 struct Journal { struct Output file; uint64_t hash; };
 
 /* Adds a row to the hash. */

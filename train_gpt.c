@@ -58,8 +58,7 @@ struct Data {
 };
 
 /* Opens the shards that a pattern matches, or the one of this very name, which may have brackets.
- * Dies if there are none, if another tokenizer made one, or if they have fewer than 2 tokens.
- * `option` names the pattern in messages. */
+ * Dies if there are none, if another tokenizer made one, or if they have fewer than 2 tokens. */
 static struct Data open_data(const char *option, const char *pattern, const struct Tokenizer *t)
 {
     glob_t found = {.gl_pathc = 1, .gl_pathv = (char **)&pattern};
@@ -161,8 +160,7 @@ static struct Sequences cut(const struct Data *d, int T, const char *how, int eo
 /* --- Loader: the sequences of epoch 0, 1, 2, .. in random order --- */
 
 /* Seed and epoch determine the order, so (epoch, next) is all that a resumed run needs. Cut by
- * length, each epoch has another shift, so that a token is not always equally far from the start
- * of its sequence. */
+ * length, each epoch has another shift, so that a token changes its position in a sequence. */
 struct Loader {
     struct Sequences sequences;
     int *order;                 /* (count): a permutation of the sequences */
