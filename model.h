@@ -2444,9 +2444,8 @@ static int open_locked(const char *path, int flags)
     struct stat locked, named;
     const int fd = open(path, flags | O_CLOEXEC, 0666);
     if (fd < 0) return -1;
-    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        || (stat(path, &named) ? errno == ENOENT : !fstat(fd, &locked)
-            && (locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)))
+    if ((flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &locked)
+        || stat(path, &named) || locked.st_dev != named.st_dev || locked.st_ino != named.st_ino)
         die("%s: another program is writing there. Wait for its end, or choose another --out.",
             path);
     return fd;
@@ -3098,7 +3097,7 @@ static struct Config read_config(const char *path, const struct Safetensors *s)
     for (int i = 0; i < COUNT(sizes); i++) {
         const double x = json_number(j, sizes[i].name, *sizes[i].value);
         if (!(x >= 1 && x <= sizes[i].max) || x != floor(x))
-            die("%s: %s is %g; it must be a whole number from 1 to %d. Correct it.", path,
+            die("%s: %s is %.10g; it must be a whole number from 1 to %d. Correct it.", path,
                 sizes[i].name, x, sizes[i].max);
         *sizes[i].value = (int)x;
     }
@@ -3483,7 +3482,7 @@ static void set_option(struct Option *o, const char *where, const char *text)
         die_usage("%s %s: not a %s.", where, text, whole ? "whole number" : o->kind == SECONDS ?
                   "time such as 90s, 30m or 2h" : "number");
     if (x < o->min || x > o->max)
-        die_usage("%s %s: out of range, %g to %g.", where, text, o->min, o->max);
+        die_usage("%s %s: out of range, %.10g to %.10g.", where, text, o->min, o->max);
     if (o->kind == INTEGER) *(int *)o->value = (int)x;
     else if (o->kind == LONG) *(int64_t *)o->value = (int64_t)x;
     else *(double *)o->value = x;
