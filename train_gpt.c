@@ -855,23 +855,21 @@ static void evaluate_run(struct Run *r)
     r->clock.mark += seconds() - start;
 }
 
-/* Writes what --resume needs, for commit_outputs; restore_run reads the numbers in the same order.
- * The log is flushed to disk first, so that it has every step of the state, even after a crash. */
-static void stage_run(const struct Run *r)
+/* Writes what --resume needs, for commit_outputs, and adds it to `state`, which is describe(r).
+ * restore_run reads the numbers in the same order. The log is flushed to disk first, so that it has
+ * every step of the state, even after a crash. */
+static void stage_run(const struct Run *r, struct Json state)
 {
-    struct Json state = describe(r);
     struct Buffer position = {0};
     append(&position, "%lld %lld %lld %d %lld %.17g %.17g %lld %.17g %.17g %lld %lld %.17g",
            r->step, r->tokens, r->loader.epoch, r->loader.next, r->last.tokens, r->last.loss,
            r->last.bits_per_byte, r->best_step, r->best.loss, r->best.bits_per_byte, r->skipped,
            r->fall.step, r->fall.rate);
     for (int i = 0; i < WINDOW; i++) append(&position, " %.17g", r->norms[i]);
-    metadata_set(&state, "position", "%s", position.data);
+    metadata_put(&state, "position", position.data);
     journal_describe(&state, &r->files.log);
     if (!set.steps) metadata_set(&state, "time_limit", "%.17g", set.time_limit);
     stage_state(r->files.state, &r->model, NULL, NULL, &state);
-    free(position.data);
-    json_free(state.child);
 }
 
 /* Saves the model as the best one, if it is: so it is before the first evaluation, and without
@@ -888,7 +886,7 @@ static void save_run(struct Run *r, bool whole)
         stage_model(set.out, &r->model, &meta, r->tokenizer->eot);
     if (whole) {
         stage_model(r->files.last, &r->model, &meta, r->tokenizer->eot);
-        stage_run(r);
+        stage_run(r, meta);
     }
     commit_outputs();
     json_free(meta.child);
@@ -989,7 +987,7 @@ static void begin_files(struct Run *r)
     tokenizer_stage(r->tokenizer, set.out);
     tokenizer_stage(r->tokenizer, r->files.last);
     if (set.overwrite) return;
-    if (!set.resume) stage_run(r);
+    if (!set.resume) stage_run(r, describe(r));
     commit_outputs();
 }
 
