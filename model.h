@@ -2508,7 +2508,6 @@ static void remove_file(const char *path)
         die("%s: is out of date and cannot be removed (%s). Remove it.", path, strerror(errno));
 }
 
-/* Dies because a file cannot be written. */
 static void die_unwritten(const char *path)
 {
     die("%s: writing failed (%s). Free some space, then run again or --resume.", path,
@@ -3610,7 +3609,7 @@ static void advise_resume(const char *command, const char *done, const char *out
  * state. So a resumed run finds the rows that its state knows, and cuts off those after them. */
 struct Journal { struct Output file; uint64_t hash; };
 
-/* Adds a row to the hash. */
+/* Adds a row to the hash, without its last two columns. */
 static void journal_hash(struct Journal *j, const char *row)
 {
     size_t n = strcspn(row, "\n");
@@ -3663,7 +3662,6 @@ static void journal_put(struct Journal *j, char *row)
     free(row);
 }
 
-/* Waits until all rows are on disk. */
 static void journal_flush(const struct Journal *j)
 {
     if (fsync(j->file.fd)) die_unwritten(j->file.path);

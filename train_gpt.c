@@ -1375,7 +1375,6 @@ static double next_step(const struct Run *r)
     return median(r->clock.each, (int)fmin(r->clock.stretches, WINDOW));
 }
 
-/* Shows a step if a line is due. */
 static void show_step(struct Run *r, const struct Step *s)
 {
     if (!line_is_due(&r->clock.shown) && !finished(r)) return;
@@ -1910,7 +1909,6 @@ static void print_history(const char *dir)
     if (isfinite(last)) printf("loss           %.4f at first, %.4f at last\n", first, last);
 }
 
-/* Prints the configuration, the metadata and the history of a model directory. */
 static int command_info(int argc, char **argv)
 {
     const char *dir = NULL;
