@@ -3223,7 +3223,7 @@ static struct Timer start_timer(void) { return (struct Timer){seconds(), seconds
 static void show_work(struct Timer *t, const char *what, double done, double all, const char *unit)
 {
     if (done == all && isatty(2)) speak("", false, "");
-    if (done == all || !line_is_due(&t->shown)) return;
+    if (done == 0 || done == all || !line_is_due(&t->shown)) return;
     const double rate = done / (t->shown - t->start);
     const char *of_all = all > 0 ? brief("/%.0f", all) : "",
                *left = all > 0 ? brief("  %s left", duration((all - done) / rate)) : "";

@@ -1417,7 +1417,7 @@ static double measure_step(struct Run *r)
         rest = fmin(rest, seconds() - middle);
     }
     loader_seek(&r->loader, 0, 0);
-    return (set.accumulate + ranks - 1) / ranks * gradient + rest;
+    return ceil_div(set.accumulate, ranks) * gradient + rest;
 }
 
 /* Turns --epochs into steps, the last filled up from the next epoch. Sets what depends on their
