@@ -1483,13 +1483,15 @@ static bool find_columns(struct Reader *r)
         const char *names = r->wanted[which];
         if (!names) continue;
         const int place = r->place[which] = find_field(r, names);
-        if (place >= 0 && (which == TEXTS || place != r->place[TEXTS])) continue;
+        bool taken = false;
+        for (int i = 0; i < which; i++) taken |= r->wanted[i] && r->place[i] == place;
+        if (place >= 0 && !taken) continue;
         for (int i = 0; i < r->count && b.size < 600; i++)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
         return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
-                   "by its name or number, from 1", place < 0 ? "" : "other ", names, b.data,
-                   column_words[which]);
+                   "by its name or number, from 1", place < 0 ? "" : "other ", names,
+                   b.size ? b.data : "none", column_words[which]);
     }
     return true;
 }
