@@ -1355,7 +1355,7 @@ struct Reader {
     char separator;                     /* of columns; '\n': there is only one */
     struct Bytes header;                /* the first line, if it has names; size 0: it has not */
     struct Bytes *fields;               /* (count): of the record; width: how many the first has */
-    int count, capacity, width;
+    int count, width;
     int place[COLUMNS];                 /* of the columns among the fields, or -1 */
     int empty, long_rows;               /* rows without content; of many lines */
     struct Faults faults;
@@ -1407,8 +1407,7 @@ static bool next_record(struct Reader *r, bool keep_lines)
 
 static void add_field(struct Reader *r, struct Bytes field)
 {
-    if (r->count == r->capacity)
-        r->fields = resize(r->fields, (r->capacity = 2 * r->count + 8) * sizeof field);
+    r->fields = resize(r->fields, (r->count + 1) * sizeof field);
     r->fields[r->count++] = field;
 }
 
@@ -1574,8 +1573,8 @@ static bool read_object(struct Reader *r)
     for (int which = 0; which < COLUMNS && good; which++) {
         const struct Json *j = object->child;
         struct Buffer b = {0};
-        for (int i = 0; i < r->place[which]; i++) j = j->next;
         if (!r->wanted[which]) continue;
+        for (int i = 0; i < r->place[which]; i++) j = j->next;
         if (j->kind == JSON_NULL || j->kind >= JSON_ARRAY)
             good = bad(&r->faults, "\"%s\" is no string and no number", j->key);
         else append_bytes(&b, j->string, j->length);
@@ -3170,12 +3169,12 @@ static struct Estimate estimate(const struct Compare *c, int budget, int method)
 /* The most accurate method with a budget, of the kinds from first to last; -1: none has run. */
 static int best_method(const struct Compare *c, int budget, int first, int last)
 {
+    const struct Estimate *e = estimate_at(c, budget, 0);
     int best = -1;
     for (int m = 0; m < c->method_count; m++) {
-        const struct Estimate *e = estimate_at(c, budget, m);
         const int kind = c->methods[m].set.kind;
-        if (kind < first || kind > last) continue;
-        if (e->seeds && (best < 0 || e->mean > estimate_at(c, budget, best)->mean)) best = m;
+        const bool asked = kind >= first && kind <= last && e[m].seeds;
+        if (asked && (best < 0 || e[m].mean > e[best].mean)) best = m;
     }
     return best;
 }
