@@ -1849,13 +1849,12 @@ static char **values_by_label(const char *option, const char *text, char *const 
 {
     char **values = allocate_zeroed(K * sizeof *values), *rest = text_of("%s", text), *part;
     while ((part = strsep(&rest, ";"))) {
-        char *value = part;
-        const char *name = strsep(&value, "=");
+        const char *name = strsep(&part, "=");
         const int k = find_class(names, K, as_bytes(name));
         if (k < 0 || values[k])
             die_usage("--%s: \"%s\" is no label, or named twice. There are: %s.", option, name,
                       joined(names, K));
-        values[k] = value;
+        values[k] = part;
     }
     for (int k = 0; k < K; k++)
         if (!values[k] || !*values[k])
@@ -2857,6 +2856,7 @@ static struct Task parse_method(const char *name, const struct Compare *c)
         set_suffix(t.tokenizer, s->suffix, s->max_tokens);
         for (int i = 0; i < all->count; i++)
             add_text(&t.data, t.tokenizer, all->texts[i], all->labels[i], t.window);
+        set_suffix(t.tokenizer, c->task.set.suffix, s->max_tokens);     /* which the state notes */
     }
     if (s->kind == PROMPT && !has_words(s)) s->label_words = words_of_names(names, K, t.tokenizer);
     if (s->label_words != c->task.set.label_words)
