@@ -175,8 +175,7 @@ static void runner_free(struct Runner *r)
     release(r->cache, r->cache_bytes);
 }
 
-/* A batch of the first examples of list[0 .. count), as many as there is memory for, at least one.
- * Texts keep their true lengths and lie back to back: there is no padding. */
+/* A batch of the first of the examples list[0 .. count): as many as fit, but at least one. */
 static struct Batch gather(struct Runner *r, const int *list, int count)
 {
     const struct Dataset *d = r->data;
@@ -356,7 +355,7 @@ static void show_step(struct Task *t, const struct TrainState *run, double loss,
 static void record_validation(struct Task *t, const struct TrainState *run, struct Scores now);
 static void save_if_due(struct Task *t, struct TrainState *run, bool must);
 
-/* --- One update --- */
+/* --- Updates --- */
 
 /* One update: the gradient of the mean loss over the examples list[0 .. count), in as many batches
  * as memory demands, clipped to norm 1, then AdamW. --lm-coef adds the mean loss of the language
@@ -389,8 +388,6 @@ static double train_step(struct Task *t, double *norm, const int *list, int coun
     if (s->l2sp > 0 && s->kind != SCRATCH) proximal_step(r->model, t->base.weights, lr, s->l2sp);
     return loss / count;
 }
-
-/* --- The loop --- */
 
 static struct Scores score(const real *p, const int *truth, double loss, int N, int K);
 
@@ -2013,13 +2010,13 @@ static uint64_t hash_texts(const struct Dataset *d, int train)
 }
 
 /* The texts of t->train from train_count on, up to `all`, are for validation. If there are none and
- * steps need some, they become a part of each class. stream: for the split. */
+ * steps need some, to choose the best, a part of each class is set aside. stream: for the split. */
 static void take_validation(struct Task *t, int all, double part, int stream)
 {
     if (t->train_count == all && t->set.kind > PROBE) split_stratified(t, part, stream);
     t->val = t->train + t->train_count;
     t->val_count = all - t->train_count;
-    t->truth = resize(NULL, (t->val_count + 1) * sizeof *t->truth);
+    t->truth = resize(NULL, t->val_count * sizeof *t->truth);
     for (int i = 0; i < t->val_count; i++) t->truth[i] = t->data.labels[t->val[i]];
 }
 
@@ -2032,9 +2029,8 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
     t->unlabelled_count = min_int(count, 1000);
 }
 
-/* Reads and tokenizes the labelled texts. Validation is --val, or else a part of --train if --tune
- * makes steps, of which it chooses the best; for compare and layers the test stands in its place.
- * Prompting with --label-words reads no label of --train. Sets the labels of t->base. */
+/* Reads and tokenizes the labelled texts and sets the labels of t->base. For compare and layers the
+ * test stands in the place of --val. Prompting with --label-words reads no label of --train. */
 static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
