@@ -229,6 +229,9 @@ succeeds "--overwrite begins anew" eval '
 suffixed() { compare "$@" --labels 12 --seeds 1 --steps 4 --batch 8 >/dev/null 2>&1; }
 suffixed "$dir/own" --methods "nb,probe,full,probe+suffix:. it was,full+suffix:. it was"
 suffixed "$dir/common" --methods nb,probe+suffix:,full+suffix:,probe,full --suffix ". it was"
+succeeds "+suffix: of a method is not noted as that of all" eval '
+    grep -qa "at most [0-9]* tokens\"" "$dir/own/state.safetensors" &&
+    ! grep -qa "the last of them" "$dir/own/state.safetensors"'
 bare_rows() { rows "$dir/$1" | sed "1d; s/+suffix:[^$tab]*//"; }
 succeeds "+suffix: and --suffix: the same rows, which differ from those without" eval '
     [ "$(bare_rows own)" = "$(bare_rows common)" ] && [ "$(bare_rows own | wc -l)" -eq 5 ] &&

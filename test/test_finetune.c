@@ -287,6 +287,7 @@ static void test_refusals(void)
             "polarity (there are: text, name). --label-column chooses one by its name or number");
     REFUSED("text,\"two\nlines\"\nx,y\n", "line 1: no column is named label");
     REFUSED("{\"text\": \"a\", \"label\": 1}\n{\"text\": \"a\n", "data:2: not valid JSON");
+    REFUSED("{}\n", "(there are: none). --text-column");
     REFUSED("{\"text\": [3], \"label\": 1}\n", "line 1: \"text\" is no string and no number");
     REFUSED("{\"text\": \"a\", \"label\": null}\n",
             "line 1: \"label\" is no string and no number");

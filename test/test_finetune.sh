@@ -469,6 +469,10 @@ succeeds "prompt: a second column of texts holds for other files, too" eval '
     prompt --train "$dir/paired.tsv" --pair-column more --out "$dir/paired" >/dev/null 2>&1 &&
     paired() { ./finetune_cls eval --model "$dir/paired" --data "$dir/paired.tsv" "$@"; } &&
     [ -n "$(paired)" ] && [ "$(paired)" = "$(paired --pair-column more)" ]' 2>/dev/null
+for column in text label; do
+    fails 1 "no other column is named $column" ./finetune_cls train --model "$dir/base" \
+        --train "$dir/paired.tsv" --pair-column $column --out "$dir/new"
+done
 shares() { # MODEL: the mean probability of "positive" over the texts that gave the prior
     ./finetune_cls predict --all --model "$1" <"$dir/bare" | sed 's/.*positive \([0-9.]*\)\t.*/\1/' |
         awk '{ sum += $1 } END { printf "%.3f", sum / NR }'

@@ -1131,6 +1131,10 @@ static void test_errors(void)
         write_plain("bad.txt", bad[i].merges, strlen(bad[i].merges));
         expect_error(1, bad[i].says, "ids --tokenizer bad.txt");
     }
+    static const char json[] = "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+        "\"add_prefix_space\": false}, \"model\": {\"vocab\": {}, \"merges\": [\"t h\", \"thx\"]}}";
+    write_plain("bad.json", json, sizeof json - 1);
+    expect_error(1, "bad.json: merges: line 2", "ids --tokenizer bad.json");
     struct Buffer many = {0};
     static const char *const letters_64 =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -1145,7 +1149,9 @@ static void test_errors(void)
 
     expect_error(2, "--overwrite", "train --vocab 300 --out tok text");
     expect_error(1, "--overwrite", "encode --tokenizer tok --out r random");
-    expect_error(1, "nowhere", "train --vocab 300 --out n nowhere");
+    expect_error(1, "nowhere", "train --vocab 300 --out never nowhere");
+    expect_error(1, "nowhere", "encode --tokenizer tok --out never/n nowhere");
+    check(!file_exists("never"), "a text that is not there: no directory is made");
     expect_error(1, "nowhere", "encode --tokenizer nowhere --out n text");
     expect_error(1, "set aside", "encode --tokenizer tok --val-fraction 1e-9 --split lines "
                  "--out n text");

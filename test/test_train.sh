@@ -190,6 +190,9 @@ sizes --time-limit 1s --context 100 --channels 128 --layers 1 | grep -q -- '--op
 check $? "a context that is no power of 2 has eight, too"
 sizes --time-limit 1h --epochs 16 | grep -q -- '--dropout 0$' && sizes --time-limit 1h --epochs 17 | grep -q -- '--dropout 0.1$'
 check $? "dropout beyond 16 passes"
+"$train" train $data --steps 100 --layers 1 --channels 1024 --context 64 --plan 2>&1 >/dev/null |
+    grep -q '^about 0.82M tokens, .* --batch 128 '
+check $? "the tokens are those of the batch that is chosen"
 
 # --- The same run gives the same bytes ---
 
@@ -353,6 +356,8 @@ began=$(date +%s)
     grep -q '^parameters  *[0-9]' plan.txt && grep -q '^  activations ' plan.txt &&
     grep -q '^duration ' plan.txt && [ ! -e planned ]
 check $? "--plan prints sizes and duration and writes nothing"
+"$train" train $data $tiny --steps 1000000000000 --plan 2>/dev/null | grep -q '^duration  *[0-9]\{6,\}h'
+check $? "a duration of centuries"
 # Its peak is the best of five attempts of at least 2^23 times 12 products and sums of four numbers.
 awk -v most=$(($(date +%s) - began + 1)) '/^peak/ { exit !($2 * most > 4) }' plan.txt
 check $? "the $(grep '^peak' plan.txt): no fewer than were computed in that time"
@@ -520,6 +525,7 @@ fails 2 '--context 99: the model' "$train" train $data --init learn --context 99
 check $? "--init, --context 0: that of the model"
 fails 2 'not a multiple' "$train" train $data $tiny --heads 5 --tokenizer nowhere --out new
 fails 2 '--layers -1: out of range' "$train" train $data --layers -1 --out new
+fails 2 '--context 1048577: out of range, 0 to 1048576' "$train" train $data --context 1048577 --out new
 fails 2 '--schedule linear: not one of' "$train" train $data --schedule linear --out new
 fails 2 '--data: must be given' "$train" train --out new
 fails 2 '--epochs: choose one' "$train" train $data --steps 3 --epochs 2 --out new
