@@ -3325,8 +3325,8 @@ static bool makes_sense(const struct Compare *c, int budget, int method)
 }
 
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
- * than the method took before. Returns how many are done, of c->trainings. Every seed takes about
- * as long as the first, during which the time left is not known. */
+ * than the method took with the seed before; of the first, with fewer labels. Returns how many are
+ * done, of c->trainings. The time left follows from the first seed, during which it is not known. */
 static int run_cells(struct Compare *c)
 {
     const int M = c->method_count, round = c->budget_count * M;
@@ -3337,7 +3337,7 @@ static int run_cells(struct Compare *c)
     for (int i = 0; i < c->seeds * round; i++) {
         const int budget = i % round / M, method = i % M;
         struct Cell *cell = &c->cells[i];
-        const double took = i < M ? 0 : cell[-M].seconds;
+        const double took = i < M ? 0 : cell[i < round ? -M : -round].seconds;
         if (!makes_sense(c, budget, method)) continue;
         over |= stop_signal || (c->time_limit && seconds() - c->start + took > c->time_limit);
         if (!over && !cell->right) {
