@@ -822,6 +822,7 @@ static void check_tokenizer_json(const struct Json *j, const char *path)
 static struct Buffer merges_of_json(const struct Json *list, const char *path)
 {
     struct Buffer text = {0};
+    append(&text, "#version: 0.2\n");
     for (const struct Json *j = list->child; j; j = j->next) {
         const struct Json *a = j->child, *b = a ? a->next : NULL;
         if (j->kind == JSON_STRING) append(&text, "%s\n", j->string);
@@ -870,7 +871,7 @@ static struct Tokenizer *read_tokenizer_json(const char *path)
     const struct Json *model = json_get(j, "model");
     const struct Buffer merges = merges_of_json(json_get(model, "merges"), path);
     struct Tokenizer *t = read_merges((struct Bytes){merges.data, merges.size},
-                                      brief("%s: merges", path));
+                                      brief("%s, as merges.txt", path));
     read_file_ids(t, json_get(model, "vocab"), json_get(j, "added_tokens"), path);
     read_template(t, json_get(j, "post_processor"), path);
     free(merges.data);
@@ -1086,8 +1087,9 @@ static void append_readable(struct Buffer *b, struct Bytes text)
         const bool readable = n > 0 && c >= ' ' && (c < 0x7F || c >= 0xA0);
         if (!readable) n = 1;
         if (readable) append_bytes(b, p, n);
-        else append(b, "%s", *p == '\n' ? "\\n" : *p == '\t' ? "\\t" : *p == '\r' ? "\\r"
-                             : brief("\\x%02X", *p));
+        else if (*p == '\n' || *p == '\t' || *p == '\r')
+            append(b, "\\%c", *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r');
+        else append(b, "\\x%02X", *p);
     }
 }
 

@@ -1134,7 +1134,7 @@ static void test_errors(void)
     static const char json[] = "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
         "\"add_prefix_space\": false}, \"model\": {\"vocab\": {}, \"merges\": [\"t h\", \"thx\"]}}";
     write_plain("bad.json", json, sizeof json - 1);
-    expect_error(1, "bad.json: merges: line 2", "ids --tokenizer bad.json");
+    expect_error(1, "bad.json, as merges.txt: line 3", "ids --tokenizer bad.json");
     struct Buffer many = {0};
     static const char *const letters_64 =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

@@ -356,7 +356,7 @@ began=$(date +%s)
     grep -q '^parameters  *[0-9]' plan.txt && grep -q '^  activations ' plan.txt &&
     grep -q '^duration ' plan.txt && [ ! -e planned ]
 check $? "--plan prints sizes and duration and writes nothing"
-"$train" train $data $tiny --steps 1000000000000 --plan 2>/dev/null | grep -q '^duration  *[0-9]\{6,\}h'
+"$train" train $data $tiny --batch 128 --steps 1000000000000 --plan 2>/dev/null | grep -q '^duration  *[0-9]\{6,\}h'
 check $? "a duration of centuries"
 # Its peak is the best of five attempts of at least 2^23 times 12 products and sums of four numbers.
 awk -v most=$(($(date +%s) - began + 1)) '/^peak/ { exit !($2 * most > 4) }' plan.txt
@@ -368,13 +368,13 @@ fails 1 '[0-9] MB of memory are needed, and this process may use [0-9]' \
 
 # A run that diverges, on a text that is one sequence: the message names a file with what the step
 # read, and two commands, which both work, whatever its name.
-printf 'the cat\tsees\na dog' >one.txt
+printf 'the cat\tsees\na dog\001\001\001\001\001\001' >one.txt
 "$tokenizer" encode --tokenizer tok --out one one.txt 2>/dev/null
 diverge="--data one_000000.bin --tokenizer tok --cut documents $tiny --clip 0 --warmup 0 --steps 50 --save-every 1"
 fails 1 '^train_gpt: step [0-9]*: the loss is .*, the gradient.*diverged/step_[0-9]*.txt holds what' \
     "$train" train $diverge --lr 1000 --out "it's diverged"
 text=$(sort -u "it's diverged/$(ls "it's diverged" | grep '^step_')")
-[ "$text" = '<|endoftext|>the cat\tsees\na dog' ]
+[ "$text" = '<|endoftext|>the cat\tsees\na dog\x01\x01\x01\x01\x01\x01' ]
 check $? "the file has the text of the step"
 grep -q 'before. Start again with --overwrite and a lower --lr than 1000, or leave' stderr
 check $? "the advice for a run without --skip-spikes"
