@@ -501,11 +501,16 @@ static bool train_steps(struct Task *t, struct Json *meta)
  *
  * Both are sum_c b_c / w_c = 1/2 + 6/4, so a row with (1/2, 1/4) / 2 added scores 1 higher. */
 
-/* The features (count, C) of some examples. The caller releases them. what: as in run_examples. */
+/* The features (count, C) of some examples, all finite. The caller releases them. what: as in
+ * run_examples. */
 static real *features_of(struct Task *t, const int *list, int count, const char *what)
 {
-    real *x = allocate_zeroed((size_t)count * t->model.config.channels * sizeof *x);
+    const size_t size = (size_t)count * t->model.config.channels;
+    real *x = allocate_zeroed(size * sizeof *x), square = 0;
     run_examples(&t->runner, NULL, x, list, count, t->quiet ? t->title : what);
+    for (size_t i = 0; i < size; i++) square += x[i] * x[i];
+    if (!isfinite(square))          /* also if only a product of two would not be, as a probe needs */
+        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return x;
 }
 
@@ -927,8 +932,7 @@ static struct Probe probe_fit(struct Task *t, const real *h, bool of_words)
             }
         }
         const struct Scores now = score(judged, f->labels, loss, N, K);
-        const bool better = chosen ? are_lower(losses, p.losses, N, t->words.count > 0)
-                                   : isfinite(train_loss);
+        const bool better = !chosen || are_lower(losses, p.losses, N, t->words.count > 0);
         if (!t->quiet) {
             journal_add(&t->log, "%.6g\t%s\t%d\t%.6f\t%.6f\t%.6f\t%.2f\n", f->l2, what,
                         gradients, train_loss, now.loss, now.accuracy, seconds() - start);
@@ -941,8 +945,6 @@ static struct Probe probe_fit(struct Task *t, const real *h, bool of_words)
         p.scores = now;
         chosen = f->l2;
     }
-    if (!chosen)
-        die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     f->l2 = chosen;
     logistic_solve(f, p.w, gram);           /* held_out is none of the parts now */
     release(gram, gram_bytes);

@@ -804,7 +804,7 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
     const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer"),
-                      *normalizer = json_get(j, "normalizer");
+                      *normalizer = json_get(j, "normalizer"), *post = json_get(j, "post_processor");
     const char *wrong =
         strcmp(json_text(model, "type", "BPE"), "BPE") || !json_get(model, "merges")
         || !json_get(model, "vocab") ? "its model is not BPE"
@@ -812,7 +812,9 @@ static void check_tokenizer_json(const struct Json *j, const char *path)
           || !json_number(cut, "use_regex", 1)
         ? "its pre_tokenizer is not GPT-2's ByteLevel without add_prefix_space"
         : normalizer && normalizer->kind != JSON_NULL ? "its normalizer changes texts"
-        : json_number(model, "ignore_merges", 0) ? "its ignore_merges is true" : NULL;
+        : json_number(model, "ignore_merges", 0) ? "its ignore_merges is true"
+        : strcmp(json_text(post, "type", "ByteLevel"), "ByteLevel") && !json_get(post, "single")
+        ? "its post_processor is no template" : NULL;
     if (wrong)
         die("%s: %s, which is not supported. Use a model with a tokenizer like GPT-2's.", path,
             wrong);
@@ -850,6 +852,14 @@ static void read_suffix(struct Tokenizer *t, const struct Json *special, const c
     }
 }
 
+/* Dies unless the special token before each text is <|endoftext|>, and the only one. */
+static void begin_with(struct Tokenizer *t, const char *name, const char *path)
+{
+    if (t->usage.begins || strcmp(name, END_OF_TEXT))
+        die("%s: texts begin with \"%s\"; only one %s is supported.", path, name, END_OF_TEXT);
+    t->usage.begins = true;
+}
+
 /* What a template does to a text: whether <|endoftext|> stands before it, and what stands after. */
 static void read_template(struct Tokenizer *t, const struct Json *processor, const char *path)
 {
@@ -858,7 +868,7 @@ static void read_template(struct Tokenizer *t, const struct Json *processor, con
     for (const struct Json *piece = single ? single->child : NULL; piece; piece = piece->next) {
         const char *id = json_text(json_get(piece, "SpecialToken"), "id", "");
         if (after) read_suffix(t, json_get(json_get(processor, "special_tokens"), id), path);
-        else t->usage.begins |= !strcmp(id, END_OF_TEXT);
+        else if (*id) begin_with(t, id, path);
         after |= json_get(piece, "Sequence") != NULL;
     }
 }
@@ -888,13 +898,12 @@ static void read_usage(struct Tokenizer *t, const char *path)
     const char *content = json_text(json_get(j, "bos_token"), "content", END_OF_TEXT),
                *name = json_text(j, "bos_token", content);     /* a string, or an object with it */
     const double longest = json_number(j, "model_max_length", 0);
-    u->begins = json_number(j, "add_bos_token", u->begins) != 0;
+    const bool begins = json_number(j, "add_bos_token", u->begins) != 0;
+    u->begins = false;
+    if (begins) begin_with(t, name, path);
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
     if (json_number(j, "split_special_tokens", 0)) t->added.size = 0;
     u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
-    if (u->begins && strcmp(name, END_OF_TEXT))
-        die("%s: texts begin with bos_token \"%s\"; only %s is supported.", path, name,
-            END_OF_TEXT);
     json_free(j);
 }
 

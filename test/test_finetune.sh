@@ -531,6 +531,8 @@ cp -r "$dir/base" "$dir/huge"
     for number in $(seq 64); do printf '\377\377\177\177'; done
 } >"$dir/huge/model.safetensors"
 fails 1 "huge: the features are not finite" nowhere --model "$dir/huge" --tune probe
+fails 1 "huge: the features are not finite" nowhere --model "$dir/huge" --tune prompt \
+    --label-words "$label_words"
 fails 2 "--tune prompt: needs label words, since not every class's name is a token" \
     nowhere --tune prompt
 succeeds "names of classes that are tokens are label words" eval '

@@ -425,6 +425,7 @@ static void test_suffix(struct Tokenizer *t)
 static void test_foreign_order(const struct Tokenizer *t)
 {
     enum { C = 2, EXTRA = 3, PADDED = 8 };
+    static const char first[] = "{\"SpecialToken\": {\"id\": \"<s>\"}}, ";
     struct Buffer ids = {0}, json = {0}, merges = read_plain("tok/merges.txt");
     const int V = t->vocabulary + EXTRA + PADDED;
     append(&ids, "{\"<s>\": 0, \"" END_OF_TEXT "\": 1, \"<pad>\": 2, \"</s>\": 3");
@@ -446,13 +447,19 @@ static void test_foreign_order(const struct Tokenizer *t)
         append(&json, "\"]");
     }
     append(&json, "]}, \"added_tokens\": [{\"content\": \"a\"}, {\"content\": \"<s>\"}], "
-           "\"post_processor\": {\"single\": [{\"SpecialToken\": {\"id\": \"<s>\"}}, "
+           "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [%s"
            "{\"Sequence\": {\"id\": \"A\"}}, {\"SpecialToken\": {\"id\": \"ab\"}}, "
            "{\"SpecialToken\": {\"id\": \"end\"}}], \"special_tokens\": {"
            "\"ab\": {\"ids\": [%d, %d], \"tokens\": [\"a\", \"b\"]}, "
            "\"end\": {\"ids\": [1], \"tokens\": [\"" END_OF_TEXT "\"]}}}}",
-           id_of_byte['a'] + 1 + EXTRA, id_of_byte['b'] + 1 + EXTRA);
+           first, id_of_byte['a'] + 1 + EXTRA, id_of_byte['b'] + 1 + EXTRA);
     write_in("order_json", "tokenizer.json", json.data, json.size);
+    expect_error(1, "texts begin with \"<s>\"", "ids --tokenizer order_json a");
+    memset(strstr(json.data, first), ' ', strlen(first));
+    write_in("order_json", "tokenizer.json", json.data, json.size);
+    memcpy(strstr(json.data, "single"), "double", 6);
+    write_in("double", "tokenizer.json", json.data, json.size);
+    expect_error(1, "its post_processor is no template", "ids --tokenizer double a");
     static const char *const directories[] = {"order", "order_json"};
     for (int d = 0; d < 2; d++) {
         struct Json none = {0};
