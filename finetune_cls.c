@@ -83,15 +83,18 @@ static void truncate_ids(int *ids, int n, int max, const char *how)
 
 /* The tokens of a text into ids; of two, "a TAB b", those of a, <|endoftext|>, those of b. Returns
  * how many there are, of which max at most are kept: the longer text of a pair loses tokens until
- * both are equally long, then both do. */
+ * both are equally long, then both do. Dies if there is no TAB. */
 static int tokens_of(int *ids, struct Tokenizer *t, struct Bytes text, int max, struct Window w)
 {
     const char *tab = w.pairs ? memchr(text.data, '\t', text.size) : NULL;
     const size_t first = tab ? (size_t)(tab - text.data) : text.size;
     const int a = tokenizer_encode(t, text.data, first, ids);
     if (!w.pairs) { truncate_ids(ids, a, max, w.truncate); return a; }
+    if (!tab)
+        die("\"%.*s\": the classifier reads pairs of texts. Put a tab between the two.",
+            min_int(80, (int)text.size), text.data);
     ids[a] = t->eot;
-    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    const int b = tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
     const int room = max_int(max - 1, 0);
     const int keep_a = min_int(a, max_int(room - b, (room + (a > b)) / 2));
     const int keep_b = min_int(b, room - keep_a);
@@ -2563,6 +2566,14 @@ static void print_scores(const real *p, const int *truth, double loss, int N, ch
     }
 }
 
+/* How many bytes of UTF-8 are not the first of a character: a field for printf is so much wider. */
+static int continued(const char *s)
+{
+    int n = 0;
+    while (*s) n += (*s++ & 0xC0) == 0x80;
+    return n;
+}
+
 /* A table with the names of the classes, as wide as the longest name, if it fits on a page. */
 static void print_confusion(const real *p, const int *truth, int N, char *const *names, int K)
 {
@@ -2570,12 +2581,12 @@ static void print_confusion(const real *p, const int *truth, int N, char *const 
     int counts[MAX_SHOWN][MAX_SHOWN] = {{0}}, width = 6;
     if (K > MAX_SHOWN) return;
     for (int i = 0; i < N; i++) counts[truth[i]][most_probable(p + (size_t)i * K, K)]++;
-    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]));
+    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]) - continued(names[k]));
     printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
-    for (int k = 0; k < K; k++) printf(" %*s", width, names[k]);
+    for (int k = 0; k < K; k++) printf(" %*s", width + continued(names[k]), names[k]);
     printf("\n");
     for (int k = 0; k < K; k++) {
-        printf("%*s", width, names[k]);
+        printf("%*s", width + continued(names[k]), names[k]);
         for (int j = 0; j < K; j++) printf(" %*d", width, counts[k][j]);
         printf("\n");
     }

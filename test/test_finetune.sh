@@ -72,6 +72,12 @@ precision " ]
 succeeds "eval: a row for each class" [ \
     "$(sed -n "/^precision/,/^confusion/p" "$dir/full1.eval" | awk '{ print $5 }' |
         tr "\n" " ")" = "label negative positive label, " ]
+succeeds "eval: the confusion matrix is straight if a label has letters of two bytes" eval '
+    sed "s/^positive/$(printf "sch\303\266n")/" "$dir/test.tsv" >"$dir/umlaut.tsv" &&
+    ./finetune_cls train --model "$dir/base" --train "$dir/umlaut.tsv" --tune probe \
+        --out "$dir/umlaut" >/dev/null &&
+    [ "$(./finetune_cls eval --model "$dir/umlaut" --data "$dir/umlaut.tsv" | tail -n 3 |
+         LC_ALL=C tr -d "\200-\277" | LC_ALL=C awk "{ print length }" | uniq | wc -l)" -eq 1 ]' 2>/dev/null
 succeeds "eval: the table and the confusion matrix agree" eval '
     sed -n "/^precision/,\$p" "$dir/full1.eval" | awk "
         NR == 2 || NR == 3 { recall[\$5] = \$2; examples[\$5] = \$4 }
@@ -469,6 +475,8 @@ succeeds "prompt: a second column of texts holds for other files, too" eval '
     prompt --train "$dir/paired.tsv" --pair-column more --out "$dir/paired" >/dev/null 2>&1 &&
     paired() { ./finetune_cls eval --model "$dir/paired" --data "$dir/paired.tsv" "$@"; } &&
     [ -n "$(paired)" ] && [ "$(paired)" = "$(paired --pair-column more)" ]' 2>/dev/null
+fails 1 '"one text": the classifier reads pairs of texts' \
+    ./finetune_cls predict --model "$dir/paired" "one text"
 for column in text label; do
     fails 1 "no other column is named $column" ./finetune_cls train --model "$dir/base" \
         --train "$dir/paired.tsv" --pair-column $column --out "$dir/new"
