@@ -772,6 +772,16 @@ static void read_file_id(struct Tokenizer *t, const char *name, const struct Jso
         t->file_ids[token] = (int)id->number;
 }
 
+/* Notes the tokens that a list adds to the merges: see refuse_added. */
+static void read_added(struct Tokenizer *t, const struct Json *list)
+{
+    for (const struct Json *a = list ? list->child : NULL; a; a = a->next) {
+        const char *name = json_text(a, "content", END_OF_TEXT);
+        if (find_token(t, name, name + strlen(name)) < 0)
+            append_bytes(&t->added, name, strlen(name) + 1);
+    }
+}
+
 /* Sets file_ids: trainers that put special tokens first have another order than ours. names:
  * {"token": id, ...}. added: of tokenizer.json, or NULL. Dies unless each token has its own id. */
 static void read_file_ids(struct Tokenizer *t, const struct Json *names, const struct Json *added,
@@ -783,12 +793,8 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
     for (int i = 0; i < t->vocabulary; i++) t->file_ids[i] = -1;
     for (const struct Json *j = names->child; j && j->key; j = j->next)
         read_file_id(t, j->key, j);
-    for (const struct Json *a = added ? added->child : NULL; a; a = a->next) {
-        const char *name = json_text(a, "content", END_OF_TEXT);
-        if (!strcmp(name, END_OF_TEXT)) read_file_id(t, name, json_get(a, "id"));
-        else if (find_token(t, name, name + strlen(name)) < 0)
-            append_bytes(&t->added, name, strlen(name) + 1);
-    }
+    for (const struct Json *a = added ? added->child : NULL; a; a = a->next)
+        read_file_id(t, json_text(a, "content", ""), json_get(a, "id"));
     for (int i = 0; i < t->vocabulary; i++) {
         if (t->file_ids[i] < 0 || hash_add(&taken, t->file_ids[i], i) != i)
             die("%s: gives no id of its own to token %d, \"%.*s\", so another tokenizer wrote "
@@ -804,14 +810,14 @@ static void read_file_ids(struct Tokenizer *t, const struct Json *names, const s
 static void check_tokenizer_json(const struct Json *j, const char *path)
 {
     const struct Json *model = json_get(j, "model"), *cut = json_get(j, "pre_tokenizer"),
-                      *normalizer = json_get(j, "normalizer"), *post = json_get(j, "post_processor");
+                      *norm = json_get(j, "normalizer"), *post = json_get(j, "post_processor");
     const char *wrong =
         strcmp(json_text(model, "type", "BPE"), "BPE") || !json_get(model, "merges")
-        || !json_get(model, "vocab") ? "its model is not BPE"
+        || !json_get(model, "vocab") ? "its model is not BPE with merges"
         : strcmp(json_text(cut, "type", ""), "ByteLevel") || json_number(cut, "add_prefix_space", 1)
           || !json_number(cut, "use_regex", 1)
         ? "its pre_tokenizer is not GPT-2's ByteLevel without add_prefix_space"
-        : normalizer && normalizer->kind != JSON_NULL ? "its normalizer changes texts"
+        : norm && norm->kind != JSON_NULL ? "its normalizer changes texts"
         : json_number(model, "ignore_merges", 0) ? "its ignore_merges is true"
         : strcmp(json_text(post, "type", "ByteLevel"), "ByteLevel") && !json_get(post, "single")
         ? "its post_processor is no template" : NULL;
@@ -841,7 +847,7 @@ static void read_suffix(struct Tokenizer *t, const struct Json *special, const c
 {
     struct Usage *u = &t->usage;
     const struct Json *names = json_get(special, "tokens"), *name = names ? names->child : NULL;
-    for (; name && u->suffix_count < MAX_VOCABULARY; name = name->next) {
+    for (; name; name = name->next) {
         const char *text = name->kind == JSON_STRING ? name->string : "";
         const int token = find_token(t, text, text + strlen(text));
         if (token < 0)
@@ -883,6 +889,7 @@ static struct Tokenizer *read_tokenizer_json(const char *path)
     struct Tokenizer *t = read_merges((struct Bytes){merges.data, merges.size},
                                       brief("%s, as merges.txt", path));
     read_file_ids(t, json_get(model, "vocab"), json_get(j, "added_tokens"), path);
+    read_added(t, json_get(j, "added_tokens"));
     read_template(t, json_get(j, "post_processor"), path);
     free(merges.data);
     json_free(j);
@@ -901,7 +908,10 @@ static void read_usage(struct Tokenizer *t, const char *path)
     const bool begins = json_number(j, "add_bos_token", u->begins) != 0;
     u->begins = false;
     if (begins) begin_with(t, name, path);
+    if (json_number(j, "add_prefix_space", 0))
+        die("%s: add_prefix_space is true, which is not supported. Use another model.", path);
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
+    read_added(t, json_get(j, "added_tokens_decoder"));
     if (json_number(j, "split_special_tokens", 0)) t->added.size = 0;
     u->max_length = longest >= 1 && longest < 1e9 ? (int)longest : 0;
     json_free(j);
@@ -1061,8 +1071,7 @@ static void refuse_other_kinds(const char *path, const void *bytes, size_t n)
     size_t same = 0;
     while (same < pairs && !p[2 * same] == !p[0] && !p[2 * same + 1] == !p[1]) same++;
     if (pairs > 1 && same == pairs && !p[0] != !p[1])
-        refuse_kind(path, "UTF-16", p[0] ? "iconv -f UTF-16LE -t UTF-8"
-                                         : "iconv -f UTF-16BE -t UTF-8");
+        refuse_kind(path, "UTF-16", brief("iconv -f UTF-16%s -t UTF-8", p[0] ? "LE" : "BE"));
 }
 
 /* How many of n bytes are no UTF-8. */
@@ -1427,7 +1436,7 @@ static void start_set(struct ShardWriter *w, bool overwrite)
         if (!overwrite) die("%s: exists. Choose another --out, or add --overwrite.", path);
         if (read_shard_header(&file).magic != SHARD_MAGIC)
             die("%s: is not a token shard, so it is not replaced. Choose another --out.", path);
-        close_file(&file);
+        close(file.fd);
     }
 }
 
@@ -1572,7 +1581,7 @@ static struct Source source_open(char **paths, int count, const char *split, con
         if (!strcmp(paths[i], "-")) fstat(0, &status);
         else if (stat(paths[i], &status) || !S_ISFIFO(status.st_mode)) {
             struct File file = open_file(paths[i], true);
-            close_file(&file);
+            close(file.fd);
         }
         s.total += status.st_size;
     }
@@ -1651,7 +1660,7 @@ static bool take_chunk(struct Source *s, struct Chunk *c)
     s->done += stop - at;
     if (stop == end) {                              /* all of the file is cut */
         refuse_changed(&s->file);
-        close_file(&s->file);
+        close(s->file.fd);
         s->file.fd = -1;
     }
     return true;
@@ -1898,7 +1907,7 @@ static int64_t find_cut(const char *path)
         while (k > 0 && block[k - 1] != '\n') k--;
         if (k == 0) for (k = n - 1; k > 0 && block[k] != ' '; ) k--;
     }
-    close_file(&file);
+    close(file.fd);
     return cut;
 }
 

@@ -492,6 +492,12 @@ static void test_foreign_order(const struct Tokenizer *t)
                  "encode --chunk-bytes 3 --tokenizer order_json --out added added");
     write_in("order_json", "tokenizer_config.json", "{\"split_special_tokens\": true}", 30);
     check(run(NULL, "ids --tokenizer order_json a<s>") == 0, "split_special_tokens: it is text");
+    static const char prefix[] = "{\"add_prefix_space\": true}",
+                      adds[] = "{\"added_tokens_decoder\": {\"600\": {\"content\": \"<sep>\"}}}";
+    write_in("order", "tokenizer_config.json", prefix, strlen(prefix));
+    expect_error(1, "add_prefix_space is true", "ids --tokenizer order a");
+    write_in("order", "tokenizer_config.json", adds, strlen(adds));
+    expect_error(1, "<sep>: is a token that was added", "ids --tokenizer order a<sep>");
     write_in("order", "vocab.json", "[\"a\"]", 5);
     expect_error(1, "gives no id of its own to token 0", "ids --tokenizer order a");
 }
