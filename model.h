@@ -2362,8 +2362,6 @@ static struct File open_file(const char *path, bool any)
     return f;
 }
 
-static void close_file(struct File *f) { close(f->fd); }
-
 /* Dies if a regular file was written to since it was opened: what was read of it may be a mixture.
  * A new file that has taken its name is another file. */
 static void refuse_changed(const struct File *f)
@@ -2409,7 +2407,7 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
     }
     b.data[b.size] = 0;
     refuse_changed(&f);
-    close_file(&f);
+    close(f.fd);
     return (struct Bytes){resize(b.data, b.size + 1), b.size};
 }
 
@@ -3026,8 +3024,7 @@ static uint64_t stage_config(const char *path, const struct Config *c, int eot)
         "  'resid_pdrop': 0.0,\n  'initializer_range': 0.02,\n  'scale_attn_weights': true,\n"
         "  'tie_word_embeddings': true,\n",
         c->labels ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel", c->layers, c->heads,
-        c->channels, c->context, c->context, c->vocabulary, eot, eot,
-        c->vocabulary > PAD_TOKEN ? PAD_TOKEN : eot);
+        c->channels, c->context, c->context, c->vocabulary, eot, eot, PAD_TOKEN);
     for (int k = 0; k < c->labels; k++) {
         append_json(&b, k ? ", '%d': " : "  'id2label': {'%d': ", k);
         append_json_string(&b, as_bytes(c->label_names[k]));
@@ -3052,6 +3049,9 @@ static void read_label_names(struct Config *c, const struct Json *config, const 
     const struct Json *names = json_get(config, "id2label");
     for (const struct Json *n = names ? names->child : NULL; n; n = n->next) c->labels++;
     if (!c->labels) { c->labels = 2; names = NULL; }
+    if (c->labels == 1 && !json_text(config, "problem_type", NULL))
+        die("%s: one class without a problem_type is a regression, which is not supported. Use a "
+            "classifier.", path);
     c->label_names = resize(NULL, c->labels * sizeof *c->label_names);
     for (int k = 0; k < c->labels; k++) {
         const char *name = names ? json_text(names, brief("%d", k), NULL) : brief("LABEL_%d", k);
@@ -3075,7 +3075,7 @@ static void refuse_variants(const struct Json *config, const struct Config *c, c
         const struct Json *j = json_get(config, needed[i].name);
         const char *must = needed[i].must;
         if (!j || j->kind == JSON_NULL) continue;
-        if (j->kind == JSON_NUMBER ? !(fabs(j->number - strtod(must, NULL)) <= 1e-4 * j->number)
+        if (j->kind == JSON_NUMBER ? !(fabs(j->number / strtod(must, NULL) - 1) <= 1e-4)
                                    : !is_choice(j->string, j->length, must))
             die("%s: %s is %.*s; only %s is supported.", path, needed[i].name, (int)j->length,
                 j->string, must);

@@ -299,7 +299,7 @@ static void read_shard(struct Bytes input)
     uint16_t id;
     for (int64_t i = 0; i < s.count; i++) read_block(&id, 1, &s, i);
     if (s.count < 0 || s.file.size != SHARD_HEADER + s.count * sizeof id) finding("a wrong shard");
-    close_file(&s.file);
+    close(s.file.fd);
 }
 
 /* Labelled texts: as for training, then texts alone, as for prediction. */

@@ -128,7 +128,7 @@ static void read_changing(struct Bytes input)
     read_at(&f, bytes, 3, 1);
     if (memcmp(bytes, "yte", 3)) finding("other bytes");
     read_at(&f, bytes, input.size, 0);
-    close_file(&f);
+    close(f.fd);
 }
 
 /* One that has taken its name is another file. */
