@@ -1421,10 +1421,11 @@ static double measure_step(struct Run *r)
 }
 
 /* Turns --epochs into steps, the last filled up from the next epoch. Sets what depends on their
- * number; with --time-limit alone that is an estimate from a measurement, the first stretch. */
+ * number; with --time-limit that is an estimate from a measurement, the first stretch. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
+    const bool limited = set.time_limit > 0;
     if (set.epochs > 0) {
         struct Loader *l = &r->loader;
         set.steps = 0;
@@ -1432,13 +1433,14 @@ static void fix_steps(struct Run *r)
             read_step(r, set.accumulate);
         loader_seek(l, 0, 0);
     }
-    if (set.plan || !set.steps) r->clock.each[r->clock.stretches++] = measure_step(r);
-    r->expected = set.steps ? set.steps : 0.96 * (set.time_limit - time_used(r)) / next_step(r);
-    take_from_rank_0(&r->expected, sizeof r->expected);
+    if (set.plan || limited) r->clock.each[r->clock.stretches++] = measure_step(r);
+    double fit = limited ? 0.96 * (set.time_limit - time_used(r)) / next_step(r) : INFINITY;
+    take_from_rank_0(&fit, sizeof fit);
+    if (set.steps) fit = fmin(fit, set.steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */
     if (set.eval_every == 0)
-        set.eval_every = (int64_t)fmax(1, ceil(fmax(r->expected / 20.0, 10 * evaluation)));
-    if (!set.steps) r->expected = fmax(1, (r->expected - evaluation) / with_evaluations(r, 1));
+        set.eval_every = (int64_t)fmax(1, ceil(fmax(fit / 20, 10 * evaluation)));
+    r->expected = set.steps ? set.steps : fmax(1, (fit - evaluation) / with_evaluations(r, 1));
     if (!set.resume && !is_given(train_options, "warmup") && set.warmup > r->expected / 10)
         set.warmup = r->expected / 10;
 }
@@ -1497,7 +1499,6 @@ static void print_plan(const struct Run *r)
     const struct Config *c = &r->model.config;
     const double flops = flops_per_token(c), step = next_step(r), rate = tokens_per_step(r) / step,
                  time = with_evaluations(r, step) * r->expected + evaluation_in_steps(r) * step;
-    const bool cut = set.time_limit > 0 && time > set.time_limit;
     printf("model          %d layers, %d heads, %d channels, context %d, vocabulary %d\n",
            c->layers, c->heads, c->channels, c->context, c->vocabulary);
     printf("parameters     %zu\n", r->model.parameter_count);
@@ -1509,8 +1510,8 @@ static void print_plan(const struct Run *r)
     printf("peak           %.1f GFLOP/s, threads: %d\n", r->peak / 1e9, thread_count());
     printf("speed          %.*f tokens/s of %.3g FLOPs, %.0f%% of peak\n", rate < 10 ? 2 : 0, rate,
            flops, 100 * rate * flops / r->peak);
-    printf("duration       %s%s\n", duration(time),
-           cut ? brief(", cut to --time-limit %s", duration(set.time_limit)) : "");
+    printf("duration       %s%s\n", duration(time), set.time_limit > 0 && time > set.time_limit
+           ? brief(", cut to --time-limit %s", duration(set.time_limit)) : "");
 }
 
 /* --profile: the time of each kind of work in a step, and of products also the rate. The head's
@@ -1726,7 +1727,8 @@ static int finish(const struct Run *r)
     if (r->best_step)
         printf("best of step %lld, val_loss %.4f, bits_per_byte %.4f; ", r->best_step, r->best.loss,
                r->best.bits_per_byte);
-    printf("%s%s, ", counted(r->step, "step"), r->fall.step ? " that fit into --time-limit" : "");
+    printf("%s%s, ", counted(r->step, "step"),
+           r->fall.step && set.time_limit > 0 ? " that fit into --time-limit" : "");
     if (r->skipped) printf("%lld of them skipped, ", r->skipped);
     printf("%s, %s\n", counted(r->tokens, "token"), duration(time_used(r)));
     if (r->best_step && !(r->best.loss < uniform))
@@ -1774,9 +1776,9 @@ static int command_train(int argc, char **argv)
     take_memory(&r);
     fix_steps(&r);
     warn_idle(train_options);
-    if (is_given(train_options, "warmup") && set.steps && set.warmup > set.steps)
-        warn("--warmup %lld: more than --steps %lld, so the learning rate never reaches --lr. "
-             "Use fewer.", (long long)set.warmup, (long long)set.steps);
+    if (is_given(train_options, "warmup") && set.warmup > r.expected)
+        warn("--warmup %lld: more than the run's %lld steps, so the learning rate never reaches "
+             "--lr. Use fewer.", (long long)set.warmup, (long long)r.expected);
     if (set.plan) { print_plan(&r); return 0; }
     if (set.resume) restore_run(&r);
     open_log(&r);

@@ -439,14 +439,19 @@ if has_terminal; then
         stays_on_terminal "train" peak "$run --out shown1" "$run --out shown2"
     done
 fi
+"$train" train $data $tiny --steps 1000000 --schedule constant --time-limit 1s --out cut >/dev/null 2>&1
+[ "$(cut -f 3 cut/log.tsv | grep -c '[0-9]')" -gt 0 ]
+check $? "a run that --time-limit cuts is evaluated as often as another"
 plan="train $data $tiny --steps 20 --plan"
-says '--warmup 30: more than --steps 20' "$train" $plan --warmup 30
+says '--warmup 30: more than the run.s 20 steps' "$train" $plan --warmup 30
 says '--min-lr-ratio: has no effect with --schedule constant' \
     "$train" $plan --min-lr-ratio 0.2 --schedule constant
 says '--eval-every: has no effect without --val' \
     "$train" train --data 'train_0*.bin' --tokenizer tok $tiny --eval-every 9 --plan
 says '--sample-prompt: has no effect without --sample-every' "$train" $plan --sample-prompt ''
 says '--profile: has no effect with --plan' "$train" $plan --profile
+says '--warmup 1000000: more than the run.s [0-9]* steps' "$train" train $data $tiny --time-limit 1s \
+    --warmup 1000000 --plan
 says '^duration .*, cut to --time-limit 1s$' "$train" $plan --steps 1000000 --time-limit 1s
 silent 'options that have an effect' "$train" $plan --warmup 20 --min-lr-ratio 0.2 --eval-every 9
 says '--top-k: has no effect with --temperature 0' "$train" sample $greedy --top-k 5
