@@ -512,7 +512,7 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
     real *x = allocate_zeroed(size * sizeof *x), square = 0;
     run_examples(&t->runner, NULL, x, list, count, t->quiet ? t->title : what);
     for (size_t i = 0; i < size; i++) square += x[i] * x[i];
-    if (!isfinite(square))          /* also if only a product of two would not be, as a probe needs */
+    if (!isfinite(square))          /* also if only products are not, which a probe needs */
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return x;
 }
@@ -1138,6 +1138,11 @@ static void calibrate(struct Task *t, struct Json *meta)
 {
     const int K = t->model.config.labels, C = t->model.config.channels;
     const struct Scores before = validate(t);
+    if (before.accuracy == 1) {                 /* the smaller T, the lower the loss */
+        warn("--calibrate: has no effect, since all of %d answers are right. Give a larger --val.",
+             t->val_count);
+        return;
+    }
     const double T = fit_temperature(t->probabilities, t->truth, t->val_count, K);
     for (size_t i = 0; i < (size_t)K * C; i++) t->model.w.score_w[i] /= (real)T;
     progress(true, "temperature %.3f; before: val loss %.4f, calibration error %.4f", T,
@@ -1937,7 +1942,7 @@ static char **labels_of_words(const char *text, int *classes)
 /* The shares (K) that --prior gives, with the sum 1; text NULL: NULL. */
 static double *read_prior(const char *text, char *const *names, int K)
 {
-    if (!text) return NULL;
+    if (!text || !*text) return NULL;
     char **shares = values_by_label("prior", text, names, K);
     double *prior = resize(NULL, K * sizeof *prior), sum = 0;
     for (int k = 0; k < K; k++) {
@@ -2285,7 +2290,7 @@ static const char data_meaning[] = "labelled texts: TSV, CSV, JSON or fastText's
     SETTING("label-column", "the same; else label, sentiment, class ...", TEXT,                   \
             &(c).names[LABELS], .idle = "without data"),                                          \
     SETTING("pair-column", "of a second text, which is read after the first", TEXT,               \
-            &(c).names[PAIRS], .idle = "without data"),                                           \
+            &(c).names[PAIRS]),                                                                   \
     SETTING("header", "whether the first row names columns; else it is seen", CHOICE,             \
             &(c).header, .choices = "auto|yes|no", .idle = "without data"),                       \
     SETTING("format", "else it is seen, or as in training", CHOICE, &(c).format,                  \
@@ -2458,9 +2463,8 @@ static void warn_of_failure(struct Scores s, int N)
              "apart. Give texts of every label.", N);
     else if (s.accuracy <= s.majority)
         warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
-             "(%.4f): %s", s.accuracy, N, s.majority, wilson_bound(s.accuracy, N, 1) < s.majority
-             ? "nothing was learnt. Try another --tune, another --lr or more labels."
-             : brief("%d texts cannot tell what was learnt. eval on others.", N));
+             "(%.4f): they are too few to tell, or nothing was learnt. Try another --tune, another "
+             "--lr or more labels.", s.accuracy, N, s.majority);
 }
 
 /* The training after `prepare`, in whatever way --tune says; see also set_prior. val: of a probe,
@@ -2871,6 +2875,8 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     if (s->label_words != c->task.set.label_words)
         t.words = read_label_words(s->label_words, names, K, t.tokenizer, false);
     t.prior = read_prior(s->prior, names, K);
+    if (is_given(rows, "prior") && t.prior && !t.words.count)
+        warn("--methods %s: prior has no effect without label words.", name);
     s->tune = name;
     return t;
 }
@@ -3300,13 +3306,14 @@ static void print_choice(const struct Compare *c)
     for (int m = 0; m < c->method_count; m++)
         if (e[m].p >= SIGNIFICANT && e[m].seconds < e[choice].seconds) choice = m;
     printf("For these data, with %d labels: %s, the quickest that is not significantly worse than "
-           "the best.\n", c->budgets[b], c->methods[choice].set.tune);
+           "the best that was run.\n", c->budgets[b], c->methods[choice].set.tune);
 }
 
 /* What the figures mean and what they cannot tell, then sentences that a person can use. */
 static void print_verdict(const struct Compare *c)
 {
-    const int *truth = c->task.truth;
+    const int *truth = c->task.truth, last = c->budget_count - 1,
+              seeds = estimate_at(c, last, 0)->seeds;       /* which --time-limit may have cut */
     bool one_class = true;
     for (int i = 0; i < c->task.val_count; i++) one_class &= truth[i] == truth[0];
     printf("\n");
@@ -3314,9 +3321,9 @@ static void print_verdict(const struct Compare *c)
         printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
-    if (c->seeds == 1 && c->budgets[0] < c->task.train_count)
+    if (seeds < 2 && c->budgets[0] < c->task.train_count)
         printf("With one seed the choice of labels is not in the interval: --seeds 3.\n");
-    if (c->seeds > 1 && c->budgets[c->budget_count - 1] == c->task.train_count)
+    if (seeds > 1 && c->budgets[last] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
                "interval.\n");
     if (one_class) {
@@ -3339,7 +3346,7 @@ static bool makes_sense(const struct Compare *c, int budget, int method)
 
 /* Runs the cells that are not done, until a signal ends it, or until --time-limit leaves less time
  * than the method took with the seed before; of the first, with fewer labels. Returns how many are
- * done, of c->trainings. The time left follows from the first seed, during which it is not known. */
+ * done, of c->trainings. The time left follows from the first seed, and is not known in it. */
 static int run_cells(struct Compare *c)
 {
     const int M = c->method_count, round = c->budget_count * M;

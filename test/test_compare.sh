@@ -271,6 +271,8 @@ warns() {   # warns WORDS OPTION...
 }
 warns "--lr: has no effect with --tune probe" --methods probe+lr:1
 warns "--class-weights: has no effect with --tune prompt" --methods nb,prompt+class-weights:auto
+warns "prior:positive=9;negative=1: prior has no effect without label words" \
+    --methods "nb,probe+prior:,probe+prior:positive=9;negative=1"
 warns "--layer-decay: has no effect with --tune last:1" --methods last:1+layer-decay:0.5 --steps 1
 warns "--labels 3: left out, since 2 classes need 4 at least" --methods nb --labels 3,12
 compare "$dir/quiet" --seeds 1 --labels 12 --methods nb,full --steps 1 --max-tokens 20 \
@@ -337,7 +339,8 @@ awk -F '\t' 'BEGIN { OFS = FS } NR > 1 { $7 = "1000.00" } $3 != 2' "$table" \
 whole "$dir/slow" --resume --time-limit 60 >"$dir/slow.out" 2>"$dir/slow.err"
 succeeds "--time-limit: late seeds are left out, and it says so" eval '
     grep -q "^stopped after 16 of 32 trainings and saved. Go on with: .*--resume$" "$dir/slow.err" &&
-    [ "$(wc -l <"$dir/slow/compare.tsv")" -eq 17 ]'
+    [ "$(wc -l <"$dir/slow/compare.tsv")" -eq 17 ] &&
+    grep -q "^With one seed the choice of labels is not in" "$dir/slow.out"'
 succeeds "--time-limit: every method has a place in the table" eval '
     [ "$(grep -c " 0\.[0-9]* [01]\.[0-9]*-[01]\.[0-9]*[*]*  *0\.[0-9]* " "$dir/slow.out")" -eq 8 ]'
 whole "$dir/slow" --resume >/dev/null 2>&1

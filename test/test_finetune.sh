@@ -352,12 +352,16 @@ if has_terminal; then
     done
 fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-said "texts cannot tell what was learnt. eval on others." --train "$dir/hopeless.tsv" --tune probe
+said "too few to tell, or nothing was learnt. Try another --tune" --train "$dir/hopeless.tsv" --tune probe
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
     "$dir/train.tsv" >"$dir/rare.tsv"
 awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
-said "): nothing was learnt. Try another --tune, another --lr or more labels" \
+said "nothing was learnt. Try another --tune, another --lr or more labels" \
     --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
+./finetune_cls eval --model "$dir/probe1" --data "$dir/test.tsv" --predictions "$dir/answers.tsv" >/dev/null 2>&1
+awk -F "\t" 'NR == 1 { print "label\ttext" } $2 == $3 && !seen[$2]++ { print $2 "\t" $NF }' \
+    "$dir/answers.tsv" >"$dir/easy.tsv"
+said "--calibrate: has no effect, since all of 2 answers are right" --tune probe --calibrate --val "$dir/easy.tsv"
 succeeds "neither is said if something was learnt" eval '
     ! train --tune probe --val "$dir/test.tsv" --overwrite --out "$dir/said" 2>&1 |
         grep -qE "cannot tell|nothing was"'
