@@ -73,7 +73,7 @@ checksum() {
 }
 
 # fits FILE KIND:SUM
-fits() { [ "$(checksum "${2%%:*}" "$1")" = "${2#*:}" ]; }
+fits() { local sum; sum=$(checksum "${2%%:*}" "$1") || exit 1; [ "$sum" = "${2#*:}" ]; }
 
 # --- Getting one file: its path is then in $file ---
 

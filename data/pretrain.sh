@@ -58,7 +58,8 @@ fi
 [ -e "$out/val_text_000000.bin" ] ||
     run ./tokenizer encode --tokenizer "$out/tokenizer" --split $split --val-fraction $aside \
         --out "$out/text" "${texts[@]}"
-run ./train_gpt train --data "$out/text_0*.bin" --val "$out/val_text_*.bin" \
+shards=$(printf %s "$out" | sed 's/[][*?\\]/\\&/g')        # train_gpt takes a pattern, as shells do
+run ./train_gpt train --data "$shards/text_0*.bin" --val "$shards/val_text_*.bin" \
     --tokenizer "$out/tokenizer" --out "$out/model" --cut $cut --time-limit "$time" --resume \
     ${options[@]+"${options[@]}"}
 run ./train_gpt sample --model "$out/model" --count 3 --tokens 100

@@ -78,10 +78,12 @@ pretrain() {
 
 # The training texts that are whole sentences. SST-2 also has parts of each; those that end with the
 # sentence are prefixes of it when both are read backwards, and so stand before it in order.
+backwards() { LC_ALL=C.UTF-8 rev; }             # which stops at é in a locale without UTF-8
 sentences() # FILE.tsv, the text in its last column
 {
-    awk -F '\t' 'NR > 1 && $NF ~ /[.!?]$/ { print $NF }' "$1" | rev | LC_ALL=C sort -u |
-        awk 'NR > 1 && index($0, last) != 1 { print last } { last = $0 } END { print last }' | rev
+    awk -F '\t' 'NR > 1 && $NF ~ /[.!?]$/ { print $NF }' "$1" | backwards | LC_ALL=C sort -u |
+        awk 'NR > 1 && index($0, last) != 1 { print last } { last = $0 } END { print last }' |
+        backwards
 }
 
 read_own_texts() # as in step 3, but for AdamW, dropout, and a lower rate that falls all the time

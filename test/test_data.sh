@@ -177,8 +177,8 @@ rm -r "$dir/lm/model"
 check $? "it goes on where it stopped"
 fails 2 'lm: was made from other texts' "$pretrain" "a text" lm 9s
 printf '\357\273\277One line' >-marked
-"$pretrain" -marked "a text" -marked joined 1s $few >"$dir/out" 2>"$dir/err" &&
-    { echo "One line"; cat "a text"; echo "One line"; } | cmp -s - joined/text.txt
+"$pretrain" -marked "a text" -marked "joined [1]" 1s $few >"$dir/out" 2>"$dir/err" &&
+    { echo "One line"; cat "a text"; echo "One line"; } | cmp -s - "joined [1]/text.txt"
 check $? "it joins texts without byte order marks and with line ends between them"
 fails 2 'nowhere: no file' "$pretrain" "$dir/nowhere" "$dir/lm" 9s
 fails 2 'lm: not a time' "$pretrain" "$dir/a text" 9s "$dir/lm"
