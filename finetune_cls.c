@@ -2570,29 +2570,17 @@ static void print_scores(const real *p, const int *truth, double loss, int N, ch
     }
 }
 
-/* How many bytes of UTF-8 are not the first of a character: a field for printf is so much wider. */
-static int continued(const char *s)
-{
-    int n = 0;
-    while (*s) n += (*s++ & 0xC0) == 0x80;
-    return n;
-}
-
-/* A table with the names of the classes, as wide as the longest name, if it fits on a page. */
+/* A table of the classes in their order, if it fits on a page: how often each was predicted. */
 static void print_confusion(const real *p, const int *truth, int N, char *const *names, int K)
 {
     enum { MAX_SHOWN = 50 };
-    int counts[MAX_SHOWN][MAX_SHOWN] = {{0}}, width = 6;
+    int counts[MAX_SHOWN][MAX_SHOWN] = {{0}};
     if (K > MAX_SHOWN) return;
     for (int i = 0; i < N; i++) counts[truth[i]][most_probable(p + (size_t)i * K, K)]++;
-    for (int k = 0; k < K; k++) width = max_int(width, (int)strlen(names[k]) - continued(names[k]));
-    printf("confusion matrix (row: true label, column: predicted)\n%*s", width, "");
-    for (int k = 0; k < K; k++) printf(" %*s", width + continued(names[k]), names[k]);
-    printf("\n");
+    printf("confusion matrix (row: true label, column: predicted, in the same order)\n");
     for (int k = 0; k < K; k++) {
-        printf("%*s", width + continued(names[k]), names[k]);
-        for (int j = 0; j < K; j++) printf(" %*d", width, counts[k][j]);
-        printf("\n");
+        for (int j = 0; j < K; j++) printf("%7d", counts[k][j]);
+        printf("  %s\n", names[k]);
     }
 }
 

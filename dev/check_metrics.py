@@ -34,7 +34,7 @@ def run(model, data):
     classes = len(rows[0]) - 5
     scores = dict(line.split(" ") for line in lines[:table])
     per_class = [line.split(None, 4)[:4] for line in lines[table + 1:table + 1 + classes]]
-    matrix = [line.split()[-classes:] for line in lines[table + 3 + classes:] if line]
+    matrix = [line.split()[:classes] for line in lines[table + 2 + classes:] if line]
     return scores, per_class, matrix, rows
 
 

@@ -14,7 +14,6 @@ Needs matplotlib.
 """
 import argparse
 import collections
-import itertools
 import json
 import math
 import os
@@ -183,14 +182,10 @@ def plot_compare(runs):
 
 
 def confusion_of(content):
-    """Names and counts. All lines have the same length, and K + 1 columns of equal width, in bytes,
-    with a space between: a name may hold spaces."""
-    lines = content.split(b"confusion matrix", 1)[1].split(b"\n")[1:]
-    lines = list(itertools.takewhile(lambda line: len(line) == len(lines[0]), lines))
-    width = (len(lines[0]) + 1) // len(lines)
-    cells = [[line[i * width:(i + 1) * width].strip().decode() for i in range(len(lines))]
-             for line in lines]
-    return cells[0][1:], [[int(cell) for cell in row[1:]] for row in cells[1:]]
+    """Names and counts. Each of K lines has K counts and a name, which may hold spaces."""
+    lines = content.decode().split("confusion matrix", 1)[1].rstrip("\n").split("\n")[1:]
+    rows = [line.split(None, len(lines)) for line in lines]
+    return [row[-1] for row in rows], [[int(cell) for cell in row[:-1]] for row in rows]
 
 
 def plot_confusion(runs):
