@@ -858,11 +858,11 @@ static void read_suffix(struct Tokenizer *t, const struct Json *special, const c
     }
 }
 
-/* Dies unless the special token before each text is <|endoftext|>, and the only one. */
+/* Dies if a special token other than <|endoftext|> stands before each text. */
 static void begin_with(struct Tokenizer *t, const char *name, const char *path)
 {
-    if (t->usage.begins || strcmp(name, END_OF_TEXT))
-        die("%s: texts begin with \"%s\"; only one %s is supported.", path, name, END_OF_TEXT);
+    if (strcmp(name, END_OF_TEXT))
+        die("%s: texts begin with \"%s\"; only %s is supported.", path, name, END_OF_TEXT);
     t->usage.begins = true;
 }
 
@@ -905,9 +905,8 @@ static void read_usage(struct Tokenizer *t, const char *path)
     const char *content = json_text(json_get(j, "bos_token"), "content", END_OF_TEXT),
                *name = json_text(j, "bos_token", content);     /* a string, or an object with it */
     const double longest = json_number(j, "model_max_length", 0);
-    const bool begins = json_number(j, "add_bos_token", u->begins) != 0;
-    u->begins = false;
-    if (begins) begin_with(t, name, path);
+    if (json_number(j, "add_bos_token", u->begins)) begin_with(t, name, path);
+    else u->begins = false;
     if (json_number(j, "add_prefix_space", 0))
         die("%s: add_prefix_space is true, which is not supported. Use another model.", path);
     u->keeps_tail = !strcmp(json_text(j, "truncation_side", "right"), "left");
