@@ -83,18 +83,18 @@ static void truncate_ids(int *ids, int n, int max, const char *how)
 
 /* The tokens of a text into ids; of two, "a TAB b", those of a, <|endoftext|>, those of b. Returns
  * how many there are, of which max at most are kept: the longer text of a pair loses tokens until
- * both are equally long, then both do. Dies if there is no TAB. */
+ * both are equally long, then both do. Dies if there is no TAB in a text that is not empty. */
 static int tokens_of(int *ids, struct Tokenizer *t, struct Bytes text, int max, struct Window w)
 {
     const char *tab = w.pairs ? memchr(text.data, '\t', text.size) : NULL;
     const size_t first = tab ? (size_t)(tab - text.data) : text.size;
     const int a = tokenizer_encode(t, text.data, first, ids);
     if (!w.pairs) { truncate_ids(ids, a, max, w.truncate); return a; }
-    if (!tab)
-        die("\"%.*s\": the classifier reads pairs of texts. Put a tab between the two.",
+    if (!tab && text.size)
+        die("\"%.*s\": pairs of texts are read, but here is one. Put a tab between two.",
             min_int(80, (int)text.size), text.data);
     ids[a] = t->eot;
-    const int b = tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
+    const int b = !tab ? 0 : tokenizer_encode(t, tab + 1, text.size - first - 1, ids + a + 1);
     const int room = max_int(max - 1, 0);
     const int keep_a = min_int(a, max_int(room - b, (room + (a > b)) / 2));
     const int keep_b = min_int(b, room - keep_a);
@@ -2463,8 +2463,8 @@ static void warn_of_failure(struct Scores s, int N)
              "apart. Give texts of every label.", N);
     else if (s.accuracy <= s.majority)
         warn("an accuracy of %.4f on %d texts is no better than always the commonest label "
-             "(%.4f): they are too few to tell, or nothing was learnt. Try another --tune, another "
-             "--lr or more labels.", s.accuracy, N, s.majority);
+             "(%.4f): nothing was learnt, or %d texts are too few to tell. Try another --tune, "
+             "another --lr or more labels.", s.accuracy, N, s.majority, N);
 }
 
 /* The training after `prepare`, in whatever way --tune says; see also set_prior. val: of a probe,
@@ -2579,7 +2579,7 @@ static void print_confusion(const real *p, const int *truth, int N, char *const 
     for (int i = 0; i < N; i++) counts[truth[i]][most_probable(p + (size_t)i * K, K)]++;
     printf("confusion matrix (row: true label, column: predicted, in the same order)\n");
     for (int k = 0; k < K; k++) {
-        for (int j = 0; j < K; j++) printf("%7d", counts[k][j]);
+        for (int j = 0; j < K; j++) printf(" %6d", counts[k][j]);
         printf("  %s\n", names[k]);
     }
 }
@@ -2863,7 +2863,7 @@ static struct Task parse_method(const char *name, const struct Compare *c)
     if (s->label_words != c->task.set.label_words)
         t.words = read_label_words(s->label_words, names, K, t.tokenizer, false);
     t.prior = read_prior(s->prior, names, K);
-    if (is_given(rows, "prior") && t.prior && !t.words.count)
+    if (is_given(rows, "prior") && t.prior && !t.words.count && s->kind != SCRATCH)
         warn("--methods %s: prior has no effect without label words.", name);
     s->tune = name;
     return t;
@@ -3310,7 +3310,7 @@ static void print_verdict(const struct Compare *c)
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
     if (seeds < 2 && c->budgets[0] < c->task.train_count)
-        printf("With one seed the choice of labels is not in the interval: --seeds 3.\n");
+        printf("With one seed the choice of labels is not in the interval. Three tell more.\n");
     if (seeds > 1 && c->budgets[last] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
                "interval.\n");

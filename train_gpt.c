@@ -1425,7 +1425,7 @@ static double measure_step(struct Run *r)
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
-    const bool limited = set.time_limit > 0;
+    const bool open = set.time_limit > 0 && (!set.steps || !set.eval_every);    /* not resumed */
     if (set.epochs > 0) {
         struct Loader *l = &r->loader;
         set.steps = 0;
@@ -1433,8 +1433,8 @@ static void fix_steps(struct Run *r)
             read_step(r, set.accumulate);
         loader_seek(l, 0, 0);
     }
-    if (set.plan || limited) r->clock.each[r->clock.stretches++] = measure_step(r);
-    double fit = limited ? 0.96 * (set.time_limit - time_used(r)) / next_step(r) : INFINITY;
+    if (set.plan || open) r->clock.each[r->clock.stretches++] = measure_step(r);
+    double fit = open ? 0.96 * (set.time_limit - time_used(r)) / next_step(r) : INFINITY;
     take_from_rank_0(&fit, sizeof fit);
     if (set.steps) fit = fmin(fit, set.steps);
     /* 20 evaluations in the run, or fewer if they would take more than a tenth of its time. */

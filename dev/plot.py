@@ -14,9 +14,11 @@ Needs matplotlib.
 """
 import argparse
 import collections
+import itertools
 import json
 import math
 import os
+import re
 import statistics
 import sys
 
@@ -183,7 +185,10 @@ def plot_compare(runs):
 
 def confusion_of(content):
     """Names and counts. Each of K lines has K counts and a name, which may hold spaces."""
-    lines = content.decode().split("confusion matrix", 1)[1].rstrip("\n").split("\n")[1:]
+    lines = content.decode().split("confusion matrix", 1)[1].split("\n")[1:]
+    lines = list(itertools.takewhile(lambda line: re.match(r"( +\d+)+  \S", line), lines))
+    if not lines:
+        sys.exit("plot.py: no confusion matrix as this finetune_cls prints it. Run eval again.")
     rows = [line.split(None, len(lines)) for line in lines]
     return [row[-1] for row in rows], [[int(cell) for cell in row[:-1]] for row in rows]
 

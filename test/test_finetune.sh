@@ -346,16 +346,18 @@ if has_terminal; then
     done
 fi
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR % 4 == 1 { print }' "$dir/train.tsv" >"$dir/hopeless.tsv"
-said "too few to tell, or nothing was learnt. Try another --tune" --train "$dir/hopeless.tsv" --tune probe
+said "texts are too few to tell. Try another --tune" --train "$dir/hopeless.tsv" --tune probe
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
     "$dir/train.tsv" >"$dir/rare.tsv"
 awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
-said "nothing was learnt. Try another --tune, another --lr or more labels" \
+said "nothing was learnt, or " \
     --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
-./finetune_cls eval --model "$dir/probe1" --data "$dir/test.tsv" --predictions "$dir/answers.tsv" >/dev/null 2>&1
+./finetune_cls eval --model "$dir/probe1" --data "$dir/test.tsv" \
+    --predictions "$dir/answers.tsv" >/dev/null 2>&1
 awk -F "\t" 'NR == 1 { print "label\ttext" } $2 == $3 && !seen[$2]++ { print $2 "\t" $NF }' \
     "$dir/answers.tsv" >"$dir/easy.tsv"
-said "--calibrate: has no effect, since all of 2 answers are right" --tune probe --calibrate --val "$dir/easy.tsv"
+said "--calibrate: has no effect, since all of 2 answers are right" --tune probe --calibrate \
+    --val "$dir/easy.tsv"
 succeeds "neither is said if something was learnt" eval '
     ! train --tune probe --val "$dir/test.tsv" --overwrite --out "$dir/said" 2>&1 |
         grep -qE "cannot tell|nothing was"'
@@ -473,8 +475,9 @@ succeeds "prompt: a second column of texts holds for other files, too" eval '
     prompt --train "$dir/paired.tsv" --pair-column more --out "$dir/paired" >/dev/null 2>&1 &&
     paired() { ./finetune_cls eval --model "$dir/paired" --data "$dir/paired.tsv" "$@"; } &&
     [ -n "$(paired)" ] && [ "$(paired)" = "$(paired --pair-column more)" ]' 2>/dev/null
-fails 1 '"one text": the classifier reads pairs of texts' \
-    ./finetune_cls predict --model "$dir/paired" "one text"
+fails 1 '"one text": pairs of texts are read' ./finetune_cls predict --model "$dir/paired" "one text"
+succeeds "predict: an empty line in place of a pair" eval '
+    [ "$(printf "a\tb\n\n" | ./finetune_cls predict --model "$dir/paired" 2>/dev/null | wc -l)" -eq 2 ]'
 for column in text label; do
     fails 1 "no other column is named $column" ./finetune_cls train --model "$dir/base" \
         --train "$dir/paired.tsv" --pair-column $column --out "$dir/new"

@@ -83,6 +83,9 @@ same_run unlimited "it's limited" "stopped by --time-limit after $(($(wc -l <a.t
 "$train" train $data $tiny --time-limit 0.5s --schedule constant --out constant >/dev/null 2>err.txt &&
     [ -n "$(tail -n 1 constant/log.tsv | cut -f3)" ] && ! grep -q 'Go on with' err.txt
 check $? "--time-limit alone, with a constant rate: ends with an evaluation"
+"$train" train $data $tiny --steps 1000000 --schedule constant --time-limit 2s --out cut >/dev/null 2>&1
+[ "$(cut -f 3 cut/log.tsv | grep -c '[0-9]')" -gt 3 ]
+check $? "a run that --time-limit cuts is evaluated as often as another"
 "$train" train $data $tiny --time-limit 3s --steps 1000000 --warmup 100 --out busy >/dev/null 2>err.txt &
 pid=$!
 for pause in 1 2 3; do              # busy at first: stopped for half of the time

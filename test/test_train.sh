@@ -439,9 +439,6 @@ if has_terminal; then
         stays_on_terminal "train" peak "$run --out shown1" "$run --out shown2"
     done
 fi
-"$train" train $data $tiny --steps 1000000 --schedule constant --time-limit 1s --out cut >/dev/null 2>&1
-[ "$(cut -f 3 cut/log.tsv | grep -c '[0-9]')" -gt 0 ]
-check $? "a run that --time-limit cuts is evaluated as often as another"
 plan="train $data $tiny --steps 20 --plan"
 says '--warmup 30: more than the run.s 20 steps' "$train" $plan --warmup 30
 says '--min-lr-ratio: has no effect with --schedule constant' \
