@@ -88,6 +88,7 @@ check $? "--time-limit alone, with a constant rate: ends with an evaluation"
 check $? "a run that --time-limit cuts is evaluated as often as another"
 "$train" train $data $tiny --time-limit 3s --steps 1000000 --warmup 100 --out busy >/dev/null 2>err.txt &
 pid=$!
+until [ -s busy/log.tsv ] || ! kill -0 $pid; do sleep 0.02; done
 for pause in 1 2 3; do              # busy at first: stopped for half of the time
     sleep 0.1 && kill -STOP $pid && sleep 0.4 && kill -CONT $pid
 done
