@@ -905,7 +905,7 @@ static void read_usage(struct Tokenizer *t, const char *path)
     const char *content = json_text(json_get(j, "bos_token"), "content", END_OF_TEXT),
                *name = json_text(j, "bos_token", content);     /* a string, or an object with it */
     const double longest = json_number(j, "model_max_length", 0);
-    if (json_number(j, "add_bos_token", u->begins)) begin_with(t, name, path);
+    if (json_number(j, "add_bos_token", u->begins) != 0) begin_with(t, name, path);
     else u->begins = false;
     if (json_number(j, "add_prefix_space", 0))
         die("%s: add_prefix_space is true, which is not supported. Use another model.", path);
