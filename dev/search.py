@@ -14,7 +14,7 @@ import json, os, re, signal, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-MEASURE, TIMES = 8, 2                                               # seconds, how often
+MEASURE, TIMES = 24, 2                                              # seconds, how often
 
 
 def shards(train, val, directory, vocab):
