@@ -512,7 +512,7 @@ static real *features_of(struct Task *t, const int *list, int count, const char 
     real *x = allocate_zeroed(size * sizeof *x), square = 0;
     run_examples(&t->runner, NULL, x, list, count, t->quiet ? t->title : what);
     for (size_t i = 0; i < size; i++) square += x[i] * x[i];
-    if (!isfinite(square))          /* also if only products are not, which a probe needs */
+    if (!isfinite(square))          /* a probe adds up such products, so they must be, too */
         die("%s: the features are not finite. The pretrained model is broken.", t->set.model);
     return x;
 }

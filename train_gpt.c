@@ -1421,11 +1421,12 @@ static double measure_step(struct Run *r)
 }
 
 /* Turns --epochs into steps, the last filled up from the next epoch. Sets what depends on their
- * number; with --time-limit that is an estimate from a measurement, the first stretch. */
+ * number; how many fit into --time-limit is an estimate from a measurement, the first stretch. A
+ * resumed run that knows its steps and --eval-every needs none. */
 static void fix_steps(struct Run *r)
 {
     const double evaluation = evaluation_in_steps(r);
-    const bool open = set.time_limit > 0 && (!set.steps || !set.eval_every);    /* not resumed */
+    const bool open = set.time_limit > 0 && (!set.steps || !set.eval_every);
     if (set.epochs > 0) {
         struct Loader *l = &r->loader;
         set.steps = 0;

@@ -76,9 +76,10 @@ pretrain() {
 # --- 4: the same model goes on with SST-2's own texts, which are sentences by critics (Howard and
 # Ruder 2018). Those of IMDb it has read already. ---
 
+backwards() { LC_ALL=C.UTF-8 rev; }     # rev stops at é in a locale without UTF-8
+
 # The training texts that are whole sentences. SST-2 also has parts of each; those that end with the
 # sentence are prefixes of it when both are read backwards, and so stand before it in order.
-backwards() { LC_ALL=C.UTF-8 rev; }             # which stops at é in a locale without UTF-8
 sentences() # FILE.tsv, the text in its last column
 {
     awk -F '\t' 'NR > 1 && $NF ~ /[.!?]$/ { print $NF }' "$1" | backwards | LC_ALL=C sort -u |

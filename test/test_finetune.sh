@@ -350,7 +350,7 @@ said "texts are too few to tell. Try another --tune" --train "$dir/hopeless.tsv"
 awk 'NR > 1 { sub(/\t.*/, "\tword") } NR == 1 || $1 == "positive" || NR % 5 == 0' \
     "$dir/train.tsv" >"$dir/rare.tsv"
 awk 'NR == 1 || $1 == "negative" || NR % 5 == 0' "$dir/test.tsv" >"$dir/others.tsv"
-said "nothing was learnt, or " \
+said "): nothing was learnt, or $(($(wc -l <"$dir/others.tsv") - 1)) texts are too few to tell. Try another" \
     --train "$dir/rare.tsv" --val "$dir/others.tsv" --tune probe
 ./finetune_cls eval --model "$dir/probe1" --data "$dir/test.tsv" \
     --predictions "$dir/answers.tsv" >/dev/null 2>&1
