@@ -772,12 +772,12 @@ static void read_file_id(struct Tokenizer *t, const char *name, const struct Jso
         t->file_ids[token] = (int)id->number;
 }
 
-/* Notes the tokens that a list adds to the merges: see refuse_added. */
+/* Notes the tokens that a list cuts out of texts before others: see refuse_added. */
 static void read_added(struct Tokenizer *t, const struct Json *list)
 {
     for (const struct Json *a = list ? list->child : NULL; a; a = a->next) {
         const char *name = json_text(a, "content", END_OF_TEXT);
-        if (find_token(t, name, name + strlen(name)) < 0)
+        if (find_token(t, name, name + strlen(name)) != t->eot)
             append_bytes(&t->added, name, strlen(name) + 1);
     }
 }

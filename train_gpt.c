@@ -1061,13 +1061,14 @@ static double tokens_in_run(const struct Run *r, const struct Config *c)
     return tokens;
 }
 
-/* The model of the ladder that suits, with the sizes that are given. */
+/* The model of the ladder that suits, with the sizes that are given; --heads divide its width. */
 static struct Config model_that_suits(const struct Run *r)
 {
     struct Config c = {.context = set.context, .vocabulary = r->tokenizer->vocabulary};
+    const int heads = max_int(1, set.heads);
     for (int k = COUNT(ladder) - 1; ; k--) {
         c.layers = set.layers ? set.layers : ladder[k].layers;
-        c.channels = set.channels ? set.channels : ladder[k].channels;
+        c.channels = set.channels ? set.channels : ceil_div(ladder[k].channels, heads) * heads;
         const double parameters = forward_flops(&c, LINEAR) / 2;        /* of its blocks */
         if (k == 0 || tokens_in_run(r, &c) >= 8 * parameters) return c;
     }

@@ -483,9 +483,9 @@ static void test_foreign_order(const struct Tokenizer *t)
     free(ids.data); free(json.data); free(merges.data);
 
     /* A token that is added to the merges is refused in a text, unless the directory splits it. */
-    check(run(NULL, "ids --tokenizer order_json a<s") == 0, "a text without added tokens");
-    expect_error(1, "<s>: is a token that was added", "ids --tokenizer order_json a<s>");
-    write_plain("added", "b\n<s> a", 7);
+    check(run(NULL, "ids --tokenizer order_json b<s") == 0, "a text without added tokens");
+    expect_error(1, "<s>: is a token that was added", "ids --tokenizer order_json b<s>");
+    write_plain("added", "b\n<s> b", 7);
     expect_error(1, "<s>: is a token that was added",
                  "encode --split lines --tokenizer order_json --out added added");
     expect_error(1, "<s>: is a token that was added",       /* no chunk ends inside it */
@@ -493,11 +493,13 @@ static void test_foreign_order(const struct Tokenizer *t)
     write_in("order_json", "tokenizer_config.json", "{\"split_special_tokens\": true}", 30);
     check(run(NULL, "ids --tokenizer order_json a<s>") == 0, "split_special_tokens: it is text");
     static const char prefix[] = "{\"add_prefix_space\": true}",
-                      adds[] = "{\"added_tokens_decoder\": {\"600\": {\"content\": \"<sep>\"}}}";
+                      adds[] = "{\"added_tokens_decoder\": {\"600\": {\"content\": \"<sep>\"}, "
+                               "\"1\": {\"content\": \"!\"}}}";
     write_in("order", "tokenizer_config.json", prefix, strlen(prefix));
     expect_error(1, "add_prefix_space is true", "ids --tokenizer order a");
     write_in("order", "tokenizer_config.json", adds, strlen(adds));
     expect_error(1, "<sep>: is a token that was added", "ids --tokenizer order a<sep>");
+    expect_error(1, "!: is a token that was added", "ids --tokenizer order a!!");
     write_in("order", "vocab.json", "[\"a\"]", 5);
     expect_error(1, "gives no id of its own to token 0", "ids --tokenizer order a");
 }

@@ -186,6 +186,8 @@ sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --hea
 check $? "with little time a small one, and eight tokens a step for each channel; what is given stays"
 sizes --time-limit 1s --channels 32 --batch 1 | grep -q -- '--lr 0.008 --optimizer adamw '
 check $? "AdamW where a step has fewer"
+sizes --time-limit 1s --heads 6 | grep -q -- '--layers 1 --channels 66 '
+check $? "heads that are given divide the width"
 sizes --time-limit 1s --context 100 --channels 128 --layers 1 | grep -q -- '--optimizer muon'
 check $? "a context that is no power of 2 has eight, too"
 sizes --time-limit 1h --epochs 16 | grep -q -- '--dropout 0$' && sizes --time-limit 1h --epochs 17 | grep -q -- '--dropout 0.1$'
