@@ -1,5 +1,5 @@
 # make            the three programs                make demo     the whole story, under three minutes
-# make test       all tests, under two minutes      make lesson   the method on eight sentences, step by step
+# make test       all tests, two to three minutes   make lesson   the method on eight sentences, step by step
 # make data       real data sets, by download       make bench    how fast this machine trains
 # make imdb       a classifier of film reviews, hours   make sst2     of their sentences, with the same model
 # make debug      with address and undefined sanitizers
@@ -17,7 +17,12 @@ OPENMP := $(if $(wildcard $(LIBOMP)/include/omp.h),-Xpreprocessor -fopenmp -I$(L
 endif
 BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
 
-DEPS     = model.h tokenizer.c data/unicode_classes.h
+# Named by the options, so that what was built with other ones is built anew.
+KIND := out/kind_$(shell echo '$(CC) $(CFLAGS) $(OPENMP) $(EXTRA) $(MPI)' | cksum | cut -d ' ' -f 1)
+$(KIND):
+	@mkdir -p out && rm -f out/kind_* && touch $@
+
+DEPS     = model.h tokenizer.c data/unicode_classes.h $(KIND)
 PROGRAMS = tokenizer train_gpt finetune_cls
 TESTS    = $(patsubst test/%.c,out/test/%,$(wildcard test/test_*.c)) out/test/test_model_double
 
@@ -29,19 +34,14 @@ out/plain/train_gpt: train_gpt.c $(DEPS)    # what the tests compare the one wit
 	@mkdir -p out/plain
 	$(BUILD)
 
-# With or without MPI, train_gpt is built anew if the last one was of the other kind.
-KIND = out/kind_$(if $(MPI),mpi,plain)
-train_gpt: $(KIND)
-$(KIND):
-	@mkdir -p out && rm -f out/kind_* && touch $@
 ifdef MPI
 train_gpt: private override CC := OMPI_CC='$(CC)' MPICH_CC='$(CC)' mpicc
 train_gpt: private override EXTRA += -DMPI
 endif
-data/reviews: data/reviews.c model.h
+data/reviews: data/reviews.c model.h $(KIND)
 	$(BUILD)
 
-out/test/test_model_double: test/test_model.c model.h $(wildcard test/*.h)
+out/test/test_model_double: test/test_model.c model.h $(wildcard test/*.h) $(KIND)
 	@mkdir -p out/test
 	$(BUILD) -DREAL=double
 out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c \

@@ -1086,22 +1086,30 @@ static double matthews(struct ClassCounts no, struct ClassCounts yes)
     return root > 0 ? ((double)yes.right * no.right - wrong) / root : 0;
 }
 
+static int compare_reals(const void *a, const void *b)
+{
+    const real x = *(const real *)a, y = *(const real *)b;
+    return (x > y) - (x < y);
+}
+
 /* How well the probability of class 1 ranks the N examples of two classes, whatever the threshold:
  * the part of the pairs of a positive and a negative example in which the positive one is more
  * probable; equal ones count half. It is the area under the ROC curve (Hanley and McNeil 1982), NaN
  * if a class has no example. Halves add up without rounding.   p (N, 2)    truth (N) */
 static double area_under_curve(const real *p, const int *truth, int N)
 {
-    double area = 0, pairs = 0;
-    #pragma omp parallel for schedule(dynamic, 64) reduction(+: area, pairs)
-    for (int i = 0; i < N; i++)
-        for (int j = 0; j < N && truth[i] == 1; j++) {
-            const real positive = p[2 * (size_t)i + 1], negative = p[2 * (size_t)j + 1];
-            if (truth[j] == 1) continue;
-            pairs++;
-            area += positive > negative ? 1 : positive == negative ? 0.5 : 0;
-        }
-    return area / pairs;
+    real *of[2] = {resize(NULL, N * sizeof(real)), resize(NULL, N * sizeof(real))};
+    int count[2] = {0}, lower = 0, most = 0;    /* negative ones below a positive; and equal ones */
+    double area = 0;
+    for (int i = 0; i < N; i++) of[truth[i]][count[truth[i]]++] = p[2 * (size_t)i + 1];
+    for (int k = 0; k < 2; k++) qsort(of[k], count[k], sizeof(real), compare_reals);
+    for (int i = 0; i < count[1]; i++) {
+        while (lower < count[0] && of[0][lower] < of[1][i]) lower++;
+        while (most < count[0] && of[0][most] <= of[1][i]) most++;
+        area += (lower + most) / 2.0;
+    }
+    free(of[0]); free(of[1]);
+    return area / ((double)count[0] * count[1]);
 }
 
 /* --- Calibration, after any kind of training --- */
@@ -1496,8 +1504,9 @@ static bool find_columns(struct Reader *r)
             append(&b, "%s%.*s", i ? ", " : "", (int)fmin(r->fields[i].size, 60),
                    r->fields[i].data);
         return bad(&r->faults, "no %scolumn is named %s (there are: %s). --%s-column chooses one "
-                   "by its name or number, from 1", place < 0 ? "" : "other ", names,
-                   b.size ? b.data : "none", column_words[which]);
+                   "by its name or number, from 1%s", place < 0 ? "" : "other ", names,
+                   b.size ? b.data : "none", column_words[which],
+                   r->columns.texts_only ? "; --format lines: each line is a text" : "");
     }
     return true;
 }
@@ -1616,8 +1625,21 @@ static char find_separator(const struct Reader *r, int format)
     return best ? *best : '\n';
 }
 
+/* Whether the first row, as one of CSV, has usual names for a text and its label. */
+static bool names_columns(const struct Reader *r)
+{
+    struct Reader row = *r;
+    row.separator = find_separator(r, CSV);
+    split_row(&row, r->end);
+    const bool both = find_field(&row, usual_names[TEXTS]) >= 0
+                   && find_field(&row, usual_names[LABELS]) >= 0;
+    free(row.fields);
+    return both;
+}
+
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
- * only column's name; commas, which texts have, too, do not count if training had no CSV. */
+ * only column's name; commas, which texts have, too, count only in a header if training had no
+ * CSV. */
 static bool looks_like(const struct Reader *r, int format)
 {
     const struct Columns *c = &r->columns;
@@ -1627,7 +1649,7 @@ static bool looks_like(const struct Reader *r, int format)
     if (format == FASTTEXT)
         return !strncmp(r->at, "__label__", 9) && r->at[strcspn(r->at, ", \t\r\n")] != ',';
     if (format == LINES) return c->texts_only;
-    if (format == CSV && c->texts_only && kept && strcmp(kept, "csv")) return false;
+    if (format == CSV && c->texts_only && kept && strcmp(kept, "csv")) return names_columns(r);
     return find_separator(r, format) != '\n'
         || (!strncmp(r->at, name, n) && strcspn(r->at, "\r\n") == n && !position_of(name));
 }
@@ -1661,7 +1683,7 @@ static void begin_reading(struct Reader *r)
     const char *path = r->faults.path, *begin = r->at, *first;
     refuse_other_kinds(path, begin, r->end - begin);
     if (!next_record(r, false))
-        die("%s: the file is empty. It needs a header line and labelled texts.", path);
+        die("%s: the file is empty. It needs %stexts.", path, c->texts_only ? "" : "labelled ");
     first = r->at;
     if (strchr(first, '\r') && strchr(first, '\r')[1] && !strchr(first, '\n'))
         die("%s: its lines end with CR alone, as on old Macs. Convert it: tr '\\r' '\\n' <'%s' "
@@ -1967,7 +1989,7 @@ enum { STREAM_SPLIT = 1 << 30, STREAM_ORDER, STREAM_MASKS, STREAM_SUBSET, STREAM
 /* Leaves out texts of train that repeat one of val or an earlier one, by hash, or warns of them. */
 static void find_repeats(struct Examples *train, const struct Examples *val, bool leave_out)
 {
-    const char *where = val->path ? val->path : "validation";
+    const char *where = val->path ? brief(" or in %s", val->path) : "";
     const int all = train->count, aside = val->count;
     int repeated = 0, unlike = 0;           /* unlike: with another label */
     struct HashTable seen = hash_table(2 * ((size_t)aside + all));
@@ -1983,10 +2005,10 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
     }
     hash_free(&seen);
     if (leave_out) train->count = all - repeated;
-    if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, where);
+    if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, val->path);
     if (repeated)
         speak(leave_out ? "" : program, true,
-              MESSAGE("%s: %d of %d texts are repeated or in %s%s: %s.", train->path, repeated, all,
+              MESSAGE("%s: %d of %d texts are repeated%s%s: %s.", train->path, repeated, all,
                       where, unlike ? brief(", %d with another label", unlike) : "",
                       leave_out ? "left out" : "scores may flatter. --dedupe drops them"));
 }
@@ -2044,10 +2066,11 @@ static void choose_unlabelled(struct Task *t, const int *list, int count)
 static void load_data(struct Task *t, double part, int stream)
 {
     struct Settings *s = &t->set;
-    struct Columns columns = s->columns;
+    struct Columns columns = s->columns, labelled = columns;
     columns.texts_only = s->kind == PROMPT && has_words(s);
+    if (columns.texts_only) labelled.format = NULL;         /* which may be lines */
     struct Examples train = read_examples(s->train, columns), val = {0};
-    if (s->val) val = read_examples(s->val, s->columns);
+    if (s->val) val = read_examples(s->val, labelled);
     find_repeats(&train, &val, s->dedupe);
     t->layout = columns.texts_only ? val.columns : train.columns;
     int K;
@@ -2437,7 +2460,7 @@ static void load_classifier(struct Task *t)
     if (!t->model.config.labels)
         die("%s: holds a language model, not a classifier. finetune_cls train makes one.", dir);
     struct Columns *columns = &t->set.columns;
-    columns->kept_format = json_text(&meta, "data.format", NULL);
+    if (!columns->format) columns->kept_format = json_text(&meta, "data.format", NULL);
     if (!columns->header && *json_text(&meta, "data.header", "no") == 'y') columns->header = "yes";
     for (int i = 0; i < COLUMNS; i++)
         if (!columns->names[i])
@@ -2547,6 +2570,11 @@ static int command_train(int argc, char **argv)
 
 /* --- eval and predict --- */
 
+static void say_truncated(const struct Dataset *d)
+{
+    if (d->truncated) progress(true, "texts that were truncated: %d", d->truncated);
+}
+
 /* One `name value` a line; then one for each class, its name last. loss: the sum over N examples.
  *   precision = TP / (TP + FP)    recall = TP / (TP + FN)    0 if there is nothing to divide by */
 static void print_scores(const real *p, const int *truth, double loss, int N, char *const *names,
@@ -2649,6 +2677,7 @@ static int command_eval(int argc, char **argv)
     add_examples(&t.data, t.tokenizer, &e, names, K, t.window);
     const struct Dataset *d = &t.data;
     real *p = resize(NULL, (size_t)d->count * K * sizeof *p);
+    say_truncated(d);
     const double loss = run_examples(&t.runner, p, NULL, NULL, d->count, "eval");
     if (predictions) write_predictions(o, &e, d->labels, p, names, K);
     print_scores(p, d->labels, loss, d->count, names, K);
@@ -2759,6 +2788,7 @@ static int command_predict(int argc, char **argv)
     for (int i = 0; i < count; i++)
         add_text(&t.data, t.tokenizer, as_bytes(argv[i]), -1, t.window);
     predict_texts(&t);
+    say_truncated(&t.data);
     return 0;
 }
 
@@ -2797,6 +2827,7 @@ struct Compare {
     int method_count, *budgets, budget_count;
     struct Dataset bags;                /* of the texts of task.data */
     int feature_count;                  /* in bags */
+    bool no_prompt;                     /* which --methods, if not given, would have */
     int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count): cell_at */
     struct Estimate *estimates;         /* (budget_count, method_count) */
@@ -2889,6 +2920,7 @@ static void parse_methods(struct Compare *c)
         const struct Task m = parse_method(name, c);
         if (m.set.kind == PROMPT && !m.words.count) {
             if (given) die_usage(no_words, "--methods", name, m.base.config.label_names[0]);
+            c->no_prompt = true;
             continue;
         }
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
@@ -2947,13 +2979,15 @@ static void parse_budgets(struct Compare *c)
     }
     if (!c->budget_count)
         die_usage("--labels %s: no number is left. Give larger ones.", c->labels_text);
+    if (c->no_prompt)
+        warn("prompt is left out, since not every class's name is a token. Give --label-words.");
 }
 
 /* --- One cell --- */
 
 /* A method that knows no model is asked about the texts of the test: the largest value of a row of
  * p (val_count, K) is its answer. Only naive Bayes has probabilities, and so a loss: the sum. */
-static bool run_classical(real *p, double *loss, const struct Compare *c, struct Task *t)
+static void run_classical(real *p, double *loss, const struct Compare *c, struct Task *t)
 {
     static void (*const ways[])(double *, const struct Task *, int) = {majority, naive_bayes,
                                                                        nbsvm};
@@ -2978,7 +3012,6 @@ static bool run_classical(real *p, double *loss, const struct Compare *c, struct
     }
     if (t->set.kind != NB) *loss = NAN;
     free(scores);
-    return true;
 }
 
 /* A training as by `train`, without files; p: its answers to the test. false: a signal ended it. */
@@ -3024,7 +3057,8 @@ static void run_cell(struct Compare *c, int seed, int budget, int method)
     t.train_count = labels || !classical ? labels : c->task.train_count;
     int *list = t.train = resize(NULL, t.train_count * sizeof *list);
     if (t.train_count) choose_subset(list, c, t.train_count, seed);
-    if ((classical ? run_classical : run_tuned)(p, &loss, c, &t)) {
+    if (classical) run_classical(p, &loss, c, &t);
+    if (classical || run_tuned(p, &loss, c, &t)) {
         const struct Scores s = score(p, truth, loss, n, K);
         cell->seconds = seconds() - start;
         cell->right = resize(NULL, n + 1);
@@ -3410,10 +3444,10 @@ static int command_compare(int argc, char **argv)
     stop_between_steps();
     const int done = run_cells(&c);
     if (done < c.trainings) {
-        commit_outputs();
-        advise_resume("compare", brief("%d of %d trainings", done, c.trainings), s->out);
+        if (done || !s->overwrite)      /* else the old table is still there */
+            advise_resume("compare", brief("%d of %d trainings", done, c.trainings), s->out);
         if (stop_signal) return 128 + stop_signal;
-    } else progress(true, "%s in %s", counted(done, "training"), duration(seconds() - c.start));
+    } else progress(true, "%s done", counted(done, "training"));
     compute_estimates(&c);
     print_table(&c);
     if (done) print_verdict(&c);

@@ -58,7 +58,10 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-static int thread_count(void) { return omp_get_max_threads(); }
+static int thread_count(void)
+{
+    return omp_in_parallel() ? omp_get_num_threads() : omp_get_max_threads();
+}
 static int thread_index(void) { return omp_get_thread_num(); }
 #else
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
@@ -477,7 +480,7 @@ static real *add(struct Model *model, real *at, int layer, int rows, int columns
 {
     struct Tensor *t = &model->tensors[model->tensor_count++];
     *t = (struct Tensor){.offset = model->parameter_count, .size = (size_t)rows * columns,
-                         .rows = rows, .columns = columns, .decay = rows > 1, .init = init,
+                         .rows = rows, .columns = columns, .decay = init >= NORMAL, .init = init,
                          .lr_scale = 1, .layer = layer};
     snprintf(t->name, sizeof t->name, name, layer);
     model->parameter_count += t->size;
@@ -756,7 +759,7 @@ static void lm_rows_backward(struct Model *model, struct Workspace *ws, int n0, 
     gemm(dwte, transposed(dlogits), hidden, dwte, NULL, V, C, n);
 }
 
-/* Rows of logits at a time: about 16 MB (a row of GPT-2's is 200 kB), enough for fast products. */
+/* Rows of logits at a time: about 16 MB, but at least 256 (of GPT-2's 51 MB), for fast products. */
 static int lm_chunk(int rows, int V) { return min_int(rows, max_int(256, (4 << 20) / V)); }
 
 /* After trunk_forward. targets (N): the token that follows each row in the text, also after the
@@ -2412,9 +2415,9 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
 }
 
 /* Bounds for what is parsed, since a value of a JSON text takes up to 64 bytes of memory for its 2.
- * The config.json of 10,000 labels has about 1 MB, the header of a state of 1,000 blocks 5 MB, and
+ * The config.json of 10,000 labels has about 1 MB, the header of a state of 100 blocks 0.6 MB, and
  * the tokenizer.json of 65,536 tokens, the most that a shard can hold, 5 MB. */
-enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
+enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 4 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 
@@ -2824,7 +2827,7 @@ static struct Buffer safetensors_header(const struct Model *model, int array_cou
         at += t->size * sizeof(float);
         append(&header, ",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[",
                PREFIXES[i / model->tensor_count], t->name);
-        if (t->rows > 1 || !strcmp(t->name, "score.weight")) append(&header, "%d,", t->rows);
+        if (t->init >= NORMAL) append(&header, "%d,", t->rows);
         append(&header, "%d],\"data_offsets\":[%zu,%zu]}", t->columns, begin, at);
     }
     append(&header, "}");
@@ -2851,9 +2854,13 @@ static void stage_safetensors(const char *path, const struct Model *model, real 
 
 /* --- Reading safetensors --- */
 
+static char piece[MEGABYTE];        /* of a file's values, so that they are not twice in memory */
+
 struct Safetensors {
     const char *path;
-    struct Bytes file, values;      /* values: of all tensors, which are in the file */
+    struct File file;
+    size_t begin, size;             /* of the values of all tensors, in the file */
+    char *text;                     /* of the header */
     struct Json *header;            /* an entry for each tensor, and __metadata__ */
     struct Json metadata;           /* its members, which stay when the file is closed */
 };
@@ -2866,26 +2873,31 @@ static int entry_numbers(double out[3], const struct Json *t, const char *key)
     return sscanf(text, "[%lf ,%lf ,%lf", &out[0], &out[1], &out[2]);
 }
 
-/* Reads a file, and takes its header apart. The path must outlive it. */
+/* Opens a file, and takes its header apart. The path must outlive it. */
 static struct Safetensors open_safetensors(const char *path)
 {
-    struct Safetensors s = {path, read_file(path, SIZE_MAX / 2, false)};
+    struct Safetensors s = {path, open_file(path, false)};
     uint64_t length = 0;
-    if (s.file.size >= 8) memcpy(&length, s.file.data, 8);
-    if (length < 2 || length > s.file.size - 8 || length > MAX_HEADER || s.file.data[8] != '{')
+    if (s.file.size >= 8) read_at(&s.file, &length, 8, 0);
+    const bool fits = length >= 2 && length <= s.file.size - 8 && length <= MAX_HEADER;
+    s.text = resize(NULL, fits ? length : 1);
+    if (fits) read_at(&s.file, s.text, length, 8);
+    if (!fits || *s.text != '{')
         die("%s: not a safetensors file, or cut short: it has %zu bytes. Copy or train it again.",
             path, s.file.size);
-    s.header = json_parse(s.file.data + 8, length, path);
+    s.header = json_parse(s.text, length, path);
     struct Json *metadata = (struct Json *)json_get(s.header, "__metadata__");
     if (metadata) { s.metadata.child = metadata->child; metadata->child = NULL; }
-    s.values = (struct Bytes){s.file.data + 8 + length, s.file.size - 8 - length};
+    s.begin = 8 + length;
+    s.size = s.file.size - s.begin;
     return s;
 }
 
 static void close_safetensors(struct Safetensors *s)
 {
     json_free(s->header);
-    free((char *)s->file.data);
+    free(s->text);
+    close(s->file.fd);
 }
 
 /* IEEE half precision: 1 bit of sign, 5 of exponent, 10 of fraction. */
@@ -2952,13 +2964,17 @@ static void read_tensor(real *out, const struct Safetensors *s, const struct Ten
             "files of nanoGPT.", s->path, t->key, shape ? (int)shape->length : 0,
             shape ? shape->string : "", dtype, p->rows, p->columns);
     if (entry_numbers(place, t, "data_offsets") != 2 || !(place[0] >= 0)
-        || place[0] != floor(place[0]) || place[1] > (double)s->values.size
+        || place[0] != floor(place[0]) || place[1] > (double)s->size
         || place[1] - place[0] != (double)p->size * width)
         die("%s: tensor %.99s does not lie in the %zu bytes of the file as its shape demands. Copy "
-            "or train it again.", s->path, t->key, s->values.size);
-    if (out && !convert_values(out, s->values.data + (size_t)place[0], p->size, dtype))
-        die("%s: tensor %.99s holds values that are not finite. Copy or train it again.", s->path,
-            t->key);
+            "or train it again.", s->path, t->key, s->size);
+    for (size_t k = 0, n; out && k < p->size; k += n) {
+        n = p->size - k < MEGABYTE / 4 ? p->size - k : MEGABYTE / 4;
+        read_at(&s->file, piece, n * width, s->begin + (size_t)place[0] + k * width);
+        if (!convert_values(out + k, piece, n, dtype))
+            die("%s: tensor %.99s holds values that are not finite. Copy or train it again.",
+                s->path, t->key);
+    }
 }
 
 /* Reads the array with this prefix; NULL: checks only that it can be read. */
@@ -2973,10 +2989,17 @@ static void read_array(real *array, const struct Safetensors *s, const struct Mo
 static void verify_checksum(const struct Safetensors *s, int array_count)
 {
     const char *stored = json_text(&s->metadata, "checksum", NULL);
-    const size_t part = s->values.size / array_count;
+    const size_t part = s->size / array_count;
     uint64_t sum = 0;
-    for (int a = 0; stored && a < array_count; a++)
-        sum = mix64(sum + checksum(s->values.data + part * a, part));
+    for (int a = 0; stored && a < array_count; a++) {
+        uint64_t of_part = part;
+        for (size_t k = 0, n; k < part; k += n) {
+            n = part - k < MEGABYTE ? part - k : MEGABYTE;
+            read_at(&s->file, piece, n, s->begin + part * a + k);
+            of_part = checksum_add(of_part, piece, n);
+        }
+        sum = mix64(sum + of_part);
+    }
     if (stored && strcmp(hash_text(sum), stored))
         die("%s: the checksum is %s where the file says %s: it is damaged. Copy or train it again.",
             s->path, hash_text(sum), stored);
@@ -3090,7 +3113,7 @@ static struct Config read_config(const char *path, const struct Safetensors *s)
     struct Json *j = json_parse(file.data, file.size, path);
     struct Config c = {12, 12, 768, 1024, 50257};
     const struct { const char *name; int *value, max; } sizes[] = {
-        {"n_layer", &c.layers, 1000}, {"n_head", &c.heads, 1 << 16},
+        {"n_layer", &c.layers, 100}, {"n_head", &c.heads, 1 << 16},
         {"n_embd", &c.channels, 1 << 16}, {"n_ctx", &c.context, 1 << 20},
         {"n_positions", &c.context, 1 << 20}, {"vocab_size", &c.vocabulary, 1 << 24}};
     for (int i = 0; i < COUNT(sizes); i++) {

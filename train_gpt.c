@@ -716,7 +716,7 @@ static struct Option train_options[] = {
     {"val", "token shards to evaluate on", TEXT, &set.val, .effect = EXTENDS},
     {"init", "model directory to start from", TEXT, &set.init, .effect = DEFINES},
     {"layers", "blocks of the model; 0: as suits the time and the text", INTEGER, &set.layers,
-     0, 1000, .effect = DEFINES, .idle = "with init"},
+     0, 100, .effect = DEFINES, .idle = "with init"},
     {"heads", "attention heads in each block; 0: as suits", INTEGER, &set.heads, 0, 1 << 16,
      .effect = DEFINES, .idle = "with init"},
     {"channels", "width of the model, a multiple of --heads; 0: as suits", INTEGER,
@@ -1789,8 +1789,9 @@ static int command_train(int argc, char **argv)
              r.model.parameter_count / 1e6, memory_needed(&r, false) / 1e6, machine_memory() / 1e6,
              thread_count(), (long long)r.data.tokens, epochs_of(&r));
     if (finished(&r)) {
-        progress(true, "the run in %s is finished: step %lld of %lld. A larger --steps without "
-                 "--time-limit goes on.", set.out, r.step, (long long)set.steps);
+        progress(true, "the run in %s is finished: step %lld of %lld. With a larger N it goes on: "
+                 "train_gpt train --out %s --resume --steps N", set.out, r.step,
+                 (long long)set.steps, set.out);
         return 0;
     }
     begin_files(&r);

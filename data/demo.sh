@@ -3,6 +3,7 @@
 # learn without labels and from few in eight ways and compare. Needs the programs built; writes to out/demo. The
 # run is the same every time, unless the machine is so slow that the time limit ends the pretraining.
 set -eu
+unset CDPATH
 cd "$(dirname "$0")/.."
 dir=out/demo
 rm -rf "$dir"

@@ -6,8 +6,8 @@
 #     data/pretrain.sh novel.txt my 30m
 #
 # TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model, and is
-# refused for other texts later. Documents end where a text holds <|endoftext|>; without it, all files
-# are one text, whose end is for validation.
+# refused for other texts later. Documents end where a text holds <|endoftext|>; with fewer than 100 of
+# these, all files are one text, whose end is for validation.
 set -euo pipefail
 
 fail_usage() { echo "pretrain.sh: $*" >&2; exit 2; }
@@ -18,20 +18,22 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do words+=("$1"); shift; done
 count=${#words[@]}
 [ "$count" -ge 3 ] || { sed -n 's/^#     //p' "$0" >&2; exit 2; }
 texts=("${words[@]:0:count-2}") out=${words[count-2]} time=${words[count-1]}
-[[ $time =~ ^[0-9.]+[smh]$ ]] || fail_usage "$time: not a time. Give it as 90s, 30m or 8h."
+[[ $time =~ ^[0-9]*\.?[0-9]+[smh]$ && $time =~ [1-9] ]] || fail_usage "$time: not a time. Give it as 90s, 30m or 8h."
 
-bytes=0 sums= split=file cut=length
+bytes=0 ends=0 sums= split=file cut=length
 for text in "${texts[@]}"; do
     [ -f "$text" ] && [ -r "$text" ] ||
         fail_usage "$text: no file that can be read. Name texts, then a directory, then a time."
     sum=$(cksum <"$text")
     sums+="$sum " bytes=$((bytes + ${sum#* }))
-    if LC_ALL=C grep -qF '<|endoftext|>' -- "$text"; then split=eot cut=documents; fi
+    ends=$((ends + $({ LC_ALL=C grep -oF '<|endoftext|>' -- "$text" || true; } | wc -l)))
 done
+[ $ends -lt 100 ] || split=eot cut=documents
 aside=0.1                       # the part for validation; of a long text less is enough
-[ "$bytes" -lt 20000000 ] || aside=0.01
+[ "$bytes" -lt 20000000 ] || [ $split = eot -a $ends -lt 1000 ] || aside=0.01
 
-programs=$(cd "$(dirname "$0")/.." && pwd)
+programs=$(CDPATH= cd -- "$(dirname "$0")/.." && pwd)
+[ -x "$programs/train_gpt" ] || { echo "pretrain.sh: there are no programs yet. Run make." >&2; exit 1; }
 run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and runs it
 {
     local word line='$ '$1
@@ -50,8 +52,9 @@ made=$out/tokenizer/merges.txt
 [ -e "$made" ] || printf %s "$sums" >"$out/texts.cksum"
 [ ! -e "$out/texts.cksum" ] || [ "$sums" = "$(<"$out/texts.cksum")" ] ||
     fail_usage "$out: was made from other texts. Choose another directory."
-if [ $split = file ] && [ ${#texts[@]} -gt 1 ]; then    # without byte order marks, with line ends
-    [ -e "$made" ] || LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; $a\\' -- "${texts[@]}" >"$out/text.txt"
+if [ $split = file ] && [ $((${#texts[@]} + ends)) -gt 1 ]; then    # one text, with line ends
+    [ -e "$made" ] || LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; s/<|endoftext|>//g; $a\\' -- \
+        "${texts[@]}" >"$out/text.txt"
     texts=("$out/text.txt")
 fi
 [ -e "$made" ] || run ./tokenizer train --split $split --out "$out/tokenizer" "${texts[@]}"

@@ -9,6 +9,7 @@
 # of it. `make imdb` and `make sst2` build the programs first. Test texts are read by steps 7 to 9
 # alone; the language model never sees IMDb's test half.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 task=${1:-} dir=${2:-out/recipe} time=${3:-2h}
@@ -21,7 +22,7 @@ precision=fp32
 grep -qs avx512_bf16 /proc/cpuinfo && precision=bf16
 
 say() { printf '\n%s: %s\n' "$(date +%H:%M)" "$*"; }
-done_or() { [ -e "$1" ] && echo "done    " || echo "$2"; }
+done_or() { [ -e "$1" ] && [ ! -e "${1%/*}/state.safetensors" ] && echo "done    " || echo "$2"; }
 
 plan() {
     cat <<TEXT
@@ -29,7 +30,7 @@ $task, in $dir. Times are those of two cores with AVX-512 and bf16; others take 
   1 texts                   $(done_or "$text/$task-train.tsv" "1m ")
   2 vocabulary and shards   $(done_or "$dir/val_shards_000000.bin" "1m ")
   3 pretraining             $(done_or "$dir/pretrained" "at most $time ")  7.0M parameters; $precision
-  4 the task's own texts    $(done_or "$model/state.safetensors" "1m ")  without their labels
+  4 the task's own texts    $(done_or "$own" "1m ")  without their labels
   5 a suffix                $(done_or "$dir/$task-suffix" "2m ")  chosen on 1,000 texts of train
   6 its own answers         $(done_or "$self/model.safetensors" "$self_time ")  to $asked training texts
   7 0 to 1,000 labels       $(done_or "$dir/$task-few/done" "at most $time ")  $seeds seeds
@@ -89,7 +90,7 @@ sentences() # FILE.tsv, the text in its last column
 
 read_own_texts() # as in step 3, but for AdamW, dropout, and a lower rate that falls all the time
 {
-    [ "$task" = sst2 ] || return 0
+    [ ! -e "$own" ] || return 0
     [ -e "$text/own.txt" ] || {
         sentences "$text/sst2-train.tsv" >"$text/own.unfinished"
         mv "$text/own.unfinished" "$text/own.txt"
@@ -99,6 +100,7 @@ read_own_texts() # as in step 3, but for AdamW, dropout, and a lower rate that f
     ./train_gpt train --data "$dir/own_0*.bin" --init "$pretrained" --out "$model" --resume \
         --precision $precision --cut documents --batch 8 --epochs 3 --lr 1e-3 --optimizer adamw \
         --min-lr-ratio 0.02 --warmup 10 --dropout 0.1
+    touch "$own"
 }
 
 # --- 5: the words after each text, chosen by accuracy on training texts, never on test ---
@@ -158,10 +160,13 @@ compare() # NAME LABELS METHODS
     [ ! -e "$out/done" ] || { cat "$out/table.txt"; return 0; }
     # Of IMDb's 25,000 test reviews every 25th, since each training of the table reads all of them:
     # 500 of each label, which take turns in the file.
-    [ -e "$dir/$task-some.tsv" ] ||
-        awk -v each=$each 'NR == 1 || NR % each == 0' "$text/$task-$test" >"$dir/$task-some.tsv"
+    local some=$dir/$task-some.tsv
+    [ -e "$some" ] || {
+        awk -v each=$each 'NR == 1 || NR % each == 0' "$text/$task-$test" >"$some.unfinished"
+        mv "$some.unfinished" "$some"
+    }
     ./finetune_cls compare --model "$self" --train "$text/$task-train.tsv" \
-        --test "$dir/$task-some.tsv" --out "$out" --resume --labels "$2" --methods "$3" \
+        --test "$some" --out "$out" --resume --labels "$2" --methods "$3" \
         --seeds $seeds --time-limit "$time" --precision $precision --suffix "$(cat "$dir/$task-suffix")" \
         --label-words "$label_words" | tee "$out.txt"
     mv "$out.txt" "$out/table.txt"
@@ -182,9 +187,9 @@ praise=good,great,excellent,wonderful,brilliant,amazing,fun,superb
 blame=bad,terrible,awful,boring,horrible,poor,dull,stupid
 self=$dir/$task-self
 case $task in               # IMDb's table is without scratch and last:2, which would double its time
-    imdb) test=test.tsv each=25 last_time=50m model=$pretrained asked=8000 self_time=5m
+    imdb) test=test.tsv each=25 last_time=50m model=$pretrained own=$dir/pretrained asked=8000 self_time=5m
           label_words="pos=$praise;neg=$blame" methods=nb,nbsvm,prompt,probe,full ;;
-    sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model asked=20000 self_time=3m
+    sst2) test=dev.tsv each=1 last_time=15m model=$dir/sst2-model own=$dir/sst2-own asked=20000 self_time=3m
           label_words="1=$praise;0=$blame" methods=nb,nbsvm,scratch,prompt,probe,last:2,full ;;
 esac
 

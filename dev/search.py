@@ -51,7 +51,10 @@ def measure(data, options, run, limit):
     command = ["./train_gpt", "train", *data, "--out", run, "--time-limit", limit, "--eval-tokens", "0", "--overwrite", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     threading.Timer(MEASURE, process.send_signal, [signal.SIGTERM]).start()
-    chosen = re.search(": chosen(.*)", process.communicate()[1])
+    said = process.communicate()[1]
+    if process.returncode in (1, 2):
+        sys.exit(said)
+    chosen = re.search(": chosen(.*)", said)
     pace = steps_a_second([float(row["seconds"]) for row in rows(run)][5:])
     if not pace:
         sys.exit(f"{run}: no whole second of steps in {MEASURE} seconds. Make MEASURE larger.")
@@ -86,7 +89,7 @@ def main():
                         "--threads", "1", *options, *(["--resume"] if run.exists() else [])], check=True, stderr=open(run.parent / (run.name + ".log"), "a"))
         return run.name, rows(run)[-1]["val_bits_per_byte"], " ".join(options)
 
-    with ThreadPoolExecutor(2) as pool, open(out / "results.tsv", "w") as table:
+    with ThreadPoolExecutor(2) as pool, open(out / "results.tsv", "a") as table:
         for name, bits, options in pool.map(go, jobs):
             print(bits, name, options, sep="\t", file=table, flush=True)
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prompting with four classes: the topic of a note, which the model's texts name after notes, and what
 # a question asks for, which no text names. Needs the programs built and Python; writes to out/topics,
-# in three to eight minutes. The tables are in dev/results.md.
+# in three to eight minutes.
 set -eu
 cd "$(dirname "$0")/.."
 dir=out/topics

@@ -221,6 +221,8 @@ alone=yes
 fails 2 "one: already holds state.safetensors. Give --resume, --overwrite" whole "$dir/one"
 fails 2 "--resume and --overwrite: choose one" whole "$dir/one" --resume --overwrite
 fails 2 "--max-tokens 49: the model's context is 48" compare "$dir/no" --max-tokens 49
+succeeds "--overwrite keeps the old table until the new one has a row" eval '
+    whole "$dir/two" --overwrite --time-limit 0.001s >/dev/null 2>&1 && same_rows "$dir/one" "$dir/two"'
 succeeds "--overwrite begins anew" eval '
     whole "$dir/two" --overwrite --methods majority,nb >/dev/null 2>&1 &&
     [ "$(wc -l <"$dir/two/compare.tsv")" -eq 9 ]'
@@ -274,6 +276,10 @@ warns "--class-weights: has no effect with --tune prompt" --methods nb,prompt+cl
 warns "prior:positive=9;negative=1: prior has no effect without label words" \
     --methods "nb,probe+prior:,probe+prior:positive=9;negative=1"
 warns "--layer-decay: has no effect with --tune last:1" --methods last:1+layer-decay:0.5 --steps 1
+sed 's/positive$/very positive/' "$train" >"$dir/words.tsv"
+sed 's/positive$/very positive/' "$test" >"$dir/words_test.tsv"
+warns "prompt is left out, since not every class's name is a token" --train "$dir/words.tsv" \
+    --test "$dir/words_test.tsv" --steps 1
 warns "--labels 3: left out, since 2 classes need 4 at least" --methods nb --labels 3,12
 compare "$dir/quiet" --seeds 1 --labels 12 --methods nb,full --steps 1 --max-tokens 20 \
     >/dev/null 2>"$dir/err"
@@ -392,7 +398,7 @@ succeeds "0 labels: the majority and the prompt, and no other" eval '
         "majority 1,prompt 1,majority 2,prompt 2," ] &&
     [ "$(grep -c " - " "$dir/asked.out")" -eq 4 ]'
 succeeds "all trainings are counted that there can be" \
-    grep -q "^16 trainings in " "$dir/asked.err"
+    grep -q "^16 trainings done" "$dir/asked.err"
 succeeds "label words of several tokens are said once for all methods" \
     [ "$(grep -c "^label word \"ashamed\": the first of its" "$dir/asked.err")" -eq 1 ]
 succeeds "prompt: the same with any labels" eval '

@@ -18,6 +18,7 @@ train() { # FILE OPTION...: a probe in $dir/new; what it says in $dir/said
     shift
     ./finetune_cls train --model "$dir/base" --train "$dir/$file" --tune probe --out "$dir/new" \
         --overwrite "$@" >/dev/null 2>"$dir/said"
+    trained=$?
 }
 
 try() # FILE OPTION...: the same, saying it aloud
@@ -37,7 +38,7 @@ says() # WORDS DESCRIPTION: one line of what `train` said has the words
 
 silent() # WORDS DESCRIPTION: no line has
 {
-    ! grep -qF -- "$1" "$dir/said"
+    [ $trained -eq 0 ] && ! grep -qF -- "$1" "$dir/said"
     check $? "$2"
 }
 
@@ -92,6 +93,12 @@ fails 1 "semi: looks like csv, but the training's file was tsv. Say what it is: 
     ./finetune_cls eval --model "$dir/plain" --data "$dir/semi"
 fails 1 "array: looks like jsonl, but the training's file was tsv" \
     ./finetune_cls predict --model "$dir/plain" --data "$dir/array"
+fails 1 "semi: looks like csv, but the training's file was tsv. Say what it is: --format csv" \
+    ./finetune_cls predict --model "$dir/plain" --data "$dir/semi"
+succeeds "--format auto: whatever it was" eval '
+    ./finetune_cls predict --model "$dir/plain" --data "$dir/array" --format auto >/dev/null 2>&1'
+printf '\n\n' >"$dir/blank"
+fails 1 "blank: the file is empty. It needs texts." ./finetune_cls predict --model "$dir/plain" --data "$dir/blank"
 succeeds "eval --format csv" eval '
     ./finetune_cls eval --model "$dir/plain" --data "$dir/semi" --format csv 2>/dev/null |
         grep -q "^examples 4"'
@@ -124,7 +131,7 @@ awk 'BEGIN { print "text\tlabel"; for (i = 0; i < 60; i++) print "t" i % 30 "\t"
     >"$dir/doubled"
 train doubled --val-part 0.5
 succeeds "the part set aside shares texts with train" \
-    grep -q "doubled: 30 of 60 texts are repeated or in validation: scores may" "$dir/said"
+    grep -q "doubled: 30 of 60 texts are repeated: scores may" "$dir/said"
 train doubled --val-part 0.5 --dedupe
 silent "scores may" "not after --dedupe"
 train plain.tsv --val "$dir/plain.tsv"

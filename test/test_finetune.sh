@@ -182,9 +182,10 @@ few --out "$dir/few0" --l2sp 0 --lm-coef 0 --layer-decay 1 --patience 0 \
     --class-weights none
 succeeds "options that are 0, or none, change no byte" same_model "$dir/few" "$dir/few0"
 for option in "--l2sp 1" "--lm-coef 0.5" "--average 0.5" "--class-weights auto"; do
-    few --out "$dir/few1" --overwrite $option
+    rm -rf "$dir/few1"
+    few --out "$dir/few1" $option
     succeeds "$option changes weights" eval '
-        [ "$(tail -c 9999 "$dir/few/model.safetensors" | cksum)" != \
+        [ -s "$dir/few1/model.safetensors" ] && [ "$(tail -c 9999 "$dir/few/model.safetensors" | cksum)" != \
           "$(tail -c 9999 "$dir/few1/model.safetensors" | cksum)" ]'
 done
 many() {
@@ -466,6 +467,9 @@ prompt() { train --tune prompt --label-words "$label_words" --suffix " the film 
 prompt --train "$dir/bare" --format lines --threads 1 --out "$dir/prompt" >"$dir/prompt.log" 2>&1
 prompt --train "$dir/bare" --format lines --threads 2 --out "$dir/prompt2" >/dev/null 2>&1
 succeeds "prompt: 1 and 2 threads write the same bytes" same_model "$dir/prompt" "$dir/prompt2"
+succeeds "prompt: bare lines, whose --val is a table" eval '
+    prompt --train "$dir/bare" --format lines --val "$dir/test.tsv" --calibrate --overwrite --out "$dir/prompt2" \
+        2>&1 | grep -q "300 for validation"'
 succeeds "prompt: no label is needed, those that are there are not read" eval '
     prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
     [ "$(./finetune_cls eval --model "$dir/prompt" --data "$dir/test.tsv" --format tsv)" = \
