@@ -1446,8 +1446,8 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 /* ============================================================================================= */
 
 /* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
- * without a line end right after the first; or a string in a line's JSON object. Where a line, such
- * a text or a string is empty, there is none. The number of a --split is its first letter. */
+ * without a line end right after the first; or a string in a line's JSON object. Where such a text is
+ * empty, there is none. The number of a --split is its first letter. */
 enum Split { SPLIT_FILE = 'f', SPLIT_LINES = 'l', SPLIT_EOT = 'e', SPLIT_JSONL = 'j' };
 
 /* The text that a thread takes at a time. The results do not depend on it; tests change it. */
@@ -1560,7 +1560,7 @@ static bool next_part(struct Chunk *c, struct Part *p)
             #pragma omp atomic write
             s->marked = s->paths[c->number];
         }
-        if (p->end > p->begin || split == SPLIT_FILE) return true;
+        if (p->end > p->begin) return true;
     }
     return false;
 }

@@ -1043,7 +1043,8 @@ static double flops_per_token(const struct Config *c)
  *             (Muennighoff et al. 2023). From there on dropout keeps the model from learning the
  *             text by heart; before, it costs more than it gives.
  *   batch     about 3,000 steps or more, of 512 to 32k tokens each, enough for Muon
- *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps
+ *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps. With --init a
+ *             quarter, which keeps what the model knows
  *   optimizer Muon, unless a step has fewer than 8 C tokens, so that its products, 280 C^3 FLOPs
  *             in a block, are more than about half of 72 C^2 a token, or --init is given */
 static const struct { int layers, channels; } ladder[] = {
@@ -1074,16 +1075,20 @@ static struct Config model_that_suits(const struct Run *r)
     }
 }
 
-/* Sets --batch, and where its activations would take more than about 2 GB also --accumulate. */
+/* Sets --batch, and where its activations would take more than about 2 GB, or half of the machine's
+ * memory, also --accumulate. */
 static void choose_batch(double tokens)
 {
     const double wanted = set.steps ? tokens / set.steps : tokens / 3000;
     int rows = 1 << 9;
-    while (rows < 1 << 15 && (2 * rows <= wanted || rows < 8 * set.channels)) rows *= 2;
+    const bool muon = !strcmp(set.optimizer, "muon");
+    while (rows < 1 << 15 && (2 * rows <= wanted || (muon && rows < 8 * set.channels))) rows *= 2;
     set.batch = ceil_div(ceil_div(rows, set.context), set.accumulate);
     if (is_given(train_options, "accumulate")) return;
-    const double each = (double)set.context * set.layers * set.channels;
-    for (; set.batch > 1 && set.batch * each > 1 << 25; set.batch /= 2) set.accumulate *= 2;
+    double each = (double)set.context * set.layers * set.channels,
+           most = fmin(1 << 25, machine_memory() / 128);
+    take_from_rank_0(&most, sizeof most);
+    for (; set.batch > 1 && set.batch * each > most; set.batch /= 2) set.accumulate *= 2;
 }
 
 /* Sets what is not given, and says what and why, as options with which the run repeats. */
@@ -1098,11 +1103,12 @@ static void choose_what_suits(struct Run *r)
     set.channels = c.channels;
     for (int n = c.channels / (c.channels < 256 ? 32 : 64); !set.heads; n--)
         if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
+    if (!is_given(train_options, "optimizer") && !set.init
+        && (!set.batch || tokens_per_step(r) >= 8 * c.channels)) set.optimizer = "muon";
     if (!set.batch) choose_batch(tokens_in_run(r, &c));
     const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
-    if (set.lr == 0) set.lr = strtod(brief("%.1e", 0.045 / sqrt(c.channels)), NULL);
-    if (!is_given(train_options, "optimizer") && !set.init && tokens_per_step(r) >= 8 * c.channels)
-        set.optimizer = "muon";
+    if (set.lr == 0)
+        set.lr = strtod(brief("%.1e", (set.init ? 0.011 : 0.045) / sqrt(c.channels)), NULL);
     if (!is_given(train_options, "dropout")) set.dropout = epochs <= 16 ? 0 : 0.1;
     for (int k = set.init ? 3 : 0; k < COUNT(names); k++)
         if (!is_given(train_options, names[k]))
@@ -1809,7 +1815,7 @@ static int command_train(int argc, char **argv)
 static int command_eval(int argc, char **argv)
 {
     const char *dir = NULL, *pattern = NULL, *how = NULL, *precision = "fp32";
-    int context = 0, batch = 8, threads = 0;
+    int context = 0, threads = 0;
     int64_t tokens = 0;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
@@ -1818,7 +1824,6 @@ static int command_eval(int argc, char **argv)
          INTEGER, &context, 0, 1 << 20},
         {"cut", "where sequences end; without: as in training", CHOICE, &how,
          .choices = "length|documents"},
-        {"batch", "sequences computed together", INTEGER, &batch, 1, 1 << 16},
         {"tokens", "how many, spread evenly over the data; 0: all", LONG, &tokens, 0, 1e15},
         PRECISION_OPTION(&precision), THREADS_OPTION(&threads), {0}};
     read_options(argc, argv, options,
@@ -1834,11 +1839,9 @@ static int command_eval(int argc, char **argv)
     struct Data data = open_data("data", pattern, tokenizer);
     if (!how) how = json_text(&meta, "train.cut", "length");
     const struct Sequences sequences = cut(&data, T, how, tokenizer->eot);
-    if ((int64_t)batch * T > INT32_MAX / 8)
-        die_usage("--batch %d: times %d tokens is too much.", batch, T);
     struct Workspace ws;
-    struct Batch m = batch_create(batch * T);
-    workspace_create(&ws, &model, batch * T, WORK_EVAL);
+    struct Batch m = batch_create(8 * T);
+    workspace_create(&ws, &model, m.max_rows, WORK_EVAL);
     print_baselines(&data, tokenizer, model.config.vocabulary);
     fflush(stdout);
     struct Score s = evaluate(&model, &ws, &m, &sequences, tokenizer, tokens);
@@ -1853,15 +1856,12 @@ static int command_sample(int argc, char **argv)
     const char *dir = NULL, *prompt = "", *precision = "fp32";
     int tokens = 200, count = 1, threads = 0;
     int64_t seed = 1;
-    bool ignore_eot = false;
     struct Option options[] = {
         {"model", "model directory", TEXT, &dir, .required = true},
         {"prompt", "how the text begins; empty: as documents do", TEXT, &prompt,
          .may_be_empty = true},
         {"tokens", "the longest text; <|endoftext|> ends it earlier", INTEGER, &tokens, 1, 1e9},
-        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &generator.min_tokens, 0, 1e9,
-         .idle = "with ignore-eot"},
-        {"ignore-eot", "<|endoftext|> is never drawn: all texts have --tokens", FLAG, &ignore_eot},
+        {"min-tokens", "no <|endoftext|> before so many", INTEGER, &generator.min_tokens, 0, 1e9},
         {"temperature", "above 1 bolder, below 1 safer, 0 always the likeliest token",
          REAL_NUMBER, &generator.temperature, 0, 100},
         {"top-k", "draw from the k likeliest tokens; 0: from all", INTEGER, &generator.top_k, 0,
@@ -1885,7 +1885,6 @@ static int command_sample(int argc, char **argv)
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
     if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
     generator_create(&generator, &model, tokenizer);
-    if (ignore_eot) generator.min_tokens = tokens;
     const double start = seconds();
     int64_t written = 0;
     for (int i = 0; i < count; i++) {

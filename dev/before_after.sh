@@ -99,7 +99,7 @@ all_commands()
     run eval train_gpt eval --model length --data '*val_*.bin'
     run eval_bf16 train_gpt eval --model documents --data '*val_*.bin' --precision bf16 --context 32
     run sample train_gpt sample --model length --prompt 'The plot' --count 3 --tokens 60
-    run sample_greedy train_gpt sample --model length --temperature 0 --ignore-eot --tokens 80
+    run sample_greedy train_gpt sample --model length --temperature 0 --min-tokens 80 --tokens 80
     run sample_top train_gpt sample --model length --top-k 5 --top-p 0.9 --seed 7 --min-tokens 20
     run info train_gpt info --model length
 

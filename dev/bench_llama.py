@@ -21,7 +21,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def ours(options, precision):
     done = subprocess.run([os.path.join(HERE, "..", "train_gpt"), "sample", "--model", options.model, "--prompt", "The",
-                           "--tokens", str(options.tokens), "--ignore-eot", "--temperature", "0", "--precision",
+                           "--tokens", str(options.tokens), "--min-tokens", "1G", "--temperature", "0", "--precision",
                            precision, "--threads", str(options.threads)], check=True, capture_output=True, text=True)
     return float(re.search(r", (\d+) tokens/s", done.stderr)[1])
 

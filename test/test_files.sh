@@ -271,4 +271,10 @@ printf 'good\n\ncaf\351\n' | predict 2>"$dir/said" >"$dir/answers"
 succeeds "an empty line has an answer" [ "$(wc -l <"$dir/answers")" -eq 3 ]
 says "standard input: 1 of 3 texts are empty" "and is counted"
 says "standard input: 1 of 3 texts are not valid UTF-8" "so is another encoding"
+long=$(awk 'BEGIN { for (i = 0; i < 99; i++) printf "text " }')
+predict "$long" "$long" short >"$dir/answers" 2>"$dir/said"
+says "texts that were truncated: 2" "and what is read in part only"
+printf 'text\tlabel\n%s\tpos\nb\tneg\n' "$long" >"$dir/long.tsv"
+./finetune_cls eval --model "$dir/plain" --data "$dir/long.tsv" >/dev/null 2>"$dir/said"
+says "texts that were truncated: 1" "by eval, too"
 exit $failures

@@ -141,10 +141,8 @@ ends() # LINES WORDS OPTIONS...: a sample of so many characters, line end includ
 ends 3 ''
 ends 6 '' --prompt ab --count 2
 ends 13 '' --min-tokens 12 --tokens 24
-ends 31 '' --ignore-eot
-ends 31 '' --ignore-eot --temperature 0.8 --top-k 40
+ends 31 '' --min-tokens 1M --temperature 0.8 --top-k 40
 ends 2 '' --tokens 1 --prompt a
-ends 31 '--min-tokens: has no effect with --ignore-eot' --ignore-eot --min-tokens 12
 ends 31 '' --min-tokens 40
 
 # --- The learning rate: 20 steps, of which 4 warm up ---
@@ -186,6 +184,8 @@ sizes --time-limit 1s --channels 96 --dropout 0 | grep -q '^1s: --layers 1 --hea
 check $? "with little time a small one, and eight tokens a step for each channel; what is given stays"
 sizes --time-limit 1s --channels 32 --batch 1 | grep -q -- '--lr 0.008 --optimizer adamw '
 check $? "AdamW where a step has fewer"
+sizes --time-limit 1s --channels 512 --optimizer adamw | grep -q -- '--batch 4 '
+check $? "it needs no large step"
 sizes --time-limit 1s --heads 6 | grep -q -- '--layers 1 --channels 66 '
 check $? "heads that are given divide the width"
 sizes --time-limit 1s --context 100 --channels 128 --layers 1 | grep -q -- '--optimizer muon'
@@ -315,7 +315,7 @@ same_run threads1 nested "as many threads as a list says, byte for byte"
 [ "$(cat status.txt)" -eq 1 ]
 check $? "nobody reads the output: status 1"
 same_run threads1 deaf "but trained to the end, byte for byte"
-{ "$train" sample $cat --tokens 1000000 --ignore-eot 2>err.txt; echo $? >status.txt; } |
+{ "$train" sample $cat --tokens 1M --min-tokens 1M 2>err.txt; echo $? >status.txt; } |
     head -n 1 >a.txt
 [ "$(cat status.txt)" -eq 141 ] && [ ! -s err.txt ]
 check $? "sample | head: ends at once, silently"
@@ -347,6 +347,10 @@ fails 2 '--steps: fewer steps (13) than the run in threads1 has' \
     --out from >/dev/null 2>&1 && awk -F'\t' 'NR == 2 { exit !($2 < 3.5) }' from/log.tsv &&
     grep -q '"n_positions": 16' from/config.json
 check $? "--init with a shorter context starts from a low loss"
+"$train" train $data $tiny --context 1 --steps 1 --out one >/dev/null 2>&1 &&
+    grep -qa '"transformer.wpe.weight":{"dtype":"F32","shape":\[1,32\]' one/model.safetensors &&
+    "$train" eval --model one --data 'val_0*.bin' >/dev/null 2>&1
+check $? "a matrix of one row stays a matrix"
 "$train" train --data 'val_0*.bin' --tokenizer tok $tiny --context 64 --batch 500 --epochs 2 \
     --out few >/dev/null 2>err.txt && cmp few/model.safetensors few/last/model.safetensors
 check $? "data for less than one batch, --epochs, no --val"
