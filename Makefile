@@ -17,7 +17,8 @@ OPENMP := $(if $(wildcard $(LIBOMP)/include/omp.h),-Xpreprocessor -fopenmp -I$(L
 endif
 BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
 
-# Named by the options, so that what was built with other ones is built anew.
+.DEFAULT_GOAL := all
+# A stamp named by the options, so that what was built with other ones is built anew.
 KIND := out/kind_$(shell echo '$(CC) $(CFLAGS) $(OPENMP) $(EXTRA) $(MPI)' | cksum | cut -d ' ' -f 1)
 $(KIND):
 	@mkdir -p out && rm -f out/kind_* && touch $@
@@ -52,10 +53,10 @@ out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c \
 # Kernels are tested as they are built for use; what calls them compiles in half the time.
 $(filter-out out/test/test_model% out/test/test_precision,$(TESTS)): CFLAGS := $(CFLAGS:-O3=-O1)
 
-out/lesson: test/lesson.c test/reference.h
+out/lesson: test/lesson.c test/reference.h $(KIND)
 	@mkdir -p out
 	$(BUILD)
-out/bridge: test/bridge.c test/lesson.c test/reference.h model.h
+out/bridge: test/bridge.c test/lesson.c test/reference.h model.h $(KIND)
 	@mkdir -p out
 	$(BUILD)
 lesson: out/lesson out/bridge
@@ -85,7 +86,7 @@ imdb sst2: all
 data:
 	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab
 
-out/bench: dev/bench.c model.h
+out/bench: dev/bench.c model.h $(KIND)
 	@mkdir -p out
 	$(BUILD)
 bench: out/bench

@@ -1625,16 +1625,19 @@ static char find_separator(const struct Reader *r, int format)
     return best ? *best : '\n';
 }
 
-/* Whether the first row, as one of CSV, has usual names for a text and its label. */
+/* Whether the first row, as one of CSV, has names for a text and its label. */
 static bool names_columns(const struct Reader *r)
 {
     struct Reader row = *r;
     row.separator = find_separator(r, CSV);
     split_row(&row, r->end);
-    const bool both = find_field(&row, usual_names[TEXTS]) >= 0
-                   && find_field(&row, usual_names[LABELS]) >= 0;
+    int found = 0;
+    for (int i = 0; i < 2; i++) {
+        const char *name = r->columns.names[i];
+        found += find_field(&row, name && !position_of(name) ? name : usual_names[i]) >= 0;
+    }
     free(row.fields);
-    return both;
+    return found == 2;
 }
 
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
@@ -2005,7 +2008,8 @@ static void find_repeats(struct Examples *train, const struct Examples *val, boo
     }
     hash_free(&seen);
     if (leave_out) train->count = all - repeated;
-    if (!train->count) die("%s: every text is in %s, too. Give other texts.", train->path, val->path);
+    if (!train->count)
+        die("%s: every text is in %s, too. Give other texts.", train->path, val->path);
     if (repeated)
         speak(leave_out ? "" : program, true,
               MESSAGE("%s: %d of %d texts are repeated%s%s: %s.", train->path, repeated, all,
@@ -2068,7 +2072,8 @@ static void load_data(struct Task *t, double part, int stream)
     struct Settings *s = &t->set;
     struct Columns columns = s->columns, labelled = columns;
     columns.texts_only = s->kind == PROMPT && has_words(s);
-    if (columns.texts_only) labelled.format = NULL;         /* which may be lines */
+    if (columns.texts_only && columns.format && !strcmp(columns.format, "lines"))
+        labelled.format = NULL;
     struct Examples train = read_examples(s->train, columns), val = {0};
     if (s->val) val = read_examples(s->val, labelled);
     find_repeats(&train, &val, s->dedupe);
@@ -2827,7 +2832,6 @@ struct Compare {
     int method_count, *budgets, budget_count;
     struct Dataset bags;                /* of the texts of task.data */
     int feature_count;                  /* in bags */
-    bool no_prompt;                     /* which --methods, if not given, would have */
     int trainings;                      /* cells that make sense */
     struct Cell *cells;                 /* (seeds, budget_count, method_count): cell_at */
     struct Estimate *estimates;         /* (budget_count, method_count) */
@@ -2920,7 +2924,8 @@ static void parse_methods(struct Compare *c)
         const struct Task m = parse_method(name, c);
         if (m.set.kind == PROMPT && !m.words.count) {
             if (given) die_usage(no_words, "--methods", name, m.base.config.label_names[0]);
-            c->no_prompt = true;
+            warn("prompt is left out, since not every class's name is a token. Give "
+                 "--label-words.");
             continue;
         }
         c->methods = resize(c->methods, (c->method_count + 1) * sizeof *c->methods);
@@ -2979,8 +2984,6 @@ static void parse_budgets(struct Compare *c)
     }
     if (!c->budget_count)
         die_usage("--labels %s: no number is left. Give larger ones.", c->labels_text);
-    if (c->no_prompt)
-        warn("prompt is left out, since not every class's name is a token. Give --label-words.");
 }
 
 /* --- One cell --- */
@@ -3444,8 +3447,9 @@ static int command_compare(int argc, char **argv)
     stop_between_steps();
     const int done = run_cells(&c);
     if (done < c.trainings) {
-        if (done || !s->overwrite)      /* else the old table is still there */
+        if (done || !s->overwrite)
             advise_resume("compare", brief("%d of %d trainings", done, c.trainings), s->out);
+        else progress(true, "stopped before the first training was done: %s is as it was", s->out);
         if (stop_signal) return 128 + stop_signal;
     } else progress(true, "%s done", counted(done, "training"));
     compute_estimates(&c);

@@ -452,8 +452,8 @@ struct Weights {
 struct Tensor {
     char name[64];              /* Hugging Face's */
     size_t offset, size;        /* its first value in weights, grads, m and v; number of values */
-    int rows, columns;          /* rows 1: a vector, which files hold with one dimension */
-    bool decay;                 /* weight decay pulls it towards 0: if rows > 1 */
+    int rows, columns;          /* a vector has 1 row */
+    bool decay;                 /* weight decay pulls it towards 0: if it is a matrix */
     enum Init { ZEROS, ONES, NORMAL, RESIDUAL } init;   /* its first values */
     float lr_scale;             /* factor of its learning rate; 0: frozen */
     int layer;                  /* -1: embeddings, 0 .. L-1: blocks, L: ln_f and score */
@@ -2417,7 +2417,7 @@ static struct Bytes read_file(const char *path, size_t max, bool any)
 /* Bounds for what is parsed, since a value of a JSON text takes up to 64 bytes of memory for its 2.
  * The config.json of 10,000 labels has about 1 MB, the header of a state of 100 blocks 0.6 MB, and
  * the tokenizer.json of 65,536 tokens, the most that a shard can hold, 5 MB. */
-enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 4 << 20, MAX_TOKENIZER = 64 << 20 };
+enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 /* --- Directories and locks --- */
 

@@ -144,7 +144,7 @@ struct Tokenizer {
     struct HashTable found;     /* in files (8): the checksum of a token's bytes -> its id. That two
                                  * of 65,536 tokens have the same has a chance of 1e-10 */
     int *file_ids;              /* (V): the ids in the file that was read; NULL: the same */
-    struct Buffer added;        /* other tokens in that file, a NUL after each: see refuse_added */
+    struct Buffer added;        /* to the merges by that file, a NUL after each: see refuse_added */
     struct Usage usage;
 };
 
@@ -772,7 +772,7 @@ static void read_file_id(struct Tokenizer *t, const char *name, const struct Jso
         t->file_ids[token] = (int)id->number;
 }
 
-/* Notes the tokens that a list cuts out of texts before others: see refuse_added. */
+/* Notes the tokens that are found in a text before anything is merged: see refuse_added. */
 static void read_added(struct Tokenizer *t, const struct Json *list)
 {
     for (const struct Json *a = list ? list->child : NULL; a; a = a->next) {
@@ -1446,8 +1446,8 @@ static void start_set(struct ShardWriter *w, bool overwrite)
 /* ============================================================================================= */
 
 /* A document is a file; or a line, without its \n or \r\n; or the text between two <|endoftext|>,
- * without a line end right after the first; or a string in a line's JSON object. Where such a text is
- * empty, there is none. The number of a --split is its first letter. */
+ * without a line end right after the first; or a string in a line's JSON object. An empty one is no
+ * document. The number of a --split is its first letter. */
 enum Split { SPLIT_FILE = 'f', SPLIT_LINES = 'l', SPLIT_EOT = 'e', SPLIT_JSONL = 'j' };
 
 /* The text that a thread takes at a time. The results do not depend on it; tests change it. */

@@ -1086,7 +1086,7 @@ static void choose_batch(double tokens)
     set.batch = ceil_div(ceil_div(rows, set.context), set.accumulate);
     if (is_given(train_options, "accumulate")) return;
     double each = (double)set.context * set.layers * set.channels,
-           most = fmin(1 << 25, machine_memory() / 128);
+           most = fmin(1 << 25, machine_memory() / 128 / ranks);
     take_from_rank_0(&most, sizeof most);
     for (; set.batch > 1 && set.batch * each > most; set.batch /= 2) set.accumulate *= 2;
 }
@@ -1104,7 +1104,7 @@ static void choose_what_suits(struct Run *r)
     for (int n = c.channels / (c.channels < 256 ? 32 : 64); !set.heads; n--)
         if (n <= 1 || c.channels % n == 0) set.heads = max_int(1, n);
     if (!is_given(train_options, "optimizer") && !set.init
-        && (!set.batch || tokens_per_step(r) >= 8 * c.channels)) set.optimizer = "muon";
+        && (set.batch ? tokens_per_step(r) : 1 << 15) >= 8 * c.channels) set.optimizer = "muon";
     if (!set.batch) choose_batch(tokens_in_run(r, &c));
     const double tokens = tokens_in_run(r, &c), epochs = tokens / r->data.tokens;
     if (set.lr == 0)
@@ -1796,8 +1796,8 @@ static int command_train(int argc, char **argv)
              thread_count(), (long long)r.data.tokens, epochs_of(&r));
     if (finished(&r)) {
         progress(true, "the run in %s is finished: step %lld of %lld. With a larger N it goes on: "
-                 "train_gpt train --out %s --resume --steps N", set.out, r.step,
-                 (long long)set.steps, set.out);
+                 "%s train --out %s --resume --steps N", set.out, r.step, (long long)set.steps,
+                 typed(called), typed(set.out));
         return 0;
     }
     begin_files(&r);

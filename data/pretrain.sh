@@ -20,20 +20,20 @@ count=${#words[@]}
 texts=("${words[@]:0:count-2}") out=${words[count-2]} time=${words[count-1]}
 [[ $time =~ ^[0-9]*\.?[0-9]+[smh]$ && $time =~ [1-9] ]] || fail_usage "$time: not a time. Give it as 90s, 30m or 8h."
 
+programs=$(CDPATH= cd -- "$(dirname "$0")/.." && pwd)
+[ -x "$programs/train_gpt" ] || { echo "pretrain.sh: there are no programs yet. Run make." >&2; exit 1; }
 bytes=0 ends=0 sums= split=file cut=length
 for text in "${texts[@]}"; do
     [ -f "$text" ] && [ -r "$text" ] ||
         fail_usage "$text: no file that can be read. Name texts, then a directory, then a time."
     sum=$(cksum <"$text")
     sums+="$sum " bytes=$((bytes + ${sum#* }))
-    ends=$((ends + $({ LC_ALL=C grep -oF '<|endoftext|>' -- "$text" || true; } | wc -l)))
+    ends=$((ends + $({ LC_ALL=C grep -aoF '<|endoftext|>' <"$text" || true; } | wc -l)))
 done
 [ $ends -lt 100 ] || split=eot cut=documents
 aside=0.1                       # the part for validation; of a long text less is enough
 [ "$bytes" -lt 20000000 ] || [ $split = eot -a $ends -lt 1000 ] || aside=0.01
 
-programs=$(CDPATH= cd -- "$(dirname "$0")/.." && pwd)
-[ -x "$programs/train_gpt" ] || { echo "pretrain.sh: there are no programs yet. Run make." >&2; exit 1; }
 run() # PROGRAM ARGUMENT...: prints the command so that it can be typed, and runs it
 {
     local word line='$ '$1
@@ -53,7 +53,7 @@ made=$out/tokenizer/merges.txt
 [ ! -e "$out/texts.cksum" ] || [ "$sums" = "$(<"$out/texts.cksum")" ] ||
     fail_usage "$out: was made from other texts. Choose another directory."
 if [ $split = file ] && [ $((${#texts[@]} + ends)) -gt 1 ]; then    # one text, with line ends
-    [ -e "$made" ] || LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; s/<|endoftext|>//g; $a\\' -- \
+    [ -e "$made" ] || LC_ALL=C sed -s $'1s/^\xEF\xBB\xBF//; s/<|endoftext|>/\\n/g; $a\\' -- \
         "${texts[@]}" >"$out/text.txt"
     texts=("$out/text.txt")
 fi

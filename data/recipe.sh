@@ -22,7 +22,7 @@ precision=fp32
 grep -qs avx512_bf16 /proc/cpuinfo && precision=bf16
 
 say() { printf '\n%s: %s\n' "$(date +%H:%M)" "$*"; }
-done_or() { [ -e "$1" ] && [ ! -e "${1%/*}/state.safetensors" ] && echo "done    " || echo "$2"; }
+done_or() { [ -e "$1" ] && [ ! -e "${1%model.safetensors}state.safetensors" ] && echo "done    " || echo "$2"; }
 
 plan() {
     cat <<TEXT

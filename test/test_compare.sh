@@ -254,15 +254,15 @@ for wrong in "some|not one of prompt, probe, last:K, full, scratch, majority, nb
     fails 2 "${wrong#*|}" compare "$dir/no" --methods "${wrong%%|*}"
 done
 alone=
-fails 2 "--labels 24,12: numbers must rise" compare "$dir/no" --labels 24,12
-fails 2 "--labels 12,12: numbers must rise" compare "$dir/no" --labels 12,12
+fails 2 "--labels 24,12: numbers must rise" compare "$dir/no" --methods nb --labels 24,12
+fails 2 "--labels 12,12: numbers must rise" compare "$dir/no" --methods nb --labels 12,12
 compare "$dir/no" --labels 2,3 >/dev/null 2>"$dir/err"
 status=$?
 succeeds "too few labels for two texts of each class: status 2" eval '
     [ $status -eq 2 ] && tail -n 1 "$dir/err" | grep -q "^finetune_cls: --labels 2,3: no number is left"'
 fails 1 "every text is in $train, too" compare "$dir/no" --test "$train"
-fails 2 "--labels 12.5: not a number of labels" compare "$dir/no" --labels 12.5
-fails 2 '--labels : not a number of labels, nor "all"' compare "$dir/no" --labels 12,
+fails 2 "--labels 12.5: not a number of labels" compare "$dir/no" --methods nb --labels 12.5
+fails 2 '--labels : not a number of labels, nor "all"' compare "$dir/no" --methods nb --labels 12,
 succeeds "nothing was written by a refused comparison" [ -z "$(ls "$dir/no" 2>/dev/null)" ]
 
 warns() {   # warns WORDS OPTION...

@@ -180,10 +180,10 @@ printf '\357\273\277One line' >-marked
 "$pretrain" -marked "a text" -marked "joined [1]" 1s $few >"$dir/out" 2>"$dir/err" &&
     { echo "One line"; cat "a text"; echo "One line"; } | cmp -s - "joined [1]/text.txt"
 check $? "it joins texts without byte order marks and with line ends between them"
-{ cat "a text"; printf '<|endoftext|>'; } >"one document"
+{ cat "a text"; echo '<|endoftext|>The end.'; } >"one document"
 "$pretrain" "one document" single 1s $few >"$dir/out" 2>"$dir/err" &&
-    { cat "a text"; echo; } | cmp -s - single/text.txt
-check $? "a text of few documents is one: the marks are left out"
+    { cat "a text"; echo; echo "The end."; } | cmp -s - single/text.txt
+check $? "a text of few documents is one: their marks become line ends"
 for i in $(seq 100); do printf 'The cat %d saw a bird.<|endoftext|>\n' $i; done >documents
 "$pretrain" documents hundred 1s $few >"$dir/out" 2>"$dir/err" && grep -q -- '--split eot .*--val-fraction 0.1 ' "$dir/out"
 check $? "with 100 it sets documents aside"

@@ -112,7 +112,7 @@ same="$data $tiny --time-limit 3s --steps 1000000 --warmup 100 --resume --out sa
 stop_when "grep -q 'rate falls from here' err.txt" "$train" train $same
 status=$?
 "$train" train $same >/dev/null 2>&1 && "$train" train $same >/dev/null 2>err.txt &&
-    grep -q 'is finished: .* without --time-limit goes on' err.txt && [ $status -eq 143 ] &&
+    grep -q 'is finished: .* With a larger N it goes on' err.txt && [ $status -eq 143 ] &&
     awk -F '\t' 'NR > 102 && $5 > rate { exit 1 } { rate = $5 }' same/log.tsv
 check $? "the same command, resumed while the rate falls: it falls on; then the run is finished"
 # Interrupted while the rate falls, and perhaps once more: the same bytes.
