@@ -76,7 +76,6 @@ demo: all
 	@sh data/demo.sh
 
 debug:
-	$(MAKE) clean
 	$(MAKE) all EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 	@echo "Memory is left to the end of the program: run with ASAN_OPTIONS=detect_leaks=0."
 

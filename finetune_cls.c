@@ -1632,7 +1632,7 @@ static bool names_columns(const struct Reader *r)
     row.separator = find_separator(r, CSV);
     split_row(&row, r->end);
     int found = 0;
-    for (int i = 0; i < 2; i++) {
+    for (int i = TEXTS; i <= LABELS; i++) {
         const char *name = r->columns.names[i];
         found += find_field(&row, name && !position_of(name) ? name : usual_names[i]) >= 0;
     }
@@ -2073,7 +2073,7 @@ static void load_data(struct Task *t, double part, int stream)
     struct Columns columns = s->columns, labelled = columns;
     columns.texts_only = s->kind == PROMPT && has_words(s);
     if (columns.texts_only && columns.format && !strcmp(columns.format, "lines"))
-        labelled.format = NULL;
+        labelled.format = NULL;         /* bare lines have no labels; --val is a table */
     struct Examples train = read_examples(s->train, columns), val = {0};
     if (s->val) val = read_examples(s->val, labelled);
     find_repeats(&train, &val, s->dedupe);

@@ -58,7 +58,7 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-static int thread_count(void)
+static int thread_count(void)       /* within a region the maximum is that of one inside it */
 {
     return omp_in_parallel() ? omp_get_num_threads() : omp_get_max_threads();
 }

@@ -1042,7 +1042,7 @@ static double flops_per_token(const struct Config *c)
  *   epochs    up to 4 passes are worth nearly as much as new text, those after 16 little
  *             (Muennighoff et al. 2023). From there on dropout keeps the model from learning the
  *             text by heart; before, it costs more than it gives.
- *   batch     about 3,000 steps or more, of 512 to 32k tokens each, enough for Muon
+ *   batch     about 3,000 steps or more, of 512 to 32k tokens each, with Muon at least 8 C
  *   rate      as 1 / sqrt(C), here of C channels: wide models take smaller steps. With --init a
  *             quarter, which keeps what the model knows
  *   optimizer Muon, unless a step has fewer than 8 C tokens, so that its products, 280 C^3 FLOPs

@@ -347,6 +347,8 @@ fails 2 '--steps: fewer steps (13) than the run in threads1 has' \
     --out from >/dev/null 2>&1 && awk -F'\t' 'NR == 2 { exit !($2 < 3.5) }' from/log.tsv &&
     grep -q '"n_positions": 16' from/config.json
 check $? "--init with a shorter context starts from a low loss"
+sizes --init learn | grep -q -- '--lr 0.0019 --optimizer adamw '
+check $? "--init has a quarter of the rate"
 "$train" train $data $tiny --context 1 --steps 1 --out one >/dev/null 2>&1 &&
     grep -qa '"transformer.wpe.weight":{"dtype":"F32","shape":\[1,32\]' one/model.safetensors &&
     "$train" eval --model one --data 'val_0*.bin' >/dev/null 2>&1
