@@ -1883,7 +1883,7 @@ static int command_sample(int argc, char **argv)
     struct Model model;
     struct Json meta;
     struct Tokenizer *tokenizer = open_model(&model, &meta, dir, threads, precision);
-    if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
+    if (product_precision != FP32) keep_rounded(model.weights, model.parameter_count);
     generator_create(&generator, &model, tokenizer);
     const double start = seconds();
     int64_t written = 0;

@@ -124,7 +124,7 @@ static double bench_training(double peak, const char *only)
 {
     enum { ATTEMPTS = 3 };
     printf("\n%-42s %9s %9s %9s %7s %7s %8s %8s\n",
-           product_precision == BF16 ? "training step, bf16" : "training step, fp32", "ms",
+           product_precision != FP32 ? "training step, bf16" : "training step, fp32", "ms",
            "tokens/s", "GFLOP/s", "% peak", "best", "MB", "B/param");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const struct Shape *s = &shapes[i];
@@ -189,7 +189,7 @@ static void bench_generation(const struct Shape *s)
     model_init(&model, 1);
     for (int n = 0; n < prompt; n++) tokens[n] = n % s->vocabulary;
     workspace_create(&ws, &model, s->context, WORK_CACHE);
-    if (product_precision == BF16) keep_rounded(model.weights, model.parameter_count);
+    if (product_precision != FP32) keep_rounded(model.weights, model.parameter_count);
     real *logits = allocate_zeroed((size_t)model.config.vocabulary * sizeof(real));
     const struct Batch batch = {prompt, 1, tokens, starts};
     for (int i = 0; i < 3; i++) {
@@ -199,7 +199,7 @@ static void bench_generation(const struct Shape *s)
     }
     const double cache = 2.0 * s->layers * s->channels * (prompt + TOKENS / 2) * sizeof(real),
                  bytes = (double)model.parameter_count
-                       * (product_precision == BF16 ? 2 : sizeof(real)) + cache;
+                       * (product_precision != FP32 ? 2 : sizeof(real)) + cache;
     for (int n = 0; n < TOKENS; n++) {
         const double start = seconds();
         lm_logits(logits, &model, trunk_next(&model, &ws, n, prompt + n));
