@@ -1412,7 +1412,7 @@ enum { SIDE = 16, GROUP = TILE_ROWS % 4 ? 2 : 4 };      /* of the blocks that ar
 INLINE int pack_columns(real *panel, const real *x, size_t line, size_t pair, int width, int K)
 {
     int k = 0;
-    for (; k + SIDE < K; k += SIDE)
+    for (; k + SIDE <= K; k += SIDE)
         for (int i0 = 0; i0 < width; i0 += GROUP) {
             real groups[SIDE][GROUP];
             for (int i = 0; i < GROUP; i++) {
@@ -1430,14 +1430,14 @@ INLINE int pack_columns(real *panel, const real *x, size_t line, size_t pair, in
 }
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
- * they are written; those ahead are prefetched. Whole vectors are stored: the next slot overwrites
- * what spills beyond the panel's width. Nothing is read beyond the end of x: its last row, which
- * the last slot holds, is left to pack(). */
+ * they are written; those ahead are prefetched. Whole vectors are stored: if they spill beyond the
+ * panel's width, the next slot overwrites that, and the last one, beyond which x may end, is left to
+ * pack(). */
 INLINE int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
 {
     enum { AHEAD = 16 };
     int k = 0;
-    for (; k + 1 < K; k++, x += step, panel += width)
+    for (; k + (width % LANES != 0) < K; k++, x += step, panel += width)
         for (int i = 0; i < width; i += LANES) {
             __builtin_prefetch(x + AHEAD * step + i);
             if (pair) __builtin_prefetch(x + AHEAD * step + pair + i);
