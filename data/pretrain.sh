@@ -7,7 +7,8 @@
 #
 # TIME is that of pretraining: 90s, 30m or 8h. OUT gets tokenizer, text_*.bin and model, and is
 # refused for other texts later. Documents end where a text holds <|endoftext|>; with fewer than 100 of
-# these, all files are one text, whose end is for validation.
+# these, all files are one text, whose end is for validation. Products are of bf16 where that is faster:
+# with Intel's AMX, or AMD's AVX512_BF16.
 set -euo pipefail
 
 fail_usage() { echo "pretrain.sh: $*" >&2; exit 2; }
@@ -62,7 +63,12 @@ fi
     run ./tokenizer encode --tokenizer "$out/tokenizer" --split $split --val-fraction $aside \
         --out "$out/text" "${texts[@]}"
 shards=$(printf %s "$out" | sed 's/[][*?\\]/\\&/g')        # train_gpt takes a pattern, as shells do
+precision=()                    # a run that has begun keeps its own
+if ! [ -e "$out/model/model.safetensors" ] && ! [ -e "$out/model/state.safetensors" ] &&
+   grep -qs -e amx_bf16 -e AuthenticAMD /proc/cpuinfo && grep -qs avx512_bf16 /proc/cpuinfo; then
+    precision=(--precision bf16)
+fi
 run ./train_gpt train --data "$shards/text_0*.bin" --val "$shards/val_text_*.bin" \
     --tokenizer "$out/tokenizer" --out "$out/model" --cut $cut --time-limit "$time" --resume \
-    ${options[@]+"${options[@]}"}
+    ${precision[@]+"${precision[@]}"} ${options[@]+"${options[@]}"}
 run ./train_gpt sample --model "$out/model" --count 3 --tokens 100

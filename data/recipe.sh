@@ -17,10 +17,11 @@ case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
 seeds=3
 pretrained=$dir/model text=$dir/text
 
-# bf16 is faster with Intel's AMX and with AMD's AVX512_BF16, but not with Intel's.
+# bf16 is faster with Intel's AMX, and with AMD's AVX512_BF16, but not with Intel's.
 precision=fp32
-grep -qs -e amx_bf16 -e 'AuthenticAMD' /proc/cpuinfo && grep -qs avx512_bf16 /proc/cpuinfo &&
+if grep -qs -e amx_bf16 -e AuthenticAMD /proc/cpuinfo && grep -qs avx512_bf16 /proc/cpuinfo; then
     precision=bf16
+fi
 
 say() { printf '\n%s: %s\n' "$(date +%H:%M)" "$*"; }
 done_or() { [ -e "$1" ] && [ ! -e "${1%model.safetensors}state.safetensors" ] && echo "done    " || echo "$2"; }

@@ -175,6 +175,9 @@ rm -r "$dir/lm/model"
 "$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err" &&
     [ "$(grep -ac '^\$ ' "$dir/out")" -eq 2 ] && cmp -s "$dir/first" "$dir/lm/model/model.safetensors"
 check $? "it goes on where it stopped"
+"$pretrain" "a text" "a text" lm 9s $few >"$dir/out" 2>"$dir/err" &&
+    ! grep -q precision "$dir/out" && cmp -s "$dir/first" "$dir/lm/model/model.safetensors"
+check $? "and when all is done it changes nothing"
 fails 2 'lm: was made from other texts' "$pretrain" "a text" lm 9s
 printf '\357\273\277One line' >-marked
 "$pretrain" -marked "a text" -marked "joined [1]" 1s $few >"$dir/out" 2>"$dir/err" &&
