@@ -3566,7 +3566,7 @@ static const char *option_text(const struct Option *o)
     return strtod(text, NULL) == x ? text : brief("%.17g", x);
 }
 
-/* One line for each option: name, kind of value, meaning, default. */
+/* One line for each option: name, kind of value, meaning, default, unless the meaning tells it. */
 static void print_options(const struct Option *table)
 {
     static const char *const shown[] = {"", "N", "N", "X", "TIME", "TEXT", ""};
@@ -3575,7 +3575,8 @@ static void print_options(const struct Option *table)
                                  o->kind == CHOICE ? o->choices : shown[o->kind]);
         const char *text = option_text(o);
         printf("%*s %s", width < 30 ? 30 - width : 1, "", o->meaning);
-        if (text && o->kind != FLAG && (o->kind != SECONDS || strcmp(text, "0")))
+        if (text && o->kind != FLAG && (o->kind != SECONDS || strcmp(text, "0"))
+            && !strstr(o->meaning, "if not given"))
             printf(" (%s)", text);
         printf("%s\n", o->required ? " (required)" : "");
     }
