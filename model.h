@@ -2772,8 +2772,8 @@ static void json_word(struct JsonReader *r, struct Json *j)
     if (is_choice(word, n, "true|false")) {
         j->kind = JSON_BOOL;
         j->number = word[0] == 't';
-    } else if (n && !*end && (isdigit((unsigned char)word[0]) || word[0] == '-'))
-        j->kind = JSON_NUMBER;
+    } else if (n && !*end && strspn(word, "0123456789+-.eE") == n && *word != '+')
+        j->kind = JSON_NUMBER;              /* not what strtod reads as well: 0x10, -inf */
     else if (strcmp(word, "null")) json_error(r, "a value is expected");
     r->at += n;
 }

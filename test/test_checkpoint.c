@@ -219,6 +219,7 @@ static void test_texts(void)
          "more layers than the file"},
         {CONFIG, "\"n_layer\": 1", "\"n_layer\": 0", "config.json", "no layers"},
         {CONFIG, "\"n_layer\": 1", "\"n_layer\": 1.5", "config.json", "one layer and a half"},
+        {CONFIG, "\"n_layer\": 1", "\"n_layer\": 0x1", "not valid JSON", "a hexadecimal number"},
         {CONFIG, "\"n_head\": 2", "\"n_head\": 3", "config.json",
          "heads that do not divide the channels"},
         {CONFIG, "\"n_head\": 2", "\"n_head\": -2", "config.json", "a negative number of heads"},
