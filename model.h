@@ -1193,7 +1193,7 @@ INLINE vec add_pairs(vec sum, words a, words b)
  * amx_exists() asks Linux to let this process use it. A thread calls amx_begin() before its first
  * amx_tile() and amx_end() after its last. */
 enum { AMX = 16, AMX_ROWS = 2 * AMX };
-#if defined(__AMX_BF16__) || defined(__AMXBF16__)       /* of GCC, of Clang */
+#if defined(__AVX512F__) && (defined(__AMX_BF16__) || defined(__AMXBF16__))    /* GCC, Clang */
 #define AMX_UNIT
 #include <sys/syscall.h>
 static bool amx_exists(void)
@@ -1380,6 +1380,7 @@ static inline int slot_count(int terms, int precision)
     return precision == FP32 ? terms : ceil_div(terms, 2);
 }
 
+/* Of a tile, which has TILE_COLUMNS columns: with AVX-512 2 AMX, as the unit needs. */
 static inline int tile_rows(int precision)
 {
     return precision == BF16_TILES ? AMX_ROWS : TILE_ROWS;
