@@ -1427,9 +1427,9 @@ INLINE int pack_columns(real *panel, const real *x, size_t line, size_t pair, in
 }
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
- * they are written; those ahead are prefetched. Whole vectors are stored: if they spill beyond the
- * panel's width, the next slot overwrites that, and the last one, beyond which x may end, is left to
- * pack(). */
+ * they are written; those ahead are prefetched. Whole vectors are stored: what spills beyond the
+ * panel's width is overwritten by the next slot. If they do, the last slot is left to pack(): x may
+ * end behind it. */
 INLINE int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
 {
     enum { AHEAD = 16 };
