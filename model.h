@@ -1218,8 +1218,8 @@ static void amx_end(void) {}
 
 /* sum (AMX_ROWS, 2 AMX) = a b, of K slots, a multiple of AMX: a is (K / AMX, AMX_ROWS, AMX), b is
  * (K, 2 AMX). Of each AMX slots the products of lower terms are added from 0 on, in order, those of
- * upper terms, too, then the two to each other, and that to the sum so far. Without the unit, and
- * AVX-512 vectors, only the test calls this. */
+ * upper terms, too, then the two to each other, and that to the sum so far; the unit takes numbers
+ * below 2^-126 as 0. Without it only the test calls this, where vectors are those of AVX-512. */
 static void amx_tile(real *sum, const real *a, const real *b, int K)
 {
     enum { A_STEP = AMX_ROWS * AMX, B_STEP = AMX * 2 * AMX };
@@ -1253,9 +1253,9 @@ static void amx_tile(real *sum, const real *a, const real *b, int K)
 }
 
 /* FLOP/s of multiply-adds on registers, all threads together: the peak that GEMM is compared with.
- * With the AMX unit it is twice that of FP32, about the most that memory lets a training reach; the
- * unit alone does 15 times as much. The best of five attempts, each long enough for the system to
- * give every thread a core. */
+ * With the AMX unit it is twice that of FP32, about the most that memory lets a training reach: the
+ * unit alone does 15 times that of FP32. The best of five attempts, each long enough for the system
+ * to give every thread a core. */
 static double fma_peak(void)
 {
     enum { CHAINS = 12, STEPS = 1 << 23 };
@@ -1380,7 +1380,7 @@ static inline int slot_count(int terms, int precision)
     return precision == FP32 ? terms : ceil_div(terms, 2);
 }
 
-/* Of a tile, which has TILE_COLUMNS columns: with AVX-512 2 AMX, as the unit needs. */
+/* Of a tile. It has TILE_COLUMNS columns: with AVX-512 the 2 AMX of amx_tile(). */
 static inline int tile_rows(int precision)
 {
     return precision == BF16_TILES ? AMX_ROWS : TILE_ROWS;
@@ -1428,8 +1428,8 @@ INLINE int pack_columns(real *panel, const real *x, size_t line, size_t pair, in
 
 /* The case of pack() with whole lines side by side in memory (line = 1), so that slots are read as
  * they are written; those ahead are prefetched. Whole vectors are stored: what spills beyond the
- * panel's width is overwritten by the next slot. If they do, the last slot is left to pack(): x may
- * end behind it. */
+ * panel's width is overwritten by the next slot. If any does, the last slot is left to pack(): x
+ * may end behind it. */
 INLINE int pack_rows(real *panel, const real *x, size_t step, size_t pair, int width, int K)
 {
     enum { AHEAD = 16 };

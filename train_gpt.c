@@ -734,7 +734,7 @@ static struct Option train_options[] = {
     {"lr", "highest learning rate; 0: as suits", REAL_NUMBER, &set.lr, 0, 1e3, .effect = DEFINES},
     {"min-lr-ratio", "the last rate, as a part of --lr", REAL_NUMBER, &set.min_lr_ratio, 0, 1,
      .effect = DEFINES, .idle = "with schedule constant"},
-    {"warmup", "steps in which the rate rises; if not given, 100 or a tenth of --steps",
+    {"warmup", "steps in which the rate rises; if not given, 100, at most a tenth of --steps",
      LONG, &set.warmup, 0, 1e12, .effect = DEFINES},
     {"schedule", "how the learning rate falls: after --warmup, in the last fifth, never",
      CHOICE, &set.schedule, .choices = "cosine|wsd|constant", .effect = DEFINES},

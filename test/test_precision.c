@@ -83,9 +83,9 @@ static void test_instruction(void)
 static void test_amx(void)
 {
     enum { K = 3 * AMX };
-    real *a = randoms(K * AMX_ROWS), *b = randoms(K * AMX_ROWS), got[AMX_ROWS * 2 * AMX];
+    real *a = randoms(K * AMX_ROWS + 1), *b = randoms(K * AMX_ROWS + 1), got[AMX_ROWS * 2 * AMX];
     int wrong = 0;
-    for (int i = 0; i + 1 < K * AMX_ROWS; i++) {        /* two numbers in each place */
+    for (int i = 0; i < K * AMX_ROWS; i++) {            /* two numbers in each place */
         a[i] = slot(a + i, 1, true);
         b[i] = slot(b + i, 1, true);
     }
