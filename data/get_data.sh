@@ -243,7 +243,7 @@ imdb_reviews() {
                 gsub(/ *<br *\/?> */, "\n", review)
                 printf "%s<|endoftext|>\n", review
             } else {
-                gsub(/( *<br *\/?> *)+|[\t\n]+/, " ", review)
+                gsub(/ *(<br *\/?> *)+|[\t\n]+/, " ", review)
                 printf "%s\t%s\n", review, label
             }
         }

@@ -63,9 +63,7 @@ cd "$data/tinyshakespeare"
 cat train.txt val.txt | cmp -s - "$shakespeare/input.txt" && [ "$(wc -c <train.txt)" -eq 37 ] &&
     cmp -s input.txt "$shakespeare/input.txt"
 check $? "tinyshakespeare: 37 bytes of 42 for training"
-for part in train dev test; do
-    cmp -s "$dir/usual" "$data/sst2/$part.tsv" || break
-done
+(for part in train dev test; do cmp -s "$dir/usual" "$data/sst2/$part.tsv" || exit 1; done)
 check $? "sst2: usual spacing, brackets, quotes and hyphens in train, dev and test"
 cd "$data/gpt2-vocab"
 cmp -s merges.txt "$gpt2/vocab.bpe" && cmp -s encoder.json "$gpt2/encoder.json"
@@ -74,14 +72,14 @@ for part in pos neg unsup; do
     for id in 0 9 10; do printf 'In train/%s, %s.\n\nSo\tso.\nEnd.<|endoftext|>\n' $part $id; done
 done | cmp -s - "$data/imdb/pretrain.txt"
 check $? "imdb: pretrain.txt has train and unsup by number, lines kept, not test"
-for part in train test; do
+(for part in train test; do
     { printf 'text\tlabel\n'
       for id in 0 9 10; do
           for label in pos neg; do
               printf 'In %s/%s, %s. So so. End.\t%s\n' $part $label $id $label
           done
-      done; } | cmp -s - "$data/imdb/$part.tsv" || break
-done
+      done; } | cmp -s - "$data/imdb/$part.tsv" || exit 1
+done)
 check $? "imdb: train.tsv and test.tsv, one line a review, labels in turn"
 
 # --- Again, interrupted, damaged ---
