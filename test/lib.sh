@@ -62,3 +62,12 @@ stays_on_terminal() # DESCRIPTION WORD FILE-COMMAND TERMINAL-COMMAND
     [ -s "$dir/file_lines" ] && diff "$dir/file_lines" "$dir/terminal_lines"
     check $? "$1: what a file gets stays on a terminal"
 }
+
+wait_for() # COMMAND...: until it succeeds, for at most 20 seconds
+{
+    tries=0
+    until "$@" 2>/dev/null || [ $tries -eq 1000 ]; do sleep 0.02; tries=$((tries + 1)); done
+    [ $tries -lt 1000 ] || check 1 "waited in vain: $*"
+}
+
+has_rows() { [ "$(wc -l <"$1")" -ge "$2" ]; }    # FILE N

@@ -92,12 +92,7 @@ succeeds "1 and 2 threads give the same rows" same_rows "$dir/one" "$dir/two"
 
 # --- Interrupted and resumed ---
 
-reaches() { # OUT LINES: waits until the table has so many
-    for tries in $(seq 500); do
-        [ "$(cat "$1/compare.tsv" 2>/dev/null | wc -l)" -ge "$2" ] && break
-        sleep 0.02
-    done
-}
+reaches() { wait_for has_rows "$1/compare.tsv" "$2"; }  # OUT LINES
 
 # Killed when so many rows are there.
 { run=exec; whole "$dir/killed" >/dev/null 2>&1; } & pid=$!

@@ -49,6 +49,7 @@ train plain.tsv --seed 2
 mv "$dir/new" "$dir/plain"
 same_as_plain() # FILE OPTION...
 {
+    rm -rf "$dir/new"
     train "$@" --seed 2
     succeeds "$*: the model that a plain TSV file gives" \
         cmp "$dir/new/config.json" "$dir/plain/config.json"
@@ -95,6 +96,9 @@ fails 1 "array: looks like jsonl, but the training's file was tsv" \
     ./finetune_cls predict --model "$dir/plain" --data "$dir/array"
 fails 1 "semi: looks like csv, but the training's file was tsv. Say what it is: --format csv" \
     ./finetune_cls predict --model "$dir/plain" --data "$dir/semi"
+printf 'id,body\n1,"good, film"\n' >"$dir/five.csv"
+fails 1 "five.csv: looks like csv, but the training's file was tsv. Say what it is: --format csv" \
+    ./finetune_cls predict --model "$dir/plain" --data "$dir/five.csv" --text-column body
 succeeds "--format auto: whatever it was" eval '
     ./finetune_cls predict --model "$dir/plain" --data "$dir/array" --format auto >/dev/null 2>&1'
 printf '\n\n' >"$dir/blank"

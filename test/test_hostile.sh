@@ -137,8 +137,7 @@ during() # COMMAND: predict answers once; COMMAND changes the model; then it ans
     pid=$!
     exec 3>"$dir/lines"
     echo good >&3
-    tries=0
-    until [ -s "$dir/answers" ] || [ $tries -gt 100 ]; do sleep 0.05; tries=$((tries + 1)); done
+    wait_for test -s "$dir/answers"
     "$@"
     echo good >&3
     exec 3>&-
@@ -162,11 +161,7 @@ while_training() # COMMAND: changes the shard of a run that is under way
     limited ./train_gpt train --data "$dir/bad.bin" --tokenizer "$dir/tok" --out "$dir/run" \
         $tiny --steps 1000000 --save-every 100000 >/dev/null 2>"$dir/said" &
     pid=$!
-    tries=0
-    until [ "$(wc -l <"$dir/run/log.tsv")" -gt 9 ] || [ $tries -gt 100 ]; do
-        sleep 0.05
-        tries=$((tries + 1))
-    done 2>/dev/null
+    wait_for has_rows "$dir/run/log.tsv" 10
     "$@"
     wait $pid
 }

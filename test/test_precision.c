@@ -46,6 +46,14 @@ static float nearest_bf16(float x)
     return fabs(y) >= 0x1p128 ? copysignf(INFINITY, x) : (float)y;
 }
 
+/* n values, each rounded. The caller frees them. */
+static real *nearest(const real *x, size_t n)
+{
+    real *y = resize(NULL, n * sizeof *y);
+    for (size_t i = 0; i < n; i++) y[i] = nearest_bf16(x[i]);
+    return y;
+}
+
 static void test_rounding(void)
 {
     static const word lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
@@ -125,25 +133,27 @@ static double product_error(int M, int N, int K, int layout)
     const size_t size = (size_t)M * N;
     real *a = randoms((size_t)M * K), *b = randoms((size_t)K * N), *all = randoms(size + 2 * GUARD),
          *bias = randoms(N), *c = all + GUARD;
+    real *near_a = nearest(a, (size_t)M * K), *near_b = nearest(b, (size_t)K * N);
     double *want = resize(NULL, size * sizeof *want), *got = resize(NULL, size * sizeof *got);
-    const struct Matrix ma = stored(a, M, K, layout & 1), mb = stored(b, K, N, layout & 2);
+    const struct Matrix ma = stored(near_a, M, K, layout & 1),
+                        mb = stored(near_b, K, N, layout & 2);
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {
             double sum = (double)c[i * N + j] + bias[j];
             for (int k = 0; k < K; k++)
-                sum += (double)nearest_bf16(ma.at[i * ma.row + k * ma.column])
-                     * nearest_bf16(mb.at[k * mb.row + j * mb.column]);
+                sum += (double)ma.at[i * ma.row + k * ma.column]
+                     * mb.at[k * mb.row + j * mb.column];
             want[i * N + j] = sum;
         }
     real guards[2 * GUARD];
     memcpy(guards, all, GUARD * sizeof(real));
     memcpy(guards + GUARD, c + size, GUARD * sizeof(real));
-    gemm(c, ma, mb, c, bias, M, N, K);
+    gemm(c, stored(a, M, K, layout & 1), stored(b, K, N, layout & 2), c, bias, M, N, K);
     for (size_t i = 0; i < size; i++) got[i] = c[i];
     double error = relative_error(got, want, size);
     if (memcmp(guards, all, GUARD * sizeof(real))
         || memcmp(guards + GUARD, c + size, GUARD * sizeof(real))) error = INFINITY;
-    free(a), free(b), free(all), free(bias), free(want), free(got);
+    free(a), free(b), free(all), free(bias), free(near_a), free(near_b), free(want), free(got);
     return error;
 }
 
@@ -206,9 +216,8 @@ static double error_of(const real *got, const real *want, int n)
 static void test_kept_weights(void)
 {
     enum { N = 1003, K = 517, SIZE = N * K, MORE = 100 };
-    real *b = randoms(SIZE + MORE), *near = randoms(SIZE + MORE), *x = randoms(N), *y = randoms(N),
-         *want = randoms(N), *bias = randoms(N);
-    for (int i = 0; i < SIZE + MORE; i++) near[i] = nearest_bf16(b[i]);
+    real *b = randoms(SIZE + MORE), *near = nearest(b, SIZE + MORE), *x = randoms(N),
+         *y = randoms(N), *want = randoms(N), *bias = randoms(N);
     for (int i = 0; i < 5; i++) {
         const int at = i % 2 ? MORE : 0;        /* the first and the last of the kept matrices */
         const bool is_transposed = i / 2 == 1;

@@ -33,12 +33,9 @@ succeeds "by the name of a link in PATH" started linked
 if [ -r /proc/self/environ ]; then
     mkfifo pipe
     "$tokenizer" encode --tokenizer tok --out named - <pipe >/dev/null 2>&1 &
-    pid=$! tries=0
+    pid=$!
     exec 3>pipe
-    until grep -qa OMP_WAIT_POLICY /proc/$pid/environ || [ $tries -gt 500 ]; do
-        sleep 0.01
-        tries=$((tries + 1))
-    done
+    wait_for grep -qa OMP_WAIT_POLICY /proc/$pid/environ
     name=$(cat /proc/$pid/comm)
     exec 3>&-
     wait $pid

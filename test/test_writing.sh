@@ -56,16 +56,6 @@ stopped_at() # DIRECTORY FILE COMMAND...
     check $? "no temporary file is left${left:+ but $left}"
 }
 
-wait_for() # COMMAND...: until it succeeds, for at most 20 seconds
-{
-    tries=0
-    until "$@" 2>/dev/null || [ $tries -eq 1000 ]; do
-        sleep 0.02
-        tries=$((tries + 1))
-    done
-    [ $tries -lt 1000 ] || check 1 "waited in vain: $*"
-}
-rows() { [ "$(wc -l <"$1")" -gt 5 ]; }  # LOG
 
 # Whether $answer, with the status $status, is the old one, the new one, or one sentence.
 answers() # DESCRIPTION
@@ -192,7 +182,7 @@ set -f
 "$train" $(run_of new replaced) $endless --save-every 1000000000 >/dev/null 2>&1 &
 pid=$!
 set +f
-wait_for rows replaced/log.tsv$unfinished
+wait_for has_rows replaced/log.tsv$unfinished 6
 speaker=train_gpt
 fails 1 "replaced: another program is writing there" run new replaced --steps 1 --overwrite
 fails 1 "replaced: another program is writing there" \
