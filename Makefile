@@ -19,9 +19,9 @@ BUILD   = $(CC) $(CFLAGS) $(OPENMP) $(EXTRA) -o $@ $< -lm
 
 .DEFAULT_GOAL := all
 # A stamp named by the options, so that what was built with other ones is built anew.
-KIND := out/kind_$(shell echo '$(CC) $(CFLAGS) $(OPENMP) $(EXTRA) $(MPI)' | cksum | cut -d ' ' -f 1)
+KIND := out/options_$(shell echo '$(CC) $(CFLAGS) $(OPENMP) $(EXTRA) $(MPI)' | cksum | cut -d ' ' -f 1)
 $(KIND):
-	@mkdir -p out && rm -f out/kind_* && touch $@
+	@mkdir -p out/test out/plain && rm -f out/options_* && touch $@
 
 DEPS     = model.h tokenizer.c data/unicode_classes.h $(KIND)
 PROGRAMS = tokenizer train_gpt finetune_cls
@@ -32,7 +32,6 @@ all: $(PROGRAMS) data/reviews
 $(PROGRAMS): %: %.c $(DEPS)
 	$(BUILD)
 out/plain/train_gpt: train_gpt.c $(DEPS)    # what the tests compare the one with MPI to
-	@mkdir -p out/plain
 	$(BUILD)
 
 ifdef MPI
@@ -43,21 +42,17 @@ data/reviews: data/reviews.c model.h $(KIND)
 	$(BUILD)
 
 out/test/test_model_double: test/test_model.c model.h $(wildcard test/*.h) $(KIND)
-	@mkdir -p out/test
 	$(BUILD) -DREAL=double
 out/test/%: test/%.c $(DEPS) train_gpt.c finetune_cls.c data/reviews.c \
     $(wildcard test/*.h)
-	@mkdir -p out/test
 	$(BUILD)
 
 # Kernels are tested as they are built for use; what calls them compiles in half the time.
 $(filter-out out/test/test_model% out/test/test_precision,$(TESTS)): CFLAGS := $(CFLAGS:-O3=-O1)
 
 out/lesson: test/lesson.c test/reference.h $(KIND)
-	@mkdir -p out
 	$(BUILD)
 out/bridge: test/bridge.c test/lesson.c test/reference.h model.h $(KIND)
-	@mkdir -p out
 	$(BUILD)
 lesson: out/lesson out/bridge
 	@out/lesson && out/bridge
@@ -86,7 +81,6 @@ data:
 	data/get_data.sh tinyshakespeare sst2 imdb gpt2-vocab
 
 out/bench: dev/bench.c model.h $(KIND)
-	@mkdir -p out
 	$(BUILD)
 bench: out/bench
 	out/bench
@@ -95,6 +89,6 @@ help:
 	@sed -n 's/^# *\(make\|CC\)/\1/p' Makefile
 
 clean:
-	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench out/plain out/kind_*
+	rm -rf $(PROGRAMS) data/reviews out/test out/lesson out/bridge out/bench out/plain out/options_*
 
 .PHONY: all lesson test demo debug imdb sst2 data bench help clean

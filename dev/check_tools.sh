@@ -153,6 +153,7 @@ watch() # NAME THREADS PREFIX COMPILER FLAGS...
     cd - >/dev/null || exit 1
     rm -rf "$work"
     grep -aE 'ThreadSanitizer|^==[0-9]+== *(Invalid|Conditional|Use of|Process)' "$logs/$name" >"$logs/$name.found"
+    [ $status -eq 0 ] || tail -n 20 "$logs/$name" >>"$logs/$name.found"
     verdict "$name" $status "$logs/$name.found"
 }
 
