@@ -17,9 +17,12 @@ case $task in imdb|sst2) ;; *) sed -n 's/^#     //p' "$0" >&2; exit 2 ;; esac
 seeds=3
 pretrained=$dir/model text=$dir/text
 
-# bf16 is faster with Intel's AMX, and with AMD's AVX512_BF16, but not with Intel's.
+# bf16 is faster with Intel's AMX, and with AMD's AVX512_BF16, but not with Intel's. What has begun
+# goes on with its own precision.
 precision=fp32
-if grep -qs -e amx_bf16 -e AuthenticAMD /proc/cpuinfo && grep -qs avx512_bf16 /proc/cpuinfo; then
+if [ -e "$dir/precision" ]; then
+    precision=$(cat "$dir/precision")
+elif grep -qs -e amx_bf16 -e AuthenticAMD /proc/cpuinfo && grep -qs avx512_bf16 /proc/cpuinfo; then
     precision=bf16
 fi
 
@@ -196,6 +199,8 @@ case $task in               # IMDb's table is without scratch and last:2, which 
 esac
 
 plan
+mkdir -p "$dir"
+echo $precision >"$dir/precision"
 say "1 texts"
 get_texts
 say "2 vocabulary and shards"
