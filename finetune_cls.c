@@ -1147,8 +1147,8 @@ static void calibrate(struct Task *t, struct Json *meta)
     const int K = t->model.config.labels, C = t->model.config.channels;
     const struct Scores before = validate(t);
     if (before.accuracy == 1) {                 /* the smaller T, the lower the loss */
-        warn("--calibrate: has no effect, since all of %d answers are right. Give a larger --val.",
-             t->val_count);
+        warn("--calibrate: has no effect, since all of %d answers are right. Give more texts: "
+             "--val, --val-part.", t->val_count);
         return;
     }
     const double T = fit_temperature(t->probabilities, t->truth, t->val_count, K);
@@ -1410,7 +1410,7 @@ static bool next_record(struct Reader *r, bool keep_lines)
 {
     for (const char *next = r->at; r->at < r->end; r->at = next) {
         if (r->format == JSONL) next = r->at += strspn(r->at, "[,] \t\r\n");
-        if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) next = r->at += 3;
+        if (!strncmp(r->at, "\xEF\xBB\xBF", 3)) { next = r->at + 3; continue; }
         const struct Bytes line = take_line(&next, r->end);
         const bool excel = line.size == 5 && !memcmp(line.data, "sep=", 4);
         if (keep_lines || !(excel || is_blank(r, line))) break;
@@ -1631,13 +1631,15 @@ static bool names_columns(const struct Reader *r)
     struct Reader row = *r;
     row.separator = find_separator(r, CSV);
     split_row(&row, r->end);
-    int found = 0;
-    for (int i = TEXTS; i <= LABELS; i++) {
+    bool found = true;
+    for (int i = TEXTS; i <= LABELS && found; i++) {
         const char *name = r->columns.names[i];
-        found += find_field(&row, name && !position_of(name) ? name : usual_names[i]) >= 0;
+        const bool named = name && !position_of(name);
+        found = find_field(&row, named ? name : usual_names[i]) >= 0;
+        if (i == TEXTS && named && found) break;
     }
     free(row.fields);
-    return found == 2;
+    return found;
 }
 
 /* JSON: an object, or an array of them. fastText: a label and a blank. Tables: a separator, or the
@@ -1654,7 +1656,7 @@ static bool looks_like(const struct Reader *r, int format)
     if (format == LINES) return c->texts_only;
     if (format == CSV && c->texts_only && kept && strcmp(kept, "csv")) return names_columns(r);
     return find_separator(r, format) != '\n'
-        || (!strncmp(r->at, name, n) && strcspn(r->at, "\r\n") == n && !position_of(name));
+        || (!strncasecmp(r->at, name, n) && strcspn(r->at, "\r\n") == n && !position_of(name));
 }
 
 /* The format is the one that is said, the training's, or the first that the file looks like. */
@@ -2077,7 +2079,8 @@ static void load_data(struct Task *t, double part, int stream)
     struct Examples train = read_examples(s->train, columns), val = {0};
     if (s->val) val = read_examples(s->val, labelled);
     find_repeats(&train, &val, s->dedupe);
-    t->layout = columns.texts_only ? val.columns : train.columns;
+    const bool bare = !strcmp(train.columns.format, "lines");       /* says nothing of tables */
+    t->layout = columns.texts_only && (s->val || bare) ? val.columns : train.columns;
     int K;
     char **names = columns.texts_only ? labels_of_words(s->label_words, &K)
                                       : class_names(&train, &K);
@@ -2333,7 +2336,7 @@ static struct Option *tune_options(struct Settings *s)
         {"train", data_meaning, TEXT, &s->train, .effect = EXTENDS},
         {"val", "the same, for validation; else a part of --train", TEXT, &s->val,
          .effect = EXTENDS},
-        SETTING("val-part", "how much of each class is set aside without --val", REAL_NUMBER,
+        SETTING("val-part", "how much of each class is set aside for validation", REAL_NUMBER,
                 &s->val_part, 0.001, 0.9, .idle = "with val|with tune probe|with tune prompt"),
         {"out", "directory of the classifier", TEXT, &s->out, .required = true},
         SETTING("tune", "prompt, probe, last:K, full or scratch", TEXT, &s->tune),
@@ -2418,8 +2421,9 @@ static bool open_run(struct Task *t)
     const char *rows = run || !s->resume ? NULL
                      : read_journal(brief("%s/compare.tsv", s->out), table_header);
     if (!s->overwrite && !run && !(rows && !*rows))
-        refuse_existing(s->out, s->resume ? files + 4 : files,
-                        "Give --resume, --overwrite or another --out.");
+        refuse_existing(s->out, s->resume ? files + 4 : files, s->resume
+                        ? "It has no state.safetensors: give --overwrite or another --out."
+                        : "Give --resume, --overwrite or another --out.");
     if (run) {
         load_metadata(run, &t->old);
         if (!json_text(&t->old, "train_hash", NULL))
@@ -3346,7 +3350,7 @@ static void print_verdict(const struct Compare *c)
         printf("*: the best of a column, or not significantly worse: p >= 0.05, by paired "
                "differences and with Holm's correction.\n"
                "The best of several is a little flattered: chance chose it, too.\n");
-    if (seeds < 2 && c->budgets[0] < c->task.train_count)
+    if (seeds < 2 && c->budgets[last] && c->budgets[0] < c->task.train_count)
         printf("With one seed the choice of labels is not in the interval. Three tell more.\n");
     if (seeds > 1 && c->budgets[last] == c->task.train_count)
         printf("With all labels every seed has the same texts: their choice is not in the "
@@ -3635,6 +3639,7 @@ static int command_explain(int argc, char **argv)
         if (i) printf("\n");
         explain_text(&t, as_bytes(argv[i]));
     }
+    say_truncated(&t.data);
     return 0;
 }
 

@@ -1459,46 +1459,37 @@ INLINE void pack(real *panel, struct Lines x, size_t pair, int count, int width,
                 k < x.terms ? slot(x.at + i * x.line + k * x.step, pair, k < whole) : 0;
 }
 
-/* Of the lines of x, in panels one after the other, packs the panel that begins with line i;
- * compiled for each precision. */
-INLINE void pack_panel(real *packed, struct Lines x, int i, int lines, int width)
+/* Packs the lines of x, in panels one after the other; compiled for each precision. */
+INLINE void pack_lines(real *panel, struct Lines x, int lines, int width)
 {
-    const int K = slot_count(x.terms, x.precision), count = min_int(width, lines - i);
-    packed += (size_t)i * K;
-    x.at += i * x.line;
-    if (x.precision == FP32) pack(packed, x, 0, count, width, K);
-    else pack(packed, x, K * x.step, count, width, K);
+    const int K = slot_count(x.terms, x.precision);
+    for (; lines > 0; lines -= width, panel += (size_t)width * K, x.at += width * x.line)
+        if (x.precision == FP32) pack(panel, x, 0, min_int(width, lines), width, K);
+        else pack(panel, x, K * x.step, min_int(width, lines), width, K);
 }
 
-/* The same for a panel of AMX_ROWS lines as amx_tile() reads a: AMX slots of a line stand side by
- * side, so that to pack() these are the lines. */
-static void pack_amx(real *packed, struct Lines x, int i, int lines)
+/* The same for one panel, of up to AMX_ROWS lines, as amx_tile() reads a: AMX slots of a line stand
+ * side by side, so that to pack() these are the lines. */
+static void pack_amx(real *panel, struct Lines x, int lines)
 {
-    const int K = slot_count(x.terms, BF16_TILES), count = min_int(AMX_ROWS, lines - i);
+    const int K = slot_count(x.terms, BF16_TILES);
     const size_t pair = K * x.step;
-    real *panel = packed + (size_t)i * K;
-    x.at += i * x.line;
     for (int k = 0; k < K; k += AMX, panel += AMX_ROWS * AMX, x.at += AMX * x.step)
         if (k + AMX <= x.terms - K)
-            pack(panel, (struct Lines){x.at, x.step, x.line, 2 * count, BF16}, pair, AMX, AMX,
-                 count);
-        else for (int n = 0; n < count * AMX; n++) {
+            pack(panel, (struct Lines){x.at, x.step, x.line, 2 * lines, BF16}, pair, AMX, AMX,
+                 lines);
+        else for (int n = 0; n < lines * AMX; n++) {
             const int t = k + n % AMX;
             panel[n] = t < x.terms ? slot(x.at + n / AMX * x.line + n % AMX * x.step, pair,
                                           t + K < x.terms) : 0;
         }
 }
 
-INLINE void pack_lines(real *packed, struct Lines x, int lines, int width)
-{
-    for (int i = 0; i < lines; i += width) pack_panel(packed, x, i, lines, width);
-}
-
 /* --- Tiles --- */
 
 /* The rows of a that a block of tiles reads: slot (i, k) of the tile that begins at row t is
  * at[t * next + i * row + k * column]. Packed: {panels, 1, TILE_ROWS, K, precision}. In place:
- * {a, a.row, 1, a.row, FP32}. */
+ * {a, a.row, 1, a.row, FP32}. With BF16_TILES at and next alone count: see pack_amx. */
 struct Rows { const real *at; size_t row, column, next; int precision; };
 
 /* One whole tile: c = a b, + bias (TILE_COLUMNS) and + start, laid out like c, unless these are
@@ -1645,9 +1636,10 @@ static void gemm(real *c, struct Matrix a, struct Matrix b, const real *start, c
         if (precision == BF16_TILES) amx_begin();
         #pragma omp for schedule(static)
         for (int i = 0; i < (in_place ? 0 : m); i += tile_rows(precision)) {
-            const struct Lines lines = {ab, a.row, a.column, terms, precision};
-            if (precision == BF16_TILES) pack_amx(packed_a, lines, i, m);
-            else pack_panel(packed_a, lines, i, m, TILE_ROWS);
+            const struct Lines lines = {ab + i * a.row, a.row, a.column, terms, precision};
+            const int count = min_int(tile_rows(precision), m - i);
+            if (precision == BF16_TILES) pack_amx(packed_a + (size_t)i * k, lines, count);
+            else pack_lines(packed_a + (size_t)i * k, lines, count, TILE_ROWS);
         }
         #pragma omp for schedule(dynamic) collapse(2)
         for (int j = 0; j < N; j += share.columns)
@@ -1749,29 +1741,25 @@ INLINE real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
     return sum;
 }
 
-/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. Pieces of y begin at
- * multiples of 16, so that a sum has the same bits for any number of threads. */
+/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. y may be start. Pieces of
+ * y begin at multiples of 16, so that a sum has the same bits for any number of threads. */
 static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K)
 {
-    enum { MAX_PIECE = 2048 };
-    const int pieces = thread_count() * ceil_div(N, thread_count() * MAX_PIECE);
-    const int columns = ceil_div(ceil_div(N, pieces), 16) * 16;
+    const int columns = ceil_div(ceil_div(N, thread_count()), 16) * 16;
     const size_t from_kept = ((uintptr_t)b.at - (uintptr_t)kept.weights) / sizeof(real);
     const uint16_t *half = from_kept < kept.count ? kept.rounded + from_kept : NULL;
     #pragma omp parallel for schedule(static)
     for (int j0 = 0; j0 < N; j0 += columns) {
         const int n = min_int(columns, N - j0);
-        real sum[MAX_PIECE];
-        for (int j = j0; j < j0 + n; j++)
-            sum[j - j0] = (start ? start[j] : 0) + (bias ? bias[j] : 0);
+        real *sum = y + j0;
+        for (int j = j0; j < j0 + n; j++) y[j] = (start ? start[j] : 0) + (bias ? bias[j] : 0);
         if (b.column == 1 && half) gemv_rows(sum, x, b.at, half + j0, b.row, n, K);
         else if (b.column == 1) gemv_rows(sum, x, b.at + j0, NULL, b.row, n, K);
         else for (int j = 0; j < n; j++) {
             const size_t at = (j0 + j) * b.column;
             sum[j] += half ? gemv_dot(x, b.at, half + at, K) : gemv_dot(x, b.at + at, NULL, K);
         }
-        memcpy(y + j0, sum, n * sizeof(real));
     }
 }
 
@@ -3406,7 +3394,8 @@ static void print_results(bool at_end)
 {
     if ((!fflush(stdout) && !ferror(stdout)) || (training && !at_end)) return;
     if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
-    warn("standard output: writing failed (%s). Free some space and run again.", strerror(errno));
+    warn("standard output: writing failed (%s). Free some space, or keep its reader, and run again, "
+         "a training with --resume.", strerror(errno));
     remove_unfinished();
     _exit(STATUS_FAILED);
 }
@@ -3462,23 +3451,28 @@ static void begin_program(const char *name, char **argv)
     handle_signal(SIGTERM, remove_unfinished_on_signal);
 }
 
-/* A limit of the process's own cgroup: the bytes in memory.max, or the cores that cpu.max allows on
- * average, its quota / period. Infinite if there is none. list: a file with the process's cgroups;
+/* The least limit of the process's cgroup and those above it: the bytes in memory.max, or the cores
+ * that cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the process's cgroups;
  * group: what stands before the path of the one that is meant, in version 2 "0::", in version 1
  * ":memory:"; root: where they are mounted. */
 static double cgroup_limit(const char *list, const char *group, const char *root, const char *file)
 {
-    char line[4096] = "";
-    const char *at = NULL;
-    double limit = INFINITY, period = 1;
+    char line[4096] = "", *path = NULL;
+    double least = INFINITY;
     FILE *f = fopen(list, "r");
-    while (f && !at && fgets(line, sizeof line, f)) at = strstr(line, group);
+    while (f && !path && fgets(line, sizeof line, f)) path = strstr(line, group);
     if (f) fclose(f);
-    line[strcspn(line, "\n")] = 0;
-    f = fopen(brief("%s%s/%s", root, at ? at + strlen(group) : "", file), "r");
-    if (f && fscanf(f, "%lf %lf", &limit, &period) < 1) limit = INFINITY;
-    if (f) fclose(f);
-    return limit > 0 && period > 0 ? limit / period : INFINITY;
+    path = path ? path + strlen(group) : memset(line, 0, 1);
+    path[strcspn(path, "\n")] = 0;
+    for (char *end = path; end; *(end ? end : path) = 0) {
+        double limit, period = 1;
+        f = fopen(brief("%s%s/%s", root, path, file), "r");
+        if (f && fscanf(f, "%lf %lf", &limit, &period) > 0 && limit > 0 && period > 0)
+            least = fmin(least, limit / period);
+        if (f) fclose(f);
+        end = strrchr(path, '/');
+    }
+    return least;
 }
 
 /* The bytes of memory that the process may use: the machine's, or fewer in a cgroup. */

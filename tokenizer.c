@@ -495,23 +495,14 @@ static inline const uint8_t *piece_end(const uint8_t *p, const uint8_t *end,
 enum { WORD_BYTES = 15 };
 typedef unsigned __int128 Bytes16;          /* the first byte is the lowest */
 
-static inline Bytes16 load16(const uint8_t *p)
-{
-    Bytes16 x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
 /* The key of n <= WORD_BYTES bytes at p. Memory may be read up to `readable`; if that is at least
  * 16 bytes, one load and one mask are enough. */
 static inline Bytes16 word_key(const uint8_t *p, size_t n, const uint8_t *readable)
 {
-    static const uint8_t KEEP[32] = {255, 255, 255, 255, 255, 255, 255, 255,
-                                     255, 255, 255, 255, 255, 255, 255, 255};
     Bytes16 key = 0;
-    if (readable - p >= 16) key = load16(p) & load16(KEEP + 16 - n);
-    else memcpy(&key, p, n);
-    return key | (Bytes16)n << 120;
+    if (readable - p < 16) memcpy(&key, p, n);
+    else memcpy(&key, p, sizeof key);
+    return (key & (((Bytes16)1 << 8 * n) - 1)) | (Bytes16)n << 120;
 }
 
 /* A 128-bit product, folded: each bit of the key changes all bits of the hash (wyhash, Wang Yi). */
@@ -1975,24 +1966,12 @@ static int command_encode(int argc, char **argv)
 
 /* --- decode --- */
 
-/* Writes the text of a shard, with the mark for <|endoftext|>, but not where the first begins. */
-static void decode_shard(const struct Tokenizer *t, const struct Shard *s, bool first,
-                         const char *mark)
+/* Shards -> the bytes of their tokens, on standard output, with a mark for <|endoftext|>, but not
+ * where all begin. */
+static int command_decode(int argc, char **argv)
 {
     static uint16_t ids[1 << 16];
     struct Buffer out = {0};
-    for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), s, at)); at += n) {
-        for (int64_t i = first && at == 0 && ids[0] == t->eot; i < n; i++)
-            if (ids[i] == t->eot) append_bytes(&out, mark, strlen(mark));
-            else append_decoded(&out, t, ids[i]);
-        show_result(&out);
-    }
-    free(out.data);
-}
-
-/* Shards -> the bytes of their tokens, on standard output. */
-static int command_decode(int argc, char **argv)
-{
     struct Option options[] = {
         TOKENIZER_OPTION,
         {"split", "what ends a document: nothing, a line end, <|endoftext|>", CHOICE, &set.split,
@@ -2007,7 +1986,13 @@ static int command_decode(int argc, char **argv)
     struct Shard *s = resize(NULL, shards * sizeof *s);
     for (int i = 0; i < shards; i++) s[i] = open_shard(argv[i], t);
     check_sets(s, shards, NULL);
-    for (int i = 0; i < shards; i++) decode_shard(t, &s[i], i == 0, mark);
+    for (const struct Shard *each = s; each < s + shards; each++)
+        for (int64_t at = 0, n; (n = read_block(ids, COUNT(ids), each, at)); at += n) {
+            for (int64_t i = 0; i < n; i++)
+                if (ids[i] != t->eot) append_decoded(&out, t, ids[i]);
+                else if (each > s || at + i) append_bytes(&out, mark, strlen(mark));
+            show_result(&out);
+        }
     if (lines) puts("");
     return 0;
 }

@@ -750,7 +750,7 @@ static struct Option train_options[] = {
      REAL_NUMBER, &set.dropout, 0, 0.99, .effect = DEFINES},
     {"seed", "of all that is random", LONG, &set.seed, 0, 1e15, .effect = DEFINES},
     {"eval-every", "steps between evaluations; 0: 20 in the run, in a tenth of its time",
-     LONG, &set.eval_every, 0, 1e12, .effect = DEFINES, .idle = "without val"},
+     LONG, &set.eval_every, 0, 1e12, .effect = DEFINES},
     {"eval-tokens", "tokens of --val in each evaluation, always the same; 0: all",
      LONG, &set.eval_tokens, 0, 1e15, .effect = DEFINES, .idle = "without val"},
     PRECISION_OPTION(&set.precision),
@@ -917,7 +917,7 @@ static void take_options(struct Run *r)
     if (ours) resume_options(train_options, &r->old, "train", set.out);
     if (!ours || !set.layers || !set.heads || !set.channels || !set.context || !set.batch)
         die("%s: is not of a run of `train_gpt train`. Choose another --out.", r->files.state);
-    if (limit && !set.steps && !is_given(train_options, "time-limit"))
+    if (limit && !set.steps && set.epochs == 0 && !is_given(train_options, "time-limit"))
         set.time_limit = strtod(limit, NULL);
 }
 
@@ -1495,7 +1495,7 @@ static const char *epochs_of(const struct Run *r)
     const double each = (r->data.tokens - 1.0) / tokens_per_step(r), n = r->expected / each,
                  time = set.time_limit;
     const char *in = set.steps ? "" : brief(" in %s", duration(time)),
-               *suits = set.steps ? brief("%.0f to %.0f steps", ceil(3 * each), 20 * each)
+               *suits = set.steps ? brief("%.0f to %.0f steps", ceil(3 * each), ceil(20 * each))
                       : brief("%s to %s", duration(3 / n * time), duration(20 / n * time));
     return brief("%.*f epochs%s%s", n < 100 ? 2 : 0, n, in,
                  n >= 3 && n <= 20 ? "" : brief(" (3 to 20 suit most: %s)", suits));
@@ -1670,8 +1670,10 @@ static void compare_ranks(const struct Run *r)
 {
     struct Json meta = describe(r);
     const struct Bytes self = read_file("/proc/self/exe", SIZE_MAX / 2, false);
-    if (!set.allow_mixed)
+    if (!set.allow_mixed) {
         metadata_set(&meta, "program", "%s", hash_text(checksum(self.data, self.size)));
+        metadata_set(&meta, "precision", "%s", product_precision == BF16_TILES ? "AMX's" : "usual");
+    }
     const struct Json *j = meta.child;
     for (int i = 0; i < 100; i++, j = j ? j->next : NULL) {     /* more than there are entries */
         const char *key = j ? j->key : "none";
@@ -1759,6 +1761,8 @@ static int command_train(int argc, char **argv)
         "Pretrains a model. --out holds the best one and log.tsv, --out/last the last.\n"
         "With --time-limit alone, --schedule cosine and wsd are the same: the learning rate stays\n"
         "at --lr for four fifths of the time, then falls as 1 - sqrt; constant does not fall.");
+    for (struct Option *o = train_options; o->name; o++)        /* a 0 that asks for a choice */
+        if (strstr(o->meaning, "0: as suits") && !strcmp(option_text(o), "0")) o->given = false;
     if (!set.out && (set.resume || !set.plan))
         die_usage("--out: must be given. --help explains it.");
     if (set.epochs > 0 && is_given(train_options, "steps"))
@@ -1878,7 +1882,7 @@ static int command_sample(int argc, char **argv)
     warn_idle(options);
     if (strstr(prompt, END_OF_TEXT))
         warn("--prompt: has " END_OF_TEXT " as plain text. Documents begin as an empty one does.");
-    if (*prompt && isspace((unsigned char)prompt[strlen(prompt) - 1]))
+    if (*prompt && prompt[strlen(prompt) - 1] == ' ')
         warn("--prompt: ends in a blank, but words begin with theirs. Leave it out.");
     struct Model model;
     struct Json meta;

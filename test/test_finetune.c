@@ -194,6 +194,11 @@ static void test_like_training(void)
     check(hold(read_as("text\n\"Well, now\"\n\nx\n", by_names), "Well, now=|=|x=")
           && hold(read_as("text\tlabel\na\tb\n\nc\td\n", by_names), "a=|=|c="),
           "with the texts' name they are a table, of one column or more");
+    check(hold(read_as("Text\nx\n", by_names), "x="), "without regard to capitals");
+    by_names.names[TEXTS] = "body";
+    check(hold(read_as("a, b\nx\n", by_names), "a, b=|x="), "lines with commas, and a name");
+    by_names.format = "csv";
+    check(hold(read_as("id,body\n1,\"a, b\"\n", by_names), "a, b="), "the name in a header of CSV");
     check(hold(read_as("2\nx\n", by_numbers), "2=|x="), "a position is no name");
     struct Columns pairs = {{"a", NULL, "b"}, .texts_only = true, .format = "lines"};
     check(hold(read_as("x\ty\n", pairs), "x\ty="), "pairs as lines keep their tab");
@@ -208,6 +213,8 @@ static void test_left_out(void)
     check(hold(EXAMPLES("text,label,,\na,b,,\n,,,\n , ,,\n\"\",\"\", ,\nc,d,,\n"), "a=b|c=d")
           && hold(EXAMPLES("text,label\n\"\n\"\"x\",a\n\"\"\"\n\",b\n"), "\n\"x=a|\"\n=b"),
           "rows without content are left out, texts that begin with a line end or a quote not");
+    check(hold(EXAMPLES("[{\"text\": \"a\", \"label\": 1}]\n\xEF\xBB\xBF[{\"text\": \"b\", "
+                        "\"label\": 2}]\n"), "a=1|b=2"), "so are JSON arrays with such marks");
     check(hold(EXAMPLES("text\tlabel\na\tb\ntext\tlabel\r\nc\td\n\xEF\xBB\xBF" "text\tlabel\ne\tf\n"),
                "a=b|c=d|e=f")
           && hold(EXAMPLES("{\"text\": \"a\", \"label\": 1}\n\xEF\xBB\xBF{\"text\": \"b\", "

@@ -62,9 +62,9 @@ succeeds "full: epochs and updates in plain words" \
 succeeds "the tokenizer is beside the classifier" \
     cmp -s "$dir/base/merges.txt" "$dir/full1/merges.txt"
 succeeds "names, options and scores are in the model" eval '
-    for name in tokenizer_hash labels tune.tune tune.seed data.format val_accuracy val_loss; do
+    (for name in tokenizer_hash labels tune.tune tune.seed data.format val_accuracy val_loss; do
         grep -qa "\"$name\"" "$dir/full1/model.safetensors" || exit 1
-    done'
+    done)'
 succeeds "eval: names and values, then the table of the classes" [ \
     "$(sed "/^precision/q" "$dir/full1.eval" | cut -d " " -f 1 | tr "\n" " ")" = "accuracy \
 accuracy_low accuracy_high macro_f1 loss ece examples majority auc mcc \
@@ -201,10 +201,7 @@ stop() { # SIGNAL ROWS OPTION...: sends it when the log has so many rows; sets s
     signal=$1 rows=$2
     shift 2
     { run="exec $default"; train "$@" >"$dir/out" 2>"$dir/err"; } & pid=$!
-    for moment in $(seq 1000); do
-        [ "$(grep -c . "$dir/stopped/log.tsv" 2>/dev/null)" -ge "$rows" ] && break
-        sleep 0.01
-    done 2>/dev/null
+    wait_for has_rows "$dir/stopped/log.tsv" "$rows"
     kill "-$signal" $pid 2>/dev/null
     wait $pid
     status=$?
@@ -474,6 +471,11 @@ succeeds "prompt: no label is needed, those that are there are not read" eval '
     prompt --train "$dir/test.tsv" --out "$dir/prompt3" >/dev/null 2>&1 &&
     [ "$(./finetune_cls eval --model "$dir/prompt" --data "$dir/test.tsv" --format tsv)" = \
       "$(./finetune_cls eval --model "$dir/prompt3" --data "$dir/test.tsv")" ]' 2>/dev/null
+succeeds "prompt: the layout of the training's table holds for other files, too" eval '
+    { echo "a	b"; sed 1d "$dir/test.tsv"; } >"$dir/odd.tsv" &&
+    prompt --train "$dir/odd.tsv" --text-column 2 --label-column 1 --header yes --out "$dir/prompt4" \
+        >"$dir/odd.log" 2>&1 &&
+    ./finetune_cls eval --model "$dir/prompt4" --data "$dir/odd.tsv" >"$dir/odd.log" 2>&1'
 awk -F "\t" '{ print $0 "\t" (NR == 1 ? "more" : $2) }' "$dir/train.tsv" >"$dir/paired.tsv"
 succeeds "prompt: a second column of texts holds for other files, too" eval '
     prompt --train "$dir/paired.tsv" --pair-column more --out "$dir/paired" >/dev/null 2>&1 &&

@@ -19,7 +19,7 @@ data="--data text_0*.bin --val val_text_0*.bin --tokenizer tok"
 tiny="--dropout 0 --layers 2 --heads 2 --channels 32 --context 32 --batch 4 --lr 3e-3 --threads 1"
 set -f                                  # patterns are for train_gpt, not for this shell
 
-# Sends SIGTERM when the command succeeds, a hundred times a second at most six seconds long.
+# Sends SIGTERM to the command when WHEN succeeds.
 stop_when() # "WHEN" COMMAND...
 {
     when=$1
@@ -27,11 +27,7 @@ stop_when() # "WHEN" COMMAND...
     rm -f err.txt
     "$@" >/dev/null 2>err.txt &
     pid=$!
-    tries=0
-    until eval "$when" 2>/dev/null || [ $tries -eq 600 ]; do
-        sleep 0.01
-        tries=$((tries + 1))
-    done
+    wait_for eval "$when"
     kill -TERM $pid
     wait $pid
 }
@@ -103,6 +99,8 @@ fitted late 4
 good=$?
 [ $status -eq 143 ] && [ $good -eq 0 ]
 check $? "resumed before four fifths, with another limit for the whole run"
+"$train" train --resume --out late --epochs 1000 --plan 2>/dev/null | grep '^duration' | grep -vq 'time-limit'
+check $? "--resume --epochs: the limit of the run is none any more"
 stop_when 'rows early' "$train" train $data $tiny --time-limit 2s --out early
 "$train" train --resume --out early >/dev/null 2>err.txt && grep -q 'rate falls from here' err.txt &&
     tail -n 1 early/log.tsv | awk -F '\t' '{ exit !($9 > 1.7 && $9 < 2.2) }'

@@ -848,7 +848,7 @@ static void test_cores(void)
     put("v2/a/b/cpu.max", "max 100000\n");
     put("v2/a/b:c/cpu.max", "50000 100000\n");
     const struct { const char *root, *groups; double cores; } cases[] = {
-        {"v2", "0::/a\n", 3}, {"v2", "4:cpu:/x\n0::/a/b\n", INFINITY}, {"v2", "0::/a/b:c\n", 0.5},
+        {"v2", "0::/a\n", 3}, {"v2", "4:cpu:/x\n0::/a/b\n", 3}, {"v2", "0::/a/b:c\n", 0.5},
         {"v2", "0::/\n", INFINITY}, {"v2", "0::/not/mounted\n", INFINITY},
         {"v2", "nonsense", INFINITY}, {"v2", "", INFINITY}, {"none", "0::/a\n", INFINITY},
     };
@@ -869,6 +869,10 @@ static void test_cores(void)
     put("groups", "4:cpu:/x\n3:memory:/b\n0::/a\n");
     check(cgroup_limit(path_of("groups"), ":memory:", path_of("v1"), "memory.limit_in_bytes")
               == 2e6, "memory of a cgroup of version 1");
+    put("v1/memory.limit_in_bytes", "1500000\n");
+    put("groups", "3:memory:/docker/of/another\n");
+    check(cgroup_limit(path_of("groups"), ":memory:", path_of("v1"), "memory.limit_in_bytes")
+              == 1.5e6, "memory of a cgroup whose own files are not mounted: its root's");
 }
 
 /* --- The live line --- */
