@@ -1684,7 +1684,7 @@ static void compare_ranks(const struct Run *r)
         take_from_rank_0(first, sizeof first);
         if (strcmp(mine, first))
             die("%s, but on rank 0 %s. Start all ranks with the same%s.", mine, first,
-                strcmp(key, "program") ? "" : " program, or with --allow-mixed");
+                is_choice(key, strlen(key), "program|precision") ? ", or --allow-mixed" : "");
     }
 }
 
