@@ -1625,19 +1625,18 @@ static char find_separator(const struct Reader *r, int format)
     return best ? *best : '\n';
 }
 
-/* Whether the first row, as one of CSV, has names for a text and its label. */
+/* Whether the first row, as one of CSV, has the name that was said of the text's column, or else
+ * names for a text and its label. */
 static bool names_columns(const struct Reader *r)
 {
     struct Reader row = *r;
     row.separator = find_separator(r, CSV);
     split_row(&row, r->end);
-    bool found = true;
-    for (int i = TEXTS; i <= LABELS && found; i++) {
-        const char *name = r->columns.names[i];
-        const bool named = name && !position_of(name);
-        found = find_field(&row, named ? name : usual_names[i]) >= 0;
-        if (i == TEXTS && named && found) break;
-    }
+    const char *text = r->columns.names[TEXTS], *label = r->columns.names[LABELS];
+    const bool said = text && !position_of(text);
+    if (!label || position_of(label)) label = usual_names[LABELS];
+    const bool found = find_field(&row, said ? text : usual_names[TEXTS]) >= 0
+                    && (said || find_field(&row, label) >= 0);
     free(row.fields);
     return found;
 }

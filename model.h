@@ -3394,8 +3394,8 @@ static void print_results(bool at_end)
 {
     if ((!fflush(stdout) && !ferror(stdout)) || (training && !at_end)) return;
     if (errno == EPIPE && !training) remove_unfinished_on_signal(SIGPIPE);
-    warn("standard output: writing failed (%s). Free some space, or keep its reader, and run again, "
-         "a training with --resume.", strerror(errno));
+    warn("standard output: writing failed (%s). Free some space, or keep its reader, and run "
+         "again, a training with --resume.", strerror(errno));
     remove_unfinished();
     _exit(STATUS_FAILED);
 }
@@ -3452,9 +3452,9 @@ static void begin_program(const char *name, char **argv)
 }
 
 /* The least limit of the process's cgroup and those above it: the bytes in memory.max, or the cores
- * that cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with the process's cgroups;
- * group: what stands before the path of the one that is meant, in version 2 "0::", in version 1
- * ":memory:"; root: where they are mounted. */
+ * that cpu.max allows on average, its quota / period. Infinite if there is none. list: a file with
+ * the process's cgroups; group: what stands before the path of the one that is meant, in version 2
+ * "0::", in version 1 ":memory:"; root: where they are mounted. */
 static double cgroup_limit(const char *list, const char *group, const char *root, const char *file)
 {
     char line[4096] = "", *path = NULL;
