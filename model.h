@@ -1741,8 +1741,9 @@ INLINE real gemv_dot(const real *x, const real *b, const uint16_t *half, int K)
     return sum;
 }
 
-/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. y may be start. Pieces of
- * y begin at multiples of 16, so that a sum has the same bits for any number of threads. */
+/* y (N) = start + bias + x (K) b (K, N). One of b.row and b.column is 1. y may be start, but
+ * not x. Pieces of y begin at multiples of 16, so that a sum has the same bits for any number of
+ * threads. */
 static void gemv(real *y, const real *x, struct Matrix b, const real *start, const real *bias,
                  int N, int K)
 {
@@ -3457,21 +3458,21 @@ static void begin_program(const char *name, char **argv)
  * "0::", in version 1 ":memory:"; root: where they are mounted. */
 static double cgroup_limit(const char *list, const char *group, const char *root, const char *file)
 {
-    char line[4096] = "", *path = NULL;
-    double least = INFINITY;
+    char line[4096] = "", *path = NULL, *slash;
+    double least = INFINITY, limit, period;
     FILE *f = fopen(list, "r");
     while (f && !path && fgets(line, sizeof line, f)) path = strstr(line, group);
     if (f) fclose(f);
-    path = path ? path + strlen(group) : memset(line, 0, 1);
-    path[strcspn(path, "\n")] = 0;
-    for (char *end = path; end; *(end ? end : path) = 0) {
-        double limit, period = 1;
+    line[strcspn(line, "\n")] = 0;
+    path = path ? path + strlen(group) : strchr(line, 0);
+    do {                                /* /a/b, /a, and the root */
+        period = 1;
         f = fopen(brief("%s%s/%s", root, path, file), "r");
         if (f && fscanf(f, "%lf %lf", &limit, &period) > 0 && limit > 0 && period > 0)
             least = fmin(least, limit / period);
         if (f) fclose(f);
-        end = strrchr(path, '/');
-    }
+        if ((slash = strrchr(path, '/'))) *slash = 0;
+    } while (slash);
     return least;
 }
 

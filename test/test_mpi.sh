@@ -63,13 +63,7 @@ process() # RANK: its number, of the run in $dir/killed
         tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$1" && echo "$pid"
     done
 }
-after() # ROWS: waits until the log has so many
-{
-    for i in $(seq 200); do
-        [ "$(cat "$dir/killed/log.tsv" 2>/dev/null | wc -l)" -gt "$1" ] && return
-        sleep 0.05
-    done
-}
+after() { wait_for has_rows "$dir/killed/log.tsv" $(($1 + 1)); }      # ROWS
 ranks 2 $long --out "$dir/killed" &
 after 5
 kill -KILL $(process 1)

@@ -56,7 +56,6 @@ stopped_at() # DIRECTORY FILE COMMAND...
     check $? "no temporary file is left${left:+ but $left}"
 }
 
-
 # Whether $answer, with the status $status, is the old one, the new one, or one sentence.
 answers() # DESCRIPTION
 {
